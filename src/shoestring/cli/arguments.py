@@ -1,0 +1,48 @@
+"""Command-line arguments that end in one clear line and exit status 2 when they are wrong."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from shoestring.errors import UsageError, did_you_mean
+
+
+class Arguments(argparse.ArgumentParser):
+    """argparse, with its complaints raised as `UsageError` and the nearest flag named."""
+
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"shoestring {command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse, refusing what is unknown."""
+        found, unknown = self.parse_known_args(words)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = unknown[0].partition("=")[0]
+            raise UsageError(f"unknown argument '{unknown[0]}': {did_you_mean(word, flags)}")
+        return found
+
+    def read_with_configuration(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; the flags that are not this command's own, with the word after each, are keys of the configuration."""
+        own_flags = {flag: action for action in self._actions for flag in action.option_strings}
+        own: list[str] = []
+        configuration: list[str] = []
+        queue = list(words)
+        while queue:
+            word = queue.pop(0)
+            flag, equals, _ = word.partition("=")
+            target = configuration if word.startswith("--") and flag not in own_flags else own
+            target.append(word)
+            takes_value = target is configuration or (word in own_flags and own_flags[word].nargs is None)
+            if takes_value and not equals and queue and not queue[0].startswith("--"):
+                target.append(queue.pop(0))
+        return self.read(own), configuration

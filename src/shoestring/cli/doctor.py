@@ -1,0 +1,52 @@
+"""`shoestring doctor`: what was found on this machine, what is slow and why."""
+
+import shutil
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+from shoestring import __version__
+from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
+from shoestring.cli.arguments import Arguments
+
+
+def findings(machine: Machine) -> list[str]:
+    """What is slow here and what can be done about it, a line each."""
+    found = []
+    rates = machine.matmul
+    if rates["bfloat16"] < 1.1 * rates["float32"]:
+        found.append("bfloat16 is no faster than float32: this processor has no instructions for it, runs use float32")
+    if machine.device == "cpu" and shutil.which("g++") is None and shutil.which("clang++") is None:
+        found.append("no C++ compiler: blocks are not compiled and training is up to 1.5 times slower; install g++")
+    if machine.device == "cpu":
+        small = matmul_rate(2048, 256, 256, machine.best_precision)
+        share = small / rates[machine.best_precision]
+        if share < 0.5:
+            found.append(
+                f"small matrices (256 wide) reach {share:.0%} of the large ones' rate: narrow models train below peak"
+            )
+    if not torch.cuda.is_available():
+        found.append("no GPU that torch can use: everything runs on the processor")
+    return found
+
+
+def run(words: Sequence[str]) -> int:
+    parser = Arguments("doctor", "Measure this machine afresh and say what is slow on it and why.")
+    parser.read(words)
+    machine = probe(fresh=True)
+    console = Console(highlight=False)
+    console.print(f"shoestring {__version__}, torch {torch.__version__}")
+    console.print(
+        f"device      {machine.device}: {machine.name}, {machine.threads} threads, {machine.memory / 2**30:.1f} GiB"
+    )
+    console.print(f"features    {', '.join(machine.features) or 'none that matter here'}")
+    for dtype, rate in machine.matmul.items():
+        console.print(f"matmul      {rate / 1e9:,.0f} GFLOP/s in {dtype} (2048 x 2048 x 2048)")
+    console.print(f"bandwidth   {machine.bandwidth / 1e9:.1f} GB/s read from memory")
+    console.print(f"kept in     {cache_folder()}")
+    lines = findings(machine)
+    console.print("slow here:" if lines else "nothing is slow here")
+    for line in lines:
+        console.print(f"  - {line}")
+    return 0

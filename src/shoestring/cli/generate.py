@@ -1,0 +1,50 @@
+"""`shoestring generate`: a trained run goes on from a prompt, streamed."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shoestring.cli.arguments import Arguments
+from shoestring.config import build
+from shoestring.decode.generate import Stop, generate
+from shoestring.decode.sampler import SamplingConfig
+from shoestring.errors import UsageError
+from shoestring.train.trained import load_trained
+
+
+def run(words: Sequence[str]) -> int:
+    parser = Arguments("generate", "Continue a prompt with a trained run; the text streams out.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("prompt", help="the text to go on from; '-' reads it from standard input")
+    parser.add_argument("--tokens", type=int, default=200, help="how many tokens at most (default 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
+    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all (default)")
+    parser.add_argument(
+        "--top-p", type=float, default=0.95, help="only the likeliest tokens that make up this mass (default 0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
+    found = parser.read(words)
+    settings = build(
+        SamplingConfig,
+        {
+            "temperature": found.temperature,
+            "top_k": found.top_k,
+            "top_p": found.top_p,
+            "seed": found.seed,
+            "max_new_tokens": found.tokens,
+        },
+    )
+    prompt = sys.stdin.read() if found.prompt == "-" else found.prompt
+    if not prompt:
+        raise UsageError("the prompt is empty: give some text to go on from")
+    trained = load_trained(found.run)
+    sys.stdout.write(prompt)
+    stream, stops = trained.tokenizer.stream(), list[Stop]()
+    ids = trained.tokenizer.encode(prompt)
+    for token in generate(trained.model, ids, settings, end=trained.tokenizer.end, on_stop=stops.append):
+        sys.stdout.write(stream.push(token))
+        sys.stdout.flush()
+    sys.stdout.write(stream.finish() + "\n")
+    if stops == [Stop.CONTEXT]:
+        print(f"({Stop.CONTEXT}: this model reads {trained.config.model.context} tokens)", file=sys.stderr)
+    return 0

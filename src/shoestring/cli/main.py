@@ -1,0 +1,70 @@
+"""The `shoestring` command: one file a subcommand, errors in one line."""
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from shoestring import __version__
+from shoestring.errors import ShoestringError, did_you_mean
+
+COMMANDS = {
+    "plan": "what a budget buys on this machine, each choice with its reason",
+    "train": "train a language model within a budget",
+    "generate": "let a trained run write",
+    "report": "one page about one run, or several side by side",
+    "methods": "the methods and their cards",
+    "doctor": "what was found on this machine, what is slow and why",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="shoestring",
+        description="Plan, train, shrink and serve language models within a budget.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"shoestring {__version__}")
+    lines = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"commands:\n{lines}\n\nshoestring COMMAND --help tells more."
+    parser.add_argument("command", nargs="?", metavar="COMMAND")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0 done, 1 failed, 2 asked wrongly, 128 + n stopped by signal n."""
+    words = list(sys.argv[1:] if words is None else words)
+    parser = _parser()
+    try:
+        if not words or words[0].startswith("-"):
+            parser.parse_args(words)
+            parser.print_help()
+            return 0 if words else 2
+        command, rest = words[0], words[1:]
+        if command not in COMMANDS:
+            print(f"shoestring: no command '{command}': {did_you_mean(command, COMMANDS)}", file=sys.stderr)
+            return 2
+        return int(importlib.import_module(f"shoestring.cli.{command}").run(rest))
+    except ShoestringError as error:
+        print(f"shoestring: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("shoestring: stopped", file=sys.stderr)
+        return 130
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        full = " (free some space; what was saved before stands)" if error.errno == errno.ENOSPC else ""
+        print(f"shoestring: {(error.strerror or str(error)).lower()}{where}{full}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("shoestring: out of memory: make --train.micro_batch smaller", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

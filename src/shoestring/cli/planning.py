@@ -1,0 +1,112 @@
+"""What `plan` and `train` share: recipe and flags laid over the plan for a budget."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.machine import Machine, cache_folder
+from shoestring.budget.units import parse_memory, show, show_seconds
+from shoestring.config import Tree, build, merge, overrides, read_toml
+from shoestring.data.config import DataConfig
+from shoestring.data.dataset import Dataset, require
+from shoestring.data.prepare import prepare
+from shoestring.errors import UsageError
+from shoestring.plan.planner import Plan, plan
+from shoestring.train.config import RunConfig
+
+DEFAULT_BUDGET = "2m"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for: the plain values of recipe and flags, flags on top."""
+
+    asked: Tree
+    budget: Budget
+
+    @classmethod
+    def read(cls, recipe: Path | None, words: Sequence[str]) -> "Request":
+        """Check what can be checked before any work: names of keys, values, budget. Raises: UsageError."""
+        asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
+        asked.setdefault("budget", DEFAULT_BUDGET)
+        config = build(RunConfig, merge({"model": {}}, asked))
+        return cls(asked, config.budget)
+
+    def data(self) -> DataConfig:
+        return build(DataConfig, self.asked.get("data", {}))
+
+
+def prepared(request: Request, clock: AbstractContextManager[None], say: Say) -> Dataset:
+    """The request's corpus, its time on the clock."""
+    with clock:
+        dataset = prepare(request.data(), cache_folder(), say=say)
+        require(dataset, int(request.asked.get("model", {}).get("context", 1)))
+    return dataset
+
+
+def planned(request: Request, machine: Machine, dataset: Dataset, seconds_spent: float) -> tuple[Plan, RunConfig]:
+    """The plan for what the request leaves open, and the complete configuration."""
+    memory = request.asked.get("memory")
+    made = plan(
+        request.budget,
+        machine,
+        corpus_tokens=len(dataset.train),
+        vocabulary=dataset.tokenizer.vocabulary,
+        fixed=request.asked,
+        memory=parse_memory(memory) if memory else None,
+        seconds_spent=seconds_spent,
+    )
+    config = build(RunConfig, merge(made.tree(), request.asked))
+    require(dataset, config.model.context)
+    return made, config
+
+
+def _given(asked: Mapping[str, Any], key: str) -> bool:
+    branch: Any = asked
+    for part in key.split("."):
+        if not isinstance(branch, Mapping) or part not in branch:
+            return False
+        branch = branch[part]
+    return True
+
+
+def decisions(request: Request, made: Plan) -> list[dict[str, Any]]:
+    """The plan's decisions for the run's folder, those the user made marked as such."""
+    rows = [asdict(decision) for decision in made.decisions if not _given(request.asked, decision.key)]
+    return json.loads(json.dumps(rows))
+
+
+def show_plan(console: Console, request: Request, made: Plan, machine: Machine) -> None:
+    """Print the machine, every decision with its reason, what binds, and the cost expected."""
+    peak = machine.matmul[machine.best_precision]
+    console.print(
+        f"[bold]{machine.name}[/bold], {machine.threads} threads: {peak / 1e9:,.0f} GFLOP/s in {machine.best_precision}, "
+        f"{machine.bandwidth / 1e9:.0f} GB/s",
+        highlight=False,
+    )
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("choice", "value", "reason"):
+        table.add_column(column, overflow="fold", no_wrap=column != "reason")
+    for row in decisions(request, made):
+        table.add_row(row["key"], str(row["value"]), row["reason"])
+    console.print(table)
+    console.print(
+        f"bound by {made.binding} ({request.budget}); expected: {show_seconds(made.seconds)}, "
+        f"{show('tokens', made.tokens)}, {show('flops', made.flops)}, {show('bytes', made.memory)} of memory at most",
+        highlight=False,
+    )
+    for warning in made.warnings:
+        console.print(f"note: {warning}", highlight=False, style="yellow")
+
+
+def forbid(words: Sequence[str], why: str) -> None:
+    if words:
+        raise UsageError(f"{words[0]}: {why}")

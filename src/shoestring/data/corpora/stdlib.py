@@ -1,0 +1,47 @@
+"""The source of Python's own standard library: a corpus every machine that runs this already has."""
+
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from shoestring.data.corpora.files import read_all, walk
+from shoestring.data.corpus import Say, stamp_files
+from shoestring.errors import UsageError
+from shoestring.method import method, methods
+
+LEFT_OUT = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"})
+"""Folders not read: what was installed, and the tests (17 of 31 MB, and absent from many Linux packages of Python)."""
+
+
+@method(
+    "data",
+    kind="corpus",
+    name="python-stdlib",
+    claim="about 12 MB of code and English in 733 files on CPython 3.11, with nothing to download",
+    cost="a walk over the files, tens of milliseconds",
+)
+class PythonStdlib:
+    """The .py files of the standard library of the Python that runs this.
+
+    Left out: tests, installed packages, files that are not UTF-8 (test data of lib2to3), and the build's own settings
+    (`_sysconfigdata*` and `config-*`), which differ from one machine to the next. The text is another with every
+    version of Python, so compare figures within one. Raises: UsageError where the library is not on disk as source.
+    """
+
+    def __init__(self, where: str, *, text_field: str = "text") -> None:
+        if where:
+            raise UsageError(f"'python-stdlib' takes nothing after its name, not ':{where}'")
+        folder = Path(sysconfig.get_path("stdlib"))
+        self.paths = [path for path in walk(folder, LEFT_OUT) if path.suffix == ".py" and not _of_the_build(path)]
+        if not self.paths:
+            raise UsageError(f"this Python has no standard library source in {folder}: name a folder of text instead")
+
+    def stamp(self) -> str:
+        return stamp_files(self.paths)
+
+    def documents(self, say: Say) -> Iterator[str]:
+        return read_all(self.paths, "", {card.name: card for card in methods("data", "format")}, say)
+
+
+def _of_the_build(path: Path) -> bool:
+    return path.name.startswith("_sysconfigdata") or path.parent.name.startswith("config-")

@@ -1,0 +1,67 @@
+"""Where text comes from: a corpus is a stream of documents with a cheap stamp that changes when its files do."""
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from shoestring.errors import UsageError, did_you_mean
+from shoestring.method import find, methods
+
+Say = Callable[[str], None]
+"""What tells the user something, one line at a time."""
+
+
+class Corpus(Protocol):
+    """Documents in an order that does not change.
+
+    A method of kind 'corpus' makes one from what follows its name and `:`; every one takes the option `text_field`.
+    """
+
+    def stamp(self) -> str:
+        """A name for the present state of the corpus, had without reading it; see `stamp_files` for what is trusted."""
+
+    def documents(self, say: Say) -> Iterator[str]:
+        """The documents, never an empty one, a bounded amount in memory; what is left out is told to `say`."""
+
+
+def open_corpus(where: str, text_field: str = "text") -> Corpus:
+    """The corpus a recipe names: `python-stdlib`, `hf:NAME[:config]`, any other registered corpus, or a path or glob.
+
+    Raises: UsageError where there is no such corpus.
+    """
+    scheme, _, rest = where.partition(":")
+    known = {card.name for card in methods("data", "corpus")}
+    path = Path(where).expanduser()
+    if scheme in known:
+        corpus: Corpus = find("data", scheme, "corpus").target(rest, text_field=text_field)
+        return corpus
+    if not where:
+        raise UsageError("data.corpus is empty: name a corpus, a folder or a file")
+    if not path.exists() and not glob.has_magic(where):
+        raise UsageError(
+            f"no corpus '{where}': no such file or folder, nor a corpus of that name ({did_you_mean(where, known)})"
+        )
+    files: Corpus = find("data", "files", "corpus").target(where, text_field=text_field)
+    return files
+
+
+def stamp_files(paths: Iterable[Path]) -> str:
+    """A digest of the absolute paths, sizes, and times of last modification and change of files.
+
+    Trusted: that a file whose size and both times (in nanoseconds) are as they were has the content it had. Restoring
+    the modification time does not fool it, since the change time still moves; setting the machine's clock back may.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        digest.update(
+            f"{path.absolute()}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}\n".encode(
+                errors="surrogateescape"
+            )
+        )
+    return digest.hexdigest()

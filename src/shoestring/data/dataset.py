@@ -1,0 +1,117 @@
+"""A prepared corpus: a folder of tokens, the tokenizer that made them, and the manifest that vouches for both."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from shoestring import atomic
+from shoestring.data.store import Part, TokenStore, verify
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.errors import ShoestringError, UsageError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `prepare` hands out.
+
+    train, heldout: the two splits. fingerprint: a digest of every token, every document's bounds and the tokenizer, so
+    equal fingerprints mean equal data, whatever it was called and wherever it lay.
+    """
+
+    train: TokenStore
+    heldout: TokenStore
+    tokenizer: TextTokenizer
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The folder's description of itself. corpus: what it was prepared from, for people. tokenizer: its fingerprint."""
+
+    version: int
+    corpus: str
+    fingerprint: str
+    tokenizer: str
+    vocabulary: int
+    dtype: Literal["uint16", "uint32"]
+    train: Part
+    heldout: Part
+
+
+def fingerprint(tokenizer: str, train: Part, heldout: Part) -> str:
+    """The digest of a dataset, from the digests of its parts."""
+    files = [[(shard.items, shard.sha256) for shard in (*part.shards, part.starts)] for part in (train, heldout)]
+    return hashlib.sha256(json.dumps([tokenizer, files]).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, corpus: str, tokenizer: TextTokenizer, train: Part, heldout: Part) -> None:
+    """Describe the files that are in `folder`; the last thing written there."""
+    whole = fingerprint(tokenizer.fingerprint, train, heldout)
+    dtype = token_type(tokenizer.vocabulary).name
+    named = {"corpus": corpus, "fingerprint": whole, "tokenizer": tokenizer.fingerprint, "dtype": dtype}
+    parts = {"train": dataclasses.asdict(train), "heldout": dataclasses.asdict(heldout)}
+    content = {"version": VERSION, **named, "vocabulary": tokenizer.vocabulary, **parts}
+    atomic.write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+
+
+def token_type(vocabulary: int) -> np.dtype:
+    """The smaller of uint16 and uint32 that holds every id."""
+    return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+
+
+def open_dataset(folder: Path, *, thorough: bool = False) -> Dataset:
+    """The dataset in a folder that `prepare` made, wherever the folder was moved to.
+
+    The manifest, the tokenizer, and the length and both ends of every file are checked; every byte with `thorough`.
+    Raises: ShoestringError where the folder is damaged, foreign, or of another version.
+    """
+    manifest = _read_manifest(folder / MANIFEST)
+    tokenizer = TextTokenizer.load(folder)
+    whole = fingerprint(tokenizer.fingerprint, manifest.train, manifest.heldout)
+    if (tokenizer.fingerprint, whole) != (manifest.tokenizer, manifest.fingerprint):
+        raise ShoestringError(f"{folder}: tokenizer and manifest do not belong together: prepare the corpus anew")
+    dtype = np.dtype(manifest.dtype)
+    train, heldout = (TokenStore.open(folder, part, dtype) for part in (manifest.train, manifest.heldout))
+    if thorough:
+        verify(folder, manifest.train)
+        verify(folder, manifest.heldout)
+    return Dataset(train, heldout, tokenizer, manifest.fingerprint)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ShoestringError(f"no prepared corpus at {path.parent}: {path.name}: {error.strerror}") from None
+    except ValueError:
+        raise ShoestringError(f"{path} is damaged: delete its folder and it will be prepared anew") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise ShoestringError(f"{path} is of version {version}, and this reads version {VERSION}: prepare it anew")
+    try:
+        return pydantic.TypeAdapter(Manifest).validate_python(content)
+    except pydantic.ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ShoestringError(
+            f"{path} is damaged at '{where}': delete its folder and it will be prepared anew"
+        ) from None
+
+
+def require(dataset: Dataset, context: int) -> None:
+    """Check that both splits fill a window. Raises: UsageError, saying how many tokens there are and are needed."""
+    for name, store in (("training", dataset.train), ("held-out", dataset.heldout)):
+        if len(store) < context + 1:
+            documents = len(store.document_starts)
+            raise UsageError(
+                f"the corpus is too small: {len(store)} {name} tokens in {documents} documents, and a context of "
+                f"{context} needs {context + 1}; give it more text, a shorter context or another data.heldout"
+            )

@@ -1,0 +1,4 @@
+"""File formats: one file each, a method of kind 'format' named by the suffix it reads.
+
+Each is called with a path and the name of the text field, and yields documents.
+"""

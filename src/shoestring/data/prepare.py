@@ -1,0 +1,150 @@
+"""From a corpus to tokens on disk, once: later runs find the tokens by the stamp of the corpus and open them.
+
+The cache holds `tokens/KEY/`, one prepared corpus each, KEY being a digest of the content and of all that shapes the
+tokens; and `index/REQUEST.json`, which says what KEY a corpus in a certain state (its stamp) came to, so that an
+unchanged corpus is not even read. What the stamp trusts is said at `shoestring.data.corpus.stamp_files`.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoestring import atomic
+from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
+from shoestring.data.config import DataConfig
+from shoestring.data.corpus import Corpus, Say, open_corpus
+from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
+from shoestring.data.store import StoreWriter
+from shoestring.data.survey import Content, Survey, digest, position, survey
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.errors import ShoestringError, UsageError, did_you_mean
+
+BATCH = 1 << 20
+"""Characters of text tokenised at a time, on all cores."""
+
+CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of shoestring: see https://bford.info/cachedir/\n"
+
+
+def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
+    """The tokens of a corpus, made on the first call and found in `cache` on every other.
+
+    The corpus is read twice as a stream and is never held in memory. A corpus that changes, or any setting that shapes
+    the tokens, makes another entry of the cache; `packing` shapes none. An entry appears whole or not at all, whatever
+    is killed; of several processes that want the same one, one makes it and the others wait.
+    Raises: UsageError where the corpus or tokenizer is missing, empty or cannot be read; ShoestringError where the
+    cache is damaged, cannot be written, or the corpus changes while it is being read.
+    """
+    corpus = open_corpus(config.corpus, config.text_field)
+    ready, shape = _tokenizer(config)
+    request = _key(corpus.stamp(), config.corpus, config.text_field, shape)
+    index = cache / "index" / f"{request}.json"
+    known = _indexed(index)
+    if known and (cache / "tokens" / known / MANIFEST).exists():
+        return open_dataset(cache / "tokens" / known)
+
+    say(f"reading {config.corpus}")
+    found = survey(corpus.documents(say), config.heldout, 0 if ready else SAMPLE)
+    if not found.documents:
+        raise UsageError(f"corpus '{config.corpus}' holds no text")
+    say(f"{found.documents:,} documents, {found.bytes / 1e6:,.1f} MB of text")
+    key = _key(found.content, shape)
+    folder = cache / "tokens" / key
+    try:
+        atomic.write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
+        with _alone(folder, say):
+            if not (folder / MANIFEST).exists():
+                _build(folder, config, corpus, found, ready, say)
+        atomic.write_text(index, json.dumps({"tokens": key}) + "\n")
+    except OSError as error:
+        raise ShoestringError(f"cannot write the cache {cache}: {error.strerror or error}") from None
+    return open_dataset(folder)
+
+
+def _tokenizer(config: DataConfig) -> tuple[TextTokenizer | None, str]:
+    """The tokenizer, None where it is yet to be trained, and a digest of all that shapes the tokens but the corpus."""
+    if config.tokenizer == "bpe":
+        return None, _key("bpe", config.vocabulary, PATTERN, SAMPLE, config.heldout, VERSION)
+    path = Path(config.tokenizer).expanduser()
+    if config.tokenizer != "bytes" and not path.exists():
+        near = did_you_mean(config.tokenizer, ["bpe", "bytes"])
+        raise UsageError(f"no tokenizer '{config.tokenizer}': no such file, nor a name of one ({near})")
+    ready = byte_tokenizer() if config.tokenizer == "bytes" else TextTokenizer.load(path)
+    return ready, _key(ready.fingerprint, config.heldout, VERSION)
+
+
+def _key(*parts: str | float) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _indexed(index: Path) -> str | None:
+    """The key an earlier call recorded; None where there is none, or where the record is not one of ours."""
+    try:
+        recorded = json.loads(index.read_bytes())
+    except (OSError, ValueError):
+        return None  # the corpus is read again, and the record written anew
+    key = recorded.get("tokens") if isinstance(recorded, dict) else None
+    return key if isinstance(key, str) else None
+
+
+@contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Hold the lock of a cache entry, which ends with the process; then sweep up what a killed process left there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that is preparing the same corpus")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        for half in folder.parent.glob(f".{folder.name}.*.tmp"):
+            shutil.rmtree(half)
+        yield
+
+
+def _build(
+    folder: Path, config: DataConfig, corpus: Corpus, found: Survey, ready: TextTokenizer | None, say: Say
+) -> None:
+    """Read the corpus a second time, and write its tokens to `folder`."""
+    if ready is None:
+        say(f"training a tokenizer on {sum(map(len, found.sample)) / 1e6:,.1f} MB of it")
+        ready = train_bpe(found.sample, config.vocabulary)
+        if ready.vocabulary < config.vocabulary:
+            say(f"the vocabulary is {ready.vocabulary}, not {config.vocabulary}: no other pair occurs twice")
+    say("tokenising")
+    with atomic.directory(folder) as half:
+        ready.save(half)
+        dtype = token_type(ready.vocabulary)
+        train, heldout = (StoreWriter(half, name, dtype, ready.end) for name in ("train", "heldout"))
+        content, lengths, stands_for = Content(), ready.byte_lengths.numpy(), 0
+        for batch in _batches(corpus.documents(lambda line: None)):
+            for document, ids in zip(batch, ready.encode_batch(batch), strict=True):
+                key = digest(document)
+                content.add(key)
+                stands_for += int(lengths[ids].sum())
+                (heldout if position(key) <= found.cut else train).add(ids, len(document.encode()))
+        if content.hexdigest() != found.content:
+            raise ShoestringError(f"corpus '{config.corpus}' changed while it was being read: run this again")
+        parts = train.close(), heldout.close()
+        write_manifest(half, config.corpus, ready, *parts)
+    tokens = sum(part.tokens for part in parts)
+    say(f"{parts[0].tokens:,} tokens to train on, {parts[1].tokens:,} held out; {found.bytes / tokens:.2f} bytes each")
+    if stands_for != found.bytes:
+        say(f"the tokenizer changes the text: its tokens stand for {stands_for:,} bytes, not {found.bytes:,}")
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of about `BATCH` characters."""
+    held: list[str] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document)
+        if size >= BATCH:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held

@@ -1,0 +1,112 @@
+"""Batches of windows: sequence i of the global order is a pure function of (seed, i), whoever asks and however many."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from shoestring.data.config import Packing
+from shoestring.data.order import Permutation
+from shoestring.data.store import TokenStore
+from shoestring.errors import UsageError
+
+IGNORED = -100
+"""The target that no loss counts (the `ignore_index` of torch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences to learn from.
+
+    inputs: [B, T] int64. targets: [B, T] int64, `IGNORED` where none is to be predicted. positions: [B, T] int64, from
+    0 at each document, or None for 0 .. T-1. documents: [B, T] int64, equal where two places of a row may see each
+    other, or None where all may.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    positions: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """The number of targets that count."""
+        return int((self.targets != IGNORED).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        return replace(self, **moved)
+
+
+class BatchSource(Protocol):
+    """What the training loop reads: any stretch of an endless order of sequences, by number."""
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Sequences start .. start+count-1."""
+
+
+class Windows:
+    """The windows of a store, in an order for each epoch: a `BatchSource`.
+
+    A window is `context` + 1 tokens, the last of one being the first of the next, so an epoch has each token as a
+    target once; the first token of the store and a rest shorter than a window are none. Sequence i is the window that
+    epoch i // len(self) has at place i % len(self): to resume is to go on from an integer, and workers that split a
+    stretch read together what one would.
+
+    packing: 'stream' lets windows run across documents. 'isolated' has the same windows, positions from 0 at each
+    document (and at the window's start), documents numbered from 0 in each row, and ignores the target that is the
+    first token of another document. shuffle: False is the order of the store, every epoch.
+    Raises: UsageError where the store is smaller than a window.
+    """
+
+    def __init__(
+        self, store: TokenStore, context: int, seed: int = 0, packing: Packing = "stream", shuffle: bool = True
+    ) -> None:
+        if context < 1:
+            raise ValueError(f"context = {context}: a window has at least one target")
+        if len(store) < context + 1:
+            raise UsageError(f"{len(store)} tokens are too few: a context of {context} needs {context + 1}")
+        self.store, self.context, self.seed, self.packing, self.shuffle = store, context, seed, packing, shuffle
+        self._count = (len(store) - 1) // context
+
+    def __len__(self) -> int:
+        """Windows in an epoch."""
+        return self._count
+
+    def order(self, start: int, count: int) -> np.ndarray:
+        """int64 [count]: the windows that are sequences start .. start+count-1; window w is at token w * context."""
+        if start < 0 or count < 1:
+            raise ValueError(
+                f"sequences {start} .. {start} + {count}: a stretch starts at 0 or later and holds one or more"
+            )
+        sequences = np.arange(start, start + count, dtype=np.int64)
+        epochs, places = np.divmod(sequences, self._count)
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                places[here] = Permutation(self._count, self.seed, int(epoch))(places[here])
+        return places
+
+    def batch(self, start: int, count: int) -> Batch:
+        starts = self.order(start, count) * self.context
+        rows = self.store.rows(starts, self.context + 1)
+        inputs, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+        if self.packing == "stream":
+            return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+        first = self._firsts(starts)
+        targets[first[:, 1:]] = IGNORED
+        documents = np.cumsum(first[:, :-1], axis=1) - 1
+        places = np.arange(self.context)
+        positions = places - np.maximum.accumulate(np.where(first[:, :-1], places, 0), axis=1)
+        return Batch(*(torch.from_numpy(array) for array in (inputs, targets, positions, documents)))
+
+    def _firsts(self, starts: np.ndarray) -> np.ndarray:
+        """bool [B, context + 1]: where a document starts in each window; its first place counts as a start."""
+        first = np.zeros((len(starts), self.context + 1), dtype=bool)
+        first[:, 0] = True
+        bounds = np.searchsorted(self.store.document_starts, [starts, starts + self.context + 1])
+        for row, (start, low, high) in enumerate(zip(starts, *bounds, strict=True)):
+            first[row, self.store.document_starts[low:high] - start] = True
+        return first

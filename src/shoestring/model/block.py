@@ -1,0 +1,47 @@
+"""A block: mix the tokens, then mix the channels, each added to the residual stream.
+
+What fills the two slots is a registered method that is an `nn.Module` with
+
+* a constructor `(width, heads, key_value_heads, head_width, *, options)` for a token mixer, `(width, hidden, *,
+  options)` for a channel mixer, which also has a class attribute `expansion`: its customary hidden / width;
+* `forward(x, cos, sin, mask, cache)` as `Attention` for a token mixer, `forward(x)` for a channel mixer;
+* `flops(batch, length, backward, past)` for a token mixer, `flops(batch, length, backward)` for a channel mixer;
+* `output`: the `nn.Linear` that writes to the residual stream, which `initialise` scales down with depth.
+"""
+
+from torch import Tensor, nn
+
+from shoestring.model.config import ModelConfig
+
+
+class Block(nn.Module):
+    """x + token_mixer(norm(x)), then x + channel_mixer(norm(x)): the pre-norm arrangement.
+
+    Compiled as a region of its own (`block.compile()`): it takes tensors alone and branches on nothing in them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.token_norm = config.norm.build(config.width)
+        self.token_mixer = config.token_mixer.build(
+            config.width, config.heads, config.key_value_heads, config.head_width
+        )
+        self.channel_norm = config.norm.build(config.width)
+        self.channel_mixer = config.channel_mixer.build(config.width, config.hidden)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`."""
+        x = x + self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
+        return x + self.channel_mixer(self.channel_norm(x))
+
+    def flops(self, batch: int, length: int, backward: bool, past: int = 0) -> int:
+        """Operations on `length` tokens that follow `past` cached ones; the convention is in `model.flops`."""
+        mixed: int = self.token_mixer.flops(batch, length, backward, past)
+        return mixed + self.channel_mixer.flops(batch, length, backward)

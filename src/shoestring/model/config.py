@@ -1,0 +1,83 @@
+"""The shape of a model: one frozen configuration, complete once made, that builds what it describes."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from annotated_types import Ge
+
+from shoestring.config import Choice, Pick
+from shoestring.errors import UsageError
+from shoestring.method import Count
+
+if TYPE_CHECKING:
+    from shoestring.model.transformer import Transformer
+
+OrAuto = Annotated[int, Ge(0)]
+"""A count, or 0 to have it worked out."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer.
+
+    layers: blocks. width: of the residual stream. heads: query heads. key_value_heads: heads of keys and values, each
+    shared by heads / key_value_heads query heads; 0 = as many as heads. head_width: 0 = width / heads. hidden: inner
+    width of the channel mixer; 0 = what its `expansion` asks of the width, rounded up to a multiple of 32. vocabulary:
+    tokens; 0 = not known yet, the tokenizer will tell. context: the most tokens of one sequence. tied: one matrix is
+    both the embedding and the output head.
+
+    Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
+    Raises: ValueError where the sizes cannot go together.
+    """
+
+    layers: Count = 6
+    width: Count = 256
+    heads: Count = 4
+    key_value_heads: OrAuto = 0
+    head_width: OrAuto = 0
+    hidden: OrAuto = 0
+    vocabulary: OrAuto = 0
+    context: Count = 256
+    token_mixer: Annotated[Choice, Pick("model", "token mixer")] = field(
+        default_factory=lambda: Choice.of("model", "attention", kind="token mixer")
+    )
+    channel_mixer: Annotated[Choice, Pick("model", "channel mixer")] = field(
+        default_factory=lambda: Choice.of("model", "swiglu", kind="channel mixer")
+    )
+    norm: Annotated[Choice, Pick("model", "norm")] = field(
+        default_factory=lambda: Choice.of("model", "rmsnorm", kind="norm")
+    )
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("key_value_heads", "head_width", "hidden", "vocabulary"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if not self.head_width and self.width % self.heads:
+            raise ValueError(f"heads must divide width where head_width is not given: {self.heads} and {self.width}")
+        mixer: Any = self.channel_mixer.card.target
+        self._settle("key_value_heads", self.heads)
+        self._settle("head_width", self.width // self.heads)
+        self._settle("hidden", math.ceil(self.width * mixer.expansion / 32) * 32)
+        if self.heads % self.key_value_heads:
+            raise ValueError(f"key_value_heads must divide heads: {self.key_value_heads} and {self.heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width must be even, as rotary positions turn pairs, not {self.head_width}")
+
+    def _settle(self, name: str, value: int) -> None:
+        object.__setattr__(self, name, getattr(self, name) or value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelConfig":
+        return self  # nothing in it can change, so a copied model may share it
+
+    def build(self) -> "Transformer":
+        """The model, freshly initialised from torch's global generator. Raises: UsageError without a vocabulary."""
+        from shoestring.model.transformer import Transformer  # it imports this module
+
+        if not self.vocabulary:
+            raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
+        return Transformer(self)

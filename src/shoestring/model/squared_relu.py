@@ -1,0 +1,37 @@
+"""Squared ReLU: a feed-forward layer with two matrices and a sparse activation."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.method import method
+from shoestring.model import flops
+
+
+@method(
+    "model",
+    kind="channel mixer",
+    name="squared_relu",
+    paper="Primer: Searching for Efficient Transformers for Language Modeling, arXiv:2109.08668",
+    claim="the simplest of Primer's two changes, which together reach a Transformer's quality in a third to a quarter "
+    "of the compute",
+    cost="two matrices of width x hidden",
+)
+class SquaredReLU(nn.Module):
+    """A feed-forward layer with the square of ReLU as its activation.
+
+    y = W_out relu(W_in x)². x: [..., width] -> [..., width].
+    """
+
+    expansion = 4.0
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(width, hidden, bias=False)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.relu(self.input(x)).square())
+
+    def flops(self, batch: int, length: int, backward: bool) -> int:
+        """Operations on [batch, length] tokens; the convention is in `model.flops`."""
+        return sum(flops.linear(layer, batch * length, backward) for layer in (self.input, self.output))

@@ -1,0 +1,37 @@
+"""SwiGLU: a gated feed-forward layer."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.method import method
+from shoestring.model import flops
+
+
+@method(
+    "model",
+    kind="channel mixer",
+    name="swiglu",
+    paper="GLU Variants Improve Transformer, arXiv:2002.05202",
+    claim="lower perplexity than ReLU or GELU at equal parameters and FLOPs",
+    cost="three matrices of width x hidden; at hidden = 8/3 width, the parameters of a plain layer of 4 width",
+)
+class SwiGLU(nn.Module):
+    """A feed-forward layer whose hidden features are gated by silu of others.
+
+    y = W_out (silu(W_gate x) * W_up x), with W_gate and W_up as one matrix `gate_up`. x: [..., width] -> [..., width].
+    """
+
+    expansion = 8 / 3
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.output(F.silu(gate) * up)
+
+    def flops(self, batch: int, length: int, backward: bool) -> int:
+        """Operations on [batch, length] tokens; the convention is in `model.flops`."""
+        return sum(flops.linear(layer, batch * length, backward) for layer in (self.gate_up, self.output))

@@ -1,0 +1,112 @@
+"""A decoder-only transformer: embedding, blocks, norm, head."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.errors import UsageError
+from shoestring.model.block import Block
+from shoestring.model.cache import KeyValueCache
+from shoestring.model.config import ModelConfig
+from shoestring.model.initialise import initialise
+from shoestring.model.rotary import Rotary
+
+
+class Transformer(nn.Module):
+    """Token ids in, next-token logits out. Attention Is All You Need, arXiv:1706.03762; pre-norm, as Qwen3 and Llama.
+
+    config: the complete configuration. A tied model has no `head`: the embedding is its output matrix.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = config.norm.build(config.width)
+        self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
+        # a token mixer without rotary positions takes no such option, and ignores the tables
+        theta = config.token_mixer.options.get("rope_theta", 10000.0)
+        self.rotary = Rotary(config.head_width, config.context, theta)
+        initialise(self, config.layers)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Embedding | nn.Linear:
+        """The module whose `weight` [vocabulary, width] turns hidden states into logits; tied: the embedding."""
+        return self.embedding if self.head is None else self.head
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The parameter [vocabulary, width]: logits = hidden @ head_weight.T."""
+        return self.get_output_embeddings().weight
+
+    def hidden(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The final hidden states [B, T, width], normed, of token ids `inputs` [B, T].
+
+        positions: [B, T], each below the context; None = counted from the start of the row, or of the cache.
+        documents: [B, T], a number for each document packed in a row; a token sees only its own. cache: from
+        `new_cache`; the tokens are read as following those it holds, and are added to it (use it under `no_grad`).
+
+        Raises: UsageError when the tokens are more than the context or the cache has room for.
+        """
+        length, past = inputs.shape[1], 0 if cache is None else cache.length
+        room = self.config.context if cache is None else min(self.config.context, cache.capacity)
+        if past + length > room:
+            raise UsageError(f"{past + length} tokens do not fit in a context of {room}")
+        if cache is not None and documents is not None:
+            raise UsageError("packed documents cannot be decoded from a cache: give one sequence a row")
+        cos, sin = self.rotary(past, length, positions)
+        mask = _mask(length, past, documents, inputs.device)
+        x = self.embedding(inputs)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, mask, None if cache is None else cache.layer(index, length))
+        if cache is not None:
+            cache.advance(length)
+        return self.norm(x)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The logits [B, T, vocabulary] of the token after each; the arguments are those of `hidden`."""
+        return F.linear(self.hidden(inputs, positions, documents, cache), self.head_weight)
+
+    def new_cache(self, batch: int, length: int) -> KeyValueCache:
+        """An empty cache for `batch` sequences of up to `length` tokens, of the model's type and device."""
+        config, weight = self.config, self.head_weight
+        shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
+        return KeyValueCache(shape, weight.dtype, weight.device)
+
+    def flops(
+        self, batch: int, length: int, backward: bool = True, *, past: int = 0, outputs: int | None = None
+    ) -> int:
+        """Operations of `forward` on [batch, length] tokens, with its backward pass if asked.
+
+        past: tokens in the cache before them. outputs: at how many positions of a row the head is applied; None = all.
+        The convention is in `model.flops`.
+        """
+        outputs = length if outputs is None else outputs
+        head = (3 if backward else 1) * 2 * batch * outputs * self.config.width * self.config.vocabulary
+        # the blocks are alike
+        return head + self.config.layers * self.blocks[0].flops(batch, length, backward, past)  # type: ignore[operator]
+
+
+def _mask(length: int, past: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
+    """What `Attention.forward` takes: None wherever plain causal attention does, as its kernel is the fastest."""
+    if documents is not None:
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
+    if past and length > 1:
+        return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
+    return None

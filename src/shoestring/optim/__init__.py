@@ -1,0 +1,1 @@
+"""Optimisers, each a `torch.optim.Optimizer`, and the partition that gives every parameter to exactly one of them."""

@@ -1,0 +1,79 @@
+"""Several optimisers as one, and the learning rates of any optimiser scaled by a schedule's factor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class Composite(torch.optim.Optimizer):
+    """Several optimisers that step, save and load as one `torch.optim.Optimizer`.
+
+    `param_groups` and `state` are read live from the parts, so a schedule may set `lr` in each group; every group has
+    `base_lr`, the learning rate it was made with. The saved state has torch's own layout, the groups of all parts in
+    order.
+
+    Raises: ValueError where two parts share a parameter, or where only some name their parameters.
+    """
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        groups = [group for part in parts for group in part.param_groups]
+        for group in groups:
+            group.setdefault("base_lr", group["lr"])
+        super().__init__(groups, {})
+        # From here on __getattr__ reads both from the parts, which own them and replace them when they load.
+        del self.param_groups, self.state
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "param_groups":
+            return [group for part in self.parts for group in part.param_groups]
+        if name == "state":
+            return {parameter: state for part in self.parts for parameter, state in part.state.items()}
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Step every part. Raises: ValueError for a closure, which each part would have to call anew."""
+        if closure is not None:
+            raise ValueError("a composite optimiser takes no closure: compute the gradients, then call step()")
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[int, Any] = {}
+        groups: list[dict[str, Any]] = []
+        first = 0
+        for part in self.parts:
+            saved = part.state_dict()
+            state |= {first + index: values for index, values in saved["state"].items()}
+            groups += [{**g, "params": [first + index for index in g["params"]]} for g in saved["param_groups"]]
+            first += sum(len(group["params"]) for group in part.param_groups)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Give each part its groups. Raises: ValueError, before anything is loaded, where the groups do not match."""
+        groups, state = state_dict["param_groups"], state_dict["state"]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
+            raise ValueError("the loaded state dict has other parameter groups than this composite optimiser")
+        first = 0
+        for part in self.parts:
+            own = groups[first : first + len(part.param_groups)]
+            first += len(own)
+            indices = [index for group in own for index in group["params"]]
+            part.load_state_dict({"param_groups": own, "state": {i: state[i] for i in indices if i in state}})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once built: a new group belongs to one of the parts. Raises: ValueError."""
+        if "param_groups" not in vars(self):
+            raise ValueError("add the group to one of the parts of the composite optimiser")
+        super().add_param_group(param_group)
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set `lr` = `base_lr` * `factor` in every group; a group without `base_lr` takes its present `lr` for it."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor

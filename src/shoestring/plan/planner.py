@@ -1,0 +1,239 @@
+"""From a budget, a machine and a corpus to a run: every choice with its reason."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.machine import Machine
+from shoestring.budget.units import show
+from shoestring.config import Tree, build, merge
+from shoestring.errors import UsageError
+from shoestring.model.config import ModelConfig
+from shoestring.plan import rules
+
+RUNTIME_MEMORY = 0.6e9
+"""Bytes that Python, torch and the tokens in use take before any model does."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One choice. key: as in a recipe. reason: why, for people."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """decisions: in the order they were made. binding: what limits the run. seconds, memory (bytes), tokens, flops: expected."""
+
+    decisions: tuple[Decision, ...]
+    binding: str
+    seconds: float
+    memory: float
+    tokens: float
+    flops: float
+    parameters: int
+    warnings: tuple[str, ...]
+
+    def tree(self) -> Tree:
+        """The decisions as the plain values of a recipe."""
+        made: Tree = {}
+        for decision in self.decisions:
+            *sections, last = decision.key.split(".")
+            branch = made
+            for section in sections:
+                branch = branch.setdefault(section, {})
+            branch[last] = decision.value
+        return made
+
+
+@dataclass(frozen=True)
+class _Size:
+    model: ModelConfig
+    parameters: int
+    flops_per_token: float
+    tokens: float
+
+
+def parameters(model: ModelConfig) -> int:
+    """Parameters of a model, embeddings included, without building it with memory of its own."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in model.build().parameters())
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """Forward and backward operations per token at full context."""
+    import torch
+
+    with torch.device("meta"):
+        return model.build().flops(1, model.context, backward=True) / model.context
+
+
+def training_memory(model: ModelConfig, count: int, rows: int) -> float:
+    """Bytes: weights, gradients and moments in float32, activations of `rows` sequences, one block of logits."""
+    tokens = rows * model.context
+    activations = tokens * model.width * model.layers * rules.ACTIVATION_FLOATS * 4
+    logits = tokens * model.vocabulary * 8
+    return RUNTIME_MEMORY + 16 * count + activations + logits
+
+
+def _affordable(budget: Budget, machine: Machine, model: ModelConfig, seconds_left: float | None) -> tuple[float, str]:
+    """(tokens the budget buys for this model, the resource that binds)."""
+    each = flops_per_token(model)
+    rate = rules.UTILISATION * machine.matmul[machine.best_precision]
+    bought: dict[str, float] = {}
+    if seconds_left is not None:
+        bought["seconds"] = seconds_left * rules.OVERHEAD * rate / each
+    if budget.flops is not None:
+        bought["flops"] = budget.flops / each
+    if budget.tokens is not None:
+        bought["tokens"] = budget.tokens
+    if not bought:
+        raise UsageError(f"a budget of {budget} says nothing about how long to train: add seconds, FLOPs or tokens")
+    binding = min(bought, key=lambda resource: bought[resource])
+    return bought[binding], binding
+
+
+def _model(shape: rules.Shape, vocabulary: int, context: int, fixed: Mapping[str, Any]) -> ModelConfig:
+    planned = {
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.width // shape.head_width,
+        "vocabulary": vocabulary,
+        "context": context,
+    }
+    if "width" in fixed and "heads" not in fixed:
+        planned["heads"] = max(1, int(fixed["width"]) // 64)
+    return build(ModelConfig, merge(planned, fixed))
+
+
+def _choose_size(
+    budget: Budget,
+    machine: Machine,
+    corpus_tokens: int,
+    vocabulary: int,
+    fixed: Mapping[str, Any],
+    seconds: float | None,
+) -> tuple[_Size, str, str]:
+    """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
+    chosen: tuple[_Size, str, str] | None = None
+    for shape in rules.LADDER:
+        context = rules.context_for(chosen[0].tokens if chosen else 0.0)
+        model = _model(shape, vocabulary, context, fixed)
+        tokens, binding = _affordable(budget, machine, model, seconds)
+        count = parameters(model)
+        size = _Size(model, count, flops_per_token(model), tokens)
+        reason = (
+            f"the largest rung that still sees {rules.TOKENS_PER_PARAMETER:g} tokens a parameter: "
+            f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
+        )
+        epochs = tokens / corpus_tokens
+        if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
+            chosen = (size, binding, reason)
+        elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
+            reason = f"larger than the tokens ask for: a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
+            chosen = (size, binding, f"{reason}; {count / 1e6:.2f} M parameters, {epochs:.1f} epochs")
+        else:
+            break
+        if set(fixed) >= {"layers", "width"}:
+            chosen = (size, binding, f"as given: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens")
+            break
+    assert chosen is not None
+    return chosen
+
+
+def plan(
+    budget: Budget,
+    machine: Machine,
+    *,
+    corpus_tokens: int,
+    vocabulary: int,
+    fixed: Mapping[str, Any],
+    memory: float | None = None,
+    seconds_spent: float = 0.0,
+) -> Plan:
+    """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
+
+    corpus_tokens: training tokens of the corpus. memory: bytes the run may take (None: the machine's).
+    seconds_spent: what preparing the data has taken from a budget in seconds.
+    Raises: UsageError when nothing fits.
+    """
+    seconds = None if budget.seconds is None else budget.seconds - seconds_spent
+    if seconds is not None and seconds <= 1.0:
+        raise UsageError(
+            f"a budget of {budget} is spent on preparing the data: give more time, or run again with it prepared"
+        )
+    given = dict(fixed.get("model", {}))
+    size, binding, reason = _choose_size(budget, machine, corpus_tokens, vocabulary, given, seconds)
+    model = size.model
+    decisions = [
+        Decision("model.layers", model.layers, reason),
+        Decision("model.width", model.width, "goes with the layers"),
+        Decision("model.heads", model.heads, f"heads of {model.head_width}"),
+        Decision("model.vocabulary", model.vocabulary, "as many tokens as the tokenizer has"),
+        Decision("model.context", model.context, f"windows long enough for {size.tokens / 1e6:.2f} M tokens"),
+    ]
+    batch_tokens = rules.BATCH_TOKENS * (size.tokens / rules.BATCH_AT) ** rules.BATCH_EXPONENT
+    batch = max(4, 2 ** round(math.log2(max(batch_tokens / model.context, 1))))
+    batch = int(fixed.get("train", {}).get("batch", batch))
+    steps = size.tokens / (batch * model.context)
+    decisions.append(
+        Decision(
+            "train.batch",
+            batch,
+            f"{batch * model.context} tokens a step, growing with the root of the tokens: {steps:.0f} steps",
+        )
+    )
+    limit = memory if memory is not None else 0.8 * machine.memory
+    rows = batch
+    while rows > 1 and (rows * model.context > 16384 or training_memory(model, size.parameters, rows) > limit):
+        rows = rows // 2 if rows % 2 == 0 else 1
+    needed = training_memory(model, size.parameters, rows)
+    if needed > limit:
+        raise UsageError(
+            f"the smallest run planned needs {show('bytes', needed)} of memory, {show('bytes', limit)} are allowed"
+        )
+    if rows < batch:
+        decisions.append(
+            Decision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
+        )
+    decisions += _rates(fixed)
+    evaluation = max(8192, min(65536, int(0.012 * size.tokens * 3 / 1024) * 1024))
+    decisions.append(Decision("train.heldout_tokens", evaluation, "an evaluation takes about 1 % of the budget"))
+    total = size.flops_per_token * size.tokens
+    rate = rules.UTILISATION * machine.matmul[machine.best_precision]
+    expected = budget.seconds if binding == "seconds" and budget.seconds else total / rate / rules.OVERHEAD
+    warnings = []
+    if not rules.TRIED_SECONDS[0] <= expected <= rules.TRIED_SECONDS[1]:
+        warnings.append("this budget is outside those the rules were tuned on: take the plan as a first guess")
+    if size.tokens > rules.MOST_EPOCHS * corpus_tokens:
+        warnings.append(
+            f"the corpus is passed over {size.tokens / corpus_tokens:.1f} times: more text would help more than more compute"
+        )
+    return Plan(tuple(decisions), binding, expected, needed, size.tokens, total, size.parameters, tuple(warnings))
+
+
+def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
+    """Learning rates and schedule, where the methods are the defaults and nothing else was asked for."""
+    found = []
+    optim = fixed.get("optim", {})
+    if isinstance(optim, Mapping) and optim.get("name", "muon") == "muon":
+        found.append(Decision("optim.name", "muon", "reaches a given loss soonest of the optimisers here"))
+        found.append(
+            Decision(
+                "optim.lr", rules.MUON_RATE, "for matrices; Muon's step is scaled by shape, so it holds across widths"
+            )
+        )
+    fallback = fixed.get("fallback", {})
+    if isinstance(fallback, Mapping) and fallback.get("name", "adamw") == "adamw":
+        found.append(Decision("fallback.name", "adamw", "takes embeddings, head and vectors"))
+        found.append(Decision("fallback.lr", rules.ADAMW_RATE, "for what is not a matrix"))
+    if "schedule" not in fixed:
+        found.append(Decision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget"))
+    return found

@@ -1,0 +1,73 @@
+"""The constants of the planner's rules, each with where it comes from.
+
+They were tuned by hand on the embedded corpus with budgets of one to ten minutes on two cores; laws fitted from runs
+will take their place. Outside that range they are an extrapolation, and `shoestring plan` says so.
+"""
+
+from dataclasses import dataclass
+
+TRIED_SECONDS = (30.0, 1800.0)
+"""Budgets, in seconds on two cores, that the rules were tuned on."""
+
+UTILISATION = 0.42
+"""Share of the large-matrix rate that training reaches, all in: measured on models of 1 to 10 M parameters."""
+
+OVERHEAD = 0.88
+"""Share of a budget in seconds that is left for training after compiling, evaluation and checkpoints."""
+
+TOKENS_PER_PARAMETER = 2.0
+"""Training tokens per parameter at which a step up in size pays, at small scale; Chinchilla (Training Compute-Optimal
+Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest."""
+
+MOST_EPOCHS = 4.0
+"""Passes over the corpus that are worth nearly as much as new text (Scaling Data-Constrained Language Models,
+arXiv:2305.16264)."""
+
+BATCH_AT = 2e6
+BATCH_TOKENS = 4096
+BATCH_EXPONENT = 0.5
+"""Tokens a step: 4096 for 2 M training tokens, growing with the square root of the tokens."""
+
+MUON_RATE = 0.02
+ADAMW_RATE = 0.005
+"""Peak learning rates: Muon's for matrices, whose update it scales by shape, and AdamW's for all else."""
+
+ACTIVATION_FLOATS = 20
+"""float32 numbers kept for the backward pass, per token, layer and unit of width."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A rung of the ladder of model sizes."""
+
+    layers: int
+    width: int
+    head_width: int = 64
+
+
+LADDER = (
+    Shape(2, 64, 32),
+    Shape(3, 128, 32),
+    Shape(4, 192),
+    Shape(4, 256),
+    Shape(6, 256),
+    Shape(6, 320),
+    Shape(6, 384),
+    Shape(8, 384),
+    Shape(8, 512),
+    Shape(10, 640),
+    Shape(12, 768),
+    Shape(16, 1024),
+    Shape(20, 1280),
+    Shape(24, 1536),
+    Shape(24, 2048),
+    Shape(32, 2560),
+)
+
+
+def context_for(tokens: float) -> int:
+    """Window length: longer ones pay once there are tokens enough to learn from them."""
+    for most, context in ((2e7, 256), (3e8, 512), (3e9, 1024)):
+        if tokens < most:
+            return context
+    return 2048

@@ -1,0 +1,1 @@
+"""Learning-rate schedules: pure functions of progress, the spent share of the binding budget."""

@@ -1,0 +1,52 @@
+"""What follows the last step: a sample of the model's writing, and the summary."""
+
+import time
+from typing import Any
+
+from shoestring.budget.ledger import Ledger
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.decode.generate import generate
+from shoestring.decode.sampler import SamplingConfig
+from shoestring.model.transformer import Transformer
+from shoestring.train.config import RunConfig
+
+
+def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:
+    """What the model writes after the run's sample prompt, its FLOPs charged; a budget in seconds cuts it short."""
+    settings = config.train
+    if not settings.sample_tokens:
+        return ""
+    prompt = tokenizer.encode(settings.sample)[: config.model.context - 1] or [tokenizer.end]
+    sampling = SamplingConfig(temperature=0.7, top_p=0.95, seed=config.seed, max_new_tokens=settings.sample_tokens)
+    left = None if config.budget.seconds is None else config.budget.seconds - ledger.totals.wall_clock
+    deadline = None if left is None else time.monotonic() + max(left, 0.0)
+    stream, text = tokenizer.stream(), ""
+    tokens = generate(model, prompt, sampling, end=tokenizer.end, on_flops=lambda count: ledger.charge(flops=count))
+    for token in tokens:
+        text += stream.push(token)
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+    return text + stream.finish()
+
+
+def summary(config: RunConfig, model: Transformer, steps: int, ledger: Ledger, stopped: str) -> dict[str, Any]:
+    """The run in figures, as summary.json holds it."""
+    totals = ledger.totals
+    compute = totals.seconds.get("compute", 0.0)
+    spent = config.budget.spent(totals)
+    return {
+        "stopped": stopped,
+        "budget": config.budget.write(),
+        "binding": spent.binding,
+        "spent": spent.shares,
+        "steps": steps,
+        "tokens": totals.tokens,
+        "tokens_discarded": totals.discarded,
+        "seconds": totals.wall_clock,
+        "seconds_by_cause": dict(totals.seconds),
+        "flops": totals.flops,
+        "flops_discarded": totals.flops_discarded,
+        "peak_memory": totals.peak_memory,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_second": totals.tokens / compute if compute else None,
+    }

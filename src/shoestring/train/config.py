@@ -1,0 +1,87 @@
+"""The complete configuration of a run: what `config.toml` holds and what rebuilds the run."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.units import parse_memory
+from shoestring.config import Choice, Pick
+from shoestring.data.config import DataConfig
+from shoestring.method import Count, Fraction, Positive
+from shoestring.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the loop runs. Shares are of the budget.
+
+    batch: sequences a step. micro_batch: sequences at once (None: the whole batch); gradients add up over them.
+    gradient_clip: largest gradient norm. warmup: share over which the learning rate rises from zero.
+    evaluate_every: share between two held-out evaluations. heldout_tokens: targets in each of them, at most.
+    checkpoint_every: seconds. keep: checkpoints kept. sample: prompt of the text drawn at the end; sample_tokens: its length.
+    spike: a smoothed loss this many nats above its lowest stops the run.
+    """
+
+    batch: Count = 16
+    micro_batch: Count | None = None
+    gradient_clip: Positive = 1.0
+    warmup: Fraction = 0.02
+    evaluate_every: Annotated[float, "share"] = 0.25
+    heldout_tokens: Count = 65536
+    checkpoint_every: Positive = 60.0
+    keep: Count = 2
+    sample: str = "def main("
+    sample_tokens: Annotated[int, "tokens"] = 160
+    spike: Positive = 2.0
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.batch % self.micro_batch:
+            raise ValueError(f"micro_batch = {self.micro_batch} does not divide batch = {self.batch}")
+        if not 0 < self.evaluate_every <= 1:
+            raise ValueError(f"evaluate_every = {self.evaluate_every} is not a share in (0, 1]")
+        if self.sample_tokens < 0:
+            raise ValueError("sample_tokens is less than zero")
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """How the arithmetic is carried out. 'auto' is decided by a short measurement and written down in the run.
+
+    threads: 0 keeps torch's own number.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "none", "blocks"] = "auto"
+    loss: Literal["auto", "plain", "fused", "fused_compiled"] = "auto"
+    threads: Annotated[int, "threads"] = 0
+
+
+def _choice(engine: str, name: str) -> Choice:
+    return Choice.of(engine, name)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run. budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
+
+    optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept.
+    """
+
+    budget: Budget
+    model: ModelConfig
+    seed: int = 0
+    memory: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: Annotated[Choice, Pick("objective")] = field(default_factory=lambda: _choice("objective", "next_token"))
+    optim: Annotated[Choice, Pick("optim")] = field(default_factory=lambda: _choice("optim", "muon"))
+    fallback: Annotated[Choice, Pick("optim")] = field(default_factory=lambda: _choice("optim", "adamw"))
+    schedule: Annotated[Choice, Pick("schedule")] = field(default_factory=lambda: _choice("schedule", "wsd"))
+    train: TrainConfig = field(default_factory=TrainConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.seed >= 2**63:
+            raise ValueError(f"seed = {self.seed} is not a whole number in [0, 2^63)")
+        if self.memory is not None:
+            parse_memory(self.memory)

@@ -1,0 +1,86 @@
+"""Held-out loss, in nats per token and bits per byte."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shoestring.data.windows import Batch, BatchSource
+from shoestring.model.transformer import Transformer
+from shoestring.objective.cross_entropy import IGNORED
+from shoestring.train.step import autocast
+
+
+@dataclass(frozen=True)
+class Heldout:
+    """loss: nats per token. bits_per_byte: the same likelihood per byte of text, comparable across tokenizers.
+    targets: how many tokens were predicted."""
+
+    loss: float
+    bits_per_byte: float
+    targets: int
+
+
+def _padded(batch: Batch, rows: int) -> Batch:
+    """The batch with rows of ignored targets added, so that every batch has the one shape that was compiled."""
+    missing = rows - batch.inputs.shape[0]
+    if missing <= 0:
+        return batch
+
+    def pad(tensor: Tensor | None, value: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
+
+    inputs, targets = pad(batch.inputs, 0), pad(batch.targets, IGNORED)
+    assert inputs is not None and targets is not None
+    return Batch(inputs, targets, pad(batch.positions, 0), pad(batch.documents, 0))
+
+
+class Evaluator:
+    """Evaluates on the first sequences of `source`, `rows` at a time, at most `targets` targets.
+
+    The forward pass is the training one, gradients enabled, although none is taken: a compiled block has one graph then,
+    where `torch.no_grad` would compile another in the middle of the run. byte_lengths: [V] bytes of text per token.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource,
+        byte_lengths: Tensor,
+        *,
+        sequences: int,
+        rows: int,
+        device: str,
+        precision: str,
+    ) -> None:
+        self.source, self.byte_lengths = source, byte_lengths
+        self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
+
+    def __call__(self, model: Transformer) -> Heldout:
+        nats, targets, text = 0.0, 0, 0
+        for start in range(0, self.sequences, self.rows):
+            batch = self.source.batch(start, min(self.rows, self.sequences - start))
+            counted = batch.targets[batch.targets != IGNORED]
+            text += int(self.byte_lengths[counted].sum())
+            moved = _padded(batch, self.rows).to(self.device)
+            with autocast(self.device, self.precision):
+                hidden = model.hidden(moved.inputs, moved.positions, moved.documents).detach()
+                nats += _summed_loss(hidden, model.head_weight, moved.targets)
+            targets += len(counted)
+        loss = nats / max(targets, 1)
+        return Heldout(loss, nats / math.log(2) / max(text, 1), targets)
+
+
+@torch.no_grad()
+def _summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 1024) -> float:
+    """Sum of the losses, the logits a block of rows at a time."""
+    flat, goals = hidden.flatten(0, -2), targets.flatten()
+    total = 0.0
+    for start in range(0, flat.shape[0], rows):
+        logits = F.linear(flat[start : start + rows], weight).float()
+        part = goals[start : start + rows]
+        total += float(F.cross_entropy(logits, part, ignore_index=IGNORED, reduction="sum"))
+    return total

@@ -1,0 +1,176 @@
+"""The loop: steps until the budget is spent, with evaluations and checkpoints on the way, all on the ledger."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.ledger import Ledger
+from shoestring.data.windows import BatchSource
+from shoestring.train.config import TrainConfig
+from shoestring.train.evaluate import Evaluator, Heldout
+from shoestring.train.health import LossWatch
+from shoestring.train.step import Stepper
+from shoestring.train.stopping import StopRequest
+
+LOG_SECONDS = 0.5
+
+
+@dataclass
+class Position:
+    """Where a run stands. sequences: of the global order, consumed. progress: spent share of the budget at the last step.
+    evaluations: held-out evaluations done."""
+
+    step: int = 0
+    sequences: int = 0
+    progress: float = 0.0
+    evaluations: int = 0
+
+
+@dataclass
+class Window:
+    """Running sums between two lines of metrics."""
+
+    losses: list[float] = field(default_factory=list)
+    targets: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+
+class Loop:
+    """Trains until `budget` is spent. The parts it joins know nothing of each other.
+
+    record: takes each line of metrics. checkpoint: writes one. closing_seconds: what follows the last step (held-out
+    evaluation, checkpoint, sample), kept back from a budget in seconds; corrected as these are measured.
+    """
+
+    def __init__(
+        self,
+        *,
+        stepper: Stepper,
+        schedule: Callable[[float], float],
+        source: BatchSource,
+        evaluator: Evaluator,
+        budget: Budget,
+        ledger: Ledger,
+        settings: TrainConfig,
+        step_flops: int,
+        record: Callable[[Mapping[str, Any]], None],
+        checkpoint: Callable[[], None],
+        closing_seconds: float,
+    ) -> None:
+        self.stepper, self.schedule, self.source, self.evaluator = stepper, schedule, source, evaluator
+        self.budget, self.ledger, self.settings, self.step_flops = budget, ledger, settings, step_flops
+        self.record, self.checkpoint = record, checkpoint
+        self.watch = LossWatch(settings.spike)
+        self.position = Position()
+        self.other_closing = closing_seconds
+        self.evaluation_seconds = 0.0
+        self.step_seconds: list[float] = []
+        self.latest: dict[str, float] = {}
+
+    @property
+    def reserve(self) -> float:
+        """Seconds kept back for what follows the last step."""
+        return self.evaluation_seconds + self.other_closing
+
+    def _spent(self) -> tuple[float, bool]:
+        """(progress, whether there is budget for another step)."""
+        totals = self.ledger.totals
+        spent = self.budget.spent(totals, self.reserve)
+        progress = max(self.position.progress, spent.progress)
+        typical = median(self.step_seconds[-9:]) if self.step_seconds else 0.0
+        limits = self.budget.limits
+        room = spent.progress < 1.0
+        if "seconds" in limits:  # the step that would cross the end by more than half is not begun
+            room = room and limits["seconds"] - self.reserve - totals.wall_clock > 0.5 * typical
+        return progress, room
+
+    def run(self, stop: StopRequest) -> str:
+        """Returns 'finished' when the budget is spent, 'interrupted' when asked to stop. Raises: Diverged."""
+        window, last_checkpoint = Window(), time.monotonic()
+        while True:
+            progress, room = self._spent()
+            if not room:
+                return "finished"
+            if stop.asked is not None:
+                return "interrupted"
+            self.position.progress = progress
+            self._step(progress, window)
+            if time.monotonic() - window.since >= LOG_SECONDS or self.position.step == 1:
+                self._log(progress, window)
+                window = Window()
+            due = int(self._spent()[0] / self.settings.evaluate_every)
+            if due > self.position.evaluations and due * self.settings.evaluate_every < 1:
+                self.position.evaluations = due
+                self.evaluate()
+            if time.monotonic() - last_checkpoint >= self.settings.checkpoint_every:
+                self.save()
+                last_checkpoint = time.monotonic()
+
+    def _step(self, progress: float, window: Window) -> None:
+        began = time.monotonic()
+        with self.ledger.clock("data"):
+            batch = self.source.batch(self.position.sequences, self.settings.batch)
+        with self.ledger.clock("compile" if self.position.step == 0 or not self.step_seconds else "compute"):
+            result = self.stepper.gradients(batch)
+            self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
+            factor = self.schedule(progress)
+            self.stepper.apply(factor)
+        self.ledger.charge(tokens=result.targets, flops=self.step_flops)
+        self.position.step += 1
+        self.position.sequences += self.settings.batch
+        took = time.monotonic() - began
+        if not self.step_seconds and not self.evaluation_seconds:
+            per_token = took / max(result.targets, 1)
+            self.evaluation_seconds = 0.4 * per_token * self.evaluator.sequences * batch.inputs.shape[1]
+        self.step_seconds.append(took)
+        del self.step_seconds[:-9]
+        window.losses.append(result.loss)
+        window.targets += result.targets
+        self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
+
+    def _where(self) -> dict[str, Any]:
+        totals = self.ledger.totals
+        return {
+            "step": self.position.step,
+            "progress": self.position.progress,
+            "seconds": round(totals.wall_clock, 4),
+            "flops": totals.flops,
+            "tokens": totals.tokens,
+        }
+
+    def _log(self, progress: float, window: Window) -> None:
+        seconds = max(time.monotonic() - window.since, 1e-9)
+        loss = sum(window.losses) / len(window.losses)
+        rate = window.targets / seconds
+        self.record(
+            {"kind": "train", **self._where(), "loss": loss, **self.latest, "tokens_per_second": round(rate, 1)}
+        )
+        self.ledger.write("train", step=self.position.step)
+
+    def evaluate(self) -> Heldout:
+        """Held-out loss now, recorded."""
+        began = time.monotonic()
+        with self.ledger.clock("evaluate"):
+            found = self.evaluator(self.stepper.model)
+        self.evaluation_seconds = time.monotonic() - began
+        line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
+        self.record({"kind": "heldout", **self._where(), **line})
+        self.ledger.write("evaluate", step=self.position.step)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the loop itself, as JSON values."""
+        return {"position": asdict(self.position), "watch": self.watch.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.position = Position(**state["position"])
+        self.watch.restore(state["watch"])
+
+    def save(self) -> None:
+        """A checkpoint of this position."""
+        with self.ledger.clock("checkpoint"):
+            self.checkpoint()
+        self.ledger.write("checkpoint", step=self.position.step)

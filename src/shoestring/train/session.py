@@ -1,0 +1,204 @@
+"""A training run from its first second to its last, or on from its last checkpoint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to_dict
+from shoestring.budget.machine import Machine, cache_folder
+from shoestring.data.dataset import Dataset
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.optim.state import flatten_state, restore_state
+from shoestring.train import checkpoint
+from shoestring.train.assembly import Parts, assemble
+from shoestring.train.closing import draw_sample, summary
+from shoestring.train.config import RunConfig
+from shoestring.train.execution import settle
+from shoestring.train.health import Diverged
+from shoestring.train.loop import Loop
+from shoestring.train.run_folder import JsonLines, RunFolder, environment
+from shoestring.train.stopping import StopRequest
+
+Say = Callable[[str], None]
+Record = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. stopped: 'finished' or 'interrupted'. signal: what interrupted it. summary: as in summary.json.
+    sample: text drawn from the model, prompt included; empty where none was."""
+
+    stopped: str
+    signal: int | None
+    summary: dict[str, Any]
+    sample: str
+
+
+def resolve(config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, say: Say) -> RunConfig:
+    """The configuration with nothing left open: the vocabulary from the tokenizer, every 'auto' measured."""
+    if config.execution.threads:
+        torch.set_num_threads(config.execution.threads)
+    config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
+    with ledger.clock("compile"):
+        execution = settle(
+            config.execution,
+            config.model,
+            rows=config.train.micro_batch or config.train.batch,
+            seconds=config.budget.seconds,
+            machine=machine,
+            cache=cache_folder(),
+            say=say,
+        )
+    for reason in execution.reasons:
+        say(reason)
+    return replace(config, execution=replace(execution.config, threads=torch.get_num_threads()))
+
+
+def start(
+    config: RunConfig, folder: RunFolder, ledger: Ledger, dataset: Dataset, machine: Machine, say: Say, view: Record
+) -> Outcome:
+    """Train `config` in an empty run folder, on the ledger that already holds what preparing the data cost.
+
+    view: is given every line of metrics, as it is written. Raises: UsageError, ShoestringError (Diverged among them).
+    """
+    config = resolve(config, dataset, machine, ledger, say)
+    folder.write_config(config)
+    folder.write_json("environment.json", environment(machine))
+    ledger.write("start")
+    session = Session(config, folder, ledger, dataset, say, view)
+    return session.run()
+
+
+def resume(
+    folder: RunFolder,
+    config: RunConfig,
+    ledger: Ledger,
+    dataset: Dataset,
+    say: Say,
+    view: Record,
+    step: int | None = None,
+) -> Outcome:
+    """Go on exactly from the newest checkpoint, or from the one of `step`. Raises: UsageError when the run has finished."""
+    ended = folder.read_json("summary.json") or {}
+    if ended.get("stopped") == "finished" and step is None:
+        raise UsageError(f"{folder.path} has finished: its budget of {config.budget} is spent")
+    session = Session(config, folder, ledger, dataset, say, view)
+    session.restore(step)
+    return session.run()
+
+
+class Session:
+    """A run in hand: its parts, its folder and its ledger."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, ledger: Ledger, dataset: Dataset, say: Say, view: Record
+    ) -> None:
+        self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
+        self.say, self.view = say, view
+        with ledger.clock("compile"):
+            self.parts: Parts = assemble(config, dataset)
+        for line in self.parts.claims.splitlines():
+            say(line)
+        self.metrics: JsonLines | None = None
+        size = sum(p.numel() * p.element_size() for p in self.parts.model.parameters())
+        self.loop = Loop(
+            stepper=self.parts.stepper,
+            schedule=self.parts.schedule,
+            source=self.parts.source,
+            evaluator=self.parts.evaluator,
+            budget=config.budget,
+            ledger=ledger,
+            settings=config.train,
+            step_flops=self.parts.step_flops,
+            record=self._record,
+            checkpoint=self._checkpoint,
+            # a sample at some 200 tokens/s; weights and moments written and hashed at some 200 MB/s
+            closing_seconds=0.3 + config.train.sample_tokens / 200 + 3 * size / 2e8,
+        )
+
+    def run(self) -> Outcome:
+        """Train until the budget is spent or the process is asked to stop."""
+        self.metrics = JsonLines(self.folder.metrics)
+        try:
+            with StopRequest() as stop:
+                try:
+                    ended = self.loop.run(stop)
+                except Diverged as error:
+                    self._summarise("failed", {"reason": str(error)})
+                    raise self._with_advice(error) from None
+                if ended == "interrupted":
+                    self.loop.save()
+                    return Outcome(ended, stop.asked, self._summarise(ended, {}), "")
+                return self._finish()
+        finally:
+            self.metrics.close()
+
+    def _finish(self) -> Outcome:
+        heldout = self.loop.evaluate()
+        self.loop.save()
+        with self.ledger.clock("evaluate"):
+            sample = draw_sample(self.parts.model, self.dataset.tokenizer, self.config, self.ledger)
+        if sample:
+            line = {"step": self.loop.position.step, "prompt": self.config.train.sample, "text": sample}
+            samples = JsonLines(self.folder.path / "samples.jsonl")
+            samples.append(line)
+            samples.close()
+        found = {
+            "heldout_loss": heldout.loss,
+            "bits_per_byte": heldout.bits_per_byte,
+            "heldout_targets": heldout.targets,
+        }
+        return Outcome("finished", None, self._summarise("finished", found), self.config.train.sample + sample)
+
+    def _summarise(self, stopped: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        self.ledger.write("end", stopped=stopped)
+        content = summary(self.config, self.parts.model, self.loop.position.step, self.ledger, stopped) | dict(found)
+        self.folder.write_json("summary.json", content)
+        return content
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        assert self.metrics is not None
+        self.metrics.append(line)
+        self.view(line)
+
+    def _checkpoint(self) -> None:
+        tensors, numbers = flatten_state(self.parts.optimizer)
+        state = {
+            **self.loop.state(),
+            "totals": totals_to_dict(self.ledger.totals),
+            "optimizer": numbers,
+            "data": self.dataset.fingerprint,
+        }
+        snapshot = checkpoint.Snapshot(dict(self.parts.model.state_dict()), tensors, state)
+        checkpoint.save(self.folder.checkpoints, self.loop.position.step, snapshot, keep=self.config.train.keep)
+
+    def restore(self, step: int | None) -> None:
+        """Back to a checkpoint (None: the newest; the first step when none was written), on the ledger too."""
+        if step is None and not checkpoint.list_checkpoints(self.folder.checkpoints):
+            self.say("no checkpoint was written yet: beginning again from the first step")
+            self.ledger.roll_back(Totals())
+            self.folder.roll_back_metrics(0)
+            return
+        found, snapshot = checkpoint.load(self.folder.checkpoints, step)
+        if snapshot.state["data"] != self.dataset.fingerprint:
+            raise ShoestringError(
+                "the corpus or the tokenizer has changed since this run began: it cannot go on exactly"
+            )
+        self.parts.model.load_state_dict(snapshot.model)
+        restore_state(self.parts.optimizer, snapshot.optimizer, snapshot.state["optimizer"])
+        self.loop.restore(snapshot.state)
+        self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))
+        self.folder.roll_back_metrics(found)
+        for later in checkpoint.list_checkpoints(self.folder.checkpoints):
+            if later > found:
+                checkpoint.remove(self.folder.checkpoints, later)
+        self.say(f"resumed from the checkpoint of step {found}")
+
+    def _with_advice(self, error: Diverged) -> Diverged:
+        steps = checkpoint.list_checkpoints(self.folder.checkpoints)
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint had been written yet"
+        rate = self.config.optim.options["lr"]
+        advice = f"train again with a lower learning rate, say --optim.lr {rate / 2:g} (now {rate:g})"
+        return Diverged(f"{error}; {kept}; {advice}")

@@ -1,0 +1,32 @@
+"""Asked to stop: SIGTERM and Ctrl-C end the run after the step in hand, with a checkpoint."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopRequest:
+    """While open, SIGTERM and SIGINT set `asked` to the signal's number instead of ending the process; a second Ctrl-C
+    ends it at once. Outside the main thread, where Python allows no handlers, `asked` is only set by hand."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = number
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

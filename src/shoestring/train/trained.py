@@ -1,0 +1,36 @@
+"""A trained run, loaded to be used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.errors import ShoestringError
+from shoestring.model.transformer import Transformer
+from shoestring.train import checkpoint
+from shoestring.train.config import RunConfig
+from shoestring.train.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """model: float32, in evaluation mode, on the CPU. tokenizer: the run's own copy. step: of the checkpoint."""
+
+    config: RunConfig
+    model: Transformer
+    tokenizer: TextTokenizer
+    step: int
+
+
+def load_trained(path: Path, step: int | None = None) -> Trained:
+    """The model of a run's newest checkpoint, or the one of `step`. Raises: UsageError, ShoestringError."""
+    folder = RunFolder.open(path)
+    config = folder.read_config()
+    found, snapshot = checkpoint.load(folder.checkpoints, step)
+    model = config.model.build()
+    try:
+        model.load_state_dict(snapshot.model)
+    except RuntimeError:
+        raise ShoestringError(
+            f"{path}: the weights of step {found} are not of the model that config.toml describes"
+        ) from None
+    return Trained(config, model.eval(), TextTokenizer.load(folder.path / "tokenizer.json"), found)

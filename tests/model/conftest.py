@@ -1,0 +1,41 @@
+"""The shapes of model that every test of this folder is driven through."""
+
+import pytest
+import torch
+
+from shoestring.config import build
+from shoestring.model import ModelConfig, Transformer
+
+torch.set_num_threads(1)
+
+BASE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 48}
+SHAPES = {
+    "plain": {},
+    "untied": {"tied": False},
+    "grouped": {"key_value_heads": 2, "tied": False},
+    "multi-query": {"key_value_heads": 1},
+    "wide heads": {"head_width": 16, "key_value_heads": 2},
+    "no query-key norm": {"token_mixer": {"name": "attention", "qk_norm": False}, "key_value_heads": 2},
+    "other constants": {
+        "token_mixer": {"name": "attention", "rope_theta": 5e5, "epsilon": 1e-5},
+        "norm": {"name": "rmsnorm", "epsilon": 1e-5},
+    },
+    "squared ReLU": {"channel_mixer": "squared_relu", "tied": False, "head_width": 6},
+}
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    return build(ModelConfig, {**BASE, **request.param})
+
+
+@pytest.fixture
+def model(config: ModelConfig) -> Transformer:
+    """A model of each shape, its gains moved off 1 so that a gain in the wrong place shows."""
+    torch.manual_seed(1)
+    made = config.build()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+    return made
