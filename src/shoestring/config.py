@@ -116,8 +116,19 @@ def _adapter(kind: type[C]) -> pydantic.TypeAdapter[C]:
     return pydantic.TypeAdapter(kind)
 
 
+def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises: UsageError for a key that no dataclass has; pydantic passes over those of plain dataclasses."""
+    known = _fields(kind)
+    for key, value in tree.items():
+        if key not in known:
+            raise UsageError(f"unknown key '{prefix}{key}': {did_you_mean(key, known)}")
+        if dataclasses.is_dataclass(known[key]) and isinstance(value, Mapping) and known[key] is not Choice:
+            _refuse_unknown(known[key], value, f"{prefix}{key}.")
+
+
 def build(kind: type[C], tree: Mapping[str, Any]) -> C:
     """The configuration a tree of plain values describes. Raises: UsageError, in one line."""
+    _refuse_unknown(kind, tree)
     try:
         return _adapter(kind).validate_python(dict(tree))
     except pydantic.ValidationError as error:

@@ -25,7 +25,9 @@ def test_huge_n_stays_in_range_and_never_repeats(n: int, start: int) -> None:
 
 def test_a_place_does_not_depend_on_what_is_asked_beside_it() -> None:
     whole = Permutation(1000, 3, 4)(np.arange(1000))
-    assert [int(Permutation(1000, 3, 4)(np.array([place]))[0]) for place in (0, 17, 999)] == whole[[0, 17, 999]].tolist()
+    assert [int(Permutation(1000, 3, 4)(np.array([place]))[0]) for place in (0, 17, 999)] == whole[
+        [0, 17, 999]
+    ].tolist()
 
 
 def test_another_seed_or_epoch_is_another_order() -> None:

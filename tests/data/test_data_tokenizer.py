@@ -126,7 +126,7 @@ def test_the_config_beside_names_the_end(tmp_path: Path) -> None:
         assert loaded.byte_lengths.tolist()[600:] == [0, 5]
         assert loaded.decode(loaded.encode("un été<stop>")) == "un été<stop>"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<gone>"}))
-    with pytest.raises(UsageError, match="'<gone>', which tokenizer_config.json names, is not in it"):
+    with pytest.raises(UsageError, match=r"'<gone>', which tokenizer_config.json names, is not in it"):
         TextTokenizer.load(file)
 
 

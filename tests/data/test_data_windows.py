@@ -35,7 +35,10 @@ def test_each_target_once_an_epoch(tokens: int, context: int, seed: int, epoch: 
 
 @settings(deadline=None)
 @given(
-    start=st.integers(0, 200), each=st.integers(1, 7), workers=st.integers(1, 6), packing=st.sampled_from(["stream", "isolated"])
+    start=st.integers(0, 200),
+    each=st.integers(1, 7),
+    workers=st.integers(1, 6),
+    packing=st.sampled_from(["stream", "isolated"]),
 )
 def test_workers_together_read_what_one_would(start: int, each: int, workers: int, packing: str) -> None:
     store = TokenStore.of([[i % 7 + 1] * (i % 11) for i in range(60)], END)

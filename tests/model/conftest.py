@@ -31,11 +31,13 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 
 @pytest.fixture
 def model(config: ModelConfig) -> Transformer:
-    """A model of each shape, its gains moved off 1 so that a gain in the wrong place shows."""
+    """A model of each shape, away from its start: a gain or a block in the wrong place shows."""
     torch.manual_seed(1)
     made = config.build()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
     return made

@@ -73,16 +73,15 @@ def test_the_first_loss_is_near_that_of_guessing(tied: bool) -> None:
     assert math.log(1000) < loss < math.log(1000) + 1
 
 
-def test_activations_keep_their_scale_with_depth_and_width() -> None:
+def test_a_new_model_is_its_embedding_and_its_inner_features_have_unit_scale(config: ModelConfig) -> None:
     torch.manual_seed(0)
-    scales = []
-    for layers, width in ((2, 64), (12, 64), (2, 256)):
-        model = ModelConfig(layers=layers, width=width, vocabulary=100, context=32).build()
-        seen: list[Tensor] = []
-        model.norm.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].detach()))
-        model(ids(model, 2, 32))
-        scales.append(float(seen[0].square().mean().sqrt()))
-    assert max(scales) / min(scales) < 1.5
+    model = config.build()
+    inputs = ids(model, 4, 48)
+    assert torch.equal(model.hidden(inputs), model.norm(model.embedding(inputs)))
+    inner = model.blocks[0].token_mixer.qkv(model.norm(model.embedding(inputs)))
+    assert 0.8 < inner.square().mean().sqrt() < 1.2
+    model(inputs).square().sum().backward()
+    assert all(block.channel_mixer.output.weight.grad.abs().sum() > 0 for block in model.blocks)
 
 
 def test_bfloat16_autocast_trains_near_float32_without_a_warning(model: Transformer) -> None:
@@ -98,11 +97,13 @@ def test_bfloat16_autocast_trains_near_float32_without_a_warning(model: Transfor
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_blocks_compile_whole_and_agree(model: Transformer) -> None:
+@pytest.mark.parametrize("config", [{"key_value_heads": 2}], indirect=True, ids=["grouped"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_blocks_compile_whole_and_agree(model: Transformer, backend: str) -> None:
     inputs, documents = ids(model, 2, 12), torch.arange(12).expand(2, -1) // 5
     compiled = copy.deepcopy(model)
     for block in compiled.blocks:
-        block.compile(backend="aot_eager", fullgraph=True)
+        block.compile(backend=backend, fullgraph=True)
     for given in (None, documents):
         expected, got = model(inputs, documents=given), compiled(inputs, documents=given)
         torch.testing.assert_close(got, expected)
@@ -111,7 +112,7 @@ def test_blocks_compile_whole_and_agree(model: Transformer) -> None:
         expected.square().sum().backward()
         got.square().sum().backward()
         for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(ours.grad, theirs.grad)
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-3, rtol=1e-3)
     with torch.no_grad():
         cache = compiled.new_cache(2, 12)
         pieces = [compiled(piece, cache=cache) for piece in inputs.split([6, 5, 1], 1)]

@@ -69,6 +69,12 @@ def test_a_frame_has_a_height_whatever_there_is_to_show() -> None:
         assert low < high
 
 
+def test_nearly_level_values_look_level() -> None:
+    low, high = frame([(np.array([1.0, 2.0]), np.array([8.731, 8.746]))])
+    assert high - low > 0.4
+    assert low + high == pytest.approx(2 * 8.7385)
+
+
 def test_values_that_are_not_finite_are_set_aside_and_counted() -> None:
     rows = [{"x": 1, "y": 2}, {"x": 2, "y": float("nan")}, {"x": 3}, {"x": None, "y": 1}, {"x": 5, "y": float("inf")}]
     assert [column.tolist() for column in finite(rows, "x", "y")] == [[1.0], [2.0]]

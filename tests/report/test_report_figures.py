@@ -1,5 +1,6 @@
 """The figures: what they show, how they are named, and the loss curve as a file of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,12 @@ def test_a_loss_curve_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
         save_loss_curve(folder, tmp_path / "loss.pdf")
     with pytest.raises(ShoestringError, match="cannot be written"):
         save_loss_curve(folder, folder / "config.toml" / "loss.png")
+
+
+def test_a_run_of_one_step_shows_its_point(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run", steps=8))
+    line = loss_figure(replace(run, train=run.train[:1], heldout=[])).axes[0].lines[1]
+    assert (line.get_marker(), list(line.get_ydata())) == ("o", [run.train[0]["loss"]])
 
 
 @pytest.mark.filterwarnings("error")

@@ -114,6 +114,16 @@ def test_steps_done_again_after_a_resume_replace_the_lost_ones(tmp_path: Path) -
     assert run.totals.discarded == 16384
 
 
+def test_a_summary_from_before_a_resume_does_not_count(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    append(folder / "ledger.jsonl", '{"event": "end"}\n')
+    assert read_run(folder).summary is not None
+    append(folder / "ledger.jsonl", '{"event": "resume"}\n{"event": "train"}\n')
+    assert read_run(folder).summary is None
+    append(folder / "ledger.jsonl", '{"event": "end"}\n')
+    assert read_run(folder).summary is not None
+
+
 def test_the_budget_is_read_as_amounts_or_as_text_wherever_it_stands(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", summary=False, budget="2m,1e15flops")
     assert read_run(folder).limits == {"seconds": 120.0, "flops": 1e15}

@@ -74,11 +74,14 @@ def test_a_run_without_a_summary_shows_its_latest_figures_and_no_overshoot(tmp_p
     assert facts.spent(read_run(folder))["seconds"] == run.train[-1]["seconds"]
 
 
-def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+def test_a_run_that_was_interrupted_or_failed_says_so(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"stopped": "interrupted"}))
     assert facts.state(read_run(folder)) == ("interrupted", "It was interrupted before its budget was spent.")
+    (folder / "summary.json").write_text(json.dumps({"stopped": "failed", "reason": "the loss is nan at step 7"}))
+    assert facts.state(read_run(folder)) == ("failed", "It failed: the loss is nan at step 7.")
+    assert facts.overshoot(read_run(folder)) is None
 
 
 def test_traffic_is_shown_where_there_was_any(tmp_path: Path) -> None:

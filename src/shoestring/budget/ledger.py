@@ -106,7 +106,7 @@ class Ledger:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:-1]) if path.exists() else 0
-            self._file = open(path, "ab")
+            self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
             self._file.truncate(whole)
 
     def _settle(self) -> None:

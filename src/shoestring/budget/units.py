@@ -22,7 +22,7 @@ def _units() -> dict[str, tuple[str, float]]:
         if prefix != "B":
             units[prefix + "B"] = ("bytes", size)
     units |= {prefix + "B": ("bytes", size) for prefix, size in _BINARY.items()}
-    units |= {word: ("dollars", 1.0) for word in ("usd", "USD", "dollars")}
+    units |= dict.fromkeys(("usd", "USD", "dollars"), ("dollars", 1.0))
     return units
 
 

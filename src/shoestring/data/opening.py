@@ -11,7 +11,7 @@ from shoestring.errors import UsageError
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """File suffixes and what pyarrow calls their compression."""
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Bytes read at a time."""
 
 

@@ -92,7 +92,7 @@ class Windows:
     def batch(self, start: int, count: int) -> Batch:
         starts = self.order(start, count) * self.context
         rows = self.store.rows(starts, self.context + 1)
-        inputs, targets = np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+        inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()  # contiguous, and apart: targets are written to
         if self.packing == "stream":
             return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
         first = self._firsts(starts)

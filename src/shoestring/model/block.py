@@ -6,7 +6,7 @@ What fills the two slots is a registered method that is an `nn.Module` with
   options)` for a channel mixer, which also has a class attribute `expansion`: its customary hidden / width;
 * `forward(x, cos, sin, mask, cache)` as `Attention` for a token mixer, `forward(x)` for a channel mixer;
 * `flops(batch, length, backward, past)` for a token mixer, `flops(batch, length, backward)` for a channel mixer;
-* `output`: the `nn.Linear` that writes to the residual stream, which `initialise` scales down with depth.
+* `output`: the `nn.Linear` that writes to the residual stream, which `initialise` sets to zero.
 """
 
 from torch import Tensor, nn

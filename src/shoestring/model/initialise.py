@@ -1,15 +1,14 @@
 """The weights a model starts from.
 
-* A matrix of the blocks: normal, standard deviation 1 / sqrt(fan-in), so that what a unit-scale input gives has unit
-  scale at any width.
-* `output`, the matrix of a mixer that writes to the residual stream: that, divided by sqrt(2 layers), so that the sum
-  of all contributions has unit scale at any depth (Language Models are Unsupervised Multitask Learners, 2019).
-* The embedding and the head: normal, 1 / sqrt(width). Tied or not, the first logits have about unit scale, and the
-  first loss is about ln(vocabulary) + 1/2.
+* A matrix of the blocks: normal, standard deviation 1 / sqrt(fan-in), so that an input of unit scale gives an output of
+  unit scale at any width.
+* `output`, the matrix of a mixer that writes to the residual stream: zero. A new model is then its embedding and its
+  head, at any depth, and each block grows in from nothing (Fixup Initialization, arXiv:1901.09321, starts the last layer
+  of every residual branch so).
+* The embedding and the head: normal, 1 / (2 sqrt(width)), about the customary 0.02 at width 512. The first loss is a
+  little over ln(vocabulary).
 * Gains of norms: 1.
 """
-
-import math
 
 import torch
 from torch import nn
@@ -18,12 +17,13 @@ from shoestring.model.block import Block
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, layers: int) -> None:
-    """Draw every matrix of `model`, a model of `layers` blocks, anew from torch's global generator, in place."""
+def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module) -> None:
+    """Draw every matrix of `model` anew from torch's global generator, in place. head: may be the embedding."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+            scale = 0.5 if module in (embedding, head) else 1.0
+            nn.init.normal_(module.weight, std=scale * module.weight.shape[1] ** -0.5)
     for module in model.modules():
         if isinstance(module, Block):
             for mixer in (module.token_mixer, module.channel_mixer):
-                mixer.output.weight /= math.sqrt(2 * layers)
+                nn.init.zeros_(mixer.output.weight)

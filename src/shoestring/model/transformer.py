@@ -28,7 +28,7 @@ class Transformer(nn.Module):
         # a token mixer without rotary positions takes no such option, and ignores the tables
         theta = config.token_mixer.options.get("rope_theta", 10000.0)
         self.rotary = Rotary(config.head_width, config.context, theta)
-        initialise(self, config.layers)
+        initialise(self, self.embedding, self.get_output_embeddings())
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding

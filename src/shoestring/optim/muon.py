@@ -22,7 +22,7 @@ BATCH = {"cpu": 5 * 2**18, "other": 2**24}
     name="muon",
     paper="Muon is Scalable for LLM Training, arXiv:2502.16982",
     claim="about half the FLOPs of AdamW to the same loss at large scale",
-    cost="5 Newton-Schulz steps of 4 r^2 q + 2 r^3 FLOPs per r x q matrix per step; 4 bytes of state a parameter",
+    cost="5 Newton-Schulz steps of at most 4 r^2 q + 2 r^3 FLOPs per r x q matrix; 4 bytes of state a parameter",
 )
 class Muon(torch.optim.Optimizer):
     """Momentum whose every step is replaced by its polar factor, so all directions of a matrix move alike.
@@ -102,10 +102,8 @@ class Muon(torch.optim.Optimizer):
         stack = torch.empty((sum(counts), rows, columns), dtype=precision, device=device)
         torch._foreach_copy_(list(stack.split(counts)), directions)
         factor = self._polar_factor(stack, method=group["polar"], steps=group["steps"], precision=precision)
-        if group["scaling"] == "spectral":
-            scale = math.sqrt(max(1, rows / columns))
-        else:
-            scale = 0.2 * math.sqrt(max(rows, columns))
+        spectral = group["scaling"] == "spectral"
+        scale = math.sqrt(max(1, rows / columns)) if spectral else 0.2 * math.sqrt(max(rows, columns))
         updates = [part.view_as(parameter) for part, parameter in zip(factor.split(counts), parameters, strict=True)]
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

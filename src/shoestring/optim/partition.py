@@ -85,12 +85,14 @@ def partition(model: nn.Module, *optimizers: Recipe) -> Partition:
 
     Raises: UsageError where no optimiser takes a role that the model has, or where an optimiser states no roles.
     """
+    if not optimizers:
+        raise UsageError("no optimiser was given for the parameters of the model")
     accepts = [_accepts(recipe) for recipe in optimizers]
     given: list[list[Member]] = [[] for _ in optimizers]
     for member in members(model):
         taker = next((index for index, roles in enumerate(accepts) if member.role in roles), None)
         if taker is None:
-            names = ", ".join(_name(recipe) for recipe in optimizers) or "no optimiser"
+            names = ", ".join(_name(recipe) for recipe in optimizers)
             raise UsageError(f"{member.name} is of the role '{member.role}', which {names} does not take: add adamw")
         given[taker].append(member)
     if not any(given):

@@ -52,6 +52,9 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], 
     Raises: ShoestringError, before anything is changed, where the optimiser, its groups, the names or shapes of its
     parameters, or the tensors are not those of the record.
     """
+    lost = {"optimizer", "parameters", "groups", "values", "tensors"} - record.keys()
+    if lost:
+        raise ShoestringError(f"the record of the optimiser state is damaged: it has no {', '.join(sorted(lost))}")
     current = optimizer.state_dict()["param_groups"]
     _same("the optimiser", record["optimizer"], _kind(optimizer))
     _same("the number of parameter groups", len(record["groups"]), len(current))

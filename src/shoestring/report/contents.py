@@ -18,8 +18,8 @@ from shoestring.report.run_files import Run
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _PROGRESS = (
     ("learning_rate_factor", "Learning rate", "share of its peak", False, "What the schedule multiplied it by."),
-    ("gradient_norm", "Gradient norm", "2-norm over all parameters", True, "Each step faint, the mean bold."),
-    ("tokens_per_second", "Speed", "tokens per second", True, "Of the training steps alone, the mean bold."),
+    ("gradient_norm", "Gradient norm", "2-norm over all parameters", True, "As recorded faint, averaged bold."),
+    ("tokens_per_second", "Speed", "tokens per second", True, "As recorded faint, averaged bold."),
 )
 _RESOURCES = (("seconds", "time"), ("flops", "computation"), ("tokens", "tokens"))
 
@@ -41,17 +41,17 @@ def _svg(figure: Any, name: str, label: str) -> Markup:
 def _loss(run: Run) -> Drawing | None:
     if not (run.train or run.heldout):
         return None
-    steps = window(len(finite(run.train, "seconds", "loss")[1]))
-    caption = "Training loss of each step"
-    caption += f" is faint, its mean over {steps} steps bold." if steps > 1 else "."
+    lines = window(len(finite(run.train, "seconds", "loss")[1]))
+    caption = "Training loss as it was recorded"
+    caption += f", faint, and its mean over {lines} records, bold." if lines > 1 else "."
     if run.heldout:
         caption += " Points: loss on text held out from training."
     lost = len(broken(run.train, "seconds", "loss"))
     if lost:
-        caption += f" {lost} of {len(run.train)} training losses are not finite: crosses on the upper edge show where."
+        caption += f" {lost} of {len(run.train)} recorded losses are not finite: crosses on the upper edge show where."
     wide, narrow = loss_figure(run), loss_figure(run, width=380, height=300)
     label = f"Loss over time. {caption}"
-    return Drawing("How the loss fell", _svg(wide, "loss", label), caption, _svg(narrow, "loss-narrow", label))
+    return Drawing("Loss through the run", _svg(wide, "loss", label), caption, _svg(narrow, "loss-narrow", label))
 
 
 def _progress(run: Run) -> list[Drawing]:
@@ -129,7 +129,7 @@ def _panels(runs: Sequence[Run], letters: Sequence[str], kind: str, title: str) 
 def several(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page of several runs shows."""
     letters = [letter(index) for index in range(len(runs))]
-    losses = [facts.heldout(run)[0] if run.summary is not None else None for run in runs]
+    losses = [facts.heldout(run)[0]  for run in runs]
     lowest = min((loss for loss in losses if loss is not None and loss == loss), default=None)
     changed = differing([run.config for run in runs])
     keys = frozenset(key for key, _ in changed)

@@ -69,7 +69,9 @@ def frame(curves: Sequence[Curve], floor: float | None = None) -> tuple[float, f
     usual = float(np.percentile(values, 98))
     if high > 4 * usual > 0:  # a few spikes must not flatten everything else
         high = 2 * usual
-    room = 0.06 * (high - low if high > low else abs(high) or 1.0)
+    least = 0.05 * abs(high) or 1.0  # nearly level values are shown level, not blown up to fill the frame
+    short = max(0.0, least - (high - low)) / 2
+    room = short + 0.06 * max(high - low, least)
     return low - (room if floor is None else 0.0), high + room
 
 

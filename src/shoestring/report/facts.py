@@ -72,14 +72,17 @@ def state(run: Run) -> tuple[str, str]:
     if stopped == "finished":
         limits = " or ".join(amount(resource, limit) for resource, limit in run.limits.items())
         return stopped, f"Trained until its budget of {limits} was spent." if limits else "Trained to the end."
-    reason = {"interrupted": "It was interrupted before its budget was spent.", "failed": "It failed."}
-    return stopped, reason.get(stopped, f"It ended: {stopped}.")
+    if stopped == "interrupted":
+        return stopped, "It was interrupted before its budget was spent."
+    reason = run.summary.get("reason")
+    return stopped, f"It {stopped}: {reason}." if reason else f"It {stopped}."
 
 
 def _perplexity(loss: float | None) -> str:
     if loss is None or not math.isfinite(loss) or loss > 50:
         return ""
-    return f"a perplexity of {math.exp(loss):.3g} a token"
+    perplexity = math.exp(loss)
+    return f"a perplexity of {scaled(perplexity) if perplexity >= 1000 else f'{perplexity:.3g}'} a token"
 
 
 def headline(run: Run) -> list[Figure]:

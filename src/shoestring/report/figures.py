@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,6 +52,13 @@ def _crosses(axes: "Axes", spots: np.ndarray) -> None:
               transform=axes.get_xaxis_transform())  # fmt: skip
 
 
+def _line(axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str = "s1", **look: Any) -> None:
+    """A line through enough of the values to look the same; a point where there is only one."""
+    kept = thin(y, _POINTS)
+    look = {"linewidth": 1.7, "markersize": 3, **look, **({"marker": "o"} if len(y) == 1 else {})}
+    axes.plot(x[kept], y[kept], color=COLOUR[colour], **look)
+
+
 def _fit(axes: "Axes", shown: Sequence[Curve], whole: Sequence[Curve], size: float, floor: float | None = None) -> None:
     """Frame the curves `shown`, and say how far `whole` goes where it leaves the frame; x as on the axes."""
     axes.set_ylim(*frame(shown, floor))
@@ -70,7 +77,7 @@ def _fit(axes: "Axes", shown: Sequence[Curve], whole: Sequence[Curve], size: flo
 
 @style()
 def loss_figure(run: Run, against: str = "seconds", *, width: float = 900, height: float = 380) -> "Figure":
-    """Training loss (every step, faint; smoothed, bold) and held-out loss (points), in nats per token.
+    """Training loss (as recorded, faint; smoothed, bold) and held-out loss (points), in nats per token.
 
     against: 'seconds', 'flops', 'tokens' or 'progress'. width, height: in SVG units (CSS pixels at full size).
     """
@@ -81,8 +88,7 @@ def loss_figure(run: Run, against: str = "seconds", *, width: float = 900, heigh
     scale, label = along(against, most)
     line = (raw[0], smooth(raw[1], window(len(raw[1]))))
     _raw(axes, raw[0] / scale, raw[1])
-    kept = thin(line[1], _POINTS)
-    axes.plot(line[0][kept] / scale, line[1][kept], color=COLOUR["s1"], linewidth=1.8)
+    _line(axes, line[0] / scale, line[1])
     axes.plot(held[0] / scale, held[1], "o-", color=COLOUR["s2"], linewidth=1, markersize=4.5,
               markeredgecolor=COLOUR["paper"], markeredgewidth=1)  # fmt: skip
     _fit(axes, [raw, held], [(raw[0] / scale, raw[1]), (held[0] / scale, held[1])], size)
@@ -106,8 +112,7 @@ def progress_figure(rows: Sequence[Row], key: str, unit: str, *, smoothed: bool 
     line = smooth(y, window(len(y))) if smoothed else y
     if smoothed:
         _raw(axes, x / scale, y)
-    kept = thin(line, _POINTS)
-    axes.plot(x[kept] / scale, line[kept], color=COLOUR["s1"], linewidth=1.6)
+    _line(axes, x / scale, line)
     _fit(axes, [(x, y)], [(x / scale, y)], _TEXT, floor=0.0)
     _crosses(axes, broken(rows, "progress", key) / scale)
     axes.set_xlim(0, 101)
@@ -150,19 +155,13 @@ def time_figure(totals: Totals, *, width: float = 520) -> "Figure":
     return figure
 
 
-def overlaid(runs: Sequence[Run], kind: str, against: str) -> list[Curve]:
-    """One curve a run: its held-out points, or its smoothed training loss."""
-    if kind == "heldout":
-        return [finite(run.heldout, against, "loss") for run in runs]
-    raw = [finite(run.train, against, "loss") for run in runs]
-    return [(x, smooth(y, window(len(y)))) for x, y in raw]
-
-
 @style()
 def overlay_figure(runs: Sequence[Run], letters: Sequence[str], kind: str, against: str) -> "Figure":
     """The loss of several runs against one resource; `kind` is 'heldout' or 'train'. Each line ends at its letter."""
     figure, axes = panel(340, 270, right=26)
-    curves = overlaid(runs, kind, against)
+    curves = [finite(run.heldout if kind == "heldout" else run.train, against, "loss") for run in runs]
+    if kind == "train":
+        curves = [(x, smooth(y, window(len(y)))) for x, y in curves]
     most = max((float(x.max()) for x, _ in curves if len(x)), default=0.0) or 1.0
     scale, label = along(against, most)
     ends = []
@@ -170,10 +169,7 @@ def overlay_figure(runs: Sequence[Run], letters: Sequence[str], kind: str, again
         colour = SERIES[index % len(SERIES)]
         dash = DASHES[index // len(SERIES) % len(DASHES)]
         mark = "o" if kind == "heldout" else ""
-        kept = thin(y, _POINTS)
-        axes.plot(
-            x[kept] / scale, y[kept], color=COLOUR[colour], linestyle=dash, linewidth=1.5, marker=mark, markersize=3
-        )
+        _line(axes, x / scale, y, colour, linestyle=dash, linewidth=1.5, marker=mark)
         ends += [(float(x[-1] / scale), float(y[-1]), letters[index], colour)] if len(y) else []
     _fit(axes, curves, [(x / scale, y) for x, y in curves], _TEXT)
     axes.set_xlim(0, 1.01 * most / scale)

@@ -1,6 +1,5 @@
 """Writing the page: one HTML file that needs nothing else, the same bytes for the same run files."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,12 +35,12 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Write report.html from the files of one run folder, or of several to set side by side; returns its path.
 
     The page is self-contained, and the same files always give the same bytes. output: a file, or a folder to put
-    report.html in; by default the run's own folder, or the nearest folder that holds all the runs.
+    report.html in; by default the run's own folder, and for several runs the current one.
     Raises: UsageError when a folder is not a run; ShoestringError when a file is damaged or the page cannot be written.
     """
     read = read_runs(runs)
     if output is None:
-        output = Path(os.path.commonpath([run.folder.resolve() for run in read]))
+        output = read[0].folder if len(read) == 1 else Path()
     if output.is_dir():
         output = output / "report.html"
     # a model may emit half of a surrogate pair, which no encoding has a place for

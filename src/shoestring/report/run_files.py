@@ -25,7 +25,7 @@ _SUMMARY = {"heldout_loss", "bits_per_byte", "steps", "tokens", "seconds", "flop
 class Run:
     """What a run folder holds. name: as shown. train, heldout: the lines of metrics.jsonl by kind, in order of steps.
 
-    totals: sums over the ledger. resumed: how often. summary: None until the run has ended. limits: the budget by
+    totals: sums over the ledger. resumed: how often. summary: None unless the run has ended. limits: the budget by
     resource, in base units.
     """
 
@@ -90,6 +90,14 @@ def _limits(folder: Path, *places: Row) -> dict[str, float]:
     return {}
 
 
+def _summary(path: Path, ledger: Sequence[tuple[int, Row]]) -> Row | None:
+    """The summary; None while there is none, or where a run was resumed since it was written."""
+    summary: Row | None = read_json(path, dict, "an object")
+    check_numbers(path, 1, summary or {}, _SUMMARY)
+    turns = [row.get("event") for _, row in ledger if row.get("event") in ("end", "resume")]
+    return None if turns[-1:] == ["resume"] else summary
+
+
 def _config(path: Path) -> Row:
     content = read_file(path)
     if content is None:
@@ -117,8 +125,7 @@ def read_run(folder: Path) -> Run:
     config = _config(folder / "config.toml")
     metrics = read_lines(folder / "metrics.jsonl", _METRICS)
     ledger = read_lines(folder / "ledger.jsonl", _LEDGER)
-    summary = read_json(folder / "summary.json", dict, "an object")
-    check_numbers(folder / "summary.json", 1, summary or {}, _SUMMARY)
+    summary = _summary(folder / "summary.json", ledger)
     sections = [section for section in config.values() if isinstance(section, dict)]
     return Run(
         folder=folder,

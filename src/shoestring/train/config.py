@@ -7,6 +7,7 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.units import parse_memory
 from shoestring.config import Choice, Pick
 from shoestring.data.config import DataConfig
+from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive
 from shoestring.model.config import ModelConfig
 
@@ -84,4 +85,7 @@ class RunConfig:
         if self.seed < 0 or self.seed >= 2**63:
             raise ValueError(f"seed = {self.seed} is not a whole number in [0, 2^63)")
         if self.memory is not None:
-            parse_memory(self.memory)
+            try:
+                parse_memory(self.memory)
+            except UsageError as error:
+                raise UsageError(f"memory: {error}") from None

@@ -35,7 +35,8 @@ def _padded(batch: Batch, rows: int) -> Batch:
         return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
 
     inputs, targets = pad(batch.inputs, 0), pad(batch.targets, IGNORED)
-    assert inputs is not None and targets is not None
+    assert inputs is not None
+    assert targets is not None
     return Batch(inputs, targets, pad(batch.positions, 0), pad(batch.documents, 0))
 
 

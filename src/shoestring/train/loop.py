@@ -171,6 +171,8 @@ class Loop:
 
     def save(self) -> None:
         """A checkpoint of this position."""
+        # written first: whatever a checkpoint holds is in the ledger, should the process die between the two
+        self.ledger.write("train", step=self.position.step)
         with self.ledger.clock("checkpoint"):
             self.checkpoint()
         self.ledger.write("checkpoint", step=self.position.step)

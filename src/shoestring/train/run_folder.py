@@ -26,7 +26,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         whole = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:-1]) if path.exists() else 0
-        self._file: IO[bytes] = open(path, "ab", buffering=0)
+        self._file: IO[bytes] = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._file.truncate(whole)
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -108,8 +108,5 @@ class RunFolder:
         """Drop the measurements of steps after `step`, which the resumed run makes again."""
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_bytes().split(b"\n")[:-1]:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        atomic.write_bytes(self.metrics, b"".join(kept))
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        atomic.write_bytes(self.metrics, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))

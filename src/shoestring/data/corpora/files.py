@@ -25,9 +25,10 @@ PASSAGES = 100
 class Files:
     """The files under a folder, or that a glob matches, sorted by path; or one file.
 
-    The format goes by the suffix, `.gz` and `.zst` taken off: `.jsonl`, `.parquet`, and anything else is text. In a
-    folder or glob of several what is not text is left out and counted; hidden files, and folders marked as caches with
-    a CACHEDIR.TAG, are not looked at. Raises: UsageError where there is no such file, or none in the folder.
+    The format goes by the suffix, `.gz` and `.zst` taken off: `.jsonl`, `.parquet`, and anything else is text. Where
+    there are several files, what is not text is left out and counted. Under a folder, hidden files are not looked at,
+    nor are folders marked as caches by a CACHEDIR.TAG.
+    Raises: UsageError where there is no such file, none in the folder, or the only one is not text.
     """
 
     def __init__(self, where: str, *, text_field: str = "text") -> None:

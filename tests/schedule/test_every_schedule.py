@@ -1,0 +1,112 @@
+"""One table for every registered schedule, and the properties that the trainer relies on."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoestring.config import Choice
+from shoestring.errors import UsageError
+from shoestring.method import Card, methods
+from shoestring.schedule.cosine import Cosine
+from shoestring.schedule.linear import Linear
+from shoestring.schedule.progress import Schedule
+from shoestring.schedule.warmup import Warmup, with_warmup
+from shoestring.schedule.wsd import WSD
+
+EVERY = pytest.mark.parametrize("card", methods("schedule"), ids=lambda card: card.name)
+SHARES = st.floats(1e-3, 1)
+FRACTIONS = st.floats(0, 1)
+SCHEDULES = st.one_of(
+    st.builds(Linear, floor=FRACTIONS),
+    st.builds(Cosine, floor=FRACTIONS),
+    st.builds(WSD, decay=SHARES, shape=st.sampled_from(["linear", "1-sqrt", "cosine"]), floor=FRACTIONS),
+)
+
+
+def test_the_table_holds_the_schedules() -> None:
+    assert {card.name for card in methods("schedule")} >= {"wsd", "cosine", "linear"}
+
+
+@EVERY
+def test_a_choice_builds_it_and_refuses_nonsense(card: Card) -> None:
+    schedule = Choice.of("schedule", card.name, floor=0.25).build()
+    assert schedule(0.0) == 1
+    assert schedule(1.0) == 0.25
+    with pytest.raises(UsageError, match=r"floor = 1\.5"):
+        Choice.of("schedule", card.name, floor=1.5)
+    with pytest.raises(ValueError, match=r"floor = -0.5"):
+        card.target(floor=-0.5)
+    with pytest.raises(AttributeError):
+        schedule.floor = 0.5
+    assert "arXiv:" in card.paper
+
+
+@given(SCHEDULES)
+def test_begins_at_one_and_ends_at_the_floor_exactly(schedule: Schedule) -> None:
+    assert schedule(0.0) == 1
+    assert schedule(1.0) == schedule.floor  # type: ignore[attr-defined]
+    assert schedule(1.01) == schedule(1.0)
+
+
+@given(SCHEDULES, FRACTIONS, FRACTIONS)
+def test_never_rises_and_stays_between_the_floor_and_one(schedule: Schedule, one: float, other: float) -> None:
+    early, late = sorted((one, other))
+    assert schedule(early) >= schedule(late) - 1e-12
+    assert schedule.floor - 1e-12 <= schedule(one) <= 1  # type: ignore[attr-defined]
+
+
+@given(SHARES, st.sampled_from(["linear", "1-sqrt", "cosine"]), FRACTIONS)
+def test_wsd_is_one_until_the_decay_and_joins_without_a_jump(decay: float, shape: str, floor: float) -> None:
+    schedule = WSD(decay=decay, shape=shape, floor=floor)  # type: ignore[arg-type]
+    joint = 1 - decay
+    assert schedule(joint * 0.999) == 1
+    assert schedule(min(1.0, joint + 1e-8 * decay)) == pytest.approx(1, abs=2e-4)
+
+
+def test_shapes_of_the_decay() -> None:
+    at = {shape: WSD(decay=0.5, shape=shape)(0.625) for shape in ("linear", "1-sqrt", "cosine")}  # type: ignore[arg-type]
+    assert at == pytest.approx({"linear": 0.75, "1-sqrt": 0.5, "cosine": (1 + math.cos(math.pi / 4)) / 2})
+    assert Linear(floor=0.2)(0.25) == pytest.approx(0.8)
+    assert Cosine(floor=0.0)(0.5) == pytest.approx(0.5)
+
+
+@given(SCHEDULES, st.one_of(st.floats(max_value=0, exclude_max=True), st.just(math.nan)), FRACTIONS)
+def test_progress_that_is_none_is_refused(schedule: Schedule, progress: float, share: float) -> None:
+    for each in (schedule, with_warmup(schedule, share)):
+        with pytest.raises(ValueError, match=r"progress is the spent share of the budget"):
+            each(progress)
+
+
+@settings(max_examples=50)
+@given(SCHEDULES, SHARES, FRACTIONS, FRACTIONS)
+def test_warmup_rises_from_zero_meets_the_schedule_and_never_exceeds_it(
+    schedule: Schedule, share: float, one: float, other: float
+) -> None:
+    warm = with_warmup(schedule, share)
+    assert warm(0.0) == 0
+    assert warm(share) == schedule(share)
+    assert warm(max(one, share)) == schedule(max(one, share))
+    assert warm(1.0) == schedule(1.0)
+    assert warm(share * (1 - 1e-9)) == pytest.approx(schedule(share), abs=1e-3)
+    assert 0 <= warm(one) <= schedule(one)
+
+
+@given(st.floats(0.01, 0.3), st.floats(0.01, 0.7), FRACTIONS, FRACTIONS)
+def test_warmup_before_a_stable_phase_is_a_straight_ramp_to_one(
+    share: float, decay: float, one: float, other: float
+) -> None:
+    warm = with_warmup(WSD(decay=decay), share)
+    assert warm(one * share) == pytest.approx(one)
+    early, late = sorted((one * (1 - decay), other * (1 - decay)))
+    assert warm(early) <= warm(late)
+
+
+def test_no_warmup_is_the_schedule_itself() -> None:
+    schedule = Linear()
+    assert with_warmup(schedule, 0) is schedule
+    assert with_warmup(schedule, 0.1) == Warmup(schedule, 0.1)
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="warm-up takes a share of the budget"):
+            with_warmup(schedule, share)

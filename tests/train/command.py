@@ -1,0 +1,29 @@
+"""The `shoestring` command as a real process, and a tiny run for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TINY = (
+    "--data.tokenizer=bytes --data.heldout=0.1 --model.layers=1 --model.width=32 --model.heads=2 --model.context=32 "
+    "--train.batch=4 --train.heldout_tokens=256 --train.sample_tokens=8 --execution.compile=none "
+    "--execution.precision=float32 --execution.loss=plain --execution.threads=1"
+).split()
+
+
+def start(*words: object, **more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "shoestring", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env={**os.environ, **more}, **pipes)  # type: ignore[call-overload]
+
+
+def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error)."""
+    process = start(*words, **more)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def newest_weights(run: Path) -> bytes:
+    return sorted((run / "checkpoints").iterdir())[-1].joinpath("model.safetensors").read_bytes()
