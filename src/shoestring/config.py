@@ -46,6 +46,9 @@ class Choice:
             raise UsageError(_one_line(error, card.options(), name)) from None
         return cls(engine, kind, name, MappingProxyType(checked.model_dump()))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":
+        return self  # nothing in it can change, so a copied model may share it
+
     @property
     def card(self) -> Card:
         return find(self.engine, self.name, self.kind)
@@ -59,10 +62,19 @@ class Choice:
 
 
 class Pick:
-    """The annotation that makes a `Choice` field read from a table: `Annotated[Choice, Pick("optim")]`."""
+    """The annotation that makes a `Choice` field read from a table: `Annotated[Choice, Pick("optim")]`.
 
-    def __init__(self, engine: str, kind: str = "") -> None:
-        self.engine, self.kind = engine, kind
+    default: the method meant by a table without a name.
+    """
+
+    def __init__(self, engine: str, kind: str = "", *, default: str | None = None) -> None:
+        self.engine, self.kind, self.default = engine, kind, default
+
+    def choice(self) -> Choice:
+        """The default method with its default options."""
+        if self.default is None:
+            raise ValueError(f"no default {self.kind or self.engine} method")
+        return Choice.of(self.engine, self.default, kind=self.kind)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         def read(value: Any) -> Choice:
@@ -70,6 +82,8 @@ class Pick:
                 return value
             if isinstance(value, str):
                 value = {"name": value}
+            if isinstance(value, Mapping) and self.default is not None:
+                value = {"name": self.default, **value}
             if not isinstance(value, Mapping) or "name" not in value:
                 raise PydanticCustomError("choice", "a method's name, or a table with one, is needed")
             options = {key: item for key, item in value.items() if key != "name"}
@@ -109,6 +123,8 @@ def _one_line(error: pydantic.ValidationError, kind: Any, prefix: str = "") -> s
     if first["type"] == "choice":
         return f"{where}: {first['msg']}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a section's parts do not go together
+        return f"{where}: {message}" if where else message
     return f"{where} = {first['input']!r}: {message[:1].lower()}{message[1:]}"
 
 

@@ -33,7 +33,9 @@ def test_an_inner_clock_pauses_the_outer_and_the_rest_is_idle() -> None:
     assert ledger.totals.wall_clock == 31
 
 
-@given(st.lists(st.tuples(st.sampled_from([c for c in CAUSES if c != "sync_hidden"]), st.floats(0, 100), st.booleans())))
+@given(
+    st.lists(st.tuples(st.sampled_from([c for c in CAUSES if c != "sync_hidden"]), st.floats(0, 100), st.booleans()))
+)
 def test_the_causes_add_up_to_the_wall_clock(blocks: list[tuple[str, float, bool]]) -> None:
     clock = Clock()
     ledger = Ledger(clock=clock)

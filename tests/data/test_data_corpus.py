@@ -99,7 +99,8 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path: Path, where: str, co
 def test_a_stamp_moves_with_every_change_and_only_then(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one")
-    (tmp_path / "b.txt").write_text("two")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "b.txt").write_text("two")
     stamps = [open_corpus(str(tmp_path)).stamp()]
     assert open_corpus(str(tmp_path)).stamp() == stamps[0]
     before = path.stat()
@@ -110,7 +111,9 @@ def test_a_stamp_moves_with_every_change_and_only_then(tmp_path: Path) -> None:
     stamps.append(open_corpus(str(tmp_path)).stamp())
     (tmp_path / "c.txt").rename(tmp_path / "d.txt")
     stamps.append(open_corpus(str(tmp_path)).stamp())
-    assert len(set(stamps)) == 4
+    (tmp_path / "below").rename(tmp_path / "moved")  # nothing but the path of b.txt is changed by this
+    stamps.append(open_corpus(str(tmp_path)).stamp())
+    assert len(set(stamps)) == 5
 
 
 def test_the_standard_library_is_the_size_it_is_said_to_be() -> None:

@@ -35,6 +35,7 @@ def test_passages_joined_are_the_text_whatever_the_blocks(blocks: list[str], lim
         ("aaaaaa\nb c dddd", ["aaaaaa\n", "b c dddd"]),
         ("aaaaaa b cccc", ["aaaaaa b ", "cccc"]),
         ("a" * 12, ["a" * 10, "aa"]),
+        ("aaaaaa bbb", ["aaaaaa bbb"]),
     ],
 )
 def test_passages_end_at_a_blank_line_else_a_line_else_a_word(whole: str, cut: list[str]) -> None:

@@ -48,6 +48,10 @@ def test_top_p_keeps_the_smallest_set_that_holds_the_mass(values: list[float], p
     assert all(got[token] == values[token] for token in kept(got))
 
 
+def test_top_p_that_is_reached_exactly_keeps_no_more() -> None:
+    assert kept(keep_top_p(torch.zeros(4), 0.5)) == {0, 1}
+
+
 def test_samples_follow_the_distribution_after_temperature() -> None:
     values, settings_ = torch.tensor([2.0, 1.0, 0.0, -1.0]), SamplingConfig(temperature=0.5, top_k=3)
     generator = torch.Generator().manual_seed(0)

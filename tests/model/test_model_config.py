@@ -2,6 +2,7 @@ import copy
 
 import pytest
 
+from shoestring import method as registry
 from shoestring.config import build, to_toml, tree
 from shoestring.errors import UsageError
 from shoestring.method import method
@@ -55,7 +56,9 @@ def test_an_unknown_mixer_names_the_nearest() -> None:
         build(ModelConfig, {"channel_mixer": "swigl"})
 
 
-def test_a_new_channel_mixer_is_one_class_and_nothing_else() -> None:
+def test_a_new_channel_mixer_is_one_class_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_cards", dict(registry._cards))  # forget it afterwards
+
     @method("model", kind="channel mixer", name="half_swiglu", claim="none", cost="half")
     class Half(SwiGLU):
         expansion = 1.5

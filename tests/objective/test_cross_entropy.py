@@ -14,7 +14,9 @@ from shoestring.objective.cross_entropy import IGNORED, Fused, plain
     ignored=st.integers(0, 39),
     seed=st.integers(0, 99),
 )
-def test_fused_has_the_loss_and_gradients_of_plain(rows: int, vocabulary: int, block: int, ignored: int, seed: int) -> None:
+def test_fused_has_the_loss_and_gradients_of_plain(
+    rows: int, vocabulary: int, block: int, ignored: int, seed: int
+) -> None:
     draw = torch.Generator().manual_seed(seed)
     hidden = torch.randn(1, rows, 8, generator=draw, requires_grad=True)
     weight = torch.randn(vocabulary, 8, generator=draw, requires_grad=True)

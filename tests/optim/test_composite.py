@@ -75,6 +75,22 @@ def test_scales_any_optimizer_of_torch() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.125
 
 
+def test_each_part_loads_its_own_groups() -> None:
+    def three() -> Composite:
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(size, 2)) for size in (3, 4, 5)]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        return Composite(AdamW([{"params": [p]} for p in parameters[:2]], lr=0.1), Muon(parameters[2:], lr=0.2))
+
+    optimizer, other = three(), three()
+    optimizer.step()
+    other.load_state_dict(optimizer.state_dict())
+    for ours, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_state_of_other_groups_is_refused_before_anything_is_loaded() -> None:
     matrix, vector = pair()
     optimizer = composite(matrix, vector)

@@ -64,6 +64,12 @@ def test_a_linear_of_another_name_is_no_head() -> None:
     assert roles(Model(head="classify"))["classify.weight"] == "matrix"
 
 
+def test_the_last_linear_of_a_numbered_block_is_no_head() -> None:
+    model = Model()
+    del model.lm_head
+    assert roles(model)["blocks.1.output.weight"] == "matrix"
+
+
 def test_a_tied_head_is_the_embedding_once() -> None:
     model = Model(tied=True)
     assert roles(model)["tokens.weight"] == "embedding"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_muon import newton_schulz
 
-from shoestring.optim.polar import JORDAN, POLAR_EXPRESS, exact_polar, fast_precision, polar_error, polar_factor
+from shoestring.optim.polar import JORDAN, POLAR_EXPRESS, exact_polar, fast_precision, polar_error, polar_factor, polar_flops
 
 SIZES = st.integers(1, 24)
 
@@ -111,3 +111,13 @@ def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> Non
     for capabilities, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
         assert fast_precision(torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 24), (16, 40), (40, 16)])
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_the_flops_it_states_are_those_it_takes(shape: tuple[int, int], steps: int) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        polar_factor(torch.randn(3, *shape), steps=steps, precision=torch.float32)
+    assert counter.get_total_flops() == 3 * polar_flops(*shape, steps=steps)

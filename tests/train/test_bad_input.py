@@ -80,7 +80,14 @@ def test_broken_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("finished") / "run"
-    words = ["train", "--budget=12800tok", f"--data.corpus={corpus}", "--out", str(run), "--train.checkpoint_every=0.05"]
+    words = [
+        "train",
+        "--budget=12800tok",
+        f"--data.corpus={corpus}",
+        "--out",
+        str(run),
+        "--train.checkpoint_every=0.05",
+    ]
     assert main([*words, *TINY]) == 0
     return run
 
@@ -145,10 +152,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_said_and_nothing_saved_is_lost(corpus: Path, small_disk: Path) -> None:
     run = small_disk / "run"
-    bigger = ["--model.layers=2", "--model.width=128", "--model.heads=2", "--train.checkpoint_every=0.1", "--train.keep=9"]
-    status, _, errors = shoestring(
-        "train", "--budget=1Mtok", f"--data.corpus={corpus}", "--out", run, *TINY, *bigger
-    )
+    bigger = [
+        "--model.layers=2",
+        "--model.width=128",
+        "--model.heads=2",
+        "--train.checkpoint_every=0.1",
+        "--train.keep=9",
+    ]
+    status, _, errors = shoestring("train", "--budget=1Mtok", f"--data.corpus={corpus}", "--out", run, *TINY, *bigger)
     assert status == 1, errors
     assert "no space left" in errors.lower()
     assert "Traceback" not in errors
@@ -159,7 +170,9 @@ def test_a_full_disk_is_said_and_nothing_saved_is_lost(corpus: Path, small_disk:
 
 def test_a_read_only_folder_is_said(corpus: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    status, _, errors = shoestring("train", "--budget=1s", f"--data.corpus={corpus}", "--out", small_disk / "run", *TINY)
+    status, _, errors = shoestring(
+        "train", "--budget=1s", f"--data.corpus={corpus}", "--out", small_disk / "run", *TINY
+    )
     assert status == 1
     assert "read-only" in errors.lower()
     assert errors.count("\n") == 1

@@ -65,8 +65,9 @@ def test_ten_sigkills_and_the_same_weights_bit_for_bit(
     assert totals.discarded > 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-    assert json.loads((run / "summary.json").read_text())["heldout_loss"] == (
-        json.loads((uninterrupted / "summary.json").read_text())["heldout_loss"]
+    assert (
+        json.loads((run / "summary.json").read_text())["heldout_loss"]
+        == (json.loads((uninterrupted / "summary.json").read_text())["heldout_loss"])
     )
 
 

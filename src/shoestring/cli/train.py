@@ -1,6 +1,7 @@
 """`shoestring train`: train a language model within a budget, or resume a run."""
 
 import datetime
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from shoestring.cli.live import LiveView
 from shoestring.cli.planning import Request, decisions, forbid, planned, prepared, show_plan
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.model.hf import export
 from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, resume, start
+from shoestring.train.trained import load_trained
 
 
 def _fresh_name() -> Path:
@@ -47,7 +50,7 @@ def _begin(recipe: Path | None, out: Path | None, words: Sequence[str], console:
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock)
         show_plan(console, request, made, machine)
         folder.write_json("decisions.json", decisions(request, made))
-        dataset.tokenizer.save(folder.path)
+        dataset.tokenizer.save(folder.tokenizer)
     console.print(f"run: {folder.path}", highlight=False)
     with _view(console, config, machine) as view:
         return folder, start(config, folder, ledger, dataset, machine, view.say, view.show)
@@ -82,6 +85,19 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Console) -> None:
         console.print(outcome.sample, highlight=False, markup=False)
 
 
+def _export(folder: RunFolder, console: Console) -> None:
+    """Write RUN/transformers, after the budget's end and outside it: converting is no part of training."""
+    target = folder.path / "transformers"
+    shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
+    trained = load_trained(folder.path)
+    try:
+        export(trained.model, folder.tokenizer, target, end=trained.tokenizer.end)
+    except UsageError as error:
+        console.print(f"not exported to transformers: {error}", highlight=False)
+    else:
+        console.print(f"for transformers: {target}", highlight=False)
+
+
 def run(words: Sequence[str]) -> int:
     parser = Arguments(
         "train", "Train a language model within a budget. Without a recipe, the plan for the budget is trained.", KEYS
@@ -105,6 +121,7 @@ def run(words: Sequence[str]) -> int:
         folder, outcome = _begin(found.recipe, found.out, rest, console)
     _conclude(folder, outcome, console)
     if outcome.stopped == "finished":
+        _export(folder, console)
         try:
             console.print(f"report: {write_report([folder.path])}", highlight=False)
         except OSError as error:

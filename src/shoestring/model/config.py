@@ -13,6 +13,10 @@ from shoestring.method import Count
 if TYPE_CHECKING:
     from shoestring.model.transformer import Transformer
 
+TOKEN_MIXER = Pick("model", "token mixer", default="attention")
+CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
+NORM = Pick("model", "norm", default="rmsnorm")
+
 OrAuto = Annotated[int, Ge(0)]
 """A count, or 0 to have it worked out."""
 
@@ -39,15 +43,9 @@ class ModelConfig:
     hidden: OrAuto = 0
     vocabulary: OrAuto = 0
     context: Count = 256
-    token_mixer: Annotated[Choice, Pick("model", "token mixer")] = field(
-        default_factory=lambda: Choice.of("model", "attention", kind="token mixer")
-    )
-    channel_mixer: Annotated[Choice, Pick("model", "channel mixer")] = field(
-        default_factory=lambda: Choice.of("model", "swiglu", kind="channel mixer")
-    )
-    norm: Annotated[Choice, Pick("model", "norm")] = field(
-        default_factory=lambda: Choice.of("model", "rmsnorm", kind="norm")
-    )
+    token_mixer: Annotated[Choice, TOKEN_MIXER] = field(default_factory=TOKEN_MIXER.choice)
+    channel_mixer: Annotated[Choice, CHANNEL_MIXER] = field(default_factory=CHANNEL_MIXER.choice)
+    norm: Annotated[Choice, NORM] = field(default_factory=NORM.choice)
     tied: bool = True
 
     def __post_init__(self) -> None:
@@ -70,9 +68,6 @@ class ModelConfig:
 
     def _settle(self, name: str, value: int) -> None:
         object.__setattr__(self, name, getattr(self, name) or value)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ModelConfig":
-        return self  # nothing in it can change, so a copied model may share it
 
     def build(self) -> "Transformer":
         """The model, freshly initialised from torch's global generator. Raises: UsageError without a vocabulary."""

@@ -41,25 +41,25 @@ _BLOCK = {
 
 
 def to_transformers(model: Transformer) -> "PreTrainedModel":
-    """A copy of the model as a `Qwen3ForCausalLM` or `LlamaForCausalLM`, of the same type, with the same logits.
+    """A copy on the CPU as a `Qwen3ForCausalLM` or `LlamaForCausalLM`, of the same type, with the same logits.
 
     Raises: UsageError where no stock class holds the architecture.
     """
     from transformers import AutoModelForCausalLM
 
     settings = _settings(model.config)
-    with torch.random.fork_rng():  # the weights it draws are replaced: leave the caller's generator alone
+    with torch.random.fork_rng(devices=[]):  # the weights it draws are replaced: leave the caller's generator alone
         copy = AutoModelForCausalLM.from_config(settings)
     copy.to(model.head_weight.dtype).load_state_dict(_their_weights(model), strict=True)
     return copy.eval()
 
 
 def from_transformers(source: "PreTrainedModel") -> Transformer:
-    """A copy of a Qwen3 or Llama model of transformers as a `Transformer`, of the same type, with the same logits.
+    """A copy on the CPU of a Qwen3 or Llama model as a `Transformer`, of the same type, with the same logits.
 
     Raises: UsageError for another architecture, or for a feature of these two that this model has not.
     """
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = _our_config(source.config).build()
     theirs = source.state_dict()
     ours = {name: torch.cat([theirs[part] for part in parts]) for name, parts in _names(model).items()}

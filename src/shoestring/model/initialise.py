@@ -23,7 +23,7 @@ def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = 0.5 if module in (embedding, head) else 1.0
             nn.init.normal_(module.weight, std=scale * module.weight.shape[1] ** -0.5)
-    for module in model.modules():
-        if isinstance(module, Block):
-            for mixer in (module.token_mixer, module.channel_mixer):
+    for block in model.modules():
+        if isinstance(block, Block):
+            for mixer in (block.token_mixer, block.channel_mixer):
                 nn.init.zeros_(mixer.output.weight)

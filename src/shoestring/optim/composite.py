@@ -39,6 +39,10 @@ class Composite(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
 
+    def step_flops(self) -> int:
+        """Operations of one step: those of the parts that say (`step_flops`); element-wise work is not counted."""
+        return sum(part.step_flops() for part in self.parts if hasattr(part, "step_flops"))
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shoestring.method import Count, Decay, NonNegative, Positive, method
-from shoestring.optim.polar import PolarMethod, fast_precision, polar_factor
+from shoestring.optim.polar import PolarMethod, fast_precision, polar_factor, polar_flops
 
 Precision = Literal["auto", "bfloat16", "float32"]
 BATCH = {"cpu": 5 * 2**18, "other": 2**24}
@@ -68,6 +68,16 @@ class Muon(torch.optim.Optimizer):
     def state_bytes(parameters: Iterable[Tensor]) -> int:
         """The memory that the state of these parameters takes: float32 momentum."""
         return sum(4 * parameter.numel() for parameter in parameters)
+
+    def step_flops(self) -> int:
+        """Operations of one step: the orthogonalisations."""
+        total = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                rows, columns = parameter.shape[-2:]
+                each = polar_flops(rows, columns, method=group["polar"], steps=group["steps"])
+                total += each * (parameter.numel() // (rows * columns))
+        return total
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

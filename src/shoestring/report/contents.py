@@ -129,7 +129,7 @@ def _panels(runs: Sequence[Run], letters: Sequence[str], kind: str, title: str) 
 def several(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page of several runs shows."""
     letters = [letter(index) for index in range(len(runs))]
-    losses = [facts.heldout(run)[0]  for run in runs]
+    losses = [facts.heldout(run)[0] if run.summary is not None else None for run in runs]
     lowest = min((loss for loss in losses if loss is not None and loss == loss), default=None)
     changed = differing([run.config for run in runs])
     keys = frozenset(key for key, _ in changed)

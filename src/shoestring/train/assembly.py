@@ -72,6 +72,6 @@ def assemble(config: RunConfig, dataset: Dataset) -> Parts:
         schedule=with_warmup(config.schedule.build(), config.train.warmup),
         source=Windows(dataset.train, context, config.seed, packing),
         evaluator=evaluator,
-        step_flops=model.flops(batch, context, backward=True),
+        step_flops=model.flops(batch, context, backward=True) + optimizer.step_flops(),
         claims=claimed.describe(),
     )

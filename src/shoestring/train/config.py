@@ -58,8 +58,10 @@ class ExecutionConfig:
     threads: Annotated[int, "threads"] = 0
 
 
-def _choice(engine: str, name: str) -> Choice:
-    return Choice.of(engine, name)
+OBJECTIVE = Pick("objective", default="next_token")
+OPTIM = Pick("optim", default="muon")
+FALLBACK = Pick("optim", default="adamw")
+SCHEDULE = Pick("schedule", default="wsd")
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class RunConfig:
     seed: int = 0
     memory: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    objective: Annotated[Choice, Pick("objective")] = field(default_factory=lambda: _choice("objective", "next_token"))
-    optim: Annotated[Choice, Pick("optim")] = field(default_factory=lambda: _choice("optim", "muon"))
-    fallback: Annotated[Choice, Pick("optim")] = field(default_factory=lambda: _choice("optim", "adamw"))
-    schedule: Annotated[Choice, Pick("schedule")] = field(default_factory=lambda: _choice("schedule", "wsd"))
+    objective: Annotated[Choice, OBJECTIVE] = field(default_factory=OBJECTIVE.choice)
+    optim: Annotated[Choice, OPTIM] = field(default_factory=OPTIM.choice)
+    fallback: Annotated[Choice, FALLBACK] = field(default_factory=FALLBACK.choice)
+    schedule: Annotated[Choice, SCHEDULE] = field(default_factory=SCHEDULE.choice)
     train: TrainConfig = field(default_factory=TrainConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 

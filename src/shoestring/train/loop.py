@@ -16,6 +16,10 @@ from shoestring.train.step import Stepper
 from shoestring.train.stopping import StopRequest
 
 LOG_SECONDS = 0.5
+"""Least time between two lines of metrics."""
+
+FORWARD_SHARE = 0.4
+"""An evaluation's share of the time of training on as many tokens: a guess until one is measured."""
 
 
 @dataclass
@@ -66,7 +70,7 @@ class Loop:
         self.watch = LossWatch(settings.spike)
         self.position = Position()
         self.other_closing = closing_seconds
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds, self.evaluated = 0.0, False
         self.step_seconds: list[float] = []
         self.latest: dict[str, float] = {}
 
@@ -122,9 +126,9 @@ class Loop:
         self.position.step += 1
         self.position.sequences += self.settings.batch
         took = time.monotonic() - began
-        if not self.step_seconds and not self.evaluation_seconds:
-            per_token = took / max(result.targets, 1)
-            self.evaluation_seconds = 0.4 * per_token * self.evaluator.sequences * batch.inputs.shape[1]
+        if self.step_seconds and not self.evaluated:  # the first step of a process compiles: it tells nothing
+            per_sequence = min([took, *self.step_seconds[1:]]) / self.settings.batch
+            self.evaluation_seconds = FORWARD_SHARE * per_sequence * self.evaluator.sequences
         self.step_seconds.append(took)
         del self.step_seconds[:-9]
         window.losses.append(result.loss)
@@ -155,7 +159,7 @@ class Loop:
         began = time.monotonic()
         with self.ledger.clock("evaluate"):
             found = self.evaluator(self.stepper.model)
-        self.evaluation_seconds = time.monotonic() - began
+        self.evaluation_seconds, self.evaluated = time.monotonic() - began, True
         line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
         self.record({"kind": "heldout", **self._where(), **line})
         self.ledger.write("evaluate", step=self.position.step)

@@ -60,6 +60,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer"
         self.ledger = path / "ledger.jsonl"
         self.metrics = path / "metrics.jsonl"
 

@@ -33,4 +33,4 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
         raise ShoestringError(
             f"{path}: the weights of step {found} are not of the model that config.toml describes"
         ) from None
-    return Trained(config, model.eval(), TextTokenizer.load(folder.path / "tokenizer.json"), found)
+    return Trained(config, model.eval(), TextTokenizer.load(folder.tokenizer), found)
