@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_muon import newton_schulz
 
-from shoestring.optim.polar import JORDAN, POLAR_EXPRESS, exact_polar, fast_precision, polar_error, polar_factor, polar_flops
+from shoestring.optim.polar import (
+    JORDAN,
+    POLAR_EXPRESS,
+    exact_polar,
+    fast_precision,
+    polar_error,
+    polar_factor,
+    polar_flops,
+)
 
 SIZES = st.integers(1, 24)
 

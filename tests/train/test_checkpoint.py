@@ -54,7 +54,7 @@ def test_any_cut_or_flipped_bit_is_caught_by_name(
         content[at] ^= 1 << bit
     path.write_bytes(content)
     try:
-        step, found = load(folder)
+        _, found = load(folder)
     except ShoestringError as error:
         assert "step-00000009" in str(error)
         assert "\n" not in str(error)

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from shoestring.method import Positive, method
 from shoestring.model import flops
+from shoestring.model.chunked import chunked_attention
 from shoestring.model.norm import RMSNorm
 from shoestring.model.rotary import rotate
 
@@ -41,6 +42,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.rope_theta = heads, head_width, rope_theta
+        self.chunked = False
+        """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
         self.split = (heads, key_value_heads, key_value_heads)
         self.qkv = nn.Linear(width, sum(self.split) * head_width, bias=False)
         self.query_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
@@ -77,7 +80,10 @@ class Attention(nn.Module):
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
         grouped = self.split[1] != self.heads
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        if self.chunked and cache is None and mask is None:
+            mixed = chunked_attention(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def flops(self, batch: int, length: int, backward: bool, past: int = 0) -> int:

@@ -86,8 +86,14 @@ def export(
         raise UsageError(f"{folder} exists already: export into a new folder")
     copy = to_transformers(model).to(dtype)
     copy.config.eos_token_id = copy.generation_config.eos_token_id = end
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # the caller's own display is on the screen
     with atomic.directory(folder) as temporary:
         copy.save_pretrained(temporary)
+        if shown:
+            logging.enable_progress_bar()
         for file in sorted(tokenizer.iterdir()) if tokenizer else ():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)

@@ -137,8 +137,8 @@ def _choose_size(
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
             chosen = (size, binding, reason)
         elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
-            reason = f"larger than the tokens ask for: a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
-            chosen = (size, binding, f"{reason}; {count / 1e6:.2f} M parameters, {epochs:.1f} epochs")
+            reason = f"a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
+            chosen = (size, binding, f"{reason}: {count / 1e6:.2f} M parameters, {epochs:.1f} epochs")
         else:
             break
         if set(fixed) >= {"layers", "width"}:

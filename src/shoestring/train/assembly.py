@@ -13,7 +13,7 @@ from shoestring.optim.partition import partition
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator
-from shoestring.train.execution import compile_blocks, cross_entropy
+from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.step import Stepper
 
 HELDOUT_ORDER = 0
@@ -43,8 +43,7 @@ def assemble(config: RunConfig, dataset: Dataset) -> Parts:
     model = config.model.build().to(device)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()
-    if config.execution.compile == "blocks":
-        compile_blocks(model)
+    prepare_blocks(model, config.execution)
     micro_batch = config.train.micro_batch or batch
     stepper = Stepper(
         model,

@@ -54,6 +54,7 @@ class ExecutionConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "none", "blocks"] = "auto"
+    attention: Literal["auto", "flash", "chunked"] = "auto"
     loss: Literal["auto", "plain", "fused", "fused_compiled"] = "auto"
     threads: Annotated[int, "threads"] = 0
 

@@ -1,17 +1,18 @@
-"""How the arithmetic is carried out, decided by measuring: precision, compiled blocks, fused loss.
+"""How the arithmetic is carried out, decided by measuring: precision, compiled blocks, attention, loss.
 
 Each 'auto' of `ExecutionConfig` is settled by timing the alternatives at the run's own shapes: one block forward and
-backward, and the output layer with its loss. Compiling costs seconds before it saves any, so it is only tried where the
-budget is long enough, and the time it took is part of the decision. Decisions are kept in the cache: the next run on
-this machine with these shapes reads them.
+backward, and the output layer with its loss. Compiling costs seconds before it saves any: it is first tried in a run
+long enough to earn them back, and chosen where what it saves exceeds what it costs. The timings are kept in the cache,
+so that the next run on this machine with these shapes decides at once.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,17 @@ from torch import Tensor, nn
 from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine, timed
 from shoestring.config import to_toml
+from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.step import autocast
 
-COMPILE_WORTH_TRYING = 45.0
-"""Seconds of budget below which compiling is not tried: a cold compile of a block takes 10 to 30."""
+FIRST_TRY = 90.0
+"""Seconds of budget from which compiling is tried for the first time: a cold compile of a block takes 10 to 20."""
+
+AGAIN = 4.0
+"""Seconds that compiling takes once the compiler has its own cache."""
 
 
 @dataclass(frozen=True)
@@ -42,55 +47,75 @@ def cross_entropy(config: ExecutionConfig) -> CrossEntropy:
     return ways[config.loss]
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile each block as a region of its own: the blocks are alike, so the compiler works once for all of them."""
+def prepare_blocks(model: nn.Module, config: ExecutionConfig) -> None:
+    """Set a model's blocks to compute as `config` says. Each block is compiled as a region of its own: the blocks are
+    alike, so the compiler works once for all of them."""
     for block in model.blocks:  # type: ignore[union-attr]
-        block.compile(dynamic=False)
+        if config.attention == "chunked" and hasattr(block.token_mixer, "chunked"):
+            block.token_mixer.chunked = True
+        if config.compile == "blocks":
+            block.compile(dynamic=False)
 
 
-def _block_seconds(model: ModelConfig, rows: int, device: str, precision: str, compiled: bool) -> tuple[float, float]:
-    """(seconds of the first call, median seconds of the later ones) of one block forward and backward on `rows`."""
-    small = replace(model, layers=1, vocabulary=64).build().to(device)
-    if compiled:
-        compile_blocks(small)
-    tokens = torch.zeros(rows, model.context, dtype=torch.int64, device=device)
+class _Timings:
+    """Seconds by name, measured once on this machine at these shapes."""
 
-    def work() -> None:
-        with autocast(device, precision):
-            hidden = small.hidden(tokens)
-        hidden.float().sum().backward()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self.known: dict[str, float] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self.known = {}  # nothing measured yet
 
-    start = time.perf_counter()
-    work()
-    first = time.perf_counter() - start
-    return first, timed(work, device=device, seconds=0.3, least=2)
-
-
-def _loss_seconds(model: ModelConfig, rows: int, device: str, precision: str, loss: CrossEntropy) -> float:
-    hidden = torch.randn(rows, model.context, model.width, device=device, requires_grad=True)
-    weight = torch.randn(model.vocabulary, model.width, device=device, requires_grad=True)
-    targets = torch.randint(model.vocabulary, (rows, model.context), device=device)
-
-    def work() -> None:
-        with autocast(device, precision):
-            value: Tensor = loss(hidden, weight, targets)
-        value.backward()
-
-    return timed(work, device=device, seconds=0.3, least=2)
+    def get(self, name: str, measure: Callable[[], float]) -> float:
+        if name not in self.known:
+            self.known[name] = measure()
+            atomic.write_text(self._path, json.dumps(self.known, indent=1))
+        return self.known[name]
 
 
-def _key(config: ExecutionConfig, model: ModelConfig, rows: int, machine: Machine, tried: bool) -> str:
-    said = [
-        __version__,
-        torch.__version__,
-        machine.name,
-        torch.get_num_threads(),
-        asdict(config),
-        to_toml(model),
-        rows,
-        tried,
-    ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
+class _Bench:
+    """Times one block, and the output layer, at a run's shapes. rows: sequences at once."""
+
+    def __init__(self, model: ModelConfig, rows: int, timings: _Timings) -> None:
+        self.model, self.rows, self.timings = model, rows, timings
+
+    def block(self, config: ExecutionConfig) -> float:
+        """Median seconds of a block forward and backward; compiling comes before and is timed apart."""
+        name = f"block {config.precision} {config.compile} {config.attention}"
+        return self.timings.get(name, lambda: self._block(config, name))
+
+    def _block(self, config: ExecutionConfig, name: str) -> float:
+        small = replace(self.model, layers=1, vocabulary=64).build().to(config.device)
+        prepare_blocks(small, config)
+        tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
+
+        def work() -> None:
+            with autocast(config.device, config.precision):
+                hidden = small.hidden(tokens)
+            hidden.float().sum().backward()
+
+        start = time.perf_counter()
+        work()
+        self.timings.known[f"first {name}"] = time.perf_counter() - start
+        return timed(work, device=config.device, seconds=0.3, least=2)
+
+    def loss(self, config: ExecutionConfig) -> float:
+        """Median seconds of the output layer with its loss, forward and backward."""
+        return self.timings.get(f"loss {config.precision} {config.loss}", lambda: self._loss(config))
+
+    def _loss(self, config: ExecutionConfig) -> float:
+        shape, loss = (self.rows, self.model.context), cross_entropy(config)
+        hidden = torch.randn(*shape, self.model.width, device=config.device, requires_grad=True)
+        weight = torch.randn(self.model.vocabulary, self.model.width, device=config.device, requires_grad=True)
+        targets = torch.randint(self.model.vocabulary, shape, device=config.device)
+
+        def work() -> None:
+            with autocast(config.device, config.precision):
+                value: Tensor = loss(hidden, weight, targets)
+            value.backward()
+
+        return timed(work, device=config.device, seconds=0.3, least=2)
 
 
 def settle(
@@ -104,62 +129,73 @@ def settle(
     say: Callable[[str], None],
 ) -> Execution:
     """Decide every 'auto'. rows: sequences at once. seconds: what the run has (None: not limited in time)."""
-    device = machine.device if config.device == "auto" else config.device
-    worth_trying = seconds is None or seconds >= COMPILE_WORTH_TRYING
-    config = replace(config, device=device)  # type: ignore[arg-type]
-    path = cache / f"execution-{_key(config, model, rows, machine, worth_trying)}.json"
-    try:
-        known = json.loads(path.read_text())
-        return Execution(ExecutionConfig(**known["config"]), (*known["reasons"], "(measured earlier on this machine)"))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not decided yet on this machine
-    if "auto" in (config.precision, config.compile, config.loss):
+    config = _with(config, device=machine.device if config.device == "auto" else config.device)
+    said = [__version__, torch.__version__, machine.name, torch.get_num_threads(), config.device, to_toml(model), rows]
+    key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
+    bench = _Bench(model, rows, _Timings(cache / f"timings-{key}.json"))
+    if not bench.timings.known and "auto" in (config.precision, config.compile, config.loss):
         say("measuring which arithmetic pays at these shapes")
     reasons: list[str] = []
-    eager: dict[str, float] = {}
     if config.precision == "auto":
-        eager = {p: _block_seconds(model, rows, device, p, False)[1] for p in ("float32", "bfloat16")}
-        fastest = min(eager, key=lambda p: eager[p])
-        reasons.append(
-            f"precision {fastest}: a block takes {eager['bfloat16'] * 1e3:.1f} ms in bfloat16, {eager['float32'] * 1e3:.1f} in float32"
-        )
-        config = replace(config, precision=fastest)  # type: ignore[arg-type]
+        config = _settle_precision(config, bench, reasons)
     if config.compile == "auto":
-        config = _settle_compile(config, model, rows, worth_trying, eager, reasons)
+        config = _settle_compile(config, bench, seconds, reasons)
+    if config.attention == "auto":
+        config = _with(config, attention=_attention(config, model))
     if config.loss == "auto":
-        config = _settle_loss(config, model, rows, reasons)
-    if reasons:
-        atomic.write_text(path, json.dumps({"config": asdict(config), "reasons": reasons}))
+        config = _settle_loss(config, bench, reasons)
     return Execution(config, tuple(reasons))
 
 
+def _with(config: ExecutionConfig, **changes: Any) -> ExecutionConfig:
+    return replace(config, **changes)
+
+
+def _attention(config: ExecutionConfig, model: ModelConfig) -> str:
+    """Written-out attention pays only where a compiler fuses it, on a CPU, at lengths whose scores stay in the cache."""
+    pays = config.compile == "blocks" and config.device == "cpu" and model.context <= LONGEST
+    return "chunked" if pays else "flash"
+
+
+def _settle_precision(config: ExecutionConfig, bench: _Bench, reasons: list[str]) -> ExecutionConfig:
+    ways = [_with(config, precision=p, compile="none", attention="flash") for p in ("float32", "bfloat16")]
+    times = {way.precision: bench.block(way) for way in ways}
+    fastest = min(times, key=lambda precision: times[precision])
+    timed_as = ", ".join(f"{t * 1e3:.1f} ms in {p}" for p, t in times.items())
+    reasons.append(f"precision {fastest}: a block takes {timed_as}")
+    return _with(config, precision=fastest)
+
+
 def _settle_compile(
-    config: ExecutionConfig, model: ModelConfig, rows: int, worth: bool, eager: dict[str, float], reasons: list[str]
+    config: ExecutionConfig, bench: _Bench, seconds: float | None, reasons: list[str]
 ) -> ExecutionConfig:
-    if not worth:
-        reasons.append(f"blocks not compiled: a budget under {COMPILE_WORTH_TRYING:.0f} s would go into the compiler")
-        return replace(config, compile="none")
-    plainly = eager.get(config.precision) or _block_seconds(model, rows, config.device, config.precision, False)[1]
+    plainly = _with(config, compile="none", attention="flash" if config.attention == "auto" else config.attention)
+    compiled = _with(config, compile="blocks")
+    if compiled.attention == "auto":
+        compiled = _with(compiled, attention=_attention(compiled, bench.model))
+    name = f"block {compiled.precision} blocks {compiled.attention}"
+    if name not in bench.timings.known and seconds is not None and seconds < FIRST_TRY:
+        reasons.append(f"blocks not compiled: trying that takes 10 to 20 s, and the budget is under {FIRST_TRY:.0f} s")
+        return plainly
     try:
-        first, compiled = _block_seconds(model, rows, config.device, config.precision, True)
+        fast = bench.block(compiled)
     except (RuntimeError, OSError) as error:  # torch wraps a missing or failing C++ compiler in RuntimeError
         reason = str(error).strip().splitlines()[0][:120]
         reasons.append(f"blocks NOT compiled, so this run is slower: the compiler failed: {reason}")
-        return replace(config, compile="none")
-    better = compiled < 0.95 * plainly
+        return plainly
+    slow, first = bench.block(plainly), bench.timings.known.get(f"first {name}", 0.0)
+    saved = 1 - fast / slow
+    chosen = saved > 0.03 and (seconds is None or saved * seconds > AGAIN)
     reasons.append(
-        f"blocks {'compiled' if better else 'not compiled'}: a block takes {compiled * 1e3:.1f} ms compiled, "
-        f"{plainly * 1e3:.1f} not; compiling took {first:.1f} s"
+        f"blocks {'compiled' if chosen else 'not compiled'}: a block takes {fast * 1e3:.1f} ms compiled with "
+        f"{compiled.attention} attention, {slow * 1e3:.1f} ms not; compiling took {first:.1f} s the first time"
     )
-    return replace(config, compile="blocks" if better else "none")
+    return compiled if chosen else plainly
 
 
-def _settle_loss(config: ExecutionConfig, model: ModelConfig, rows: int, reasons: list[str]) -> ExecutionConfig:
+def _settle_loss(config: ExecutionConfig, bench: _Bench, reasons: list[str]) -> ExecutionConfig:
     names = ["plain", "fused"] + (["fused_compiled"] if config.compile == "blocks" else [])
-    times = {
-        name: _loss_seconds(model, rows, config.device, config.precision, cross_entropy(replace(config, loss=name)))  # type: ignore[arg-type]
-        for name in names
-    }
+    times = {name: bench.loss(_with(config, loss=name)) for name in names}
     fastest = min(times, key=lambda name: times[name])
     reasons.append(f"loss {fastest}: " + ", ".join(f"{name} takes {t * 1e3:.1f} ms" for name, t in times.items()))
-    return replace(config, loss=fastest)  # type: ignore[arg-type]
+    return _with(config, loss=fastest)
