@@ -17,6 +17,15 @@ def rate_factor(share: float) -> float:
     return min(share / 0.02, 0.55 + 0.45 * math.cos(math.pi * max(share - 0.02, 0) / 0.98))
 
 
+@torch.no_grad()
+def gpt2_weights(model: Transformer) -> None:
+    """nanoGPT's first weights: normal, 0.02; what writes to the residual stream 0.02 / sqrt(2 layers)."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            depth = math.sqrt(2 * model.config.layers) if name.endswith(".output") else 1.0
+            torch.nn.init.normal_(module.weight, std=0.02 / depth)
+
+
 def train(
     config: ModelConfig,
     store: TokenStore,
@@ -27,11 +36,15 @@ def train(
     seconds: float,
     device: str,
     bf16: bool,
+    own_init: bool,
 ) -> tuple[Transformer, int, float]:
     """(model, steps, seconds taken): trained for `seconds` of wall-clock; the step that crosses the end is finished."""
     start = time.monotonic()
     torch.manual_seed(seed)
-    model = config.build().to(device)
+    model = config.build()
+    if own_init:
+        gpt2_weights(model)
+    model.to(device)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]

@@ -13,6 +13,9 @@ Shares, each of rates measured in the same round: of large matrix products in th
 model's own shapes: the time that each linear layer's forward, input-gradient and weight-gradient product would take
 alone, over the step's time. The operations are those of the linear layers; attention's (counted over the full square, of
 which a causal kernel skips part) are in the one line that says so, the optimiser's are in none.
+
+The process keeps the memory it frees, as `shoestring train` does, and the Trainer in it gains as much by that as ours:
+--return-memory leaves the C library as it is, as a Trainer's own script would.
 """
 
 import argparse
@@ -38,6 +41,7 @@ from shoestring.data.config import DataConfig
 from shoestring.data.prepare import prepare
 from shoestring.model import flops
 from shoestring.model.config import ModelConfig
+from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
 from shoestring.train.execution import settle
@@ -77,6 +81,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of ours")
     parser.add_argument("--compile", default="auto", choices=("auto", "none", "blocks"), help="of ours")
     parser.add_argument("--trainer-compile", action="store_true", help="give the Trainer torch_compile=True")
+    parser.add_argument("--return-memory", action="store_true", help="leave the C library's allocator as it is")
     parser.add_argument("--profile", action="store_true", help="also show where the time of our steps goes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every figure there")
     options = parser.parse_args(words)
@@ -87,6 +92,8 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 def main(words: Sequence[str]) -> None:
     options = read(words)
+    if not options.return_memory:
+        keep_freed_memory()
     dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
     with tempfile.TemporaryDirectory() as scratch:  # its own cache: nothing measured at another time is used
         machine = probe(cache=Path(scratch), fresh=True)
@@ -127,7 +134,7 @@ def figures(
     """What the rounds come to. steps: in a round. seconds: of each round. large: FLOP/s of large matrices, each round."""
     model, batch, alone = config.model, config.train.batch, seconds["products_of_one_step"]
     square = model.layers * flops.attention(batch, model.heads, model.context, model.context, model.head_width, True)
-    linear = parts.step_flops - square
+    linear = parts.model.flops(batch, model.context, backward=True) - square
     sides = {}
     for name in ("shoestring", "trainer"):
         step = [taken / steps for taken in seconds[name]]

@@ -6,7 +6,7 @@ whose final loss is at or below the baseline's gives the ratio of times, T / bud
 
 The baseline, plain_recipe.py: the Transformer of the plan for T, plain PyTorch without compiling, fused AdamW (betas 0.9
 and 0.95, weight decay 0.1 on matrices), 2 % warm-up and a cosine to 10 % over the elapsed share of T, gradients clipped
-to 1, plain cross-entropy, bfloat16 autocast where the machine's probe says that it pays, the plan's batch unless
+to 1, nanoGPT's first weights (--baseline-init shoestring gives it ours), plain cross-entropy, bfloat16 autocast where the machine's probe says that it pays, the plan's batch unless
 --baseline-batch is given. Its peak learning rate is the best of --rates on seed 0, by held-out loss after the whole T.
 
 The clocks: the baseline's T holds building the model and all steps; starting Python, preparing the data and its evaluation
@@ -74,6 +74,7 @@ def baseline(bench: Bench, seed: int, peak: float) -> dict[str, Any]:
         seconds=bench.options.seconds,
         device=bench.machine.device,
         bf16=bench.machine.best_precision == "bfloat16",
+        own_init=bench.options.baseline_init == "gpt2",
     )
     found = {"seed": seed, "rate": peak, "loss": bench.loss(model), "seconds": seconds, "steps": steps}
     print(f"  baseline, seed {seed}, rate {peak:g}: {found['loss']:.4f}, {steps} steps, {seconds:.1f} s", flush=True)
@@ -156,6 +157,12 @@ def read(words: Sequence[str]) -> argparse.Namespace:
         "--rates", type=float, nargs="+", default=[6e-4, 1.5e-3, 3e-3], help="learning rates to tune over"
     )
     parser.add_argument("--baseline-batch", type=int, help="sequences a step of the baseline, default the plan's")
+    parser.add_argument(
+        "--baseline-init",
+        choices=("gpt2", "shoestring"),
+        default="gpt2",
+        help="first weights of the baseline: nanoGPT's own (default), or ours, which start lower: a gift",
+    )
     parser.add_argument("--equal-time", action="store_true", help="also run the candidate for the whole time")
     parser.add_argument("--ladder", type=float, nargs="*", help="candidate's budgets in seconds, default T/4 3T/8 T/2")
     parser.add_argument("--layers", type=int, help="of both models, default the plan's for T")

@@ -49,7 +49,7 @@ class LiveView:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.console.print(f"  {line}", highlight=False, markup=False)
+        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def show(self, line: Mapping[str, Any]) -> None:
         """A line of metrics, shown."""
@@ -65,7 +65,9 @@ class LiveView:
             self.progress.update(self.task, completed=line["progress"], text=text)
         elif time.monotonic() - self.last_plain >= PLAIN_SECONDS:
             self.last_plain = time.monotonic()
-            self.console.print(f"  {line['progress']:4.0%}  step {line['step']}  {text}", highlight=False)
+            self.console.print(
+                f"  {line['progress']:4.0%}  step {line['step']}  {text}", highlight=False, soft_wrap=True
+            )
 
     def _left(self, line: Mapping[str, Any]) -> str:
         if self.budget_seconds is not None:

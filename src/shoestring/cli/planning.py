@@ -91,6 +91,7 @@ def show_plan(console: Console, request: Request, made: Plan, machine: Machine) 
         f"[bold]{machine.name}[/bold], {machine.threads} threads: {peak / 1e9:,.0f} GFLOP/s in {machine.best_precision}, "
         f"{machine.bandwidth / 1e9:.0f} GB/s",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("choice", "value", "reason"):
@@ -102,6 +103,7 @@ def show_plan(console: Console, request: Request, made: Plan, machine: Machine) 
         f"bound by {made.binding} ({request.budget}); expected: {show_seconds(made.seconds)}, "
         f"{show('tokens', made.tokens)}, {show('flops', made.flops)}, {show('bytes', made.memory)} of memory at most",
         highlight=False,
+        soft_wrap=True,
     )
     for warning in made.warnings:
         console.print(f"note: {warning}", highlight=False, style="yellow")

@@ -19,6 +19,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.hf import export
 from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
+from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, resume, start
@@ -82,7 +83,7 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Console) -> None:
     )
     if outcome.sample:
         console.print("sample:", style="bold")
-        console.print(outcome.sample, highlight=False, markup=False)
+        console.print(outcome.sample, highlight=False, markup=False, soft_wrap=True)
 
 
 def _export(folder: RunFolder, console: Console) -> None:
@@ -110,6 +111,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--from-step", type=int, metavar="STEP", help="with --resume: from this step's checkpoint")
     found, rest = parser.read_with_configuration(words)
     console = Console()
+    keep_freed_memory()
     if found.resume:
         if found.recipe or found.out:
             raise UsageError("--resume goes on with a run as it is: give neither a recipe nor --out with it")

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
@@ -59,20 +61,25 @@ class _Size:
     tokens: float
 
 
-def parameters(model: ModelConfig) -> int:
-    """Parameters of a model, embeddings included, without building it with memory of its own."""
-    import torch
-
+def _costs(model: ModelConfig) -> tuple[int, int, int]:
+    """(parameters outside the blocks, parameters of a block, forward and backward operations of a block at full context),
+    from a model of one block that takes no memory: the blocks are alike."""
     with torch.device("meta"):
-        return sum(p.numel() for p in model.build().parameters())
+        built = replace(model, layers=1).build()
+    block = built.blocks[0]
+    inside = sum(p.numel() for p in block.parameters())
+    return sum(p.numel() for p in built.parameters()) - inside, inside, block.flops(1, model.context, True)
+
+
+def parameters(model: ModelConfig) -> int:
+    """Parameters of a model, embeddings included, without building it."""
+    outside, block, _ = _costs(model)
+    return outside + model.layers * block
 
 
 def flops_per_token(model: ModelConfig) -> float:
     """Forward and backward operations per token at full context."""
-    import torch
-
-    with torch.device("meta"):
-        return model.build().flops(1, model.context, backward=True) / model.context
+    return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
 
 def training_memory(model: ModelConfig, count: int, rows: int) -> float:
@@ -120,6 +127,7 @@ def _choose_size(
     vocabulary: int,
     fixed: Mapping[str, Any],
     seconds: float | None,
+    limit: float,
 ) -> tuple[_Size, str, str]:
     """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
     chosen: tuple[_Size, str, str] | None = None
@@ -134,6 +142,9 @@ def _choose_size(
             f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
         )
         epochs = tokens / corpus_tokens
+        if chosen is not None and training_memory(model, count, 1) > limit:
+            chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
+            break
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
             chosen = (size, binding, reason)
         elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
@@ -170,7 +181,8 @@ def plan(
             f"a budget of {budget} is spent on preparing the data: give more time, or run again with it prepared"
         )
     given = dict(fixed.get("model", {}))
-    size, binding, reason = _choose_size(budget, machine, corpus_tokens, vocabulary, given, seconds)
+    limit = memory if memory is not None else 0.8 * machine.memory
+    size, binding, reason = _choose_size(budget, machine, corpus_tokens, vocabulary, given, seconds, limit)
     model = size.model
     decisions = [
         Decision("model.layers", model.layers, reason),
@@ -190,7 +202,6 @@ def plan(
             f"{batch * model.context} tokens a step, growing with the root of the tokens: {steps:.0f} steps",
         )
     )
-    limit = memory if memory is not None else 0.8 * machine.memory
     rows = batch
     while rows > 1 and (rows * model.context > 16384 or training_memory(model, size.parameters, rows) > limit):
         rows = rows // 2 if rows % 2 == 0 else 1
@@ -208,7 +219,9 @@ def plan(
     decisions.append(Decision("train.heldout_tokens", evaluation, "an evaluation takes about 1 % of the budget"))
     total = size.flops_per_token * size.tokens
     rate = rules.UTILISATION * machine.matmul[machine.best_precision]
-    expected = budget.seconds if binding == "seconds" and budget.seconds else total / rate / rules.OVERHEAD
+    expected = min(total / rate / rules.OVERHEAD, budget.seconds or math.inf)
+    if binding == "seconds" and budget.seconds:
+        expected = budget.seconds
     warnings = []
     if not rules.TRIED_SECONDS[0] <= expected <= rules.TRIED_SECONDS[1]:
         warnings.append("this budget is outside those the rules were tuned on: take the plan as a first guess")
@@ -219,21 +232,27 @@ def plan(
     return Plan(tuple(decisions), binding, expected, needed, size.tokens, total, size.parameters, tuple(warnings))
 
 
+def _named(fixed: Mapping[str, Any], section: str, default: str) -> str:
+    """The method that a section asks for, be it a table or just the name."""
+    given = fixed.get(section, {})
+    return given if isinstance(given, str) else str(given.get("name", default))
+
+
 def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
     """Learning rates and schedule, where the methods are the defaults and nothing else was asked for."""
     found = []
-    optim = fixed.get("optim", {})
-    if isinstance(optim, Mapping) and optim.get("name", "muon") == "muon":
+    if _named(fixed, "optim", "muon") == "muon":
         found.append(Decision("optim.name", "muon", "reaches a given loss soonest of the optimisers here"))
         found.append(
             Decision(
                 "optim.lr", rules.MUON_RATE, "for matrices; Muon's step is scaled by shape, so it holds across widths"
             )
         )
-    fallback = fixed.get("fallback", {})
-    if isinstance(fallback, Mapping) and fallback.get("name", "adamw") == "adamw":
+    if _named(fixed, "fallback", "adamw") == "adamw":
         found.append(Decision("fallback.name", "adamw", "takes embeddings, head and vectors"))
         found.append(Decision("fallback.lr", rules.ADAMW_RATE, "for what is not a matrix"))
     if "schedule" not in fixed:
         found.append(Decision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget"))
+        found.append(Decision("schedule.decay", rules.DECAY, "short runs gain by a long decay"))
+        found.append(Decision("schedule.shape", rules.DECAY_SHAPE, "won over 1-sqrt at one minute"))
     return found

@@ -15,7 +15,7 @@ UTILISATION = 0.42
 OVERHEAD = 0.88
 """Share of a budget in seconds that is left for training after compiling, evaluation and checkpoints."""
 
-TOKENS_PER_PARAMETER = 2.0
+TOKENS_PER_PARAMETER = 1.2
 """Training tokens per parameter at which a step up in size pays, at small scale; Chinchilla (Training Compute-Optimal
 Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest."""
 
@@ -23,14 +23,18 @@ MOST_EPOCHS = 4.0
 """Passes over the corpus that are worth nearly as much as new text (Scaling Data-Constrained Language Models,
 arXiv:2305.16264)."""
 
-BATCH_AT = 2e6
-BATCH_TOKENS = 4096
+BATCH_AT = 1.2e6
+BATCH_TOKENS = 2048
 BATCH_EXPONENT = 0.5
-"""Tokens a step: 4096 for 2 M training tokens, growing with the square root of the tokens."""
+"""Tokens a step: 2048 for 1.2 M training tokens, growing with the square root of the tokens."""
 
-MUON_RATE = 0.02
-ADAMW_RATE = 0.005
+MUON_RATE = 0.03
+ADAMW_RATE = 0.01
 """Peak learning rates: Muon's for matrices, whose update it scales by shape, and AdamW's for all else."""
+
+DECAY = 0.6
+DECAY_SHAPE = "linear"
+"""The part of the budget over which the learning rate falls to zero, and how: a long decay won at one minute."""
 
 ACTIVATION_FLOATS = 20
 """float32 numbers kept for the backward pass, per token, layer and unit of width."""

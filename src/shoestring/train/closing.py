@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import torch
+
 from shoestring.budget.ledger import Ledger
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.generate import generate
@@ -20,6 +22,18 @@ def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig,
     sampling = SamplingConfig(temperature=0.7, top_p=0.95, seed=config.seed, max_new_tokens=settings.sample_tokens)
     left = None if config.budget.seconds is None else config.budget.seconds - ledger.totals.wall_clock
     deadline = None if left is None else time.monotonic() + max(left, 0.0)
+    with torch.compiler.set_stance("force_eager"):  # one token at a time would have the compiler work for every length
+        return _drawn(model, prompt, sampling, tokenizer, ledger, deadline)
+
+
+def _drawn(
+    model: Transformer,
+    prompt: list[int],
+    sampling: SamplingConfig,
+    tokenizer: TextTokenizer,
+    ledger: Ledger,
+    deadline: float | None,
+) -> str:
     stream, text = tokenizer.stream(), ""
     tokens = generate(model, prompt, sampling, end=tokenizer.end, on_flops=lambda count: ledger.charge(flops=count))
     for token in tokens:

@@ -8,7 +8,6 @@ so that the next run on this machine with these shapes decides at once.
 
 import hashlib
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,12 +79,15 @@ class _Bench:
     def __init__(self, model: ModelConfig, rows: int, timings: _Timings) -> None:
         self.model, self.rows, self.timings = model, rows, timings
 
-    def block(self, config: ExecutionConfig) -> float:
-        """Median seconds of a block forward and backward; compiling comes before and is timed apart."""
-        name = f"block {config.precision} {config.compile} {config.attention}"
-        return self.timings.get(name, lambda: self._block(config, name))
+    @staticmethod
+    def name(config: ExecutionConfig) -> str:
+        return f"block {config.precision} {config.compile} {config.attention}"
 
-    def _block(self, config: ExecutionConfig, name: str) -> float:
+    def block(self, config: ExecutionConfig) -> float:
+        """Median seconds of a block forward and backward, compiled before the clock starts."""
+        return self.timings.get(self.name(config), lambda: self._block(config))
+
+    def _block(self, config: ExecutionConfig) -> float:
         small = replace(self.model, layers=1, vocabulary=64).build().to(config.device)
         prepare_blocks(small, config)
         tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
@@ -95,9 +97,6 @@ class _Bench:
                 hidden = small.hidden(tokens)
             hidden.float().sum().backward()
 
-        start = time.perf_counter()
-        work()
-        self.timings.known[f"first {name}"] = time.perf_counter() - start
         return timed(work, device=config.device, seconds=0.3, least=2)
 
     def loss(self, config: ExecutionConfig) -> float:
@@ -136,10 +135,8 @@ def settle(
     if not bench.timings.known and "auto" in (config.precision, config.compile, config.loss):
         say("measuring which arithmetic pays at these shapes")
     reasons: list[str] = []
-    if config.precision == "auto":
-        config = _settle_precision(config, bench, reasons)
-    if config.compile == "auto":
-        config = _settle_compile(config, bench, seconds, reasons)
+    if "auto" in (config.precision, config.compile):
+        config = _settle_blocks(config, bench, machine.best_precision, seconds, reasons)
     if config.attention == "auto":
         config = _with(config, attention=_attention(config, model))
     if config.loss == "auto":
@@ -157,40 +154,55 @@ def _attention(config: ExecutionConfig, model: ModelConfig) -> str:
     return "chunked" if pays else "flash"
 
 
-def _settle_precision(config: ExecutionConfig, bench: _Bench, reasons: list[str]) -> ExecutionConfig:
-    ways = [_with(config, precision=p, compile="none", attention="flash") for p in ("float32", "bfloat16")]
-    times = {way.precision: bench.block(way) for way in ways}
-    fastest = min(times, key=lambda precision: times[precision])
-    timed_as = ", ".join(f"{t * 1e3:.1f} ms in {p}" for p, t in times.items())
-    reasons.append(f"precision {fastest}: a block takes {timed_as}")
-    return _with(config, precision=fastest)
-
-
-def _settle_compile(
-    config: ExecutionConfig, bench: _Bench, seconds: float | None, reasons: list[str]
+def _settle_blocks(
+    config: ExecutionConfig, bench: _Bench, best_precision: str, seconds: float | None, reasons: list[str]
 ) -> ExecutionConfig:
-    plainly = _with(config, compile="none", attention="flash" if config.attention == "auto" else config.attention)
-    compiled = _with(config, compile="blocks")
+    """Precision and compiling together: compiled, the casts that make bfloat16 slow in small blocks cost nothing.
+
+    best_precision: of the device's large matrix products, and the one that is tried compiled.
+    """
+    precisions = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
+    ways = []
+    if config.compile != "blocks":
+        attention = "flash" if config.attention == "auto" else config.attention
+        ways += [_with(config, precision=p, compile="none", attention=attention) for p in precisions]
+    compiled = _with(config, compile="blocks", precision=best_precision if len(precisions) > 1 else config.precision)
     if compiled.attention == "auto":
         compiled = _with(compiled, attention=_attention(compiled, bench.model))
-    name = f"block {compiled.precision} blocks {compiled.attention}"
-    if name not in bench.timings.known and seconds is not None and seconds < FIRST_TRY:
-        reasons.append(f"blocks not compiled: trying that takes 10 to 20 s, and the budget is under {FIRST_TRY:.0f} s")
-        return plainly
-    try:
-        fast = bench.block(compiled)
-    except (RuntimeError, OSError) as error:  # torch wraps a missing or failing C++ compiler in RuntimeError
-        reason = str(error).strip().splitlines()[0][:120]
-        reasons.append(f"blocks NOT compiled, so this run is slower: the compiler failed: {reason}")
-        return plainly
-    slow, first = bench.block(plainly), bench.timings.known.get(f"first {name}", 0.0)
-    saved = 1 - fast / slow
-    chosen = saved > 0.03 and (seconds is None or saved * seconds > AGAIN)
-    reasons.append(
-        f"blocks {'compiled' if chosen else 'not compiled'}: a block takes {fast * 1e3:.1f} ms compiled with "
-        f"{compiled.attention} attention, {slow * 1e3:.1f} ms not; compiling took {first:.1f} s the first time"
+    times = {way: bench.block(way) for way in ways}
+    if config.compile != "none" and _worth_trying(config, compiled, bench, seconds, reasons):
+        try:
+            times[compiled] = bench.block(compiled)
+        except (RuntimeError, OSError) as error:  # torch wraps a missing or failing C++ compiler in RuntimeError
+            if config.compile == "blocks":
+                raise
+            reason = str(error).strip().splitlines()[0][:120]
+            reasons.append(f"blocks NOT compiled, so this run is slower: the compiler failed: {reason}")
+    chosen = min(times, key=lambda way: times[way])
+    if chosen == compiled and ways and seconds is not None:
+        plainly = min(ways, key=lambda way: times[way])
+        if (1 - times[compiled] / times[plainly]) * seconds < AGAIN:
+            chosen = plainly
+    measured = ", ".join(
+        f"{t * 1e3:.1f} ms in {w.precision}{' compiled' * (w.compile == 'blocks')}" for w, t in times.items()
     )
-    return compiled if chosen else plainly
+    reasons.append(
+        f"{chosen.precision}, blocks {'compiled' if chosen.compile == 'blocks' else 'not compiled'}: {measured} each"
+    )
+    return chosen
+
+
+def _worth_trying(
+    config: ExecutionConfig, compiled: ExecutionConfig, bench: _Bench, seconds: float | None, reasons: list[str]
+) -> bool:
+    """Whether to time the compiled block: it is asked for, or known already, or the budget is long enough to try."""
+    if config.compile == "blocks" or bench.name(compiled) in bench.timings.known or seconds is None:
+        return True
+    if seconds < FIRST_TRY:
+        reasons.append(
+            f"compiling not tried: it takes 10 to 30 s the first time, and the budget is under {FIRST_TRY:.0f} s"
+        )
+    return seconds >= FIRST_TRY
 
 
 def _settle_loss(config: ExecutionConfig, bench: _Bench, reasons: list[str]) -> ExecutionConfig:

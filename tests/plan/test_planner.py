@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.machine import Machine
+from shoestring.config import build, merge
+from shoestring.errors import UsageError
+from shoestring.plan.planner import flops_per_token, parameters, plan
+from shoestring.train.config import RunConfig
+
+LAPTOP = Machine("cpu", "a laptop", 2, 16 * 2**30, (), {"float32": 1.5e11, "bfloat16": 4e11}, 2e10)
+
+
+def _config(budget: Budget, **more: object) -> RunConfig:
+    made = plan(budget, LAPTOP, corpus_tokens=3_000_000, vocabulary=4096, fixed=dict(more))
+    return build(RunConfig, merge(merge(made.tree(), {"budget": budget.write()}), dict(more)))
+
+
+def test_more_to_spend_never_plans_a_smaller_model() -> None:
+    sizes = []
+    for seconds in (30, 60, 120, 600, 3600, 36000, 360000):
+        config = _config(Budget(seconds=seconds))
+        sizes.append(parameters(config.model))
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 10 * sizes[0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seconds=st.floats(5, 1e6), memory=st.floats(2e9, 6e10))
+def test_a_plan_is_a_complete_configuration_within_its_memory(seconds: float, memory: float) -> None:
+    made = plan(Budget(seconds=seconds), LAPTOP, corpus_tokens=10**9, vocabulary=4096, fixed={}, memory=memory)
+    assert made.memory <= memory
+    config = build(RunConfig, merge(made.tree(), {"budget": "1s"}))
+    assert config.train.batch % (config.train.micro_batch or config.train.batch) == 0
+    assert all(decision.reason for decision in made.decisions)
+
+
+def test_each_resource_can_bind() -> None:
+    for text, binding in (("2m", "seconds"), ("1e12flops", "flops"), ("1Mtok", "tokens"), ("10h,1Mtok", "tokens")):
+        assert plan(Budget.parse(text), LAPTOP, corpus_tokens=10**7, vocabulary=512, fixed={}).binding == binding
+
+
+def test_what_is_given_is_kept_and_the_rest_planned_around_it() -> None:
+    config = _config(Budget(seconds=120), model={"layers": 3, "width": 96}, optim={"name": "adamw", "lr": 0.1})
+    assert (config.model.layers, config.model.width, config.optim.name) == (3, 96, "adamw")
+    assert config.optim.options["lr"] == 0.1
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="of memory"):
+        plan(Budget(seconds=60), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, memory=1e8)
+    with pytest.raises(UsageError, match="preparing the data"):
+        plan(Budget(seconds=5), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, seconds_spent=6)
+    with pytest.raises(UsageError, match="how long to train"):
+        plan(Budget(bytes=1e6), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={})
+
+
+def test_a_corpus_passed_over_often_is_warned_of() -> None:
+    made = plan(Budget(tokens=1e8), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={})
+    assert any("times" in warning for warning in made.warnings)
+
+
+def test_costs_are_those_of_the_model_that_is_built() -> None:
+    model = _config(Budget(seconds=60)).model
+    built = model.build()
+    assert parameters(model) == sum(p.numel() for p in built.parameters())
+    assert flops_per_token(model) == built.flops(1, model.context, backward=True) / model.context
+
+
+def test_a_method_asked_for_by_name_alone_keeps_its_planned_rate() -> None:
+    planned = _config(Budget(seconds=60)).optim.options["lr"]
+    assert _config(Budget(seconds=60), optim="muon").optim.options["lr"] == planned
+    assert _config(Budget(seconds=60), optim="adamw").optim.name == "adamw"

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+
+from shoestring.budget.machine import Machine
+from shoestring.model.config import ModelConfig
+from shoestring.train import execution
+from shoestring.train.config import ExecutionConfig
+
+MACHINE = Machine("cpu", "a processor", 2, 2**34, (), {"float32": 1e11, "bfloat16": 4e11}, 1e10)
+MODEL = ModelConfig(1, 16, 2, vocabulary=64, context=16)
+
+
+def settle(cache: Path, seconds: float | None, config: ExecutionConfig | None = None) -> execution.Execution:
+    return execution.settle(
+        config or ExecutionConfig(), MODEL, rows=2, seconds=seconds, machine=MACHINE, cache=cache, say=lambda line: None
+    )
+
+
+@pytest.fixture
+def timings(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Timings told instead of measured, by what is timed."""
+    told = {"float32 none flash": 3.0, "bfloat16 none flash": 2.0, "bfloat16 blocks chunked": 1.0}
+
+    def block(self: object, config: ExecutionConfig) -> float:
+        return told[f"{config.precision} {config.compile} {config.attention}"]
+
+    monkeypatch.setattr(execution._Bench, "_block", block)
+    monkeypatch.setattr(execution._Bench, "_loss", lambda self, config: len(config.loss))
+    return told
+
+
+def test_the_fastest_is_chosen_and_nothing_is_left_open(timings: dict[str, float], tmp_path: Path) -> None:
+    found = settle(tmp_path, None)
+    config = found.config
+    assert (config.precision, config.compile, config.attention, config.loss) == (
+        "bfloat16",
+        "blocks",
+        "chunked",
+        "plain",
+    )
+    assert "auto" not in vars(config).values()
+    assert len(found.reasons) == 2
+
+
+def test_compiling_must_earn_its_cost(timings: dict[str, float], tmp_path: Path) -> None:
+    assert settle(tmp_path, 60).config.compile == "none"  # never tried here, and too short to try
+    assert settle(tmp_path, 600).config.compile == "blocks"
+    assert settle(tmp_path, 60).config.compile == "blocks"  # known by now
+    assert settle(tmp_path, 6).config.compile == "none"  # saves 3 s, costs more
+    timings["bfloat16 blocks chunked"] = 2.1
+    assert settle(tmp_path / "other", 600).config.compile == "none"
+
+
+def test_a_failing_compiler_is_said_aloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def block(self: object, config: ExecutionConfig) -> float:
+        if config.compile == "blocks":
+            raise RuntimeError("no compiler")
+        return 1.0
+
+    monkeypatch.setattr(execution._Bench, "_block", block)
+    monkeypatch.setattr(execution._Bench, "_loss", lambda self, config: 1.0)
+    found = settle(tmp_path, None)
+    assert found.config.compile == "none"
+    assert any("NOT compiled" in reason and "no compiler" in reason for reason in found.reasons)
+
+
+def test_what_is_given_is_not_decided(tmp_path: Path) -> None:
+    given = ExecutionConfig("cpu", "float32", "none", "flash", "plain", 1)
+    assert settle(tmp_path, None, given) == execution.Execution(given, ())
+
+
+def test_it_really_measures(tmp_path: Path) -> None:
+    found = settle(tmp_path, 10)
+    assert found.config.compile == "none"
+    assert any("in bfloat16" in reason for reason in found.reasons)
+    assert settle(tmp_path, 10).reasons == found.reasons
