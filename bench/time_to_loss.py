@@ -6,8 +6,9 @@ whose final loss is at or below the baseline's gives the ratio of times, T / bud
 
 The baseline, plain_recipe.py: the Transformer of the plan for T, plain PyTorch without compiling, fused AdamW (betas 0.9
 and 0.95, weight decay 0.1 on matrices), 2 % warm-up and a cosine to 10 % over the elapsed share of T, gradients clipped
-to 1, nanoGPT's first weights (--baseline-init shoestring gives it ours), plain cross-entropy, bfloat16 autocast where the machine's probe says that it pays, the plan's batch unless
---baseline-batch is given. Its peak learning rate is the best of --rates on seed 0, by held-out loss after the whole T.
+to 1, nanoGPT's first weights (--baseline-init shoestring gives it ours), plain cross-entropy, bfloat16 autocast where
+the machine's probe says that it pays, the plan's batch unless --baseline-batch is given. Its peak learning rate is the
+best of --rates on seed 0, by held-out loss after the whole T.
 
 The clocks: the baseline's T holds building the model and all steps; starting Python, preparing the data and its evaluation
 are not on it: a gift, as is the step that crosses the end. The candidate is a subprocess that pays from its budget for

@@ -66,7 +66,7 @@ def _costs(model: ModelConfig) -> tuple[int, int, int]:
     from a model of one block that takes no memory: the blocks are alike."""
     with torch.device("meta"):
         built = replace(model, layers=1).build()
-    block = built.blocks[0]
+    block: Any = built.blocks[0]
     inside = sum(p.numel() for p in block.parameters())
     return sum(p.numel() for p in built.parameters()) - inside, inside, block.flops(1, model.context, True)
 

@@ -28,8 +28,8 @@ BATCH_TOKENS = 2048
 BATCH_EXPONENT = 0.5
 """Tokens a step: 2048 for 1.2 M training tokens, growing with the square root of the tokens."""
 
-MUON_RATE = 0.03
-ADAMW_RATE = 0.01
+MUON_RATE = 0.025
+ADAMW_RATE = 0.015
 """Peak learning rates: Muon's for matrices, whose update it scales by shape, and AdamW's for all else."""
 
 DECAY = 0.6
