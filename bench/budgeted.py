@@ -19,7 +19,7 @@ def own_caches(folder: Path) -> dict[str, str]:
     ours = folder / "shoestring"
     ours.mkdir()
     for entry in cache_folder().resolve().iterdir():
-        if not entry.name.startswith("execution-"):
+        if not entry.name.startswith("timings-") and entry.name != "compiled":
             (ours / entry.name).symlink_to(entry)
     return {"SHOESTRING_CACHE": str(ours), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
 

@@ -21,6 +21,7 @@ from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
+from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, resume, start
 from shoestring.train.trained import load_trained
@@ -112,6 +113,7 @@ def run(words: Sequence[str]) -> int:
     found, rest = parser.read_with_configuration(words)
     console = Console()
     keep_freed_memory()
+    keep_compiled_code(cache_folder())
     if found.resume:
         if found.recipe or found.out:
             raise UsageError("--resume goes on with a run as it is: give neither a recipe nor --out with it")

@@ -8,6 +8,7 @@ so that the next run on this machine with these shapes decides at once.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,12 @@ class Execution:
 
     config: ExecutionConfig
     reasons: tuple[str, ...]
+
+
+def keep_compiled_code(cache: Path) -> None:
+    """Have the compiler keep its results beside the timings that count on them, and not where a reboot clears them. A
+    place that the user chose (TORCHINDUCTOR_CACHE_DIR) stands."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
 
 
 def cross_entropy(config: ExecutionConfig) -> CrossEntropy:
