@@ -242,7 +242,7 @@ def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
     """Learning rates and schedule, where the methods are the defaults and nothing else was asked for."""
     found = []
     if _named(fixed, "optim", "muon") == "muon":
-        found.append(Decision("optim.name", "muon", "reaches a given loss soonest of the optimisers here"))
+        found.append(Decision("optim.name", "muon", "half of AdamW's FLOPs to the same loss, says its paper"))
         found.append(
             Decision(
                 "optim.lr", rules.MUON_RATE, "for matrices; Muon's step is scaled by shape, so it holds across widths"
@@ -253,6 +253,6 @@ def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
         found.append(Decision("fallback.lr", rules.ADAMW_RATE, "for what is not a matrix"))
     if "schedule" not in fixed:
         found.append(Decision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget"))
-        found.append(Decision("schedule.decay", rules.DECAY, "short runs gain by a long decay"))
-        found.append(Decision("schedule.shape", rules.DECAY_SHAPE, "won over 1-sqrt at one minute"))
+        found.append(Decision("schedule.decay", rules.DECAY, "a long decay, as the short runs tried had it"))
+        found.append(Decision("schedule.shape", rules.DECAY_SHAPE, "goes with the long decay"))
     return found
