@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from shoestring.config import Choice, build
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.hf import export, from_transformers, to_transformers
 
-transformers = pytest.importorskip("transformers")
 SMALL = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 48}
 SIZES = {
     "vocab_size": 60,

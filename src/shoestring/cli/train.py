@@ -112,7 +112,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--from-step", type=int, metavar="STEP", help="with --resume: from this step's checkpoint")
     found, rest = parser.read_with_configuration(words)
     console = Console()
-    keep_freed_memory()
+    if not keep_freed_memory():
+        console.print("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
     keep_compiled_code(cache_folder())
     if found.resume:
         if found.recipe or found.out:

@@ -1,7 +1,8 @@
 """Causal attention written out, in two chunks of queries: for a compiler to fuse.
 
 torch's CPU flash kernel is slow in its backward pass, bfloat16 above all. Written out as matrix products and a softmax,
-and compiled, the same attention took half its time at 256 tokens (`bench/attention.py`). The first half of the queries
+and compiled, the same attention took about half its time in a one-off timing at 256 tokens; a run's own measurement
+(`train/execution.py`) decides whether it is used. The first half of the queries
 never meets the second half of the keys, which saves a quarter of the square.
 """
 

@@ -1,7 +1,7 @@
 """Keeping freed memory: a step frees and takes the same large buffers again and again.
 
 The C library hands large buffers back to the kernel at once, and the kernel must map and clear every page of the next
-one: of a small model's step on a CPU that can be a quarter (`bench/throughput.py --return-memory` shows it). Told to keep
+one, at every step of a small model on a CPU (`bench/throughput.py` with and without --return-memory compares). Told to keep
 what is freed, the process holds its peak for as long as it lives, and the steps get their buffers for nothing.
 """
 
