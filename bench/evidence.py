@@ -2,8 +2,9 @@
 
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
 charges; the sets at equal seconds take the rates chosen there, on the same model. --quick is a slice for ten minutes on two
-cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was. Finished sets are
-copied to --evidence, without the folders of their runs.
+cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at equal
+tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets are copied to
+--evidence, without the folders of their runs.
 """
 
 import argparse
@@ -82,6 +83,8 @@ def make(name: str, made: Set, out: Path, evidence: Path | None) -> None:
         words += [str(path) for path in recipes(made, out, out / f".{name}-recipes")]
         words += ["--budget", made.budget, "--seeds", str(made.seeds), "--out", str(folder)]
         words += ["--tune", made.tune] if made.tune else []
+        if evidence is not None and made.rates_of is None and (evidence / name / "design.toml").is_file():
+            words += ["--runs-of", str(evidence / name)]
     print(f"{name}: {' '.join(words[1:])}", flush=True)
     if subprocess.run(words, check=False).returncode:
         raise SystemExit(f"{name} was not finished; the same command goes on with it")

@@ -18,7 +18,8 @@ from shoestring.compare.conduct import conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import candidate, for_judging, parse_tuning, trials
-from shoestring.compare.record import RunLog
+from shoestring.compare.record import RunLog, RunRecord
+from shoestring.compare.reuse import reusable
 from shoestring.compare.runner import Trainer
 from shoestring.compare.verdict import Verdict, judge
 from shoestring.config import build, merge, overrides, read_toml
@@ -54,6 +55,12 @@ def _arguments() -> Arguments:
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
     parser.add_argument("--out", type=Path, help="the comparison's folder (default: comparisons/DATE-TIME)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the runs' checkpoints")
+    parser.add_argument(
+        "--runs-of",
+        type=Path,
+        metavar="FOLDER",
+        help="take the runs of this comparison that would be made again exactly: the same arm, seed, budget and versions",
+    )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a comparison that was stopped")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="run a folder's arms and design anew, into --out")
     parser.add_argument("--from", type=Path, dest="source", metavar="FOLDER", help="judge a folder's figures again")
@@ -66,6 +73,8 @@ def run(words: Sequence[str]) -> int:
     modes = [name for name in ("resume", "again", "source") if getattr(found, name)]
     if len(modes) > 1 or (modes and (found.recipes or rest)):
         raise UsageError("--resume, --again and --from each take a folder as it is: no recipes, no other of the three")
+    if found.runs_of and (modes or not found.recipes):
+        raise UsageError("--runs-of goes with recipes: it spares a new comparison the runs of an earlier one")
     console = Console()
     if found.source:
         folder = ComparisonFolder.open(found.source)
@@ -79,14 +88,17 @@ def run(words: Sequence[str]) -> int:
         arms = folder.read_arms(design)
     else:
         if found.again:
-            earlier = ComparisonFolder.open(found.again)
-            design = earlier.read_design()
-            arms = earlier.read_arms(design)
+            source = ComparisonFolder.open(found.again)
+            design = source.read_design()
+            arms = source.read_arms(design)
         else:
             arms = _arms(found.recipes, rest, machine, console)
             design = _design(found, arms)
+        earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
+        taken = reusable(earlier, design, arms, machine) if earlier else []
         folder = ComparisonFolder.create(found.out or _fresh_name())
         folder.write(design, arms, machine)
+        _take_over(taken, folder, found.runs_of, console)
     _run(folder, design, arms, found.keep_runs, console)
     return 0
 
@@ -172,6 +184,15 @@ def _run(folder: ComparisonFolder, design: Design, arms: dict[str, RunConfig], k
         say(f"stopped; go on with: shoestring compare --resume {folder.path}")
         raise
     _conclude(folder, judge(records, design), console)
+
+
+def _take_over(taken: Sequence[RunRecord], folder: ComparisonFolder, earlier: Path | None, console: Console) -> None:
+    log = RunLog(folder.records)
+    for record in taken:
+        log.append(record)
+    if earlier:
+        arms = ", ".join(dict.fromkeys(record.arm for record in taken)) or "no arm is the same"
+        console.print(f"taken from {earlier}: {len(taken)} runs ({arms})", highlight=False, soft_wrap=True)
 
 
 def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:
