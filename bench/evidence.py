@@ -1,7 +1,8 @@
 """Make, or go on with, the comparisons in evidence/: `shoestring compare` on the recipes of this repository.
 
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
-charges; the sets at equal seconds take the rates chosen there, on the same model. --quick is a slice for ten minutes on two
+charges; the sets at equal seconds take the rates chosen there, on the same model; default-seconds is about the plan's own
+model, and tunes. --quick is a slice for ten minutes on two
 cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at equal
 tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets are copied to
 --evidence, without the folders of their runs.
@@ -44,6 +45,7 @@ FULL = {
     "schedules-tokens": Set("schedules", "cosine", "200ktok"),
     "optimizers-seconds": Set("optimizers", "adamw", "20s", tune=None, rates_of="optimizers-tokens"),
     "schedules-seconds": Set("schedules", "cosine", "20s", tune=None, rates_of="schedules-tokens"),
+    "default-seconds": Set("default", "muon", "60s", tune="lr=*0.4,*1,*2.5"),
 }
 QUICK = {
     "quick-optimizers": Set(
@@ -83,7 +85,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None) -> None:
         words += [str(path) for path in recipes(made, out, out / f".{name}-recipes")]
         words += ["--budget", made.budget, "--seeds", str(made.seeds), "--out", str(folder)]
         words += ["--tune", made.tune] if made.tune else []
-        if evidence is not None and made.rates_of is None and (evidence / name / "design.toml").is_file():
+        if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
             words += ["--runs-of", str(evidence / name)]
     print(f"{name}: {' '.join(words[1:])}", flush=True)
     if subprocess.run(words, check=False).returncode:

@@ -48,8 +48,9 @@ def _require_environment(earlier: Path, present: Mapping[str, Any]) -> None:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ShoestringError(f"{path} cannot be read: {error}") from None
+    written = json.loads(json.dumps(present))  # as it would be read back
     for section, names in {"packages": ("torch",), "machine": ("device", "name", "features")}.items():
         for name in names:
-            was, now = content.get(section, {}).get(name), present[section].get(name)
+            was, now = content.get(section, {}).get(name), written[section].get(name)
             if was != now:
                 raise UsageError(f"--runs-of {earlier}: its runs were made with {name} {was}, here it is {now}")
