@@ -34,7 +34,7 @@ def run(folder: Path, tokens: float, seed: int, *words: str) -> dict[str, Any]:
 
 def compared(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The losses at each share of the tokens, for one seed."""
-    shared = ["--schedule.decay", str(options.decay), "--optim.lr", str(options.lr)]
+    shared = ["--optim", "muon", "--schedule.decay", str(options.decay), "--optim.lr", str(options.lr)]
     trunk = options.out / f"trunk-seed-{seed}"
     branches = json.dumps(options.shares)
     words = ["--schedule.name", "wsd_s", "--schedule.branches", branches, *shared]

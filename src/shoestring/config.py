@@ -7,7 +7,7 @@ the method's `name` beside that method's own options, so a new method brings its
 import dataclasses
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -64,11 +64,19 @@ class Choice:
 class Pick:
     """The annotation that makes a `Choice` field read from a table: `Annotated[Choice, Pick("optim")]`.
 
-    default: the method meant by a table without a name.
+    default: the method meant by a table without a name. shorthand: makes the table of a single word, where that is more
+    than a name ('2bit').
     """
 
-    def __init__(self, engine: str, kind: str = "", *, default: str | None = None) -> None:
-        self.engine, self.kind, self.default = engine, kind, default
+    def __init__(
+        self,
+        engine: str,
+        kind: str = "",
+        *,
+        default: str | None = None,
+        shorthand: Callable[[str], Tree] = lambda word: {"name": word},
+    ) -> None:
+        self.engine, self.kind, self.default, self.shorthand = engine, kind, default, shorthand
 
     def choice(self) -> Choice:
         """The default method with its default options."""
@@ -81,7 +89,7 @@ class Pick:
             if isinstance(value, Choice):
                 return value
             if isinstance(value, str):
-                value = {"name": value}
+                value = self.shorthand(value)
             if isinstance(value, Mapping) and self.default is not None:
                 value = {"name": self.default, **value}
             if not isinstance(value, Mapping) or "name" not in value:

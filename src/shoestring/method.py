@@ -5,6 +5,7 @@ engine supplies (parameters to optimise, a width) is positional. The options are
 whoever calls, so a plain PyTorch loop gets the same clear error as a recipe.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -66,10 +67,14 @@ _cards: dict[tuple[str, str, str], Card] = {}
 def _options(target: Callable[..., Any]) -> type[pydantic.BaseModel]:
     function: Any = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     hints = typing.get_type_hints(function, include_extras=True)
+    made = {field.name: field for field in dataclasses.fields(target)} if dataclasses.is_dataclass(target) else {}
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            default: Any = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            field = made.get(parameter.name)
+            if field is not None and field.default_factory is not dataclasses.MISSING:
+                default = pydantic.Field(default_factory=field.default_factory)
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
     settings = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return pydantic.create_model(target.__name__, __config__=settings, **fields)

@@ -69,8 +69,9 @@ def test_costs_are_those_of_the_model_that_is_built() -> None:
 
 
 def test_a_method_asked_for_by_name_alone_keeps_its_planned_rate() -> None:
-    planned = _config(Budget(seconds=60)).optim.options["lr"]
-    assert _config(Budget(seconds=60), optim="muon").optim.options["lr"] == planned
+    planned = _config(Budget(seconds=60)).optim
+    assert _config(Budget(seconds=60), optim=planned.name).optim.options["lr"] == planned.options["lr"]
+    assert _config(Budget(seconds=60), optim="muon").optim.options["lr"] == 0.025
     assert _config(Budget(seconds=60), optim="adamw").optim.name == "adamw"
 
 

@@ -62,6 +62,10 @@ class Budget:
         """The limited resources and their limits, in base units."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
+    def share(self, workers: int) -> "Budget":
+        """What each of `workers` may spend that train at once: an equal part, and all of the seconds."""
+        return Budget(**{name: limit if name == "seconds" else limit / workers for name, limit in self.limits.items()})
+
     def spent(self, totals: Totals, reserve_seconds: float = 0.0) -> Spent:
         """The spent share, where `reserve_seconds` of the time are kept back for what follows training.
 

@@ -89,9 +89,12 @@ class Ledger:
     """Charges what is spent and appends it to `path` (None: kept in memory only).
 
     Opening the ledger of an earlier run continues it: its totals count, the time between the two processes does not.
+    since: the clock's reading when the spending began, where that was before this object was made.
     """
 
-    def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path | None = None, *, clock: Callable[[], float] = time.monotonic, since: float | None = None
+    ) -> None:
         self._clock = clock
         self._path = path
         self.entries = read_ledger(path) if path else []
@@ -101,7 +104,7 @@ class Ledger:
         self._pending: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._seconds: dict[str, float] = {}
         self._causes = ["idle"]
-        self._since = clock()
+        self._since = clock() if since is None else since
         self._file: IO[bytes] | None = None
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from shoestring.budget.units import show_seconds
+from shoestring.budget.units import show, show_seconds
 
 PLAIN_SECONDS = 10.0
 
@@ -57,9 +57,10 @@ class LiveView:
             self.heldout = f"  held-out {line['loss']:.3f} ({line['bits_per_byte']:.3f} bits/byte)"
             return
         share = line["tokens_per_second"] * self.flops_per_token / self.peak
+        rate = line["tokens_per_second"] * line.get("processes", 1)
         text = (
-            f"loss {line['loss']:.3f}  {line['tokens_per_second']:,.0f} tok/s  {share:.0%} of peak  "
-            f"left {self._left(line)}{self.heldout}"
+            f"loss {line['loss']:.3f}  {rate:,.0f} tok/s  {share:.0%} of peak  "
+            f"left {self._left(line)}{self.heldout}{_exchanged(line)}"
         )
         if self.console.is_terminal:
             self.progress.update(self.task, completed=line["progress"], text=text)
@@ -75,3 +76,15 @@ class LiveView:
         self.first = self.first or (line["progress"], line["seconds"])
         gone, since = line["progress"] - self.first[0], line["seconds"] - self.first[1]
         return show_seconds((1 - line["progress"]) * since / gone) if gone > 0 else "?"
+
+
+def _exchanged(line: Mapping[str, Any]) -> str:
+    """What the exchanges between workers came to so far; '' where there are none."""
+    if line.get("workers", 1) < 2:
+        return ""
+    under_way = line["sync_exposed"] + line["sync_hidden"]
+    rate = f" at {show('bytes', line['sent'] / under_way)}/s" if under_way else ""
+    return (
+        f"  {line['workers']} workers, sent {show('bytes', line['sent'])}{rate}, waited {line['sync_exposed']:.1f} s, "
+        f"hidden {line['sync_hidden']:.1f} s"
+    )

@@ -12,6 +12,8 @@ from shoestring.errors import ShoestringError, did_you_mean
 COMMANDS = {
     "plan": "what a budget buys on this machine, each choice with its reason",
     "train": "train a language model within a budget",
+    "worker": "take part in a run that others have started, from here",
+    "experts": "train experts of parts of a corpus apart, within one budget, and use them together",
     "compare": "judge any two ways at equal cost",
     "generate": "let a trained run write",
     "report": "one page about one run, or several side by side",

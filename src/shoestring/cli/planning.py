@@ -30,11 +30,13 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Request:
     """What was asked for: the plain values of recipe and flags, flags on top. critical_batch: tokens, as measured in an
-    earlier run, or None."""
+    earlier run, or None. workers, transport: as in the configuration."""
 
     asked: Tree
     budget: Budget
     critical_batch: float | None = None
+    workers: int = 1
+    transport: str = "distributed"
 
     @classmethod
     def read(cls, recipe: Path | None, words: Sequence[str], noise_scale_of: Path | None = None) -> "Request":
@@ -44,8 +46,10 @@ class Request:
         """
         asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
         asked.setdefault("budget", DEFAULT_BUDGET)
-        config = build(RunConfig, merge({"model": {}}, asked))
-        return cls(asked, config.budget, critical_batch(noise_scale_of) if noise_scale_of else None)
+        # the batch is for the plan to choose: here it must not stand in the way of any number of workers
+        config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked))
+        critical = critical_batch(noise_scale_of) if noise_scale_of else None
+        return cls(asked, config.budget, critical, config.workers, config.transport)
 
     def data(self) -> DataConfig:
         return build(DataConfig, self.asked.get("data", {}))
@@ -87,6 +91,8 @@ def planned(request: Request, machine: Machine, dataset: Dataset, seconds_spent:
     made = plan(
         request.budget,
         machine,
+        workers=request.workers,
+        at_once=1 if request.transport == "local" else request.workers,
         corpus_tokens=len(dataset.train),
         vocabulary=dataset.tokenizer.vocabulary,
         fixed=request.asked,

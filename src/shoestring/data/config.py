@@ -24,6 +24,7 @@ class DataConfig:
     heldout: the share of documents held out, chosen by a hash of each document's content.
     packing: 'stream' (windows run across documents) or 'isolated' (a token never sees another document).
     text_field: the field or column of text in .jsonl, .parquet and hub corpora.
+    documents: path of an index of documents (`data.subset.write_index`), the only ones read; None: all.
 
     Raises: UsageError where 'bpe' is given fewer tokens than there are bytes.
     """
@@ -34,6 +35,7 @@ class DataConfig:
     heldout: Annotated[float, Interval(gt=0, le=0.5)] = 0.02
     packing: Packing = "stream"
     text_field: str = "text"
+    documents: str | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer == "bpe" and self.vocabulary < SMALLEST_BPE:

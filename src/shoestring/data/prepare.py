@@ -19,6 +19,7 @@ from shoestring.data.config import DataConfig
 from shoestring.data.corpus import Corpus, Say, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
 from shoestring.data.store import StoreWriter
+from shoestring.data.subset import read_index, subset
 from shoestring.data.survey import Content, Survey, digest, position, survey
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
@@ -30,14 +31,20 @@ CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of shoestrin
 
 
 def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
-    """The tokens of a corpus, made on the first call and found in `cache` on every other.
+    """The tokens of a corpus, made on the first call and found in `cache` on every other; those of `config.documents` alone
+    where it names an index.
 
     The corpus is read twice as a stream and is never held in memory. A corpus that changes, or any setting that shapes
-    the tokens, makes another entry of the cache; `packing` shapes none. An entry appears whole or not at all, whatever
-    is killed; of several processes that want the same one, one makes it and the others wait.
+    the tokens, makes another entry of the cache; `packing` and `documents` shape none. An entry appears whole or not at
+    all, whatever is killed; of several processes that want the same one, one makes it and the others wait.
     Raises: UsageError where the corpus or tokenizer is missing, empty or cannot be read; ShoestringError where the
     cache is damaged, cannot be written, or the corpus changes while it is being read.
     """
+    whole = _prepare(config, cache, say)
+    return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
+
+
+def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
     corpus = open_corpus(config.corpus, config.text_field)
     ready, shape = _tokenizer(config)
     request = _key(corpus.stamp(), config.corpus, config.text_field, shape)

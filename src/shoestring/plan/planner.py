@@ -169,13 +169,19 @@ def plan(
     memory: float | None = None,
     seconds_spent: float = 0.0,
     critical_batch: float | None = None,
+    workers: int = 1,
+    at_once: int = 1,
 ) -> Plan:
     """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
 
     corpus_tokens: training tokens of the corpus. memory: bytes the run may take (None: the machine's).
     seconds_spent: what preparing the data has taken from a budget in seconds. critical_batch: tokens, as measured.
+    workers: between which each batch is divided. at_once: how many of them compute at the same time, each at the rate of
+    `machine`; the others, in one process with those, take their turns.
     Raises: UsageError when nothing fits.
     """
+    if at_once > 1:
+        machine = replace(machine, matmul={kind: rate * at_once for kind, rate in machine.matmul.items()})
     seconds = None if budget.seconds is None else budget.seconds - seconds_spent
     if seconds is not None and seconds <= 1.0:
         raise UsageError(
@@ -193,12 +199,14 @@ def plan(
         Decision("model.context", model.context, f"windows long enough for {size.tokens / 1e6:.2f} M tokens"),
     ]
     batch, reason = _batch(size, critical_batch)
+    if batch % workers:
+        batch, reason = math.ceil(batch / workers) * workers, f"{reason}, equal parts for {workers} workers"
     batch = int(fixed.get("train", {}).get("batch", batch))
     steps = size.tokens / (batch * model.context)
     decisions.append(
         Decision("train.batch", batch, f"{batch * model.context} tokens a step, {reason}: {steps:.0f} steps")
     )
-    rows = batch
+    rows = max(batch // workers, 1)
     while rows > 1 and (rows * model.context > 16384 or training_memory(model, size.parameters, rows) > limit):
         rows = rows // 2 if rows % 2 == 0 else 1
     needed = training_memory(model, size.parameters, rows)
@@ -206,7 +214,7 @@ def plan(
         raise UsageError(
             f"the smallest run planned needs {show('bytes', needed)} of memory, {show('bytes', limit)} are allowed"
         )
-    if rows < batch:
+    if rows < batch // workers:
         decisions.append(
             Decision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
         )
@@ -251,18 +259,16 @@ def _named(fixed: Mapping[str, Any], section: str, default: str) -> str:
 def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
     """Learning rates and schedule, where the methods are the defaults and nothing else was asked for."""
     found = []
-    if _named(fixed, "optim", "muon") == "muon":
-        found.append(
-            Decision("optim.name", "muon", "ahead of a tuned AdamW where both were measured (docs/methods.md)")
-        )
-        found.append(
-            Decision(
-                "optim.lr", rules.MUON_RATE, "for matrices; Muon's step is scaled by shape, so it holds across widths"
-            )
-        )
+    optimizer = _named(fixed, "optim", rules.OPTIMIZER)
+    if optimizer in rules.RATES:
+        reason = "ahead of Muon at this plan's size (evidence/default-seconds) and of all others in docs/methods.md"
+        found.append(Decision("optim.name", optimizer, reason if optimizer == rules.OPTIMIZER else "as given"))
+    matrices, others = rules.RATES.get(optimizer, (None, rules.RATES[rules.OPTIMIZER][1]))
+    if matrices is not None:
+        found.append(Decision("optim.lr", matrices, "the best tried for it at this size; it holds across widths"))
     if _named(fixed, "fallback", "adamw") == "adamw":
         found.append(Decision("fallback.name", "adamw", "takes embeddings, head and vectors"))
-        found.append(Decision("fallback.lr", rules.ADAMW_RATE, "for what is not a matrix"))
+        found.append(Decision("fallback.lr", others, "for what is not a matrix"))
     if "schedule" not in fixed:
         found.append(Decision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget"))
         found.append(Decision("schedule.decay", rules.DECAY, "a long decay, as the short runs tried had it"))

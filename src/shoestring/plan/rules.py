@@ -33,9 +33,13 @@ CRITICAL_SHARE = 0.5
 """The most of a measured critical batch that a step takes: at a share s of it the same loss takes 1 + s times the tokens
 that the smallest batch would need (An Empirical Model of Large-Batch Training, arXiv:1812.06162)."""
 
-MUON_RATE = 0.025
-ADAMW_RATE = 0.015
-"""Peak learning rates: Muon's for matrices, whose update it scales by shape, and AdamW's for all else."""
+OPTIMIZER = "muon_hypersphere"
+"""The first of the table in docs/methods.md at equal tokens and at equal seconds, and at the plan's own model and a minute
+ahead of Muon (evidence/default-seconds)."""
+
+RATES = {"muon_hypersphere": (0.04, 0.02), "muon": (0.025, 0.015), "lamb": (0.03, 0.02)}
+"""Peak learning rates of an optimiser and of AdamW for what it does not take: the best of three tried for each in
+evidence/default-seconds. Those of the Muons are for matrices, whose update they scale by shape or by norm."""
 
 DECAY = 0.6
 DECAY_SHAPE = "linear"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from shoestring.data.dataset import Dataset
-from shoestring.data.windows import Windows
+from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite
@@ -17,6 +17,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.noise_scale import NoiseScale
+from shoestring.train.part import Part
 from shoestring.train.step import Stepper
 
 HELDOUT_ORDER = 0
@@ -25,20 +26,30 @@ HELDOUT_ORDER = 0
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. sequences: of a step, by progress. step_flops: operations of a step, by its sequences.
-    milestones: shares of the budget at which the schedule has something worth keeping. claims: who optimises which
-    parameters."""
+    """What this process trains a run with. steppers: one for each worker that this process has. sequences: of a step, of all
+    workers, by progress. step_flops: operations of this process in a step, by its sequences. milestones: shares of the
+    budget at which the schedule has something worth keeping. claims: who optimises which parameters."""
 
-    model: Transformer
-    optimizer: Composite
-    stepper: Stepper
+    steppers: tuple[Stepper, ...]
     schedule: Callable[[float], float]
-    source: Windows
+    source: BatchSource
     evaluator: Evaluator
     sequences: Callable[[float], int]
     step_flops: Callable[[int], int]
     milestones: tuple[float, ...]
     claims: str
+
+    @property
+    def stepper(self) -> Stepper:
+        return self.steppers[0]
+
+    @property
+    def model(self) -> Transformer:
+        return self.stepper.model
+
+    @property
+    def optimizer(self) -> Composite:
+        return self.stepper.optimizer
 
 
 def rules_for(config: RunConfig) -> Rules:
@@ -70,57 +81,75 @@ def steps_of(config: RunConfig) -> Callable[[float], int]:
             f"batch_size = {config.batch_size.name}: compiled blocks take one shape, so set train.micro_batch, "
             "the sequences at once, of which a growing batch takes ever more; or execution.compile none"
         )
-    unit = config.train.micro_batch or 1
+    unit = (config.train.micro_batch or 1) * config.workers
     return lambda progress: max(1, round(ramp(progress) * batch / unit)) * unit
 
 
-def assemble(config: RunConfig, dataset: Dataset) -> Parts:
-    """Build everything a resolved configuration (no 'auto' left) describes, from its seed."""
+def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> Parts:
+    """Build everything a resolved configuration (no 'auto' left) describes, from its seed.
+
+    worker: which of config.workers this process is; None: all of them.
+    """
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
-    device, batch = config.execution.device, config.train.batch
+    device, context, packing = config.execution.device, config.model.context, config.data.packing
+    own = config.workers if worker is None else 1
+    claims, steppers = "", []
+    for _ in range(own):
+        stepper, claims = _stepper(config)
+        steppers.append(stepper)
+    source: BatchSource = Windows(dataset.train, context, config.seed, packing)
+    if own < config.workers:
+        source = Part(source, worker or 0, config.workers)
+    heldout = Windows(dataset.heldout, context, HELDOUT_ORDER, packing)
+    evaluator = Evaluator(
+        heldout,
+        dataset.tokenizer.byte_lengths,
+        sequences=min(len(heldout), max(1, config.train.heldout_tokens // context)),
+        rows=_rows(config),
+        device=device,
+        precision=config.execution.precision,
+    )
+    model, optimizer = steppers[0].model, steppers[0].optimizer
+    per_sequence, per_step = model.flops(1, context, backward=True), optimizer.step_flops()
+    schedule = config.schedule.build()
+    return Parts(
+        steppers=tuple(steppers),
+        schedule=with_warmup(schedule, config.train.warmup),
+        source=source,
+        evaluator=evaluator,
+        sequences=steps_of(config),
+        step_flops=lambda sequences: sequences * own // config.workers * per_sequence + own * per_step,
+        milestones=tuple(getattr(schedule, "milestones", ())),
+        claims=claims,
+    )
+
+
+def _rows(config: RunConfig) -> int:
+    """Sequences at once."""
+    return config.train.micro_batch or config.train.batch // config.workers
+
+
+def _stepper(config: RunConfig) -> tuple[Stepper, str]:
+    """(a worker's model and all that trains it, who optimises which parameters): the same for each worker."""
     torch.manual_seed(config.seed)
-    model = config.model.build().to(device)
+    model = config.model.build().to(config.execution.device)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()
     rules = rules_for(config)
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     scale_groups(rules, optimizer.param_groups)
     prepare_blocks(model, config.execution)
-    micro_batch = config.train.micro_batch or batch
     stepper = Stepper(
         model,
         config.objective.build(cross_entropy(config.execution)),
         optimizer,
-        device=device,
+        device=config.execution.device,
         precision=config.execution.precision,
-        micro_batch=micro_batch,
+        micro_batch=_rows(config),
         clip=config.train.gradient_clip,
         seed=config.seed,
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,
         noise_scale_every=max(config.train.noise_scale_every, 1),
     )
-    context, packing = config.model.context, config.data.packing
-    heldout = Windows(dataset.heldout, context, HELDOUT_ORDER, packing)
-    evaluator = Evaluator(
-        heldout,
-        dataset.tokenizer.byte_lengths,
-        sequences=min(len(heldout), max(1, config.train.heldout_tokens // context)),
-        rows=micro_batch,
-        device=device,
-        precision=config.execution.precision,
-    )
-    per_sequence, per_step = model.flops(1, context, backward=True), optimizer.step_flops()
-    schedule = config.schedule.build()
-    return Parts(
-        model=model,
-        optimizer=optimizer,
-        stepper=stepper,
-        schedule=with_warmup(schedule, config.train.warmup),
-        source=Windows(dataset.train, context, config.seed, packing),
-        evaluator=evaluator,
-        sequences=steps_of(config),
-        step_flops=lambda sequences: sequences * per_sequence + per_step,
-        milestones=tuple(getattr(schedule, "milestones", ())),
-        claims=claimed.describe(),
-    )
+    return stepper, claimed.describe()

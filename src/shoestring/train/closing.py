@@ -43,24 +43,26 @@ def _drawn(
     return text + stream.finish()
 
 
-def summary(config: RunConfig, model: Transformer, steps: int, ledger: Ledger, stopped: str) -> dict[str, Any]:
-    """The run in figures, as summary.json holds it."""
+def summary(
+    config: RunConfig, model: Transformer, steps: int, ledger: Ledger, stopped: str, processes: int = 1
+) -> dict[str, Any]:
+    """The run in figures, as summary.json holds it. processes: that train it, each of which spends as much as this one."""
     totals = ledger.totals
     compute = totals.seconds.get("compute", 0.0)
-    spent = config.budget.spent(totals)
+    spent = config.budget.share(processes).spent(totals)
     return {
         "stopped": stopped,
         "budget": config.budget.write(),
         "binding": spent.binding,
         "spent": spent.shares,
         "steps": steps,
-        "tokens": totals.tokens,
-        "tokens_discarded": totals.discarded,
+        "tokens": totals.tokens * processes,
+        "tokens_discarded": totals.discarded * processes,
         "seconds": totals.wall_clock,
         "seconds_by_cause": dict(totals.seconds),
-        "flops": totals.flops,
-        "flops_discarded": totals.flops_discarded,
+        "flops": totals.flops * processes,
+        "flops_discarded": totals.flops_discarded * processes,
         "peak_memory": totals.peak_memory,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_per_second": totals.tokens / compute if compute else None,
+        "tokens_per_second": totals.tokens * processes / compute if compute else None,
     }

@@ -80,12 +80,29 @@ class StartConfig:
             raise ValueError("step is of the checkpoint of a run: give start.run too")
 
 
+@dataclass(frozen=True)
+class ElasticConfig:
+    """How long workers that come and go (transport = 'torchft') wait for each other, in seconds.
+
+    silence: without a sign of life, until a worker counts as dead. exchange: that an exchange, a vote or the transfer of the
+    run's state may take. stragglers: that those who are ready for a round wait for those who are alive and still busy; it
+    must exceed what their steps differ by, and what a held-out evaluation takes. patience: until a worker that finds no round
+    to take part in gives up.
+    """
+
+    silence: Positive = 5.0
+    exchange: Positive = 30.0
+    stragglers: Positive = 120.0
+    patience: Positive = 600.0
+
+
 OBJECTIVE = Pick("objective", default="next_token")
-OPTIM = Pick("optim", default="muon")
+OPTIM = Pick("optim", default="muon_hypersphere")
 FALLBACK = Pick("optim", default="adamw")
 SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
 TRANSFER = Pick("schedule", "transfer", default="standard")
+SYNC = Pick("sync", "outer loop", default="none")
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,12 @@ class RunConfig:
     optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
     train.batch that a step takes, as the budget is spent. transfer: how learning rates and first weights follow from those
     that suit another size. start: an earlier run to go on from, with a budget and data of its own.
+
+    workers: how many train the model, each on an equal part of every batch; the budget is that of all together, save for
+    seconds, which pass for all at once. sync: how and when they exchange what they learnt. transport: 'distributed' is a
+    process for each; 'local' has all of them in one process, in lock-step, for study; 'torchft' is a process for each, and
+    they may die, freeze, come late and come back: `workers` is then the number planned for, each of which takes its part of
+    train.batch, however many there are. elastic: when such a worker is given up.
     """
 
     budget: Budget
@@ -109,6 +132,10 @@ class RunConfig:
     batch_size: Annotated[Choice, BATCH_SIZE] = field(default_factory=BATCH_SIZE.choice)
     transfer: Annotated[Choice, TRANSFER] = field(default_factory=TRANSFER.choice)
     start: StartConfig = field(default_factory=StartConfig)
+    workers: Count = 1
+    sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
+    transport: Literal["distributed", "local", "torchft"] = "distributed"
+    elastic: ElasticConfig = field(default_factory=ElasticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -120,5 +147,39 @@ class RunConfig:
                 parse_memory(self.memory)
             except UsageError as error:
                 raise UsageError(f"memory: {error}") from None
-        for section in ("schedule", "batch_size", "transfer"):
+        for section in ("schedule", "batch_size", "transfer", "sync"):
             getattr(self, section).build()  # options that do not go together are refused here, before any work
+        if self.workers > 1:
+            self._check_workers()
+        if self.transport == "torchft":
+            self._check_elastic()
+
+    def _check_workers(self) -> None:
+        train, workers = self.train, self.workers
+        if self.sync.name == "none":
+            raise ValueError(f"workers = {workers} need a way to exchange what they learn: give --sync muloco or --sync diloco")
+        if train.batch % workers:
+            raise ValueError(f"train.batch = {train.batch} does not divide into equal parts for {workers} workers")
+        if train.micro_batch is not None and (train.batch // workers) % train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch = {train.micro_batch} does not divide a worker's part of the batch, {train.batch // workers}"
+            )
+        if train.noise_scale_every:
+            raise ValueError("train.noise_scale_every is measured by one worker: set workers = 1")
+
+    def _check_elastic(self) -> None:
+        who = "transport = torchft: workers that come and go"
+        if self.sync.name == "none":
+            raise ValueError(f"{who} need a way to exchange what they learn: give --sync muloco or --sync diloco")
+        options = self.sync.options
+        for key, alone in (("fragments", 1), ("overlap", 0)):
+            if options.get(key, alone) != alone:
+                raise ValueError(
+                    f"{who} exchange the whole model at once: sync.{key} = {options[key]} needs --transport distributed"
+                )
+        if self.batch_size.name != "constant":
+            raise ValueError(f"{who} take a constant number of sequences a step: batch_size = {self.batch_size.name} is not")
+        if getattr(self.schedule.build(), "milestones", ()):
+            raise ValueError(
+                f"{who} keep no checkpoints at shares of the budget: schedule = {self.schedule.name} needs --transport distributed"
+            )

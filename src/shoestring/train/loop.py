@@ -1,5 +1,6 @@
 """The loop: steps until the budget is spent, with evaluations and checkpoints on the way, all on the ledger."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,10 +10,11 @@ from typing import Any
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger
 from shoestring.data.windows import BatchSource
+from shoestring.train.agreement import Wish
 from shoestring.train.config import TrainConfig
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
-from shoestring.train.step import Stepper
+from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
 
 LOG_SECONDS = 0.5
@@ -48,14 +50,15 @@ class Loop:
 
     record: takes each line of metrics. checkpoint: writes one. closing_seconds: what follows the last step (held-out
     evaluation, checkpoint, sample), kept back from a budget in seconds; corrected as these are measured.
-    sequences: how many a step takes, by progress. step_flops: of a step, by sequences. milestones: shares of the budget, in
-    order, at which `milestone` is called with the share and the held-out loss there.
+    budget, ledger, source, step_flops: of this process, where several work on one run; `Steps.leads` says which of them
+    evaluates. sequences: how many a step takes of all, by progress. step_flops: of a step, by sequences. milestones: shares
+    of the budget, in order, at which `milestone` is called with the share and the held-out loss there.
     """
 
     def __init__(
         self,
         *,
-        stepper: Stepper,
+        stepper: Steps,
         schedule: Callable[[float], float],
         source: BatchSource,
         evaluator: Evaluator,
@@ -81,33 +84,45 @@ class Loop:
         self.evaluation_seconds, self.evaluated = 0.0, False
         self.step_seconds: list[float] = []
         self.latest: dict[str, float] = {}
+        self.last_cost: dict[str, int] = {}
 
     @property
     def reserve(self) -> float:
         """Seconds kept back for what follows the last step."""
         return self.evaluation_seconds + self.other_closing
 
-    def _spent(self) -> tuple[float, bool]:
-        """(progress, whether there is budget for another step)."""
-        totals = self.ledger.totals
+    def _spent(self) -> tuple[float, float]:
+        """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet)."""
+        totals = self.stepper.spent(self.ledger.totals)
         spent = self.budget.spent(totals, self.reserve)
         progress = max(self.position.progress, spent.progress)
-        typical = median(self.step_seconds[-9:]) if self.step_seconds else 0.0
-        limits = self.budget.limits
-        room = spent.progress < 1.0
-        if "seconds" in limits:  # the step that would cross the end by more than half is not begun
-            room = room and limits["seconds"] - self.reserve - totals.wall_clock > 0.5 * typical
-        return progress, room
+        if spent.progress >= 1.0:
+            return progress, 0
+        limits, left = self.budget.limits, math.inf
+        if "seconds" in limits and self.step_seconds:  # the step that would cross the end by more than half is not begun
+            remaining = limits["seconds"] - self.reserve - totals.wall_clock
+            left = math.floor(remaining / max(median(self.step_seconds[-9:]), 1e-9) + 0.5)
+        for resource, each in self.last_cost.items():
+            if resource in limits and each:
+                left = min(left, math.ceil((1 - spent.shares[resource]) * limits[resource] / each))
+        return progress, left
 
     def run(self, stop: StopRequest) -> str:
         """Returns 'finished' when the budget is spent, 'interrupted' when asked to stop. Raises: Diverged."""
         window, last_checkpoint = Window(), time.monotonic()
         while True:
-            progress, room = self._spent()
-            if not room:
+            progress, left = self._spent()
+            due = time.monotonic() - last_checkpoint >= self.settings.checkpoint_every
+            agreed = self.stepper.settle(self.position.step, Wish(left, stop.asked is not None, due))
+            if self.stepper.at(self.position.step) != self.position.step:
+                progress = self._go_on_from_others()
+            if agreed.left < 1:
                 return "finished"
-            if stop.asked is not None:
+            if agreed.stop:
                 return "interrupted"
+            if agreed.save:
+                self.save()
+                last_checkpoint = time.monotonic()
             self.position.progress = progress
             self._step(progress, window)
             if time.monotonic() - window.since >= LOG_SECONDS or self.position.step == 1:
@@ -115,13 +130,18 @@ class Loop:
                 window = Window()
             spent = self._spent()[0]
             self._pass_milestone(spent)
-            due = int(spent / self.settings.evaluate_every)
-            if due > self.position.evaluations and due * self.settings.evaluate_every < 1:
-                self.position.evaluations = due
-                self.evaluate()
-            if time.monotonic() - last_checkpoint >= self.settings.checkpoint_every:
-                self.save()
-                last_checkpoint = time.monotonic()
+            evaluations = int(spent / self.settings.evaluate_every)
+            if evaluations > self.position.evaluations and evaluations * self.settings.evaluate_every < 1:
+                self.position.evaluations = evaluations
+                if self.stepper.leads:
+                    self.evaluate()
+
+    def _go_on_from_others(self) -> float:
+        """This worker has taken over the state of a run that went on without it. Returns the progress there."""
+        self.position.step = self.stepper.at(self.position.step)
+        progress = self._spent()[0]
+        self.position.evaluations = int(progress / self.settings.evaluate_every)
+        return progress
 
     def _pass_milestone(self, spent: float) -> None:
         """Evaluate and tell where a milestone before the end was passed; that of the end is the end's own."""
@@ -140,7 +160,8 @@ class Loop:
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)
             self.stepper.apply(factor)
-        self.ledger.charge(tokens=result.targets, flops=self.step_flops(count) + result.extra_flops)
+        self.last_cost = {"tokens": result.targets, "flops": self.step_flops(count) + result.extra_flops}
+        self.ledger.charge(tokens=result.targets, flops=self.last_cost["flops"])
         self.position.step += 1
         self.position.sequences += count
         took = time.monotonic() - began
@@ -157,7 +178,7 @@ class Loop:
             self.latest["critical_batch"] = noise.critical_batch
 
     def _where(self) -> dict[str, Any]:
-        totals = self.ledger.totals
+        totals = self.stepper.spent(self.ledger.totals)
         return {
             "step": self.position.step,
             "progress": self.position.progress,
@@ -171,14 +192,21 @@ class Loop:
         loss = sum(window.losses) / len(window.losses)
         rate = window.targets / seconds
         self.record(
-            {"kind": "train", **self._where(), "loss": loss, **self.latest, "tokens_per_second": round(rate, 1)}
+            {
+                "kind": "train",
+                **self._where(),
+                "loss": loss,
+                **self.latest,
+                **self.stepper.figures(),
+                "tokens_per_second": round(rate, 1),
+            }
         )
         self.ledger.write("train", step=self.position.step)
 
     def evaluate(self) -> Heldout:
         """Held-out loss now, recorded."""
         began = time.monotonic()
-        with self.ledger.clock("evaluate"), self.stepper.optimizer.evaluation_weights():
+        with self.ledger.clock("evaluate"), self.stepper.evaluation_weights():
             found = self.evaluator(self.stepper.model)
         self.evaluation_seconds, self.evaluated = time.monotonic() - began, True
         line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}

@@ -1,7 +1,7 @@
 """A training run from its first second to its last, or on from its last checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.optim.state import flatten_state, restore_state
+from shoestring.sync.transport.base import Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.closing import draw_sample, summary
@@ -22,7 +22,10 @@ from shoestring.train.loop import Loop
 from shoestring.train.milestones import Milestones
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
 from shoestring.train.starting import begin_from
+from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
+from shoestring.train.team import Team
+from shoestring.train.teamwork import join_workers
 
 Say = Callable[[str], None]
 Record = Callable[[Mapping[str, Any]], None]
@@ -48,7 +51,7 @@ def resolve(config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledge
         execution = settle(
             config.execution,
             config.model,
-            rows=config.train.micro_batch or config.train.batch,
+            rows=config.train.micro_batch or config.train.batch // config.workers,
             seconds=config.budget.seconds,
             machine=machine,
             cache=cache_folder(),
@@ -67,10 +70,25 @@ def start(
     view: is given every line of metrics, as it is written. Raises: UsageError, ShoestringError (Diverged among them).
     """
     config = resolve(config, dataset, machine, ledger, say)
+    return begin(config, folder, ledger, dataset, machine, say, view)
+
+
+def begin(
+    config: RunConfig,
+    folder: RunFolder,
+    ledger: Ledger,
+    dataset: Dataset,
+    machine: Machine,
+    say: Say,
+    view: Record,
+    transport: Transport | None = None,
+) -> Outcome:
+    """As `start`, for a configuration that is resolved already. transport: to the other workers, where this process is one
+    of several; the folder is then this worker's own."""
     folder.write_config(config)
     folder.write_json("environment.json", environment(machine))
     ledger.write("start")
-    session = Session(config, folder, ledger, dataset, say, view)
+    session = Session(config, folder, ledger, dataset, say, view, transport)
     return session.run()
 
 
@@ -82,12 +100,13 @@ def resume(
     say: Say,
     view: Record,
     step: int | None = None,
+    transport: Transport | None = None,
 ) -> Outcome:
     """Go on exactly from the newest checkpoint, or from the one of `step`. Raises: UsageError when the run has finished."""
     ended = folder.read_json("summary.json") or {}
     if ended.get("stopped") == "finished" and step is None:
         raise UsageError(f"{folder.path} has finished: its budget of {config.budget} is spent")
-    session = Session(config, folder, ledger, dataset, say, view)
+    session = Session(config, folder, ledger, dataset, say, view, transport)
     session.restore(step)
     return session.run()
 
@@ -96,25 +115,34 @@ class Session:
     """A run in hand: its parts, its folder and its ledger."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, ledger: Ledger, dataset: Dataset, say: Say, view: Record
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        ledger: Ledger,
+        dataset: Dataset,
+        say: Say,
+        view: Record,
+        transport: Transport | None = None,
     ) -> None:
         self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
-        self.say, self.view = say, view
+        self.say, self.view, self.transport = say, view, transport
+        self.team: Team | None = None
         with ledger.clock("compile"):
-            self.parts: Parts = assemble(config, dataset)
+            self.parts: Parts = self._assemble()
             if config.start.run:
                 say(begin_from(config.start, self.parts, dataset))
+            self.steps: Steps = self._join()
         for line in self.parts.claims.splitlines():
             say(line)
         self.metrics: JsonLines | None = None
         self.milestones = Milestones(folder)
         size = sum(p.numel() * p.element_size() for p in self.parts.model.parameters())
         self.loop = Loop(
-            stepper=self.parts.stepper,
+            stepper=self.steps,
             schedule=self.parts.schedule,
             source=self.parts.source,
             evaluator=self.parts.evaluator,
-            budget=config.budget,
+            budget=config.budget if self.transport is None else config.budget.share(config.workers),
             ledger=ledger,
             settings=config.train,
             sequences=self.parts.sequences,
@@ -126,6 +154,14 @@ class Session:
             # a sample at some 200 tokens/s; weights and moments written and hashed at some 200 MB/s
             closing_seconds=0.15 + config.train.sample_tokens / 200 + 3 * size / 2e8,
         )
+
+    def _assemble(self) -> Parts:
+        return assemble(self.config, self.dataset, None if self.transport is None else self.transport.rank)
+
+    def _join(self) -> Steps:
+        """What takes the steps: alone, or with others."""
+        self.team = join_workers(self.config, self.parts, self.ledger, self.transport)
+        return self.parts.stepper if self.team is None else self.team
 
     def run(self) -> Outcome:
         """Train until the budget is spent or the process is asked to stop."""
@@ -145,8 +181,12 @@ class Session:
             self.metrics.close()
 
     def _finish(self) -> Outcome:
+        self.steps.conclude()
+        if not self.steps.leads:
+            self.loop.save()
+            return Outcome("finished", None, self._summarise("finished", {}), "")
         heldout = self.loop.evaluate()
-        self.parts.optimizer.eval()
+        self.steps.finish()
         self.loop.save()
         if self.parts.milestones:
             self.milestones.add(1.0, self._here(), heldout)
@@ -162,14 +202,20 @@ class Session:
             "bits_per_byte": heldout.bits_per_byte,
             "heldout_targets": heldout.targets,
         }
-        noise = self.parts.stepper.noise_scale
+        noise = self.steps.noise_scale
         if noise is not None:
             found["critical_batch"] = noise.critical_batch
         return Outcome("finished", None, self._summarise("finished", found), self.config.train.sample + sample)
 
     def _summarise(self, stopped: str, found: Mapping[str, Any]) -> dict[str, Any]:
         self.ledger.write("end", stopped=stopped)
-        content = summary(self.config, self.parts.model, self.loop.position.step, self.ledger, stopped) | dict(found)
+        processes = self.config.workers if self.team is not None and self.team.transport is not None else 1
+        content = summary(
+            self.config, self.parts.model, self.loop.position.step, self.ledger, stopped, processes
+        ) | dict(found)
+        if self.team is not None:
+            content["workers"], content["processes"] = self.config.workers, processes
+            content["exchanges"] = asdict(self.team.exchanges)
         self.folder.write_json("summary.json", content)
         return content
 
@@ -190,14 +236,14 @@ class Session:
         self.say(f"{share:.0%} of the budget: held-out loss {heldout.loss:.4f}, checkpoint kept")
 
     def _checkpoint(self) -> None:
-        tensors, numbers = flatten_state(self.parts.optimizer)
+        tensors, numbers = self.steps.state()
         state = {
             **self.loop.state(),
             "totals": totals_to_dict(self.ledger.totals),
             "optimizer": numbers,
             "data": self.dataset.fingerprint,
         }
-        snapshot = checkpoint.Snapshot(dict(self.parts.model.state_dict()), tensors, state)
+        snapshot = checkpoint.Snapshot(self.steps.weights(), tensors, state)
         keep, spared = self.config.train.keep, self.milestones.steps()
         checkpoint.save(self.folder.checkpoints, self.loop.position.step, snapshot, keep=keep, spared=spared)
 
@@ -214,8 +260,7 @@ class Session:
             raise ShoestringError(
                 "the corpus or the tokenizer has changed since this run began: it cannot go on exactly"
             )
-        self.parts.model.load_state_dict(snapshot.model)
-        restore_state(self.parts.optimizer, snapshot.optimizer, snapshot.state["optimizer"])
+        self.steps.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
         self.loop.restore(snapshot.state)
         self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))
         self.folder.roll_back_metrics(found)

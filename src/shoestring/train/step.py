@@ -1,14 +1,19 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from shoestring.budget.ledger import Totals
 from shoestring.data.windows import Batch
 from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite, scale_learning_rates
+from shoestring.optim.state import flatten_state, restore_state
+from shoestring.train.agreement import Wish
 from shoestring.train.curvature import BatchCurvature
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
@@ -25,6 +30,66 @@ class StepResult:
     gradient_norm: float
     targets: int
     extra_flops: int = 0
+
+
+class Steps(Protocol):
+    """Takes the steps of a run: `Stepper` for one worker, `Team` for several.
+
+    model: as it is to be judged within `evaluation_weights`, and after `finish`. noise_scale: None where it is not measured.
+    """
+
+    model: Transformer
+    noise_scale: NoiseScale | None
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is this process that judges the run and speaks for it."""
+        ...
+
+    def at(self, step: int) -> int:
+        """Steps of the run, where this process has counted `step`."""
+        ...
+
+    def spent(self, own: Totals) -> Totals:
+        """What counts against the budget, where `own` is what this process has spent."""
+        ...
+
+    def gradients(self, batch: Batch, step: int) -> StepResult: ...
+
+    def apply(self, learning_rate_factor: float) -> None: ...
+
+    def settle(self, step: int, wish: Wish) -> Wish:
+        """What all workers do now, where this one would do `wish` after `step` steps."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What a line of metrics says of the workers, beside their loss."""
+        ...
+
+    def evaluation_weights(self) -> AbstractContextManager[None]:
+        """Around an evaluation: puts the weights that are to be judged in the model."""
+        ...
+
+    def conclude(self) -> None:
+        """After the last step: exchange what the workers have not exchanged yet."""
+        ...
+
+    def finish(self) -> None:
+        """At the very end: leave the weights in the model that the run is for."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model as a checkpoint holds it."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """What a run needs beside `weights` to go on exactly: tensors by name, and JSON values. The tensors are the live
+        ones."""
+        ...
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        """Back to what a checkpoint kept."""
+        ...
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -114,3 +179,39 @@ class Stepper:
         scale_learning_rates(self.optimizer, learning_rate_factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def leads(self) -> bool:
+        return True
+
+    def at(self, step: int) -> int:
+        return step
+
+    def spent(self, own: Totals) -> Totals:
+        return own
+
+    def settle(self, step: int, wish: Wish) -> Wish:
+        """One worker does what it would."""
+        return wish
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+    def evaluation_weights(self) -> AbstractContextManager[None]:
+        return self.optimizer.evaluation_weights()
+
+    def conclude(self) -> None:
+        """One worker has nothing to exchange."""
+
+    def finish(self) -> None:
+        self.optimizer.eval()
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.state_dict())
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        return flatten_state(self.optimizer)
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        self.model.load_state_dict(weights)
+        restore_state(self.optimizer, tensors, values)

@@ -1,0 +1,83 @@
+"""Part 2 of slow_link.py: how long training takes over links of given rates, beside the model of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from link_arms import WAYS, Arm, Bytes
+from link_figure import Curve
+from link_model import Link
+from link_record import Plan, Record
+from links import Links
+
+LEAST_STEPS = 8
+"""Of an arm whose end is worked out."""
+
+
+def measure_unshaped(net: Links, plan: Plan, record: Record) -> dict[str, float]:
+    """Seconds of each way over unshaped links without delay, by its name in WAYS: what the model takes for compute, with the
+    coding of what travels and the little time that it travels."""
+    print(f"\nseconds, {plan.tokens:,} tokens in {plan.steps} steps", flush=True)
+    arms = {name: Arm(name, plan.every, plan.steps, plan.steps) for name in WAYS}
+    return {name: record.arm(net, plan.shape, arm)["seconds"] for name, arm in arms.items()}
+
+
+def measure_seconds(net: Links, plan: Plan, record: Record, unshaped: dict[str, float]) -> list[Curve]:
+    """Part 2. Returns the figure's curves."""
+    shape, rows, curves = plan.shape, list[dict[str, Any]](), list[Curve]()
+    for name, way in WAYS.items():
+        known, compute, points = Bytes(shape, way, plan.every), unshaped[name] / plan.steps, []
+        for rate in plan.rates:
+            link = Link(rate, plan.delay)
+            arm = Arm(name, plan.every, plan.steps, plan.steps, rate, plan.delay)
+            expected = known.predicted(plan.steps, compute, link).seconds
+            if expected > plan.most_seconds and way.ddp:
+                fitting = int(plan.steps * plan.most_seconds / expected)
+                arm = replace(arm, steps=min(plan.steps, max(LEAST_STEPS, fitting)))
+            found = record.arm(net, shape, arm)
+            seconds, whole = found["seconds"] * found["asked"] / found["steps"], not found["extrapolated"]
+            model = known.predicted(plan.steps, compute, link)
+            rows.append(
+                {
+                    "way": name,
+                    "rate": rate,
+                    "steps": found["steps"],
+                    "measured": found["seconds"] if whole else None,
+                    "extrapolated": None if whole else seconds,
+                    "model": model.seconds,
+                    "ratio": seconds / model.seconds,
+                    "model_exposed": model.exposed,
+                    "kernel_to_formula": found["kernel"]["sent"] / known.sent(found["steps"]),
+                }
+            )
+            points.append((rate / 1e6, seconds, whole))
+        low, high = min(plan.rates) / 1.3, max(plan.rates) * 1.3
+        along = [low * (high / low) ** (place / 60) for place in range(61)]
+        line = [(rate / 1e6, known.predicted(plan.steps, compute, Link(rate, plan.delay)).seconds) for rate in along]
+        curves.append(Curve(way.name, line, points))
+    show_seconds(plan, rows, unshaped)
+    record.content |= {"unshaped_seconds": unshaped, "seconds": rows}
+    record.save()
+    return curves
+
+
+def show_seconds(plan: Plan, rows: Sequence[dict[str, Any]], unshaped: dict[str, float]) -> None:
+    delay = f"{1000 * plan.delay:g} ms of delay" if plan.delay else "no delay"
+    print(f"\nseconds to train on {plan.tokens:,} tokens ({delay}); ~ worked out from fewer steps")
+    print(f"{'':26}{'Mbit/s':>8}{'measured':>11}{'model':>9}{'ratio':>8}{'exposed':>9}{'DDP takes':>11}")
+    for row in rows:
+        seconds = row["measured"] or row["extrapolated"]
+        ddp = next(one for one in rows if one["way"] == "ddp" and one["rate"] == row["rate"])
+        times = (ddp["measured"] or ddp["extrapolated"]) / seconds
+        mark = " " if row["measured"] else "~"
+        steps = "" if row["measured"] else f"  {row['steps']} steps taken"
+        print(
+            f"{WAYS[row['way']].name:26}{row['rate'] / 1e6:8g}{mark:>2}{seconds:9.1f}{row['model']:9.1f}{row['ratio']:8.2f}"
+            f"{row['model_exposed'] / row['model']:9.0%}{times:10.1f}x{steps}"
+        )
+    print("unshaped: " + ", ".join(f"{WAYS[name].name} {seconds:.1f} s" for name, seconds in unshaped.items()))
+    worst = max(abs(row["ratio"] - 1) for row in rows)
+    print(
+        f"measured and model differ by {worst:.0%} at most: {'within' if worst <= 0.2 else 'NOT within'} 20 %",
+        flush=True,
+    )

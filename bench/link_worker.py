@@ -1,0 +1,139 @@
+"""One worker of slow_link.py, started in its namespace as under torchrun: python link_worker.py SPECIFICATION.json RESULT.json
+
+It trains a stated number of steps and writes down when they began and ended, by the clock that all processes of this machine
+share, what the kernel counted on its link meanwhile, and what the program counted. The clock starts when all workers are
+ready: the corpus read, two steps taken for the caches with another model, everybody connected. An outer loop's last
+exchange is on it. Evaluations and checkpoints are not made.
+
+The steps are `shoestring train`'s own (`train.step`, `train.team`), around which `ddp` lays torch's DistributedDataParallel.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from link_counters import read_counters
+from links import INTERFACE
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shoestring import atomic
+from shoestring.budget.ledger import Ledger
+from shoestring.budget.machine import cache_folder
+from shoestring.config import build
+from shoestring.data.prepare import prepare
+from shoestring.data.windows import Batch
+from shoestring.errors import ShoestringError
+from shoestring.sync.joining import join, leave
+from shoestring.sync.processes import available_cores, share_of_cores
+from shoestring.sync.sharing import share
+from shoestring.sync.transport.distributed import DistributedTransport
+from shoestring.train.agreement import Wish
+from shoestring.train.allocator import keep_freed_memory
+from shoestring.train.assembly import Parts, assemble
+from shoestring.train.config import RunConfig
+from shoestring.train.step import Steps
+from shoestring.train.team import Team
+from shoestring.train.teamwork import join_workers
+
+READY, BEGIN, END, WARM = 10, 11, 12, 2
+"""Occasions of `share`, and steps before the clock starts."""
+
+
+class Loss(nn.Module):
+    """The objective as a module, so that DDP sees the pass whose gradients it averages."""
+
+    def __init__(self, model: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.objective(self.model, Batch(inputs, targets))[0]
+
+
+def data_parallel(parts: Parts) -> Steps:
+    """The worker's own stepper, its gradients averaged by DDP at every step; all begin at the same weights, from the seed."""
+    stepper = parts.stepper
+    averaged = DistributedDataParallel(
+        Loss(stepper.model, stepper.objective), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+    )
+    stepper.objective = lambda model, batch: (averaged(batch.inputs, batch.targets), batch.tokens)
+    return stepper
+
+
+def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequences: int) -> list[float]:
+    """When each of the steps first .. first + count - 1 of `total` ended."""
+    ended = []
+    for step in range(first, first + count):
+        batch = parts.source.batch(step * sequences, sequences)
+        steps.settle(step, Wish(left=total - step))
+        steps.gradients(batch, step)
+        steps.apply(parts.schedule(step / total))
+        ended.append(time.monotonic())
+    return ended
+
+
+def train(specification: dict[str, Any], transport: DistributedTransport) -> dict[str, Any]:
+    config = build(RunConfig, specification["config"])
+    dataset = prepare(config.data, cache_folder(), say=lambda line: None)
+    config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
+    total, count, batch = specification["total"], specification["steps"], config.train.batch
+    parts = assemble(config, dataset, transport.rank)
+    warm = assemble(config, dataset, transport.rank)
+    ledger, steps, team = Ledger(None), data_parallel(parts) if specification["ddp"] else parts.stepper, None
+    if specification["ddp"]:
+        # DDP settles its buckets in its first steps: they are taken with it, and the model is still the same one
+        take(parts, steps, 0, WARM, total, batch)
+    else:
+        take(warm, warm.stepper, 0, WARM, total, batch)
+        team = join_workers(config, parts, ledger, transport)
+        steps = team or steps
+    share(transport, None, number=BEGIN)
+    counted, traffic = read_counters(INTERFACE), asdict(transport.traffic)
+    began = time.monotonic()
+    ended = take(parts, steps, WARM if specification["ddp"] else 0, count, total + WARM, batch)
+    steps.conclude()
+    concluded = time.monotonic()
+    own = {name: getattr(transport.traffic, name) - traffic[name] for name in ("sent", "received")}
+    share(transport, None, number=END)
+    return {
+        "rank": transport.rank,
+        "began": began,
+        "ended": ended,
+        "concluded": concluded,
+        "kernel": asdict(read_counters(INTERFACE).since(counted)),
+        "own": own,
+        "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
+        "exchanges": None if team is None else figures(team),
+    }
+
+
+def figures(team: Team) -> dict[str, Any]:
+    return asdict(team.exchanges) | {"roles": dict(team.outers[0].transport.traffic.sent_by_role)}
+
+
+def main(words: list[str]) -> int:
+    specification = json.loads(Path(words[0]).read_text())
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    os.sched_setaffinity(0, share_of_cores(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), available_cores()))
+    try:
+        transport = join(specification["patience"])
+        try:
+            found = train(specification, transport)
+        finally:
+            leave(transport)
+    except ShoestringError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    atomic.write_text(Path(words[1]), json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""`shoestring experts`: cluster a corpus, train an expert on each cluster within one budget, judge them together."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.machine import cache_folder
+from shoestring.budget.units import show, show_seconds
+from shoestring.cli.arguments import Arguments
+from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
+from shoestring.config import Tree, build, merge, overrides, read_toml, tree
+from shoestring.data.dataset import require
+from shoestring.data.prepare import prepare
+from shoestring.errors import UsageError
+from shoestring.train.allocator import keep_freed_memory
+from shoestring.train.config import RunConfig
+from shoestring.train.execution import keep_compiled_code
+from shoestring.train.experts.allocation import scaled
+from shoestring.train.experts.conduct import Conducted, conduct
+from shoestring.train.experts.config import ExpertsConfig
+from shoestring.train.experts.folder import ExpertsFolder
+from shoestring.train.experts.worker import Say, machine
+
+HELP = """
+The [experts] section of a recipe, or --experts.KEY VALUE: allocate (tokens, equal, difficulty), spread, difficulty, seed_share,
+temperature, top_k, every, clusters.*, embedding.*.
+
+"""
+
+
+def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: bool, say: Say) -> ExpertsConfig:
+    """What the recipe, the flags and the plan come to. A recipe that leaves the model open gets one planned for an expert's
+    part of the budget, and its dense run one for the whole. Raises: UsageError."""
+    asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
+    section = merge(asked.pop("experts", {}), own)
+    asked.setdefault("budget", DEFAULT_BUDGET)
+    if "run" in section or "dense" in section:
+        raise UsageError("the [experts] section holds neither a run nor a dense one: those are the rest of the recipe")
+    first = build(RunConfig, merge({"model": {}}, asked))
+    # refused before any work where it can be; sizes need the width of a head, which may be planned
+    early = build(
+        ExpertsConfig, {key: value for key, value in section.items() if key != "sizes"} | {"run": tree(first)}
+    )
+
+    request = Request(asked, first.budget)
+    dataset = prepare(request.data(), cache_folder(), say=say)
+    require(dataset, int(asked.get("model", {}).get("context", 1)))
+    part = replace(request, budget=scaled(first.budget, (1 - early.seed_share) / early.count))
+    _, run = planned(part, machine(), dataset, 0.0)
+    whole = {"dense": tree(planned(request, machine(), dataset, 0.0)[1])} if dense else {}
+    return build(ExpertsConfig, {**section, "run": tree(run), **whole})
+
+
+def _conclude(folder: ExpertsFolder, done: Conducted, console: Console) -> None:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if done.stopped == "interrupted":
+        say(f"stopped; go on with: shoestring experts --resume {folder.path}")
+        return
+    found = done.summary
+    experts = found["experts"]
+    table = _table("expert", "size", "documents", "tokens", "trained on", "FLOPs", "words that tell it")
+    for expert in experts:
+        run = expert["run"]
+        spent = f"{run['flops']:.3g}"
+        own, trained = show("tokens", expert["tokens"]), show("tokens", run["tokens"])
+        words = " ".join(expert["words"][:5])
+        table.add_row(expert["name"], expert["size"], str(expert["documents"]), own, trained, spent, words)
+    console.print(table)
+    table = _table(
+        "held-out loss", "all", "bits/byte", *(e["name"] for e in experts), "FLOPs a token", "experts a window"
+    )
+    for name, arm in found["arms"].items():
+        domains = [arm["domains"][expert["name"]]["loss"] for expert in experts]
+        table.add_row(
+            name,
+            f"{arm['heldout_loss']:.4f}",
+            f"{arm['bits_per_byte']:.4f}",
+            *("" if loss is None else f"{loss:.4f}" for loss in domains),
+            f"{arm['inference_flops_per_token']:.3g}",
+            f"{arm['experts_per_window']:.2f}" if "experts_per_window" in arm else "",
+        )
+    console.print(table)
+    say(found["choice"])
+    budget = Budget.parse(found["budget"])
+    spent = f"{show_seconds(found['seconds'])}, {show('tokens', found['tokens'])}, {show('flops', found['flops'])}"
+    shares = ", ".join(f"{share:.1%} of the {unit}" for unit, share in found["spent"].items())
+    say(f"clusters, seeds and experts together took {spent} of {budget}: {shares}")
+    say(f"figures: {folder.path / 'summary.json'}")
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="left" if name.startswith("words") else "right", overflow="fold")
+    return table
+
+
+def run(words: Sequence[str]) -> int:
+    parser = Arguments(
+        "experts",
+        "Cluster a corpus by content, train an expert model on each cluster without any exchange between them, all within "
+        "one budget, and judge them together on held-out text.",
+        HELP + KEYS,
+    )
+    parser.add_argument("recipe", nargs="?", type=Path, help="a TOML file; what it leaves open is planned")
+    parser.add_argument("--experts", type=int, metavar="N", help="how many (default 4)")
+    parser.add_argument("--sizes", help="LAYERSxWIDTH of each expert or of all, as in 2x64,3x96,3x96,4x128")
+    parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument(
+        "--dense", action="store_true", help="train one model on everything too, with as much budget again"
+    )
+    parser.add_argument("--out", type=Path, help="the folder (default: runs/experts-DATE-TIME)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on; what is finished is not done again")
+    found, rest = parser.read_with_configuration(words)
+    console = Console()
+
+    def say(line: str) -> None:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    keep_freed_memory()
+    keep_compiled_code(cache_folder())
+    if found.resume:
+        if found.recipe or found.out or found.experts or found.sizes or found.dense or found.parallel:
+            raise UsageError("--resume goes on with experts as they are: give nothing else with it")
+        forbid(rest, "experts that are resumed keep their configuration; begin new ones to change it")
+        folder = ExpertsFolder.open(found.resume)
+    else:
+        own: Tree = {"count": found.experts, "parallel": found.parallel}
+        own["sizes"] = [size.strip() for size in found.sizes.split(",")] if found.sizes else None
+        given = {key: value for key, value in own.items() if value is not None}
+        config = _configuration(found.recipe, rest, given, found.dense, say)
+        name = datetime.datetime.now().strftime("experts-%Y-%m-%d-%H%M%S")
+        folder = ExpertsFolder.create(found.out or Path("runs") / name, config)
+    console.print(f"experts: {folder.path}", highlight=False)
+    done = conduct(folder, say)
+    _conclude(folder, done, console)
+    return 0 if done.signal is None else 128 + done.signal

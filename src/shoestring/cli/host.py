@@ -1,0 +1,102 @@
+"""Where a run of workers that come and go is at home: its folder, its token, its lighthouse, and the door before it."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shoestring.config import tree
+from shoestring.data.dataset import Dataset
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.admission import Passport
+from shoestring.sync.board import Board
+from shoestring.sync.door import Door
+from shoestring.sync.frame import new_token
+from shoestring.sync.lighthouse import Lighthouse
+from shoestring.train.config import RunConfig
+from shoestring.train.run_folder import RunFolder
+
+OWN = ("execution", "memory", "elastic")
+"""What each worker may have otherwise than the others: how it computes, and when it gives others up."""
+
+
+def require_torchft() -> None:
+    """Raises: UsageError where it is not installed."""
+    if importlib.util.find_spec("torchft") is None:
+        raise UsageError("workers that come and go need torchft: pip install shoestring[elastic]")
+
+
+def passport(config: RunConfig, dataset: Dataset) -> Passport:
+    """What all workers of a run must have alike: a resolved configuration save for what is each one's own, and the data."""
+    recipe = {key: value for key, value in tree(config).items() if key not in OWN}
+    shape = recipe.pop("model")
+    # the same text may lie elsewhere on another machine: its fingerprint says what it is
+    recipe["data"] = {
+        key: value for key, value in recipe["data"].items() if key not in ("corpus", "tokenizer", "documents")
+    }
+    return Passport(workers=config.workers, recipe=_digest(recipe), model=_digest(shape), data=dataset.fingerprint)
+
+
+def _digest(values: object) -> str:
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def address(text: str) -> tuple[str, int]:
+    """'HOST:PORT' taken apart. Raises: UsageError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"'{text}' is not HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def token_of(folder: Path) -> str:
+    """The token of a run, which only the user can read: a new one where there is none yet."""
+    path = folder / "token"
+    if path.exists():
+        return path.read_text().strip()
+    token = new_token()
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ShoestringError(f"{path} cannot be written: {error.strerror}") from None
+    with os.fdopen(handle, "w") as file:
+        file.write(token + "\n")
+    return token
+
+
+class Host:
+    """The lighthouse, store and door of a run; a context manager. listen: where the door is, port 0 for any that is free."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, listen: tuple[str, int]) -> None:
+        self.config, self.folder = config, folder
+        self.token = token_of(folder.path)
+        self.lighthouse = Lighthouse(join_timeout=config.elastic.stragglers, heartbeat_timeout=config.elastic.silence)
+        try:
+            self.door = Door(
+                listen, token=self.token, passport=passport(config, dataset), services=self.lighthouse.services
+            )
+        except BaseException:
+            self.lighthouse.close()
+            raise
+        self.board = Board(self.lighthouse.store_address)
+
+    @property
+    def address(self) -> str:
+        """Where workers come in: 'HOST:PORT'."""
+        host, port = self.door.address
+        return f"{host}:{port}"
+
+    def close(self) -> None:
+        self.door.close()
+        self.lighthouse.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,178 @@
+"""What a worker that joins a run does, once it knows where the run is."""
+
+import contextlib
+import datetime
+import fcntl
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from shoestring.budget.ledger import Ledger
+from shoestring.budget.machine import cache_folder, probe
+from shoestring.cli.crew import started
+from shoestring.cli.host import address, passport, require_torchft
+from shoestring.cli.live import LiveView
+from shoestring.config import build, merge, overrides, read_toml
+from shoestring.data.prepare import prepare
+from shoestring.errors import UsageError
+from shoestring.plan.planner import flops_per_token
+from shoestring.sync.board import Board
+from shoestring.sync.door import Entry
+from shoestring.sync.frame import TOKEN
+from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.train.allocator import keep_freed_memory
+from shoestring.train.config import RunConfig
+from shoestring.train.elastic_session import ElasticSession
+from shoestring.train.execution import keep_compiled_code
+from shoestring.train.run_folder import RunFolder, environment
+from shoestring.train.session import Outcome, resolve
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
+
+
+def _recipe(path: Path, words: Sequence[str]) -> RunConfig:
+    """The run's configuration. Raises: UsageError where the recipe is not one of workers that come and go."""
+    config = build(RunConfig, merge(read_toml(path), overrides(words)))
+    if config.transport != "torchft":
+        raise UsageError(
+            f"{path} has transport = '{config.transport}': only a run with --transport torchft can be joined"
+        )
+    return config
+
+
+def _token() -> str:
+    token = os.environ.get(TOKEN, "").strip()
+    if not token:
+        raise UsageError(
+            f"${TOKEN} is empty: put the run's token there, which is in the file 'token' of the run's folder"
+        )
+    return token
+
+
+def _own_address(host: str, port: int) -> str:
+    """This machine's address as that host sees it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as link:
+        try:
+            link.connect((host, port))  # sends nothing: it only looks which way it would go
+        except OSError as error:
+            raise UsageError(f"no way to {host}:{port}: {error.strerror or error}") from None
+        return link.getsockname()[0]
+
+
+def _bind_gloo(own: str) -> None:
+    """Have gloo use the interface of this address; it would go by the machine's name, which may lead elsewhere."""
+    for name, entries in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in entries):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+@contextlib.contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder, so that one worker alone writes there. Raises: UsageError where another one does."""
+    with open(folder.path / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another worker is at work in {folder.path}: name another folder with --out") from None
+        yield
+
+
+def _folder(out: Path | None) -> RunFolder:
+    path = out or Path("runs") / datetime.datetime.now().strftime("worker-%Y-%m-%d-%H%M%S")
+    path.mkdir(parents=True, exist_ok=True)
+    strange = [each.name for each in path.iterdir() if each.name not in ("output.txt", "lock")]
+    if strange and "config.toml" not in strange:
+        raise UsageError(f"{path} exists and is not a worker's folder: name another with --out")
+    return RunFolder(path)
+
+
+def _name(folder: RunFolder, given: str | None) -> str:
+    """This worker's name: the one given, the one it had, or a new one."""
+    kept = folder.path / "name"
+    name = given or (kept.read_text().strip() if kept.exists() else f"guest-{secrets.token_hex(4)}")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"'{name}' cannot name a worker: letters, digits, '-', '_' and '.' can, 40 of them at most")
+    kept.write_text(name + "\n")
+    return name
+
+
+def take_part(
+    recipe: Path, words: Sequence[str], where: str, *, out: Path | None, name: str | None, companions: Sequence[str]
+) -> int:
+    """Join the run at `where` and train until it ends. Returns the exit status."""
+    require_torchft()
+    host, port = address(where)
+    config, token, console = _recipe(recipe, words), _token(), Console()
+    keep_freed_memory()
+    keep_compiled_code(cache_folder())
+    own = _own_address(host, port)
+    _bind_gloo(own)
+    began, machine = started(), probe()
+    dataset = prepare(config.data, cache_folder(), say=console.print)
+    preparing = Ledger()
+    config = resolve(config, dataset, machine, preparing, console.print)
+    papers = passport(config, dataset)
+    with contextlib.ExitStack() as stack:
+        entry = stack.enter_context(Entry(host, port, token, papers))
+        folder = _folder(out)
+        stack.enter_context(_alone(folder))
+        identity = _name(folder, name)
+        if not (folder.path / "config.toml").exists():
+            dataset.tokenizer.save(folder.tokenizer)
+            folder.write_json("environment.json", environment(machine))
+            folder.write_config(config)
+        elif passport(folder.read_config(), dataset) != papers:
+            raise UsageError(f"{folder.path} is of another run: name another folder with --out")
+        ledger = Ledger(folder.ledger, since=began)
+        ledger.write("start")
+        peak = machine.matmul[config.execution.precision]
+        view = stack.enter_context(LiveView(console, peak, flops_per_token(config.model), config.budget.seconds))
+        link = partial(
+            FaultTolerantTransport,
+            identity,
+            lighthouse=entry.lighthouse,
+            store=entry.store,
+            token=token,
+            passport=papers,
+            host=own,
+            timeout=config.elastic.exchange,
+            patience=config.elastic.patience,
+            heartbeat=min(0.25, config.elastic.silence / 6),
+        )
+        session = ElasticSession(
+            config,
+            folder,
+            ledger,
+            dataset,
+            view.say,
+            view.show,
+            identity=identity,
+            companions=companions,
+            board=Board(entry.store, timeout=config.elastic.exchange),
+            link=link,
+            since=began,
+        )
+        session.restore()
+        outcome = session.run()
+        ledger.close()
+    _conclude(outcome, identity, console)
+    return 0 if outcome.signal is None else 128 + outcome.signal
+
+
+def _conclude(outcome: Outcome, identity: str, console: Console) -> None:
+    found = outcome.summary
+    worker = found["worker"]
+    line = f"{identity}: {worker['tokens']:,} tokens trained into the run, {worker['tokens_discarded']:,} lost"
+    if outcome.stopped == "interrupted":
+        line = f"left at step {found['steps']}; {line}"
+    elif "heldout_loss" in found:
+        line = f"held-out loss {found['heldout_loss']:.4f} after {found['steps']} steps; {line}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""One file a codec: tensors packed into bytes, and back."""

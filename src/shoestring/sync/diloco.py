@@ -1,0 +1,244 @@
+"""DiLoCo: workers train by themselves and seldom average what they learnt."""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.errors import UsageError
+from shoestring.sync.codec import Codec
+from shoestring.sync.codecs.floats import Float32
+from shoestring.sync.exchange import STAGES, Average, Averaged, Delta, Terms, average, drive
+from shoestring.sync.feedback import ErrorFeedback, Residuals
+from shoestring.sync.flight import Flight, Round
+from shoestring.sync.fragments import Fragments
+from shoestring.sync.message import write_note
+from shoestring.sync.outer import OuterSGD
+from shoestring.sync.saved import Resumable
+from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.local import LocalGroup
+
+DILOCO_OUTER = OuterSGD()
+WHOLE = Fragments()
+
+
+class DiLoCo(Resumable):
+    """The outer loop around a model that an inner optimiser trains.
+
+    Douillard et al. (2023), DiLoCo: Distributed Low-Communication Training of Language Models, arXiv:2311.08105;
+    (2025), Streaming DiLoCo with overlapping communication, arXiv:2501.18512, Algorithm 2; Therien et al. (2025),
+    MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo, arXiv:2505.23725 (Muon inside; compressed, with error
+    feedback). Worker m, fragment p, after inner step t (from 1) where (t - t_p) mod H = 0:
+
+        Delta_m,p <- theta_p - theta_m,p                    theta_p: the global weights, the same for all workers
+        tau inner steps later:  theta_p <- OuterOpt(theta_p, mean over m of C(Delta_m,p))
+                                theta_m,p <- alpha theta_m,p + (1 - alpha) theta_p
+
+    with tau = 0, theta_m,p <- theta_p. One worker (K = 1) is the same: its own Delta, smoothed by the outer optimiser.
+
+    inner: the optimiser of the inner steps, for one thing only: a worker that was left out of a round, as its weights
+    were not finite, gets the global weights, and the inner state of those parameters is emptied. every: H. codec: of
+    matrices; None: float32, as vectors always travel. feedback: None keeps no residuals. transport: the caller's to
+    close; None: this worker is alone. fragments: which parameters go together, and when. overlap: tau, below H.
+    mixing: alpha, 0.5 in the paper; 0 forgets the tau steps, 1 ignores the others. It has no say in a merge before
+    which no inner step was taken. average: see `exchange`. roles: of parameters by name, to count bytes by; those not
+    named are 'matrix' or 'vector'.
+
+    All workers start from the same weights and take the same number of inner steps. Global weights, momentum and
+    residuals are float32 whatever the model is, 4 bytes a parameter each. With overlap, an exchange (encode, wait,
+    decode) is done by one thread of this object beside the inner steps, in the order in which exchanges were started;
+    when it is merged, and so every number, does not depend on how long it took.
+
+    Where the transport loses a worker, `step` and `synchronise` raise PeerLost; the round is abandoned, as one that was
+    voted down is, and the loop may go on.
+
+    Raises: UsageError for settings that do not go together or do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner: torch.optim.Optimizer | None = None,
+        *,
+        every: int = 30,
+        codec: Codec | None = None,
+        feedback: ErrorFeedback | None = None,
+        transport: Transport | None = None,
+        outer: OuterSGD = DILOCO_OUTER,
+        fragments: Fragments = WHOLE,
+        overlap: int = 0,
+        mixing: float = 0.5,
+        average: Average = "auto",
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
+        if every < 1:
+            raise UsageError(f"every = {every}: an exchange follows at least one inner step")
+        if not 0 <= overlap < every:
+            raise UsageError(f"overlap = {overlap} must be at least 0 and below every = {every}")
+        if not 0 <= mixing <= 1:
+            raise UsageError(f"mixing = {mixing} must be between 0 and 1")
+        if average not in ("auto", "gather", "scatter"):
+            raise UsageError(f"average must be auto, gather or scatter, not {average!r}")
+        self.model, self.inner, self.every, self.overlap, self.mixing = model, inner, every, overlap, mixing
+        self.codec = Float32() if codec is None else codec
+        self.transport = LocalGroup(1).transports[0] if transport is None else transport
+        self.outer, self.average, self.roles = outer, average, dict(roles or {})
+        self.fragments = fragments.of(model)
+        self.offsets = fragments.offsets(every)
+        self.residuals = None if feedback is None else Residuals(feedback)
+        self.parameters = {name: parameter for fragment in self.fragments for name, parameter in fragment}
+        self.weights = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.momenta: dict[str, Tensor] = {}
+        self.steps, self.sequence, self.rounds = 0, 0, 0
+        # the inner step up to which the global weights of each fragment hold this worker's work
+        self.applied = [0] * len(self.fragments)
+        self.flights: list[Flight] = []
+        self._thread: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> "DiLoCo":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(wait=error is None)
+
+    def close(self, wait: bool = True) -> None:
+        """End the thread. wait: let exchanges under way come to their end; else those not yet begun are not begun."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=wait, cancel_futures=not wait)
+            self._thread = None
+
+    def step(self, note: Mapping[str, Any] | None = None) -> list[Round]:
+        """Call after every inner step: starts the exchanges that are due, merges those that are.
+
+        note: for all other workers, at most 128 bytes as JSON, sent with an exchange started now. Raises: ValueError
+        for a longer note; ShoestringError; PeerLost.
+        """
+        return self._complete(self.begin(note))
+
+    def synchronise(self, note: Mapping[str, Any] | None = None) -> list[Round]:
+        """Complete what is under way, then exchange every fragment that has moved since: the end of a run.
+
+        Local and global weights are the same after it, unless a round was voted down. Raises: as `step`.
+        """
+        return self._complete(list(self.flights)) + self._complete(self.begin_all(note))
+
+    def _complete(self, flights: list[Flight]) -> list[Round]:
+        if self.overlap:
+            self._launch()
+        return [self._wait(flight) for flight in flights]
+
+    def _launch(self) -> None:
+        """Give the thread what it has not got yet."""
+        for flight in self.flights:
+            if flight.running is None:
+                if self._thread is None:
+                    self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange")
+                flight.running = self._thread.submit(drive, flight.exchange)
+
+    def _wait(self, flight: Flight) -> Round:
+        began = time.perf_counter()
+        try:
+            averaged = drive(flight.exchange) if flight.running is None else flight.running.result()
+        except BaseException:
+            self.flights.remove(flight)
+            raise
+        return self.finish(flight, averaged, time.perf_counter() - began)
+
+    def begin(self, note: Mapping[str, Any] | None = None) -> list[Flight]:
+        """The half of `step` that waits for nobody: count the inner step, form the pseudo-gradients that are due.
+
+        Returns what is to be completed now, in order: each with its exchange driven to the end, and then `finish`.
+        """
+        write_note(note or {})
+        self.steps += 1
+        for fragment, offset in enumerate(self.offsets):
+            if (self.steps - offset) % self.every == 0:
+                self._start(fragment, note or {})
+        return [flight for flight in self.flights if flight.step + self.overlap <= self.steps]
+
+    def begin_all(self, note: Mapping[str, Any] | None = None) -> list[Flight]:
+        """As `begin`, but without an inner step, and for every fragment that has moved since its last exchange."""
+        write_note(note or {})
+        moved = [fragment for fragment, step in enumerate(self.applied) if step != self.steps]
+        return [self._start(fragment, note or {}) for fragment in moved]
+
+    @torch.no_grad()
+    def _start(self, fragment: int, note: Mapping[str, Any]) -> Flight:
+        deltas = [
+            Delta(name, self.roles.get(name), self.weights[name] - parameter.detach().float())
+            for name, parameter in self.fragments[fragment]
+        ]
+        flight = self.flight(
+            fragment=fragment,
+            step=self.steps,
+            sequence=self.sequence,
+            generation=self.rounds,
+            note=dict(note),
+            deltas=deltas,
+        )
+        self.sequence += 1
+        self.flights.append(flight)
+        return flight
+
+    def flight(self, **kept: Any) -> Flight:
+        tag, note, generation = kept["sequence"] * STAGES, kept["note"], kept["generation"]
+        terms = Terms(self.codec, self.transport, self.residuals, tag, note, generation, kept.get("absent", False))
+        return Flight(**kept, exchange=average(self.average, kept["deltas"], terms))
+
+    @torch.no_grad()
+    def finish(self, flight: Flight, averaged: Averaged, exposed: float = 0.0) -> Round:
+        """Apply and merge an exchange that has ended. exposed: seconds that the training thread waited for it."""
+        self.flights.remove(flight)
+        if averaged.tensors is not None:
+            self._apply(flight, averaged, averaged.tensors)
+        return Round(
+            fragment=flight.fragment,
+            step=flight.step,
+            committed=averaged.tensors is not None,
+            participants=averaged.participants,
+            dropped=averaged.dropped,
+            damaged=averaged.damaged,
+            notes=averaged.notes,
+            sent=averaged.sent,
+            received=averaged.received,
+            exposed_seconds=exposed,
+            hidden_seconds=max(0.0, averaged.seconds - exposed),
+            sent_by_role=averaged.sent_by_role,
+        )
+
+    def _apply(self, flight: Flight, averaged: Averaged, tensors: list[Tensor]) -> None:
+        if self.residuals is not None:
+            self.residuals.commit(averaged.residuals, averaged.place)
+        gradients = {delta.name: tensor for delta, tensor in zip(flight.deltas, tensors, strict=True)}
+        self.outer.step(self.weights, self.momenta, gradients)
+        self.rounds += 1
+        self.applied[flight.fragment] = flight.step
+        left_out = averaged.place[0] not in averaged.participants
+        keep = self.mixing if self.steps > flight.step and not left_out else 0.0
+        for name in gradients:
+            weight, parameter = self.weights[name], self.parameters[name]
+            parameter.copy_(torch.lerp(weight, parameter.float(), keep) if keep else weight)
+            if left_out and self.inner is not None:
+                self.inner.state.get(parameter, {}).clear()
+
+    @contextmanager
+    def global_weights(self) -> Iterator[None]:
+        """Have the global weights in the model, to evaluate or save them; the local ones come back after the block."""
+        local = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._put(self.weights)
+        try:
+            yield
+        finally:
+            self._put(local)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,252 @@
+"""DiLoCo among workers that die, freeze, come late and come back: each round has the members that are there."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.diloco import DiLoCo
+from shoestring.sync.exchange import Averaged, Delta, drive
+from shoestring.sync.healing import State
+from shoestring.sync.membership import Membership
+from shoestring.sync.tally import Tally, Work
+from shoestring.sync.transport.base import PeerLost
+from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+
+ATTEMPTS = 50
+"""Rounds that may be abandoned one after the other before this worker gives the run up."""
+
+
+class RunOver(ShoestringError):
+    """The run has ended; there is nothing to take part in any more."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How one attempt at a round ended.
+
+    round: how many had been committed before it. ids: its members by rank. healed: whether this worker took over the state
+    of another. fresh: the ranks of all who did. committed: whether it is applied, at all. contributed: the ranks whose
+    pseudo-gradients were averaged. added: tokens that came into the global weights. steps: inner steps of the period that it
+    ends, 0 where it was not committed. notes: of each rank. why: it was abandoned. waited: seconds until its members were
+    known. healing: seconds that the state took to come. seconds: of all of it. sent, received: bytes.
+    """
+
+    round: int
+    ids: tuple[str, ...]
+    rank: int
+    healed: bool
+    fresh: tuple[int, ...]
+    committed: bool
+    contributed: tuple[int, ...]
+    added: int
+    steps: int
+    notes: tuple[Mapping[str, Any] | None, ...]
+    why: str
+    waited: float
+    healing: float
+    seconds: float
+    sent: int
+    received: int
+
+
+class Elastic:
+    """Drives the outer loop of one worker over a `FaultTolerantTransport`; call `step` after every inner step and `meet`
+    when a round is due, and once before the first inner step, whether the run begins, goes on from checkpoints, or is
+    joined late: who has nothing to add takes part all the same, and goes on from the run's state.
+
+    A round opens (this may replace the state: then what this worker did since the last committed round is lost, and it is
+    left out of the average as one that has nothing), exchanges, and is closed by the verdict of all; only then is it
+    applied. Where a member is lost, or anything came damaged, it is abandoned: global weights, momentum and residuals stay,
+    local work stays in the local weights, and those who are left try again at once. So between two committed rounds all
+    members have taken the same number of inner steps.
+
+    The average is uniform over those who contribute (Douillard et al. 2023, DiLoCo, arXiv:2311.08105, section 3.3, let the
+    number of workers vary in the same way: all that are there are averaged, and a new one starts from the global weights).
+
+    outer: whole model, without overlap. Its transport is replaced by `connect`. identity: this worker's name in the run,
+    the same whenever it comes back. sequences: that a worker takes in an inner step. forget: called when the local work was
+    lost, to empty the inner optimiser's state. over: whether the run has ended; asked whenever a round is open. since: the
+    monotonic clock when the run's own clock started, for its first worker.
+
+    Raises: UsageError for an outer loop with fragments or overlap.
+    """
+
+    def __init__(
+        self,
+        outer: DiLoCo,
+        identity: str,
+        *,
+        sequences: int,
+        forget: Callable[[], None],
+        over: Callable[[], bool] = lambda: False,
+        record: Callable[[Meeting], None] = lambda meeting: None,
+        since: float | None = None,
+    ) -> None:
+        if outer.overlap or len(outer.fragments) > 1:
+            raise UsageError(
+                f"workers that come and go exchange the whole model at once: fragments = {len(outer.fragments)}, "
+                f"overlap = {outer.overlap} need workers that stay"
+            )
+        self.outer, self.identity, self.sequences = outer, identity, sequences
+        self.forget, self.over, self.record = forget, over, record
+        self.tally = Tally()
+        self.rank = 0
+        self.work = Work()
+        self.round, self.lineage = 0, ""
+        self._alive_since = time.monotonic() if since is None else since
+        self._transport: FaultTolerantTransport | None = None
+
+    @property
+    def transport(self) -> FaultTolerantTransport:
+        if self._transport is None:
+            raise ShoestringError("the worker is not connected to its run yet")
+        return self._transport
+
+    def connect(self, link: Callable[..., FaultTolerantTransport]) -> None:
+        """Make the transport: `link` is called with save, load, step, lineage and limit. The caller closes it."""
+        # the longest message that a codec might make of the weights: twice their float32
+        limit = 8 * sum(weight.numel() for weight in self.outer.weights.values()) + 2**20
+        self._transport = link(
+            save=self.save, load=self.load, step=self.round, lineage=self.lineage or None, limit=limit
+        )
+        self.outer.transport = self._transport
+
+    @property
+    def period(self) -> int:
+        """Inner steps since the last committed round."""
+        return self.outer.steps - self.tally.begun
+
+    @property
+    def seconds(self) -> float:
+        """The run's clock, as this worker reads it: it is set by all in each round."""
+        return self.tally.seconds + time.monotonic() - self._alive_since
+
+    def step(self, tokens: int, flops: int) -> None:
+        """Count an inner step, and what was trained in it."""
+        self.outer.steps += 1
+        self.work = self.work.plus(tokens, flops)
+
+    def meet(self, note: Mapping[str, Any] | None = None) -> Meeting:
+        """A round, tried until one is committed. note: for all others, with room for some 60 bytes as JSON.
+
+        Raises: RunOver; ShoestringError where no round can be opened or none is committed, or the state does not fit.
+        """
+        for _ in range(ATTEMPTS):
+            meeting = self._attempt(note or {})
+            self.record(meeting)
+            if meeting.committed:
+                return meeting
+        raise ShoestringError(f"{ATTEMPTS} rounds in a row were abandoned, the last as {meeting.why}")
+
+    def _attempt(self, note: Mapping[str, Any]) -> Meeting:
+        began = time.perf_counter()
+        member = self.transport.open_round()
+        if self.over():
+            self.transport.close_round(False)
+            raise RunOver("the run is over")
+        averaged, why, committed = self._exchange(note)
+        begun = self.tally.begun
+        added = _added(averaged) if averaged is not None and committed else {}
+        if committed:
+            self._commit(member, averaged, added)
+        return Meeting(
+            round=member.step,
+            ids=member.ids,
+            rank=member.rank,
+            healed=member.healed,
+            fresh=member.fresh,
+            committed=committed,
+            contributed=tuple(sorted(added)),
+            added=sum(work.tokens for work in added.values()),
+            steps=self.tally.begun - begun,
+            notes=tuple(averaged.notes) if averaged is not None else (),
+            why=why,
+            waited=member.waited,
+            healing=member.healing,
+            seconds=time.perf_counter() - began,
+            sent=averaged.sent if averaged is not None else 0,
+            received=averaged.received if averaged is not None else 0,
+        )
+
+    def _exchange(self, note: Mapping[str, Any]) -> tuple[Averaged | None, str, bool]:
+        """(what was exchanged, why it is abandoned, whether it is committed). A worker without work of its own is absent."""
+        outer = self.outer
+        told = {"n": outer.steps, "t": self.work.tokens, "f": self.work.flops, "s": round(self.seconds, 3)}
+        deltas = [
+            Delta(name, outer.roles.get(name), outer.weights[name] - parameter.detach().float())
+            for name, parameter in outer.fragments[0]
+        ]
+        flight = outer.flight(
+            fragment=0,
+            step=outer.steps,
+            sequence=self.transport.step,  # the same for all members, whatever each has tried before
+            generation=outer.rounds,
+            note={**told, **note},
+            deltas=deltas,
+            absent=self.work == Work(),
+        )
+        outer.flights.append(flight)
+        try:
+            averaged = drive(flight.exchange)
+        except PeerLost as error:
+            outer.flights.remove(flight)
+            self.transport.close_round(False)
+            return None, str(error), False
+        except ShoestringError:
+            outer.flights.remove(flight)
+            self.transport.close_round(False)
+            raise
+        whole = averaged.tensors is not None or _nobody_had_any(averaged)
+        committed = self.transport.close_round(whole)
+        outer.finish(flight, averaged if committed else averaged.abandoned())
+        why = (
+            "" if committed else "what came was damaged" if not whole else "others did not get it whole, or not in time"
+        )
+        return averaged, why, committed
+
+    def _commit(self, member: Membership, averaged: Averaged | None, added: Mapping[int, Work]) -> None:
+        assert averaged is not None
+        notes = [note for note in averaged.notes if note is not None]
+        # a member that came back with the very state of the last round has not taken the steps that the others have
+        step, seconds = max(note["n"] for note in notes), max(note["s"] for note in notes)
+        self.tally.commit(step=step, count=self.sequences, ids=member.ids, added=added, seconds=seconds)
+        self.outer.steps, self.outer.applied = step, [step]
+        self._alive_since = time.monotonic()
+        self.rank, self.round, self.lineage = member.rank, self.transport.step, self.transport.lineage
+        lost, self.work = self.work != Work() and member.rank not in added, Work()
+        if lost:  # it was not finite
+            self.forget()
+
+    def save(self) -> State:
+        """What all workers hold alike, as the last committed round left it."""
+        tensors, values = self.outer.shared_state()
+        return tensors, {"outer": values, "tally": self.tally.plain()}
+
+    def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a state that `save` gave; what this worker did by itself is lost. Raises: ShoestringError where it does
+        not fit."""
+        if not isinstance(values.get("outer"), dict) or not isinstance(values.get("tally"), dict):
+            raise ShoestringError("the shared state is damaged: it has no outer loop, or no counts")
+        tally = Tally.of(values["tally"])
+        self.outer.join(tensors, values["outer"])
+        self.tally, self.work = tally, Work()
+        self._alive_since = time.monotonic()
+        self.forget()
+
+
+def _nobody_had_any(averaged: Averaged) -> bool:
+    """Whether all came whole, and nobody had anything to add: so it is where all have just begun."""
+    return not averaged.participants and not averaged.dropped and None not in averaged.notes
+
+
+def _added(averaged: Averaged) -> dict[int, Work]:
+    found = {}
+    for rank in averaged.participants if averaged.tensors is not None else ():
+        note = averaged.notes[rank]
+        assert note is not None
+        found[rank] = Work(note["t"], note["f"])
+    return found

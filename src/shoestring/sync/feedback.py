@@ -1,0 +1,63 @@
+"""Error feedback: what a codec lost is added to what it is given next."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PART = "@part"
+"""Ends the name of the residual of a tensor's part that this worker averages."""
+
+
+@dataclass(frozen=True)
+class ErrorFeedback:
+    """What is to be fed back; `Residuals` is the state.
+
+    Karimireddy et al. (2019), Error Feedback Fixes SignSGD and other Gradient Compression Schemes, arXiv:1901.09847:
+    p = g + e, sent = C(p), e <- p - C(p). Therien et al. (2025), MuLoCo, arXiv:2505.23725, let the accumulator decay,
+    with the pseudo-gradient Delta in place of g:
+
+        E <- beta E + Delta;   sent = C(E);   E <- E - C(E)
+
+    decay: beta in [0, 1]. 1 loses nothing for good; 0 feeds nothing back. The code published with MuLoCo
+    multiplies Delta by the outer learning rate first, which a codec that scales with its input cannot see; here the
+    accumulator is in the units of Delta. Raises: ValueError for a decay outside [0, 1].
+    """
+
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be between 0 and 1, not {self.decay}")
+
+
+class Residuals:
+    """The residuals e of one worker, float32, by parameter name.
+
+    'NAME', shaped like the parameter, is the error of what this worker sent; 'NAME@part' is the error of the average of
+    the rows that it owns in a scattered exchange. Nothing changes but by `commit`, so a round that is abandoned leaves
+    no trace.
+
+    What is lost: a worker's own residuals die with it (they are of its data, and no other worker has them); the
+    residuals of parts are forgotten by all when the number of workers or the rank changes, as the rows then change
+    hands. Either loses at most one quantisation error of one round.
+    """
+
+    def __init__(self, feedback: ErrorFeedback) -> None:
+        self.feedback = feedback
+        self.tensors: dict[str, Tensor] = {}
+        self.place: tuple[int, int] | None = None
+
+    def compensate(self, name: str, values: Tensor, place: tuple[int, int]) -> Tensor:
+        """decay e + values, a tensor of its own. place: the rank and the number of workers of this exchange."""
+        residual = self.tensors.get(name)
+        if residual is None or (name.endswith(PART) and place != self.place):
+            return values.clone()
+        return residual.mul(self.feedback.decay).add_(values)
+
+    def commit(self, staged: Mapping[str, Tensor], place: tuple[int, int]) -> None:
+        """Put the residuals of a round that all have applied in the place of the old ones."""
+        if place != self.place:
+            self.tensors = {name: tensor for name, tensor in self.tensors.items() if not name.endswith(PART)}
+            self.place = place
+        self.tensors = {**self.tensors, **staged}

@@ -1,0 +1,166 @@
+"""Healing: a worker that joins, or comes back, takes the run's state from one that has it."""
+
+import json
+import logging
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.door import Listener
+from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, derive_key, open_frame, seal
+from shoestring.sync.handshake import Malformed, Passport, admit, enter, hear, say
+
+log = logging.getLogger(__name__)
+
+State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""What all workers hold alike: tensors by name, and plain values that JSON can tell."""
+
+_LENGTH = struct.Struct("<Q")
+_RECEIVERS = 8
+LONGEST = 600.0
+"""Seconds that a worker waits at most, on another's behalf, for a state that it does not offer yet."""
+_VALUES = "values"
+
+
+def pack(state: State) -> Tensor:
+    """A state as safetensors, uint8 [bytes]: a copy, so that the state may change afterwards. The values are JSON in its
+    metadata. Raises: ShoestringError for values that JSON cannot tell."""
+    tensors, values = state
+    try:
+        told = json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ShoestringError(f"the state's values cannot be sent: {error}") from None
+    # cloned: safetensors refuses tensors that share memory, as tied weights do
+    alone = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return torch.frombuffer(bytearray(save(alone, metadata={_VALUES: told})), dtype=torch.uint8)
+
+
+def unpack(packed: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state that `pack` packed. Raises: ShoestringError where it is none."""
+    whole = packed.numpy().tobytes()
+    try:
+        tensors = load(whole)
+        (length,) = _LENGTH.unpack_from(whole)
+        values = json.loads(json.loads(whole[_LENGTH.size : _LENGTH.size + length])["__metadata__"][_VALUES])
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+        raise ShoestringError(f"what was received is no state: {error}") from None
+    if not isinstance(values, dict):
+        raise ShoestringError("what was received is no state: its values are no table")
+    return tensors, values
+
+
+class Healing:
+    """Gives this worker's state to those that need it, from memory and by a thread, and takes one from another worker.
+
+    It has the methods of torchft's `CheckpointTransport`, whose own implementations unpickle what they receive. Here the
+    two sides meet as at the door (`handshake`), the state travels as safetensors in one frame under the key of that
+    connection alone, so that neither an altered state nor an earlier one passes, and nothing is unpickled.
+
+    host: the address to listen at and to be named by, of this machine as the other workers see it. limit: the most bytes of
+    a state. patience: seconds that a stranger has to show who he is. Raises: UsageError where it cannot listen there.
+    """
+
+    def __init__(
+        self, host: str = "127.0.0.1", *, token: str, passport: Passport, limit: int = 2**36, patience: float = 5.0
+    ) -> None:
+        if not token:
+            raise UsageError("a run whose workers heal each other needs a token")
+        self._key, self._passport, self._limit, self._patience = derive_key(token), passport, limit, patience
+        self._offer: tuple[int, Tensor, float] | None = None
+        self._changed = threading.Condition()
+        self._listener = Listener(
+            (host, 0),
+            lambda link: admit(link, self._key, passport, patience=patience),
+            self._give,
+            strangers=_RECEIVERS,
+        )
+
+    def metadata(self) -> str:
+        """Where to fetch the state from: 'host:port'."""
+        host, port = self._listener.address
+        return f"{host}:{port}"
+
+    def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: State, timeout: timedelta) -> None:
+        """Offer the state of a step until `disallow_checkpoint`, to whoever asks for that step; returns at once.
+
+        timeout: for each receiver. dst_ranks: who should come for it; the offer is the same for all.
+        """
+        packed = pack(state_dict)
+        log.info("offering the state of step %d (%d bytes) to %s", step, packed.numel(), dst_ranks)
+        with self._changed:
+            self._offer = (step, packed, timeout.total_seconds())
+            self._changed.notify_all()
+
+    def disallow_checkpoint(self) -> None:
+        """Withdraw the offer; transfers under way go on, for they have a copy."""
+        with self._changed:
+            self._offer = None
+
+    def recv_checkpoint(
+        self, src_rank: int, metadata: str, step: int, timeout: timedelta
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state of a step, from the worker at `metadata`.
+
+        Raises: ShoestringError where it did not come whole within `timeout`, is over the limit or is of another step.
+        """
+        seconds = timeout.total_seconds()
+        deadline = time.monotonic() + seconds
+        host, _, port = metadata.rpartition(":")
+        request = {"step": step, "rank": src_rank, "seconds": seconds}
+        link, key = enter((host, int(port)), self._key, self._passport, request, patience=min(seconds, self._patience))
+        try:
+            size = hear(link, deadline).get("bytes")
+            if not isinstance(size, int) or not 0 < size <= self._limit:
+                raise Malformed(f"a state of {size} bytes: at most {self._limit} are taken")
+            frame = torch.empty(HEADER_BYTES + size, dtype=torch.uint8)
+            _fill(link, frame.numpy().data, deadline)
+            return unpack(open_frame(frame, key=key, tag=step, sender=src_rank))
+        except (OSError, Malformed, CorruptFrame) as error:
+            raise ShoestringError(f"the state of step {step} did not come from worker {src_rank}: {error}") from None
+        finally:
+            link.close()
+
+    def shutdown(self, wait: bool = True) -> None:
+        """Stop listening and hang up."""
+        self._listener.close()
+
+    def _give(self, link: socket.socket, admitted: tuple[dict[str, Any], bytes]) -> None:
+        request, key = admitted
+        step, rank, seconds = (request.get(word) for word in ("step", "rank", "seconds"))
+        if not isinstance(step, int) or not isinstance(rank, int) or not isinstance(seconds, int | float):
+            raise Malformed("no 'step', 'rank' or 'seconds'")
+        with self._changed:
+            # the receiver may have heard of the quorum before this worker has
+            self._changed.wait_for(lambda: self._offer is not None and self._offer[0] == step, min(seconds, LONGEST))
+            offer = self._offer
+        if offer is None or offer[0] != step:
+            return
+        _, packed, allowed = offer
+        link.settimeout(allowed)
+        say(link, {"bytes": packed.numel()})
+        link.sendall(seal(packed, key=key, tag=step, sender=rank).numpy().data)
+
+
+def _fill(link: socket.socket, buffer: memoryview, deadline: float) -> None:
+    filled = 0
+    while filled < len(buffer):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"{filled} of {len(buffer)} bytes came in time")
+        link.settimeout(left)
+        count = link.recv_into(buffer[filled:])
+        if not count:
+            raise ConnectionResetError(f"the other side hung up after {filled} of {len(buffer)} bytes")
+        filled += count

@@ -1,0 +1,102 @@
+"""A worker's way into its run, and out of it: the same under `processes.launch` as under torchrun."""
+
+import contextlib
+import ipaddress
+import os
+import socket
+import time
+from datetime import timedelta
+
+import psutil
+import torch.distributed as dist
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.admission import Passport, admit
+from shoestring.sync.frame import TOKEN, derive_key
+from shoestring.sync.transport.distributed import DistributedTransport
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise UsageError(f"{name} is not in the environment: a worker is started by --workers, or by torchrun")
+    return value
+
+
+def _whole_number(name: str) -> int:
+    text = _variable(name)
+    if not text.isdigit():
+        raise UsageError(f"{name} is '{text}' in the environment: a whole number is needed")
+    return int(text)
+
+
+def _loopback_interface(address: str) -> str:
+    """The name of this machine's loopback interface where the address lies there, else ''."""
+    with contextlib.suppress(ValueError):
+        if address != "localhost" and not ipaddress.ip_address(address).is_loopback:
+            return ""
+        for name, entries in psutil.net_if_addrs().items():
+            if any(entry.address == "127.0.0.1" for entry in entries):
+                return name
+    return ""
+
+
+def _await_answer(address: str, port: int, timeout: float) -> bool:
+    """Whether something listens there before the time is up. torch would wait too, past the time and with a stack trace."""
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(end - time.monotonic(), 0.01)).close()
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+
+
+def join(timeout: float, *, passport: Passport | None = None) -> DistributedTransport:
+    """A worker's way in, under `launch` as under torchrun: meet the others, admit or be refused, connect.
+
+    timeout: seconds to wait for the others, and the transport's own for an exchange. passport: what must be alike
+    (`admission.admit`), None for the program's version alone. The token is $SHOESTRING_TOKEN; without one, frames are only
+    checksummed and anybody is admitted. gloo is bound to the loopback interface where the master is there, unless
+    $GLOO_SOCKET_IFNAME says otherwise. `leave` undoes it.
+
+    Raises: UsageError for an environment that says no worker's place, and where workers differ; ShoestringError where some do
+    not come, or cannot be reached.
+    """
+    rank, size = _whole_number("RANK"), _whole_number("WORLD_SIZE")
+    address, port = _variable("MASTER_ADDR"), _whole_number("MASTER_PORT")
+    passport = passport or Passport(workers=size)
+    if passport.workers != size:
+        raise UsageError(f"the run is of {passport.workers} workers, and {size} were started")
+    interface = _loopback_interface(address)
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    key = derive_key(os.environ.get(TOKEN, ""))
+    theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # who starts the workers holds the store
+    holds = rank == 0 and not theirs
+    if not holds and not _await_answer(address, port, timeout):
+        holder = "what started the workers" if theirs else "worker 0"
+        raise ShoestringError(f"{holder} does not answer at {address}:{port} within {timeout:g} s")
+    patience = timedelta(seconds=timeout)
+    try:
+        store = dist.TCPStore(
+            address, port, is_master=holds, timeout=patience, wait_for_workers=False, multi_tenant=True
+        )
+    except dist.DistError as error:
+        reason = str(error).partition("\n")[0]
+        raise ShoestringError(f"no store for the workers to meet in at {address}:{port}: {reason}") from error
+    admit(passport, store, rank=rank, key=key, timeout=timeout)
+    try:
+        meeting = dist.PrefixStore("shoestring/group", store)
+        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=size, timeout=patience)
+        return DistributedTransport(key=key, timeout=timeout)
+    except RuntimeError as error:
+        raise ShoestringError(f"worker {rank} cannot connect to the others: {str(error).splitlines()[0]}") from error
+
+
+def leave(transport: DistributedTransport) -> None:
+    """Close a transport that `join` gave, and its process group."""
+    transport.close()
+    dist.destroy_process_group()

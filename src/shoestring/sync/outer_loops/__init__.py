@@ -1,0 +1,1 @@
+"""One file an outer loop: when workers exchange, and what becomes of it."""

@@ -1,0 +1,78 @@
+"""DiLoCo: workers take many steps by themselves, then move together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from torch import nn
+
+from shoestring.config import Choice
+from shoestring.errors import UsageError
+from shoestring.method import Count, Decay, Fraction, Positive, method
+from shoestring.sync.codec import CODEC
+from shoestring.sync.diloco import DiLoCo
+from shoestring.sync.feedback import ErrorFeedback
+from shoestring.sync.fragments import Fragments
+from shoestring.sync.outer import OuterSGD
+from shoestring.sync.transport.base import Transport
+
+
+@method(
+    "sync",
+    kind="outer loop",
+    name="diloco",
+    paper="DiLoCo: Distributed Low-Communication Training of Language Models, arXiv:2311.08105",
+    claim="the loss of synchronous training with 500 times less communication, eight workers",
+    cost="two float32 copies of the weights beside the model, a third for error feedback",
+)
+@dataclass(frozen=True, kw_only=True)
+class DiLoCoLoop:
+    """Local steps with any inner optimiser, then a step of Nesterov SGD on the average of what the workers moved.
+
+    Douillard et al. (2023), arXiv:2311.08105: every H inner steps worker i has delta_i = global - local_i; all take
+    global <- OuterSGD(global, mean_i delta_i) and begin the next round there. With `fragments` above one and `overlap` it is
+    Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512): see `DiLoCo` for the formulas.
+
+    every: inner steps between two exchanges of a fragment, H. lr, momentum: of the outer Nesterov SGD. codec: how
+    matrices are packed for the link. feedback: decay of the error-feedback accumulator, 0 for none. fragments, pattern: the
+    parts of the model that are exchanged by turns. overlap: inner steps that go on while an exchange is under way, tau.
+    mixing: the share of a worker's own weights that it keeps at an overlapped merge, alpha. average: see `exchange`.
+    """
+
+    every: Count = 30
+    lr: Positive = 0.7
+    momentum: Decay = 0.9
+    codec: Annotated[Choice, CODEC] = field(default_factory=CODEC.choice)
+    feedback: Fraction = 0.0
+    fragments: Count = 1
+    pattern: Literal["strided", "sequential"] = "strided"
+    overlap: Annotated[int, Ge(0)] = 0
+    mixing: Fraction = 0.5
+    average: Literal["auto", "gather", "scatter"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.overlap >= self.every:
+            raise UsageError(f"overlap = {self.overlap} must be below every = {self.every}: one exchange ends before the next")
+
+    @property
+    def gap(self) -> int:
+        """The most steps from one exchange's start to the next one's merge."""
+        return -(-self.every // self.fragments) + self.overlap
+
+    def attach(self, model: nn.Module, transport: Transport, *, roles: Mapping[str, str]) -> DiLoCo:
+        """The outer loop of one worker around `model`, whose weights are the first global ones."""
+        codec: Any = self.codec.build()
+        return DiLoCo(
+            model,
+            every=self.every,
+            codec=codec,
+            feedback=ErrorFeedback(self.feedback) if self.feedback else None,
+            transport=transport,
+            outer=OuterSGD(self.lr, self.momentum),
+            fragments=Fragments("whole" if self.fragments == 1 else self.pattern, self.fragments),
+            overlap=self.overlap,
+            mixing=self.mixing,
+            average=self.average,
+            roles=roles,
+        )

@@ -1,0 +1,173 @@
+"""The transport between processes and machines: point-to-point messages of a torch.distributed process group."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, open_frame, seal
+from shoestring.sync.transport.base import PeerLost, Traffic
+
+_GLOO_TAGS = 2**31
+_LENGTHS, _PAYLOADS = 0, 1
+_LENGTH_BYTES = 8
+
+FAREWELL = 1.0
+"""The most seconds that an exchange goes on among the living after one was lost."""
+
+
+class _Exchange:
+    """An exchange that the transport's thread has in hand, or in its queue."""
+
+    def __init__(self, future: "Future[list[Tensor | None]]") -> None:
+        self._future = future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> list[Tensor | None]:
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise PeerLost(-1, "the transport was closed before this exchange") from None
+
+
+class DistributedTransport:
+    """Framed messages between the workers of a process group, moved by one thread while the caller goes on computing.
+
+    group: None makes a gloo group of all workers, so all must construct the transport; else a gloo group that the caller made
+    for this and uses for nothing else, as its collectives would meet these messages. It is gloo whatever the backend of
+    the caller's tensors: a frame is hashed and checked on the CPU, so that NCCL would carry it there and back for
+    nothing; messages on another device are taken to the CPU when an exchange starts. rank and size are those in the group.
+    key: of the run's frames (`frame.derive_key`). timeout: seconds that one exchange may take, the wait for slower
+    workers among them. limit: the most bytes a message of unannounced size may have.
+
+    Exchanges are carried out one after another, in the order they were started. A message whose check fails is None in
+    the result. Where the sizes are not known, 8-byte lengths travel first, framed too; a length that does not pass its
+    check, or is over the limit, makes a message None, which is still taken off the link and thrown away. A message of
+    another size than the one announced in `sizes` is None where it is shorter; where it is longer, gloo ends this
+    process: the sizes must follow from what all workers know alike.
+
+    After a PeerLost nothing can be exchanged any more (gloo closes its connections when a wait runs out of time): every
+    later exchange raises it again, at once. Those that go on without the lost one make a new group.
+    """
+
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, *, key: bytes, timeout: float, limit: int = 2**30
+    ) -> None:
+        if group is not None and "cpu:gloo" not in dist.get_backend_config(group):
+            raise UsageError(f"messages go over gloo, and the group's backend is {dist.get_backend_config(group)}")
+        self._made = dist.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if group is None else None
+        self._group = self._made or group
+        self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self.traffic = Traffic()
+        self._key, self._timeout, self._limit = key, timeout, limit
+        self._lost: tuple[int, str] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoestring-exchange")
+        self._closed = False
+
+    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> _Exchange:
+        """Start an exchange: see `Transport.exchange`. The messages must stay as they are until its result is there.
+
+        traffic.seconds counts from when its turn comes. Raises: ValueError for messages or sizes that are not one a worker;
+        ShoestringError for a message over the limit, where the sizes are not known.
+        """
+        if len(messages) != self.size or (sizes is not None and len(sizes) != self.size):
+            raise ValueError(f"{self.size} workers need {self.size} messages, and as many sizes where there are any")
+        if not 0 <= tag < 2**62:
+            raise ValueError(f"tag {tag}: 0 to 2^62 - 1 is needed")
+        longest = max(message.numel() for message in messages)
+        if sizes is None and longest > self._limit:
+            raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
+        here = {id(message): message.cpu() for message in messages}
+        return _Exchange(
+            self._thread.submit(
+                self._carry_out,
+                [here[id(message)] for message in messages],
+                None if sizes is None else list(sizes),
+                tag,
+            )
+        )
+
+    def close(self) -> None:
+        """End the thread, after the exchange in hand (at most `timeout` seconds); those that wait behind it are dropped."""
+        if not self._closed:
+            self._closed = True
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            if self._made is not None:
+                dist.destroy_process_group(self._made)
+
+    def _sealed(self, payload: Tensor, tag: int) -> Tensor:
+        return seal(payload, key=self._key, tag=tag, sender=self.rank)
+
+    def _opened(self, message: Tensor, tag: int, sender: int) -> Tensor | None:
+        try:
+            return open_frame(message, key=self._key, tag=tag, sender=sender)
+        except CorruptFrame:
+            return None
+
+    def _carry_out(self, messages: list[Tensor], sizes: list[int] | None, tag: int) -> list[Tensor | None]:
+        if self._lost is not None:
+            raise PeerLost(*self._lost)
+        start = time.perf_counter()
+        try:
+            found: Sequence[int | None] = self._lengths(messages, tag, start) if sizes is None else sizes
+            return self._trip(messages, found, 2 * tag + _PAYLOADS, start)
+        finally:
+            self.traffic.seconds += time.perf_counter() - start
+
+    def _lengths(self, messages: list[Tensor], tag: int, start: float) -> list[int | None]:
+        """The size of each worker's message, None where it cannot be believed."""
+        numbers = [message.numel().to_bytes(_LENGTH_BYTES, "little") for message in messages]
+        own = [torch.tensor(list(number), dtype=torch.uint8) for number in numbers]
+        told = self._trip(own, [_LENGTH_BYTES] * self.size, 2 * tag + _LENGTHS, start)
+        lengths = [None if each is None else int.from_bytes(bytes(each.tolist()), "little") for each in told]
+        return [length if length is not None and length <= self._limit else None for length in lengths]
+
+    def _trip(self, messages: list[Tensor], sizes: Sequence[int | None], tag: int, start: float) -> list[Tensor | None]:
+        """Every worker's message, checked. A size of None: nobody knows, the message is taken and not believed."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        frames = {id(messages[rank]): messages[rank] for rank in others}
+        frames = {key: self._sealed(message, tag) for key, message in frames.items()}  # what goes to all is sealed once
+        # gloo takes a message into a buffer that is longer, and memory that nothing is written to costs nothing
+        lengths = [self._limit if size is None else size for size in sizes]
+        buffers = {rank: torch.empty(HEADER_BYTES + lengths[rank], dtype=torch.uint8) for rank in others}
+        receiving: dict[int, dist.Work | None] = {}
+        sending: dict[int, dist.Work | None] = {}
+        end, slot = start + self._timeout, tag % _GLOO_TAGS
+        for rank in others:
+            frame = frames[id(messages[rank])]
+            try:
+                receiving[rank] = dist.irecv(buffers[rank], group=self._group, tag=slot, group_src=rank)
+                sending[rank] = dist.isend(frame, group=self._group, tag=slot, group_dst=rank)
+                self.traffic.sent += frame.numel()
+            except RuntimeError:
+                end = self._lose(rank, end)
+        for rank, work in [*receiving.items(), *sending.items()]:
+            try:
+                if work is not None:
+                    work.wait(timedelta(seconds=max(end - time.perf_counter(), 0.001)))
+            except RuntimeError:
+                end = self._lose(rank, end)
+        if self._lost is not None:
+            raise PeerLost(*self._lost)
+        self.traffic.received += sum(HEADER_BYTES + (sizes[rank] or 0) for rank in others)
+        return [
+            message if rank == self.rank else None if sizes[rank] is None else self._opened(buffers[rank], tag, rank)
+            for rank, message in enumerate(messages)
+        ]
+
+    def _lose(self, rank: int, end: float) -> float:
+        """Note the first loss; the time until which to go on with the rest of the exchange.
+
+        Who is gone is told apart from who left because of it only while those stay: so the living finish with each other.
+        """
+        if self._lost is None:
+            late = end - time.perf_counter() < 0.005  # gloo counts whole milliseconds
+            self._lost = (rank, f"no answer within {self._timeout:g} s" if late else "the connection to it is closed")
+        return min(end, time.perf_counter() + FAREWELL)

@@ -1,0 +1,154 @@
+"""Framed messages over a process group whose members change: one set of connections, given up at its first failure."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoestring.errors import ShoestringError
+from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, open_frame, seal
+from shoestring.sync.transport.base import PeerLost, Traffic
+
+_GLOO_TAGS = 2**31
+_LENGTH = slice(24, 32)  # where a frame has the length of its payload
+
+
+class MeshExchange:
+    """An exchange that a mesh's thread has in hand, or in its queue."""
+
+    def __init__(self, future: "Future[list[Tensor | None]]") -> None:
+        self._future = future
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> list[Tensor | None]:
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise PeerLost(-1, "the transport was closed before this exchange") from None
+
+
+class Mesh:
+    """The connections among the members of a round, of which each has one to every other.
+
+    group: torchft's `ProcessGroupGloo`, set up again by `connect`. key: of the run's frames; those of each mesh are keyed
+    with one of its own, made from that key and the mesh's name, so that nothing left over from another mesh passes.
+    timeout: seconds that one exchange, or setting up the connections, may take. limit: the most bytes of a message.
+
+    A message is received into memory for the longest there may be (gloo ends the process at a message that is longer than
+    its buffer; memory that nothing is written to costs nothing), so that sizes need not be known before.
+
+    At its first failure the mesh is given up and every connection closed, by which the others find out at once, without
+    waiting for a timeout of their own.
+    """
+
+    def __init__(self, group: Any, *, key: bytes, timeout: float, limit: int) -> None:
+        self.name = ""
+        self.rank, self.size, self.traffic = 0, 1, Traffic()
+        self._group, self._key, self._timeout, self._limit = group, key, timeout, limit
+        self._mesh_key = b""
+        self._lost: tuple[int, str] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoestring-exchange")
+
+    def connect(self, name: str, *, store: tuple[str, int], rank: int, size: int) -> None:
+        """Set the connections up anew. name: unlike any before, the same for all members. store: where they find each
+        other. Raises: PeerLost where a member did not come within `timeout`."""
+        self.give_up()
+        self.rank, self.size = rank, size
+        self._mesh_key = hashlib.blake2b(name.encode(), key=self._key, digest_size=32).digest()
+        try:
+            if size > 1:
+                host, port = store
+                self._group.configure(f"{host}:{port}/{name}", "", rank, size, 0, 0, 1, list(range(size)))
+        except RuntimeError as error:
+            self._group.abort(errored=False)
+            raise PeerLost(-1, f"no connection to all of the {size} workers: {_line(error)}") from None
+        self.name, self._lost = name, None
+
+    def give_up(self) -> None:
+        """Close all connections, once the exchanges in hand have ended (at most `timeout` seconds each)."""
+        self._thread.submit(self._abandon, "the round is over").result()
+
+    def close(self) -> None:
+        """Give up, and end the thread; exchanges that wait are dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._abandon("the transport is closed")
+
+    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> MeshExchange:
+        """Start an exchange: see `Transport.exchange`. The messages must stay as they are until its result is there."""
+        if len(messages) != self.size or (sizes is not None and len(sizes) != self.size):
+            raise ValueError(f"{self.size} workers need {self.size} messages, and as many sizes where there are any")
+        longest = max(message.numel() for message in messages)
+        if longest > self._limit:
+            raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
+        here = {id(message): message.cpu() for message in messages}
+        taken = [here[id(message)] for message in messages]
+        return MeshExchange(self._thread.submit(self._carry_out, taken, sizes, tag))
+
+    def _abandon(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = (-1, reason)
+        self.name = ""
+        self._group.abort(errored=False)
+
+    def _carry_out(self, messages: list[Tensor], sizes: Sequence[int] | None, tag: int) -> list[Tensor | None]:
+        if self._lost is not None:
+            raise PeerLost(*self._lost)
+        start = time.perf_counter()
+        try:
+            received = self._trip(messages, tag, start)
+        finally:
+            self.traffic.seconds += time.perf_counter() - start
+        return [
+            message
+            if rank == self.rank
+            else self._opened(received[rank], None if sizes is None else sizes[rank], tag, rank)
+            for rank, message in enumerate(messages)
+        ]
+
+    def _trip(self, messages: list[Tensor], tag: int, start: float) -> dict[int, Tensor]:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        frames: dict[int, Tensor] = {}
+        for message in (messages[rank] for rank in others):
+            if id(message) not in frames:  # what goes to all is sealed once
+                frames[id(message)] = seal(message, key=self._mesh_key, tag=tag, sender=self.rank)
+        buffers = {rank: torch.empty(HEADER_BYTES + self._limit, dtype=torch.uint8) for rank in others}
+        works = []
+        at = -1  # the worker at the other end of what is being waited for
+        try:
+            for rank in others:
+                at, frame = rank, frames[id(messages[rank])]
+                works.append((rank, self._group.recv([buffers[rank]], rank, tag % _GLOO_TAGS)))
+                works.append((rank, self._group.send([frame], rank, tag % _GLOO_TAGS)))
+                self.traffic.sent += frame.numel()
+            for rank, work in works:
+                at = rank
+                work.wait(timedelta(seconds=max(self._timeout - (time.perf_counter() - start), 0.001)))
+        except RuntimeError as error:
+            late = time.perf_counter() - start >= self._timeout
+            reason = f"no answer within {self._timeout:g} s" if late else "the connection to it is closed"
+            self._lost = (at, reason)
+            self._abandon(reason)
+            raise PeerLost(at, reason) from error
+        return buffers
+
+    def _opened(self, buffer: Tensor, size: int | None, tag: int, sender: int) -> Tensor | None:
+        """The payload of the frame at the beginning of the buffer, None where it does not pass or is not of the size."""
+        length = HEADER_BYTES + int.from_bytes(bytes(buffer[_LENGTH].tolist()), "little")
+        if length > buffer.numel() or size not in (None, length - HEADER_BYTES):
+            return None
+        self.traffic.received += length
+        try:
+            return open_frame(buffer[:length], key=self._mesh_key, tag=tag, sender=sender)
+        except CorruptFrame:
+            return None
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,234 @@
+"""One worker of a run whose workers come and go: its share of the data, its steps, and when the run ends."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.ledger import Ledger, Totals
+from shoestring.data.windows import Batch, BatchSource
+from shoestring.optim.state import flatten_state, restore_state
+from shoestring.sync.elastic import Elastic, Meeting
+from shoestring.sync.tally import Tally, Work
+from shoestring.train.agreement import Wish
+from shoestring.train.noise_scale import NoiseScale
+from shoestring.train.step import Stepper, StepResult
+from shoestring.train.team import Exchanges
+
+FIRST_PERIOD = 5
+"""Inner steps before the first exchange of a run with a budget in seconds: until then nobody knows what a step takes."""
+
+
+class Share:
+    """The sequences of a worker that takes `own` of them in every inner step: of the stretch that the members of a round
+    take together in the next one, the part of its rank. Which these are follows from (sequences handed out before, rank,
+    number of members) alone; `start` and `count`, which are of a run with a fixed number of workers, have no say."""
+
+    def __init__(self, source: BatchSource, elastic: Elastic) -> None:
+        self.source, self.elastic = source, elastic
+
+    def batch(self, start: int, count: int) -> Batch:
+        elastic = self.elastic
+        own = elastic.sequences
+        return self.source.batch(elastic.tally.start_of(elastic.rank, elastic.outer.steps, own), own)
+
+
+class ElasticTeam:
+    """The `Steps` of a worker whose companions come and go.
+
+    budget: of the whole run, which all spend together. nominal: what an inner step of one worker takes, as planned. On the
+    ledger, tokens are those that are in the global weights or may still come there; those of this worker that were lost
+    are 'discarded': when it takes over the run's state, the run's own account of this worker says which they are.
+    reserve: seconds to keep back for what follows the last step.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        elastic: Elastic,
+        ledger: Ledger,
+        budget: Budget,
+        *,
+        every: int,
+        nominal: Work,
+        step_flops: int,
+        reserve: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.stepper, self.elastic, self.ledger, self.budget = stepper, elastic, ledger, budget
+        self.every, self.nominal, self.step_flops, self.reserve = every, nominal, step_flops, reserve
+        self.model = stepper.model
+        self.noise_scale: NoiseScale | None = None
+        self.exchanges = Exchanges()
+        self.left: float = math.inf
+        self._in_step = Work()
+        self._seconds: deque[float] = deque(maxlen=9)
+        self._began: float | None = None
+        moments, record = flatten_state(stepper.optimizer)
+        self._blank = {name: tensor.clone() for name, tensor in moments.items()}, record
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker judges the run at present: the one of rank 0 in the last round."""
+        return self.elastic.rank == 0
+
+    def gradients(self, batch: Batch, step: int) -> StepResult:
+        result = self.stepper.gradients(batch, step)
+        self._in_step = Work(result.targets, self.step_flops + result.extra_flops)
+        return result
+
+    def apply(self, learning_rate_factor: float) -> None:
+        self.stepper.apply(learning_rate_factor)
+        self.elastic.step(self._in_step.tokens, self._in_step.flops)
+
+    def at(self, step: int) -> int:
+        """Inner steps of the run: where this worker took over its state, others took them."""
+        return self.elastic.outer.steps
+
+    def spent(self, own: Totals) -> Totals:
+        """What the run has spent: in committed rounds, and since the last one by its members, if all of them are there."""
+        tally, work = self.elastic.tally, self.elastic.work
+        return Totals(
+            seconds={"idle": self.elastic.seconds},
+            tokens=tally.tokens + tally.size * work.tokens,
+            flops=tally.flops + tally.size * work.flops,
+            sent=own.sent * tally.size,
+        )
+
+    def settle(self, step: int, wish: Wish) -> Wish:
+        """Hold the round that is due, if any. The run ends, and a checkpoint is written, right after a round alone: nothing
+        that was learnt is left out then. A worker that is asked to stop leaves after the next round; the others go on."""
+        now = time.monotonic()
+        if self._began is not None:
+            self._seconds.append(now - self._began)
+            self.ledger.write("step", step=self.elastic.outer.steps)  # whatever a round counts is in the ledger before
+        if self.elastic.period and self.elastic.period >= min(self._length, self.left):
+            self.meet()
+        self._began = time.monotonic()
+        if self.elastic.period:
+            return Wish()
+        return Wish(left=self.left, stop=wish.stop, save=wish.save and self.elastic.outer.steps > 0)
+
+    @property
+    def _length(self) -> int:
+        """Inner steps of this period."""
+        new = self.budget.seconds is not None and not self.elastic.tally.credited
+        return min(self.every, FIRST_PERIOD) if new else self.every
+
+    def meet(self) -> Meeting:
+        """A round: join the run, or exchange what was learnt."""
+        with self.ledger.clock("sync_exposed"):
+            left = self._time_left()
+            meeting = self.elastic.meet({"left": int(left) if math.isfinite(left) else None})
+        self._reconcile()
+        self.left = self._steps_left(meeting)
+        return meeting
+
+    def count(self, meeting: Meeting) -> None:
+        """Account for an attempt at a round."""
+        self.exchanges.rounds += 1
+        self.exchanges.sent += meeting.sent
+        self.exchanges.received += meeting.received
+        self.exchanges.exposed += meeting.seconds
+        self.exchanges.abandoned += not meeting.committed
+        self.ledger.charge(sent=meeting.sent, received=meeting.received)
+
+    def _time_left(self) -> float:
+        """Inner steps that there is time for, infinite where that is not known."""
+        if self.budget.seconds is None or not self._seconds:
+            return math.inf
+        remaining = self.budget.seconds - self.reserve() - self.elastic.seconds
+        return max(0, math.floor(remaining / max(median(self._seconds), 1e-9) + 0.5))
+
+    def _steps_left(self, meeting: Meeting) -> float:
+        """Inner steps until the budget is spent: all members find the same, for it follows from what all were told."""
+        tally, limits = self.elastic.tally, self.budget.limits
+        shares = len(meeting.contributed) * meeting.steps
+        left = math.inf
+        for resource, spent, nominal in (
+            ("tokens", tally.tokens, self.nominal.tokens),
+            ("flops", tally.flops, self.nominal.flops),
+        ):
+            each = meeting.added / shares if resource == "tokens" and shares else nominal
+            if resource in limits:
+                left = min(left, math.ceil((limits[resource] - spent) / (tally.size * each)))
+        if "seconds" in limits:
+            told = [note["left"] for note in meeting.notes if note is not None and note["left"] is not None]
+            left = min(left, min(told, default=math.inf))
+            if tally.seconds >= limits["seconds"]:
+                left = 0
+        return left
+
+    def lost(self) -> None:
+        """The local work was lost, or this worker has just come: begin with an empty inner optimiser."""
+        restore_state(self.stepper.optimizer, *self._blank)
+        self.stepper.optimizer.zero_grad(set_to_none=True)
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Put on the ledger as discarded what it holds and the run does not."""
+        kept = self.elastic.tally.credited.get(self.elastic.identity, Work())
+        totals = self.ledger.totals
+        tokens, flops = max(totals.tokens - kept.tokens, 0), max(totals.flops - kept.flops, 0)
+        if tokens or flops:
+            self.ledger.charge(tokens=-tokens, discarded=tokens, flops=-flops, flops_discarded=flops)
+            self.ledger.write("discard", step=self.elastic.outer.steps, lost_tokens=tokens)
+
+    def figures(self) -> dict[str, float]:
+        found = self.exchanges
+        return {
+            "workers": self.elastic.tally.size,
+            "processes": self.elastic.tally.size,
+            "tokens_of_all": self.elastic.tally.tokens,
+            "sent": found.sent,
+            "received": found.received,
+            "sync_exposed": round(found.exposed, 4),
+            "sync_hidden": 0.0,
+        }
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with self.elastic.outer.global_weights():
+            yield
+
+    def conclude(self) -> None:
+        """The last step was followed by a round."""
+
+    def finish(self) -> None:
+        """The global weights are in the model since the last round."""
+
+    def weights(self) -> dict[str, Tensor]:
+        with self.elastic.outer.global_weights():
+            return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        """The run's state as of the last committed round, and this worker's inner optimiser. Residuals are not kept: they
+        are worth one quantisation error, and the ranks change."""
+        shared, values = self.elastic.save()
+        moments, record = flatten_state(self.stepper.optimizer)
+        tensors = {f"shared:{name}": tensor for name, tensor in shared.items()}
+        tensors |= {f"inner:{name}": tensor for name, tensor in moments.items()}
+        return tensors, {
+            "shared": values,
+            "inner": record,
+            "round": self.elastic.round,
+            "lineage": self.elastic.lineage,
+        }
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        elastic = self.elastic
+        elastic.outer.join(_under(tensors, "shared:"), values["shared"]["outer"])
+        elastic.tally = Tally.of(values["shared"]["tally"])
+        elastic.round, elastic.lineage = values["round"], values["lineage"]
+        restore_state(self.stepper.optimizer, _under(tensors, "inner:"), values["inner"])
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,172 @@
+"""The run of one worker among others that come and go, from its first second to its last."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from shoestring.budget.ledger import Ledger
+from shoestring.data.dataset import Dataset
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.optim.partition import members
+from shoestring.sync.board import Board
+from shoestring.sync.elastic import Elastic, Meeting, RunOver
+from shoestring.sync.tally import Work
+from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.transport.local import LocalGroup
+from shoestring.train import checkpoint
+from shoestring.train.assembly import Parts, assemble
+from shoestring.train.closing import summary
+from shoestring.train.config import RunConfig
+from shoestring.train.elastic import ElasticTeam, Share
+from shoestring.train.part import Part
+from shoestring.train.run_folder import JsonLines, RunFolder
+from shoestring.train.session import Outcome, Record, Say, Session
+from shoestring.train.step import Steps
+
+ASSEMBLY = 60.0
+"""Seconds that the first workers of a run wait for each other before it begins without those who are missing."""
+
+
+class ElasticSession(Session):
+    """A worker's run in hand. Its folder holds what a run's folder does, and rounds.jsonl: a line for every attempt at one.
+
+    identity: its name in the run. companions: the names of those who begin the run together. board: the run's notices.
+    link: makes the transport (see `Elastic.connect`). since: the monotonic clock when the run's time began, for its first
+    workers; None for one that joins.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        ledger: Ledger,
+        dataset: Dataset,
+        say: Say,
+        view: Record,
+        *,
+        identity: str,
+        companions: Sequence[str],
+        board: Board,
+        link: Callable[..., FaultTolerantTransport],
+        since: float | None = None,
+    ) -> None:
+        self.identity, self.companions, self.board, self.link, self.since = identity, companions, board, link, since
+        self.rounds = JsonLines(folder.path / "rounds.jsonl")
+        super().__init__(config, folder, ledger, dataset, say, view)
+        self.crew.reserve = lambda: self.loop.reserve
+
+    def _assemble(self) -> Parts:
+        return assemble(self.config, self.dataset, 0)
+
+    def _join(self) -> Steps:
+        config, stepper, source = self.config, self.parts.stepper, self.parts.source
+        loop = config.sync.build()
+        roles = {member.name: member.role for member in members(stepper.model)}
+        outer = loop.attach(stepper.model, LocalGroup(1).transports[0], roles=roles)
+        own = config.train.batch // config.workers
+        elastic = Elastic(
+            outer,
+            self.identity,
+            sequences=own,
+            forget=lambda: self.crew.lost(),
+            over=lambda: bool(self.board.over()),
+            record=self._record_round,
+            since=self.since,
+        )
+        flops = self.parts.step_flops(config.train.batch)
+        self.crew = ElasticTeam(
+            stepper,
+            elastic,
+            self.ledger,
+            config.budget,
+            every=loop.every,
+            nominal=Work(own * config.model.context, flops),
+            step_flops=flops,
+        )
+        every_sequence = source.source if isinstance(source, Part) else source
+        self.parts = replace(self.parts, source=Share(every_sequence, elastic))
+        return self.crew
+
+    @property
+    def elastic(self) -> Elastic:
+        return self.crew.elastic
+
+    def run(self) -> Outcome:
+        """Join the run and train until its budget is spent, or until this worker is asked to stop.
+
+        Raises: UsageError where the run has ended; ShoestringError where no round is to be had.
+        """
+        if self.board.over():
+            raise UsageError("the run has ended: there is nothing to join")
+        self.elastic.connect(self.link)
+        try:
+            self.board.assemble(self.identity, list(self.companions), patience=ASSEMBLY)
+            meeting = self.crew.meet()
+            how = ", with the state of another" if meeting.healed else ""
+            self.say(f"joined as {self.identity}: {len(meeting.ids)} workers, step {self.elastic.outer.steps}{how}")
+            return super().run()
+        except RunOver:
+            self.crew.lost()
+            self.say("the run ended without this worker")
+            return Outcome("finished", None, self._summarise("finished", {}), "")
+        finally:
+            self.elastic.transport.close()
+            self.rounds.close()
+
+    def _finish(self) -> Outcome:
+        """The worker of rank 0 judges the run while the others wait in the next round; should it die, another does."""
+        outcome = None
+        try:
+            while True:
+                if self.steps.leads and outcome is None:
+                    outcome = super()._finish()
+                    self.board.close_run(self.identity)
+                self.crew.meet()
+        except RunOver:
+            if outcome is None:
+                self.loop.save()
+                outcome = Outcome("finished", None, self._summarise("finished", {}), "")
+        return outcome
+
+    def _record_round(self, meeting: Meeting) -> None:
+        self.crew.count(meeting)
+        named = {"round": meeting.round, "at": time.time(), "step": self.elastic.outer.steps, **asdict(meeting)}
+        del named["notes"]
+        self.rounds.append(named | {"tokens": self.elastic.tally.tokens, "run_seconds": self.elastic.tally.seconds})
+
+    def _summarise(self, stopped: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        self.ledger.write("end", stopped=stopped)
+        config, tally = self.config, self.elastic.tally
+        own = summary(config, self.parts.model, self.loop.position.step, self.ledger, stopped)
+        spent = config.budget.spent(self.crew.spent(self.ledger.totals))
+        content = own | {
+            "binding": spent.binding,
+            "spent": spent.shares,
+            "tokens": tally.tokens,
+            "flops": tally.flops,
+            "tokens_per_second": tally.tokens / tally.seconds if tally.seconds else None,
+            "workers": tally.size,
+            "processes": tally.size,
+            "judged_by": self.identity,
+            "credited": {name: work.tokens for name, work in tally.credited.items()},
+            "worker": {key: own[key] for key in ("tokens", "tokens_discarded", "flops", "flops_discarded")},
+            "exchanges": asdict(self.crew.exchanges),
+            **found,
+        }
+        self.folder.write_json("summary.json", content)
+        return content
+
+    def restore(self, step: int | None = None) -> None:
+        """Begin from this worker's newest checkpoint, if there is one: the state that the run has if nobody has a later one.
+
+        Raises: ShoestringError where the data has changed or the checkpoint is damaged.
+        """
+        if not checkpoint.list_checkpoints(self.folder.checkpoints):
+            return
+        found, snapshot = checkpoint.load(self.folder.checkpoints, step)
+        if snapshot.state["data"] != self.dataset.fingerprint:
+            raise ShoestringError("the corpus or the tokenizer has changed since this worker's checkpoint")
+        self.steps.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
+        self.loop.restore(snapshot.state)
+        self.say(f"this worker's own checkpoint is of step {found}")

@@ -1,0 +1,247 @@
+"""What experts come to on held-out text, together and alone, and what it costs to ask them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoestring.budget.ledger import Ledger, Totals
+from shoestring.data.clusters.clustering import Clustering
+from shoestring.data.dataset import Dataset
+from shoestring.data.subset import select
+from shoestring.data.windows import IGNORED, Windows
+from shoestring.decode.ensemble import likelihood_of_inputs, mixture, token_log_probabilities
+from shoestring.decode.expert_weights.base import Weigher, updates
+from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
+from shoestring.decode.expert_weights.fixed import Fixed
+from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
+from shoestring.errors import UsageError
+from shoestring.sync.merging import merge
+from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.experts.config import ExpertsConfig, size_name
+from shoestring.train.experts.folder import JUDGING, ExpertsFolder, Member
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.trained import load_trained
+
+CHOICE = (
+    "top-k and all: experts are weighed, every {every} tokens of a window, by the nearness of its tokens up to there to the "
+    "clusters' centres; by likelihood: at every token, by how likely each expert held those before. Nothing later is looked "
+    "at. A window is read whole by every expert that counts anywhere in it, and FLOPs/tok has all those readings."
+)
+
+DIFFICULTY_TOKENS = 16384
+"""Training tokens of a cluster, at most, on which its difficulty is measured."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows to judge on, [N, T] each. domains: the cluster of the document each target is in, to report by; nothing else
+    looks at it. lengths: bytes of each target, 0 where it does not count."""
+
+    inputs: Tensor
+    targets: Tensor
+    positions: Tensor | None
+    documents: Tensor | None
+    domains: np.ndarray
+    lengths: np.ndarray
+
+    def counted(self) -> np.ndarray:
+        """bool [N, T]: the targets that count."""
+        return (self.targets != IGNORED).numpy()
+
+
+def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering) -> Text:
+    """The windows that every run evaluates on, too: the first of one fixed order of the whole held-out text."""
+    run, store = config.run, dataset.heldout
+    context = run.model.context
+    windows = Windows(store, context, HELDOUT_ORDER, run.data.packing)
+    count = min(len(windows), max(1, run.train.heldout_tokens // context))
+    batch = windows.batch(0, count)
+    places = windows.order(0, count)[:, None] * context + 1 + np.arange(context)
+    document = np.searchsorted(store.document_starts, places, side="right") - 1
+    lengths = dataset.tokenizer.byte_lengths[batch.targets.clamp_min(0)].numpy() * (batch.targets != IGNORED).numpy()
+    domains = clustering.nearest(store)[document]
+    return Text(batch.inputs, batch.targets, batch.positions, batch.documents, domains, lengths)
+
+
+@torch.no_grad()
+def of_targets(model: Any, text: Text, rows: int) -> Tensor:
+    """float32 [N, T]: log-probabilities of the targets under one model, 0 where they do not count; `rows` windows at a time,
+    on the model's device, in float32."""
+    device, found = model.head_weight.device, []
+
+    def part(tensor: Tensor | None, place: slice) -> Tensor | None:
+        return None if tensor is None else tensor[place].to(device)
+
+    for start in range(0, len(text.inputs), rows):
+        place = slice(start, start + rows)
+        hidden = model.hidden(
+            part(text.inputs, place), part(text.positions, place), part(text.documents, place)
+        )  # fmt: skip
+        found.append(token_log_probabilities(hidden, model.head_weight, text.targets[place].to(device)).cpu())
+    return torch.cat(found)
+
+
+class Judge:
+    """Works out losses from the log-probabilities of the targets under each expert, [N, T, E], which are had once."""
+
+    def __init__(self, text: Text, experts: Tensor, pass_flops: Sequence[int], names: Sequence[str]) -> None:
+        self.text, self.experts, self.pass_flops, self.names = text, experts, list(pass_flops), list(names)
+
+    def figures(self, log_probabilities: Tensor, flops: int) -> dict[str, Any]:
+        """The loss in all and by domain. flops: operations for all windows."""
+        counted, nats = self.text.counted(), -log_probabilities.double().numpy()
+        targets = int(counted.sum())
+        domains = {}
+        for number, name in enumerate(self.names):
+            mine = counted & (self.text.domains == number)
+            domains[name] = {"loss": float(nats[mine].mean()) if mine.any() else None, "targets": int(mine.sum())}
+        loss = float(nats[counted].sum()) / targets
+        bits = loss * targets / math.log(2) / max(int(self.text.lengths.sum()), 1)
+        return {
+            "heldout_loss": loss,
+            "bits_per_byte": bits,
+            "heldout_targets": targets,
+            "inference_flops_per_token": flops / self.text.inputs.numel(),
+            "domains": domains,
+        }
+
+    def ensemble(self, weigher: Weigher, choosing_flops: int = 0) -> dict[str, Any]:
+        """The figures of the mixture. choosing_flops: operations that the weights take in all windows."""
+        likelihood = likelihood_of_inputs(self.experts) if weigher.needs_likelihood else None
+        weights = weigher(self.text.inputs, likelihood)
+        asked = (weights > 0).any(dim=1)
+        if weigher.needs_likelihood:
+            asked = torch.ones_like(asked)
+        flops = int((asked.sum(dim=0) * torch.tensor(self.pass_flops)).sum()) + choosing_flops
+        found = self.figures(mixture(self.experts, weights), flops)
+        return found | {"experts_per_window": float(asked.sum(dim=1).double().mean())}
+
+
+def _load(path: Path) -> tuple[nn.Module, str]:
+    trained = load_trained(path)
+    device = trained.config.execution.device
+    return trained.model.to(device), size_name(trained.config.model)
+
+
+def _pass_flops(model: Any, context: int) -> int:
+    return int(model.flops(1, context, False))
+
+
+def judge(
+    folder: ExpertsFolder,
+    config: ExpertsConfig,
+    dataset: Dataset,
+    clustering: Clustering,
+    members: Sequence[Member],
+    spent: Totals,
+) -> dict[str, Any]:
+    """Every way to use the experts, on the held-out text of all domains; see `CHOICE` for what they are chosen by. spent: what
+    training took."""
+    with folder.work("evaluate", JUDGING):
+        text = heldout_text(config, dataset, clustering)
+        arms = _arms(folder, config, clustering, members, text)
+    return {
+        "stopped": "finished",
+        "budget": config.run.budget.write(),
+        "spent": config.run.budget.spent(spent).shares,
+        "seconds": spent.wall_clock,
+        "flops": spent.flops,
+        "tokens": spent.tokens,
+        "peak_memory": spent.peak_memory,
+        "choice": CHOICE.format(every=config.every),
+        "experts": [_member(folder, member) for member in members],
+        "seeds": {path.name: _facts(path) for path in sorted(folder.seeds.glob("[!.]*")) if path.is_dir()},
+        "dense": _facts(folder.dense) if config.dense is not None else None,
+        "arms": arms,
+    }
+
+
+def _arms(
+    folder: ExpertsFolder, config: ExpertsConfig, clustering: Clustering, members: Sequence[Member], text: Text
+) -> dict[str, Any]:
+    rows, context = config.run.train.micro_batch or config.run.train.batch, config.run.model.context
+    loaded = [_load(folder.experts / member.name) for member in members]
+    models, sizes = [model for model, _ in loaded], [size for _, size in loaded]
+    told = torch.stack([of_targets(model, text, rows) for model in models], dim=-1)
+    judging = Judge(text, told, [_pass_flops(model, context) for model in models], [m.name for m in members])
+
+    looks = len(updates(context, config.every)) * 3 * clustering.centres.size
+    choosing = len(text.inputs) * (context * clustering.embedding.flops_per_token() + looks)
+    arms: dict[str, Any] = {}
+    for k in dict.fromkeys((1, config.top_k, 0)):
+        near = ClusterDistance(
+            clustering.distances, temperature=config.temperature, top_k=k % len(members), every=config.every
+        )
+        arms[f"top-{k}" if k % len(members) else "all"] = judging.ensemble(near, choosing)
+    arms["all, by likelihood"] = judging.ensemble(RunningLikelihood())
+    arms["plain mean"] = judging.ensemble(Fixed([1.0] * len(members)))
+    if len(set(sizes)) == 1:
+        merged = merge(models)
+        arms["merged weights"] = judging.figures(
+            of_targets(merged, text, rows), len(text.inputs) * judging.pass_flops[0]
+        )
+    alone = [(member.name, folder.experts / member.name) for member in members]
+    alone += [(f"seed {path.name}", path) for path in sorted(folder.seeds.glob("[!.]*")) if path.is_dir()]
+    if config.dense is not None:
+        alone.append(("dense", folder.dense))
+    for name, path in alone:
+        number = next((n for n, member in enumerate(members) if member.name == name), None)
+        model = models[number] if number is not None else _load(path)[0]
+        log_probabilities = told[..., number] if number is not None else of_targets(model, text, rows)
+        arms[name] = judging.figures(log_probabilities, len(text.inputs) * _pass_flops(model, context))
+    return arms
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    summary = RunFolder(path).read_json("summary.json") or {}
+    kept = ("budget", "steps", "tokens", "flops", "seconds", "parameters", "heldout_loss")
+    return {key: summary.get(key) for key in kept}
+
+
+def _member(folder: ExpertsFolder, member: Member) -> dict[str, Any]:
+    return asdict(member) | {"run": _facts(folder.experts / member.name)}
+
+
+def losses_by_cluster(
+    run: Path, config: ExpertsConfig, dataset: Dataset, clustering: Clustering, ledger: Ledger
+) -> list[float]:
+    """The mean loss of a trained run on training text of each cluster, in nats a token, the operations charged."""
+    model, _ = _load(run)
+    rows, context = config.run.train.micro_batch or config.run.train.batch, config.run.model.context
+    found = []
+    for number in range(len(clustering)):
+        windows = Windows(
+            select(dataset.train, clustering.members(number)), context, HELDOUT_ORDER, config.run.data.packing
+        )
+        batch = windows.batch(0, min(len(windows), max(1, DIFFICULTY_TOKENS // context)))
+        nothing = np.empty(0)
+        text = Text(batch.inputs, batch.targets, batch.positions, batch.documents, nothing, nothing)
+        counted = text.counted()
+        found.append(-float(of_targets(model, text, rows).double().numpy()[counted].mean()))
+        ledger.charge(flops=len(batch.inputs) * _pass_flops(model, context))
+    return found
+
+
+def load_experts(path: Path, *, top_k: int | None = None) -> tuple[Any, Any]:
+    """(ensemble, tokenizer) of a finished set of experts, to be decoded or evaluated, weighed by cluster distance.
+
+    top_k: how many experts are consulted at a time; None: as configured. Raises: UsageError, ShoestringError.
+    """
+    from shoestring.decode.ensemble import Ensemble
+
+    folder = ExpertsFolder.open(path)
+    config, clustering, members = folder.read_config(), Clustering.read(folder.clusters), folder.members()
+    if not members:
+        raise UsageError(f"{path} has no experts yet: go on with it by --resume")
+    trained = [load_trained(folder.experts / member.name) for member in members]
+    k = config.top_k if top_k is None else top_k
+    weigher = ClusterDistance(
+        clustering.distances, temperature=config.temperature, top_k=k, every=config.every
+    )  # fmt: skip
+    return Ensemble([one.model for one in trained], weigher), trained[0].tokenizer

@@ -1,0 +1,92 @@
+"""One of the runs that a set of experts is made of: begun, gone on with, or found finished."""
+
+import fcntl
+import functools
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoestring.budget.ledger import Ledger
+from shoestring.budget.machine import Machine, cache_folder, probe
+from shoestring.config import build
+from shoestring.data.prepare import prepare
+from shoestring.errors import ShoestringError
+from shoestring.train.allocator import keep_freed_memory
+from shoestring.train.config import RunConfig
+from shoestring.train.execution import keep_compiled_code
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.session import resume, start
+
+Say = Callable[[str], None]
+
+
+@functools.cache
+def machine(device: str = "auto") -> Machine:
+    """The machine, looked at once a process: several runs in a row are not to wait for it each time."""
+    return probe(None if device == "auto" else device)
+
+
+def finished(path: Path) -> bool:
+    """Whether the run in a folder has spent its budget."""
+    return (RunFolder(path).read_json("summary.json") or {}).get("stopped") == "finished"
+
+
+def train_run(config: RunConfig, path: Path, say: Say) -> int | None:
+    """Have a finished run of `config` in the folder `path`: nothing is done where there is one, one that was interrupted
+    goes on from its newest checkpoint, and one that another process is training is waited for.
+
+    Returns the signal that interrupted it, or None. Raises: UsageError, ShoestringError.
+    """
+    with _alone(path, say):
+        if finished(path):
+            return None
+        begun = (path / "config.toml").is_file()
+        if not begun:
+            shutil.rmtree(path, ignore_errors=True)  # a run killed before its first step has nothing to go on from
+        folder = RunFolder.open(path) if begun else RunFolder.create(path)
+        config = folder.read_config() if begun else config
+        ledger = Ledger(folder.ledger)
+        try:
+            with ledger.clock("data"):
+                dataset = prepare(config.data, cache_folder(), say=say)
+            if begun:
+                return resume(folder, config, ledger, dataset, say, lambda line: None).signal
+            dataset.tokenizer.save(folder.tokenizer)
+            found = machine(config.execution.device)
+            return start(config, folder, ledger, dataset, found, say, lambda line: None).signal
+        finally:
+            ledger.close()
+
+
+@contextmanager
+def _alone(path: Path, say: Say) -> Iterator[None]:
+    """Hold the lock of a run, which ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / f".{path.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for the process that trains {path.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def work(tree: dict[str, object], path: str) -> None:
+    """`train_run` as the whole of a process, of the configuration in plain values; what it says goes to PATH.log. Ends with
+    the status of a command."""
+    keep_freed_memory()
+    keep_compiled_code(cache_folder())
+    output = open(f"{path}.log", "a", buffering=1)  # noqa: SIM115 (the process ends with it)
+    sys.stdout = sys.stderr = output  # a traceback goes there as well
+
+    def say(line: str) -> None:
+        output.write(line + "\n")
+
+    try:
+        stopped = train_run(build(RunConfig, tree), Path(path), say)
+    except ShoestringError as error:
+        say(str(error))
+        sys.exit(error.exit_status)
+    sys.exit(0 if stopped is None else 128 + stopped)

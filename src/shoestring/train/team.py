@@ -1,0 +1,197 @@
+"""Several workers on one run: each trains a model of its own, and now and then they exchange what they learnt."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoestring.budget.ledger import Ledger, Totals
+from shoestring.data.windows import Batch
+from shoestring.optim.state import flatten_state, restore_state
+from shoestring.sync.diloco import DiLoCo, Round
+from shoestring.sync.lockstep import Lockstep
+from shoestring.sync.sharing import share
+from shoestring.sync.transport.base import Transport
+from shoestring.train.agreement import Agreement, Wish
+from shoestring.train.noise_scale import NoiseScale
+from shoestring.train.step import Stepper, StepResult, split
+
+FIRST_WORD = 5
+"""Steps after which workers of one run first tell each other how many they have budget for, where no exchange comes before:
+the first one may come too late."""
+
+
+@dataclass
+class Exchanges:
+    """What the exchanges of this process came to. sent, received: bytes, of all its workers. exposed, hidden: seconds that
+    training waited for them, and that they went on beside it. abandoned: rounds that were voted down. dropped:
+    pseudo-gradients that were not finite."""
+
+    rounds: int = 0
+    sent: int = 0
+    received: int = 0
+    exposed: float = 0.0
+    hidden: float = 0.0
+    abandoned: int = 0
+    dropped: int = 0
+
+
+class Team:
+    """The workers of this process (all of a run, in lock-step, or one of several processes) and what joins them.
+
+    steppers, outers: of each of its workers. transport: to the other processes, None where this one has all workers. gap:
+    steps from one exchange to the next (`Agreement`). On the ledger, 'sync_exposed' is all that a step waited for an exchange,
+    packing and unpacking included.
+    """
+
+    def __init__(
+        self,
+        steppers: Sequence[Stepper],
+        outers: Sequence[DiLoCo],
+        ledger: Ledger,
+        *,
+        transport: Transport | None = None,
+        gap: int = 1,
+    ) -> None:
+        self.steppers, self.outers, self.ledger, self.transport = list(steppers), list(outers), ledger, transport
+        self.agreement = None if transport is None else Agreement(gap)
+        self.lockstep = Lockstep(self.outers) if transport is None else None
+        self.model = steppers[0].model
+        self.noise_scale: NoiseScale | None = None
+        self.exchanges = Exchanges()
+        self.wish = Wish()
+        self.steps = 0
+        # while no exchange is under way, as one beside the steps may meet the others' at any moment
+        self.first_word = min(FIRST_WORD, min(offset or outers[0].every for offset in outers[0].offsets) - 1)
+
+    @property
+    def leads(self) -> bool:
+        return self.transport is None or self.transport.rank == 0
+
+    def at(self, step: int) -> int:
+        return step
+
+    def spent(self, own: Totals) -> Totals:
+        return own
+
+    def gradients(self, batch: Batch, step: int) -> StepResult:
+        """Each worker's gradients of its part of the batch; the loss is the mean over their targets."""
+        parts = split(batch, batch.inputs.shape[0] // len(self.steppers))
+        results = [stepper.gradients(part, step) for stepper, part in zip(self.steppers, parts, strict=True)]
+        targets = sum(result.targets for result in results)
+        return StepResult(
+            sum(result.loss * result.targets for result in results) / max(targets, 1),
+            max(result.gradient_norm for result in results),
+            targets,
+            sum(result.extra_flops for result in results),
+        )
+
+    def apply(self, learning_rate_factor: float) -> None:
+        """Every worker's inner step, then whatever exchanges are due."""
+        for stepper in self.steppers:
+            stepper.apply(learning_rate_factor)
+        self.steps += 1
+        with self.ledger.clock("sync_exposed"):
+            note = self.wish.note()
+            if self.lockstep is not None:
+                self._take(self.lockstep.step([note] * len(self.outers)))
+            else:
+                if self.steps == self.first_word and self.transport is not None:
+                    self._hear(self.steps, share(self.transport, note, number=FIRST_WORD))
+                self._take([self.outers[0].step(note)])
+
+    def _take(self, rounds: Sequence[Sequence[Round]]) -> None:
+        """Account for the rounds that ended. rounds: of each worker of this process, the same ones in the same order."""
+        for worker, own in enumerate(rounds):
+            for ended in own:
+                self.exchanges.sent += ended.sent
+                self.exchanges.received += ended.received
+                self.ledger.charge(sent=ended.sent, received=ended.received)
+                if worker == 0:
+                    self._count(ended)
+
+    def _count(self, ended: Round) -> None:
+        self.exchanges.rounds += 1
+        self.exchanges.exposed += ended.exposed_seconds
+        self.exchanges.hidden += ended.hidden_seconds
+        self.exchanges.abandoned += not ended.committed
+        self.exchanges.dropped += len(ended.dropped)
+        self.ledger.charge(sync_hidden=ended.hidden_seconds)
+        self._hear(ended.step, ended.notes)
+
+    def _hear(self, step: int, notes: Sequence[Mapping[str, Any] | None]) -> None:
+        if self.agreement is not None:
+            self.agreement.hear(step, notes)
+
+    def settle(self, step: int, wish: Wish) -> Wish:
+        if self.agreement is None:
+            return wish
+        # the step that is about to be taken is counted when its note travels
+        self.wish = Wish(wish.left - 1, wish.stop, wish.save)
+        return self.agreement.settle(step, wish)
+
+    def figures(self) -> dict[str, float]:
+        found = self.exchanges
+        return {
+            "workers": self.outers[0].transport.size,
+            "processes": self.outers[0].transport.size // len(self.outers),
+            "sent": found.sent,
+            "received": found.received,
+            "sync_exposed": round(found.exposed, 4),
+            "sync_hidden": round(found.hidden, 4),
+        }
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with self.outers[0].global_weights():
+            yield
+
+    def conclude(self) -> None:
+        """Exchange everything once more: from here on every model holds the global weights."""
+        with self.ledger.clock("sync_exposed"):
+            note = self.wish.note()
+            if self.lockstep is not None:
+                self._take(self.lockstep.synchronise([note] * len(self.outers)))
+            else:
+                self._take([self.outers[0].synchronise(note)])
+
+    def finish(self) -> None:
+        """The global weights are in the models since `conclude`."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The global weights: what the run has to show so far."""
+        with self.outers[0].global_weights():
+            return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        tensors: dict[str, Tensor] = {}
+        values = []
+        for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
+            moments, record = flatten_state(stepper.optimizer)
+            kept, numbers = outer.state_dict()
+            local = {name: tensor.detach() for name, tensor in stepper.model.named_parameters()}
+            for place, part in {"local": local, "inner": moments, "outer": kept}.items():
+                tensors |= {f"{worker}:{place}:{name}": tensor for name, tensor in part.items()}
+            values.append({"inner": record, "outer": numbers})
+        end = None if self.agreement is None else self.agreement.end
+        return tensors, {"steps": self.steps, "end": end, "workers": values}
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        self.steps = values["steps"]
+        if self.agreement is not None:
+            self.agreement.end = values["end"]
+        for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
+            stepper.model.load_state_dict(weights)
+            local, inner, kept = (_under(tensors, f"{worker}:{place}:") for place in ("local", "inner", "outer"))
+            with torch.no_grad():
+                for name, parameter in stepper.model.named_parameters():
+                    parameter.copy_(local[name])
+            restore_state(stepper.optimizer, inner, values["workers"][worker]["inner"])
+            outer.load_state_dict(kept, values["workers"][worker]["outer"])
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

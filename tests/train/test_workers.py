@@ -1,0 +1,142 @@
+"""Several workers on one run, in one process and in several."""
+
+import json
+import math
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoestring.data.windows import Batch
+from shoestring.train.agreement import Agreement, Wish
+from shoestring.train.part import Part
+from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
+
+MULOCO = "--sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8".split()
+STREAMING = [*MULOCO, "--sync.fragments=2", "--sync.overlap=1"]
+
+
+class Numbers:
+    """Sequence i is the number i."""
+
+    def batch(self, start: int, count: int) -> Batch:
+        rows = torch.arange(start, start + count)[:, None]
+        return Batch(rows, rows)
+
+
+def test_the_parts_of_the_workers_are_the_batch() -> None:
+    whole = Numbers().batch(24, 12)
+    parts = [Part(Numbers(), worker, 4).batch(24, 12).inputs for worker in range(4)]
+    assert torch.equal(torch.cat(parts), whole.inputs)
+
+
+def test_workers_end_at_the_fewest_steps_left() -> None:
+    agreement = Agreement(gap=10)
+    notes = [Wish(left=12).note(), Wish(left=25).note()]
+    agreement.hear(30, notes)
+    assert agreement.settle(30, Wish()) == Wish(math.inf)
+    agreement.hear(40, [Wish(left=4).note(), None, Wish(left=3).note()])
+    assert [agreement.settle(step, Wish()).left for step in (40, 42, 43)] == [3, 1, 0]
+
+
+def test_any_worker_stops_all_and_only_the_leader_saves() -> None:
+    agreement = Agreement(gap=10)
+    agreement.hear(10, [Wish(save=False).note(), Wish(save=True).note()])
+    assert not agreement.settle(10, Wish()).save
+    agreement.hear(20, [Wish(save=True).note(), Wish(stop=True).note()])
+    assert agreement.settle(20, Wish()) == Wish(math.inf, stop=True, save=True)
+    assert not agreement.settle(21, Wish()).save
+
+
+def run(corpus: Path, out: Path, *flags: str, budget: str = "4ktok") -> None:
+    status, _, errors = shoestring_here(
+        "train", f"--budget={budget}", f"--data.corpus={corpus}", "--out", out, *TINY, *flags
+    )
+    assert status == 0, errors
+
+
+def test_exchanging_every_step_with_plain_averaging_is_synchronous_training(corpus: Path, tmp_path: Path) -> None:
+    sgd = "--optim=sgd --fallback=sgd --optim.lr=0.1 --fallback.lr=0.1 --train.batch=8 --train.gradient_clip=1e9".split()
+    averaging = "--workers=4 --transport=local --sync=diloco --sync.every=1 --sync.lr=1.0 --sync.momentum=0.0".split()
+    losses = []
+    for name, flags in {"alone": sgd, "four": [*sgd, *averaging]}.items():
+        run(corpus, tmp_path / name, *flags)
+        losses.append(json.loads((tmp_path / name / "summary.json").read_text())["heldout_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_one_worker_may_smooth_its_own_path(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "run", "--sync=muloco", "--sync.every=4")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["exchanges"]["rounds"] == math.ceil(summary["steps"] / 4)
+    assert summary["exchanges"]["sent"] == 0
+
+
+@pytest.mark.parametrize("flags", [MULOCO, STREAMING], ids=["whole", "streaming"])
+def test_a_run_of_four_resumes_bit_for_bit(corpus: Path, tmp_path: Path, flags: list[str]) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    local = ["--workers=4", "--transport=local", "--train.checkpoint_every=0.0001", "--train.keep=100"]
+    run(corpus, whole, *flags, *local)
+    shutil.copytree(whole, resumed)
+    steps = sorted((resumed / "checkpoints").iterdir())
+    middle = steps[len(steps) // 2].name.removeprefix("step-")
+    status, _, errors = shoestring_here("train", "--resume", resumed, "--from-step", int(middle))
+    assert status == 0, errors
+    assert newest_weights(resumed) == newest_weights(whole)
+
+
+def test_a_run_by_processes_is_the_run_in_one_process_and_resumes_bit_for_bit(corpus: Path, tmp_path: Path) -> None:
+    flags = [*TINY, *STREAMING, "--workers=2", "--train.keep=100", "--train.checkpoint_every=0.0001"]
+    where = ["--budget=4ktok", f"--data.corpus={corpus}"]
+    status, shown, errors = shoestring("train", *where, "--out", tmp_path / "processes", *flags)
+    assert status == 0, errors
+    assert "by 2 workers; each sent" in shown
+    assert json.loads((tmp_path / "processes" / "summary.json").read_text())["tokens"] == 4096
+    run(corpus, tmp_path / "one", *flags, "--transport=local")
+    assert newest_weights(tmp_path / "processes") == newest_weights(tmp_path / "one")
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "processes", resumed)
+    steps = sorted((resumed / "checkpoints").iterdir())
+    for later in steps[len(steps) // 2 :]:
+        shutil.rmtree(later)  # as if the leader had been killed before it wrote them
+    (resumed / "summary.json").unlink()
+    status, _, errors = shoestring("train", "--resume", resumed)
+    assert status == 0, errors
+    assert newest_weights(resumed) == newest_weights(tmp_path / "processes")
+
+
+def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = [*TINY, *MULOCO, "--workers=2", "--budget=100Mtok", f"--data.corpus={corpus}"]
+    process = start("train", "--out", out, *flags)
+    end = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    shown, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "go on with" in shown
+    kept = [sorted((folder / "checkpoints").iterdir())[-1].name for folder in (out, out / "workers" / "1")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--workers=3"], "workers = 3 need a way to exchange"),
+        (["--workers=3", "--sync=muloco", "--train.batch=8"], "does not divide into equal parts for 3 workers"),
+        (["--sync=muloco", "--sync.overlap=40"], "overlap = 40 must be below every = 30"),
+        (["--workers=2", "--sync=muloco", "--sync.codec=3bit"], "sync"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(corpus: Path, tmp_path: Path, flags: list[str], line: str) -> None:
+    status, _, errors = shoestring_here("train", f"--data.corpus={corpus}", "--out", tmp_path / "run", *TINY, *flags)
+    assert status == 2
+    assert line in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
