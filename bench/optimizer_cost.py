@@ -1,4 +1,4 @@
-"""What a step of Muon and of SOAP adds to a whole AdamW step. Used by optimizers.py."""
+"""What a step of Muon, on the sphere too, and of SOAP adds to a whole AdamW step. Used by optimizers.py."""
 
 import argparse
 import time
@@ -16,6 +16,9 @@ from shoestring.train.config import RunConfig
 ROUND = 10
 """Steps a round: what lies between two of SOAP's refreshes."""
 
+UNTIMED = 5
+"""Steps before those that are timed."""
+
 
 def rounds(seconds: list[float]) -> list[float]:
     """The mean of each whole round of steps."""
@@ -23,25 +26,29 @@ def rounds(seconds: list[float]) -> list[float]:
 
 
 def cost(config: RunConfig, dataset: Dataset, options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds of the steps of AdamW, Muon and SOAP in turn, forward and backward apart."""
+    """Milliseconds of the steps of each optimiser in turn, forward and backward apart."""
     chosen = {
         "adamw": config.optim,
         "muon": Choice.of("optim", "muon", precision=options.muon_precision, compile=options.compile_ours),
+        "muon_hypersphere": Choice.of(
+            "optim", "muon_hypersphere", precision=options.muon_precision, compile=options.compile_ours
+        ),
         "soap": Choice.of("optim", "soap", compile=options.compile_ours),
     }
     parts = {name: assemble(replace(config, optim=optim), dataset) for name, optim in chosen.items()}
     passes: dict[str, list[float]] = {name: [] for name in parts}
     steps: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(options.warmup + options.cost_steps):
+    rows = config.train.batch
+    for number in range(UNTIMED + options.cost_steps):
         for name, own in parts.items():
-            batch = own.source.batch(number * options.batch, options.batch)
+            batch = own.source.batch(number * rows, rows)
             began = time.perf_counter()
             own.stepper.gradients(batch, number)
             synchronise()
             between = time.perf_counter()
             own.stepper.apply(1.0)
             synchronise()
-            if number >= options.warmup:
+            if number >= UNTIMED:
                 passes[name].append(between - began)
                 steps[name].append(time.perf_counter() - between)
     whole = [a + b for a, b in zip(rounds(passes["adamw"]), rounds(steps["adamw"]), strict=True)]
@@ -62,7 +69,7 @@ def cost(config: RunConfig, dataset: Dataset, options: argparse.Namespace) -> di
 def show_cost(found: dict[str, Any]) -> None:
     whole = found["whole_adamw_step_ms"]
     print(f"\n{found['parameters'] / 1e6:.2f} M parameters; a whole AdamW step takes {whole:.1f} ms")
-    print(f"{'':12}{'median ms':>12}{'mean ms':>12}{'of the step':>14}{'adds to it':>14}")
+    print(f"{'':20}{'median ms':>12}{'mean ms':>12}{'of the step':>14}{'adds to it':>14}")
     for name, side in found["sides"].items():
         shares = f"{side['share_of_adamw_step']:14.1%}{side['added_to_adamw_step']:14.1%}"
-        print(f"{name:12}{side['median_ms']:12.2f}{side['mean_ms']:12.2f}{shares}")
+        print(f"{name:20}{side['median_ms']:12.2f}{side['mean_ms']:12.2f}{shares}")

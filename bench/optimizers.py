@@ -12,12 +12,14 @@ the last tenth of the training steps and of held-out text, after equal steps; 'a
 are from ours after the third step, as a share of how far ours moved: more than rounding, as the first gradients have so
 low a rank that the polynomials of Muon and the null spaces of SOAP's first factors show.
 
-2. Cost. A model of about 10 M parameters (--cost-layers, --cost-width) under AdamW, Muon and SOAP, each with what
-`execution` 'auto' decides, a step of each in turn: milliseconds of the optimiser's whole step, and what it adds to a whole
-AdamW step (forward, backward, optimiser).
+2. Cost. A model of about 10 M parameters (--cost-layers, --cost-width) on batches of the size that `plan` gives such a
+model (--cost-batch) under AdamW, Muon, Muon on the sphere and SOAP, each with what `execution` 'auto' decides, a step of
+each in turn: milliseconds of the optimiser's whole step, and what it adds to a whole AdamW step (forward, backward,
+optimiser).
 """
 
 import argparse
+import inspect
 import json
 import sys
 import tempfile
@@ -43,7 +45,7 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
-from shoestring.optim.composite import scale_learning_rates
+from shoestring.optim.muon import Muon
 from shoestring.schedule.warmup import with_warmup
 from shoestring.schedule.wsd import WSD
 from shoestring.train.allocator import keep_freed_memory
@@ -53,6 +55,8 @@ from shoestring.train.execution import prepare_blocks, settle
 from shoestring.train.run_folder import environment
 from shoestring.train.step import Stepper
 
+POLAR = inspect.signature(Muon.__init__).parameters["polar"].default
+
 
 class Side:
     """One implementation training its own model. seconds: of each timed step. losses: of every step."""
@@ -61,10 +65,13 @@ class Side:
         self.stepper, self.made = stepper, made
         self.start = self._weights()
         self.seconds, self.losses = list[float](), list[float]()
+        self.rates = [group["lr"] for group in made.both.param_groups]
 
     def step(self, batch: Any, factor: float, timed: bool) -> None:
         self.losses.append(self.stepper.gradients(batch, len(self.losses)).loss)
-        scale_learning_rates(self.made.both, factor)
+        # not by `base_lr` in the groups: heavyball has a key of that name too, and makes the present rate of it
+        for group, rate in zip(self.made.both.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
         synchronise()
         began = time.perf_counter()
         self.made.matrices.step()
@@ -85,10 +92,11 @@ class Side:
 
 def configure(options: argparse.Namespace, machine: Machine, vocabulary: int, cache: Path, part: str) -> RunConfig:
     """A run of the size of one part of the bench, nothing left open. part: '' or 'cost_'."""
+    rows = getattr(options, f"{part}batch")
     sizes = {name: getattr(options, part + name) for name in ("layers", "width", "heads")}
     model = ModelConfig(vocabulary=vocabulary, context=options.context, **sizes)
     execution = ExecutionConfig(precision=options.precision, compile=options.compile)
-    settled = settle(execution, model, rows=options.batch, seconds=None, machine=machine, cache=cache, say=print)
+    settled = settle(execution, model, rows=rows, seconds=None, machine=machine, cache=cache, say=print)
     print(*settled.reasons, sep="\n")
     adamw = Choice.of("optim", "adamw", lr=options.lr)
     return RunConfig(
@@ -96,7 +104,7 @@ def configure(options: argparse.Namespace, machine: Machine, vocabulary: int, ca
         model=model,
         optim=adamw,
         fallback=adamw,
-        train=TrainConfig(batch=options.batch, heldout_tokens=options.heldout_tokens),
+        train=TrainConfig(batch=rows, heldout_tokens=options.heldout_tokens),
         execution=replace(settled.config, threads=torch.get_num_threads()),
     )
 
@@ -177,7 +185,7 @@ def compared(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]
 def read(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = {"layers": 4, "width": 256, "heads": 4, "context": 256, "batch": 8}
-    for name, default in {**sizes, "cost-layers": 7, "cost-width": 320, "cost-heads": 5}.items():
+    for name, default in {**sizes, "cost-layers": 7, "cost-width": 320, "cost-heads": 5, "cost-batch": 32}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the tokenizer, default 4096")
     parser.add_argument("--methods", nargs="*", default=["muon", "soap"], choices=("muon", "soap"))
@@ -191,6 +199,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of the passes")
     parser.add_argument("--compile", default="auto", choices=("auto", "none", "blocks"), help="of the models' blocks")
     parser.add_argument("--compile-ours", action="store_true", help="compile = True for our Muon and SOAP")
+    parser.add_argument("--muon-polar", default=POLAR, help=f"polar factor of our Muon, default {POLAR} as in Muon")
     parser.add_argument("--muon-precision", default="auto", choices=("auto", "float32", "bfloat16"), help="of our Muon")
     parser.add_argument(
         "--heavyball-compile",
@@ -243,6 +252,7 @@ def main(words: Sequence[str]) -> None:
             makers = builders(
                 method,
                 options.peers,
+                polar=options.muon_polar,
                 precision=options.muon_precision,
                 compiled=options.compile_ours,
                 heavyball_compile=options.heavyball_compile,

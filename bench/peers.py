@@ -50,9 +50,10 @@ def versions(peers: list[str]) -> dict[str, str]:
     return {name: importlib.metadata.version(PACKAGES[name]) for name in peers}
 
 
-def _ours(method: str, precision: str, compiled: bool) -> Build:
+def _ours(method: str, polar: str, precision: str, compiled: bool) -> Build:
     def muon(matrices: list[Tensor], options: dict[str, Any]) -> torch.optim.Optimizer:
-        return Muon(matrices, nesterov=True, scaling="spectral", precision=precision, compile=compiled, **options)
+        fixed: dict[str, Any] = {"polar": polar, "precision": precision, "compile": compiled}
+        return Muon(matrices, nesterov=True, scaling="spectral", **fixed, **options)
 
     def soap(matrices: list[Tensor], options: dict[str, Any]) -> torch.optim.Optimizer:
         return SOAP(matrices, max_side=MAX_SIDE, compile=compiled, **options)
@@ -117,10 +118,10 @@ def _heavyball(method: str, compile_mode: str) -> Build:
 
 
 def builders(
-    method: str, peers: list[str], *, precision: str, compiled: bool, heavyball_compile: str
+    method: str, peers: list[str], *, polar: str, precision: str, compiled: bool, heavyball_compile: str
 ) -> dict[str, Build]:
     """What makes each side's optimiser of the matrices, ours first."""
-    found = {"shoestring": _ours(method, precision, compiled)}
+    found = {"shoestring": _ours(method, polar, precision, compiled)}
     for name in peers:
         found[name] = _heavyball(method, heavyball_compile) if name == "heavyball" else _pytorch_optimizer(method)
     return found
