@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from link_arms import Arm, Shape, run
+from link_arms import WAYS, Arm, Shape
+from link_runs import run
 from links import Links
 
 from shoestring import atomic
@@ -20,7 +21,8 @@ from shoestring.train.run_folder import environment
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. byte_steps: steps of DDP in part 1; rounds: of the outer loops there. every: H in part 2."""
+    """What is measured. every: H in part 2. byte_steps: steps of DDP in part 1; rounds: (way, H, rounds) of the outer loops there;
+    command: whether `shoestring train` by itself, too. ways: of part 2."""
 
     shape: Shape
     tokens: int
@@ -34,6 +36,8 @@ class Plan:
         ("muloco_2bit", 100, 2),
         ("streaming_muloco_2bit", 30, 4),
     )
+    command: bool = True
+    ways: tuple[str, ...] = tuple(WAYS)
 
     @property
     def steps(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from link_arms import WAYS, Arm, Bytes
+from link_bytes import within
 from link_figure import Curve
 from link_model import Link
 from link_record import Plan, Record
@@ -18,14 +19,15 @@ def measure_unshaped(net: Links, plan: Plan, record: Record) -> dict[str, float]
     """Seconds of each way over unshaped links without delay, by its name in WAYS: what the model takes for compute, with the
     coding of what travels and the little time that it travels."""
     print(f"\nseconds, {plan.tokens:,} tokens in {plan.steps} steps", flush=True)
-    arms = {name: Arm(name, plan.every, plan.steps, plan.steps) for name in WAYS}
+    arms = {name: Arm(name, plan.every, plan.steps, plan.steps) for name in plan.ways}
     return {name: record.arm(net, plan.shape, arm)["seconds"] for name, arm in arms.items()}
 
 
 def measure_seconds(net: Links, plan: Plan, record: Record, unshaped: dict[str, float]) -> list[Curve]:
     """Part 2. Returns the figure's curves."""
     shape, rows, curves = plan.shape, list[dict[str, Any]](), list[Curve]()
-    for name, way in WAYS.items():
+    for name in plan.ways:
+        way = WAYS[name]
         known, compute, points = Bytes(shape, way, plan.every), unshaped[name] / plan.steps, []
         for rate in plan.rates:
             link = Link(rate, plan.delay)
@@ -67,17 +69,14 @@ def show_seconds(plan: Plan, rows: Sequence[dict[str, Any]], unshaped: dict[str,
     print(f"{'':26}{'Mbit/s':>8}{'measured':>11}{'model':>9}{'ratio':>8}{'exposed':>9}{'DDP takes':>11}")
     for row in rows:
         seconds = row["measured"] or row["extrapolated"]
-        ddp = next(one for one in rows if one["way"] == "ddp" and one["rate"] == row["rate"])
-        times = (ddp["measured"] or ddp["extrapolated"]) / seconds
+        ddp = [one for one in rows if one["way"] == "ddp" and one["rate"] == row["rate"]]
+        times = "".join(f"{(one['measured'] or one['extrapolated']) / seconds:.1f}x" for one in ddp)
         mark = " " if row["measured"] else "~"
         steps = "" if row["measured"] else f"  {row['steps']} steps taken"
         print(
             f"{WAYS[row['way']].name:26}{row['rate'] / 1e6:8g}{mark:>2}{seconds:9.1f}{row['model']:9.1f}{row['ratio']:8.2f}"
-            f"{row['model_exposed'] / row['model']:9.0%}{times:10.1f}x{steps}"
+            f"{row['model_exposed'] / row['model']:9.0%}{times:>11}{steps}"
         )
     print("unshaped: " + ", ".join(f"{WAYS[name].name} {seconds:.1f} s" for name, seconds in unshaped.items()))
     worst = max(abs(row["ratio"] - 1) for row in rows)
-    print(
-        f"measured and model differ by {worst:.0%} at most: {'within' if worst <= 0.2 else 'NOT within'} 20 %",
-        flush=True,
-    )
+    print(f"measured and model differ by {worst:.1%} at most: {within(worst, 0.2)}", flush=True)

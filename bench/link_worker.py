@@ -99,6 +99,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
     ended = take(parts, steps, WARM if specification["ddp"] else 0, count, total + WARM, batch)
     steps.conclude()
     concluded = time.monotonic()
+    kernel = read_counters(INTERFACE).since(counted)
     own = {name: getattr(transport.traffic, name) - traffic[name] for name in ("sent", "received")}
     share(transport, None, number=END)
     return {
@@ -106,7 +107,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         "began": began,
         "ended": ended,
         "concluded": concluded,
-        "kernel": asdict(read_counters(INTERFACE).since(counted)),
+        "kernel": asdict(kernel),
         "own": own,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
         "exchanges": None if team is None else figures(team),

@@ -59,8 +59,8 @@ def in_own_namespace(command: Sequence[str]) -> None:
     if os.geteuid() == 0:
         return
     apart = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
-    # ip keeps its namespaces under /run, which is not this user's: one of its own is laid over it
-    lead_in = ["sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh"]
+    # ip keeps its namespaces under /run, which is not this user's, and /sys shows the links of another namespace
+    lead_in = ["sh", "-c", 'mount -t tmpfs none /run && mount -t sysfs none /sys && exec "$@"', "sh"]
     allowed = not os.environ.get(_GUARD) and shutil.which("unshare") is not None
     if not allowed or subprocess.run([*apart, *lead_in, "true"], capture_output=True, check=False).returncode:
         raise NoLinks(

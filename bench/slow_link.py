@@ -7,18 +7,20 @@ streaming can spread its bytes evenly. It takes root, or a machine where users m
 **bytes** (about 3 minutes): bytes that a worker sends for a token of all workers' batch, on unshaped links: 2-bit MuLoCo with
 H = 30 and 100 and its streaming kind, against torch's DistributedDataParallel (gloo, float32), the same model and batch.
 Three counts: the kernel's, of the link's interface, from the moment all are ready to the last exchange's end; the program's
-own; and the formula's. Then `shoestring train` by itself, the count of its summary.json beside the kernel's. Unshaped links
-take packets of up to 64 KiB as the kernel hands them over, as most network cards do, so headers hardly show; on shaped ones
-(part 2) packets are cut to 1514 bytes, and headers and acknowledgements add up to 7 % to either side alike.
+own, which has its frames but neither gloo's 48 bytes about each message nor packet headers; and the formula's. Then
+`shoestring train` by itself, the count of its summary.json beside the kernel's. Unshaped links take packets of up to 64 KiB as
+the kernel hands them over, as network cards do, so headers hardly show, save where messages are small, as those of fragments
+of so small a model; on shaped ones (part 2) packets are cut to 1514 bytes, which adds up to 7 % to any way alike.
 The peak is the highest rate over a window that holds a whole exchange and is shorter than the time between two fragments'.
 
-**seconds** (about 15 minutes): the time to train on --tokens over links of --rates, each way, and over unshaped ones, for DDP,
+**seconds** (15 to 20 minutes): the time to train on --tokens over links of --rates, each way, and over unshaped ones, for DDP,
 DiLoCo with float32, MuLoCo with 2 bits and Streaming MuLoCo with 2 bits, from the moment all are ready to the end of the last
 exchange. The model of it is link_model.py's: seconds on unshaped links, and the transfer that is exposed. An arm that would
 take longer than --most-seconds takes as many steps as fit (DDP on slow links) and the rest is worked out in proportion: such
 times are marked with '~' here, hollow in the figure, and as 'extrapolated' in the JSON file.
 
-Links have no delay unless --delay asks for one: then a switch in user space holds every frame back (100 Mbit/s at most).
+Links have no delay unless --delay asks for one: then a switch in user space holds every frame back (100 Mbit/s at most), on
+the same cores; the model then counts trips, but not what TCP loses by them on connections that are busy, as DDP's are.
 Every arm is written to --json as it ends; those that are there are not measured again.
 """
 
@@ -54,6 +56,7 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[10, 100, 1000], metavar="MBIT", help="default 10 100 1000"
     )
+    parser.add_argument("--ways", nargs="+", choices=tuple(WAYS), default=tuple(WAYS), help="of part 2; default all")
     parser.add_argument(
         "--delay", type=float, default=0.0, metavar="MS", help="from one worker to another, default none"
     )
@@ -64,7 +67,11 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
         "--json", type=Path, default=Path("runs/slow-link.json"), help="every figure; default runs/slow-link.json"
     )
     parser.add_argument("--figure", type=Path, help="an SVG; default beside the JSON file")
-    parser.add_argument("--quick", action="store_true", help="a minute: fewer steps of smaller batches, one rate")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a minute or two: 30 steps of small batches, one rate; too short to judge the model by",
+    )
     options = parser.parse_args(words)
     if options.tokens < 1 or options.delay < 0 or options.most_seconds <= 0 or min(options.rates) <= 0:
         raise UsageError("tokens, rates and most-seconds are above 0, a delay not below")
@@ -73,17 +80,13 @@ def read(words: Sequence[str]) -> tuple[argparse.Namespace, Plan]:
     plan = Plan(
         Shape(), options.tokens, tuple(1e6 * rate for rate in options.rates), options.delay / 1000, options.most_seconds
     )
+    plan = replace(plan, ways=tuple(options.ways))
     if options.quick:
-        shape, rounds = Shape(context=32, batch=8), tuple((way, every, 1) for way, every, _ in plan.rounds)
+        shape, every = Shape(context=32, batch=8), plan.every
         plan = replace(
-            plan,
-            shape=shape,
-            tokens=30 * shape.step_tokens,
-            rates=(100e6,),
-            byte_steps=5,
-            rounds=rounds,
-            most_seconds=5,
+            plan, shape=shape, tokens=every * shape.step_tokens, rates=(100e6,), byte_steps=every, command=False
         )
+        plan = replace(plan, rounds=tuple((way, every, 1) for way, own, _ in plan.rounds if own == every))
     return options, plan
 
 

@@ -44,7 +44,7 @@ from shoestring.train.run_folder import environment
 REMARKS = {
     "shoestring": "one message an exchange, checksummed; a vote; averaged in the order of ranks",
     "torchft": "a quorum at the lighthouse for every exchange, then an all-reduce for each tensor; no checksum",
-    "torchft_bucketed": "as torchft, one all-reduce of a flat copy",
+    "torchft_bucketed": "as torchft, one all-reduce of a flat copy in one bucket (of several, some tensors are lost)",
     "torchft_quantised": "as torchft with should_quantize=True, which without Triton sends full precision and says nothing",
     "exogym": "every tensor is reduced, then sent by worker 0, which alone steps the outer optimiser; it would exchange one "
     "step late, and is made to count from 1; on a CPU the model of worker 0 shares its memory with the outer "
@@ -151,7 +151,7 @@ def table(seeds: Sequence[Sequence[dict[str, Any]]]) -> str:
 def read(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     whole: list[tuple[str, int]] = [("layers", 3), ("width", 128), ("heads", 4), ("context", 128), ("vocabulary", 2048)]
-    whole += [("batch", 32), ("steps", 600), ("every", 30), ("heldout-tokens", 65536), ("workers", 2)]
+    whole += [("batch", 32), ("steps", 300), ("every", 30), ("heldout-tokens", 65536), ("workers", 2)]
     for name, default in whole:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     rates: list[tuple[str, float, str]] = [("lr", 4e-3, "of the inner AdamW"), ("muon-lr", 0.02, "of the inner Muon")]
@@ -170,8 +170,10 @@ def read(words: Sequence[str]) -> argparse.Namespace:
         options.layers, options.width, options.context, options.vocabulary = 2, 64, 64, 512
         options.steps, options.every, options.batch = 40, 10, 8
         options.heldout_tokens, options.seeds = 4096, options.seeds[:1]
-    if options.workers < 2 or options.every < 1 or options.steps < options.every or options.steps % options.every:
-        parser.error("two workers or more and a multiple of --every steps are needed, so that all end with an exchange")
+    if options.workers < 2 or options.every < 2 or options.steps < options.every or options.steps % options.every:
+        parser.error(
+            "it takes two workers, --every of 2 and --steps a multiple of it, so that all end with an exchange"
+        )
     return options
 
 

@@ -7,6 +7,7 @@ found goes to FOLDER/found-RANK.json.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -139,6 +140,7 @@ class Torchft(Side):
     def __init__(self, place: Place, **options: bool) -> None:
         from torchft import local_sgd, manager, process_group
 
+        logging.getLogger("torchft").setLevel(logging.ERROR)  # it warns that NCCL cannot be reset
         settings, rank = place.settings, place.transport.rank
         super().__init__(_parts(settings, "adamw"))
         # a replica group has a store of its own, in which its Manager leaves its address

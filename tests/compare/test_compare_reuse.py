@@ -16,7 +16,13 @@ from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
 
 MACHINE = Machine(
-    device="cpu", name="a machine", threads=2, memory=8_000_000_000, features=("avx2",), matmul={"float32": 1e11}, bandwidth=1e10
+    device="cpu",
+    name="a machine",
+    threads=2,
+    memory=8_000_000_000,
+    features=("avx2",),
+    matmul={"float32": 1e11},
+    bandwidth=1e10,
 )
 TRIALS = {arm: [{"optim.lr": 0.1}, {"optim.lr": 0.2}] for arm in ("base", "other")}
 
@@ -41,23 +47,23 @@ ARMS = {"base": config(0.1), "other": config(0.3)}
 
 
 def record(arm: str, seed: int, purpose: str, rate: float, **changes: object) -> RunRecord:
-    plain = dict(
-        arm=arm,
-        seed=seed,
-        purpose=purpose,
-        settings={"optim.lr": rate},
-        stopped="finished",
-        reason="",
-        loss=1.0,
-        bits_per_byte=0.5,
-        seconds=1.0,
-        flops=1.0,
-        tokens=1000,
-        steps=1,
-        step_seconds=1.0,
-        peak_memory=1,
-        parameters=1,
-    )
+    plain: dict[str, object] = {
+        "arm": arm,
+        "seed": seed,
+        "purpose": purpose,
+        "settings": {"optim.lr": rate},
+        "stopped": "finished",
+        "reason": "",
+        "loss": 1.0,
+        "bits_per_byte": 0.5,
+        "seconds": 1.0,
+        "flops": 1.0,
+        "tokens": 1000,
+        "steps": 1,
+        "step_seconds": 1.0,
+        "peak_memory": 1,
+        "parameters": 1,
+    }
     return RunRecord(**{**plain, **changes})
 
 

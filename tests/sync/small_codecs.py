@@ -1,5 +1,6 @@
 """Codecs, a model and links small enough to reason about, for the tests of the outer loop."""
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -71,17 +72,22 @@ class Tower(nn.Module):
         self.to(dtype)
 
 
+@functools.cache
 def gradient(worker: int, step: int, place: int) -> float:
     """The mock gradient of one entry, whose place in the model is counted from 0."""
     return math.sin(0.7 * worker + 1.3 * step + 0.37 * place) + 0.2 * math.cos(0.11 * place) + 0.05 * worker
 
 
+@functools.cache
+def gradients(worker: int, step: int, count: int) -> Tensor:
+    return torch.tensor([gradient(worker, step, place) for place in range(count)], dtype=torch.float64)
+
+
 def give_gradients(model: nn.Module, worker: int, step: int) -> None:
-    place = 0
-    for parameter in model.parameters():
-        values = [gradient(worker, step, place + index) for index in range(parameter.numel())]
-        parameter.grad = torch.tensor(values, dtype=torch.float64).reshape(parameter.shape).to(parameter.dtype)
-        place += parameter.numel()
+    parameters = list(model.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, values in zip(parameters, gradients(worker, step, sum(sizes)).split(sizes), strict=True):
+        parameter.grad = values.reshape(parameter.shape).to(parameter.dtype)
 
 
 class Tampered:

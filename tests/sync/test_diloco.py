@@ -4,6 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -147,10 +148,10 @@ def test_agrees_with_the_reference(workers: int, schedule: int, average: Any) ->
     check(run, expected(run, 20), 2e-6)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("schedule", [0, 2])
 @pytest.mark.parametrize("average", ["gather", "scatter"])
-@pytest.mark.parametrize("decay", [None, 1.0, 0.75])
+@pytest.mark.parametrize("decay", [None, 0.75])
 def test_agrees_with_the_reference_where_the_codec_loses(
     workers: int, schedule: int, average: Any, decay: float | None
 ) -> None:
@@ -276,8 +277,10 @@ def test_a_state_says_which_fragments_have_not_moved_since() -> None:
     for new, old, model, was in zip(again.workers, straight.workers, again.models, straight.models, strict=True):
         model.load_state_dict(was.state_dict())
         new.load_state_dict(*kept(old))
-    straight.workers[1].join(*straight.workers[0].shared_state())
-    for run in (straight, again):
+    joined = Run(2, **options)
+    for worker in joined.workers:
+        worker.join(*straight.workers[0].shared_state())
+    for run in (straight, again, joined):
         assert [sorted(r.fragment for r in own) for own in run.lockstep.synchronise()] == [[1, 2], [1, 2]]
 
 
@@ -430,27 +433,31 @@ def test_on_a_link_that_waits_the_bits_are_those_of_lock_step(overlap: int, aver
     options = {**HARD, "overlap": overlap, "average": average}
     run = Run(3, **options).step(20)
     run.lockstep.synchronise()
-    for seed in (1, 2):
-        chance = random.Random(seed)
-        outers, ended = threads(3, 20, lambda chance=chance: time.sleep(chance.random() * 0.004), **options)  # type: ignore[misc]
-        for outer, worker, model in zip(outers, run.workers, run.models, strict=True):
-            assert save(kept(outer)[0]) == save(kept(worker)[0])
-            assert kept(outer)[1] == kept(worker)[1]
-            for one, other in zip(outer.model.parameters(), model.parameters(), strict=True):
-                assert torch.equal(one, other)
-        assert [(r.fragment, r.step, r.notes) for r in ended[0]] == [(r.fragment, r.step, r.notes) for r in ended[2]]
+    chance = random.Random(1)
+    outers, ended = threads(3, 20, lambda: time.sleep(chance.random() * 0.004), **options)
+    for outer, worker, model in zip(outers, run.workers, run.models, strict=True):
+        assert save(kept(outer)[0]) == save(kept(worker)[0])
+        assert kept(outer)[1] == kept(worker)[1]
+        for one, other in zip(outer.model.parameters(), model.parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert [(r.fragment, r.step, r.notes) for r in ended[0]] == [(r.fragment, r.step, r.notes) for r in ended[2]]
 
 
 def test_an_overlapped_exchange_hides_behind_the_inner_steps() -> None:
-    def pause() -> None:
-        time.sleep(0.02)
+    def slowly(number: int, messages: list[Tensor | None]) -> list[Tensor | None]:
+        time.sleep(0.05)
+        return messages
 
-    _, hidden = threads(2, 7, pause, every=6, overlap=5, fragments=Fragments("strided", 3))
-    _, exposed = threads(2, 6, pause, every=6, fragments=Fragments("strided", 3))
-    first = hidden[0][0]  # starts after step 2, is merged after step 7: 0.1 s for two stages of 0.02 s
-    assert (first.fragment, first.step) == (0, 2)
-    assert first.hidden_seconds > 0.03 > first.exposed_seconds
-    assert all(r.exposed_seconds > 0.03 and r.hidden_seconds < 0.01 for r in exposed[0][:3])
+    for overlap in (0, 1):
+        link = Tampered(LocalGroup(1).transports[0], slowly)
+        with DiLoCo(Tower(), every=2, overlap=overlap, transport=link) as outer:
+            for _ in range(2 + overlap):
+                wait([flight.running for flight in outer.flights if flight.running], timeout=20)
+                ended = outer.step()
+        (first,) = ended
+        took = first.exposed_seconds + first.hidden_seconds  # two stages
+        assert took > 0.1
+        assert (first.hidden_seconds > 0.8 * took) if overlap else (first.hidden_seconds == 0)
 
 
 def test_a_lost_peer_abandons_the_round_and_the_loop_can_go_on() -> None:

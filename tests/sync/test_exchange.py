@@ -284,6 +284,9 @@ def test_bodies_of_other_tensors_are_refused() -> None:
     for shapes in ([(2, 2), (4,)], [(1, 2), (3,)], [(2, 2)], [(2, 2), (3,), (1, 1)]):
         with pytest.raises(ValueError, match=r"body|another|place|payload"):
             Layout(Sparse(), shapes).unpack(body, cpu)
+    negative = torch.tensor([20, -8], dtype=torch.int32).view(torch.uint8)
+    with pytest.raises(ValueError, match="a body of 20 bytes"):
+        Layout(Sparse(), [(2, 2), (3,)]).unpack(torch.cat([negative, torch.zeros(12, dtype=torch.uint8)]), cpu)
     with pytest.raises(ValueError, match="a body of 2 bytes"):
         Layout(Sparse(), [(2, 2)]).unpack(body[:2], cpu)
 

@@ -59,7 +59,9 @@ def run(corpus: Path, out: Path, *flags: str, budget: str = "4ktok") -> None:
 
 
 def test_exchanging_every_step_with_plain_averaging_is_synchronous_training(corpus: Path, tmp_path: Path) -> None:
-    sgd = "--optim=sgd --fallback=sgd --optim.lr=0.1 --fallback.lr=0.1 --train.batch=8 --train.gradient_clip=1e9".split()
+    sgd = (
+        "--optim=sgd --fallback=sgd --optim.lr=0.1 --fallback.lr=0.1 --train.batch=8 --train.gradient_clip=1e9".split()
+    )
     averaging = "--workers=4 --transport=local --sync=diloco --sync.every=1 --sync.lr=1.0 --sync.momentum=0.0".split()
     losses = []
     for name, flags in {"alone": sgd, "four": [*sgd, *averaging]}.items():
@@ -115,7 +117,8 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
     process = start("train", "--out", out, *flags)
     end = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists():
-        assert time.monotonic() < end and process.poll() is None
+        assert time.monotonic() < end
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     shown, errors = process.communicate(timeout=60)
@@ -134,7 +137,9 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
         (["--workers=2", "--sync=muloco", "--sync.codec=3bit"], "sync"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(corpus: Path, tmp_path: Path, flags: list[str], line: str) -> None:
+def test_what_does_not_go_together_is_refused_in_one_line(
+    corpus: Path, tmp_path: Path, flags: list[str], line: str
+) -> None:
     status, _, errors = shoestring_here("train", f"--data.corpus={corpus}", "--out", tmp_path / "run", *TINY, *flags)
     assert status == 2
     assert line in errors

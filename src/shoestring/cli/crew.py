@@ -104,4 +104,3 @@ def common_step(transport: Transport, folder: RunFolder) -> int | None:
     if not common and any(each):
         raise ShoestringError(f"{folder.path} cannot go on: the workers have no checkpoint of the same step")
     return max(common, default=None)
-

@@ -10,7 +10,7 @@ from typing import Any
 
 from shoestring.budget.ledger import read_ledger
 from shoestring.cli.fleet import Fleet
-from shoestring.cli.host import Host
+from shoestring.cli.host import LOOPBACK, Host
 from shoestring.cli.live import LiveView
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError
@@ -19,8 +19,6 @@ from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
 
-LOCAL = ("127.0.0.1", 0)
-
 
 @dataclass(frozen=True)
 class Terms:
@@ -28,7 +26,7 @@ class Terms:
     command was given."""
 
     restart: bool = False
-    listen: tuple[str, int] = LOCAL
+    listen: tuple[str, int] = LOOPBACK
     since: float = 0.0
 
 

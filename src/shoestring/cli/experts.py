@@ -74,9 +74,7 @@ def _conclude(folder: ExpertsFolder, done: Conducted, console: Console) -> None:
         words = " ".join(expert["words"][:5])
         table.add_row(expert["name"], expert["size"], str(expert["documents"]), own, trained, spent, words)
     console.print(table)
-    table = _table(
-        "held-out loss", "all", "bits/byte", *(e["name"] for e in experts), "FLOPs a token", "experts a window"
-    )
+    table = _table("held-out loss", "all", "bits/byte", *(e["name"] for e in experts), "FLOPs/tok", "experts")
     for name, arm in found["arms"].items():
         domains = [arm["domains"][expert["name"]]["loss"] for expert in experts]
         table.add_row(

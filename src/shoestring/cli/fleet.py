@@ -38,12 +38,13 @@ class Fleet:
     def folder(self, name: str) -> Path:
         return self.host.folder.path / "workers" / name
 
-    def start(self, name: str, *, again: bool = False) -> subprocess.Popen[bytes]:
-        """Start a worker. again: it comes back to a run that goes on."""
+    def start(self, name: str, *, again: bool = False, through: str = "") -> subprocess.Popen[bytes]:
+        """Start a worker. again: it comes to a run that goes on. through: the address it is given, '' for the door's own."""
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
-        cores = share_of_cores(self.names.index(name), len(self.names), available_cores())
-        words = ["--lighthouse", self.host.address, "--name", name, "--out", str(folder)]
+        place = self.names.index(name) if name in self.names else 0
+        cores = share_of_cores(place, len(self.names), available_cores())
+        words = ["--lighthouse", through or self.host.address, "--name", name, "--out", str(folder)]
         if not again:
             words += ["--with", ",".join(self.names)]
         command = [sys.executable, "-m", "shoestring", "worker", *words, str(self.host.folder.path / "config.toml")]

@@ -1,7 +1,9 @@
 """Where a run of workers that come and go is at home: its folder, its token, its lighthouse, and the door before it."""
 
+import contextlib
 import hashlib
 import importlib.util
+import ipaddress
 import json
 import os
 from pathlib import Path
@@ -18,6 +20,8 @@ from shoestring.sync.frame import new_token
 from shoestring.sync.lighthouse import Lighthouse
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
+
+LOOPBACK = ("127.0.0.1", 0)
 
 OWN = ("execution", "memory", "elastic")
 """What each worker may have otherwise than the others: how it computes, and when it gives others up."""
@@ -50,6 +54,21 @@ def address(text: str) -> tuple[str, int]:
     if not host or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"'{text}' is not HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def listening(text: str | None) -> tuple[str, int]:
+    """Where the door is to be: on the loopback, port 0 for any that is free, unless an address is given.
+
+    Raises: UsageError for none, or one that stands for all interfaces: the workers here come in by it too, and are known to
+    those elsewhere by the address that leads there.
+    """
+    if text is None:
+        return LOOPBACK
+    host, port = address(text)
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_unspecified:
+            raise UsageError(f"--listen {text}: give the address by which other machines reach this one")
+    return host, port
 
 
 def token_of(folder: Path) -> str:

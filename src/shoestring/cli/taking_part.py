@@ -75,13 +75,17 @@ def _bind_gloo(own: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder, so that one worker alone writes there. Raises: UsageError where another one does."""
-    with open(folder.path / "lock", "w") as file:
+def alone(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder, so that one worker alone writes there; its lock names the process. Raises: UsageError where another
+    one does."""
+    with open(folder.path / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"another worker is at work in {folder.path}: name another folder with --out") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield
 
 
@@ -123,7 +127,7 @@ def take_part(
     with contextlib.ExitStack() as stack:
         entry = stack.enter_context(Entry(host, port, token, papers))
         folder = _folder(out)
-        stack.enter_context(_alone(folder))
+        stack.enter_context(alone(folder))
         identity = _name(folder, name)
         if not (folder.path / "config.toml").exists():
             dataset.tokenizer.save(folder.tokenizer)

@@ -26,8 +26,8 @@ from shoestring.cli.crew import (
     start_workers,
     started,
 )
-from shoestring.cli.elastic import LOCAL, Terms, host_run
-from shoestring.cli.host import address, require_torchft
+from shoestring.cli.elastic import Terms, host_run
+from shoestring.cli.host import LOOPBACK, listening, require_torchft
 from shoestring.cli.live import LiveView
 from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, forbid, planned, prepared, show_plan
 from shoestring.data.dataset import Dataset
@@ -207,11 +207,13 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--from-step", type=int, metavar="STEP", help="with --resume: from this step's checkpoint")
     parser.add_argument("--restart", action="store_true", help="with --transport torchft: start workers that die again")
     parser.add_argument(
-        "--listen", metavar="HOST:PORT", help="with --transport torchft: where other machines may join (default: none can)"
+        "--listen",
+        metavar="HOST:PORT",
+        help="with --transport torchft: where other machines may join (default: none can)",
     )
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
-    terms = Terms(found.restart, address(found.listen) if found.listen else LOCAL, time.monotonic())
+    terms = Terms(found.restart, listening(found.listen), time.monotonic())
     console = Console()
     if not keep_freed_memory():
         console.print("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
@@ -249,8 +251,10 @@ def run(words: Sequence[str]) -> int:
 def _check_elastic(terms: Terms, transport: str, from_step: int | None = None) -> None:
     if transport == "torchft" and from_step is not None:
         raise UsageError("--from-step: workers that come and go go on from the latest step that any of them has kept")
-    if transport != "torchft" and (terms.restart or terms.listen != LOCAL):
-        raise UsageError(f"--restart and --listen go with --transport torchft, whose workers come and go, not with {transport}")
+    if transport != "torchft" and (terms.restart or terms.listen != LOOPBACK):
+        raise UsageError(
+            f"--restart and --listen go with --transport torchft, whose workers come and go, not with {transport}"
+        )
 
 
 def _report(folder: RunFolder, outcome: Outcome, console: Console) -> None:

@@ -102,4 +102,5 @@ def _layers(model: nn.Module) -> list[nn.Module]:
         for name, module in lists.items()
         if not any(name != other and (name.startswith(f"{other}.") or other == "") for other in lists)
     ]
-    return list(max(outermost, key=lambda each: len(each))) if outermost else []
+    longest = max(outermost, key=len, default=None)
+    return [] if longest is None else list(longest)

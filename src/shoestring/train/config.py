@@ -157,7 +157,9 @@ class RunConfig:
     def _check_workers(self) -> None:
         train, workers = self.train, self.workers
         if self.sync.name == "none":
-            raise ValueError(f"workers = {workers} need a way to exchange what they learn: give --sync muloco or --sync diloco")
+            raise ValueError(
+                f"workers = {workers} need a way to exchange what they learn: give --sync muloco or --sync diloco"
+            )
         if train.batch % workers:
             raise ValueError(f"train.batch = {train.batch} does not divide into equal parts for {workers} workers")
         if train.micro_batch is not None and (train.batch // workers) % train.micro_batch:
@@ -178,7 +180,9 @@ class RunConfig:
                     f"{who} exchange the whole model at once: sync.{key} = {options[key]} needs --transport distributed"
                 )
         if self.batch_size.name != "constant":
-            raise ValueError(f"{who} take a constant number of sequences a step: batch_size = {self.batch_size.name} is not")
+            raise ValueError(
+                f"{who} take a constant number of sequences a step: batch_size = {self.batch_size.name} is not"
+            )
         if getattr(self.schedule.build(), "milestones", ()):
             raise ValueError(
                 f"{who} keep no checkpoints at shares of the budget: schedule = {self.schedule.name} needs --transport distributed"

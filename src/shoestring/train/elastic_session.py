@@ -70,7 +70,7 @@ class ElasticSession(Session):
             self.identity,
             sequences=own,
             forget=lambda: self.crew.lost(),
-            over=lambda: bool(self.board.over()),
+            over=self._over,
             record=self._record_round,
             since=self.since,
         )
@@ -129,6 +129,19 @@ class ElasticSession(Session):
                 outcome = Outcome("finished", None, self._summarise("finished", {}), "")
         return outcome
 
+    def _over(self) -> bool:
+        try:
+            return bool(self.board.over())
+        except ShoestringError as error:
+            self.say(f"{error}; going on")  # a later round says so again
+            return False
+
+    def _checkpoint(self) -> None:
+        step = self.loop.position.step
+        if step in checkpoint.list_checkpoints(self.folder.checkpoints):
+            checkpoint.remove(self.folder.checkpoints, step)  # of a past that the run did not go on from
+        super()._checkpoint()
+
     def _record_round(self, meeting: Meeting) -> None:
         self.crew.count(meeting)
         named = {"round": meeting.round, "at": time.time(), "step": self.elastic.outer.steps, **asdict(meeting)}
@@ -145,10 +158,12 @@ class ElasticSession(Session):
             "spent": spent.shares,
             "tokens": tally.tokens,
             "flops": tally.flops,
+            "seconds": self.elastic.seconds,
             "tokens_per_second": tally.tokens / tally.seconds if tally.seconds else None,
             "workers": tally.size,
             "processes": tally.size,
             "judged_by": self.identity,
+            "sequences_handed_out": tally.sequences,
             "credited": {name: work.tokens for name, work in tally.credited.items()},
             "worker": {key: own[key] for key in ("tokens", "tokens_discarded", "flops", "flops_discarded")},
             "exchanges": asdict(self.crew.exchanges),

@@ -125,6 +125,7 @@ def test_the_payload_stays_as_it_is() -> None:
     payload = codec.encode(values)
     assert payload.tolist() == [0x00, 0x3F, 0xA0, 0x3F, 0 | 2 << 2 | 0 << 4 | 2 << 6, 3 | 1 << 2 | 3 << 4 | 1 << 6]
     assert torch.equal(codec.decode(payload, (2, 4)), values)
+    assert codec.encode(torch.zeros(1, 4)).tolist() == [0, 0, 0b10101010]
 
 
 @pytest.mark.parametrize(("bits", "bytes_"), [(8, 2 * 6 + 300), (4, 2 * 6 + 150), (2, 2 * 6 + 75), (1, 2 * 6 + 38)])

@@ -135,6 +135,10 @@ def test_places_that_cannot_be_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             decode_places(wrong, 5, 27)
+    first_five_and_a_byte_more = torch.tensor([0, 0b111, 0b011], dtype=torch.uint8)
+    assert encode_places(torch.arange(5), 27).tolist() == [0, 0b11111]
+    with pytest.raises(ValueError, match="digits after the last"):
+        decode_places(first_five_and_a_byte_more, 5, 27)
 
 
 @pytest.mark.parametrize("wrong", [{"fraction": 1.5}, {"fraction": -0.1}, {"values": "3bit"}])

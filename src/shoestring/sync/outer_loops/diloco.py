@@ -53,7 +53,9 @@ class DiLoCoLoop:
 
     def __post_init__(self) -> None:
         if self.overlap >= self.every:
-            raise UsageError(f"overlap = {self.overlap} must be below every = {self.every}: one exchange ends before the next")
+            raise UsageError(
+                f"overlap = {self.overlap} must be below every = {self.every}: one exchange ends before the next"
+            )
 
     @property
     def gap(self) -> int:

@@ -51,9 +51,14 @@ class Transport(Protocol):
     rank: this worker, from 0. size: how many there are; both may change between rounds where workers come and go.
     """
 
-    rank: int
-    size: int
-    traffic: Traffic
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def traffic(self) -> Traffic: ...
 
     def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Pending:
         """Start to give messages[r] (uint8 [bytes]) to worker r, for every r, and to take one from each.

@@ -1,0 +1,294 @@
+"""A run whose workers die, freeze, come late and come back: what all hold alike, and where every token went."""
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from toy_run import EVERY, SEQUENCES, TOKENS, Toy, ToyRun
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.diloco import DiLoCo
+from shoestring.sync.elastic import ATTEMPTS, Elastic, RunOver
+from shoestring.sync.fragments import Fragments
+from shoestring.sync.membership import Membership
+from shoestring.sync.tally import Tally, Work
+from shoestring.sync.transport.base import PeerLost, Traffic
+
+
+class Given:
+    """A pending exchange whose result is there, or fails."""
+
+    def __init__(self, messages: Sequence[Tensor | None], error: Exception | None) -> None:
+        self.messages, self.error = messages, error
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> list[Tensor | None]:
+        if self.error is not None:
+            raise self.error
+        return list(self.messages)
+
+
+class Script:
+    """A transport of one worker that follows a script, a word a round: '' all goes well; 'lost', 'damaged', 'no' (the others
+    vote no); 'heal' replaces the state as the round opens."""
+
+    def __init__(self, words: Sequence[str], save: Any, load: Any, step: int, state: Any = None, **more: Any) -> None:
+        self.words, self.save, self.load, self.step, self.state = list(words), save, load, step, state
+        self.lineage, self.rank, self.size, self.traffic, self.word = "l", 0, 1, Traffic(), ""
+
+    def open_round(self) -> Membership:
+        self.word = self.words.pop(0) if self.words else ""
+        if self.word == "heal":
+            self.load(*self.state)
+        healed = self.word == "heal"
+        return Membership(0, 1, ("me",), healed, (0,) * healed, self.step, 0.0, 0.0)
+
+    def exchange(self, messages: Sequence[Tensor], sizes: Any, *, tag: int) -> Given:
+        if self.word == "damaged":
+            return Given([None], None)
+        return Given(messages, PeerLost(0, "gone") if self.word == "lost" else None)
+
+    def close_round(self, ok: bool) -> bool:
+        committed = ok and self.word != "no"
+        self.step += committed
+        return committed
+
+
+def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, Elastic]:
+    toy = Toy()
+    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, forget=toy.inner.state.clear, **more)
+    elastic.connect(lambda **given: Script(words, state=state, **given))
+    return toy, elastic
+
+
+def period(toy: Toy, elastic: Elastic, steps: int = EVERY) -> None:
+    for _ in range(steps):
+        start = elastic.tally.start_of(elastic.rank, elastic.outer.steps, SEQUENCES)
+        toy.train_on(range(start, start + SEQUENCES))
+        elastic.step(SEQUENCES * TOKENS, 3)
+
+
+def everything(toy: Toy, elastic: Elastic) -> dict[str, Tensor]:
+    tensors, _ = elastic.outer.state_dict()
+    return {name: tensor.clone() for name, tensor in tensors.items()} | {
+        f"local.{name}": parameter.detach().clone() for name, parameter in toy.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("word", ["lost", "damaged", "no"])
+def test_an_abandoned_round_leaves_no_trace_and_the_next_one_has_its_work(word: str) -> None:
+    calm, troubled = alone(), alone("", "", word, word, "")
+    kept: list[dict[str, Tensor]] = []
+    troubled[1].record = lambda meeting: kept.append(everything(*troubled))
+    for _ in range(3):
+        for toy, elastic in (calm, troubled):
+            elastic.meet()
+            period(toy, elastic)
+    before = everything(*troubled)
+    assert len(kept) == 5
+    for _, elastic in (calm, troubled):
+        elastic.meet()
+    assert calm[1].tally.tokens == troubled[1].tally.tokens == 3 * EVERY * SEQUENCES * TOKENS
+    after = [everything(*each) for each in (calm, troubled)]
+    assert after[0].keys() == after[1].keys()
+    assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
+    # the two rounds that failed came after the second period
+    assert all(torch.equal(kept[2][name], kept[3][name]) for name in kept[2])
+    assert not torch.equal(kept[3]["global.weight"], kept[4]["global.weight"])
+    assert not torch.equal(before["global.weight"], after[0]["global.weight"])
+
+
+def test_who_takes_over_the_state_has_lost_its_work_and_adds_nothing() -> None:
+    donor = alone()
+    donor[1].meet()
+    period(*donor)
+    donor[1].meet()
+    period(*donor)  # it is about to hold the next round, as its peers are
+    tensors, values = donor[1].save()
+    state = {name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(values)
+
+    toy, elastic = alone("", "heal", "no", "", state=state)
+    elastic.meet()
+    period(toy, elastic, 3)
+    assert toy.inner.state
+    meeting = elastic.meet()  # healed; this very round is committed, with nothing in it
+    assert meeting.healed
+    assert meeting.contributed == ()
+    assert not toy.inner.state
+    assert elastic.outer.residuals is not None
+    assert not elastic.outer.residuals.tensors
+    assert elastic.tally.tokens == EVERY * SEQUENCES * TOKENS
+    assert elastic.outer.steps == elastic.tally.begun == 2 * EVERY
+    assert elastic.tally.sequences == 2 * EVERY * SEQUENCES
+    assert all(torch.equal(elastic.outer.weights[name], state[0][f"global.{name}"]) for name in elastic.outer.weights)
+    assert all(torch.equal(parameter, elastic.outer.weights[name]) for name, parameter in toy.named_parameters())
+
+    period(toy, elastic)
+    assert elastic.meet().contributed == (0,)
+    assert elastic.tally.credited["me"] == Work(2 * EVERY * SEQUENCES * TOKENS, 2 * EVERY * 3)
+
+
+def test_a_worker_whose_weights_are_not_finite_is_left_out_and_its_work_is_not_counted() -> None:
+    toy, elastic = alone()
+    elastic.meet()
+    period(toy, elastic)
+    with torch.no_grad():
+        toy.weight[0, 0] = float("nan")
+    elastic.record = lambda meeting: setattr(elastic, "over", lambda: True)
+    with pytest.raises(RunOver):
+        elastic.meet()  # alone it cannot be committed: nobody has anything
+    assert elastic.tally.tokens == 0
+
+
+def test_a_run_that_is_over_takes_nobody_in() -> None:
+    _, elastic = alone(over=lambda: True)
+    with pytest.raises(RunOver):
+        elastic.meet()
+
+
+def test_a_link_that_never_works_ends_the_worker() -> None:
+    _, elastic = alone(*["damaged"] * ATTEMPTS)
+    with pytest.raises(ShoestringError, match="in a row were abandoned, the last as what came was damaged"):
+        elastic.meet()
+
+
+@pytest.mark.parametrize("options", [{"overlap": 1}, {"fragments": Fragments("strided", 2)}])
+def test_only_whole_models_without_overlap(options: dict[str, Any]) -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    with pytest.raises(UsageError, match="need workers that stay"):
+        Elastic(DiLoCo(model, **options), "me", sequences=1, forget=lambda: None)
+
+
+class Pair:
+    """The transports of two threads; both are members of every round."""
+
+    def __init__(self) -> None:
+        self.barrier = threading.Barrier(2, timeout=20)
+        self.slots: list[Any] = [None, None]
+
+    def of(self, rank: int, **given: Any) -> Any:
+        pair = self
+
+        class One(Script):
+            def open_round(self) -> Membership:
+                return Membership(rank, 2, ("a", "b"), False, (), self.step, 0.0, 0.0)
+
+            def exchange(self, messages: Sequence[Tensor], sizes: Any, *, tag: int) -> Given:
+                pair.slots[rank] = messages
+                pair.barrier.wait()
+                mine = [pair.slots[sender][rank].clone() for sender in range(2)]
+                pair.barrier.wait()
+                return Given(mine, None)
+
+        link = One([], **given)
+        link.rank, link.size = rank, 2
+        return link
+
+
+def test_one_that_comes_back_with_the_state_of_the_last_round_counts_the_steps_of_the_others() -> None:
+    pair, toys = Pair(), [Toy(), Toy()]
+    both = [
+        Elastic(toy.outer(), name, sequences=SEQUENCES, forget=toy.inner.state.clear)
+        for toy, name in zip(toys, "ab", strict=True)
+    ]
+    for rank, elastic in enumerate(both):
+        elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
+
+    def together() -> None:
+        threads = [threading.Thread(target=elastic.meet) for elastic in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    together()
+    period(toys[0], both[0])  # the other one was killed and came back with its checkpoint: it has no steps to show
+    together()
+    assert both[0].tally == both[1].tally
+    assert both[1].outer.steps == EVERY
+    assert both[0].tally.sequences == EVERY * 2 * SEQUENCES
+    assert both[0].tally.credited == {"a": Work(EVERY * SEQUENCES * TOKENS, 3 * EVERY)}
+    for toy, elastic in zip(toys, both, strict=True):
+        period(toy, elastic)
+    together()
+    assert both[0].save()[1]["outer"] == both[1].save()[1]["outer"]
+    assert all(torch.equal(both[0].outer.weights[name], both[1].outer.weights[name]) for name in both[0].outer.weights)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8), st.integers(1, 3))
+def test_every_sequence_is_handed_out_once_and_in_order(rounds: list[tuple[int, int]], count: int) -> None:
+    """rounds: (members of the next period, inner steps of it)."""
+    tally, step, seen = Tally(), 0, []
+    for size, steps in rounds:
+        tally.commit(step=step, count=count, ids=[str(r) for r in range(size)], added={}, seconds=0.0)
+        for _ in range(steps):
+            for rank in range(size):
+                start = tally.start_of(rank, step, count)
+                seen += range(start, start + count)
+            step += 1
+    assert seen == list(range(len(seen)))
+    tally.commit(step=step, count=count, ids=["0"], added={}, seconds=0.0)
+    assert tally.sequences == len(seen)
+
+
+@given(st.dictionaries(st.text("ab", max_size=3), st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=3))
+def test_a_tally_is_what_it_says(credited: dict[str, tuple[int, int]]) -> None:
+    works = {name: Work(*work) for name, work in credited.items()}
+    tally = Tally(3, 2, 7, 8, 9, 1.5, works)
+    assert Tally.of(tally.plain()) == tally
+    with pytest.raises(ShoestringError, match="damaged"):
+        Tally.of({**tally.plain(), "credited": [1]})
+
+
+@pytest.fixture
+def toy_run(tmp_path: Path) -> Iterator[ToyRun]:
+    run = ToyRun(tmp_path, 3)
+    yield run
+    run.close()
+
+
+def test_a_killed_a_frozen_and_a_late_worker_end_with_the_same_weights_and_every_token_accounted(
+    toy_run: ToyRun,
+) -> None:
+    per_period = EVERY * SEQUENCES
+    toy_run.until(1, 3 * per_period + 1)
+    toy_run.kill(1)
+    toy_run.until(0, 6 * per_period)
+    toy_run.restart(1)  # with nothing: it takes over the run's state
+    before = len(toy_run.trained(1))
+    toy_run.until(1, before + 2 * per_period)
+    toy_run.freeze(2)
+    frozen = len(toy_run.trained(2))
+    toy_run.until(0, len(toy_run.trained(0)) + 3 * per_period)  # the others go on without it
+    toy_run.thaw(2)
+    toy_run.until(2, frozen + 3 * per_period)
+    toy_run.running[3] = toy_run.start(3)  # one that was never expected
+    toy_run.until(3, per_period)
+
+    results = toy_run.results()
+    assert len(results) == 4
+    weights, tally, meetings = results[0]
+    for theirs, counts, _ in results:
+        assert theirs == weights
+        assert counts == tally
+    # at the end a period is under way; worker 1 was killed in one, worker 2 frozen in one or as it waited
+    lost = {0: 1, 1: 2, 2: 2, 3: 1}
+    for number, periods in lost.items():
+        trained = len(toy_run.trained(number)) * TOKENS
+        discarded = trained - tally["credited"][f"worker{number}"][0]
+        assert 0 <= discarded <= periods * per_period * TOKENS
+        assert discarded > 0 or number != 1
+    assert sum(tokens for tokens, _ in tally["credited"].values()) == tally["tokens"]
+    committed = [meeting for meeting in meetings if meeting.committed]
+    assert sum(meeting.added for meeting in committed) == tally["tokens"]
+    assert any(not meeting.committed for meeting in meetings)
+    assert {len(meeting.ids) for meeting in committed} == {2, 3, 4}
