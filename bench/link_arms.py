@@ -69,7 +69,7 @@ class Shape:
     def outer(self, way: Way, every: int) -> DiLoCo:
         """An outer loop around such a model, of one worker: its shapes, fragments and schedule are those of the arm."""
         config = build(RunConfig, merge(self.tree(way, every, 1), {"model": {"vocabulary": self.vocabulary}}))
-        return config.sync.build().attach(config.model.build(), None, roles={})
+        return config.sync.build().attach(config.model.build(), None, None, roles={})
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ElasticSession(Session):
         config, stepper, source = self.config, self.parts.stepper, self.parts.source
         loop = config.sync.build()
         roles = {member.name: member.role for member in members(stepper.model)}
-        outer = loop.attach(stepper.model, LocalGroup(1).transports[0], roles=roles)
+        outer = loop.attach(stepper.model, stepper.optimizer, LocalGroup(1).transports[0], roles=roles)
         own = config.train.batch // config.workers
         elastic = Elastic(
             outer,

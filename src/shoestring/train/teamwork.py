@@ -28,5 +28,5 @@ def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Tra
     outers = []
     for stepper, link in zip(parts.steppers, links, strict=True):
         roles = {member.name: member.role for member in members(stepper.model)}
-        outers.append(loop.attach(stepper.model, link, roles=roles))
+        outers.append(loop.attach(stepper.model, stepper.optimizer, link, roles=roles))
     return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge
 from torch import nn
 
@@ -62,11 +63,19 @@ class DiLoCoLoop:
         """The most steps from one exchange's start to the next one's merge."""
         return -(-self.every // self.fragments) + self.overlap
 
-    def attach(self, model: nn.Module, transport: Transport, *, roles: Mapping[str, str]) -> DiLoCo:
-        """The outer loop of one worker around `model`, whose weights are the first global ones."""
+    def attach(
+        self,
+        model: nn.Module,
+        inner: torch.optim.Optimizer | None,
+        transport: Transport | None,
+        *,
+        roles: Mapping[str, str],
+    ) -> DiLoCo:
+        """The outer loop of one worker around `model`, which `inner` trains and whose weights are the first global ones."""
         codec: Any = self.codec.build()
         return DiLoCo(
             model,
+            inner,
             every=self.every,
             codec=codec,
             feedback=ErrorFeedback(self.feedback) if self.feedback else None,
