@@ -1,6 +1,6 @@
 """The figure of slow_link.py: seconds to finish the tokens over the rate of the links, measured beside the model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log10
 from pathlib import Path
@@ -19,9 +19,9 @@ class Curve:
 
 
 @style()
-def draw(curves: Sequence[Curve], unshaped: Mapping[str, float], tokens: int, target: Path) -> None:
-    """Write `target`, an SVG. unshaped: seconds over links as fast as the machine has them, by name."""
-    figure, axes = panel(720, 400, left=56, right=190, top=44)
+def draw(curves: Sequence[Curve], tokens: int, target: Path) -> None:
+    """Write `target`, an SVG."""
+    figure, axes = panel(720, 400, left=56, right=180, top=44)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ends = []
@@ -31,7 +31,7 @@ def draw(curves: Sequence[Curve], unshaped: Mapping[str, float], tokens: int, ta
         for rate, measured, whole in curve.points:
             face = COLOUR[series] if whole else COLOUR["paper"]
             axes.plot([rate], [measured], "o", color=COLOUR[series], markerfacecolor=face, markersize=6.5)
-        ends.append((rates[-1], seconds[-1], f"{curve.name} ({unshaped[curve.name]:.0f} s unshaped)", series))
+        ends.append((rates[-1], seconds[-1], curve.name, series))
     rates = sorted({rate for curve in curves for rate, _, _ in curve.points})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
@@ -47,6 +47,6 @@ def draw(curves: Sequence[Curve], unshaped: Mapping[str, float], tokens: int, ta
     # the column of labels is spread in axes units: heights are given there, as the axis is logarithmic
     span = log10(high) - log10(low)
     placed = [(x, low + (high - low) * (log10(y) - log10(low)) / span, text, series) for x, y, text, series in ends]
-    label_ends(axes, placed, size=10.5)
+    label_ends(axes, placed, size=11)
     with open(target, "wb") as file:
         save(figure, file, "svg")

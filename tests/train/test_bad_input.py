@@ -30,7 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
         (["train", "--budget", "5usd"], "dollars"),
         (["train", "--optm.lr", "1"], "did you mean 'optim'"),
         (["train", "--optim.lrr", "1"], "did you mean 'lr'"),
-        (["train", "--optim.lr", "-1"], "optim: muon.lr = -1"),
+        (["train", "--optim.lr", "-1"], "optim: muon_hypersphere.lr = -1"),
         (["train", "--train.batch", "0"], "train.batch = 0"),
         (["train", "--train.batch", "6", "--train.micro_batch", "4"], "does not divide"),
         (["train", "--model.heads", "3", "--model.width", "64"], "heads"),
