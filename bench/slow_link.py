@@ -8,9 +8,9 @@ streaming can spread its bytes evenly. It takes root, or a machine where users m
 H = 30 and 100 and its streaming kind, against torch's DistributedDataParallel (gloo, float32), the same model and batch.
 Three counts: the kernel's, of the link's interface, from the moment all are ready to the last exchange's end; the program's
 own, which has its frames but neither what gloo adds to each message (here some 150 bytes) nor packet headers; and the
-formula's. Then `shoestring train` by itself, the count of its summary.json beside the kernel's. Unshaped links take packets of up to 64 KiB as
-the kernel hands them over, as network cards do, so headers hardly show, save where messages are small, as those of fragments
-of so small a model; on shaped ones (part 2) packets are cut to 1514 bytes, which adds up to 7 % to any way alike.
+formula's. Then `shoestring train` by itself, the count of its summary.json beside the kernel's. Unshaped links take packets of up
+to 64 KiB as the kernel hands them over, as network cards do, so headers hardly show, save where messages are small, as those of
+fragments of so small a model; on shaped ones (part 2) packets are cut to 1514 bytes, which adds up to 7 % to any way alike.
 The peak is the highest rate over a window that holds a whole exchange and is shorter than the time between two fragments'.
 
 **seconds** (15 to 20 minutes): the time to train on --tokens over links of --rates, each way, and over unshaped ones, for DDP,
