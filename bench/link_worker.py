@@ -41,7 +41,7 @@ from shoestring.train.step import Steps
 from shoestring.train.team import Team
 from shoestring.train.teamwork import join_workers
 
-READY, BEGIN, END, WARM = 10, 11, 12, 2
+BEGIN, END, WARM = 11, 12, 2
 """Occasions of `share`, and steps before the clock starts."""
 
 

@@ -261,11 +261,11 @@ def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
     found = []
     optimizer = _named(fixed, "optim", rules.OPTIMIZER)
     if optimizer in rules.RATES:
-        reason = "ahead of Muon at this plan's size (evidence/default-seconds) and of all others in docs/methods.md"
+        reason = "ahead of Muon on the plan for 60 s (evidence/default-seconds), and first of docs/methods.md"
         found.append(Decision("optim.name", optimizer, reason if optimizer == rules.OPTIMIZER else "as given"))
     matrices, others = rules.RATES.get(optimizer, (None, rules.RATES[rules.OPTIMIZER][1]))
     if matrices is not None:
-        found.append(Decision("optim.lr", matrices, "the best tried for it at this size; it holds across widths"))
+        found.append(Decision("optim.lr", matrices, "the best of three tried for it on the plan for 60 s"))
     if _named(fixed, "fallback", "adamw") == "adamw":
         found.append(Decision("fallback.name", "adamw", "takes embeddings, head and vectors"))
         found.append(Decision("fallback.lr", others, "for what is not a matrix"))

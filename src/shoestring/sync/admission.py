@@ -19,6 +19,13 @@ FAREWELL = 3.0
 
 _LONGEST = 4096
 
+DIFFERENCES = {
+    "recipe": "trains by another recipe",
+    "model": "has another model",
+    "data": "reads another corpus or tokenizer",
+}
+"""What a fingerprint of a passport says where it differs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Passport:
@@ -71,12 +78,7 @@ def _difference(rank: int, theirs: dict[str, object], first: dict[str, object]) 
         )
     if theirs.get("workers") != first.get("workers"):
         return f"{name} was started for a run of {theirs.get('workers')} workers, worker 0 for one of {first.get('workers')}"
-    words = {
-        "recipe": "trains by another recipe",
-        "model": "has another model",
-        "data": "reads another corpus or tokenizer",
-    }
-    for field, text in words.items():
+    for field, text in DIFFERENCES.items():
         if theirs.get(field) != first.get(field):
             here, there = (f"{fields.get(field)!s:.8}" or "none" for fields in (theirs, first))
             return f"{name} {text} than worker 0 (fingerprints {here} and {there})"

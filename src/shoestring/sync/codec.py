@@ -39,8 +39,3 @@ def shorthand(text: str) -> dict[str, Any]:
 
 
 CODEC = Pick("sync", "codec", default="float32", shorthand=shorthand)
-
-
-def total_bytes(codec: Codec, shapes: Sequence[Sequence[int]]) -> int:
-    """Bytes of several tensors, each encoded by itself."""
-    return sum(codec.payload_bytes(shape) for shape in shapes)

@@ -76,6 +76,12 @@ def seal(payload: Tensor, *, key: bytes, tag: int, sender: int) -> Tensor:
     return frame
 
 
+def announced_length(message: Tensor) -> int:
+    """Bytes of payload that a frame's header speaks of, not checked: to know how much of a larger buffer was filled."""
+    length: int = _FIELDS.unpack(_bytes_of(message)[: _FIELDS.size])[4]
+    return length
+
+
 def open_frame(message: Tensor, *, key: bytes, tag: int, sender: int) -> Tensor:
     """The payload of a frame, uint8 [bytes]: a view of the message, which is uint8 [48 + bytes] on the CPU, contiguous.
 

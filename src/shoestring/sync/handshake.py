@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.admission import DIFFERENCES
 
 LINE = 4096
 NONCE = 16
@@ -63,12 +64,7 @@ def difference(run: Passport, shown: Mapping[str, str]) -> str:
     if shown["version"] != run.version:
         theirs = shown["version"][:32]
         return f"the run is of shoestring {run.version}, this worker of {theirs}: all workers of a run need the same version"
-    words = {
-        "recipe": "trains by another recipe",
-        "model": "has another model",
-        "data": "reads another corpus or tokenizer",
-    }
-    for field, text in words.items():
+    for field, text in DIFFERENCES.items():
         ours, theirs = getattr(run, field), shown[field]
         if ours != theirs:
             return f"this worker {text} than the run (fingerprints {theirs[:8] or 'none'} and {ours[:8] or 'none'})"

@@ -99,14 +99,13 @@ class Loop:
         if spent.progress >= 1.0:
             return progress, 0
         limits, left = self.budget.limits, math.inf
-        if (
-            "seconds" in limits and self.step_seconds
-        ):  # the step that would cross the end by more than half is not begun
+        if "seconds" in limits and self.step_seconds:
+            # the step that would cross the end by more than half is not begun
             remaining = limits["seconds"] - self.reserve - totals.wall_clock
             left = math.floor(remaining / max(median(self.step_seconds[-9:]), 1e-9) + 0.5)
         for resource, each in self.last_cost.items():
             if resource in limits and each:
-                left = min(left, math.ceil((1 - spent.shares[resource]) * limits[resource] / each))
+                left = min(left, math.ceil((limits[resource] - getattr(totals, resource)) / each))
         return progress, left
 
     def run(self, stop: StopRequest) -> str:

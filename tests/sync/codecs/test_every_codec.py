@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoestring.config import Choice
 from shoestring.method import methods
-from shoestring.sync.codec import CODEC, Codec, shorthand, total_bytes
+from shoestring.sync.codec import CODEC, Codec, shorthand
 
 CHOICES: list[tuple[str, dict[str, object]]] = [
     ("float32", {}),
@@ -57,7 +57,7 @@ def test_all_registered_codecs_are_here() -> None:
 def test_a_word_of_bits_is_a_linear_codec() -> None:
     table = shorthand("2bit")
     codec = make(table.pop("name"), table)
-    assert total_bytes(codec, [(8, 100), (3, 5)]) == 8 * 2 + 200 + 3 * 2 + 4
+    assert codec.payload_bytes((8, 100)) + codec.payload_bytes((3, 5)) == 8 * 2 + 200 + 3 * 2 + 4
 
 
 @every_codec

@@ -19,7 +19,7 @@ class MuLoCoLoop(DiLoCoLoop):
     """DiLoCo with the outer settings that suit Muon as the inner optimiser, which is for the run to choose.
 
     Thérien, Huang, Defazio, Rish & Belilovsky (2025), arXiv:2505.23725. What differs from `diloco` is the outer momentum and
-    that error feedback is on; with one worker it smooths Muon's path (MuLoCo-1).
+    that error feedback is on, with a decay of 0.9 that is our choice; with one worker it smooths Muon's path (MuLoCo-1).
     """
 
     momentum: Decay = 0.6

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, open_frame, seal
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.queued import Queued
 
 _GLOO_TAGS = 2**31
 _LENGTHS, _PAYLOADS = 0, 1
@@ -19,22 +20,6 @@ _LENGTH_BYTES = 8
 
 FAREWELL = 1.0
 """The most seconds that an exchange goes on among the living after one was lost."""
-
-
-class _Exchange:
-    """An exchange that the transport's thread has in hand, or in its queue."""
-
-    def __init__(self, future: "Future[list[Tensor | None]]") -> None:
-        self._future = future
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def result(self) -> list[Tensor | None]:
-        try:
-            return self._future.result()
-        except CancelledError:
-            raise PeerLost(-1, "the transport was closed before this exchange") from None
 
 
 class DistributedTransport:
@@ -71,7 +56,7 @@ class DistributedTransport:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoestring-exchange")
         self._closed = False
 
-    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> _Exchange:
+    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Queued:
         """Start an exchange: see `Transport.exchange`. The messages must stay as they are until its result is there.
 
         traffic.seconds counts from when its turn comes. Raises: ValueError for messages or sizes that are not one a worker;
@@ -85,7 +70,7 @@ class DistributedTransport:
         if sizes is None and longest > self._limit:
             raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
         here = {id(message): message.cpu() for message in messages}
-        return _Exchange(
+        return Queued(
             self._thread.submit(
                 self._carry_out,
                 [here[id(message)] for message in messages],

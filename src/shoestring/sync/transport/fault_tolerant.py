@@ -29,7 +29,8 @@ from shoestring.sync.healing import Healing, State, pack
 from shoestring.sync.lighthouse import coordination
 from shoestring.sync.membership import Member, Membership, run_state
 from shoestring.sync.transport.base import PeerLost
-from shoestring.sync.transport.mesh import Mesh, MeshExchange
+from shoestring.sync.transport.mesh import Mesh
+from shoestring.sync.transport.queued import Queued
 from shoestring.sync.verdict import Verdicts
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class FaultTolerantTransport:
                 time.sleep(_PAUSE)
         raise ShoestringError(f"no round could be opened within {self._patience:g} s: {reason}")
 
-    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> MeshExchange:
+    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Queued:
         """See `Transport.exchange`. A message that does not pass its check, or is not of its size, is None."""
         return self._mesh.exchange(messages, sizes, tag=tag)
 

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -11,27 +11,11 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, open_frame, seal
+from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, announced_length, open_frame, seal
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.queued import Queued
 
 _GLOO_TAGS = 2**31
-_LENGTH = slice(24, 32)  # where a frame has the length of its payload
-
-
-class MeshExchange:
-    """An exchange that a mesh's thread has in hand, or in its queue."""
-
-    def __init__(self, future: "Future[list[Tensor | None]]") -> None:
-        self._future = future
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def result(self) -> list[Tensor | None]:
-        try:
-            return self._future.result()
-        except CancelledError:
-            raise PeerLost(-1, "the transport was closed before this exchange") from None
 
 
 class Mesh:
@@ -80,7 +64,7 @@ class Mesh:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._abandon("the transport is closed")
 
-    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> MeshExchange:
+    def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Queued:
         """Start an exchange: see `Transport.exchange`. The messages must stay as they are until its result is there."""
         if len(messages) != self.size or (sizes is not None and len(sizes) != self.size):
             raise ValueError(f"{self.size} workers need {self.size} messages, and as many sizes where there are any")
@@ -89,7 +73,7 @@ class Mesh:
             raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
         here = {id(message): message.cpu() for message in messages}
         taken = [here[id(message)] for message in messages]
-        return MeshExchange(self._thread.submit(self._carry_out, taken, sizes, tag))
+        return Queued(self._thread.submit(self._carry_out, taken, sizes, tag))
 
     def _abandon(self, reason: str) -> None:
         if self._lost is None:
@@ -140,7 +124,7 @@ class Mesh:
 
     def _opened(self, buffer: Tensor, size: int | None, tag: int, sender: int) -> Tensor | None:
         """The payload of the frame at the beginning of the buffer, None where it does not pass or is not of the size."""
-        length = HEADER_BYTES + int.from_bytes(bytes(buffer[_LENGTH].tolist()), "little")
+        length = HEADER_BYTES + announced_length(buffer)
         if length > buffer.numel() or size not in (None, length - HEADER_BYTES):
             return None
         self.traffic.received += length
