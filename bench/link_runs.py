@@ -73,6 +73,7 @@ def run(net: Links, shape: Shape, arm: Arm) -> dict[str, Any]:
     record = asdict(arm) | {
         "tokens": arm.steps * shape.step_tokens,
         "seconds": concluded - began,
+        "processor": sum(one["processor"] for one in found),
         "parameters": found[0]["parameters"],
         "kernel": {name: mean(one["kernel"][name] for one in found) for name in found[0]["kernel"]},
         "own_sent": mean(one["own"]["sent"] for one in found),

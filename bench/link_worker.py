@@ -1,9 +1,9 @@
 """One worker of slow_link.py, started in its namespace as under torchrun: python link_worker.py SPECIFICATION.json RESULT.json
 
 It trains a stated number of steps and writes down when they began and ended, by the clock that all processes of this machine
-share, what the kernel counted on its link meanwhile, and what the program counted. The clock starts when all workers are
-ready: the corpus read, two steps taken for the caches with another model, everybody connected. An outer loop's last
-exchange is on it. Evaluations and checkpoints are not made.
+share, the processor time it took, what the kernel counted on its link meanwhile, and what the program counted. The clock
+starts when all workers are ready: the corpus read, two steps taken for the caches with another model, everybody connected. An
+outer loop's last exchange is on it. Evaluations and checkpoints are not made.
 
 The steps are `shoestring train`'s own (`train.step`, `train.team`), around which `ddp` lays torch's DistributedDataParallel.
 """
@@ -95,10 +95,10 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         steps = team or steps
     share(transport, None, number=BEGIN)
     counted, traffic = read_counters(INTERFACE), asdict(transport.traffic)
-    began = time.monotonic()
+    began, taken = time.monotonic(), time.process_time()
     ended = take(parts, steps, WARM if specification["ddp"] else 0, count, total + WARM, batch)
     steps.conclude()
-    concluded = time.monotonic()
+    concluded, taken = time.monotonic(), time.process_time() - taken
     kernel = read_counters(INTERFACE).since(counted)
     own = {name: getattr(transport.traffic, name) - traffic[name] for name in ("sent", "received")}
     share(transport, None, number=END)
@@ -107,6 +107,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         "began": began,
         "ended": ended,
         "concluded": concluded,
+        "processor": taken,
         "kernel": asdict(kernel),
         "own": own,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),

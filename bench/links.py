@@ -30,7 +30,7 @@ INTERFACE = "link0"
 """The name that each worker's end has, in its namespace."""
 
 PORT = 29400
-QUEUE_SECONDS = 0.1
+QUEUE_SECONDS = 0.5
 """The most that waits at a shaped end, as time at its rate; what comes then is lost, and TCP sends it again."""
 
 _PREFIX, _SHORT = "slow-link", "sl"

@@ -39,6 +39,7 @@ from sides import synchronise
 from shoestring import atomic
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine, cache_folder, probe
+from shoestring.compare.statistics import paired
 from shoestring.config import Choice
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
@@ -55,6 +56,7 @@ from shoestring.train.execution import prepare_blocks, settle
 from shoestring.train.run_folder import environment
 from shoestring.train.step import Stepper
 
+CONFIDENCE = 0.95
 POLAR = inspect.signature(Muon.__init__).parameters["polar"].default
 
 
@@ -135,6 +137,7 @@ def train(
     config: RunConfig, dataset: Dataset, makers: dict[str, Build], method: str, options: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """All sides of one method, one seed: seconds of the timed steps, losses, and how far apart."""
+    torch.compiler.reset()  # each seed has models of its own; their graphs together would pass the compiler's limit
     parts = assemble(config, dataset)
     sides = sides_of(parts, config, makers, method)
     order, apart = list(sides), dict.fromkeys(sides, 0.0)
@@ -178,7 +181,8 @@ def compared(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]
         for loss in ("training_loss", "heldout_loss"):
             own = [run[name][loss] for run in runs]
             above = [a - run["shoestring"][loss] for a, run in zip(own, runs, strict=True)]
-            found[name][loss] = {"mean": mean(own), "seeds": own, "above_ours": mean(above)}
+            shown = paired(above, CONFIDENCE, mean(own))
+            found[name][loss] = {"mean": mean(own), "seeds": own, "above_ours": mean(above), "interval": shown.interval}
     return found
 
 
@@ -217,15 +221,18 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 def show(method: str, sides: dict[str, dict[str, Any]], known: dict[str, str]) -> None:
     print(f"\n{method}, {', '.join(f'{key} {value:g}' for key, value in OPTIONS[method].items())}")
-    heads = ("median ms", "mean ms", "ratio to ours", "training", "held-out", "above ours", "apart")
-    print(f"{'':26}" + "".join(f"{head:>{24 if head == 'ratio to ours' else 11}}" for head in heads))
+    heads = ("median ms", "mean ms", "ratio to ours", "training", "held-out", "above ours", "95 % of that", "apart")
+    wide = {"ratio to ours": 24, "95 % of that": 20}
+    print(f"{'':26}" + "".join(f"{head:>{wide.get(head, 11)}}" for head in heads))
     for name, side in sides.items():
         ratio = side["ratio"]
         spread = f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+        interval = side["heldout_loss"]["interval"]
+        between = f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "-"
         print(
             f"{name + ' ' + known.get(name, ''):26}{side['median_ms']:11.2f}{side['mean_ms']:11.2f}{spread:>24}"
             f"{side['training_loss']['mean']:11.4f}{side['heldout_loss']['mean']:11.4f}"
-            f"{side['heldout_loss']['above_ours']:+11.4f}{side['apart']:11.3f}"
+            f"{side['heldout_loss']['above_ours']:+11.4f}{between:>20}{side['apart']:11.3f}"
         )
     for name in sides:
         if (method, name) in DIFFERENCES:

@@ -13,9 +13,11 @@ to 64 KiB as the kernel hands them over, as network cards do, so headers hardly 
 fragments of so small a model; on shaped ones (part 2) packets are cut to 1514 bytes, which adds up to 7 % to any way alike.
 The peak is the highest rate over a window that holds a whole exchange and is shorter than the time between two fragments'.
 
-**seconds** (15 to 20 minutes): the time to train on --tokens over links of --rates, each way, and over unshaped ones, for DDP,
-DiLoCo with float32, MuLoCo with 2 bits and Streaming MuLoCo with 2 bits, from the moment all are ready to the end of the last
-exchange. The model of it is link_model.py's: seconds on unshaped links, and the transfer that is exposed. An arm that would
+**seconds** (about 15 minutes): the time to train on --tokens over links of --rates, each way, for DDP, DiLoCo with float32,
+MuLoCo with 2 bits and Streaming MuLoCo with 2 bits, from the moment all are ready to the end of the last exchange. The model
+of it is link_model.py's: the compute, and the transfer that is exposed. The compute is the processor time that the arm's own
+workers took, coding and all, over the cores they share: a machine's speed drifts more from one arm to the next than what is
+to be judged. An arm that would
 take longer than --most-seconds takes as many steps as fit (DDP on slow links) and the rest is worked out in proportion: such
 times are marked with '~' here, hollow in the figure, and as 'extrapolated' in the JSON file.
 
@@ -36,7 +38,7 @@ from link_arms import WAYS, WORKERS, Shape
 from link_bytes import measure_bytes
 from link_figure import draw
 from link_record import Plan, Record
-from link_seconds import measure_seconds, measure_unshaped
+from link_seconds import measure_seconds
 from links import in_own_namespace, links
 
 from shoestring.errors import ShoestringError, UsageError
@@ -101,10 +103,8 @@ def main(words: Sequence[str]) -> int:
             with links(WORKERS) as net:
                 measure_bytes(net, plan, record)
         if options.part != "bytes":
-            with links(WORKERS) as net:
-                unshaped = measure_unshaped(net, plan, record)
             with links(WORKERS, plan.delay) as net:
-                curves = measure_seconds(net, plan, record, unshaped)
+                curves = measure_seconds(net, plan, record)
             figure = options.figure or options.json.with_suffix(".svg")
             draw(curves, plan.tokens, figure)
             print(f"figure: {figure}")

@@ -11,7 +11,8 @@ the best of the width before. The optimum is the vertex of a parabola, loss over
 points by least squares (--fit 3: exactly through the best and its neighbours). What is asked: the largest optimum over
 the smallest, in factors of sqrt(2); below 1 the recipe transfers.
 
-Both Muon arms scale AdamW's learning rate along, at --fallback times the matrices'. Weight decay, AdamW's, is strong
+Under both Muon arms AdamW keeps a learning rate of its own, --fallback before the rule of transfer, while the matrices' is
+searched, as a recipe keeps `fallback.lr`. Weight decay, AdamW's, is strong
 enough to work within such short runs: at a learning rate of 1e-2 weights forget in 100 steps.
 
 Every run is a line of --out, and what is there is not run again: stop this at any time and start it again, or run
@@ -111,7 +112,7 @@ def claimed(arm: str, model: Transformer, settings: Settings, lr: float) -> Part
     """Who moves which parameters, at the base recipe's learning rate `lr`."""
     if ARMS[arm].optimizer == "adamw":
         return partition(model, partial(AdamW, lr=lr, weight_decay=settings.weight_decay))
-    fallback = partial(AdamW, lr=lr * settings.fallback)
+    fallback = partial(AdamW, lr=settings.fallback)
     return partition(model, partial(Muon if arm == "muon" else MuonHypersphere, lr=lr), fallback)
 
 
@@ -374,7 +375,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     numbers |= {"steps": 200, "heldout-windows": 256}
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
-    for name, share in {"warmup": 0.05, "weight-decay": 1.0, "fallback": 0.15}.items():
+    for name, share in {"warmup": 0.05, "weight-decay": 1.0, "fallback": 2**-7}.items():
         parser.add_argument(f"--{name}", type=float, default=share, help=f"default {share}")
     return parser.parse_args(words)
 
