@@ -136,6 +136,12 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
     held_out = [line["loss"] for line in lines if line["kind"] == "heldout"]
     assert abs(held_out[0] - summary["heldout_loss"]) < 0.05  # it goes on from there, and at its own learning rate
 
+    team = ("--workers=2", "--transport=local", "--sync.name=diloco", "--sync.every=4", "--optim.lr=1e-5")
+    _train(tmp_path / "team", corpus, 40, *words, "--schedule.name=constant", *team)
+    lines = [json.loads(line) for line in (tmp_path / "team" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] in ("train", "heldout")]
+    assert all(abs(loss - summary["heldout_loss"]) < 0.5 for loss in losses)  # every worker goes on from there
+
     common = ("--budget=1ktok", f"--data.corpus={corpus}", "--start.run", str(first), *MODEL)
     for number, (more, said) in enumerate(
         (

@@ -28,6 +28,7 @@ from shoestring.errors import UsageError
 from shoestring.report.comparison_page import write_comparison
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
+from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.session import resolve
 
 DESCRIPTION = """Judge recipes at equal cost: the first is the base, each other one a candidate that takes what it leaves
@@ -125,8 +126,10 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
         dataset = prepared(request, ledger.clock("data"), say)
-        _, base = planned(request, machine, dataset, 0.0)
-        configs = [base, *(candidate(base, tree) for tree in asked[1:])]
+        made, base = planned(request, machine, dataset, 0.0)
+        configs = [
+            with_planned_tokens(each, made.tokens) for each in (base, *(candidate(base, tree) for tree in asked[1:]))
+        ]
         return {
             name: _resolved(name, config, base, dataset, machine, ledger, console)
             for name, config in zip(names, configs, strict=True)

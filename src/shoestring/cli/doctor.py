@@ -9,6 +9,7 @@ from rich.console import Console
 from shoestring import __version__
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
+from shoestring.lowbit import kernels
 
 
 def findings(machine: Machine) -> list[str]:
@@ -26,6 +27,9 @@ def findings(machine: Machine) -> list[str]:
             found.append(
                 f"small matrices (256 wide) reach {share:.0%} of the large ones' rate: narrow models train below peak"
             )
+    slow = kernels.reason()
+    if slow:
+        found.append(f"packed models: {slow}")
     if not torch.cuda.is_available():
         found.append("no GPU that torch can use: everything runs on the processor")
     return found
@@ -44,6 +48,7 @@ def run(words: Sequence[str]) -> int:
     for dtype, rate in machine.matmul.items():
         console.print(f"matmul      {rate / 1e9:,.0f} GFLOP/s in {dtype} (2048 x 2048 x 2048)")
     console.print(f"bandwidth   {machine.bandwidth / 1e9:.1f} GB/s read from memory")
+    console.print(f"packed      matrices of few bits are multiplied by the kernel '{kernels.kernel_in_use()}'")
     console.print(f"kept in     {cache_folder()}")
     lines = findings(machine)
     console.print("slow here:" if lines else "nothing is slow here")

@@ -1,4 +1,4 @@
-"""`shoestring generate`: a trained run goes on from a prompt, streamed."""
+"""`shoestring generate`: a trained run, or a packed model, goes on from a prompt, streamed."""
 
 import sys
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from shoestring.config import build
 from shoestring.decode.generate import Stop, generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.errors import UsageError
-from shoestring.train.trained import load_trained
+from shoestring.shrink.folder import Packed, is_packed, load_packed
+from shoestring.train.trained import Trained, load_trained
 
 
 def run(words: Sequence[str]) -> int:
-    parser = Arguments("generate", "Continue a prompt with a trained run; the text streams out.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser = Arguments("generate", "Continue a prompt with a trained run or a packed model; the text streams out.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of a packed model")
     parser.add_argument("prompt", help="the text to go on from; '-' reads it from standard input")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens at most (default 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
@@ -37,7 +38,7 @@ def run(words: Sequence[str]) -> int:
     prompt = sys.stdin.read() if found.prompt == "-" else found.prompt
     if not prompt:
         raise UsageError("the prompt is empty: give some text to go on from")
-    trained = load_trained(found.run)
+    trained: Trained | Packed = load_packed(found.run) if is_packed(found.run) else load_trained(found.run)
     sys.stdout.write(prompt)
     stream, stops = trained.tokenizer.stream(), list[Stop]()
     ids = trained.tokenizer.encode(prompt)
@@ -46,5 +47,5 @@ def run(words: Sequence[str]) -> int:
         sys.stdout.flush()
     sys.stdout.write(stream.finish() + "\n")
     if stops == [Stop.CONTEXT]:
-        print(f"({Stop.CONTEXT}: this model reads {trained.config.model.context} tokens)", file=sys.stderr)
+        print(f"({Stop.CONTEXT}: this model reads {trained.model.config.context} tokens)", file=sys.stderr)
     return 0

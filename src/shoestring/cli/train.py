@@ -33,6 +33,7 @@ from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, fo
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.lowbit.convert import unpack
 from shoestring.model.hf import export
 from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
@@ -40,6 +41,7 @@ from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
+from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, begin, resolve, resume, start
 from shoestring.train.trained import load_trained
@@ -76,6 +78,7 @@ def _decide(
     dataset = prepared(request, ledger.clock("data"), say)
     with ledger.clock("compile"):
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock)
+        config = with_planned_tokens(config, made.tokens)
         show_plan(console, request, made, machine)
         folder.write_json("decisions.json", decisions(request, made))
         dataset.tokenizer.save(folder.tokenizer)
@@ -183,16 +186,21 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Console) -> None:
 
 
 def _export(folder: RunFolder, console: Console) -> None:
-    """Write RUN/transformers, after the budget's end and outside it: converting is no part of training."""
+    """Write RUN/transformers, after the budget's end and outside it: converting is no part of training. Quantised weights
+    leave as the numbers they stand for, as no stock class computes with their codes."""
     target = folder.path / "transformers"
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
     trained = load_trained(folder.path)
     try:
+        unpack(trained.model)
         export(trained.model, folder.tokenizer, target, end=trained.tokenizer.end)
     except UsageError as error:
         console.print(f"not exported to transformers: {error}", highlight=False)
     else:
-        console.print(f"for transformers: {target}", highlight=False)
+        lowbit = trained.config.lowbit
+        how = f", its {lowbit.format.name} weights as the floats they stand for" if lowbit.on else ""
+        how += ", its activations not rounded" if lowbit.beside.activations != "none" else ""
+        console.print(f"for transformers: {target}{how}", highlight=False)
 
 
 def run(words: Sequence[str]) -> int:

@@ -88,18 +88,28 @@ class Ensemble:
     def __init__(self, experts: Sequence[CachedModel], weigher: Weigher) -> None:
         if not experts:
             raise UsageError("an ensemble needs at least one expert")
-        sizes = {expert.head_weight.shape[0] for expert in experts}
+        sizes = {expert.config.vocabulary for expert in experts}
         if len(sizes) > 1:
             raise UsageError(f"the experts' vocabularies differ: {', '.join(map(str, sorted(sizes)))} tokens")
         self.experts: tuple[Any, ...] = tuple(experts)
         self.weigher = weigher
         self.vocabulary = sizes.pop()
-        self.config = SimpleNamespace(context=min(expert.config.context for expert in experts))
+        context = min(expert.config.context for expert in experts)
+        self.config = SimpleNamespace(context=context, vocabulary=self.vocabulary)
         self.flops_spent = 0
 
     @property
     def head_weight(self) -> Any:
-        return HeadDone(self.experts[0].head_weight.device)
+        return HeadDone(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.experts[0].device
+        return device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`hidden` as it is: log-probabilities already."""
+        return hidden
 
     def flops(
         self, batch: int, length: int, backward: bool = False, *, past: int = 0, outputs: int | None = None
@@ -144,7 +154,7 @@ class Ensemble:
 
         def of(expert: int, rows: Tensor) -> Tensor:
             hidden = self._read(expert, rows, inputs, positions, documents)
-            return F.linear(hidden, self.experts[expert].head_weight).float().log_softmax(dim=-1)
+            return self.experts[expert].logits(hidden).float().log_softmax(dim=-1)
 
         return self._mixed(inputs, targets, of)
 
@@ -210,11 +220,12 @@ class Ensemble:
         if cache.caches[expert] is None:
             cache.caches[expert] = model.new_cache(1, cache.capacity)
         own = cache.caches[expert]
-        missed = cache.tokens[:, own.length :].to(model.head_weight.device)
+        missed = cache.tokens[:, own.length :].to(model.device)
         outputs = missed.shape[1] if self.weigher.needs_likelihood else 1
         self.flops_spent += model.flops(1, missed.shape[1], False, past=own.length, outputs=outputs)
         hidden = model.hidden(missed, cache=own)[:, -outputs:]
-        return F.linear(hidden, model.head_weight).float().log_softmax(dim=-1)
+        logits: Tensor = model.logits(hidden)
+        return logits.float().log_softmax(dim=-1)
 
     def _tell(self, answers: dict[int, Tensor], before: int, cache: EnsembleCache) -> None:
         """Note how likely each expert held the new tokens, and what it expects next."""

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoestring.decode.sampler import SamplingConfig, sample
 from shoestring.errors import UsageError
@@ -25,14 +24,17 @@ class CachedModel(Protocol):
 
     @property
     def config(self) -> Any:
-        """With `context`, the most tokens of a sequence."""
+        """With `context`, the most tokens of a sequence, and `vocabulary`, how many there are."""
 
     @property
-    def head_weight(self) -> Tensor:
-        """[vocabulary, width]."""
+    def device(self) -> torch.device:
+        """Where token ids are wanted."""
 
     def hidden(self, inputs: Tensor, *, cache: Any) -> Tensor:
         """[1, T, width] for the ids [1, T] that follow those in `cache`, which takes them in."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., vocabulary] from hidden states [..., width]."""
 
     def new_cache(self, batch: int, length: int) -> Any:
         """An empty cache."""
@@ -88,6 +90,6 @@ def generate(
 # not around the generator's body: the mode would stay on in the caller's code between two tokens
 @torch.inference_mode()
 def _next_logits(model: CachedModel, new: list[int], cache: Any) -> Tensor:
-    inputs = torch.tensor([new], device=model.head_weight.device)
+    inputs = torch.tensor([new], device=model.device)
     last = model.hidden(inputs, cache=cache)[0, -1]
-    return F.linear(last, model.head_weight).float().cpu()
+    return model.logits(last).float().cpu()

@@ -25,9 +25,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = config.norm.build(config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
-        # a token mixer without rotary positions takes no such option, and ignores the tables
-        theta = config.token_mixer.options.get("rope_theta", 10000.0)
-        self.rotary = Rotary(config.head_width, config.context, theta)
+        self.rotary = rotary_tables(config)
         initialise(self, self.embedding, self.get_output_embeddings())
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -41,6 +39,20 @@ class Transformer(nn.Module):
     def head_weight(self) -> Tensor:
         """The parameter [vocabulary, width]: logits = hidden @ head_weight.T."""
         return self.get_output_embeddings().weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states, and of the cache's keys and values."""
+        return self.head_weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are wanted."""
+        return self.head_weight.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., vocabulary] from final hidden states [..., width]."""
+        return F.linear(hidden, self.head_weight)
 
     def hidden(
         self,
@@ -81,13 +93,13 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """The logits [B, T, vocabulary] of the token after each; the arguments are those of `hidden`."""
-        return F.linear(self.hidden(inputs, positions, documents, cache), self.head_weight)
+        return self.logits(self.hidden(inputs, positions, documents, cache))
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
         """An empty cache for `batch` sequences of up to `length` tokens, of the model's type and device."""
-        config, weight = self.config, self.head_weight
+        config = self.config
         shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
-        return KeyValueCache(shape, weight.dtype, weight.device)
+        return KeyValueCache(shape, self.dtype, self.device)
 
     def flops(
         self, batch: int, length: int, backward: bool = True, *, past: int = 0, outputs: int | None = None
@@ -101,6 +113,12 @@ class Transformer(nn.Module):
         head = (3 if backward else 1) * 2 * batch * outputs * self.config.width * self.config.vocabulary
         # the blocks are alike
         return head + self.config.layers * self.blocks[0].flops(batch, length, backward, past)  # type: ignore[operator]
+
+
+def rotary_tables(config: ModelConfig) -> Rotary:
+    """The tables of a model's positions: no weights, and so in no checkpoint."""
+    # a token mixer without rotary positions takes no such option, and ignores the tables
+    return Rotary(config.head_width, config.context, config.token_mixer.options.get("rope_theta", 10000.0))
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

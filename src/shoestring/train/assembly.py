@@ -14,8 +14,10 @@ from shoestring.optim.partition import members, partition
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.config import RunConfig
+from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator
 from shoestring.train.execution import cross_entropy, prepare_blocks
+from shoestring.train.lowering import join_schedule, lower_model
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.part import Part
 from shoestring.train.step import Stepper
@@ -28,10 +30,11 @@ HELDOUT_ORDER = 0
 class Parts:
     """What this process trains a run with. steppers: one for each worker that this process has. sequences: of a step, of all
     workers, by progress. step_flops: operations of this process in a step, by its sequences. milestones: shares of the
-    budget at which the schedule has something worth keeping. claims: who optimises which parameters."""
+    budget at which the schedule has something worth keeping. claims: which layers are quantised and from when, and who
+    optimises which parameters."""
 
     steppers: tuple[Stepper, ...]
-    schedule: Callable[[float], float]
+    schedule: Course
     source: BatchSource
     evaluator: Evaluator
     sequences: Callable[[float], int]
@@ -112,16 +115,17 @@ def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> 
     )
     model, optimizer = steppers[0].model, steppers[0].optimizer
     per_sequence, per_step = model.flops(1, context, backward=True), optimizer.step_flops()
-    schedule = config.schedule.build()
+    schedule, start, said = join_schedule(config, model)
+    pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
     return Parts(
         steppers=tuple(steppers),
-        schedule=with_warmup(schedule, config.train.warmup),
+        schedule=Course(with_warmup(schedule, config.train.warmup), schedule, start, pairs),
         source=source,
         evaluator=evaluator,
         sequences=steps_of(config),
         step_flops=lambda sequences: sequences * own // config.workers * per_sequence + own * per_step,
         milestones=tuple(getattr(schedule, "milestones", ())),
-        claims=claims,
+        claims="\n".join(line for line in (claims, said) if line),
     )
 
 
@@ -131,9 +135,11 @@ def _rows(config: RunConfig) -> int:
 
 
 def _stepper(config: RunConfig) -> tuple[Stepper, str]:
-    """(a worker's model and all that trains it, who optimises which parameters): the same for each worker."""
+    """(a worker's model and all that trains it, which layers are quantised and who optimises which parameters): the same for
+    each worker."""
     torch.manual_seed(config.seed)
     model = config.model.build().to(config.execution.device)
+    quantised = lower_model(config, model)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()
     rules = rules_for(config)
@@ -152,4 +158,4 @@ def _stepper(config: RunConfig) -> tuple[Stepper, str]:
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,
         noise_scale_every=max(config.train.noise_scale_every, 1),
     )
-    return stepper, claimed.describe()
+    return stepper, "\n".join(line for line in (quantised, claimed.describe()) if line)

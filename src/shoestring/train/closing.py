@@ -11,6 +11,7 @@ from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
+from shoestring.train.lowering import stated
 
 
 def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:
@@ -65,4 +66,5 @@ def summary(
         "peak_memory": totals.peak_memory,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_second": totals.tokens * processes / compute if compute else None,
+        **stated(model),
     }

@@ -13,6 +13,7 @@ from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive
 from shoestring.model.config import ModelConfig
 from shoestring.schedule.progress import Share
+from shoestring.train.lowbit import LowBit, LowBitSection
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ FALLBACK = Pick("optim", default="adamw")
 SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
 TRANSFER = Pick("schedule", "transfer", default="standard")
+LOWBIT = LowBitSection()
+QUANTISE = Pick("schedule", "quantise", default="always")
 SYNC = Pick("sync", "outer loop", default="none")
 
 
@@ -112,6 +115,9 @@ class RunConfig:
     optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
     train.batch that a step takes, as the budget is spent. transfer: how learning rates and first weights follow from those
     that suit another size. start: an earlier run to go on from, with a budget and data of its own.
+
+    lowbit: the number format that the matrices of the blocks are trained for, what the inputs of those layers are rounded to,
+    and which layers stay in full precision. quantise: the share of the budget from which on they are quantised.
 
     workers: how many train the model, each on an equal part of every batch; the budget is that of all together, save for
     seconds, which pass for all at once. sync: how and when they exchange what they learnt. transport: 'distributed' is a
@@ -131,6 +137,8 @@ class RunConfig:
     schedule: Annotated[Choice, SCHEDULE] = field(default_factory=SCHEDULE.choice)
     batch_size: Annotated[Choice, BATCH_SIZE] = field(default_factory=BATCH_SIZE.choice)
     transfer: Annotated[Choice, TRANSFER] = field(default_factory=TRANSFER.choice)
+    lowbit: Annotated[LowBit, LOWBIT] = field(default_factory=LOWBIT.choice)
+    quantise: Annotated[Choice, QUANTISE] = field(default_factory=QUANTISE.choice)
     start: StartConfig = field(default_factory=StartConfig)
     workers: Count = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
@@ -147,8 +155,11 @@ class RunConfig:
                 parse_memory(self.memory)
             except UsageError as error:
                 raise UsageError(f"memory: {error}") from None
-        for section in ("schedule", "batch_size", "transfer", "sync"):
+        for section in ("schedule", "batch_size", "transfer", "sync", "quantise"):
             getattr(self, section).build()  # options that do not go together are refused here, before any work
+        self.lowbit.format.build()
+        if not self.lowbit.on and self.quantise.name != "always":
+            raise ValueError(f"quantise = {self.quantise.name} has nothing to quantise: give --lowbit ternary, say")
         if self.workers > 1:
             self._check_workers()
         if self.transport == "torchft":

@@ -12,6 +12,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.data.windows import BatchSource
 from shoestring.train.agreement import Wish
 from shoestring.train.config import TrainConfig
+from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
 from shoestring.train.step import Steps
@@ -59,7 +60,7 @@ class Loop:
         self,
         *,
         stepper: Steps,
-        schedule: Callable[[float], float],
+        schedule: Course,
         source: BatchSource,
         evaluator: Evaluator,
         budget: Budget,
@@ -124,6 +125,8 @@ class Loop:
             if agreed.save:
                 self.save()
                 last_checkpoint = time.monotonic()
+            if self.schedule.switches(self.position.progress, progress):
+                self.watch = LossWatch(self.settings.spike)  # the loss jumps, as it must, and falls again
             self.position.progress = progress
             self._step(progress, window)
             if time.monotonic() - window.since >= LOG_SECONDS or self.position.step == 1:
@@ -156,7 +159,8 @@ class Loop:
         count = self.sequences(progress)
         with self.ledger.clock("data"):
             batch = self.source.batch(self.position.sequences, count)
-        with self.ledger.clock("compile" if self.position.step == 0 or not self.step_seconds else "compute"):
+        cause = "compile" if self.position.step == 0 or not self.step_seconds else "compute"
+        with self.ledger.clock(cause), self.schedule.step(progress):
             result = self.stepper.gradients(batch, self.position.step)
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)

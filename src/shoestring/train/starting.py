@@ -10,13 +10,15 @@ from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts
 from shoestring.train.config import StartConfig
 from shoestring.train.run_folder import RunFolder
+from shoestring.train.step import Stepper
 
 OWN = ("lr", "base_lr", "weight_decay")
 """Options of a parameter group that are the new run's, whatever the state of the earlier one says."""
 
 
 def begin_from(start: StartConfig, parts: Parts, dataset: Dataset) -> str:
-    """Put the weights of an earlier run in the model, and its state in the optimiser if asked. Returns a line that says so.
+    """Put the weights of an earlier run in the model of each worker of this process, and its state in their optimisers if asked.
+    Returns a line that says so.
 
     Raises: UsageError where that run has another tokenizer, model or optimiser; ShoestringError where it is damaged.
     """
@@ -25,17 +27,24 @@ def begin_from(start: StartConfig, parts: Parts, dataset: Dataset) -> str:
         its = folder.tokenizer / "tokenizer.json"
         raise UsageError(f"{start.run} has another tokenizer than this run: give --data.tokenizer {its}")
     step, snapshot = checkpoint.load(folder.checkpoints, start.step)
+    for stepper in parts.steppers:
+        _begin(stepper, snapshot, start)
+    return f"begun from step {step} of {start.run}" + (", its optimiser's state included" if start.optimizer else "")
+
+
+def _begin(stepper: Stepper, snapshot: checkpoint.Snapshot, start: StartConfig) -> None:
+    """One worker's part of it."""
     try:
-        parts.model.load_state_dict(snapshot.model)
+        stepper.model.load_state_dict(snapshot.model)
     except RuntimeError:
         raise UsageError(f"the model of {start.run} is not of the shape asked for: give the same [model]") from None
-    if start.optimizer:
-        groups = parts.optimizer.param_groups
-        own = [{key: group[key] for key in OWN if key in group} for group in groups]
-        try:
-            restore_state(parts.optimizer, snapshot.optimizer, snapshot.state["optimizer"])
-        except ShoestringError as error:
-            raise UsageError(f"{error}: begin with a new optimiser by --start.optimizer false") from None
-        for group, options in zip(parts.optimizer.param_groups, own, strict=True):
-            group.update(options)
-    return f"begun from step {step} of {start.run}" + (", its optimiser's state included" if start.optimizer else "")
+    if not start.optimizer:
+        return
+    groups = stepper.optimizer.param_groups
+    own = [{key: group[key] for key in OWN if key in group} for group in groups]
+    try:
+        restore_state(stepper.optimizer, snapshot.optimizer, snapshot.state["optimizer"])
+    except ShoestringError as error:
+        raise UsageError(f"{error}: begin with a new optimiser by --start.optimizer false") from None
+    for group, options in zip(stepper.optimizer.param_groups, own, strict=True):
+        group.update(options)

@@ -8,12 +8,14 @@ from shoestring.errors import ShoestringError
 from shoestring.model.transformer import Transformer
 from shoestring.train import checkpoint
 from shoestring.train.config import RunConfig
+from shoestring.train.lowering import lower_model
 from shoestring.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """model: float32, in evaluation mode, on the CPU. tokenizer: the run's own copy. step: of the checkpoint."""
+    """model: float32, in evaluation mode, on the CPU; where the run trained for a number format, its lowered layers hold the
+    latent weights and compute with the quantised ones. tokenizer: the run's own copy. step: of the checkpoint."""
 
     config: RunConfig
     model: Transformer
@@ -27,6 +29,7 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     config = folder.read_config()
     found, snapshot = checkpoint.load(folder.checkpoints, step)
     model = config.model.build()
+    lower_model(config, model)
     try:
         model.load_state_dict(snapshot.model)
     except RuntimeError:

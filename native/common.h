@@ -1,0 +1,105 @@
+// What the kernels share: sizes, the task of one matrix product, the table of an instruction set's functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace shoestring {
+
+using i8 = std::int8_t;
+using u8 = std::uint8_t;
+using i32 = std::int32_t;
+using u32 = std::uint32_t;
+using i64 = std::int64_t;
+using u64 = std::uint64_t;
+
+constexpr i64 LANES = 16;        // rows of a block: one 32-bit lane of a 512-bit vector each
+constexpr i64 QUAD = 4;          // columns that share a lane
+constexpr i64 VECTOR = 64;       // bytes of a block: LANES * QUAD
+
+enum Layout : int { TERNARY2 = 0, TERNARY16 = 1 };
+
+// Quads in a block of columns: a byte holds one trit of each.
+constexpr i64 quads_of(int layout) { return layout == TERNARY2 ? 4 : 5; }
+
+// The trits of a byte of the 1.6-bit layout, lowest first. Bytes above 242 stand for no trits; they read as 242 in every kernel.
+inline void digits(u8 byte, u8 found[5]) {
+    unsigned value = byte > 242 ? 242u : byte;
+    for (int place = 0; place < 5; ++place) {
+        const unsigned rest = value * 171u >> 9;  // value / 3 for value < 256
+        found[place] = static_cast<u8>(value - 3u * rest);
+        value = rest;
+    }
+}
+
+// How tokens are cut into blocks of nearly equal width, none wider than `most`.
+struct Blocks {
+    i64 count, width, wider;  // the first `wider` blocks hold one token more than `width`
+    Blocks(i64 tokens, i64 most) : count((tokens + most - 1) / most) {
+        width = count ? tokens / count : 0;
+        wider = count ? tokens % count : 0;
+    }
+    i64 start(i64 block) const { return block * width + (block < wider ? block : wider); }
+    int size(i64 block) const { return static_cast<int>(width + (block < wider)); }
+};
+
+// Activations in eight bits. A block of w tokens holds [quads][w][4] codes and begins at start * quads * 4.
+struct Tokens {
+    i64 tokens, groups, quads;
+    i64 most;            // tokens of a block
+    const i8* codes;
+    const float* scale;  // [tokens]; NaN where a value of the token is not finite
+    const i32* sums;     // [tokens, groups] of the codes
+};
+
+struct Product {
+    int layout;
+    const u8* packed;
+    i64 rows, row_blocks, column_blocks, groups, group_blocks;  // group_blocks: column blocks of one group
+    const float* scales;                                        // [rows, groups]
+    Tokens x;
+    float* out;                                                 // [tokens, rows]
+};
+
+struct IntegerProduct {
+    int bits;
+    const u8* weights;
+    i64 rows, columns, stride;  // stride: bytes from one row to the next
+    const float* scales;        // [rows]
+    Tokens x;                   // most = 1, one group; `quads` covers whole blocks of 64 columns
+    float* out;
+};
+
+// Both work on part of the rows: blocks of 16 of a Product, single ones of an IntegerProduct. False: there is no memory.
+using Ternaries = bool (*)(const Product&, i64 first, i64 last);
+using Integers = void (*)(const IntegerProduct&, i64 first, i64 last);
+
+using Quantise = float (*)(const float* x, i64 columns, i64 padded, i64 group, i8* codes, i32* sums);
+
+// One instruction set.
+struct Kernel {
+    i64 most;  // tokens that `ternaries` takes at once: how it wants them blocked
+    Ternaries ternaries[2];  // by layout
+    Integers integers[2];    // 8 bits, 4 bits
+    Quantise quantise;
+};
+
+// What an instruction set that needs its trits one to a byte has for `tiles`. A tile is [quads][16 rows][4 columns] of
+// trit + 1, in cache.
+struct Tile {
+    i64 quads, most;  // of a tile, a multiple of 20; tokens that `multiply` takes at once
+    void (*unpack[2])(const u8* packed, i64 blocks, u8* tile);
+    void (*multiply)(const u8* tile, i64 quads, const i8* x, int width, i32* dots);  // dots: [width, 16], added to
+    void (*finish)(const i32* dots, const float* scale, const i32* sums, i64 stride, i64 tokens, float* total);
+};
+
+extern const Kernel plain_kernel;
+#if defined(__x86_64__)
+#define SHOESTRING_X86 1
+extern const Kernel avx2_kernel, avx512_vnni_kernel, avx512_vbmi_kernel;
+#endif
+
+bool quantise(const Kernel&, const float* x, i64 tokens, i64 columns, i64 group, int threads, Tokens& into);
+bool tiles(const Product&, const Tile&, i64 first, i64 last);
+
+}  // namespace shoestring

@@ -1,0 +1,48 @@
+"""Builds the native kernels where there is a C++ compiler; everything else is in pyproject.toml.
+
+The library is plain C behind ctypes: no Python and no torch headers, one file for every Python. Without a compiler the
+install goes through, and packed matrices are computed with torch, slowly, which is said.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-pthread"]
+# gcc takes its own AVX-512 headers for uninitialised; contraction is off because all kernels must round alike
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+NAME = "shoestring.lowbit.kernels.library.shoestring_kernels"
+
+
+class Library(build_ext):
+    """An extension that is no module: its name has no tag of a Python version."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def run(self) -> None:
+        if self.inplace or self.editable_mode:
+            (Path(__file__).parent / "src" / Path(*NAME.split("."))).parent.mkdir(exist_ok=True)
+        super().run()
+
+
+setup(
+    ext_modules=[
+        Extension(
+            NAME,
+            sources=sorted(
+                str(path.relative_to(Path(__file__).parent))
+                for path in (Path(__file__).parent / "native").glob("*.cpp")
+            ),
+            depends=sorted(
+                str(path.relative_to(Path(__file__).parent)) for path in (Path(__file__).parent / "native").glob("*.h")
+            ),
+            language="c++",
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": Library},
+)

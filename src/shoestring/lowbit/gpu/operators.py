@@ -1,0 +1,127 @@
+"""The operators of `lowbit.kernels` for CUDA tensors, and the product with a matrix that lies in the GPU's order for good."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.lowbit.gpu import choice, plain
+from shoestring.lowbit.gpu.order import Order, check_words, reorder
+from shoestring.lowbit.gpu.table import Key
+from shoestring.lowbit.kernels import products
+from shoestring.lowbit.packing import integer
+from shoestring.lowbit.packing.layout import check_shape
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+MANY = 256
+"""More tokens than this: the matrix is taken apart once and multiplied by torch. By reckoning, not measured."""
+
+
+@torch.library.custom_op("shoestring::ordered_matmul", mutates_args=())
+def ordered_matmul(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
+    """x [tokens, columns], float16, bfloat16 or float32 -> [tokens, rows] of its type, on a GPU; on a CPU in plain torch.
+
+    words: the matrix as `order.reorder` makes it. scales: float32 [rows, groups]. Nothing is rounded to int8. There is no
+    gradient, and backward through it says so. Raises: ShoestringError where the arguments do not fit each other.
+    """
+    _check(x, scales, rows, columns)
+    order = Order(rows, columns, scales.shape[1])
+    check_words(words, order)
+    if not len(x) or not rows or not columns:
+        return x.new_zeros(len(x), rows)
+    x, words, scales = x.contiguous(), words.contiguous(), scales.contiguous()
+    if not x.is_cuda or (len(x) > MANY and order.groups == 1) or choice.trouble(x.device):
+        return plain.ternary(x, words, scales, order)
+    from shoestring.lowbit.gpu import launch
+
+    key = Key(rows, columns, order.groups, launch.passes(x))
+    with torch.cuda.device(x.device):
+        config = choice.config(x.device, key, order.blocks)
+        return launch.product(x, launch.ternary(words, scales, order), config, compiled=True)
+
+
+@ordered_matmul.register_fake
+def _shape(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
+    return x.new_empty(x.shape[0], rows)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    storage: StorageWeakRef
+    version: int
+    what: tuple[Order, str]
+    words: Tensor
+
+
+_ordered: dict[int, _Kept] = {}
+
+
+def ordered(packed: Tensor, order: Order, layout: str) -> Tensor:
+    """`reorder`, done once for a tensor and kept as long as its memory is in use and is not written to.
+
+    Raises: ShoestringError where it would have to be done while a CUDA graph is captured.
+    """
+    version = 0 if packed.is_inference() else packed._version
+    place, what = packed.data_ptr(), (order, layout)
+    kept = _ordered.get(place)
+    if kept is None or kept.storage.expired() or (kept.version, kept.what) != (version, what):
+        if packed.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ShoestringError("run packed matrices once before a CUDA graph is captured: they are re-ordered then")
+        for other in [other for other, entry in _ordered.items() if entry.storage.expired()]:
+            del _ordered[other]
+        kept = _Kept(StorageWeakRef(packed.untyped_storage()), version, what, reorder(packed, order, layout))
+        _ordered[place] = kept
+    return kept.words
+
+
+@products.ternary_matmul.register_kernel("cuda")
+def ternary_matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
+    """`kernels.matmul` for tensors on a GPU: float16, bfloat16 or float32 activations, not rounded to int8.
+
+    The matrix is re-ordered at its first product (`ordered`), and lies in the GPU's memory in both orders from then on;
+    `order_for_gpu` leaves one.
+    """
+    _check(x, scales, rows, columns)
+    if packed.device != x.device:
+        raise ShoestringError(f"the activations are on {x.device} and the packed matrix is on {packed.device}")
+    return ordered_matmul(x, ordered(packed, Order(rows, columns, scales.shape[1]), layout), scales, rows, columns)
+
+
+@products.integer_matmul.register_kernel("cuda")
+def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """`kernels.int_matmul` for tensors on a GPU; activations are not rounded to int8."""
+    check_shape(rows, columns)
+    if bits not in products.BITS:
+        raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
+    wanted = (torch.int8, (rows, columns)) if bits == 8 else (torch.uint8, (rows, integer.row_bytes(columns)))
+    if (weights.dtype, tuple(weights.shape)) != wanted or scales.shape[1:] != (1,):
+        raise ShoestringError(
+            f"a {bits}-bit matrix of {rows} x {columns} with a scale a row is not {weights.dtype} {list(weights.shape)} "
+            f"with {list(scales.shape)}"
+        )
+    _check(x, scales, rows, columns)
+    if not len(x) or not rows or not columns:
+        return x.new_zeros(len(x), rows)
+    x, weights, scales = x.contiguous(), weights.contiguous(), scales.contiguous()
+    if not x.is_cuda or len(x) > MANY or choice.trouble(x.device):
+        return plain.integers(x, weights, scales, columns, bits)
+    from shoestring.lowbit.gpu import launch
+
+    matrix = launch.integers(weights, scales, rows, columns, bits)
+    with torch.cuda.device(x.device):
+        config = choice.config(x.device, Key(rows, columns, 1, launch.passes(x), bits), matrix.blocks)
+        return launch.product(x, matrix, config, compiled=True)
+
+
+def _check(x: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+    if x.dtype not in TYPES or x.dim() != 2 or x.shape[1] != columns:
+        raise ShoestringError(
+            f"activations on a GPU are float16, bfloat16 or float32 [tokens, {columns}], not {x.dtype} {list(x.shape)}"
+        )
+    if scales.dtype != torch.float32 or scales.dim() != 2 or len(scales) != rows or not scales.shape[1]:
+        raise ShoestringError(
+            f"the scales of {rows} rows are float32 [{rows}, groups], not {scales.dtype} {list(scales.shape)}"
+        )

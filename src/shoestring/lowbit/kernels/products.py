@@ -1,0 +1,119 @@
+"""The products with packed matrices: arguments checked, the kernel in use called; registered with torch as operators."""
+
+import torch
+from torch import Tensor
+
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.lowbit.kernels import plain
+from shoestring.lowbit.kernels.choice import native
+from shoestring.lowbit.packing import integer
+from shoestring.lowbit.packing.layout import check_shape, check_size, layout_named
+
+BITS = (4, 8)
+
+
+def matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
+    """Activations times a packed ternary matrix: float32 [tokens, columns] -> float32 [tokens, rows].
+
+    packed: uint8 [packed_bytes(rows, columns, layout)], as `packing.pack` makes it. scales: float32 [rows, groups], one for
+    each of `groups` equal runs of columns; more than one group must each be a multiple of the layout's 16 or 20 columns.
+
+    Each token is rounded to int8 first (`lowbit.activations.quantise_tokens`): codes q, scale s. With trits t and groups g,
+
+        out = s a_G,    a_g = round(a_{g-1} + scales[row, g] sum over the group of t q),    a_0 = 0
+
+    where the sum is exact and each a_g is rounded once, to float32 (a fused multiply-add). So every kernel gives the same
+    bits. A token that holds a NaN or an infinity gets NaN in every row. There is no gradient, and backward through it says so.
+
+    Also `torch.ops.shoestring.ternary_matmul`, for torch.compile and export.
+    Raises: ShoestringError where the arguments do not fit each other; UsageError for an unknown layout.
+    """
+    if _direct(x):
+        return _ternary(x, packed, scales, rows, columns, layout)
+    return ternary_matmul(x, packed, scales, rows, columns, layout)
+
+
+def int_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """Activations times an integer matrix, as of an output head: float32 [tokens, columns] -> float32 [tokens, rows].
+
+    weights: int8 [rows, columns] at 8 bits; uint8 as `packing.integer.pack` makes it at 4. scales: float32 [rows, 1].
+    out = s scales[row] (sum of w q), rounded to float32 after each factor; the rest as for `matmul`.
+
+    Also `torch.ops.shoestring.integer_matmul`. Raises: ShoestringError where the arguments do not fit each other.
+    """
+    if _direct(x):
+        return _integer(x, weights, scales, rows, columns, bits)
+    return integer_matmul(x, weights, scales, rows, columns, bits)
+
+
+def _direct(x: Tensor) -> bool:
+    """Whether torch's dispatcher has nothing to do: no tracing, no gradient, no tensor of a kind of its own."""
+    plain_tensor = type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
+    return plain_tensor and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _ternary(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
+    chosen = layout_named(layout)
+    check_size(packed, rows, columns, chosen)
+    _check(x, scales, rows, columns)
+    groups = scales.shape[1]
+    if groups != 1 and (columns % groups or columns // groups % chosen.columns):
+        raise ShoestringError(
+            f"{groups} groups of {columns} columns: each must be a multiple of the {chosen.columns} columns of a {layout} block"
+        )
+    if not columns:
+        return x.new_zeros(x.shape[0], rows)
+    found = native()
+    if found is None:
+        return plain.ternary_matmul(x, packed, scales, rows, columns, chosen)
+    library, kernel = found
+    return library.ternary(kernel, chosen.code, x.contiguous(), packed.contiguous(), scales.contiguous(), rows)
+
+
+def _integer(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    check_shape(rows, columns)
+    if bits not in BITS:
+        raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
+    kind, width = (torch.int8, columns) if bits == 8 else (torch.uint8, integer.row_bytes(columns))
+    if weights.dtype != kind or weights.shape != (rows, width):
+        wanted = f"{str(kind).removeprefix('torch.')} [{rows}, {width}]"
+        raise ShoestringError(f"a {bits}-bit matrix of {rows} x {columns} is {wanted}, not {_described(weights)}")
+    _check(x, scales, rows, columns)
+    if scales.shape[1] != 1:
+        raise ShoestringError(f"an integer matrix has one scale a row, not {scales.shape[1]}")
+    if not columns:
+        return x.new_zeros(x.shape[0], rows)
+    found = native()
+    if found is None:
+        return plain.integer_matmul(x, weights, scales, rows, columns, bits)
+    library, kernel = found
+    return library.integer(kernel, bits, x.contiguous(), weights.contiguous(), scales.contiguous(), rows)
+
+
+def _check(x: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != columns:
+        raise ShoestringError(f"activations are float32 [tokens, {columns}], not {_described(x)}")
+    if scales.dtype != torch.float32 or scales.dim() != 2 or scales.shape[0] != rows or not scales.shape[1]:
+        raise ShoestringError(f"the scales of {rows} rows are float32 [{rows}, groups], not {_described(scales)}")
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+@torch.library.custom_op("shoestring::ternary_matmul", mutates_args=(), device_types="cpu")
+def ternary_matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
+    """`matmul` as an operator of torch."""
+    return _ternary(x, packed, scales, rows, columns, layout)
+
+
+@torch.library.custom_op("shoestring::integer_matmul", mutates_args=(), device_types="cpu")
+def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """`int_matmul` as an operator of torch."""
+    return _integer(x, weights, scales, rows, columns, bits)
+
+
+@ternary_matmul.register_fake
+@integer_matmul.register_fake
+def _shape(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, kind: object) -> Tensor:
+    return x.new_empty(x.shape[0], rows)

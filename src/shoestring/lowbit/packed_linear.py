@@ -1,0 +1,60 @@
+"""A linear layer whose matrix is ternary and packed: what a trained `LowBitLinear` becomes to be used."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.errors import ShoestringError
+from shoestring.lowbit import kernels
+from shoestring.lowbit.format import Quantised
+from shoestring.lowbit.packing import check_packed, layout_named, pack, unpack
+
+
+class PackedLinear(nn.Module):
+    """y = s W x̂, W in {-1, 0, 1} [rows, columns] packed at 2 or 1.6 bits, s the scales of its rows (or of runs of a row).
+
+    x̂ is x rounded to int8 for each token, as `kernels.matmul` does in every implementation. x: float32 [..., columns] ->
+    [..., rows]. There is no bias and no gradient: the matrix is a buffer. For counting operations it is an `nn.Linear` of
+    `in_features` columns and `out_features` rows.
+
+    packed: uint8, as `packing.pack` lays it out. scales: float32 [rows, groups]. layout: one of `packing.LAYOUTS`.
+    Raises: ShoestringError where these do not fit each other.
+    """
+
+    packed: Tensor
+    scales: Tensor
+
+    def __init__(self, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> None:
+        super().__init__()
+        check_packed(packed, rows, columns, layout)
+        if scales.dtype != torch.float32 or scales.dim() != 2 or scales.shape[0] != rows or not scales.shape[1]:
+            raise ShoestringError(
+                f"the scales of {rows} rows are float32 [rows, groups], not {scales.dtype} {list(scales.shape)}"
+            )
+        groups, block = scales.shape[1], layout_named(layout).columns
+        if columns % groups or (groups > 1 and columns // groups % block):
+            raise ShoestringError(
+                f"{groups} groups do not divide {columns} columns into equal runs of a multiple of {block}, as {layout} needs"
+            )
+        self.in_features, self.out_features, self.layout = columns, rows, layout
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+
+    @classmethod
+    def of(cls, quantised: Quantised, layout: str) -> "PackedLinear":
+        """Packed from codes and scales; nothing is lost. Raises: ShoestringError where a code is not -1, 0 or 1."""
+        rows, columns = quantised.codes.shape
+        return cls(pack(quantised.codes, layout), quantised.scales.contiguous(), rows, columns, layout)
+
+    def quantised(self) -> Quantised:
+        """The codes and scales it was made of. Raises: ShoestringError where unused places of `packed` are not filled with 0."""
+        return Quantised(unpack(self.packed, self.out_features, self.in_features, self.layout), self.scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)  # -1 says nothing of an empty row
+        y = kernels.matmul(flat, self.packed, self.scales, self.out_features, self.in_features, self.layout)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, layout={self.layout}"

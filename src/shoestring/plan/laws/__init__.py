@@ -1,0 +1,1 @@
+"""Laws fitted to runs: from the size of a run to its loss."""

@@ -1,0 +1,151 @@
+"""A model with ternary matrices as one GGUF file, which llama.cpp and what is built on it load.
+
+The architecture is qwen3 with query-key norm and llama without, the names and sizes those of the stock class that
+`model.hf` makes. llama.cpp turns neighbouring features of a llama's queries and keys by position, and features half a head
+apart of a qwen3's, as transformers and this package do of both: the rows of a llama's two matrices are put in that order.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from shoestring import atomic
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.lowbit.gguf import BLOCK, blocks, is_ternary, rounding
+from shoestring.model.config import ModelConfig
+from shoestring.model.hf import to_transformers
+from shoestring.model.transformer import Transformer
+from shoestring.shrink.gguf_tokenizer import write_tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+Kind = Literal["TQ1_0", "TQ2_0"]
+KINDS: tuple[Kind, ...] = ("TQ1_0", "TQ2_0")
+TABLES = {16: "F16", 8: "Q8_0"}
+"""The types of embedding and head, by their bits. Q8_0: int8 with a float16 scale for 32 columns."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. bytes: of the file. wide: matrices in float16. rounding: by how
+    much, relatively, float16 moved a scale at most."""
+
+    bytes: int
+    wide: tuple[str, ...]
+    rounding: float
+
+
+def write_gguf(
+    path: Path,
+    model: Transformer,
+    tokenizer: TextTokenizer,
+    kind: Kind,
+    *,
+    embedding: int = 16,
+    say: Callable[[str], None],
+) -> Written:
+    """Write `model` to `path`, whole or not at all.
+
+    model: with plain float32 matrices. kind: the type of those in its blocks that are ternary, 0 or plus or minus one number
+    in every run of 256 columns of a row; others are stored in float16, which is told. embedding: bits of embedding and head,
+    16 or 8. say: told, in one line each, what a reader may not expect.
+
+    Raises: UsageError without the `gguf` package, or where no stock class holds the architecture; ShoestringError where
+    float16 cannot hold a scale or a weight.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise UsageError("writing GGUF needs the 'gguf' package: pip install 'shoestring[gguf]'") from None
+    if embedding not in TABLES:
+        raise UsageError(f"a GGUF file has its embedding in 16 or 8 bits here, not {embedding}")
+    stock = to_transformers(model)
+    name = str(stock.config.model_type)
+    architecture = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}[name]
+    names = gguf.get_tensor_name_map(architecture, model.config.layers)
+    wide, moved = [], 0.0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=path.parent) as folder:
+        temporary = Path(folder) / "model.gguf"
+        writer = gguf.GGUFWriter(temporary, name)
+        _describe(writer, model.config, kind, gguf)
+        write_tokenizer(writer, tokenizer, model.config.vocabulary, say)
+        for theirs, weight in stock.state_dict().items():
+            if theirs == "lm_head.weight" and model.config.tied:
+                continue
+            target = names.get_name(theirs, try_suffixes=(".weight",))
+            if target is None:
+                raise ShoestringError(f"GGUF has no name for {theirs}")
+            if name == "llama":
+                weight = _neighbours(theirs, weight, model.config)
+            if weight.dim() == 1:
+                found = "F32"
+            elif ".layers." not in theirs:
+                found = TABLES[embedding]
+            elif not is_ternary(weight):
+                found = "F16"
+                wide.append(target)
+            else:
+                found, moved = kind, max(moved, rounding(weight))
+            data, given = _encoded(theirs, weight, found, gguf)
+            writer.add_tensor(target, data, raw_dtype=given)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        atomic.write_bytes(path, temporary.read_bytes())
+    if wide:
+        say(
+            f"{len(wide)} matrices are stored in F16: their columns are no multiple of {BLOCK}, or they have other numbers than "
+            f"one and its negative in a block of so many ({wide[0]}{' ...' if wide[1:] else ''})"
+        )
+    return Written(path.stat().st_size, tuple(wide), moved)
+
+
+def _encoded(name: str, weight: Tensor, kind: str, gguf: Any) -> tuple[Any, Any]:
+    """(numpy array, GGUF type) of a tensor."""
+    given = gguf.GGMLQuantizationType[kind]
+    if kind in KINDS:
+        try:
+            return blocks(weight, kind).numpy(), given
+        except ShoestringError as error:
+            raise ShoestringError(f"{name}: {error}") from None
+    if kind == "Q8_0" and weight.shape[1] % 32:
+        raise UsageError(
+            f"Q8_0 has blocks of 32 columns, which {weight.shape[1]} is no multiple of: give --embedding 16"
+        )
+    if kind == "F16" and not weight.half().isfinite().all():
+        raise ShoestringError(f"{name} has weights that float16 cannot hold")
+    return gguf.quants.quantize(weight.float().numpy(), given), given
+
+
+def _describe(writer: "GGUFWriter", config: ModelConfig, kind: Kind, gguf: Any) -> None:
+    """The sizes and constants that llama.cpp wants to know."""
+    writer.add_name("shoestring")
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind}"])
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.key_value_heads)
+    writer.add_key_length(config.head_width)
+    writer.add_value_length(config.head_width)
+    writer.add_rope_dimension_count(config.head_width)
+    writer.add_rope_freq_base(config.token_mixer.options["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.norm.options["epsilon"])
+    writer.add_vocab_size(config.vocabulary)
+
+
+def _neighbours(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
+    """A query or key matrix with features i and i + width / 2 of every head moved next to each other; others as they are."""
+    heads = {"q_proj": config.heads, "k_proj": config.key_value_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return weight
+    return weight.view(heads, 2, config.head_width // 2, -1).transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,64 @@
+"""The held-out loss of a run's model, before and after: on the text, and the order of it, that the run was judged on."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoestring.budget.ledger import Ledger
+from shoestring.data.dataset import Dataset
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.data.windows import Windows
+from shoestring.decode.ensemble import HeadDone
+from shoestring.errors import UsageError
+from shoestring.model.transformer import Transformer
+from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.config import RunConfig
+from shoestring.train.evaluate import Evaluator, Heldout
+
+ROWS = 4
+"""Sequences at once: all their logits are held."""
+
+
+class _Answering:
+    """A model as the evaluator wants one, with its own `logits` instead of an output matrix that is multiplied for it."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.head_weight = HeadDone(model.device)
+
+    def hidden(self, inputs: Tensor, positions: Tensor | None, documents: Tensor | None) -> Tensor:
+        return self.model.logits(self.model.hidden(inputs, positions, documents))
+
+
+class HeldoutText:
+    """The held-out windows of a run. Called with a model, it says the model's loss in float32 and charges what that took.
+
+    Raises: UsageError where the corpus no longer makes the run's tokens.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, tokenizer: TextTokenizer) -> None:
+        if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UsageError("the corpus has changed since the run: its held-out text is no measure of the run's model")
+        self.context = config.model.context
+        windows = Windows(dataset.heldout, self.context, HELDOUT_ORDER, config.data.packing)
+        self.sequences = min(len(windows), max(1, config.train.heldout_tokens // self.context))
+        self._evaluator = Evaluator(
+            windows,
+            dataset.tokenizer.byte_lengths,
+            sequences=self.sequences,
+            rows=ROWS,
+            device="cpu",
+            precision="float32",
+        )
+
+    @torch.no_grad()
+    def __call__(self, model: Transformer, ledger: Ledger, event: str) -> Heldout:
+        """The loss of `model`. event: the line of the ledger that it is charged as."""
+        with ledger.clock("evaluate"):
+            model_like: Any = _Answering(model.eval())
+            found = self._evaluator(model_like)
+        rows = -(-self.sequences // ROWS) * ROWS
+        ledger.charge(flops=model.flops(rows, self.context, backward=False))
+        ledger.write(event, loss=found.loss, bits_per_byte=found.bits_per_byte)
+        return found

@@ -1,0 +1,67 @@
+"""A Transformer that computes with packed matrices, an embedding of few bits, and no float copy of either."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from shoestring.errors import ShoestringError
+from shoestring.lowbit import container
+from shoestring.lowbit.packed_embedding import PackedEmbedding
+from shoestring.lowbit.packed_linear import PackedLinear
+from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer, rotary_tables
+
+
+class PackedTransformer(Transformer):
+    """A `Transformer` whose blocks hold `PackedLinear`s and whose embedding and head are `PackedEmbedding`s; for use, not for
+    training. Made by `of`, or by `shrink.rounding.pack` from a trained one. Activations are float32, on the CPU.
+    """
+
+    @classmethod
+    def of(cls, path: Path, contents: container.Contents, config: ModelConfig) -> Self:
+        """The model of `config` that the file at `path` holds; no float matrix is made on the way.
+
+        Raises: ShoestringError where the file's contents are not such a model.
+        """
+        if config.layers > len(contents.modules) + len(contents.others):
+            raise ShoestringError(f"{path} has too few tensors for {config.layers} layers")
+        with torch.device("meta"):
+            model = cls(config)
+        container.install(path, contents, model)
+        for name, module in contents.modules.items():
+            table = name in ("embedding", "head")
+            if isinstance(module, PackedEmbedding) != table:
+                raise ShoestringError(f"{path}: {name} is a {type(module).__name__}, which cannot stand there")
+        if "embedding" not in contents.modules or (model.head is not None and "head" not in contents.modules):
+            raise ShoestringError(f"{path}: embedding and head are not packed")
+        return model.ready()
+
+    def ready(self) -> Self:
+        """The model, once its weights are in place, with the tables that are no weights; in evaluation mode."""
+        self.rotary = rotary_tables(self.config)
+        return self.requires_grad_(False).eval()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Raises: ShoestringError: the output matrix is packed. `logits` multiplies by it."""
+        raise ShoestringError("a packed model has no output matrix in floating point: ask it for its logits")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        head: Any = self.get_output_embeddings()
+        logits: Tensor = head.logits(hidden)
+        return logits
+
+    @property
+    def packed(self) -> list[PackedLinear]:
+        """The packed matrices."""
+        return [module for module in self.modules() if isinstance(module, PackedLinear)]

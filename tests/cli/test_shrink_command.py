@@ -1,0 +1,128 @@
+"""`shoestring shrink` and `generate`: a run trained with ternary weights, packed, measured and written with."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shoestring.cli.main import main
+from shoestring.config import build, tree
+from shoestring.train.config import RunConfig
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.trained import load_trained
+from tests.train.command import TINY
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run trained with ternary weights, and the same weights as a run in float32 would leave them."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ["--budget=8ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--lowbit=ternary"]
+    assert main(["train", *words, "--out", str(folder / "ternary")]) == 0
+    run = RunFolder.open(Path(shutil.copytree(folder / "ternary", folder / "float")))
+    run.write_config(build(RunConfig, {**tree(run.read_config()), "lowbit": "none"}))
+    return {"ternary": folder / "ternary", "float": folder / "float"}
+
+
+def losses(shown: str) -> tuple[float, float]:
+    found = re.search(r"held-out +([\d.]+) before, ([\d.]+) after", shown)
+    assert found
+    return float(found[1]), float(found[2])
+
+
+def test_a_ternary_run_keeps_its_loss_and_writes(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = runs["ternary"], tmp_path / "packed"
+    assert main(["shrink", str(run), "--to", "ternary1.6", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "4, the ternary ones that the run was trained with, exactly" in shown
+    before, after = losses(shown)
+    reported = json.loads((run / "summary.json").read_text())["heldout_loss"]
+    assert before == pytest.approx(reported, abs=2e-3)
+    # int8 activations and an 8-bit embedding
+    assert after == pytest.approx(before, abs=0.02)
+    size = (out / "model.safetensors").stat().st_size
+    counted = [int(count.replace(",", "")) for count in re.findall(r"weights +([\d,]+) bytes", shown)]
+    assert sum(counted) == size
+    assert {path.name for path in out.iterdir()} == {
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "ledger.jsonl",
+    }
+    ledger = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in ledger] == ["before", "pack", "after"]
+    model = load_trained(run).model
+    assert ledger[0]["flops"] == ledger[2]["flops"] == model.flops(256 // 32, 32, backward=False)
+    assert ledger[2]["seconds"]["evaluate"] > 0
+    assert main(["generate", str(out), "line 1", "--tokens", "8"]) == 0
+    written = capsys.readouterr().out
+    assert written.startswith("line 1")
+    assert main(["generate", str(out), "line 1", "--tokens", "8"]) == 0
+    assert capsys.readouterr().out == written
+    assert main(["generate", str(out), "x" * 31, "--tokens", "8"]) == 0
+    assert "reads 32 tokens" in capsys.readouterr().err
+
+
+def test_a_run_trained_in_float_is_told_what_it_costs(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["shrink", str(runs["float"]), "--to", "ternary2", "--embedding", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "rounded to ternary now: this costs quality" in shown
+    before, after = losses(shown)
+    assert after != before
+    assert (runs["float"] / "ternary2" / "model.safetensors").is_file()
+    assert main(["shrink", str(runs["float"]), "--to", "ternary2"]) == 2
+    assert "exists: name another with --out" in capsys.readouterr().err
+
+
+def test_it_becomes_gguf(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    out = tmp_path / "model.gguf"
+    assert main(["shrink", str(runs["ternary"]), "--to", "tq2_0", "--out", str(out), "--unmeasured"]) == 0
+    shown = capsys.readouterr().out
+    assert "stored in F16" in shown, "32 columns are no block"
+    assert "held-out" not in shown
+    assert len(gguf.GGUFReader(out).tensors) == 13
+    assert main(["shrink", str(runs["ternary"]), "--to", "TQ2_0", "--out", str(out)]) == 2
+
+
+def test_wrong_words_are_refused_in_one_line(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, complaint in (
+        ([str(runs["float"]), "--to", "ternary3"], "did you mean 'ternary"),
+        ([str(runs["float"])], "--to"),
+        ([str(runs["float"]), "--to", "ternary2", "--embedding", "5"], "--embedding"),
+        ([str(tmp_path / "none"), "--to", "ternary2"], "no such run"),
+    ):
+        assert main(["shrink", *words]) == 2
+        assert complaint in capsys.readouterr().err
+    packed = tmp_path / "damaged"
+    assert main(["shrink", str(runs["ternary"]), "--to", "ternary2", "--out", str(packed), "--unmeasured"]) == 0
+    file = packed / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert main(["generate", str(packed), "x"]) == 1
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_the_doctor_names_the_kernel(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoestring.budget.machine import Machine
+    from shoestring.cli import doctor
+
+    machine = Machine("cpu", "some", 1, 1 << 30, (), {"float32": 1e9, "bfloat16": 1e9}, 1e9)
+    monkeypatch.setattr(doctor, "probe", lambda fresh: machine)
+    monkeypatch.setattr(doctor, "matmul_rate", lambda *given: 1e9)
+    monkeypatch.setattr(doctor.kernels, "kernel_in_use", lambda: "torch")
+    monkeypatch.setattr(doctor.kernels, "reason", lambda: "no library; slow")
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "the kernel 'torch'" in shown
+    assert "packed models: no library; slow" in shown

@@ -1,0 +1,79 @@
+"""The native library built with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of the kernels."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[2] / "native"
+FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-pthread", "-shared", "-fPIC"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+TESTS = ["test_ternary_product.py", "test_integer_product.py", "test_threads.py"]
+
+RUN = """
+import sys
+from pathlib import Path
+import pytest
+from shoestring.lowbit.kernels import native
+native.LIBRARY = Path(sys.argv[1])
+assert len(native.library().kernels) > 0
+sys.exit(pytest.main(["-p", "no:cacheprovider", "-x", *sys.argv[2:]]))
+"""
+
+BEYOND = """
+import sys
+from pathlib import Path
+import torch
+from shoestring.lowbit.kernels import native
+found = native.load(Path(sys.argv[1]))
+x, packed, scales = torch.ones(int(sys.argv[3]), 4096), torch.zeros(64, dtype=torch.uint8), torch.ones(16, 1)
+found.ternary(found.kernels[sys.argv[2]], 0, x, packed, scales, 16)
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no g++")]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sanitized") / "shoestring_kernels.so"
+    sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
+    subprocess.run(["g++", *FLAGS, *SANITIZE, *sources, "-o", str(path)], check=True, timeout=600)
+    return path
+
+
+def under_sanitizers(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    preload = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    settings = {
+        "LD_PRELOAD": " ".join(preload),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",  # Python itself leaves memory behind at its end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", script, *words], env=os.environ | settings, capture_output=True, text=True, timeout=1200
+    )
+
+
+def test_nothing_is_found(library: Path) -> None:
+    done = under_sanitizers(RUN, str(library), *(str(HERE / name) for name in TESTS))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "Sanitizer" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+@pytest.mark.parametrize("kernel", ["plain", "avx512_vbmi"])
+def test_they_would_find_a_read_beyond_the_end(library: Path, kernel: str, tokens: int) -> None:
+    from shoestring.lowbit import kernels
+
+    if kernel not in kernels.available():
+        pytest.skip(f"no {kernel} here")
+    done = under_sanitizers(BEYOND, str(library), kernel, str(tokens))
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
