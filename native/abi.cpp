@@ -14,7 +14,7 @@ namespace shoestring {
 namespace {
 
 constexpr i64 ALONE = i64{1} << 17;  // multiplications worth waking another thread for
-constexpr i64 PIECE = i64{1} << 17;  // bytes of weights in a part of the work for one token; where parts meet, reading ahead is lost
+constexpr i64 PIECE = i64{1} << 17;  // bytes of weights in a part of the work for one token: reading ahead is lost at its end
 constexpr i64 PARTS = 4;  // for each thread, so that one that is held up is helped by the others
 
 constexpr const char* NAMES[] = {"plain", "avx2", "avx512_vnni", "avx512_vbmi"};
@@ -48,7 +48,8 @@ const Kernel& kernel_of(int kernel) {
 // Units of work (row blocks or rows) in a part, a multiple of `step`: a part for each thread, and up to PARTS where they are large.
 i64 units_of(i64 units, i64 unit_bytes, i64 tokens, i64 step, int threads) {
     const i64 work = unit_bytes * (tokens < 16 ? tokens : 16) + 1;
-    const i64 large = (PIECE + work - 1) / work, even = (units + threads - 1) / threads, small = (units + PARTS * threads - 1) / (PARTS * threads);
+    const i64 large = (PIECE + work - 1) / work, even = (units + threads - 1) / threads;
+    const i64 small = (units + PARTS * threads - 1) / (PARTS * threads);
     const i64 chosen = large < small ? small : (large < even ? large : even);
     return (chosen + step - 1) / step * step;
 }
@@ -119,7 +120,8 @@ EXPORTED int shoestring_ternary_matmul(int kernel, int layout, int threads, cons
     if (tokens == 0 || rows == 0) return 0;
     const Kernel& chosen = kernel_of(kernel);
     const i64 block = quads_of(layout) * QUAD, blocks = (columns + block - 1) / block, row_blocks = (rows + LANES - 1) / LANES;
-    Product product{layout, packed, rows, row_blocks, blocks, groups, groups == 1 ? blocks : columns / groups / block, scales, {}, out};
+    const i64 group_blocks = groups == 1 ? blocks : columns / groups / block;
+    Product product{layout, packed, rows, row_blocks, blocks, groups, group_blocks, scales, {}, out};
     product.x.tokens = tokens;
     product.x.groups = groups;
     product.x.quads = blocks * quads_of(layout);

@@ -115,7 +115,8 @@ AVX2 void some_rows(const IntegerProduct& p, i64 row) {
         for (int r = 0; r < R; ++r) sums[r] = _mm256_setzero_si256();
         if (BITS == 8) {
             for (i64 column = 0; column < whole; column += 32)
-                for (int r = 0; r < R; ++r) sums[r] = dots8(sums[r], load(p.weights + (row + r) * p.stride + column), load(x + column));
+                for (int r = 0; r < R; ++r)
+                    sums[r] = dots8(sums[r], load(p.weights + (row + r) * p.stride + column), load(x + column));
             if (whole < p.columns)
                 for (int r = 0; r < R; ++r) sums[r] = dots8(sums[r], load(tail[r]), load(x + whole));
         } else {

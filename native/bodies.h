@@ -49,7 +49,8 @@ static SHOESTRING_INLINE float quantise_body(const float* x, i64 columns, i64 pa
 }
 
 // total += (dots - sum of the codes) * scale, rounded once, for 16 rows. sums: one per token, `stride` apart.
-static SHOESTRING_INLINE void finish_body(const i32* dots, const float* scale, const i32* sums, i64 stride, i64 tokens, float* total) {
+static SHOESTRING_INLINE void finish_body(const i32* dots, const float* scale, const i32* sums, i64 stride, i64 tokens,
+                                          float* total) {
     for (i64 t = 0; t < tokens; ++t)
         for (i64 l = 0; l < LANES; ++l) {
             const i64 at = t * LANES + l;

@@ -40,6 +40,10 @@ struct Blocks {
         wider = count ? tokens % count : 0;
     }
     i64 start(i64 block) const { return block * width + (block < wider ? block : wider); }
+    i64 holding(i64 token) const {
+        const i64 in_wider = wider * (width + 1);
+        return token < in_wider ? token / (width + 1) : wider + (token - in_wider) / width;
+    }
     int size(i64 block) const { return static_cast<int>(width + (block < wider)); }
 };
 

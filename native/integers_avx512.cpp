@@ -8,8 +8,9 @@ namespace {
 
 constexpr int MOST = 4;  // tokens at once
 
-// Bytes ahead at which weights are asked for: whole groups of four rows, which are read side by side, and at least 4096.
-inline i64 ahead(i64 stride) { return 4 * stride * ((4095 + 4 * stride) / (4 * stride)); }
+// Bytes ahead at which weights are asked for. A single token has rows read one by one, which is one long run; four rows side
+// by side come from memory at half the rate, and pay only where several tokens use them.
+constexpr i64 ahead(int rows) { return rows == 1 ? 4096 : 512; }
 constexpr i64 PAGES_AHEAD = 65536;  // and one line of each page, to have its address looked up
 
 // 64 columns of a row, made unsigned by adding 128 or 8. `inside`: those that 8-bit rows, which end where they end, have.
@@ -32,14 +33,14 @@ VNNI inline u32 total(__m512i lanes) {
 }
 
 template <int BITS, int R, int T>
-VNNI inline void add(const IntegerProduct& p, const u8* weights, const i8* x, i64 column, i64 far, __mmask64 inside, __m512i dots[R][T]) {
+VNNI inline void add(const IntegerProduct& p, const u8* weights, const i8* x, i64 column, __mmask64 inside, __m512i dots[R][T]) {
     const i64 width = p.x.quads * QUAD;
     __m512i codes[T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) codes[t] = load512(x + t * width + column);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-        _mm_prefetch(reinterpret_cast<const char*>(weights + r * p.stride + column * BITS / 8) + far, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(weights + r * p.stride + column * BITS / 8) + ahead(R), _MM_HINT_T0);
         const __m512i unsigned_weights = weights_at<BITS>(weights + r * p.stride, column, inside);
 #pragma GCC unroll 4
         for (int t = 0; t < T; ++t) dots[r][t] = _mm512_dpbusd_epi32(dots[r][t], unsigned_weights, codes[t]);
@@ -49,14 +50,13 @@ VNNI inline void add(const IntegerProduct& p, const u8* weights, const i8* x, i6
 template <int BITS, int R, int T>
 VNNI void some(const IntegerProduct& p, i64 row, i64 token) {
     const i64 whole = BITS == 8 ? p.columns / 64 * 64 : p.x.quads * QUAD;
-    const i64 far = ahead(p.stride);
     const u8* const weights = p.weights + row * p.stride;
     const i8* const x = p.x.codes + token * p.x.quads * QUAD;
     __m512i dots[R][T];
     for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t) dots[r][t] = _mm512_setzero_si512();
-    for (i64 column = 0; column < whole; column += 64) add<BITS, R, T>(p, weights, x, column, far, ~u64{0}, dots);
-    if (whole < p.columns) add<BITS, R, T>(p, weights, x, whole, far, (u64{1} << (p.columns - whole)) - 1, dots);
+    for (i64 column = 0; column < whole; column += 64) add<BITS, R, T>(p, weights, x, column, ~u64{0}, dots);
+    if (whole < p.columns) add<BITS, R, T>(p, weights, x, whole, (u64{1} << (p.columns - whole)) - 1, dots);
     for (int t = 0; t < T; ++t) {
         const u32 offset = static_cast<u32>(BITS == 8 ? 128 : 8) * static_cast<u32>(p.x.sums[token + t]);
         for (int r = 0; r < R; ++r) {
@@ -77,12 +77,13 @@ VNNI void all_tokens(const IntegerProduct& p, i64 row) {
 template <int BITS>
 void integers(const IntegerProduct& p, i64 first, i64 last) {
     i64 row = first;
-    for (; row + 4 <= last; row += 4) {
-        for (i64 page = 0; page < 4 * p.stride; page += 4096)
+    if (p.x.tokens > 1)
+        for (; row + 4 <= last; row += 4) all_tokens<BITS, 4>(p, row);
+    for (; row < last; ++row) {
+        for (i64 page = 0; page < p.stride; page += 4096)
             _mm_prefetch(reinterpret_cast<const char*>(p.weights + row * p.stride + page) + PAGES_AHEAD, _MM_HINT_T0);
-        all_tokens<BITS, 4>(p, row);
+        all_tokens<BITS, 1>(p, row);
     }
-    for (; row < last; ++row) all_tokens<BITS, 1>(p, row);
 }
 
 }  // namespace

@@ -26,9 +26,7 @@ void one_token(void* context, i64 token) {
     const Job& job = *static_cast<Job*>(context);
     const Tokens& into = *job.into;
     const Blocks blocks(into.tokens, into.most);
-    i64 block = 0;
-    while (block + 1 < blocks.count && blocks.start(block + 1) <= token) ++block;
-    const i64 width = blocks.size(block), padded = into.quads * QUAD;
+    const i64 block = blocks.holding(token), width = blocks.size(block), padded = into.quads * QUAD;
     i8* const at = job.codes + blocks.start(block) * padded;
     i8* const straight = width == 1 ? at : static_cast<i8*>(row.get(static_cast<std::size_t>(padded) + 1));
     if (!straight) {
@@ -44,7 +42,8 @@ void one_token(void* context, i64 token) {
 
 }  // namespace
 
-// Fills in `into` from its tokens, groups, quads and most. The memory is the calling thread's, until its next call. False: none left.
+// Fills in `into` from its tokens, groups, quads and most. The memory is the calling thread's, until its next call. False: there
+// is none.
 bool quantise(const Kernel& kernel, const float* x, i64 tokens, i64 columns, i64 group, int threads, Tokens& into) {
     const auto cache_line = [](i64 bytes) { return static_cast<std::size_t>((bytes + 63) / 64 * 64); };
     const std::size_t codes = cache_line(tokens * into.quads * QUAD), scale = cache_line(tokens * 4);

@@ -20,7 +20,7 @@ _FEATURES = (
     "avx512f",
     "avx512_vnni",
     "avx512_bf16",
-    "avx512_vbmi",
+    "avx512vbmi",
     "amx_tile",
     "amx_bf16",
     "amx_int8",

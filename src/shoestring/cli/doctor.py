@@ -9,7 +9,7 @@ from rich.console import Console
 from shoestring import __version__
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
-from shoestring.lowbit import kernels
+from shoestring.lowbit import gpu, kernels
 
 
 def findings(machine: Machine) -> list[str]:
@@ -30,6 +30,8 @@ def findings(machine: Machine) -> list[str]:
     slow = kernels.reason()
     if slow:
         found.append(f"packed models: {slow}")
+    if torch.cuda.is_available() and (slow_there := gpu.kernel_in_use()[1]):
+        found.append(f"packed models on the GPU: {slow_there}")
     if not torch.cuda.is_available():
         found.append("no GPU that torch can use: everything runs on the processor")
     return found

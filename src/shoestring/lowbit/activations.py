@@ -35,5 +35,5 @@ def fake_tokens(x: Tensor) -> Tensor:
 def _round(x: Tensor) -> tuple[Tensor, Tensor]:
     """(codes as float32, scales)."""
     x = x.float()
-    scales = x.abs().amax(-1, keepdim=True) / LARGEST
+    scales = x.abs().amax(-1, keepdim=True) / LARGEST if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
     return (x / torch.where(scales == 0, 1.0, scales)).clamp(-LARGEST, LARGEST).round(), scales

@@ -1,6 +1,7 @@
 """A table of tokens at 8, 4 or 16 bits: the embedding, the output head, or both in one."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,13 @@ class PackedEmbedding(nn.Module):
         else:
             found = kernels.int_matmul(flat, self.weight, self.scales, self.out_features, self.in_features, self.bits)
         return found.view(*hidden.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedEmbedding":
+        scales = self.scales
+        super()._apply(fn, recurse)
+        if scales is not None:
+            self.scales = scales.to(self.weight.device)  # float32 whatever type the model is turned into
+        return self
 
     def extra_repr(self) -> str:
         return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}, bits={self.bits}"

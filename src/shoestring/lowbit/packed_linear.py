@@ -1,6 +1,7 @@
 """A linear layer whose matrix is ternary and packed: what a trained `LowBitLinear` becomes to be used."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class PackedLinear(nn.Module):
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)  # -1 says nothing of an empty row
         y = kernels.matmul(flat, self.packed, self.scales, self.out_features, self.in_features, self.layout)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+        scales = self.scales
+        super()._apply(fn, recurse)
+        self.scales = scales.to(self.packed.device)  # float32 whatever type the model is turned into
+        return self
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, layout={self.layout}"

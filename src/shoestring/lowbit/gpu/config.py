@@ -69,9 +69,8 @@ def candidates(rows: int, blocks: int, tokens: int, grouped: bool, processors: i
     if not grouped:
         shapes += [("wide", 128, 4, 4), ("wide", 256, 8, 3)]
     found = [untuned(rows, blocks, tokens, grouped, processors)]
-    for kernel, height, warps, stages in shapes:
-        for waves in (1, 2, 4):
-            found.append(_filled(kernel, height, warps, stages, rows, blocks, tokens, waves * processors, 2))
+    for shape in shapes:
+        found += [_filled(*shape, rows, blocks, tokens, waves * processors, 2) for waves in (1, 2, 4)]
     return list(dict.fromkeys(found))
 
 

@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from shoestring.lowbit.gpu import triton_kernels
 from shoestring.lowbit.gpu.config import Config, shares, token_block
 from shoestring.lowbit.gpu.order import PLACES, Order
 from shoestring.lowbit.packing.layout import ROWS as STRIP
+
+COMPILED = isinstance(triton_kernels.narrow, triton.JITFunction)
+"""Not under TRITON_INTERPRET=1."""
 
 ADDED = 256
 """Rows that a program of `add_up` works on."""
@@ -55,18 +59,18 @@ def integers(weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int
     return Matrix(weights.view(torch.uint8), scales, *sizes, weights.shape[1], kind, places, run, 1, 1.0)
 
 
-def product(x: Tensor, matrix: Matrix, config: Config, *, compiled: bool) -> Tensor:
+def product(x: Tensor, matrix: Matrix, config: Config) -> Tensor:
     """x [tokens, columns] of float16, bfloat16 or float32, contiguous -> [tokens, rows] of its type; nothing is checked.
 
     The weights are exact in 16 bits. A float32 is three bfloat16 that add up to it (to 2^-24 of it, or to 2^-133), and so
-    three tokens; their float32 sums are added. compiled: for an NVIDIA GPU; else interpreted.
+    three tokens; their float32 sums are added. Runs on the GPU, or on a CPU under Triton's interpreter.
     """
     if x.dtype != torch.float32:
-        return _launched(x, matrix, config, x.dtype, compiled)
+        return _launched(x, matrix, config, x.dtype)
     high = x.bfloat16()
     middle = (x - high).bfloat16()
     low = (x - high - middle).bfloat16()
-    sums = _launched(torch.cat([high, middle, low]), matrix, config, torch.float32, compiled)
+    sums = _launched(torch.cat([high, middle, low]), matrix, config, torch.float32)
     return sums.view(3, len(x), matrix.rows).sum(0)
 
 
@@ -75,7 +79,7 @@ def passes(x: Tensor) -> int:
     return len(x) * (3 if x.dtype == torch.float32 else 1)
 
 
-def _launched(x: Tensor, matrix: Matrix, config: Config, dtype: torch.dtype, compiled: bool) -> Tensor:
+def _launched(x: Tensor, matrix: Matrix, config: Config, dtype: torch.dtype) -> Tensor:
     tokens, rows = len(x), matrix.rows
     out = x.new_empty(tokens, rows, dtype=dtype)
     size = token_block(tokens)
@@ -106,12 +110,12 @@ def _launched(x: Tensor, matrix: Matrix, config: Config, dtype: torch.dtype, com
         SLICES=config.slices,
         WHOLE=splits == 1,
         FACTOR=matrix.factor,
-        COMPILED=compiled,
+        COMPILED=COMPILED,
         num_warps=config.warps,
         num_stages=config.stages,
     )
     if splits > 1:
-        triton_kernels.add_up[(-(-rows // ADDED), tokens)](
+        triton_kernels.add_up[(tokens, -(-rows // ADDED))](
             sums, matrix.scales, out, splits, tokens, rows, SCALED=matrix.flush == 0, ROWS=ADDED
         )
     return out

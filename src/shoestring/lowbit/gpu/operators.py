@@ -30,6 +30,16 @@ def ordered_matmul(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns:
     _check(x, scales, rows, columns)
     order = Order(rows, columns, scales.shape[1])
     check_words(words, order)
+    return _product(x, words, scales, order)
+
+
+@ordered_matmul.register_fake
+def _shape(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
+    return x.new_empty(x.shape[0], rows)
+
+
+def _product(x: Tensor, words: Tensor, scales: Tensor, order: Order) -> Tensor:
+    rows, columns = order.rows, order.columns
     if not len(x) or not rows or not columns:
         return x.new_zeros(len(x), rows)
     x, words, scales = x.contiguous(), words.contiguous(), scales.contiguous()
@@ -40,12 +50,7 @@ def ordered_matmul(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns:
     key = Key(rows, columns, order.groups, launch.passes(x))
     with torch.cuda.device(x.device):
         config = choice.config(x.device, key, order.blocks)
-        return launch.product(x, launch.ternary(words, scales, order), config, compiled=True)
-
-
-@ordered_matmul.register_fake
-def _shape(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
-    return x.new_empty(x.shape[0], rows)
+        return launch.product(x, launch.ternary(words, scales, order), config)
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,21 @@ def ternary_matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns
     _check(x, scales, rows, columns)
     if packed.device != x.device:
         raise ShoestringError(f"the activations are on {x.device} and the packed matrix is on {packed.device}")
-    return ordered_matmul(x, ordered(packed, Order(rows, columns, scales.shape[1]), layout), scales, rows, columns)
+    order = Order(rows, columns, scales.shape[1])
+    return _product(x, ordered(packed, order, layout), scales, order)
 
 
 @products.integer_matmul.register_kernel("cuda")
 def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
-    """`kernels.int_matmul` for tensors on a GPU; activations are not rounded to int8."""
+    """`kernels.int_matmul` for tensors on a GPU: float16, bfloat16 or float32 activations, not rounded to int8."""
+    return integer_product(x, weights, scales, rows, columns, bits)
+
+
+def integer_product(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """x [tokens, columns] times an integer matrix -> [tokens, rows] of the type of x; on a CPU in plain torch.
+
+    weights, scales: as `kernels.int_matmul` takes them. Raises: ShoestringError where they do not fit each other.
+    """
     check_shape(rows, columns)
     if bits not in products.BITS:
         raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
@@ -113,7 +127,7 @@ def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, column
     matrix = launch.integers(weights, scales, rows, columns, bits)
     with torch.cuda.device(x.device):
         config = choice.config(x.device, Key(rows, columns, 1, launch.passes(x), bits), matrix.blocks)
-        return launch.product(x, matrix, config, compiled=True)
+        return launch.product(x, matrix, config)
 
 
 def _check(x: Tensor, scales: Tensor, rows: int, columns: int) -> None:

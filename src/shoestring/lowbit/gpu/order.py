@@ -10,8 +10,8 @@ that shifting a word left and masking its two highest bits gives 2 t as a float1
               the eight runs, that of run p in its bits 15 - 2p and 14 - 2p.
     matrix    int16 [ceil(rows / 16), blocks across, 16, RUN]
 
-A block is 512 or 1024 bytes in one piece, read in 16-byte words by neighbouring threads. Words j and j + 1 lie in one register, and
-shift and mask make two adjacent columns of one run of it: what a tensor core takes. A run never crosses a group, so each has one scale.
+A block is 512 or 1024 bytes in one piece, read 16 bytes at a time by neighbouring threads. Words j and j + 1 lie in one register,
+and shift and mask make two adjacent columns of one run of it: what a tensor core takes. A run is within a group: it has one scale.
 """
 
 from dataclasses import dataclass

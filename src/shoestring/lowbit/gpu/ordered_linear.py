@@ -71,7 +71,7 @@ def order_for_gpu(model: nn.Module, device: torch.device | str = "cuda") -> nn.M
         return OrderedLinear.of(model.to(device))
     made: dict[int, OrderedLinear] = {}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, PackedLinear):
                 if id(child) not in made:
                     made[id(child)] = OrderedLinear.of(child.to(device))

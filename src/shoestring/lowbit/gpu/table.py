@@ -27,7 +27,9 @@ class Key:
 
     @property
     def name(self) -> str:
-        return f"{self.bits} bits, {self.rows}x{self.columns}, groups {self.groups}, tokens {token_block(self.tokens)}"
+        """One token has settings of its own; other numbers share those of the block they fill up."""
+        tokens = 1 if self.tokens == 1 else token_block(self.tokens)
+        return f"{self.bits} bits, {self.rows}x{self.columns}, groups {self.groups}, tokens {tokens}"
 
 
 Table = dict[str, dict[str, Config]]

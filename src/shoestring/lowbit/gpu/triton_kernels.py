@@ -1,19 +1,21 @@
 """The Triton kernels: float activations times a packed matrix, taken apart in registers on the way to the tensor cores.
 
-In the manner of TriRun (Vaidhya et al. (2025), Spectra 1.1, arXiv:2506.23025) and of MARLIN, from which it descends (Frantar et al.
-(2024), arXiv:2408.11743): weights lie in memory as the tensor cores' registers want them after a shift and a mask; they are
-copied asynchronously, some steps ahead, 16 bytes at a time; activations come from the L2 cache; the columns are shared out among
-programs (split-K) so that a small matrix still fills the machine; several warps may add up parts of the same outputs; sums are float32.
+In the manner of TriRun (Vaidhya et al. (2025), Spectra 1.1, arXiv:2506.23025) and of MARLIN, from which it descends (Frantar
+et al. (2024), arXiv:2408.11743): weights lie in memory as the tensor cores' registers want them after a shift and a mask; they
+are copied asynchronously, some steps ahead, 16 bytes at a time; activations come from the L2 cache; the columns are shared out
+among programs (split-K) so that a small matrix still fills the machine; several warps may add up parts of the same outputs;
+sums are float32.
 
-Where ours differ. They are Triton, not CUDA, so the compiler lays out shared memory and registers. A trit needs no
-subtraction and no conversion (`lowbit.gpu.order`). Nothing asks the cache to forget the weights, as Triton's asynchronous copies cannot. MARLIN's stripes run over several column slices and add up in the output buffer in
-16 bits under locks; here every split writes float32 sums of its own and a second kernel adds them, always in the same order: the
-same bits at every run, and nothing to be left behind by a kernel that was stopped. Scales multiply float32 sums, not weights.
+Where ours differ. They are Triton, not CUDA, so the compiler lays out shared memory and registers, and nothing asks the cache to
+forget the weights, as Triton's asynchronous copies cannot. A trit needs no subtraction and no conversion (`lowbit.gpu.order`).
+MARLIN's stripes run over several slices of the outputs and are added up in the output's 16 bits under locks; here every split
+writes float32 sums of its own and a second kernel adds them, always in the same order: the same bits at every run, and no lock
+that a stopped kernel could leave behind. Scales multiply float32 sums, not 16-bit weights.
 
-Two kernels: in `narrow` each warp of a program takes a slice of the columns and all of the program's rows, which suits few tokens; in
-`wide` the warps share out the rows, which reads the activations fewer times. Both run under Triton's interpreter
-(TRITON_INTERPRET=1), which knows neither assembly nor products of bfloat16: for it (COMPILED false) two instructions are an expression, and
-the operands of products float32.
+Two kernels: in `narrow` each warp of a program takes a slice of the columns and all of the program's rows, which suits few
+tokens; in `wide` the warps share out the rows, so that activations are read fewer times. Both run under Triton's interpreter
+(TRITON_INTERPRET=1), which knows neither assembly nor products of bfloat16: for it (COMPILED false) two instructions are an
+expression, and the operands of products are float32.
 """
 
 import triton
@@ -55,11 +57,10 @@ def numbers(
 @triton.jit
 def multiply_add(weights: tl.tensor, activations: tl.tensor, total: tl.tensor, compiled: tl.constexpr) -> tl.tensor:
     """total + weights @ activations, in float32."""
-    if compiled:
-        found = tl.dot(weights, activations, total)
-    else:
-        found = tl.dot(weights.to(tl.float32), activations.to(tl.float32), total)
-    return found
+    if not compiled:
+        weights = weights.to(tl.float32)
+        activations = activations.to(tl.float32)
+    return tl.dot(weights, activations, total)
 
 
 @triton.jit
@@ -82,7 +83,7 @@ def first_column(
     return found
 
 
-@triton.jit(do_not_specialize=["tokens", "share"])
+@triton.jit(do_not_specialize=["tokens", "runs", "blocks", "share"])
 def narrow(
     x: tl.tensor,
     words: tl.tensor,
@@ -128,10 +129,7 @@ def narrow(
     for first in range(split * share, last, SLICES):
         block = first + warp
         at = tl.minimum(block, blocks - 1)[:, None, None] * (STRIP * RUN) + word[None, None, :]
-        if KIND == 8:
-            held = tl.load(strips + at, mask=at < columns, other=0)
-        else:
-            held = tl.load(strips + at)
+        held = tl.load(strips + at, mask=at < columns, other=0) if KIND == 8 else tl.load(strips + at)
         part = total if FLUSH == 0 else tl.zeros((SLICES, ROWS, TOKENS), dtype=tl.float32)
         for place in tl.static_range(PLACES):
             begin, left, which = first_column(block, place, runs, group, PLACES, RUN, FLUSH != 0)
@@ -153,7 +151,7 @@ def narrow(
     store(tl.sum(total, 0), scales, out, split, row, token, rows, tokens, FLUSH, WHOLE, FACTOR)
 
 
-@triton.jit(do_not_specialize=["tokens", "share"])
+@triton.jit(do_not_specialize=["tokens", "runs", "blocks", "share"])
 def wide(
     x: tl.tensor,
     words: tl.tensor,
@@ -192,10 +190,7 @@ def wide(
     total = tl.zeros((ROWS, TOKENS), dtype=tl.float32)
     for block in range(split * share, last):
         at = block * (STRIP * RUN) + word[None, :]
-        if KIND == 8:
-            held = tl.load(strips + at, mask=at < columns, other=0)
-        else:
-            held = tl.load(strips + at)
+        held = tl.load(strips + at, mask=at < columns, other=0) if KIND == 8 else tl.load(strips + at)
         part = total if FLUSH == 0 else tl.zeros((ROWS, TOKENS), dtype=tl.float32)
         for place in tl.static_range(PLACES):
             begin, left, which = first_column(block, place, runs, group, PLACES, RUN, FLUSH != 0)
@@ -250,8 +245,8 @@ def add_up(
     ROWS: tl.constexpr,
 ) -> None:
     """out[token, row] = the sum over the splits, from the first to the last, times the scale of the row where it has one."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(0).to(tl.int64)
     total = tl.zeros((ROWS,), dtype=tl.float32)
     for split in range(splits):
         total += tl.load(parts + (split * tokens + token) * rows + row, mask=row < rows, other=0.0)
