@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from link_model import Exchange, Link, Predicted, all_reduce_bytes, all_reduce_seconds, data_parallel, outer_loop
+from link_model import (
+    Exchange,
+    Link,
+    Predicted,
+    all_reduce_bytes,
+    all_reduce_seconds,
+    beside_backward,
+    data_parallel,
+    outer_loop,
+)
 from link_model import parameters as count_parameters
 
 from shoestring.config import Tree, build, merge, read_toml
@@ -108,7 +117,9 @@ class Bytes:
 
     def predicted(self, steps: int, step_seconds: float, link: Link) -> Predicted:
         if self.outer is None:
-            return data_parallel(steps, step_seconds, all_reduce_seconds(4 * self.parameters, WORKERS, link))
+            payload = 4 * self.parameters
+            transfer = all_reduce_seconds(payload, WORKERS, link)
+            return data_parallel(steps, step_seconds, transfer, beside_backward(payload, step_seconds, transfer))
         return outer_loop(
             steps,
             step_seconds,

@@ -6,8 +6,8 @@ K workers, each with a link of its own into a switch, `rate` bits a second each 
   2 (K - 1) / K q (Patarasuk & Yuan (2009), Bandwidth optimal all-reduce algorithms, who show that none sends less);
   q = 4 N for N float32 gradients, and what the codec makes of the shapes for an exchange;
 * transfer: those bytes with their headers, over the rate; where the link has a delay, also the trips that wait for it;
-* exposed transfer: what training waits for. Data parallelism: all of every step's (DDP sends its first bucket beside the rest
-  of the backward pass, which is left out: an upper bound). An outer loop: its schedule is played through, see `outer_loop`.
+* exposed transfer: what training waits for. Data parallelism: every step's, save DDP's first bucket, which goes beside the rest
+  of the backward pass as far as that lasts, see `beside_backward`. An outer loop: its schedule is played through, see `outer_loop`.
 
 The compute of a step is for the caller to measure.
 """
@@ -126,13 +126,34 @@ class Predicted:
     exchanges: tuple[int, ...]
 
 
-def data_parallel(steps: int, step_seconds: float, transfer: float) -> Predicted:
-    """Every step waits for its all-reduce.
+FIRST_BUCKET = 2**20
+"""Bytes of gradients that DDP sends first, by default; the next buckets have 25 MB."""
+
+BACKWARD = 2 / 3
+"""The share of a step's operations that the backward pass is."""
+
+
+def beside_backward(payload: float, step_seconds: float, transfer: float) -> float:
+    """Seconds of a step's `transfer` of `payload` bytes that pass while gradients are still worked out: those of the first bucket,
+    but no longer than the rest of the backward pass takes.
+
+    >>> beside_backward(4 * 2**20, 0.6, 0.2)
+    0.05
+    >>> round(beside_backward(4 * 2**20, 0.6, 20.0), 6)
+    0.3
+    """
+    first = min(1.0, FIRST_BUCKET / payload)
+    return min(first * transfer, (1 - first) * BACKWARD * step_seconds)
+
+
+def data_parallel(steps: int, step_seconds: float, transfer: float, beside: float = 0.0) -> Predicted:
+    """Every step waits for its all-reduce, but for what goes `beside` it.
 
     >>> data_parallel(10, 0.5, 0.25)
     Predicted(seconds=7.5, exposed=2.5, exchanges=(10,))
     """
-    return Predicted(steps * (step_seconds + transfer), steps * transfer, (steps,))
+    exposed = steps * (transfer - beside)
+    return Predicted(steps * step_seconds + exposed, exposed, (steps,))
 
 
 def outer_loop(

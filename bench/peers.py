@@ -30,7 +30,7 @@ DIFFERENCES = {
     ("muon", "pytorch_optimizer"): "orthogonalises in bfloat16 on any machine; eager",
     ("muon", "heavyball"): "five other Newton-Schulz polynomials, in bfloat16 with stochastic rounding; compiled",
     ("soap", "pytorch_optimizer"): "epsilon is added before the bias correction; a loop over matrices, eager",
-    ("soap", "heavyball"): "factors are lifted off singularity at a refresh, which comes a step earlier; compiled",
+    ("soap", "heavyball"): "factors are lifted off singularity at a refresh; compiled",
 }
 """What remains different at the same hyper-parameters. Besides: every SOAP begins where eigh puts the null space of the
 first factors, which is arbitrary, so that the first steps differ for matrices that are not square."""

@@ -18,10 +18,6 @@ _GLOO_TAGS = 2**31
 _LENGTHS, _PAYLOADS = 0, 1
 _LENGTH_BYTES = 8
 
-ALONE = 2**17
-"""Bytes from which a message has the link to itself: three that share it end together only if TCP shares it evenly, and it does
-not, so that links stand idle towards the end. Shorter messages all leave at once, and wait for one trip in place of several."""
-
 FAREWELL = 1.0
 """The most seconds that an exchange goes on among the living after one was lost."""
 
@@ -129,26 +125,20 @@ class DistributedTransport:
         receiving: dict[int, dist.Work | None] = {}
         sending: dict[int, dist.Work | None] = {}
         end, slot = start + self._timeout, tag % _GLOO_TAGS
-        # in turn, each to the next, then to the one after it ...: as many messages come to a link as leave by it
-        turns = [((self.rank + step) % self.size, (self.rank - step) % self.size) for step in range(1, self.size)]
-        alone = any(frame.numel() >= ALONE for frame in frames.values())
         for rank in others:
+            frame = frames[id(messages[rank])]
             try:
                 receiving[rank] = dist.irecv(buffers[rank], group=self._group, tag=slot, group_src=rank)
-            except RuntimeError:
-                end = self._lose(rank, end)
-        for to, source in turns:
-            frame = frames[id(messages[to])]
-            try:
-                sending[to] = dist.isend(frame, group=self._group, tag=slot, group_dst=to)
+                sending[rank] = dist.isend(frame, group=self._group, tag=slot, group_dst=rank)
                 self.traffic.sent += frame.numel()
             except RuntimeError:
-                end = self._lose(to, end)
-            if alone:
-                end = self._wait(source, receiving.pop(source, None), end)
-                end = self._wait(to, sending.pop(to, None), end)
+                end = self._lose(rank, end)
         for rank, work in [*receiving.items(), *sending.items()]:
-            end = self._wait(rank, work, end)
+            try:
+                if work is not None:
+                    work.wait(timedelta(seconds=max(end - time.perf_counter(), 0.001)))
+            except RuntimeError:
+                end = self._lose(rank, end)
         if self._lost is not None:
             raise PeerLost(*self._lost)
         self.traffic.received += sum(HEADER_BYTES + (sizes[rank] or 0) for rank in others)
@@ -156,15 +146,6 @@ class DistributedTransport:
             message if rank == self.rank else None if sizes[rank] is None else self._opened(buffers[rank], tag, rank)
             for rank, message in enumerate(messages)
         ]
-
-    def _wait(self, rank: int, work: dist.Work | None, end: float) -> float:
-        """For a message to or from a worker. Returns until when to wait for the others."""
-        try:
-            if work is not None:
-                work.wait(timedelta(seconds=max(end - time.perf_counter(), 0.001)))
-        except RuntimeError:
-            return self._lose(rank, end)
-        return end
 
     def _lose(self, rank: int, end: float) -> float:
         """Note the first loss; the time until which to go on with the rest of the exchange.
