@@ -3,9 +3,9 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
+import numpy as np
 from link_arms import WAYS, Arm, Bytes
 from link_bytes import within
 from link_figure import Curve
@@ -56,9 +56,14 @@ def measure_seconds(net: Links, plan: Plan, record: Record) -> list[Curve]:
                 }
             )
             points.append((rate / 1e6, seconds, whole))
-        low, high, usual = min(plan.rates) / 1.3, max(plan.rates) * 1.3, median(computes)
-        along = [low * (high / low) ** (place / 60) for place in range(61)]
-        line = [(rate / 1e6, known.predicted(plan.steps, usual, Link(rate, plan.delay)).seconds) for rate in along]
+        low, high = min(plan.rates) / 1.3, max(plan.rates) * 1.3
+        along = np.geomspace(low, high, 61)
+        # between the rates where it was measured, compute is taken to change evenly with the rate's logarithm
+        between = np.interp(np.log(along), np.log(sorted(plan.rates)), computes[::-1])
+        line = [
+            (rate / 1e6, known.predicted(plan.steps, compute, Link(rate, plan.delay)).seconds)
+            for rate, compute in zip(along.tolist(), between.tolist(), strict=True)
+        ]
         curves.append(Curve(way.name, line, points))
     show_seconds(plan, rows)
     record.content["seconds"] = rows
