@@ -17,7 +17,6 @@ a loop, each of which makes one run and says by exit status 3 that none was miss
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -29,6 +28,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from run_lines import RunLines
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -138,32 +138,8 @@ def train(cell: Cell, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-class Runs:
-    """The lines of the file. Raises: SystemExit where a line is not one, unless it is the last, cut off."""
-
-    def __init__(self, path: Path, settings: Settings) -> None:
-        self.path, self.lines = path, list[dict[str, Any]]()
-        text = path.read_text() if path.exists() else ""
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                self.lines.append(json.loads(line))
-            except ValueError:
-                if text.endswith("\n"):
-                    raise SystemExit(f"{path}: line {number} is not JSON") from None
-                print(f"{path}: the last line is cut off, and its run is made again")
-        if any(line["settings"] != asdict(settings) for line in self.lines):
-            raise SystemExit(f"{path} has runs of other settings: name another file with --out")
-        self.torn = text[text.rfind("\n") + 1 :]
-
-    def add(self, line: dict[str, Any]) -> None:
-        if self.torn:
-            whole = self.path.read_bytes()
-            self.path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-            self.torn = ""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.lines.append(line)
+class Runs(RunLines):
+    """The runs by arm, width and what else tells them apart."""
 
     def of(self, arm: str, width: int, tokens: int) -> list[dict[str, Any]]:
         return [line for line in self.lines if (line["arm"], line["width"], line["tokens"]) == (arm, width, tokens)]
@@ -289,7 +265,7 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     plan = Plan(options.arms, sorted(options.widths), sorted(options.tokens), options.seeds)
-    runs = Runs(options.out, settings)
+    runs = Runs(options.out, asdict(settings))
     if not options.show:
         dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder(), say=print)
         while cell := plan.missing(runs):

@@ -1,15 +1,11 @@
 """The held-out loss of a run's model, before and after: on the text, and the order of it, that the run was judged on."""
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from shoestring.budget.ledger import Ledger
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.data.windows import Windows
-from shoestring.decode.ensemble import HeadDone
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.train.assembly import HELDOUT_ORDER
@@ -17,18 +13,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator, Heldout
 
 ROWS = 4
-"""Sequences at once: all their logits are held."""
-
-
-class _Answering:
-    """A model as the evaluator wants one, with its own `logits` instead of an output matrix that is multiplied for it."""
-
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
-        self.head_weight = HeadDone(model.device)
-
-    def hidden(self, inputs: Tensor, positions: Tensor | None, documents: Tensor | None) -> Tensor:
-        return self.model.logits(self.model.hidden(inputs, positions, documents))
+"""Sequences at once."""
 
 
 class HeldoutText:
@@ -56,8 +41,7 @@ class HeldoutText:
     def __call__(self, model: Transformer, ledger: Ledger, event: str) -> Heldout:
         """The loss of `model`. event: the line of the ledger that it is charged as."""
         with ledger.clock("evaluate"):
-            model_like: Any = _Answering(model.eval())
-            found = self._evaluator(model_like)
+            found = self._evaluator(model.eval())
         rows = -(-self.sequences // ROWS) * ROWS
         ledger.charge(flops=model.flops(rows, self.context, backward=False))
         ledger.write(event, loss=found.loss, bits_per_byte=found.bits_per_byte)

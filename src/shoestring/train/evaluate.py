@@ -1,6 +1,7 @@
 """Held-out loss, in nats per token and bits per byte."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,19 +70,19 @@ class Evaluator:
             moved = _padded(batch, self.rows).to(self.device)
             with autocast(self.device, self.precision):
                 hidden = model.hidden(moved.inputs, moved.positions, moved.documents).detach()
-                nats += _summed_loss(hidden, model.head_weight, moved.targets)
+                nats += _summed_loss(model.logits, hidden, moved.targets)
             targets += len(counted)
         loss = nats / max(targets, 1)
         return Heldout(loss, nats / math.log(2) / max(text, 1), targets)
 
 
 @torch.no_grad()
-def _summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 1024) -> float:
+def _summed_loss(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, rows: int = 1024) -> float:
     """Sum of the losses, the logits a block of rows at a time."""
     flat, goals = hidden.flatten(0, -2), targets.flatten()
     total = 0.0
     for start in range(0, flat.shape[0], rows):
-        logits = F.linear(flat[start : start + rows], weight).float()
+        logits = logits_of(flat[start : start + rows]).float()
         part = goals[start : start + rows]
         total += float(F.cross_entropy(logits, part, ignore_index=IGNORED, reduction="sum"))
     return total
