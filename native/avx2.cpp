@@ -5,7 +5,7 @@
 
 #include <immintrin.h>
 
-#include "bodies.h"
+#include "decoder_bodies.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
 
@@ -146,9 +146,11 @@ constexpr Tile TILE = {QUADS, MOST, {unpack2, unpack16}, multiply, finish};
 
 bool ternaries(const Product& p, i64 first, i64 last) { return tiles(p, TILE, first, last); }
 
+SHOESTRING_FLOATS(AVX2)
+
 }  // namespace
 
-const Kernel avx2_kernel = {MOST, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_avx2};
+const Kernel avx2_kernel = {MOST, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_avx2, FLOATS};
 
 }  // namespace shoestring
 

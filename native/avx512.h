@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-#include "bodies.h"
+#include "decoder_bodies.h"
 
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
 

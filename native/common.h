@@ -80,12 +80,21 @@ using Integers = void (*)(const IntegerProduct&, i64 first, i64 last);
 
 using Quantise = float (*)(const float* x, i64 columns, i64 padded, i64 group, i8* codes, i32* sums);
 
+// What a decoder does between its products; see decoder_bodies.h.
+struct Floats {
+    void (*norm)(const float* x, const float* gain, float epsilon, i64 count, float* out);
+    void (*turn)(const float* x, const float* cos, const float* sin, i64 count, float* out);
+    void (*attend)(const float* query, const float* keys, const float* values, i64 places, i64 width, float* scores, float* out);
+    void (*gate)(const float* gates, const float* ups, i64 count, float* out);
+};
+
 // One instruction set.
 struct Kernel {
     i64 most;  // tokens that `ternaries` takes at once: how it wants them blocked
     Ternaries ternaries[2];  // by layout
     Integers integers[2];    // 8 bits, 4 bits
     Quantise quantise;
+    Floats floats;
 };
 
 // What an instruction set that needs its trits one to a byte has for `tiles`. A tile is [quads][16 rows][4 columns] of
@@ -102,6 +111,12 @@ extern const Kernel plain_kernel;
 #define SHOESTRING_X86 1
 extern const Kernel avx2_kernel, avx512_vnni_kernel, avx512_vbmi_kernel;
 #endif
+
+// out [tokens, rows] = x [tokens, columns] times trits, or integers of 8 or 4 bits. False: there is no memory.
+bool multiply(const Kernel&, int layout, int threads, const float* x, i64 tokens, i64 columns, const u8* packed, i64 rows,
+              const float* scales, i64 groups, float* out);
+bool multiply_integers(const Kernel&, int bits, int threads, const float* x, i64 tokens, i64 columns, const u8* weights,
+                       i64 rows, const float* scales, float* out);
 
 bool quantise(const Kernel&, const float* x, i64 tokens, i64 columns, i64 group, int threads, Tokens& into);
 bool tiles(const Product&, const Tile&, i64 first, i64 last);

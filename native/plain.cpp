@@ -1,7 +1,7 @@
 // Plain C++ for any machine: what the vector kernels must agree with, bit for bit.
 #include <cstring>
 
-#include "bodies.h"
+#include "decoder_bodies.h"
 
 namespace shoestring {
 namespace {
@@ -70,8 +70,10 @@ constexpr Tile TILE = {QUADS, 1, {unpack2, unpack16}, multiply, finish};
 
 bool ternaries(const Product& p, i64 first, i64 last) { return tiles(p, TILE, first, last); }
 
+SHOESTRING_FLOATS()
+
 }  // namespace
 
-const Kernel plain_kernel = {1, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_plain};
+const Kernel plain_kernel = {1, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_plain, FLOATS};
 
 }  // namespace shoestring

@@ -167,10 +167,12 @@ VNNI float quantise_vnni(const float* x, i64 columns, i64 padded, i64 group, i8*
     return quantise_body(x, columns, padded, group, codes, sums);
 }
 
+SHOESTRING_FLOATS(VNNI)
+
 }  // namespace
 
-const Kernel avx512_vnni_kernel = {MOST, {run<TwoBits>, run<FiveTrits>}, {integers8_vnni, integers4_vnni}, quantise_vnni};
-const Kernel avx512_vbmi_kernel = {MOST, {run<TwoBits>, run<FiveTritsByTable>}, {integers8_vnni, integers4_vnni}, quantise_vnni};
+const Kernel avx512_vnni_kernel = {MOST, {run<TwoBits>, run<FiveTrits>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS};
+const Kernel avx512_vbmi_kernel = {MOST, {run<TwoBits>, run<FiveTritsByTable>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS};
 
 }  // namespace shoestring
 

@@ -79,11 +79,18 @@ class Transformer(nn.Module):
         cos, sin = self.rotary(past, length, positions)
         mask = _mask(length, past, documents, inputs.device)
         x = _scaled(self.embedding(inputs), self.config.input_scale)
-        for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, None if cache is None else cache.layer(index, length))
+        x = self._through_blocks(x, cos, sin, mask, cache)
         if cache is not None:
             cache.advance(length)
         return _scaled(self.norm(x), self.config.output_scale)
+
+    def _through_blocks(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, mask, None if cache is None else cache.layer(index, x.shape[1]))
+        return x
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """A Transformer that computes with packed matrices, an embedding of few bits, and no float copy of either."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,16 +10,25 @@ from torch import Tensor
 from shoestring.errors import ShoestringError
 from shoestring.lowbit import container
 from shoestring.lowbit.kernels import gather
+from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
+from shoestring.model.cache import KeyValueCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer, rotary_tables
+from shoestring.shrink.native_blocks import native_decoder
 
 
 class PackedTransformer(Transformer):
     """A `Transformer` whose blocks hold `PackedLinear`s and whose embedding and head are `PackedEmbedding`s; for use, not for
     training. Made by `of`, or by `shrink.rounding.pack` from a trained one. Activations are float32, on the CPU.
+
+    A single token that follows those in a cache goes through all blocks in one native call where there is one for their parts
+    (`native_decoder`), else, as several tokens do, module by module. Their floating-point sums are not in the same order.
     """
+
+    decoder: Decoder | str = "it is not made yet"
+    """What a single token goes through, or why it goes module by module."""
 
     @classmethod
     def of(cls, path: Path, contents: container.Contents, config: ModelConfig) -> Self:
@@ -48,7 +58,24 @@ class PackedTransformer(Transformer):
         places += [(part, "weight") for part in tables]
         for (part, name), moved in zip(places, gather([getattr(p, n) for p, n in places]), strict=True):
             setattr(part, name, moved)
-        return self.requires_grad_(False).eval()
+        self.requires_grad_(False).eval()
+        self.decoder = native_decoder(self)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.decoder = "it was moved or cast"  # its tensors are no longer those that the decoder knows
+        super()._apply(fn, recurse)
+        return self
+
+    def _through_blocks(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        if isinstance(self.decoder, str) or cache is None or x.shape[:2] != (1, 1) or mask is not None:
+            return super()._through_blocks(x, cos, sin, mask, cache)
+        one, keys, values = x.detach().flatten().clone(), cache.keys[:, 0], cache.values[:, 0]
+        if not self.decoder.step(one, keys, values, cache.length, cos.flatten(), sin.flatten()):
+            return super()._through_blocks(x, cos, sin, mask, cache)
+        return one.view(x.shape)
 
     @property
     def head_weight(self) -> Tensor:

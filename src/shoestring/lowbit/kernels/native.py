@@ -14,7 +14,7 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 1
+INTERFACE = 2
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -68,6 +68,22 @@ class Library:
         )
         return out
 
+    def decode(
+        self, kernel: int, decoder: ctypes.Structure, cache: ctypes.Structure, cos: Tensor, sin: Tensor, x: Tensor
+    ) -> None:
+        """x [width] through all layers of a decoder (`kernels.decoder`), in place; everything is checked."""
+        self._must_work(
+            self.loaded.shoestring_decode(
+                kernel,
+                torch.get_num_threads(),
+                ctypes.addressof(decoder),
+                ctypes.addressof(cache),
+                cos.data_ptr(),
+                sin.data_ptr(),
+                x.data_ptr(),
+            )
+        )
+
     def borrow_threads(self, lend: bool) -> bool:
         """Use the threads of torch's OpenMP runtime from now on (`lend`), or the library's own. Whether the former are in use.
 
@@ -118,6 +134,7 @@ def load(path: Path | None = None) -> Library:
     loaded.shoestring_integer_matmul.argtypes = [
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
     ]
+    loaded.shoestring_decode.argtypes = [_INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
     loaded.shoestring_borrow_threads.argtypes = [_POINTER]
     loaded.shoestring_borrow_threads.restype = None
     loaded.shoestring_large_pages.argtypes = [_POINTER, _LONG]

@@ -1,0 +1,110 @@
+// What a decoder does with floats between its products, compiled by each instruction set for itself. All give the same bits:
+// every sum is kept in sixteen lanes that are added in one order, and nothing is contracted.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "bodies.h"
+
+namespace shoestring {
+
+static SHOESTRING_INLINE float lanes_sum(const float* lanes) {
+    float half[LANES / 2];
+    for (i64 l = 0; l < LANES / 2; ++l) half[l] = lanes[l] + lanes[l + LANES / 2];
+    return ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
+}
+
+static SHOESTRING_INLINE float dot_body(const float* a, const float* b, i64 count) {
+    float lanes[LANES] = {};
+    i64 i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (i64 l = 0; l < LANES; ++l) lanes[l] += a[i + l] * b[i + l];
+    for (i64 l = 0; i + l < count; ++l) lanes[l] += a[i + l] * b[i + l];
+    return lanes_sum(lanes);
+}
+
+// exp(x) for x <= 0, 0 below -87, NaN for NaN: 2^n times a polynomial in the rest, which is that of Cody and Waite's exponential (Cephes).
+static SHOESTRING_INLINE float exp_body(float x) {
+    const float kept = x > -87.0f ? x : -87.0f;
+    constexpr float to_integer = 12582912.0f;
+    const float n = (kept * 1.44269504f + to_integer) - to_integer;
+    const float r = (kept - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const i32 bits = (static_cast<i32>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    const float found = x < -87.0f ? 0.0f : p * power;
+    return x != x ? x : found;
+}
+
+// out = gain x / sqrt(mean x^2 + epsilon). out may be x.
+static SHOESTRING_INLINE void norm_body(const float* x, const float* gain, float epsilon, i64 count, float* out) {
+    const float by = 1.0f / std::sqrt(dot_body(x, x, count) / static_cast<float>(count) + epsilon);
+    for (i64 i = 0; i < count; ++i) out[i] = x[i] * by * gain[i];
+}
+
+// out = x turned by the tables of its place, features i and i + count / 2 together. out is not x.
+static SHOESTRING_INLINE void turn_body(const float* x, const float* cos, const float* sin, i64 count, float* out) {
+    const i64 half = count / 2;
+    for (i64 i = 0; i < half; ++i) out[i] = x[i] * cos[i] + x[i + half] * sin[i];
+    for (i64 i = half; i < count; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
+}
+
+// out [width] = softmax(query . keys / sqrt(width)) values, keys and values [places, width]. scores: room for `places`.
+static SHOESTRING_INLINE void attend_body(const float* query, const float* keys, const float* values, i64 places, i64 width,
+                                          float* scores, float* out) {
+    const float by = 1.0f / std::sqrt(static_cast<float>(width));
+    float largest = -std::numeric_limits<float>::infinity();
+    for (i64 p = 0; p < places; ++p) {
+        scores[p] = dot_body(query, keys + p * width, width) * by;
+        largest = scores[p] > largest ? scores[p] : largest;
+    }
+    for (i64 p = 0; p < places; ++p) scores[p] = exp_body(scores[p] - largest);
+    float lanes[LANES] = {};
+    for (i64 p = 0; p < places; ++p) lanes[p % LANES] += scores[p];
+    const float share = 1.0f / lanes_sum(lanes);
+    i64 i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        float sums[LANES] = {};
+        for (i64 p = 0; p < places; ++p)
+            for (i64 l = 0; l < LANES; ++l) sums[l] += scores[p] * values[p * width + i + l];
+        for (i64 l = 0; l < LANES; ++l) out[i + l] = sums[l] * share;
+    }
+    for (; i < width; ++i) {
+        float sum = 0.0f;
+        for (i64 p = 0; p < places; ++p) sum += scores[p] * values[p * width + i];
+        out[i] = sum * share;
+    }
+}
+
+// out [count] = silu(gate) up, both [count].
+static SHOESTRING_INLINE void gate_body(const float* gate, const float* up, i64 count, float* out) {
+    for (i64 i = 0; i < count; ++i) {
+        const float size = gate[i] < 0.0f ? gate[i] : -gate[i], small = exp_body(size);  // of -|gate|: nothing overflows
+        out[i] = gate[i] * ((gate[i] < 0.0f ? small : 1.0f) / (1.0f + small)) * up[i];
+    }
+}
+
+// The functions of one instruction set. TARGET: its attribute.
+#define SHOESTRING_FLOATS(TARGET)                                                                                         \
+    TARGET void norm(const float* x, const float* gain, float epsilon, i64 count, float* out) {                           \
+        norm_body(x, gain, epsilon, count, out);                                                                          \
+    }                                                                                                                     \
+    TARGET void turn(const float* x, const float* cos, const float* sin, i64 count, float* out) {                         \
+        turn_body(x, cos, sin, count, out);                                                                               \
+    }                                                                                                                     \
+    TARGET void attend(const float* query, const float* keys, const float* values, i64 places, i64 width, float* scores,  \
+                       float* out) {                                                                                      \
+        attend_body(query, keys, values, places, width, scores, out);                                                     \
+    }                                                                                                                     \
+    TARGET void gate(const float* gates, const float* ups, i64 count, float* out) { gate_body(gates, ups, count, out); }  \
+    constexpr Floats FLOATS = {norm, turn, attend, gate};
+
+}  // namespace shoestring

@@ -1,0 +1,130 @@
+"""One token through all blocks in one native call: near what the modules compute, the same bits by every kernel."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from shoestring.config import build
+from shoestring.errors import ShoestringError
+from shoestring.lowbit import kernels
+from shoestring.lowbit.kernels.decoder import Decoder
+from shoestring.model import ModelConfig
+from shoestring.shrink.native_blocks import native_decoder
+from shoestring.shrink.packed_transformer import PackedTransformer
+from shoestring.shrink.rounding import pack, ternaries
+
+NATIVE = [kernel for kernel in kernels.available() if kernel != "torch"]
+pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built")
+
+SHAPES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "grouped": {"key_value_heads": 2},
+    "no query-key norm": {"token_mixer": {"name": "attention", "qk_norm": False}},
+    "odd sizes": {"width": 36, "heads": 3, "key_value_heads": 1, "head_width": 22, "hidden": 50, "layers": 3},
+    "one head wider than the model": {"heads": 1, "head_width": 80},
+}
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> object:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    kernels.choose(None)
+    torch.set_num_threads(threads)
+
+
+def packed(layout: str = "ternary2", spread: float = 1.0, **shape: object) -> PackedTransformer:
+    torch.manual_seed(1)
+    config = build(ModelConfig, {"layers": 2, "width": 32, "heads": 4, "vocabulary": 61, "context": 96, **shape})
+    model = config.build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=spread * parameter.shape[1] ** -0.5)
+    return pack(model, ternaries(model), layout, 8)
+
+
+@torch.no_grad()
+def decoded(model: PackedTransformer, length: int = 96, prompt: int = 5) -> Tensor:
+    """Hidden states [length - prompt, width] of the tokens after the prompt, one at a time."""
+    tokens = torch.randint(61, (1, length), generator=torch.Generator().manual_seed(2))
+    cache = model.new_cache(1, length)
+    model.hidden(tokens[:, :prompt], cache=cache)
+    return torch.cat([model.hidden(tokens[:, i : i + 1], cache=cache)[0] for i in range(prompt, length)])
+
+
+@pytest.mark.parametrize("layout", ["ternary2", "ternary1.6"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_it_is_what_the_modules_compute(shape: dict[str, object], layout: str) -> None:
+    model = packed(layout, **shape)
+    assert isinstance(model.decoder, Decoder)
+    found = decoded(model)
+    kernels.choose("torch")
+    wanted = decoded(model)
+    # float sums are in another order: where that has one activation rounded to the next int8 the difference is larger
+    assert float((found - wanted).abs().median()) < 1e-5
+    torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_all_kernels_and_numbers_of_threads_give_the_same_bits(shape: dict[str, object]) -> None:
+    model = packed(**shape)
+    kernels.choose("plain")
+    wanted = decoded(model)
+    for kernel in NATIVE:
+        kernels.choose(kernel)
+        assert torch.equal(decoded(model), wanted), kernel
+
+
+def test_threads_share_the_heads_of_a_long_text() -> None:
+    shape = {"width": 256, "heads": 8, "key_value_heads": 4, "context": 400, "vocabulary": 61}
+    model = packed(**shape)  # type: ignore[arg-type]
+    alone = decoded(model, 300, 280)
+    torch.set_num_threads(3)
+    assert torch.equal(decoded(model, 300, 280), alone)
+
+
+@pytest.mark.parametrize("spread", [1e-30, 1e-3, 1e3, 1e15])
+def test_sizes_far_from_one_stay_finite(spread: float) -> None:
+    model = packed(spread=spread)
+    found = decoded(model)
+    assert found.isfinite().all()
+    kernels.choose("torch")
+    torch.testing.assert_close(found, decoded(model), rtol=0.05, atol=0.05)
+
+
+def test_what_is_no_number_stays_so() -> None:
+    model = packed()
+    model.blocks[0].token_norm.weight[3] = torch.nan  # type: ignore[union-attr, index, operator]
+    assert decoded(model, 8).isnan().all()
+
+
+def test_several_rows_and_tokens_go_module_by_module() -> None:
+    model, cache = packed(), packed().new_cache(2, 4)
+    with torch.no_grad():
+        two = model.hidden(torch.tensor([[1], [2]]), cache=cache)
+        assert torch.equal(two[:1], model.hidden(torch.tensor([[1]])))
+
+
+def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same() -> None:
+    model = packed(channel_mixer="squared_relu", hidden=40)
+    assert model.decoder == "blocks.0 has Attention and SquaredReLU, where it knows Attention and SwiGLU"
+    found = decoded(model)
+    kernels.choose("torch")
+    torch.testing.assert_close(found, decoded(model), rtol=0.05, atol=0.05)
+
+
+def test_a_model_that_is_cast_forgets_it() -> None:
+    assert packed().to(torch.bfloat16).decoder == "it was moved or cast"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = packed()
+    with torch.no_grad(), pytest.raises(ShoestringError, match="of another model"):
+        model.hidden(torch.tensor([[1]]), cache=packed(layers=3).new_cache(1, 4))
+    model.blocks[1].set_submodule("token_mixer.qkv", packed(heads=8).blocks[1].token_mixer.output)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(ShoestringError, match="qkv is 32 x 32, not 96 x 32"):
+        native_decoder(model)
