@@ -109,6 +109,8 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
             logits_all=True,
             n_threads=options.threads,
             n_threads_batch=options.threads,
+            type_k=llama_cpp.GGML_TYPE_F32,  # as here; its default, float16, is one more rounding
+            type_v=llama_cpp.GGML_TYPE_F32,
             verbose=False,
         )
         for number, prompt in enumerate(texts):

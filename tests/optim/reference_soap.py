@@ -5,10 +5,14 @@ from torch import Tensor
 
 
 def qr_refresh(factor: Tensor, basis: Tensor, second: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Algorithm 4: the columns by estimated eigenvalue, one step of power iteration, QR; V's `axis` in their order."""
+    """Algorithm 4: the columns by estimated eigenvalue, one step of power iteration, QR; V's `axis` in their order.
+
+    The factor's diagonal is raised by 64 rounding errors of float32 for each of its columns, times its largest eigenvalue.
+    """
     eigenvalues = torch.diag(basis.T @ factor @ basis)
     order = sorted(range(len(eigenvalues)), key=lambda i: -eigenvalues[i].item())
-    q, _ = torch.linalg.qr(factor @ basis[:, order])
+    raised = factor + 64 * 2.0**-23 * len(order) * eigenvalues.max() * torch.eye(len(order)).double()
+    q, _ = torch.linalg.qr(raised @ basis[:, order])
     return q, second[order, :] if axis == 0 else second[:, order]
 
 

@@ -120,6 +120,18 @@ def test_power_iteration_reaches_the_eigenvectors_and_says_where_columns_went() 
     )
 
 
+def test_a_refresh_leaves_directions_that_no_gradient_was_in() -> None:
+    """The null space of a factor of low rank: its columns stay together, and nearly where they are."""
+    torch.manual_seed(0)
+    slopes = torch.randn(1, 32, 4)
+    factors, bases = slopes @ slopes.mT, torch.linalg.qr(torch.cat((slopes, torch.randn(1, 32, 28)), -1)).Q
+    basis, order = refreshed_basis(factors, bases)
+    turned = (bases.mT @ basis)[0, 4:, 4:]
+    assert sorted(order[0, 4:].tolist()) == list(range(4, 32))
+    kept = turned.abs().amax(0)
+    assert float(kept.min()) > 0.999
+
+
 @pytest.mark.parametrize("limit", [1, 200])
 def test_the_size_of_the_stacks_changes_nothing(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Square matrices only: the null space of a first factor has no basis of its own."""

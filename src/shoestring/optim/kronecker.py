@@ -133,15 +133,23 @@ def eigenbasis(factors: Tensor) -> Tensor:
     return torch.linalg.eigh(factors).eigenvectors.flip(-1)
 
 
+SHIFT = 64 * torch.finfo(torch.float32).eps
+"""Of a factor, as a share of its size times its largest eigenvalue; see `refreshed_basis`."""
+
+
 def refreshed_basis(factors: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
     """One step of orthogonal iteration of `factors` [k, d, d] from `bases`, and the order [k, d] of the old columns.
 
-    The columns are put in the order of their estimated eigenvalues diag(Q^T F Q), falling, before Q <- qr(F Q): what
-    belongs to old column order[i] belongs to new column i.
+    The columns are put in the order of their estimated eigenvalues diag(Q^T F Q), falling, before Q <- qr((F + s I) Q): what
+    belongs to old column order[i] belongs to new column i. The shift s = SHIFT d times the largest estimate leaves the
+    eigenvectors what they are; those of eigenvalues far below it, which a few gradients do not tell, turn slowly instead of
+    into noise, and what is kept for them stays true. (heavyball 3.2 raises its factors alike.)
     """
     products = torch.bmm(factors, bases)
     estimates = (bases * products).sum(-2)
     order = torch.argsort(estimates, dim=-1, descending=True, stable=True)
+    shift = SHIFT * factors.shape[-1] * estimates.amax(-1)
+    products.add_(shift[:, None, None] * bases)
     sorted_products = products.gather(-1, order.unsqueeze(-2).expand_as(products))
     return torch.linalg.qr(sorted_products).Q, order
 

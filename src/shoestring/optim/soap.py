@@ -41,7 +41,7 @@ class SOAP(KroneckerOptimizer):
         N' = (M' / (1 - beta1^t)) / (sqrt(V / (1 - beta2^t)) + epsilon)
         W <- W - lr (Q_L N' Q_R^T + weight_decay W)
         L <- beta2 L + (1 - beta2) G G^T;   R <- beta2 R + (1 - beta2) G^T G
-        every `every` steps: Q_L <- qr(L Q_L), Q_R <- qr(R Q_R)
+        every `every` steps: Q_L <- qr(L Q_L), Q_R <- qr(R Q_R), with L and R shifted as `refreshed_basis` says
 
     As in the authors' code, the first gradient moves no weight: it makes L and R and, by eigh, the first Q_L and Q_R,
     and t counts from the second; the factors take a gradient, and the bases are refreshed, after the weights moved; and
