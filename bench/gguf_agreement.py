@@ -1,13 +1,15 @@
-"""Greedy continuations of a ternary run by llama.cpp, from its exported GGUF, against ours: do the tokens agree?
+"""Greedy continuations of ternary runs by llama.cpp, from their exported GGUF, against ours: do the tokens agree?
 
-    shoestring train --lowbit ternary --model.width 256 --model.hidden 768 --budget 10m --out RUN
-    python bench/gguf_agreement.py RUN
+    shoestring train --lowbit ternary --model.width 256 --model.hidden 256 --budget 10m --out RUN
+    shoestring train --lowbit ternary --model.width 256 --model.hidden 768 --budget 10m --out WIDER
+    python bench/gguf_agreement.py RUN WIDER
 
 needs `pip install gguf llama-cpp-python` (the latter is compiled on installation). Prompts are cut from the run's held-out text
 and given as ids. 'free': each side continues its own text. 'led': both are asked for the token after each prefix of our
 continuation, so that one difference does not count for all that follow it.
 
-The two sides round activations differently: here to int8 with one scale a token, in llama.cpp with one for every 256 columns.
+The two sides round activations differently where a matrix has more than 256 columns: here to int8 with one scale a token, in
+llama.cpp with one for every 256 columns.
 For every token at which they differ a line says how near the two candidates were, in our logits and in llama.cpp's. To show
 that nothing but this rounding is behind them, llama.cpp is also compared with our float32 model whose activations are rounded
 as there ('rounded alike').
@@ -142,7 +144,9 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
                             {token: "ours", other: "theirs"}.get(third, "neither"),
                         )
                     )
+    shape = trained.config.model
     return {
+        "model": {"layers": shape.layers, "width": shape.width, "hidden": shape.hidden, "step": trained.step},
         "kind": kind,
         "tokens": total,
         "free": free / total,
@@ -155,8 +159,9 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
 
 
 def show(found: dict[str, Any]) -> None:
+    shape = "width {width}, hidden {hidden}".format(**found["model"])
     print(
-        f"{found['kind']}: {found['tokens']} tokens; equal {found['free']:.1%} free, {found['led']:.1%} led, logits up to "
+        f"{shape}, {found['kind']}: {found['tokens']} tokens; equal {found['free']:.1%} free, {found['led']:.1%} led, logits up to "
         f"{found['largest difference of logits']:.3f} apart; rounded alike {found['led, rounded alike']:.1%} led, logits up to "
         f"{found['largest difference of logits, rounded alike']:.3f} apart"
     )
@@ -170,7 +175,7 @@ def show(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--prompt-tokens", type=int, default=16)
@@ -178,8 +183,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    texts = prompts(options.run, options.prompts, options.prompt_tokens)
-    found = [compare(options.run, kind, options, texts) for kind in options.kinds]
+    found = []
+    for run in options.runs:
+        texts = prompts(run, options.prompts, options.prompt_tokens)
+        found += [compare(run, kind, options, texts) for kind in options.kinds]
     for one in found:
         show(one)
     if options.json:

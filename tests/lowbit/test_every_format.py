@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,6 +72,14 @@ def test_fake_is_what_quantise_stands_for_bit_for_bit(form: Format, weight: Tens
     assert blocks == len(blocks_of(form, weight))
 
 
+def test_a_ternary_scale_is_a_number_of_eleven_bits_however_small_or_large() -> None:
+    for size in (1e-30, 1e-6, 1.0, 7e4, 1e30):
+        scale = Ternary(epsilon=1e-38).quantise(torch.full((1, 1), 1.2345 * size)).scales.double()
+        share = torch.frexp(scale).mantissa * 2**11
+        assert float(share) == round(float(share))
+        assert abs(float(scale) / (1.2345 * size) - 1) <= 2**-11
+
+
 @EACH
 def test_against_the_formula_written_out(form: Format) -> None:
     torch.manual_seed(0)
@@ -79,7 +88,7 @@ def test_against_the_formula_written_out(form: Format) -> None:
     for rows, columns in blocks_of(form, weight):
         numbers = [weight[row, column].item() for row in rows for column in columns]
         if isinstance(form, Ternary):
-            scale = 1e-5 + math.fsum(map(abs, numbers)) / len(numbers)
+            scale = float(numpy.float16(1e-5 + math.fsum(map(abs, numbers)) / len(numbers)))
         else:
             scale = max(map(abs, numbers)) / (2 ** (form.bits - 1) - 1)
         for row in rows:

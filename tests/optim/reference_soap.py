@@ -1,5 +1,7 @@
 """SOAP as Algorithm 3 of arXiv:2409.11321 has it, with the refinements of its authors' code; one matrix, in float64."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def soap(
         w = w - lr * (q_left @ direction @ q_right.T + weight_decay * w)
         l_factor = beta2 * l_factor + (1 - beta2) * g @ g.T
         r_factor = beta2 * r_factor + (1 - beta2) * g.T @ g
-        if t % every == 0:
+        if t % every == 0 or (t < every and math.log2(t).is_integer()):
             if left is not None:
                 q_left, v = qr_refresh(l_factor, q_left, v, 0)
             if right is not None:

