@@ -13,6 +13,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import start
+from shoestring.train.stopping import stop_with_parent
 
 OUTPUT = "output.txt"
 """What a run had to say, in its folder."""
@@ -22,6 +23,7 @@ def train(recipe: str, path: str) -> None:
     """Train the complete configuration in the file `recipe` in the new folder `path`. Leaves with 1 when it fails."""
     config = build(RunConfig, read_toml(Path(recipe)))
     folder = RunFolder.create(Path(path))
+    stop_with_parent()
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)

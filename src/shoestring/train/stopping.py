@@ -1,7 +1,10 @@
 """Asked to stop: SIGTERM and Ctrl-C end the run after the step in hand, with a checkpoint."""
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,3 +33,23 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+GRACE = 60.0
+"""Seconds that a process has for its last step and checkpoint once the one that started it is gone."""
+
+
+def stop_with_parent() -> None:
+    """Have this process stop as by SIGTERM when the one that started it by `multiprocessing` ends, however it ended: one that is
+    killed cannot say so, and what it started would go on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -18,6 +18,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resume, start
+from shoestring.train.stopping import stop_with_parent
 
 Say = Callable[[str], None]
 
@@ -76,6 +77,7 @@ def _alone(path: Path, say: Say) -> Iterator[None]:
 def work(tree: dict[str, object], path: str) -> None:
     """`train_run` as the whole of a process, of the configuration in plain values; what it says goes to PATH.log. Ends with
     the status of a command."""
+    stop_with_parent()
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     output = open(f"{path}.log", "a", buffering=1)  # noqa: SIM115 (the process ends with it)
