@@ -126,3 +126,18 @@ def test_the_doctor_names_the_kernel(capsys: pytest.CaptureFixture[str], monkeyp
     shown = capsys.readouterr().out
     assert "the kernel 'torch'" in shown
     assert "packed models: no library; slow" in shown
+
+
+def test_blocks_that_the_native_decoder_does_not_know_are_said_to_be_slow(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--budget=2ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--lowbit=ternary"]
+    run, out = tmp_path / "run", tmp_path / "packed"
+    assert main(["train", *words, "--model.channel_mixer", "squared_relu", "--out", str(run)]) == 0
+    assert main(["shrink", str(run), "--to", "ternary2", "--unmeasured", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(out), "line 1", "--tokens", "2"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "(slow: every token goes module by module, as blocks.0 has Attention and SquaredReLU, where "
+    )

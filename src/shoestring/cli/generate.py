@@ -39,6 +39,8 @@ def run(words: Sequence[str]) -> int:
     if not prompt:
         raise UsageError("the prompt is empty: give some text to go on from")
     trained: Trained | Packed = load_packed(found.run) if is_packed(found.run) else load_trained(found.run)
+    if isinstance(trained, Packed) and isinstance(trained.model.decoder, str):
+        print(f"(slow: every token goes module by module, as {trained.model.decoder})", file=sys.stderr)
     sys.stdout.write(prompt)
     stream, stops = trained.tokenizer.stream(), list[Stop]()
     ids = trained.tokenizer.encode(prompt)

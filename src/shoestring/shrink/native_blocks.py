@@ -31,7 +31,9 @@ def native_decoder(model: Transformer) -> Decoder | str:
 def _layer(block: Any) -> Layer | str:
     mixer, channels = block.token_mixer, block.channel_mixer
     if type(mixer) is not Attention or type(channels) is not SwiGLU:
-        return f"{type(mixer).__name__} and {type(channels).__name__}, where it knows Attention and SwiGLU"
+        return (
+            f"{type(mixer).__name__} and {type(channels).__name__}, where the native decoder knows Attention and SwiGLU"
+        )
     matrices = []
     for linear in (mixer.qkv, mixer.output, channels.gate_up, channels.output):
         if not isinstance(linear, PackedLinear):
@@ -40,7 +42,7 @@ def _layer(block: Any) -> Layer | str:
     norms = []
     for norm in (block.token_norm, mixer.query_norm, mixer.key_norm, block.channel_norm):
         if type(norm) not in (RMSNorm, nn.Identity):
-            return f"{type(norm).__name__}, where it knows RMSNorm"
+            return f"{type(norm).__name__}, where the native decoder knows RMSNorm"
         norms.append(_norm(norm))
     return Layer(*norms, *matrices)  # type: ignore[arg-type]
 

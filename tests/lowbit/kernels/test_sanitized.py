@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / "native"
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-pthread", "-shared", "-fPIC"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-TESTS = ["test_ternary_product.py", "test_integer_product.py", "test_threads.py", "../../shrink/test_native_blocks.py"]
+TESTS = ["test_ternary_product.py", "test_integer_product.py", "test_threads.py", "test_decoder.py"]
 
 RUN = """
 import sys

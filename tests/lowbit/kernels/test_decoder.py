@@ -25,15 +25,6 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _as_before() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    kernels.choose(None)
-    torch.set_num_threads(threads)
-
-
 def packed(layout: str = "ternary2", spread: float = 1.0, **shape: object) -> PackedTransformer:
     torch.manual_seed(1)
     config = build(ModelConfig, {"layers": 2, "width": 32, "heads": 4, "vocabulary": 61, "context": 96, **shape})
@@ -82,6 +73,7 @@ def test_all_kernels_and_numbers_of_threads_give_the_same_bits(shape: dict[str, 
 def test_threads_share_the_heads_of_a_long_text() -> None:
     shape = {"width": 256, "heads": 8, "key_value_heads": 4, "context": 400, "vocabulary": 61}
     model = packed(**shape)  # type: ignore[arg-type]
+    torch.set_num_threads(1)
     alone = decoded(model, 300, 280)
     torch.set_num_threads(3)
     assert torch.equal(decoded(model, 300, 280), alone)
@@ -111,7 +103,9 @@ def test_several_rows_and_tokens_go_module_by_module() -> None:
 
 def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same() -> None:
     model = packed(channel_mixer="squared_relu", hidden=40)
-    assert model.decoder == "blocks.0 has Attention and SquaredReLU, where it knows Attention and SwiGLU"
+    assert (
+        model.decoder == "blocks.0 has Attention and SquaredReLU, where the native decoder knows Attention and SwiGLU"
+    )
     found = decoded(model)
     kernels.choose("torch")
     torch.testing.assert_close(found, decoded(model), rtol=0.05, atol=0.05)
