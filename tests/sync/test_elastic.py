@@ -2,8 +2,10 @@
 
 import copy
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,6 +196,14 @@ class Pair:
         return link
 
 
+def meet_together(members: Sequence[Elastic]) -> None:
+    threads = [threading.Thread(target=elastic.meet) for elastic in members]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_one_that_comes_back_with_the_state_of_the_last_round_counts_the_steps_of_the_others() -> None:
     pair, toys = Pair(), [Toy(), Toy()]
     both = [
@@ -203,25 +213,61 @@ def test_one_that_comes_back_with_the_state_of_the_last_round_counts_the_steps_o
     for rank, elastic in enumerate(both):
         elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
 
-    def together() -> None:
-        threads = [threading.Thread(target=elastic.meet) for elastic in both]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    together()
+    meet_together(both)
     period(toys[0], both[0])  # the other one was killed and came back with its checkpoint: it has no steps to show
-    together()
+    meet_together(both)
     assert both[0].tally == both[1].tally
     assert both[1].outer.steps == EVERY
     assert both[0].tally.sequences == EVERY * 2 * SEQUENCES
     assert both[0].tally.credited == {"a": Work(EVERY * SEQUENCES * TOKENS, 3 * EVERY)}
     for toy, elastic in zip(toys, both, strict=True):
         period(toy, elastic)
-    together()
+    meet_together(both)
     assert both[0].save()[1]["outer"] == both[1].save()[1]["outer"]
     assert all(torch.equal(both[0].outer.weights[name], both[1].outer.weights[name]) for name in both[0].outer.weights)
+
+
+def test_the_clock_of_the_run_counts_exchanges_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+
+    class Slow(Script):
+        def exchange(self, *given: Any, **more: Any) -> Given:
+            now[0] += 3.0
+            return super().exchange(*given, **more)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("shoestring.sync.elastic.time", clock)
+    toy = Toy()
+    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, forget=toy.inner.state.clear, since=990.0)
+    elastic.connect(lambda **given: Slow(["", "no", "lost", ""], **given))
+    for _ in range(3):
+        elastic.meet()
+        period(toy, elastic)
+        now[0] += 2.0
+    assert elastic.seconds == now[0] - 990.0
+    assert now[0] > 1000.0 + 5 * 3.0 + 3 * 2.0
+
+
+@pytest.mark.parametrize("late", [0.4, 30.0])
+def test_a_clock_that_is_behind_is_set_and_the_run_is_no_faster_for_it(
+    late: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("shoestring.sync.elastic.time", clock)
+    pair, toys = Pair(), [Toy(), Toy()]
+    first, second = (
+        Elastic(toy.outer(), name, sequences=SEQUENCES, forget=toy.inner.state.clear, since=since)
+        for toy, name, since in zip(toys, "ab", (950.0, 950.0 + late), strict=True)
+    )
+    for rank, elastic in enumerate((first, second)):
+        elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
+    for _ in range(4):
+        meet_together([first, second])
+        now[0] += 2.0
+    assert first.seconds == now[0] - 950.0
+    assert second.seconds == pytest.approx(now[0] - 950.0 - (late if late < 1 else 0.0))
+    assert first.tally.seconds == second.tally.seconds == now[0] - 952.0
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8), st.integers(1, 3))

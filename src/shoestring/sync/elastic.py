@@ -20,6 +20,11 @@ ATTEMPTS = 50
 """Rounds that may be abandoned one after the other before this worker gives the run up."""
 
 
+CLOCK_SLACK = 1.0
+"""Seconds: a worker's clock is set to the latest one where it is that far behind. Members do not speak at quite the same
+moment, and to follow the latest by less, round after round, would make the run's clock fast."""
+
+
 class RunOver(ShoestringError):
     """The run has ended; there is nothing to take part in any more."""
 
@@ -98,6 +103,7 @@ class Elastic:
         self.work = Work()
         self.round, self.lineage = 0, ""
         self._alive_since = time.monotonic() if since is None else since
+        self._spoke = self._alive_since, 0.0
         self._transport: FaultTolerantTransport | None = None
 
     @property
@@ -175,7 +181,8 @@ class Elastic:
     def _exchange(self, note: Mapping[str, Any]) -> tuple[Averaged | None, str, bool]:
         """(what was exchanged, why it is abandoned, whether it is committed). A worker without work of its own is absent."""
         outer = self.outer
-        told = {"n": outer.steps, "t": self.work.tokens, "f": self.work.flops, "s": round(self.seconds, 3)}
+        self._spoke = time.monotonic(), self.seconds
+        told = {"n": outer.steps, "t": self.work.tokens, "f": self.work.flops, "s": round(self._spoke[1], 3)}
         deltas = [
             Delta(name, outer.roles.get(name), outer.weights[name] - parameter.detach().float())
             for name, parameter in outer.fragments[0]
@@ -215,7 +222,10 @@ class Elastic:
         step, seconds = max(note["n"] for note in notes), max(note["s"] for note in notes)
         self.tally.commit(step=step, count=self.sequences, ids=member.ids, added=added, seconds=seconds)
         self.outer.steps, self.outer.applied = step, [step]
-        self._alive_since = time.monotonic()
+        spoke, own = self._spoke
+        behind = seconds - own
+        # from the moment at which it was told: the exchange took time too
+        self._alive_since = spoke + (behind if behind < CLOCK_SLACK else 0.0)
         self.rank, self.round, self.lineage = member.rank, self.transport.step, self.transport.lineage
         lost, self.work = self.work != Work() and member.rank not in added, Work()
         if lost:  # it was not finite

@@ -4,7 +4,6 @@ import copy
 import json
 import multiprocessing
 import socket
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -23,15 +22,6 @@ from shoestring.sync.recovery.checkfree import CheckFree
 from shoestring.sync.recovery.checkfree_plus import CheckFreePlus
 from shoestring.sync.recovery.checkpoint import CheckpointRestart
 from shoestring.sync.recovery.redundant import Redundant
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The reference adds up as the stages do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("policy", [CheckFree(), CheckFreePlus()])

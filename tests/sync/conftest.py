@@ -1,4 +1,4 @@
-"""One thread, as in a worker that shares a machine; the tests of threads set their own."""
+"""One thread of torch, so that a reference adds up as the workers do; the tests of threads set their own."""
 
 from collections.abc import Iterator
 

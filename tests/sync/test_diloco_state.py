@@ -1,0 +1,119 @@
+import json
+from typing import Any
+
+import pytest
+import torch
+from lockstep_run import HARD, MATRICES, Run, kept
+from safetensors.torch import load, save
+from small_codecs import Tower
+
+from shoestring.errors import ShoestringError
+from shoestring.sync.diloco import DiLoCo
+
+
+@pytest.mark.parametrize("average", ["gather", "scatter"])
+@pytest.mark.parametrize("at", [1, 6, 9, 11])
+def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int) -> None:
+    straight = Run(3, average=average, **HARD).step(at)
+    assert len(straight.workers[0].flights) == {1: 0, 6: 2, 9: 2, 11: 2}[at]
+    again = Run(3, average=average, **HARD)
+    for new, old, model, was in zip(again.workers, straight.workers, again.models, straight.models, strict=True):
+        model.load_state_dict(was.state_dict())
+        new.load_state_dict(*kept(old))
+    assert again.state() == straight.state()
+    straight.step(14)
+    again.step(14)
+    assert again.state() == straight.state()
+    straight.lockstep.synchronise()
+    again.lockstep.synchronise()
+    assert again.state() == straight.state()
+
+
+def test_a_state_says_which_fragments_have_not_moved_since() -> None:
+    options = {**HARD, "overlap": 0, "average": "gather"}
+    straight, again = Run(2, **options).step(8), Run(2, **options)
+    for new, old, model, was in zip(again.workers, straight.workers, again.models, straight.models, strict=True):
+        model.load_state_dict(was.state_dict())
+        new.load_state_dict(*kept(old))
+    joined = Run(2, **options)
+    for worker in joined.workers:
+        worker.join(*straight.workers[0].shared_state())
+    for run in (straight, again, joined):
+        assert [sorted(r.fragment for r in own) for own in run.lockstep.synchronise()] == [[1, 2], [1, 2]]
+
+
+def test_another_number_of_workers_is_refused_or_resharded() -> None:
+    options = {**HARD, "average": "scatter"}
+    run = Run(3, **options).step(9)
+    state = [kept(worker) for worker in run.workers]
+    assert any(name.endswith("@part") for name in state[0][0])
+    fewer = Run(2, **options)
+    before = fewer.state()
+    with pytest.raises(
+        ShoestringError, match=r"is of worker 1 of 3, and this is worker 1 of 2: load it with reshard = True"
+    ):
+        fewer.workers[1].load_state_dict(*state[1])
+    assert fewer.state() == before
+    more = Run(4, **options)
+    for group in (fewer, more):
+        for rank, worker in enumerate(group.workers):
+            source = min(rank, 2)
+            if rank < 3:
+                group.models[rank].load_state_dict(run.models[rank].state_dict())
+            worker.load_state_dict(*state[source], reshard=True)
+            own = {name for name in kept(worker)[0] if name.startswith("residual.")}
+            assert own == (
+                {name for name in state[source][0] if name.removeprefix("residual.") in MATRICES} if rank < 3 else set()
+            )
+            assert not worker.flights
+            assert (worker.steps, worker.sequence, worker.rounds) == tuple(
+                state[0][1][k] for k in ("steps", "sequence", "rounds")
+            )
+            for name, weight in run.weights.items():
+                assert torch.equal(worker.weights[name], weight)
+                local = dict((run if rank < 3 else group).models[rank].named_parameters())[name]
+                assert torch.equal(dict(group.models[rank].named_parameters())[name], local if rank < 3 else weight)
+        group.step(8)
+        assert group.workers[0].rounds > run.workers[0].rounds
+        assert len({save(worker.shared_state()[0]) for worker in group.workers}) == 1
+
+
+def test_a_worker_joins_a_run_with_exchanges_under_way() -> None:
+    """It has the same global weights as the others from then on, and adds to rounds that begin after it came."""
+    run = Run(3, **{**HARD, "average": "gather"}).step(9)
+    tensors, values = run.workers[0].shared_state()
+    assert (tensors.keys(), json.loads(json.dumps(values))) == (run.workers[2].shared_state()[0].keys(), values)
+    run.models[1].blocks[0].weight.data.fill_(99)
+    run.workers[1].join(load(save(tensors)), json.loads(json.dumps(values)))
+    assert all(torch.equal(p, run.weights[name]) for name, p in run.models[1].named_parameters())
+    run.rounds.clear()
+    run.step(6)
+    assert [own[0].participants for own in run.rounds if own] == [[0, 2]] * 6 + [[0, 1, 2]] * 3
+    assert len({save(worker.shared_state()[0]) for worker in run.workers}) == 1
+
+
+def test_states_that_do_not_fit_are_refused_before_anything_changes() -> None:
+    run = Run(2, **HARD).step(9)
+    tensors, values = kept(run.workers[0])
+    fresh = Run(2, **HARD)
+    before = fresh.state()
+    name = "blocks.1.weight"
+    for odd_tensors, odd_values, message in (
+        (tensors, {k: v for k, v in values.items() if k != "rounds"}, "damaged: it has no rounds"),
+        ({k: v for k, v in tensors.items() if k != f"global.{name}"}, values, f"has no global.{name}"),
+        ({**tensors, "global.other": torch.ones(1)}, values, r"it has global.other \[1\]"),
+        ({**tensors, f"momentum.{name}": torch.ones(2, 2)}, values, rf"it has momentum.{name} \[2, 2\]"),
+        ({k: v for k, v in tensors.items() if "flight.2" not in k}, values, r"has no flight\.2\."),
+        (
+            tensors,
+            {**values, "schedule": {**values["schedule"], "every": 7}},
+            "of another 'every', and this is 'every' = 6",
+        ),
+    ):
+        with pytest.raises(ShoestringError, match=message):
+            fresh.workers[0].load_state_dict(odd_tensors, odd_values)
+    assert fresh.state() == before
+    with pytest.raises(ShoestringError, match="another 'fragments', and this is 1 fragments"):
+        DiLoCo(Tower(), every=6, overlap=4).join(*run.workers[0].shared_state())
+    with pytest.raises(ShoestringError, match="damaged: it has no flights, rounds"):
+        fresh.workers[0].join({}, {"schedule": {}, "steps": 1, "sequence": 1, "applied": []})
