@@ -50,7 +50,7 @@ FULL = {
     "lowbit-seconds": Set("lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens"),
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*1,*2,*4"),
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
-    "lowbit-bytes-small-tokens": Set("lowbit-bytes-small", "float", "8Mtok", tune="lr=*0.5,*1,*2"),
+    "lowbit-bytes-small-tokens": Set("lowbit-bytes-small", "float", "4Mtok", tune="lr=*0.5,*1,*2"),
     "lowbit-bytes-small-seconds": Set(
         "lowbit-bytes-small", "float", "60s", tune=None, rates_of="lowbit-bytes-small-tokens"
     ),
