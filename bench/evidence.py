@@ -46,7 +46,7 @@ FULL = {
     "optimizers-seconds": Set("optimizers", "adamw", "20s", tune=None, rates_of="optimizers-tokens"),
     "schedules-seconds": Set("schedules", "cosine", "20s", tune=None, rates_of="schedules-tokens"),
     "default-seconds": Set("default", "muon", "60s", tune="lr=*0.4,*1,*2.5"),
-    "lowbit-tokens": Set("lowbit", "float", "500ktok", tune="lr=*1,*2,*4"),
+    "lowbit-tokens": Set("lowbit", "float", "2Mtok", tune="lr=*0.5,*1,*2"),
     "lowbit-seconds": Set("lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens"),
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*1,*2,*4"),
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
