@@ -84,7 +84,7 @@ def recipes(made: Set, out: Path, scratch: Path) -> list[Path]:
     return laid
 
 
-def make(name: str, made: Set, out: Path, evidence: Path | None) -> None:
+def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -> None:
     folder = out / name
     words = [sys.executable, "-m", "shoestring", "compare"]
     if (folder / "design.toml").is_file():
@@ -95,6 +95,8 @@ def make(name: str, made: Set, out: Path, evidence: Path | None) -> None:
         words += ["--tune", made.tune] if made.tune else []
         if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
             words += ["--runs-of", str(evidence / name)]
+    if not made.budget.endswith("s"):
+        words += ["--at-once", str(at_once)]
     print(f"{name}: {' '.join(words[1:])}", flush=True)
     if subprocess.run(words, check=False).returncode:
         raise SystemExit(f"{name} was not finished; the same command goes on with it")
@@ -118,6 +120,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("comparisons"), help="where they are made, default comparisons"
     )
+    parser.add_argument("--at-once", type=int, default=1, help="runs at a time, where the budget is not in seconds")
     parser.add_argument("--evidence", type=Path, default=ROOT / "evidence", help="where finished sets are copied")
     options = parser.parse_args(words)
     sets = QUICK if options.quick else FULL
@@ -125,7 +128,7 @@ def main(words: Sequence[str]) -> None:
         if name not in sets:
             parser.error(f"no set is named {name}: there are {', '.join(sets)}")
     for name in options.sets or sets:
-        make(name, sets[name], options.out, None if options.quick else options.evidence)
+        make(name, sets[name], options.out, None if options.quick else options.evidence, options.at_once)
 
 
 if __name__ == "__main__":

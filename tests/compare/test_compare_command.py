@@ -23,7 +23,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def compared(recipes: list[Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("compared") / "comparison"
-    words = ["--budget=16ktok", f"--data.corpus={corpus}", "--seeds=3", "--tune=lr=*0.5,*1", "--out", str(out), *FLAGS]
+    words = ["--budget=16ktok", f"--data.corpus={corpus}", "--seeds=3", "--tune=lr=*0.5,*1", "--at-once=2"]
+    words += ["--out", str(out), *FLAGS]
     status, shown, errors = shoestring("compare", *recipes, *words)
     assert status == 0, errors
     return out, shown
@@ -97,6 +98,7 @@ def test_bad_arms_are_refused_before_any_run(recipes: list[Path], corpus: Path, 
         ("[optim]\nlrr = 1.0\n", ["--budget=2ktok"], "did you mean 'lr'"),
         ("", ["--budget=2ktok", "--tune=lr=*x"], "a number"),
         ("", ["--budget=2ktok,5s"], "one limit"),
+        ("", ["--budget=5s", "--at-once=2"], "made one at a time"),
     ):
         other.write_text(text)
         flags = [word for word in common if not ("heldout" in text and word.startswith("--data.heldout"))]

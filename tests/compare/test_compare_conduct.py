@@ -1,3 +1,5 @@
+import operator
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from synthetic_objective import Objective, design, record, silent
 
 from shoestring.compare import RunLog, conduct, judge
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
 
 RATES = tuple({"lr": rate} for rate in (1e-4, 1e-3, 1e-2))
 TUNING = {"adamw": RATES, "muon": RATES, "lion": RATES}
@@ -191,3 +193,64 @@ def test_a_log_of_another_comparison_is_refused(stray: Any, said: str) -> None:
         conduct(design(), Objective({"adamw": 0.0, "muon": 0.0}), log, silent)
     with pytest.raises(ShoestringError, match=said):
         judge(log.read(), design())
+
+
+TOKENS: dict[str, Any] = {"unit": "tokens", "amount": 100_000.0}
+
+
+class Together:
+    """A runner that holds every run until `count` of them are under way, or no more can come."""
+
+    def __init__(self, count: int, inner: Any) -> None:
+        self.barrier, self.inner, self.lock = threading.Barrier(count, timeout=20), inner, threading.Lock()
+
+    def __call__(self, *asked: Any) -> Any:
+        self.barrier.wait()
+        with self.lock:
+            return self.inner(*asked)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_runs_made_at_once_are_those_made_one_by_one(sequential: bool, tmp_path: Path) -> None:
+    plan = design(
+        "adamw", "muon", "lion", "soap", tuning=dict.fromkeys([*TUNING, "soap"], RATES[:2]), seeds=3, **TOKENS
+    )
+    if sequential:
+        plan = design("adamw", "muon", seeds=2, until_decided=8, **TOKENS)
+    offsets = {"adamw": 0.0, "muon": -0.12, "lion": 0.01, "soap": -0.2}
+    one_by_one = conduct(plan, Objective(offsets), RunLog(), silent)
+    together = Together(2, Objective(offsets))  # every batch has an even number of runs
+    path = tmp_path / "runs.jsonl"
+    found = conduct(plan, together, RunLog(path), silent, at_once=2)
+    key = operator.attrgetter("key")
+    assert sorted(found, key=key) == sorted(one_by_one, key=key)
+    assert judge(found, plan).to_json() == judge(one_by_one, plan).to_json()
+    assert sorted(RunLog(path).read(), key=key) == sorted(found, key=key)
+
+
+def test_of_runs_made_at_once_one_that_raises_stops_the_others_and_begins_no_more(tmp_path: Path) -> None:
+    plan, path = design("adamw", "muon", "lion", seeds=4, **TOKENS), tmp_path / "runs.jsonl"
+    stopped, calls = threading.Event(), []
+
+    def run(arm: str, seed: int, settings: Any, purpose: Any) -> Any:
+        calls.append(arm)
+        if arm == "muon":
+            raise KeyboardInterrupt
+        if arm == "lion":
+            assert stopped.wait(20)
+            raise KeyboardInterrupt  # as a run does that was asked to stop
+        return record(arm, seed, 3.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct(plan, run, RunLog(path), silent, at_once=2, stop=stopped.set)
+    assert stopped.is_set()
+    assert len(calls) <= 4
+    assert {run.arm for run in RunLog(path).read()} <= {"adamw"}
+
+
+def test_runs_at_equal_seconds_are_not_made_at_once() -> None:
+    plan = design("adamw", "muon", unit="seconds")
+    with pytest.raises(UsageError, match="one at a time: they would take time from each other"):
+        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), silent, at_once=2)
+    with pytest.raises(UsageError, match="give 1 or more"):
+        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), silent, at_once=0)

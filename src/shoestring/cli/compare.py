@@ -14,7 +14,7 @@ from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import Request, planned, prepared
-from shoestring.compare.conduct import conduct
+from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import candidate, for_judging, parse_tuning, trials
@@ -54,6 +54,9 @@ def _arguments() -> Arguments:
     )
     parser.add_argument("--until-decided", type=int, metavar="N", help="add seeds until decided, up to N pairs")
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
+    parser.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1), not at a budget in seconds"
+    )
     parser.add_argument("--out", type=Path, help="the comparison's folder (default: comparisons/DATE-TIME)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the runs' checkpoints")
     parser.add_argument(
@@ -87,6 +90,7 @@ def run(words: Sequence[str]) -> int:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
+        check_at_once(design, found.at_once)
     else:
         if found.again:
             source = ComparisonFolder.open(found.again)
@@ -95,12 +99,13 @@ def run(words: Sequence[str]) -> int:
         else:
             arms = _arms(found.recipes, rest, machine, console)
             design = _design(found, arms)
+        check_at_once(design, found.at_once)
         earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
         taken = reusable(earlier, design, arms, machine) if earlier else []
         folder = ComparisonFolder.create(found.out or _fresh_name())
         folder.write(design, arms, machine)
         _take_over(taken, folder, found.runs_of, console)
-    _run(folder, design, arms, found.keep_runs, console)
+    _run(folder, design, arms, machine, found, console)
     return 0
 
 
@@ -174,15 +179,28 @@ def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:
     return build(Design, plain)
 
 
-def _run(folder: ComparisonFolder, design: Design, arms: dict[str, RunConfig], keep: bool, console: Console) -> None:
-    trainer, log = Trainer(arms, folder.runs, keep_runs=keep), RunLog(folder.records)
+def _run(
+    folder: ComparisonFolder,
+    design: Design,
+    arms: dict[str, RunConfig],
+    machine: Machine,
+    found: argparse.Namespace,
+    console: Console,
+) -> None:
+    trainer, log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     say(f"comparison: {folder.path}")
+    threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
+    if found.at_once > 1 and threads > machine.threads:
+        say(
+            f"{found.at_once} runs at once have {threads} threads together where {machine.threads} are best: "
+            "--execution.threads makes a run's fewer"
+        )
     try:
-        records = conduct(design, trainer, log, say)
+        records = conduct(design, trainer, log, say, at_once=found.at_once, stop=trainer.stop)
     except KeyboardInterrupt:
         say(f"stopped; go on with: shoestring compare --resume {folder.path}")
         raise

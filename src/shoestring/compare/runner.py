@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +28,7 @@ POINT = ("progress", "seconds", "flops", "tokens", "loss")
 
 
 class Trainer:
-    """Trains an arm with a seed: the runner that `conduct` calls.
+    """Trains an arm with a seed: the runner that `conduct` calls, from several threads where it makes several runs at once.
 
     arms: resolved configurations by name. folder: takes one run folder a run; what a killed run left there is removed.
     keep_runs: keep the folders of finished runs whole, checkpoints and all.
@@ -38,6 +40,14 @@ class Trainer:
         # seconds) and computed nothing: a run starts in no time, and clean
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([worker.__name__, "torch._dynamo"])
+        # to start a process looks after all others, and so does to join one: two that do so at once lose exit codes
+        self._lock = threading.Lock()
+        self._running: set[multiprocessing.process.BaseProcess] = set()
+
+    def stop(self) -> None:
+        """Ask the runs under way to stop at their next step; their folders are made anew next time."""
+        for process in list(self._running):
+            process.terminate()
 
     def __call__(
         self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Literal["tune", "judge"]
@@ -50,13 +60,19 @@ class Trainer:
         recipe = path.with_suffix(".toml") if "." not in path.name else path.parent / f"{path.name}.toml"
         atomic.write_text(recipe, to_toml(config))
         process = self._context.Process(target=worker.train, args=(str(recipe), str(path)))
-        process.start()
+        with self._lock:
+            process.start()
+        self._running.add(process)
         try:
-            process.join()
+            wait([process.sentinel])
         except BaseException:
-            process.terminate()  # the run stops at its next step; its folder is made anew next time
-            process.join()
+            self.stop()
+            wait([process.sentinel])
             raise
+        finally:
+            self._running.discard(process)
+            with self._lock:
+                process.join()
         recipe.unlink()
         found = record(path, arm, seed, settings, purpose, process.exitcode or 0)
         if not self.keep_runs:
