@@ -46,14 +46,11 @@ FULL = {
     "optimizers-seconds": Set("optimizers", "adamw", "20s", tune=None, rates_of="optimizers-tokens"),
     "schedules-seconds": Set("schedules", "cosine", "20s", tune=None, rates_of="schedules-tokens"),
     "default-seconds": Set("default", "muon", "60s", tune="lr=*0.4,*1,*2.5"),
-    "lowbit-tokens": Set("lowbit", "float", "2Mtok", tune="lr=*0.5,*1,*2"),
+    "lowbit-tokens": Set("lowbit", "float", "500ktok", tune="lr=*1,*2,*4"),
     "lowbit-seconds": Set("lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens"),
-    "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*1,*2,*4"),
-    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
-    "lowbit-bytes-small-tokens": Set("lowbit-bytes-small", "float", "4Mtok", tune="lr=*0.5,*1,*2"),
-    "lowbit-bytes-small-seconds": Set(
-        "lowbit-bytes-small", "float", "60s", tune=None, rates_of="lowbit-bytes-small-tokens"
-    ),
+    "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*0.5,*1,*2"),
+    "lowbit-bytes-more-tokens": Set("lowbit-bytes", "float", "4Mtok", tune=None),
+    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None),
 }
 QUICK = {
     "quick-optimizers": Set(
