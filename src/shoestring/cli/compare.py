@@ -26,6 +26,7 @@ from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
 from shoestring.report.comparison_page import write_comparison
+from shoestring.sync.processes import available_cores
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.lowering import with_planned_tokens
@@ -194,9 +195,10 @@ def _run(
 
     say(f"comparison: {folder.path}")
     threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
-    if found.at_once > 1 and threads > machine.threads:
+    cores = len(available_cores())
+    if found.at_once > 1 and threads > cores:
         say(
-            f"{found.at_once} runs at once have {threads} threads together where {machine.threads} are best: "
+            f"{found.at_once} runs at once have {threads} threads on {cores} cores: they wait for each other; "
             "--execution.threads makes a run's fewer"
         )
     try:
