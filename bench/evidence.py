@@ -47,10 +47,12 @@ FULL = {
     "schedules-seconds": Set("schedules", "cosine", "20s", tune=None, rates_of="schedules-tokens"),
     "default-seconds": Set("default", "muon", "60s", tune="lr=*0.4,*1,*2.5"),
     "lowbit-tokens": Set("lowbit", "float", "500ktok", tune="lr=*1,*2,*4"),
-    "lowbit-seconds": Set("lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens"),
+    "lowbit-seconds": Set(
+        "lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens", candidates=("ternary", "qat_decay")
+    ),
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*0.5,*1,*2"),
     "lowbit-bytes-more-tokens": Set("lowbit-bytes", "float", "4Mtok", tune=None),
-    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None),
+    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, candidates=("ternary",)),
 }
 QUICK = {
     "quick-optimizers": Set(
