@@ -215,7 +215,7 @@ def show(runs: Runs, plan: Plan, count: str) -> dict[str, Fit]:
     if len(plan.arms) == 2:
         one, other = (tables[arm] for arm in plan.arms)
         print(f"\nloss of {plan.arms[1]} above {plan.arms[0]}")
-        for size in one.keys() & other.keys():
+        for size in sorted(one.keys() & other.keys()):
             levels = sorted({p.tokens for p in one[size]} & {p.tokens for p in other[size]})
             means = [
                 [fmean(p.loss for p in table[size] if p.tokens == level) for table in (one, other)] for level in levels
