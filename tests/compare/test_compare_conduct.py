@@ -244,7 +244,7 @@ def test_of_runs_made_at_once_one_that_raises_stops_the_others_and_begins_no_mor
     with pytest.raises(KeyboardInterrupt):
         conduct(plan, run, RunLog(path), silent, at_once=2, stop=stopped.set)
     assert stopped.is_set()
-    assert len(calls) <= 4
+    assert len(calls) <= 3
     assert {run.arm for run in RunLog(path).read()} <= {"adamw"}
 
 

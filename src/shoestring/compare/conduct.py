@@ -1,5 +1,6 @@
 """Carrying a comparison out: trials, judged seeds, added seeds, in an order that favours no arm, resumed after a kill."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -65,13 +66,24 @@ class _Session:
             for job in left:
                 self._keep(self._made(job))
             return
-        with ThreadPoolExecutor(self.at_once) as pool:
-            running = [pool.submit(self._made, job) for job in left]
+        halted = threading.Event()
+
+        def begin(job: _Job) -> RunRecord | None:
+            if halted.is_set():
+                return None
             try:
-                for each in as_completed(running):
-                    self._keep(each.result())
+                return self._made(job)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                halted.set()
+                raise
+
+        with ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                for each in as_completed([pool.submit(begin, job) for job in left]):
+                    if (record := each.result()) is not None:
+                        self._keep(record)
+            except BaseException:
+                halted.set()
                 self.stop()
                 raise
 

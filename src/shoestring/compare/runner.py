@@ -43,11 +43,15 @@ class Trainer:
         # to start a process looks after all others, and so does to join one: two that do so at once lose exit codes
         self._lock = threading.Lock()
         self._running: set[multiprocessing.process.BaseProcess] = set()
+        self._stopping = False
 
     def stop(self) -> None:
-        """Ask the runs under way to stop at their next step; their folders are made anew next time."""
-        for process in list(self._running):
-            process.terminate()
+        """Ask the runs under way, and any begun from now on, to stop at their next step; their folders are made anew next
+        time."""
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                process.terminate()
 
     def __call__(
         self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Literal["tune", "judge"]
@@ -62,7 +66,9 @@ class Trainer:
         process = self._context.Process(target=worker.train, args=(str(recipe), str(path)))
         with self._lock:
             process.start()
-        self._running.add(process)
+            self._running.add(process)
+            if self._stopping:
+                process.terminate()
         try:
             wait([process.sentinel])
         except BaseException:
@@ -70,8 +76,8 @@ class Trainer:
             wait([process.sentinel])
             raise
         finally:
-            self._running.discard(process)
             with self._lock:
+                self._running.discard(process)
                 process.join()
         recipe.unlink()
         found = record(path, arm, seed, settings, purpose, process.exitcode or 0)
