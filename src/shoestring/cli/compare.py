@@ -91,7 +91,6 @@ def run(words: Sequence[str]) -> int:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
-        check_at_once(design, found.at_once)
     else:
         if found.again:
             source = ComparisonFolder.open(found.again)
