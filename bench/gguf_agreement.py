@@ -34,7 +34,7 @@ from shoestring.model import Transformer
 from shoestring.shrink.conduct import dense
 from shoestring.shrink.gguf_file import KINDS, write_gguf
 from shoestring.shrink.rounding import pack, ternaries
-from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.evaluate import HELDOUT_ORDER
 from shoestring.train.trained import load_trained
 
 
@@ -91,7 +91,7 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
     import llama_cpp
 
     trained = load_trained(run)
-    chosen = ternaries(trained.model)
+    chosen = ternaries(trained.model, trained.quantised)
     ours, plain = pack(trained.model, chosen, "ternary2", 16), dense(trained.model, chosen)
     settings = SamplingConfig(temperature=0, max_new_tokens=options.tokens)
     for layer in plain.blocks.modules():

@@ -50,7 +50,7 @@ from shoestring.optim.partition import partition
 from shoestring.plan.laws.parametric import Fit, Point, fit_parametric
 from shoestring.schedule.linear import Linear
 from shoestring.schedule.warmup import with_warmup
-from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.evaluate import HELDOUT_ORDER
 
 NOTHING_MISSING = 3
 FARTHEST = 5

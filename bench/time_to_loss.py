@@ -42,9 +42,8 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
 from shoestring.model.transformer import Transformer
-from shoestring.train.assembly import HELDOUT_ORDER
 from shoestring.train.config import RunConfig
-from shoestring.train.evaluate import Evaluator
+from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator
 from shoestring.train.run_folder import environment
 from shoestring.train.trained import load_trained
 

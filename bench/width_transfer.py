@@ -55,7 +55,7 @@ from shoestring.schedule.transfer.rule import Scale, Transfer, require_optimizer
 from shoestring.schedule.transfer.spectrum import expected_growth, mean_growth, top_singular_values
 from shoestring.schedule.transfer.standard import Standard
 from shoestring.schedule.warmup import with_warmup
-from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.evaluate import HELDOUT_ORDER
 
 NOTHING_MISSING = 3
 FARTHEST = 14

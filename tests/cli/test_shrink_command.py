@@ -9,6 +9,7 @@ import pytest
 
 from shoestring.cli.main import main
 from shoestring.config import build, tree
+from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.trained import load_trained
@@ -78,6 +79,29 @@ def test_a_run_trained_in_float_is_told_what_it_costs(
     assert (runs["float"] / "ternary2" / "model.safetensors").is_file()
     assert main(["shrink", str(runs["float"]), "--to", "ternary2"]) == 2
     assert "exists: name another with --out" in capsys.readouterr().err
+
+
+def test_a_checkpoint_from_before_quantising_is_not_called_ternary(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = ("--lowbit=ternary", "--quantise=late", "--quantise.fraction=0.5", "--train.keep=100")
+    words = ["--budget=2560tok", f"--data.corpus={corpus}", *TINY, *late, "--train.checkpoint_every=0.0001"]
+    run = tmp_path / "run"
+    assert main(["train", *words, "--train.sample_tokens=0", "--out", str(run)]) == 0
+    steps = list_checkpoints(RunFolder(run).checkpoints)
+    begun = [load_trained(run, step).quantised for step in steps]
+    assert not begun[0]
+    assert begun[-1]
+    assert begun == sorted(begun)
+    first = steps[begun.index(True)]
+    for step in steps:
+        if step >= first:
+            shutil.rmtree(RunFolder(run).checkpoints / f"step-{step:08d}")
+    capsys.readouterr()
+    assert main(["shrink", str(run), "--to", "ternary2", "--unmeasured"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"4, trained in floating point until step {first - 1}, as quantising begins later in this run" in shown
+    assert "exactly" not in shown
 
 
 def test_it_becomes_gguf(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

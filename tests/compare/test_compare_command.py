@@ -89,6 +89,12 @@ def test_what_cannot_be_compared_is_refused_in_one_line(words: list[str], said: 
     assert len(errors.strip().splitlines()) == 1
 
 
+def test_runs_at_once_are_not_asked_of_a_folder_that_is_only_judged(tmp_path: Path) -> None:
+    status, _, errors = shoestring_here("compare", "--from", tmp_path, "--at-once=2")
+    assert status == 2
+    assert "--at-once is about runs to be made" in errors
+
+
 def test_bad_arms_are_refused_before_any_run(recipes: list[Path], corpus: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     common = [f"--data.corpus={corpus}", "--out", str(tmp_path / "out"), *FLAGS]

@@ -1,14 +1,5 @@
-"""One thread: the matrices are tiny, and threads that wait for each other on a busy machine take most of the time."""
+"""One thread of torch for every test of this package."""
 
-from collections.abc import Iterator
+from tests.one_thread import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

@@ -1,14 +1,5 @@
-"""One thread of torch, so that a reference adds up as the workers do; the tests of threads set their own."""
+"""One thread of torch for every test of this package."""
 
-from collections.abc import Iterator
+from tests.one_thread import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+__all__ = ["one_thread"]

@@ -80,6 +80,8 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--resume, --again and --from each take a folder as it is: no recipes, no other of the three")
     if found.runs_of and (modes or not found.recipes):
         raise UsageError("--runs-of goes with recipes: it spares a new comparison the runs of an earlier one")
+    if found.source and found.at_once != 1:
+        raise UsageError("--at-once is about runs to be made: --from judges those that there are")
     console = Console()
     if found.source:
         folder = ComparisonFolder.open(found.source)

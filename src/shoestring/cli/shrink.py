@@ -81,14 +81,16 @@ def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:
     chosen = outcome.chosen
     if chosen.trained:
         console.print(f"matrices     {len(chosen.trained)}, the ternary ones that the run was trained with, exactly")
-        if chosen.kept:
-            console.print(f"             {len(chosen.kept)} kept in higher precision, as the run had them")
     else:
-        how = f"for '{trained.config.lowbit.format.name}'" if trained.config.lowbit.on else "in floating point"
+        how = f"for '{trained.config.lowbit.format.name}'" if trained.quantised else "in floating point"
+        if trained.config.lowbit.on and not trained.quantised:
+            how += f" until step {trained.step}, as quantising begins later in this run,"
         console.print(
             f"matrices     {len(chosen.rounded)}, trained {how} and rounded to ternary now: this costs quality, "
             "see the held-out loss; train with --lowbit ternary to keep it"
         )
+    if chosen.kept:
+        console.print(f"             {len(chosen.kept)} kept in higher precision, as the run had them")
     weights = sum(parameter.numel() for parameter in trained.model.parameters())
     before = 4 * weights
     console.print(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,24 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     A state value keeps the type it was made with, float32 as a rule whatever the weights are; the base class of torch
     would cast it to the weights' type when it loads.
+
+    accepts: the roles of parameters that the subclass takes. One that takes matrices alone raises ValueError for a parameter
+    that is none (give it to another optimiser, as `partition` does).
     """
+
+    accepts: ClassVar[frozenset[str]]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        if self.accepts != {"matrix"}:
+            return
+        group = self.param_groups[-1]
+        names = group.get("param_names", range(len(group["params"])))
+        for name, parameter in zip(names, group["params"], strict=True):
+            if parameter.ndim < 2:
+                self.param_groups.pop()
+                kind, shape = type(self).__name__.lower(), tuple(parameter.shape)
+                raise ValueError(f"{kind} takes matrices only: parameter {name} has shape {shape}")
 
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of these parameters of `group`, all of which have a gradient."""

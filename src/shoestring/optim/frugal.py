@@ -89,11 +89,6 @@ class Frugal(StatefulOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        names = group.get("param_names", range(len(group["params"])))
-        for name, parameter in zip(names, group["params"], strict=True):
-            if parameter.ndim < 2:
-                self.param_groups.pop()
-                raise ValueError(f"frugal takes matrices only: parameter {name} has shape {tuple(parameter.shape)}")
         budget, selection = group["state_bytes_budget"], group["selection"]
         if budget:  # it is for the weights of all groups together
             weights = [parameter for each in self.param_groups for parameter in each["params"]]

@@ -23,7 +23,7 @@ class KroneckerOptimizer(StatefulOptimizer):
     Leading dimensions of a parameter are a stack of matrices, as experts are kept. A state tensor is stored once for
     all matrices of a stack, and what `state` holds are views of it: no step copies the state together.
 
-    Raises: ValueError for a parameter that is no matrix (give it to another optimiser, as `partition` does).
+    Raises: ValueError for a parameter that is no matrix.
     """
 
     accepts = frozenset({"matrix"})
@@ -36,16 +36,6 @@ class KroneckerOptimizer(StatefulOptimizer):
         gradients: [k, m, n], float32. step: from 1. None: the weights stay where they are.
         """
         raise NotImplementedError
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        names = group.get("param_names", range(len(group["params"])))
-        for name, parameter in zip(names, group["params"], strict=True):
-            if parameter.ndim < 2:
-                self.param_groups.pop()
-                kind = type(self).__name__.lower()
-                raise ValueError(f"{kind} takes matrices only: parameter {name} has shape {tuple(parameter.shape)}")
 
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of these matrices, those of one shape and one count of steps together."""

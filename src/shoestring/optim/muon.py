@@ -48,7 +48,7 @@ class Muon(StatefulOptimizer):
     Inexact Polar Decomposition, arXiv:2605.06884). The sketch is drawn from `seed` and the number of steps, which the
     group counts in `sketches`. `polar_report` says how near a method comes, and how fast.
 
-    Raises: ValueError for a parameter that is no matrix (give it to another optimiser, as `partition` does).
+    Raises: ValueError for a parameter that is no matrix.
     """
 
     accepts = frozenset({"matrix"})
@@ -93,15 +93,6 @@ class Muon(StatefulOptimizer):
                 each = polar_flops(rows, columns, method=group["polar"], steps=group["steps"], sketch=_sketch(group))
                 total += each * (parameter.numel() // (rows * columns))
         return total
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        names = group.get("param_names", range(len(group["params"])))
-        for name, parameter in zip(names, group["params"], strict=True):
-            if parameter.ndim < 2:
-                self.param_groups.pop()
-                raise ValueError(f"muon takes matrices only: parameter {name} has shape {tuple(parameter.shape)}")
 
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of these matrices, those of one shape together."""

@@ -49,7 +49,7 @@ def shrink_to_packed(
     before = text(trained.model, ledger, "before") if text else None
     with atomic.directory(out) as half:
         with ledger.clock("compute"):
-            chosen = ternaries(trained.model)
+            chosen = ternaries(trained.model, trained.quantised)
             save_packed(half, pack(trained.model, chosen, layout, embedding), trained.tokenizer)
             model = load_packed(half).model
         ledger.write("pack", layout=layout, embedding=embedding)
@@ -74,7 +74,7 @@ def shrink_to_gguf(
     _refuse_taken(out)
     before = text(trained.model, ledger, "before") if text else None
     with ledger.clock("compute"):
-        chosen = ternaries(trained.model)
+        chosen = ternaries(trained.model, trained.quantised)
         plain = dense(trained.model, chosen)
         written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
     ledger.write("write", kind=kind, embedding=embedding)

@@ -5,12 +5,10 @@ import torch
 from shoestring.budget.ledger import Ledger
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
-from shoestring.data.windows import Windows
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
-from shoestring.train.assembly import HELDOUT_ORDER
 from shoestring.train.config import RunConfig
-from shoestring.train.evaluate import Evaluator, Heldout
+from shoestring.train.evaluate import Evaluator, Heldout, heldout_windows
 
 ROWS = 4
 """Sequences at once."""
@@ -26,8 +24,7 @@ class HeldoutText:
         if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError("the corpus has changed since the run: its held-out text is no measure of the run's model")
         self.context = config.model.context
-        windows = Windows(dataset.heldout, self.context, HELDOUT_ORDER, config.data.packing)
-        self.sequences = min(len(windows), max(1, config.train.heldout_tokens // self.context))
+        windows, self.sequences = heldout_windows(config, dataset)
         self._evaluator = Evaluator(
             windows,
             dataset.tokenizer.byte_lengths,

@@ -22,8 +22,8 @@ AFTERWARDS = Ternary(scale="row")
 
 @dataclass(frozen=True)
 class Ternaries:
-    """The matrices of a model's blocks as they are packed. trained: quantised as in training, exactly. rounded: after training
-    in floating point, or in another format, at a cost in quality. kept: the names of those that the run had stay as they are.
+    """The matrices of a model's blocks as they are packed. trained: quantised as in training, exactly. rounded: not before now,
+    or in another format, at a cost in quality. kept: the names of those that the run had stay as they are.
     """
 
     trained: dict[str, Quantised]
@@ -35,9 +35,11 @@ class Ternaries:
         return self.trained | self.rounded
 
 
-def ternaries(model: Transformer) -> Ternaries:
-    """What each matrix in the blocks of `model` becomes. A model some of whose layers were trained with ternary weights keeps
+def ternaries(model: Transformer, quantised: bool = True) -> Ternaries:
+    """What each matrix in the blocks of `model` becomes. A model some of whose layers are of a run for ternary weights keeps
     its other layers in float32, as the run did; of any other model every matrix is rounded now.
+
+    quantised: False where that run had not begun to quantise them, which makes them rounded, in the run's own way.
 
     Raises: UsageError where a matrix has a bias, ShoestringError where a weight is not finite.
     """
@@ -47,14 +49,14 @@ def ternaries(model: Transformer) -> Ternaries:
     for name, module in linear.items():
         if module.bias is not None:
             raise UsageError(f"{name} has a bias: a packed matrix has none")
-    trained = {
+    ternary = {
         name: module.quantise()
         for name, module in linear.items()
         if isinstance(module, LowBitLinear) and module.format.largest == 1
     }
-    others = {name: module for name, module in linear.items() if name not in trained}
-    if trained:
-        return Ternaries(trained, {}, tuple(others))
+    others = {name: module for name, module in linear.items() if name not in ternary}
+    if ternary:
+        return Ternaries(ternary if quantised else {}, {} if quantised else ternary, tuple(others))
     return Ternaries({}, {name: AFTERWARDS.quantise(module.weight) for name, module in others.items()}, ())
 
 

@@ -15,15 +15,12 @@ from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, s
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.config import RunConfig
 from shoestring.train.course import Course
-from shoestring.train.evaluate import Evaluator
+from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.lowering import join_schedule, lower_model
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.part import Part
 from shoestring.train.step import Stepper
-
-HELDOUT_ORDER = 0
-"""Seed of the order in which held-out windows are taken: one for all runs, so that all are judged on the same text."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +101,11 @@ def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> 
     source: BatchSource = Windows(dataset.train, context, config.seed, packing)
     if own < config.workers:
         source = Part(source, worker or 0, config.workers)
-    heldout = Windows(dataset.heldout, context, HELDOUT_ORDER, packing)
+    heldout, evaluated = heldout_windows(config, dataset)
     evaluator = Evaluator(
         heldout,
         dataset.tokenizer.byte_lengths,
-        sequences=min(len(heldout), max(1, config.train.heldout_tokens // context)),
+        sequences=evaluated,
         rows=_rows(config),
         device=device,
         precision=config.execution.precision,

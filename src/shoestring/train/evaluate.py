@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.data.windows import Batch, BatchSource
+from shoestring.data.dataset import Dataset
+from shoestring.data.windows import Batch, BatchSource, Windows
 from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import IGNORED
+from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
+
+HELDOUT_ORDER = 0
+"""Seed of the order in which held-out windows are taken: one for all runs, so that all are judged on the same text."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,13 @@ class Heldout:
     loss: float
     bits_per_byte: float
     targets: int
+
+
+def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
+    """(the held-out text of a run, how many of its windows are evaluated: the first)."""
+    context = config.model.context
+    windows = Windows(dataset.heldout, context, HELDOUT_ORDER, config.data.packing)
+    return windows, min(len(windows), max(1, config.train.heldout_tokens // context))
 
 
 def _padded(batch: Batch, rows: int) -> Batch:

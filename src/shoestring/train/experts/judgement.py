@@ -22,7 +22,7 @@ from shoestring.decode.expert_weights.fixed import Fixed
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
 from shoestring.sync.merging import merge
-from shoestring.train.assembly import HELDOUT_ORDER
+from shoestring.train.evaluate import HELDOUT_ORDER, heldout_windows
 from shoestring.train.experts.config import ExpertsConfig, size_name
 from shoestring.train.experts.folder import JUDGING, ExpertsFolder, Member
 from shoestring.train.run_folder import RunFolder
@@ -59,8 +59,7 @@ def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering
     """The windows that every run evaluates on, too: the first of one fixed order of the whole held-out text."""
     run, store = config.run, dataset.heldout
     context = run.model.context
-    windows = Windows(store, context, HELDOUT_ORDER, run.data.packing)
-    count = min(len(windows), max(1, run.train.heldout_tokens // context))
+    windows, count = heldout_windows(run, dataset)
     batch = windows.batch(0, count)
     places = windows.order(0, count)[:, None] * context + 1 + np.arange(context)
     document = np.searchsorted(store.document_starts, places, side="right") - 1
