@@ -17,9 +17,11 @@ RATES = ("optim.lr", "fallback.lr")
 def candidate(base: RunConfig, asked: Tree) -> RunConfig:
     """The configuration a candidate's recipe asks for, with the base's budget and what else it leaves open.
 
+    Sizes of the model that follow from others (`ModelConfig.following`) follow from the candidate's.
+
     Raises: UsageError, also for a budget of its own that differs: the arms are judged at one budget.
     """
-    config = build(RunConfig, merge(tree(base), asked))
+    config = _laid_over(base, asked)
     if config.budget != base.budget:
         raise UsageError(f"an arm asks for a budget of {config.budget}, the base for {base.budget}: give both --budget")
     return config
@@ -33,7 +35,13 @@ def for_judging(config: RunConfig) -> RunConfig:
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The configuration with the values of these keys ('optim.lr' ...). Raises: UsageError."""
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    return build(RunConfig, merge(tree(config), overrides(words)))
+    return _laid_over(config, overrides(words))
+
+
+def _laid_over(config: RunConfig, asked: Tree) -> RunConfig:
+    below = tree(config)
+    below["model"] = {name: value for name, value in below["model"].items() if name not in config.model.following()}
+    return build(RunConfig, merge(below, asked))
 
 
 def uses_fallback(config: RunConfig) -> bool:

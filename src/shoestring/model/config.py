@@ -64,17 +64,22 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)}")
         if not self.head_width and self.width % self.heads:
             raise ValueError(f"heads must divide width where head_width is not given: {self.heads} and {self.width}")
-        mixer: Any = self.channel_mixer.card.target
-        self._settle("key_value_heads", self.heads)
-        self._settle("head_width", self.width // self.heads)
-        self._settle("hidden", math.ceil(self.width * mixer.expansion / 32) * 32)
+        for name, value in self._own_sizes().items():
+            object.__setattr__(self, name, getattr(self, name) or value)
         if self.heads % self.key_value_heads:
             raise ValueError(f"key_value_heads must divide heads: {self.key_value_heads} and {self.heads}")
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, as rotary positions turn pairs, not {self.head_width}")
 
-    def _settle(self, name: str, value: int) -> None:
-        object.__setattr__(self, name, getattr(self, name) or value)
+    def _own_sizes(self) -> dict[str, int]:
+        """What is worked out where nothing is given."""
+        mixer: Any = self.channel_mixer.card.target
+        hidden = math.ceil(self.width * mixer.expansion / 32) * 32
+        return {"key_value_heads": self.heads, "head_width": self.width // self.heads, "hidden": hidden}
+
+    def following(self) -> frozenset[str]:
+        """The sizes that are what would be worked out from the others: where these change, they are to change with them."""
+        return frozenset(name for name, value in self._own_sizes().items() if getattr(self, name) == value)
 
     def build(self) -> "Transformer":
         """The model, freshly initialised from torch's global generator. Raises: UsageError without a vocabulary."""

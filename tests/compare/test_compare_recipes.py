@@ -1,0 +1,31 @@
+"""What a candidate takes from the base, and what follows from its own choices."""
+
+from shoestring.compare.recipes import candidate, with_settings
+from shoestring.config import build, tree
+from shoestring.train.config import RunConfig
+
+BASE = {"budget": "1Mtok", "model": {"layers": 3, "width": 96, "heads": 3, "vocabulary": 512}, "optim": {"lr": 0.03}}
+
+
+def shape(config: RunConfig) -> tuple[int, ...]:
+    model = config.model
+    return model.layers, model.width, model.heads, model.key_value_heads, model.head_width, model.hidden
+
+
+def test_sizes_that_follow_from_the_width_follow_from_the_candidates_own() -> None:
+    base = build(RunConfig, BASE)
+    assert shape(base) == (3, 96, 3, 3, 32, 256)
+    wide = candidate(base, {"model": {"layers": 4, "width": 192, "heads": 6}})
+    assert shape(wide) == (4, 192, 6, 6, 32, 512)
+    assert wide.model.vocabulary == 512
+    assert wide.optim == base.optim
+    assert shape(with_settings(base, {"model.width": 192, "model.heads": 6})) == (3, 192, 6, 6, 32, 512)
+    square = candidate(base, {"model": {"channel_mixer": "squared_relu"}})
+    assert square.model.hidden == build(RunConfig, {**BASE, "model": tree(square.model) | {"hidden": 0}}).model.hidden
+
+
+def test_sizes_that_the_base_chose_are_taken_over() -> None:
+    base = build(RunConfig, {**BASE, "model": {**BASE["model"], "key_value_heads": 1, "hidden": 128}})  # type: ignore[dict-item]
+    wide = candidate(base, {"model": {"width": 192, "heads": 6}})
+    assert shape(wide) == (3, 192, 6, 1, 32, 128)
+    assert candidate(base, {}) == base
