@@ -29,7 +29,7 @@ LEAN = ("design.toml", "environment.json", "runs.jsonl", "verdict.json", "report
 @dataclass(frozen=True)
 class Set:
     """A comparison. folder, base: of the recipes; every other recipe there is a candidate, unless `candidates` names them.
-    rates_of: the set whose chosen learning rates are taken, instead of tuning. flags: keys laid over every recipe."""
+    rates_of: the set whose chosen learning rates are taken, instead of tuning."""
 
     folder: str
     base: str
@@ -38,7 +38,6 @@ class Set:
     tune: str | None = "lr=*0.33,*1,*3"
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
 
 
 FULL = {
@@ -51,18 +50,8 @@ FULL = {
     "lowbit-seconds": Set(
         "lowbit", "float", "30s", tune=None, rates_of="lowbit-tokens", candidates=("ternary", "qat_decay")
     ),
-    "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1Mtok", tune="lr=*0.5,*1,*2"),
-    "lowbit-bytes-more-tokens": Set("lowbit-bytes", "float", "4Mtok", tune=None),
-    "lowbit-bytes-more-steps": Set(
-        "lowbit-bytes",
-        "float",
-        "1600ktok",
-        seeds=5,
-        tune="lr=*0.25,*0.5,*1",
-        candidates=("ternary",),
-        flags=("--train.batch=16",),
-    ),
-    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, candidates=("ternary",)),
+    "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1600ktok", seeds=5, tune="lr=*0.5,*1,*2"),
+    "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
 }
 QUICK = {
     "quick-optimizers": Set(
@@ -99,7 +88,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
     if (folder / "design.toml").is_file():
         words += ["--resume", str(folder)]
     else:
-        words += [str(path) for path in recipes(made, out, out / f".{name}-recipes")] + list(made.flags)
+        words += [str(path) for path in recipes(made, out, out / f".{name}-recipes")]
         words += ["--budget", made.budget, "--seeds", str(made.seeds), "--out", str(folder)]
         words += ["--tune", made.tune] if made.tune else []
         if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
