@@ -16,12 +16,14 @@ from torch import Tensor
 from toy_run import EVERY, SEQUENCES, TOKENS, Toy, ToyRun
 
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.optim.state import flatten_state
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.elastic import ATTEMPTS, Elastic, RunOver
 from shoestring.sync.fragments import Fragments
 from shoestring.sync.membership import Membership
 from shoestring.sync.tally import Tally, Work
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.train.inner import InnerState
 
 
 class Given:
@@ -67,7 +69,7 @@ class Script:
 
 def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, Elastic]:
     toy = Toy()
-    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, forget=toy.inner.state.clear, **more)
+    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), **more)
     elastic.connect(lambda **given: Script(words, state=state, **given))
     return toy, elastic
 
@@ -109,23 +111,28 @@ def test_an_abandoned_round_leaves_no_trace_and_the_next_one_has_its_work(word: 
     assert not torch.equal(before["global.weight"], after[0]["global.weight"])
 
 
+def alike(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> bool:
+    (first, record), (second, theirs) = flatten_state(one), flatten_state(other)
+    return record == theirs and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_who_takes_over_the_state_has_lost_its_work_and_adds_nothing() -> None:
     donor = alone()
     donor[1].meet()
     period(*donor)
     donor[1].meet()
     period(*donor)  # it is about to hold the next round, as its peers are
-    tensors, values = donor[1].save()
+    tensors, values = donor[1].offer()
     state = {name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(values)
 
     toy, elastic = alone("", "heal", "no", "", state=state)
     elastic.meet()
     period(toy, elastic, 3)
-    assert toy.inner.state
+    assert not alike(toy.inner, donor[0].inner)
     meeting = elastic.meet()  # healed; this very round is committed, with nothing in it
     assert meeting.healed
     assert meeting.contributed == ()
-    assert not toy.inner.state
+    assert alike(toy.inner, donor[0].inner), "with empty moments its next steps would be others"
     assert elastic.outer.residuals is not None
     assert not elastic.outer.residuals.tensors
     assert elastic.tally.tokens == EVERY * SEQUENCES * TOKENS
@@ -167,7 +174,7 @@ def test_a_link_that_never_works_ends_the_worker() -> None:
 def test_only_whole_models_without_overlap(options: dict[str, Any]) -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
     with pytest.raises(UsageError, match="need workers that stay"):
-        Elastic(DiLoCo(model, **options), "me", sequences=1, forget=lambda: None)
+        Elastic(DiLoCo(model, **options), "me", sequences=1, inner=InnerState(torch.optim.SGD(model.parameters())))
 
 
 class Pair:
@@ -207,7 +214,7 @@ def meet_together(members: Sequence[Elastic]) -> None:
 def test_one_that_comes_back_with_the_state_of_the_last_round_counts_the_steps_of_the_others() -> None:
     pair, toys = Pair(), [Toy(), Toy()]
     both = [
-        Elastic(toy.outer(), name, sequences=SEQUENCES, forget=toy.inner.state.clear)
+        Elastic(toy.outer(), name, sequences=SEQUENCES, inner=InnerState(toy.inner))
         for toy, name in zip(toys, "ab", strict=True)
     ]
     for rank, elastic in enumerate(both):
@@ -238,7 +245,7 @@ def test_the_clock_of_the_run_counts_exchanges_too(monkeypatch: pytest.MonkeyPat
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
     monkeypatch.setattr("shoestring.sync.elastic.time", clock)
     toy = Toy()
-    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, forget=toy.inner.state.clear, since=990.0)
+    elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), since=990.0)
     elastic.connect(lambda **given: Slow(["", "no", "lost", ""], **given))
     for _ in range(3):
         elastic.meet()
@@ -257,7 +264,7 @@ def test_a_clock_that_is_behind_is_set_and_the_run_is_no_faster_for_it(
     monkeypatch.setattr("shoestring.sync.elastic.time", clock)
     pair, toys = Pair(), [Toy(), Toy()]
     first, second = (
-        Elastic(toy.outer(), name, sequences=SEQUENCES, forget=toy.inner.state.clear, since=since)
+        Elastic(toy.outer(), name, sequences=SEQUENCES, inner=InnerState(toy.inner), since=since)
         for toy, name, since in zip(toys, "ab", (950.0, 950.0 + late), strict=True)
     )
     for rank, elastic in enumerate((first, second)):

@@ -23,6 +23,7 @@ from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.lighthouse import Lighthouse
 from shoestring.sync.outer import OuterSGD
 from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.train.inner import InnerState
 
 EVERY, SEQUENCES, TOKENS = 5, 2, 7
 
@@ -65,7 +66,7 @@ def take_part(pipe: Connection, door: tuple[str, int], number: int, log: Path, e
             toy.outer(),
             f"worker{number}",
             sequences=SEQUENCES,
-            forget=toy.inner.state.clear,
+            inner=InnerState(toy.inner),
             over=lambda: bool(board.over()),
             record=meetings.append,
         )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
 ATTEMPTS = 50
 """Rounds that may be abandoned one after the other before this worker gives the run up."""
 
+
+INNER = "inner."
+"""Begins the names of the inner optimiser's tensors in a state that is given to another worker."""
 
 CLOCK_SLACK = 1.0
 """Seconds: a worker's clock is set to the latest one where it is that far behind. Members do not speak at quite the same
@@ -58,13 +61,30 @@ class Meeting:
     received: int
 
 
+class Inner(Protocol):
+    """The inner optimiser of a worker, as far as the run has a say in it."""
+
+    def give(self) -> State:
+        """Its state, for a worker that has none that fits the run."""
+        ...
+
+    def take(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a state that `give` gave. Raises: ShoestringError where it does not fit."""
+        ...
+
+    def forget(self) -> None:
+        """Begin anew: the local work was lost, and its moments with it."""
+        ...
+
+
 class Elastic:
     """Drives the outer loop of one worker over a `FaultTolerantTransport`; call `step` after every inner step and `meet`
     when a round is due, and once before the first inner step, whether the run begins, goes on from checkpoints, or is
     joined late: who has nothing to add takes part all the same, and goes on from the run's state.
 
-    A round opens (this may replace the state: then what this worker did since the last committed round is lost, and it is
-    left out of the average as one that has nothing), exchanges, and is closed by the verdict of all; only then is it
+    A round opens (this may replace the state: then what this worker did since the last committed round is lost, it goes on
+    with the moments of the inner optimiser of the worker that gave it, as empty ones would make its next steps others, and
+    is left out of the average as one that has nothing), exchanges, and is closed by the verdict of all; only then is it
     applied. Where a member is lost, or anything came damaged, it is abandoned: global weights, momentum and residuals stay,
     local work stays in the local weights, and those who are left try again at once. So between two committed rounds all
     members have taken the same number of inner steps.
@@ -73,9 +93,9 @@ class Elastic:
     number of workers vary in the same way: all that are there are averaged, and a new one starts from the global weights).
 
     outer: whole model, without overlap. Its transport is replaced by `connect`. identity: this worker's name in the run,
-    the same whenever it comes back. sequences: that a worker takes in an inner step. forget: called when the local work was
-    lost, to empty the inner optimiser's state. over: whether the run has ended; asked whenever a round is open. since: the
-    monotonic clock when the run's own clock started, for its first worker.
+    the same whenever it comes back. sequences: that a worker takes in an inner step. inner: see `Inner`. over: whether the
+    run has ended; asked whenever a round is open. since: the monotonic clock when the run's own clock started, for its
+    first worker.
 
     Raises: UsageError for an outer loop with fragments or overlap.
     """
@@ -86,7 +106,7 @@ class Elastic:
         identity: str,
         *,
         sequences: int,
-        forget: Callable[[], None],
+        inner: Inner,
         over: Callable[[], bool] = lambda: False,
         record: Callable[[Meeting], None] = lambda meeting: None,
         since: float | None = None,
@@ -97,7 +117,7 @@ class Elastic:
                 f"overlap = {outer.overlap} need workers that stay"
             )
         self.outer, self.identity, self.sequences = outer, identity, sequences
-        self.forget, self.over, self.record = forget, over, record
+        self.inner, self.over, self.record = inner, over, record
         self.tally = Tally()
         self.rank = 0
         self.work = Work()
@@ -117,7 +137,7 @@ class Elastic:
         # the longest message that a codec might make of the weights: twice their float32
         limit = 8 * sum(weight.numel() for weight in self.outer.weights.values()) + 2**20
         self._transport = link(
-            save=self.save, load=self.load, step=self.round, lineage=self.lineage or None, limit=limit
+            save=self.offer, load=self.load, step=self.round, lineage=self.lineage or None, limit=limit
         )
         self.outer.transport = self._transport
 
@@ -229,23 +249,32 @@ class Elastic:
         self.rank, self.round, self.lineage = member.rank, self.transport.step, self.transport.lineage
         lost, self.work = self.work != Work() and member.rank not in added, Work()
         if lost:  # it was not finite
-            self.forget()
+            self.inner.forget()
 
     def save(self) -> State:
         """What all workers hold alike, as the last committed round left it."""
         tensors, values = self.outer.shared_state()
         return tensors, {"outer": values, "tally": self.tally.plain()}
 
+    def offer(self) -> State:
+        """What another worker needs to go on: the shared state, and this worker's inner optimiser as its own."""
+        (tensors, values), (moments, record) = self.save(), self.inner.give()
+        return {**tensors, **{INNER + name: tensor for name, tensor in moments.items()}}, {**values, "inner": record}
+
     def load(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Go on from a state that `save` gave; what this worker did by itself is lost. Raises: ShoestringError where it does
+        """Go on from a state that `offer` gave; what this worker did by itself is lost. Raises: ShoestringError where it does
         not fit."""
-        if not isinstance(values.get("outer"), dict) or not isinstance(values.get("tally"), dict):
-            raise ShoestringError("the shared state is damaged: it has no outer loop, or no counts")
+        if not all(isinstance(values.get(key), dict) for key in ("outer", "tally", "inner")):
+            raise ShoestringError(
+                "the state that came is damaged: it has no outer loop, no counts, or no inner optimiser"
+            )
         tally = Tally.of(values["tally"])
-        self.outer.join(tensors, values["outer"])
+        shared = {name: tensor for name, tensor in tensors.items() if not name.startswith(INNER)}
+        moments = {name.removeprefix(INNER): tensor for name, tensor in tensors.items() if name.startswith(INNER)}
+        self.inner.take(moments, values["inner"])
+        self.outer.join(shared, values["outer"])
         self.tally, self.work = tally, Work()
         self._alive_since = time.monotonic()
-        self.forget()
 
 
 def _nobody_had_any(averaged: Averaged) -> bool:

@@ -70,8 +70,6 @@ class ElasticTeam:
         self._in_step = Work()
         self._seconds: deque[float] = deque(maxlen=9)
         self._began: float | None = None
-        moments, record = flatten_state(stepper.optimizer)
-        self._blank = {name: tensor.clone() for name, tensor in moments.items()}, record
 
     @property
     def leads(self) -> bool:
@@ -126,7 +124,7 @@ class ElasticTeam:
         with self.ledger.clock("sync_exposed"):
             left = self._time_left()
             meeting = self.elastic.meet({"left": int(left) if math.isfinite(left) else None})
-        self._reconcile()
+        self.reconcile()
         self.left = self._steps_left(meeting)
         return meeting
 
@@ -165,13 +163,7 @@ class ElasticTeam:
                 left = 0
         return left
 
-    def lost(self) -> None:
-        """The local work was lost, or this worker has just come: begin with an empty inner optimiser."""
-        restore_state(self.stepper.optimizer, *self._blank)
-        self.stepper.optimizer.zero_grad(set_to_none=True)
-        self._reconcile()
-
-    def _reconcile(self) -> None:
+    def reconcile(self) -> None:
         """Put on the ledger as discarded what it holds and the run does not."""
         kept = self.elastic.tally.credited.get(self.elastic.identity, Work())
         totals = self.ledger.totals

@@ -19,6 +19,7 @@ from shoestring.train.assembly import Parts, assemble
 from shoestring.train.closing import summary
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic import ElasticTeam, Share
+from shoestring.train.inner import InnerState
 from shoestring.train.part import Part
 from shoestring.train.run_folder import JsonLines, RunFolder
 from shoestring.train.session import Outcome, Record, Say, Session
@@ -69,7 +70,7 @@ class ElasticSession(Session):
             outer,
             self.identity,
             sequences=own,
-            forget=lambda: self.crew.lost(),
+            inner=InnerState(stepper.optimizer),
             over=self._over,
             record=self._record_round,
             since=self.since,
@@ -107,7 +108,7 @@ class ElasticSession(Session):
             self.say(f"joined as {self.identity}: {len(meeting.ids)} workers, step {self.elastic.outer.steps}{how}")
             return super().run()
         except RunOver:
-            self.crew.lost()
+            self.crew.reconcile()
             self.say("the run ended without this worker")
             return Outcome("finished", None, self._summarise("finished", {}), "")
         finally:
