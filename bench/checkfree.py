@@ -27,7 +27,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from cut import adamw, cut
+from torch import nn
 
 from shoestring import atomic
 from shoestring.budget.machine import cache_folder
@@ -36,6 +36,7 @@ from shoestring.data.config import DataConfig
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
 from shoestring.model.config import ModelConfig
+from shoestring.model.stages import cut
 from shoestring.sync.pipeline.batch import MicroBatch
 from shoestring.sync.pipeline.engine import Pipeline
 from shoestring.sync.pipeline.faults import FaultInjector, draw_faults
@@ -43,6 +44,15 @@ from shoestring.sync.pipeline.faults import FaultInjector, draw_faults
 STAGES = 4
 POLICIES = ("checkpoint", "checkfree", "checkfree_plus", "redundant")
 WARMUP, DECAY = 0.02, 0.2
+
+
+def adamw(module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only."""
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95))
 
 
 class Text:

@@ -52,6 +52,10 @@ from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resolve
 
+SHAPE = {"layers": 2, "width": 64, "heads": 2, "context": 128}
+"""Of the model: small enough to see most of what it can learn in the time, as else the loss would say above all how many
+fewer tokens there were."""
+
 
 class Run:
     """One run: its host, its workers, and the faults done to them."""
@@ -246,11 +250,13 @@ def recipe(options: argparse.Namespace) -> list[str]:
         "--execution.threads=1",
         "--execution.compile=none",
         "--execution.precision=float32",
+        "--optim=muon",
         "--optim.lr=0.02",
+        "--fallback.lr=0.01",
         "--elastic.silence=2",
         "--elastic.exchange=5",
-        *(["--data.vocabulary=2048"] if not options.flags else []),
-        *(f"--model.{key}={value}" for key, value in {"layers": 3, "width": 128, "heads": 4, "context": 128}.items()),
+        "--data.vocabulary=1024",
+        *(f"--model.{key}={value}" for key, value in SHAPE.items()),
         *options.flags,
     ]
 
@@ -275,8 +281,8 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--workers", type=int, default=6)
-    parser.add_argument("--every", type=int, default=10, help="inner steps between two exchanges")
-    parser.add_argument("--sequences", type=int, default=4, help="of a worker's inner step")
+    parser.add_argument("--every", type=int, default=30, help="inner steps between two exchanges")
+    parser.add_argument("--sequences", type=int, default=8, help="of a worker's inner step")
     parser.add_argument("--trace", type=Path, help="replay this trace instead of drawing one")
     parser.add_argument("--quick", action="store_true", help="8 faults in 2 minutes over 3 workers: a smoke run")
     parser.add_argument("flags", nargs="*", help="further keys of the recipe, after --")

@@ -1,23 +1,26 @@
-"""The stages of checkfree.py: a Transformer cut into an embedding, equal runs of blocks, and norm, head and loss."""
+"""A Transformer cut into the stages of a pipeline: an embedding, equal runs of blocks, and norm, head and loss."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 
 
 class First(nn.Module):
+    """Token ids [B, T] -> hidden states [B, T, width]."""
+
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.embedding, self.scale = model.embedding, model.config.input_scale
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.embedding(inputs) * self.scale
+        embedded: Tensor = self.embedding(inputs)
+        return embedded * self.scale
 
 
 class Blocks(nn.Module):
-    """A run of blocks; each stage has its own rotary tables, which hold no weights."""
+    """Hidden states to hidden states. Every stage has rotary tables of its own, which hold no weights."""
 
     def __init__(self, model: Transformer, start: int, count: int) -> None:
         super().__init__()
@@ -31,25 +34,29 @@ class Blocks(nn.Module):
 
 
 class Last(nn.Module):
+    """(hidden states, targets [B, T]) -> the mean loss, nats per token."""
+
     def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.norm, self.head, self.scale = model.norm, model.head, model.config.output_scale
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        assert self.head is not None
         logits = self.head(self.norm(x) * self.scale)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def cut(model: Transformer, stages: int) -> tuple[First, list[Blocks], Last]:
-    """The parts of an untied model, sharing its weights; its layers are a multiple of `stages`."""
+    """(first, stages, last) as `sync.pipeline.engine.Pipeline` takes them, sharing the weights of `model`: what the pipeline
+    collects is in it.
+
+    Raises: UsageError for a tied model, whose embedding would be in two places, and where the layers do not divide.
+    """
+    if model.head is None:
+        raise UsageError(
+            "a tied model cannot be cut: its embedding is in the first stage and in the last; set tied = false"
+        )
+    if stages < 1 or model.config.layers % stages:
+        raise UsageError(f"{model.config.layers} layers do not divide into {stages} equal stages")
     each = model.config.layers // stages
     return First(model), [Blocks(model, stage * each, each) for stage in range(stages)], Last(model)
-
-
-def adamw(module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only."""
-    groups = [
-        {"params": [p for p in module.parameters() if p.ndim >= 2], "weight_decay": 0.1},
-        {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=(0.9, 0.95))
