@@ -334,6 +334,10 @@ def test_an_environment_without_a_place_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="the run is of 3 workers, and 2 were started"):
         join(1, passport=Passport(workers=3))
+    for name, value in {"MASTER_ADDR": "192.0.2.7", TOKEN: ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="SHOESTRING_TOKEN is empty"):
+        join(0.1)
 
 
 WORKER = """

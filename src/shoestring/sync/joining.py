@@ -30,6 +30,11 @@ def _whole_number(name: str) -> int:
     return int(text)
 
 
+def world_size() -> int:
+    """How many workers were started, this one included. Raises: UsageError where the environment does not say."""
+    return _whole_number("WORLD_SIZE")
+
+
 def _loopback_interface(address: str) -> str:
     """The name of this machine's loopback interface where the address lies there, else ''."""
     with contextlib.suppress(ValueError):
@@ -58,14 +63,14 @@ def join(timeout: float, *, passport: Passport | None = None) -> DistributedTran
     """A worker's way in, under `launch` as under torchrun: meet the others, admit or be refused, connect.
 
     timeout: seconds to wait for the others, and the transport's own for an exchange. passport: what must be alike
-    (`admission.admit`), None for the program's version alone. The token is $SHOESTRING_TOKEN; without one, frames are only
-    checksummed and anybody is admitted. gloo is bound to the loopback interface where the master is there, unless
-    $GLOO_SOCKET_IFNAME says otherwise. `leave` undoes it.
+    (`admission.admit`), None for the program's version alone. gloo is bound to the loopback interface where the master is
+    there, unless $GLOO_SOCKET_IFNAME says otherwise. The token is $SHOESTRING_TOKEN. It may be empty among workers that meet
+    on the loopback interface: frames are then only checksummed, and anybody on the machine is admitted. `leave` undoes it.
 
-    Raises: UsageError for an environment that says no worker's place, and where workers differ; ShoestringError where some do
-    not come, or cannot be reached.
+    Raises: UsageError for an environment that says no worker's place, or no token where other machines come near, and where
+    workers differ; ShoestringError where some do not come, or cannot be reached.
     """
-    rank, size = _whole_number("RANK"), _whole_number("WORLD_SIZE")
+    rank, size = _whole_number("RANK"), world_size()
     address, port = _variable("MASTER_ADDR"), _whole_number("MASTER_PORT")
     passport = passport or Passport(workers=size)
     if passport.workers != size:
@@ -73,7 +78,12 @@ def join(timeout: float, *, passport: Passport | None = None) -> DistributedTran
     interface = _loopback_interface(address)
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    key = derive_key(os.environ.get(TOKEN, ""))
+    token = os.environ.get(TOKEN, "").strip()
+    if not token and not (interface and os.environ["GLOO_SOCKET_IFNAME"] == interface):
+        raise UsageError(
+            f"{TOKEN} is empty, and the workers meet where other machines come near: set it to one secret for all of them"
+        )
+    key = derive_key(token)
     theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # who starts the workers holds the store
     holds = rank == 0 and not theirs
     if not holds and not _await_answer(address, port, timeout):
