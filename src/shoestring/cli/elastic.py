@@ -14,7 +14,6 @@ from shoestring.cli.host import LOOPBACK, Host
 from shoestring.cli.live import LiveView
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError
-from shoestring.sync.frame import TOKEN
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
@@ -58,10 +57,8 @@ def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, view: LiveV
     Raises: ShoestringError where the run cannot go on from here.
     """
     with Host(config, dataset, folder, terms.listen) as host:
-        view.say(f"workers may join at {host.address}; the run's token is in {folder.path / 'token'}")
-        view.say(
-            f"from elsewhere: {TOKEN}=... shoestring worker --lighthouse {host.address} {folder.path / 'config.toml'}"
-        )
+        for line in host.directions:
+            view.say(line)
         names = [str(rank) for rank in range(config.workers)]
         fleet = Fleet(host, names, restart=terms.restart, since=terms.since or time.monotonic(), say=view.say)
         status = fleet.watch(_Tail(folder.path / "workers", view).look)

@@ -1,22 +1,21 @@
 """Where a run of workers that come and go is at home: its folder, its token, its lighthouse, and the door before it."""
 
 import contextlib
-import hashlib
 import importlib.util
 import ipaddress
-import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shoestring.cli.fingerprint import digest, without_places
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.admission import Passport
 from shoestring.sync.board import Board
 from shoestring.sync.door import Door
-from shoestring.sync.frame import new_token
+from shoestring.sync.frame import TOKEN, new_token
 from shoestring.sync.lighthouse import Lighthouse
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
@@ -35,17 +34,9 @@ def require_torchft() -> None:
 
 def passport(config: RunConfig, dataset: Dataset) -> Passport:
     """What all workers of a run must have alike: a resolved configuration save for what is each one's own, and the data."""
-    recipe = {key: value for key, value in tree(config).items() if key not in OWN}
+    recipe = {key: value for key, value in without_places(tree(config)).items() if key not in OWN}
     shape = recipe.pop("model")
-    # the same text may lie elsewhere on another machine: its fingerprint says what it is
-    recipe["data"] = {
-        key: value for key, value in recipe["data"].items() if key not in ("corpus", "tokenizer", "documents")
-    }
-    return Passport(workers=config.workers, recipe=_digest(recipe), model=_digest(shape), data=dataset.fingerprint)
-
-
-def _digest(values: object) -> str:
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return Passport(workers=config.workers, recipe=digest(recipe), model=digest(shape), data=dataset.fingerprint)
 
 
 def address(text: str) -> tuple[str, int]:
@@ -107,6 +98,15 @@ class Host:
         """Where workers come in: 'HOST:PORT'."""
         host, port = self.door.address
         return f"{host}:{port}"
+
+    @property
+    def directions(self) -> list[str]:
+        """Lines for people: how others join."""
+        recipe, token = self.folder.path / "config.toml", self.folder.path / "token"
+        lines = [f"workers may join at {self.address}; the run's token is in {token}"]
+        if ipaddress.ip_address(self.door.address[0]).is_loopback:
+            return [*lines, "from this machine alone; for other machines: --listen HOST:PORT"]
+        return [*lines, f"from elsewhere: {TOKEN}=... shoestring worker --lighthouse {self.address} {recipe}"]
 
     def close(self) -> None:
         self.door.close()

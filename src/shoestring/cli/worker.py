@@ -20,7 +20,12 @@ def run(words: Sequence[str]) -> int:
         KEYS,
     )
     parser.add_argument("recipe", type=Path, help="the run's complete recipe: its config.toml")
-    parser.add_argument("--lighthouse", required=True, metavar="HOST:PORT", help="the address that the run printed")
+    parser.add_argument(
+        "--lighthouse",
+        required=True,
+        metavar="HOST:PORT",
+        help="the address that the run printed; other machines reach one that was given to it by --listen",
+    )
     parser.add_argument("--out", type=Path, help="this worker's folder (default: runs/worker-DATE-TIME)")
     parser.add_argument("--name", help="this worker's name in the run (default: one of its own)")
     parser.add_argument(
