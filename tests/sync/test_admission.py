@@ -81,6 +81,10 @@ def test_workers_alike_are_admitted(workers: int, key: bytes) -> None:
             replace(ALIKE, data="cafecafecafe"),
             "worker 2 reads another corpus or tokenizer than worker 0 (fingerprints cafecafe and feedbeef)",
         ),
+        (
+            replace(ALIKE, start="from the checkpoint of step 8", recipe="00"),
+            "worker 2 starts from the checkpoint of step 8, worker 0 anew",
+        ),
         (replace(ALIKE, workers=4), "worker 2 was started for a run of 4 workers, worker 0 for one of 3"),
     ],
 )

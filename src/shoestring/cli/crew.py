@@ -1,7 +1,5 @@
 """`shoestring train` by several processes: the command starts itself once for each worker, or torchrun has done so."""
 
-import hashlib
-import json
 import os
 import sys
 import time
@@ -10,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from shoestring.cli.fingerprint import digest
 from shoestring.config import Tree, build, tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.admission import Passport
-from shoestring.sync.joining import join, leave
+from shoestring.sync.joining import join, leave, world_size
 from shoestring.sync.processes import launch
 from shoestring.sync.sharing import share
 from shoestring.sync.transport.base import Transport
@@ -32,6 +31,20 @@ PATIENCE = 300.0
 def is_worker() -> bool:
     """Whether this process is one of several, started by `start_workers` or by torchrun."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def processes() -> int | None:
+    """How many processes were started for a run, of which this is one; None where it is none of several."""
+    return world_size() if is_worker() else None
+
+
+def require_distributed(transport: str) -> None:
+    """Raises: UsageError where this process is one of several and the run is not by processes that were started for it."""
+    if is_worker() and transport != "distributed":
+        raise UsageError(
+            f"transport = {transport}: such a run is started by one command, not by torchrun (RANK and WORLD_SIZE are set), "
+            "which goes with --transport distributed"
+        )
 
 
 def needs_processes(workers: int, transport: str) -> bool:
@@ -64,33 +77,37 @@ def own_folder(run: Path, rank: int) -> Path:
 
 
 @contextmanager
-def joined(asked: Tree, workers: int) -> Iterator[Transport]:
-    """The link to the other workers, all of whom were asked for the same. asked: the plain values of recipe and flags."""
-    recipe = hashlib.blake2b(json.dumps(asked, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-    transport = join(PATIENCE, passport=Passport(workers=workers, recipe=recipe))
+def joined(asked: Tree, workers: int, start: str = "anew") -> Iterator[Transport]:
+    """The link to the other workers, all of whom were asked for the same. asked: the plain values of recipe and flags, or of
+    the configuration of a run that goes on. start: as in `Passport`."""
+    recipe = {key: value for key, value in asked.items() if key not in ("model", "data")}
+    parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
+    fingerprints = {name: digest(part) for name, part in parts.items()}
+    transport = join(PATIENCE, passport=Passport(workers=workers, start=start, **fingerprints))
     try:
         yield transport
     finally:
         leave(transport)
 
 
-def settle_run(transport: Transport, mine: tuple[Path, RunConfig, Dataset] | None) -> tuple[Path, RunConfig, str]:
-    """The run's folder, its resolved configuration and its data's fingerprint, which the leader decides. mine: the
-    leader's; None at any other worker."""
+def settle_run(transport: Transport, mine: tuple[Path, RunConfig] | None) -> tuple[Path, RunConfig]:
+    """The run's folder and its resolved configuration, which the leader decides. mine: the leader's; None at any other
+    worker."""
     content: Any = None
     if mine is not None:
-        path, config, dataset = mine
-        content = {"run": str(path), "config": tree(config), "data": dataset.fingerprint}
+        path, config = mine
+        content = {"run": str(path), "config": tree(config)}
     said = share(transport, content, number=0)[0]
-    return Path(said["run"]), build(RunConfig, said["config"]), said["data"]
+    return Path(said["run"]), build(RunConfig, said["config"])
 
 
-def require_same_data(transport: Transport, dataset: Dataset, expected: str) -> None:
+def require_same_data(transport: Transport, dataset: Dataset) -> None:
     """Raises: UsageError at every worker where one of them reads other data."""
-    for rank, found in enumerate(share(transport, dataset.fingerprint, number=1)):
-        if found != expected:
+    first, *others = share(transport, dataset.fingerprint, number=1)
+    for rank, found in enumerate(others, start=1):
+        if found != first:
             raise UsageError(
-                f"worker {rank} reads another corpus or tokenizer than worker 0 (fingerprints {found:.8} and {expected:.8})"
+                f"worker {rank} reads another corpus or tokenizer than worker 0 (fingerprints {found:.8} and {first:.8})"
             )
 
 

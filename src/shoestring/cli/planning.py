@@ -39,12 +39,22 @@ class Request:
     transport: str = "distributed"
 
     @classmethod
-    def read(cls, recipe: Path | None, words: Sequence[str], noise_scale_of: Path | None = None) -> "Request":
+    def read(
+        cls,
+        recipe: Path | None,
+        words: Sequence[str],
+        noise_scale_of: Path | None = None,
+        *,
+        processes: int | None = None,
+    ) -> "Request":
         """Check what can be checked before any work: names of keys, values, budget. Raises: UsageError.
 
-        noise_scale_of: an earlier run whose critical batch the plan heeds.
+        noise_scale_of: an earlier run whose critical batch the plan heeds. processes: how many were started for the run, each
+        to be a worker, which need not be asked for then; None where the run starts its own.
         """
         asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
+        if processes is not None:
+            asked.setdefault("workers", processes)
         asked.setdefault("budget", DEFAULT_BUDGET)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked))

@@ -21,15 +21,19 @@ from shoestring.cli.crew import (
     leads,
     needs_processes,
     own_folder,
+    processes,
+    require_distributed,
     require_same_data,
     settle_run,
     start_workers,
     started,
 )
 from shoestring.cli.elastic import Terms, host_run
+from shoestring.cli.fingerprint import without_places
 from shoestring.cli.host import LOOPBACK, listening, require_torchft
 from shoestring.cli.live import LiveView
 from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, forbid, planned, prepared, show_plan
+from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
@@ -96,8 +100,8 @@ def _begin_as_worker(request: Request, out: Path | None, console: Console) -> tu
             ledger = Ledger(folder.ledger, since=started())
             dataset, config = _decide(request, folder, ledger, machine, console)
             config = resolve(config, dataset, machine, ledger, console.print)
-            mine = (folder.path, config, dataset)
-        path, config, data = settle_run(transport, mine)
+            mine = (folder.path, config)
+        path, config = settle_run(transport, mine)
         if transport.rank != 0:
             machine = probe()
             folder = RunFolder.create(own_folder(path, transport.rank))
@@ -105,7 +109,7 @@ def _begin_as_worker(request: Request, out: Path | None, console: Console) -> tu
             with ledger.clock("data"):
                 dataset = prepare(config.data, cache_folder(), say=console.print)
             dataset.tokenizer.save(folder.tokenizer)
-        require_same_data(transport, dataset, data)
+        require_same_data(transport, dataset)
         with _view(console, config, machine) as view:
             return folder, begin(config, folder, ledger, dataset, machine, view.say, view.show, transport)
 
@@ -122,7 +126,8 @@ def _go_on(path: Path, step: int | None, console: Console) -> tuple[RunFolder, O
 
 def _go_on_as_worker(path: Path, step: int | None, console: Console) -> tuple[RunFolder, Outcome]:
     config = RunFolder.open(path).read_config()
-    with joined({"resume": str(path)}, config.workers) as transport:
+    start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
+    with joined(without_places(tree(config)), config.workers, start) as transport:
         folder = RunFolder(own_folder(path, transport.rank))
         if not (folder.path / "config.toml").is_file():  # killed before this worker had begun
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -131,6 +136,7 @@ def _go_on_as_worker(path: Path, step: int | None, console: Console) -> tuple[Ru
         with _view(console, config, probe()) as view:
             with ledger.clock("data"):
                 dataset = prepare(config.data, cache_folder(), say=view.say)
+            require_same_data(transport, dataset)
             at = common_step(transport, folder) if step is None else step
             return folder, resume(folder, config, ledger, dataset, view.say, view.show, at, transport)
 
@@ -222,7 +228,8 @@ def run(words: Sequence[str]) -> int:
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
     terms = Terms(found.restart, listening(found.listen), time.monotonic())
-    console = Console()
+    # under torchrun all workers write to one terminal; those that `start_workers` starts have a file each
+    console = Console(quiet=not leads() and started() is None)
     if not keep_freed_memory():
         console.print("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
     keep_compiled_code(cache_folder())
@@ -232,6 +239,7 @@ def run(words: Sequence[str]) -> int:
         forbid(rest, "a resumed run keeps its configuration; start a new one to change it")
         config = RunFolder.open(found.resume).read_config()
         _check_elastic(terms, config.transport, found.from_step)
+        require_distributed(config.transport)
         if needs_processes(config.workers, config.transport):
             return start_workers(words, config.workers, found.resume / "workers")
         if config.transport == "torchft":
@@ -241,8 +249,9 @@ def run(words: Sequence[str]) -> int:
     else:
         if found.from_step is not None:
             raise UsageError("--from-step goes with --resume RUN")
-        request = Request.read(found.recipe, rest, found.noise_scale_of)
+        request = Request.read(found.recipe, rest, found.noise_scale_of, processes=processes())
         _check_elastic(terms, request.transport)
+        require_distributed(request.transport)
         if needs_processes(request.workers, request.transport):
             folder = RunFolder.create(found.out or _fresh_name())
             named = [] if found.out else ["--out", str(folder.path)]

@@ -31,11 +31,13 @@ DIFFERENCES = {
 class Passport:
     """What all workers of a run must have alike.
 
-    workers: how many the run has. recipe, model, data: fingerprints in hex, made by the caller, of the recipe, of the
-    model's shape, and of the corpus and its tokenizer; '' where there is nothing to compare. version: of the program.
+    workers: how many the run has. start: what its first step goes on from, in words that follow 'starts'. recipe, model, data:
+    fingerprints in hex, made by the caller, of the recipe, of the model's shape, and of the corpus and its tokenizer; ''
+    where there is nothing to compare. version: of the program.
     """
 
     workers: int
+    start: str = "anew"
     recipe: str = ""
     model: str = ""
     data: str = ""
@@ -78,6 +80,8 @@ def _difference(rank: int, theirs: dict[str, object], first: dict[str, object]) 
         )
     if theirs.get("workers") != first.get("workers"):
         return f"{name} was started for a run of {theirs.get('workers')} workers, worker 0 for one of {first.get('workers')}"
+    if theirs.get("start") != first.get("start"):
+        return f"{name} starts {theirs.get('start')}, worker 0 {first.get('start')}"
     for field, text in DIFFERENCES.items():
         if theirs.get(field) != first.get(field):
             here, there = (f"{fields.get(field)!s:.8}" or "none" for fields in (theirs, first))
