@@ -1,13 +1,11 @@
 """Healing: a worker that joins, or comes back, takes the run's state from one that has it."""
 
 import json
-import logging
 import socket
 import struct
 import threading
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,8 +17,6 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.door import Listener
 from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, derive_key, open_frame, seal
 from shoestring.sync.handshake import Malformed, Passport, admit, enter, hear, say
-
-log = logging.getLogger(__name__)
 
 State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
 """What all workers hold alike: tensors by name, and plain values that JSON can tell."""
@@ -64,8 +60,7 @@ def unpack(packed: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
 class Healing:
     """Gives this worker's state to those that need it, from memory and by a thread, and takes one from another worker.
 
-    It has the methods of torchft's `CheckpointTransport`, whose own implementations unpickle what they receive. Here the
-    two sides meet as at the door (`handshake`), the state travels as safetensors in one frame under the key of that
+    The two sides meet as at the door (`handshake`), the state travels as safetensors in one frame under the key of that
     connection alone, so that neither an altered state nor an earlier one passes, and nothing is unpickled.
 
     host: the address to listen at and to be named by, of this machine as the other workers see it. limit: the most bytes of
@@ -87,52 +82,49 @@ class Healing:
             strangers=_RECEIVERS,
         )
 
-    def metadata(self) -> str:
+    @property
+    def address(self) -> str:
         """Where to fetch the state from: 'host:port'."""
         host, port = self._listener.address
         return f"{host}:{port}"
 
-    def send_checkpoint(self, dst_ranks: list[int], step: int, state_dict: State, timeout: timedelta) -> None:
-        """Offer the state of a step until `disallow_checkpoint`, to whoever asks for that step; returns at once.
+    def offer(self, step: int, state: State, *, timeout: float) -> None:
+        """Offer the state of a step until `withdraw`, to whoever asks for that step; returns at once.
 
-        timeout: for each receiver. dst_ranks: who should come for it; the offer is the same for all.
+        timeout: seconds that the transfer to each of them may take.
         """
-        packed = pack(state_dict)
-        log.info("offering the state of step %d (%d bytes) to %s", step, packed.numel(), dst_ranks)
+        packed = pack(state)
         with self._changed:
-            self._offer = (step, packed, timeout.total_seconds())
+            self._offer = (step, packed, timeout)
             self._changed.notify_all()
 
-    def disallow_checkpoint(self) -> None:
+    def withdraw(self) -> None:
         """Withdraw the offer; transfers under way go on, for they have a copy."""
         with self._changed:
             self._offer = None
 
-    def recv_checkpoint(
-        self, src_rank: int, metadata: str, step: int, timeout: timedelta
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state of a step, from the worker at `metadata`.
+    def fetch(self, address: str, step: int, *, rank: int, timeout: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state of a step, from the worker at `address`. rank: this worker's own.
 
-        Raises: ShoestringError where it did not come whole within `timeout`, is over the limit or is of another step.
+        Raises: ShoestringError where it did not come whole within `timeout` seconds, is over the limit or is of another step.
         """
-        seconds = timeout.total_seconds()
-        deadline = time.monotonic() + seconds
-        host, _, port = metadata.rpartition(":")
-        request = {"step": step, "rank": src_rank, "seconds": seconds}
-        link, key = enter((host, int(port)), self._key, self._passport, request, patience=min(seconds, self._patience))
+        deadline = time.monotonic() + timeout
+        host, _, port = address.rpartition(":")
+        request = {"step": step, "rank": rank, "seconds": timeout}
+        link, key = enter((host, int(port)), self._key, self._passport, request, patience=min(timeout, self._patience))
         try:
             size = hear(link, deadline).get("bytes")
             if not isinstance(size, int) or not 0 < size <= self._limit:
                 raise Malformed(f"a state of {size} bytes: at most {self._limit} are taken")
             frame = torch.empty(HEADER_BYTES + size, dtype=torch.uint8)
             _fill(link, frame.numpy().data, deadline)
-            return unpack(open_frame(frame, key=key, tag=step, sender=src_rank))
+            return unpack(open_frame(frame, key=key, tag=step, sender=rank))
         except (OSError, Malformed, CorruptFrame) as error:
-            raise ShoestringError(f"the state of step {step} did not come from worker {src_rank}: {error}") from None
+            raise ShoestringError(f"the state of step {step} did not come from {address}: {error}") from None
         finally:
             link.close()
 
-    def shutdown(self, wait: bool = True) -> None:
+    def close(self) -> None:
         """Stop listening and hang up."""
         self._listener.close()
 

@@ -91,7 +91,7 @@ class FaultTolerantTransport:
         try:
             self._lighthouse = client("http://{}:{}".format(*lighthouse), timedelta(seconds=min(timeout, 10.0)))
         except RuntimeError as error:
-            self._healing.shutdown()
+            self._healing.close()
             raise ShoestringError(f"no lighthouse answers at {lighthouse[0]}:{lighthouse[1]}: {error}") from None
         group = ProcessGroupGloo(timedelta(seconds=timeout))
         self._mesh = Mesh(group, key=derive_key(token), timeout=timeout, limit=limit)
@@ -149,7 +149,7 @@ class FaultTolerantTransport:
         verdict: bool | None = ok
         if self.size > 1:
             verdict = self._verdicts.settle(question, ok, self.rank, self.size)
-        self._healing.disallow_checkpoint()
+        self._healing.withdraw()
         if verdict:
             self.step += 1
             self.lineage = hashlib.blake2b(f"{self.lineage} {question}".encode(), digest_size=16).hexdigest()
@@ -161,7 +161,7 @@ class FaultTolerantTransport:
         """Leave. The others miss this worker once its signs of life are too old."""
         self._closed.set()
         self._mesh.close()
-        self._healing.shutdown()
+        self._healing.close()
         self._heart.join(timeout=1)
 
     def _beat(self, interval: float) -> None:
@@ -182,7 +182,7 @@ class FaultTolerantTransport:
             return self._lighthouse.quorum(
                 replica_id=self._replica,
                 timeout=timedelta(seconds=seconds),
-                address=self._healing.metadata(),
+                address=self._healing.address,
                 step=self.step,
                 world_size=1,
                 data={"lineage": self.lineage, "mesh": self._mesh.name},
@@ -206,7 +206,7 @@ class FaultTolerantTransport:
         sources = [r for r in range(len(members)) if r not in fresh]
         assigned = {r: sources[place % len(sources)] for place, r in enumerate(fresh)}
         if rank in assigned.values():
-            self._offer([r for r, source in assigned.items() if source == rank])
+            self._offer()
         began = time.monotonic()
         if rank in fresh:
             self._heal(rank, members[assigned[rank]].address, goal)
@@ -226,15 +226,15 @@ class FaultTolerantTransport:
             healing=healing,
         )
 
-    def _offer(self, ranks: list[int]) -> None:
+    def _offer(self) -> None:
         tensors, values = self._save()
         state = (tensors, {"lineage": self.lineage, "state": dict(values)})
-        self._healing.send_checkpoint(ranks, self.step, state, timedelta(seconds=self._timeout))
+        self._healing.offer(self.step, state, timeout=self._timeout)
 
     def _heal(self, rank: int, source: str, goal: tuple[int, str]) -> None:
         step, lineage = goal
         try:
-            tensors, values = self._healing.recv_checkpoint(rank, source, step, timedelta(seconds=self._timeout))
+            tensors, values = self._healing.fetch(source, step, rank=rank, timeout=self._timeout)
         except ShoestringError as error:
             raise PeerLost(-1, f"no state came: {error}") from None
         if values.get("lineage") != lineage or not isinstance(values.get("state"), dict):
