@@ -16,6 +16,11 @@ class UsageError(ShoestringError):
     exit_status = 2
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, its first line, 200 characters at most: torch goes on for pages."""
+    return str(error).partition("\n")[0][:200]
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest known name, or all of them where none is near."""
     names = sorted(known)

@@ -1,51 +1,38 @@
 """Notices that all workers of a run can read: who has come, and that it is over. They lie in the store by the lighthouse."""
 
-import socket
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from typing import TypeVar
 
 from torch.distributed import TCPStore
 
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, first_line
+from shoestring.sync.store import StoreLink
 
-_CONNECT = 5.0
 _LOOK = 0.05
 _OVER, _BEGUN = "board/over", "board/begun"
+
+Answer = TypeVar("Answer")
 
 
 class Board:
     """address: of the store, as this process sees it. Every method raises ShoestringError where it is out of reach."""
 
     def __init__(self, address: tuple[str, int], *, timeout: float = 30.0) -> None:
-        self._address, self._timeout = address, timeout
-        self._client: TCPStore | None = None
+        self._link = StoreLink(address, timeout=timeout)
 
-    def _store(self) -> TCPStore:
-        if self._client is None:
-            host, port = self._address
-            try:
-                # asked before, as TCPStore tells of a closed port late and with pages of text
-                socket.create_connection(self._address, timeout=_CONNECT).close()
-                patience = timedelta(seconds=self._timeout)
-                self._client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
-            except (OSError, RuntimeError) as error:
-                raise ShoestringError(f"the run's lighthouse is out of reach: {_line(error)}") from None
-        return self._client
+    def _ask(self, question: Callable[[TCPStore], Answer]) -> Answer:
+        try:
+            return question(self._link.store())
+        except (OSError, RuntimeError) as error:
+            self._link.drop()
+            raise ShoestringError(f"the run's lighthouse is out of reach: {first_line(error)}") from None
 
     def _post(self, notice: str, text: str) -> None:
-        try:
-            self._store().set(notice, text)
-        except RuntimeError as error:
-            self._client = None
-            raise ShoestringError(f"the run's lighthouse is out of reach: {_line(error)}") from None
+        self._ask(lambda store: store.set(notice, text))
 
     def _count(self, names: list[str]) -> int:
-        try:
-            store = self._store()
-            return sum(store.check([name]) for name in names)
-        except RuntimeError as error:
-            self._client = None
-            raise ShoestringError(f"the run's lighthouse is out of reach: {_line(error)}") from None
+        return self._ask(lambda store: sum(store.check([name]) for name in names))
 
     def assemble(self, identity: str, expected: list[str], *, patience: float) -> None:
         """Come to the beginning of a run: return once all `expected` workers are there, `patience` seconds have passed, or the
@@ -63,10 +50,4 @@ class Board:
 
     def over(self) -> str:
         """Which worker has judged the run; '' while it goes on."""
-        if not self._count([_OVER]):
-            return ""
-        return self._store().get(_OVER).decode()
-
-
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
+        return self._ask(lambda store: store.get(_OVER).decode() if store.check([_OVER]) else "")

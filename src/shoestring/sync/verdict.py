@@ -1,17 +1,17 @@
 """How a round ended: one verdict for all who took part, whoever of them dies, freezes or is cut off meanwhile."""
 
 import logging
-import socket
 import time
-from datetime import timedelta
 
 from torch.distributed import TCPStore
+
+from shoestring.errors import first_line
+from shoestring.sync.store import StoreLink
 
 log = logging.getLogger(__name__)
 
 _COMMIT, _ABORT = b"commit", b"abort"
 _LOOK, _LONGEST_LOOK = 0.005, 0.1
-_CONNECT = 5.0
 
 
 class Verdicts:
@@ -25,8 +25,7 @@ class Verdicts:
     """
 
     def __init__(self, address: tuple[str, int], *, timeout: float) -> None:
-        self._address, self._timeout = address, timeout
-        self._client: TCPStore | None = None
+        self._link, self._timeout = StoreLink(address, timeout=timeout), timeout
 
     def settle(self, question: str, yes: bool, rank: int, voters: int) -> bool | None:
         """Vote, as the rank-th of all voters, on a question that they know by the same text; wait for the verdict.
@@ -35,13 +34,14 @@ class Verdicts:
         """
         for attempt in ("first", "last"):
             try:
-                return self._vote(self._store(), question, yes, rank, voters) == _COMMIT
+                return self._vote(self._link.store(), question, yes, rank, voters) == _COMMIT
             except (RuntimeError, OSError) as error:
                 # to say the same twice does no harm, and the connection may only have grown old
-                self._client = None
+                self._link.drop()
                 if attempt == "last":
-                    reason = str(error).partition("\n")[0]
-                    log.warning("the verdict on a round could not be learnt, it is not applied here: %s", reason)
+                    log.warning(
+                        "the verdict on a round could not be learnt, it is not applied here: %s", first_line(error)
+                    )
         return None
 
     def _vote(self, store: TCPStore, question: str, yes: bool, rank: int, voters: int) -> bytes:
@@ -61,12 +61,3 @@ class Verdicts:
                 return store.compare_set(verdict, "", _ABORT.decode())
             time.sleep(look)
             look = min(2 * look, _LONGEST_LOOK)
-
-    def _store(self) -> TCPStore:
-        if self._client is None:
-            host, port = self._address
-            # asked before, as TCPStore tells of a closed port late and with pages of text
-            socket.create_connection(self._address, timeout=_CONNECT).close()
-            patience = timedelta(seconds=max(self._timeout, _CONNECT))
-            self._client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=patience)
-        return self._client

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, open_frame, seal
+from shoestring.sync.frame import HEADER_BYTES, seal
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.framing import GLOO_TAGS, framed, one_for_each, opened, reason_of_loss
 from shoestring.sync.transport.queued import Queued
 
-_GLOO_TAGS = 2**31
 _LENGTHS, _PAYLOADS = 0, 1
 _LENGTH_BYTES = 8
 
@@ -62,22 +62,13 @@ class DistributedTransport:
         traffic.seconds counts from when its turn comes. Raises: ValueError for messages or sizes that are not one a worker;
         ShoestringError for a message over the limit, where the sizes are not known.
         """
-        if len(messages) != self.size or (sizes is not None and len(sizes) != self.size):
-            raise ValueError(f"{self.size} workers need {self.size} messages, and as many sizes where there are any")
+        taken = one_for_each(messages, sizes, self.size)
         if not 0 <= tag < 2**62:
             raise ValueError(f"tag {tag}: 0 to 2^62 - 1 is needed")
         longest = max(message.numel() for message in messages)
         if sizes is None and longest > self._limit:
             raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
-        here = {id(message): message.cpu() for message in messages}
-        return Queued(
-            self._thread.submit(
-                self._carry_out,
-                [here[id(message)] for message in messages],
-                None if sizes is None else list(sizes),
-                tag,
-            )
-        )
+        return Queued(self._thread.submit(self._carry_out, taken, None if sizes is None else list(sizes), tag))
 
     def close(self) -> None:
         """End the thread, after the exchange in hand (at most `timeout` seconds); those that wait behind it are dropped."""
@@ -89,12 +80,6 @@ class DistributedTransport:
 
     def _sealed(self, payload: Tensor, tag: int) -> Tensor:
         return seal(payload, key=self._key, tag=tag, sender=self.rank)
-
-    def _opened(self, message: Tensor, tag: int, sender: int) -> Tensor | None:
-        try:
-            return open_frame(message, key=self._key, tag=tag, sender=sender)
-        except CorruptFrame:
-            return None
 
     def _carry_out(self, messages: list[Tensor], sizes: list[int] | None, tag: int) -> list[Tensor | None]:
         if self._lost is not None:
@@ -117,20 +102,18 @@ class DistributedTransport:
     def _trip(self, messages: list[Tensor], sizes: Sequence[int | None], tag: int, start: float) -> list[Tensor | None]:
         """Every worker's message, checked. A size of None: nobody knows, the message is taken and not believed."""
         others = [rank for rank in range(self.size) if rank != self.rank]
-        frames = {id(messages[rank]): messages[rank] for rank in others}
-        frames = {key: self._sealed(message, tag) for key, message in frames.items()}  # what goes to all is sealed once
+        frames = framed(messages, others, lambda each: self._sealed(each, tag))
         # gloo takes a message into a buffer that is longer, and memory that nothing is written to costs nothing
         lengths = [self._limit if size is None else size for size in sizes]
         buffers = {rank: torch.empty(HEADER_BYTES + lengths[rank], dtype=torch.uint8) for rank in others}
         receiving: dict[int, dist.Work | None] = {}
         sending: dict[int, dist.Work | None] = {}
-        end, slot = start + self._timeout, tag % _GLOO_TAGS
+        end, slot = start + self._timeout, tag % GLOO_TAGS
         for rank in others:
-            frame = frames[id(messages[rank])]
             try:
                 receiving[rank] = dist.irecv(buffers[rank], group=self._group, tag=slot, group_src=rank)
-                sending[rank] = dist.isend(frame, group=self._group, tag=slot, group_dst=rank)
-                self.traffic.sent += frame.numel()
+                sending[rank] = dist.isend(frames[rank], group=self._group, tag=slot, group_dst=rank)
+                self.traffic.sent += frames[rank].numel()
             except RuntimeError:
                 end = self._lose(rank, end)
         for rank, work in [*receiving.items(), *sending.items()]:
@@ -143,7 +126,11 @@ class DistributedTransport:
             raise PeerLost(*self._lost)
         self.traffic.received += sum(HEADER_BYTES + (sizes[rank] or 0) for rank in others)
         return [
-            message if rank == self.rank else None if sizes[rank] is None else self._opened(buffers[rank], tag, rank)
+            message
+            if rank == self.rank
+            else None
+            if sizes[rank] is None
+            else opened(buffers[rank], key=self._key, tag=tag, sender=rank)
             for rank, message in enumerate(messages)
         ]
 
@@ -154,5 +141,5 @@ class DistributedTransport:
         """
         if self._lost is None:
             late = end - time.perf_counter() < 0.005  # gloo counts whole milliseconds
-            self._lost = (rank, f"no answer within {self._timeout:g} s" if late else "the connection to it is closed")
+            self._lost = (rank, reason_of_loss(late, self._timeout))
         return min(end, time.perf_counter() + FAREWELL)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.errors import ShoestringError
-from shoestring.sync.frame import HEADER_BYTES, CorruptFrame, announced_length, open_frame, seal
+from shoestring.errors import ShoestringError, first_line
+from shoestring.sync.frame import HEADER_BYTES, announced_length, seal
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.framing import GLOO_TAGS, framed, one_for_each, opened, reason_of_loss
 from shoestring.sync.transport.queued import Queued
-
-_GLOO_TAGS = 2**31
 
 
 class Mesh:
@@ -52,7 +51,7 @@ class Mesh:
                 self._group.configure(f"{host}:{port}/{name}", "", rank, size, 0, 0, 1, list(range(size)))
         except RuntimeError as error:
             self._group.abort(errored=False)
-            raise PeerLost(-1, f"no connection to all of the {size} workers: {_line(error)}") from None
+            raise PeerLost(-1, f"no connection to all of the {size} workers: {first_line(error)}") from None
         self.name, self._lost = name, None
 
     def give_up(self) -> None:
@@ -66,13 +65,10 @@ class Mesh:
 
     def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Queued:
         """Start an exchange: see `Transport.exchange`. The messages must stay as they are until its result is there."""
-        if len(messages) != self.size or (sizes is not None and len(sizes) != self.size):
-            raise ValueError(f"{self.size} workers need {self.size} messages, and as many sizes where there are any")
+        taken = one_for_each(messages, sizes, self.size)
         longest = max(message.numel() for message in messages)
         if longest > self._limit:
             raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
-        here = {id(message): message.cpu() for message in messages}
-        taken = [here[id(message)] for message in messages]
         return Queued(self._thread.submit(self._carry_out, taken, sizes, tag))
 
     def _abandon(self, reason: str) -> None:
@@ -98,25 +94,22 @@ class Mesh:
 
     def _trip(self, messages: list[Tensor], tag: int, start: float) -> dict[int, Tensor]:
         others = [rank for rank in range(self.size) if rank != self.rank]
-        frames: dict[int, Tensor] = {}
-        for message in (messages[rank] for rank in others):
-            if id(message) not in frames:  # what goes to all is sealed once
-                frames[id(message)] = seal(message, key=self._mesh_key, tag=tag, sender=self.rank)
+        frames = framed(messages, others, lambda each: seal(each, key=self._mesh_key, tag=tag, sender=self.rank))
         buffers = {rank: torch.empty(HEADER_BYTES + self._limit, dtype=torch.uint8) for rank in others}
         works = []
         at = -1  # the worker at the other end of what is being waited for
         try:
             for rank in others:
-                at, frame = rank, frames[id(messages[rank])]
-                works.append((rank, self._group.recv([buffers[rank]], rank, tag % _GLOO_TAGS)))
-                works.append((rank, self._group.send([frame], rank, tag % _GLOO_TAGS)))
+                at, frame = rank, frames[rank]
+                works.append((rank, self._group.recv([buffers[rank]], rank, tag % GLOO_TAGS)))
+                works.append((rank, self._group.send([frame], rank, tag % GLOO_TAGS)))
                 self.traffic.sent += frame.numel()
             for rank, work in works:
                 at = rank
                 work.wait(timedelta(seconds=max(self._timeout - (time.perf_counter() - start), 0.001)))
         except RuntimeError as error:
             late = time.perf_counter() - start >= self._timeout
-            reason = f"no answer within {self._timeout:g} s" if late else "the connection to it is closed"
+            reason = reason_of_loss(late, self._timeout)
             self._lost = (at, reason)
             self._abandon(reason)
             raise PeerLost(at, reason) from error
@@ -128,11 +121,4 @@ class Mesh:
         if length > buffer.numel() or size not in (None, length - HEADER_BYTES):
             return None
         self.traffic.received += length
-        try:
-            return open_frame(buffer[:length], key=self._mesh_key, tag=tag, sender=sender)
-        except CorruptFrame:
-            return None
-
-
-def _line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
+        return opened(buffer[:length], key=self._mesh_key, tag=tag, sender=sender)
