@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
+from shoestring.sync.merging import weighted_average
 
 WEIGHT, STATE = "weight.", "state."
 Values = dict[str, Any]
@@ -74,23 +75,9 @@ def _like(old: Any, value: Any) -> Any:
     return tuple(value) if isinstance(old, tuple) else value
 
 
-def weighted_average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """sum_k w_k T_k / sum_k w_k of each tensor, in the order given; equal weights where all are 0.
-
-    A tensor of integers (a counter) is taken from the first. Raises: ShoestringError where names or shapes differ.
-    """
-    if not sum(weights):
-        weights = [1.0] * len(states)
-    shares = [weight / sum(weights) for weight in weights]
-    averaged = {}
-    for name, first in states[0].items():
-        alike = [state[name] for state in states if name in state and state[name].shape == first.shape]
-        if len(alike) < len(states):
-            raise ShoestringError(f"the stages differ at '{name.removeprefix(WEIGHT)}': they cannot be averaged")
-        if not first.is_floating_point() or len(states) == 1:
-            averaged[name] = first
-            continue
-        averaged[name] = torch.zeros_like(first)
-        for tensor, share in zip(alike, shares, strict=True):
-            averaged[name].add_(tensor, alpha=share)
-    return averaged
+def inherited(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """What a part takes over from those whose `states` these are: from one, all that it is given; from several, the
+    `merging.weighted_average`, equal parts where all weights are 0. Raises: UsageError where they differ in shape."""
+    if len(states) == 1:
+        return dict(states[0])
+    return weighted_average(states, weights if any(weights) else None)

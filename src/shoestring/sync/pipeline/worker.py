@@ -26,7 +26,7 @@ from shoestring.errors import ShoestringError
 from shoestring.sync.pipeline.archive import pack, unpack
 from shoestring.sync.pipeline.part import OptimizerFactory, Part
 from shoestring.sync.pipeline.passes import Passes
-from shoestring.sync.pipeline.state import optimizer_of, restore, weighted_average, weights_of
+from shoestring.sync.pipeline.state import inherited, optimizer_of, restore, weights_of
 from shoestring.sync.pipeline.wire import Frame, Link, LinkClosed
 
 
@@ -190,8 +190,8 @@ class Worker:
         squares = [gift.fields["squared_norm"] for gift in gifts]
         part = self.parts[fields["part"]]
         states = [gift.tensors for gift in gifts]
-        inherited = weighted_average(states, [square ** (fields["power"] / 2) for square in squares])
-        restore(part.module, part.optimizer, inherited, gifts[0].fields["values"] if len(gifts) == 1 else None)
+        state = inherited(states, [square ** (fields["power"] / 2) for square in squares])
+        restore(part.module, part.optimizer, state, gifts[0].fields["values"] if len(gifts) == 1 else None)
         part.squared_norm, part.lr_scale = sum(squares) / len(squares), fields["lr_scale"]
         self._done(order)
 
