@@ -105,6 +105,8 @@ def test_bad_arms_are_refused_before_any_run(recipes: list[Path], corpus: Path, 
         ("", ["--budget=2ktok", "--tune=lr=*x"], "a number"),
         ("", ["--budget=2ktok,5s"], "one limit"),
         ("", ["--budget=5s", "--at-once=2"], "made one at a time"),
+        ('workers = 2\nsync = "muloco"\n', ["--budget=2ktok"], "other asks for transport = distributed"),
+        ('workers = 2\nsync = "muloco"\ntransport = "local"\n', ["--budget=5s"], "at a budget in tokens or FLOPs"),
     ):
         other.write_text(text)
         flags = [word for word in common if not ("heldout" in text and word.startswith("--data.heldout"))]

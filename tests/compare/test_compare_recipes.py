@@ -1,7 +1,14 @@
 """What a candidate takes from the base, and what follows from its own choices."""
 
-from shoestring.compare.recipes import candidate, with_settings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoestring.compare.recipes import candidate, check_workers, parse_tuning, trials, with_settings
+from shoestring.compare.runner import Trainer
 from shoestring.config import build, tree
+from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
 
 BASE = {"budget": "1Mtok", "model": {"layers": 3, "width": 96, "heads": 3, "vocabulary": 512}, "optim": {"lr": 0.03}}
@@ -29,3 +36,31 @@ def test_sizes_that_the_base_chose_are_taken_over() -> None:
     wide = candidate(base, {"model": {"width": 192, "heads": 6}})
     assert shape(wide) == (3, 192, 6, 1, 32, 128)
     assert candidate(base, {}) == base
+
+
+TEAM: dict[str, Any] = {"workers": 4, "sync": "muloco", "transport": "local"}
+
+
+def test_workers_of_an_arm_take_turns_in_one_process() -> None:
+    check_workers({"base": build(RunConfig, BASE), "team": build(RunConfig, {**BASE, **TEAM})})
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"transport": "distributed"}, "team asks for transport = distributed, .* give --transport local"),
+        ({"transport": "torchft"}, "team asks for transport = torchft, .* give --transport local"),
+        ({"transport": "torchft", "workers": 1}, "team asks for transport = torchft"),
+        ({"budget": "20s"}, "team has 4 workers that take turns in one process, .* at a budget in tokens or FLOPs"),
+    ],
+)
+def test_what_an_arm_would_not_be_trained_as_is_refused(own: dict[str, Any], said: str, tmp_path: Path) -> None:
+    arms = {"base": build(RunConfig, BASE), "team": build(RunConfig, {**BASE, **TEAM, **own})}
+    with pytest.raises(UsageError, match=said):
+        Trainer(arms, tmp_path)
+
+
+def test_nor_is_a_trial() -> None:
+    base = build(RunConfig, {**BASE, "sync": "muloco"})
+    with pytest.raises(UsageError, match="a trial with workers = 4 asks for transport = distributed"):
+        trials(base, parse_tuning(["workers=1,4"]))

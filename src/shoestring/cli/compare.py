@@ -17,7 +17,7 @@ from shoestring.cli.planning import Request, planned, prepared
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.recipes import candidate, for_judging, parse_tuning, trials
+from shoestring.compare.recipes import candidate, check_workers, for_judging, parse_tuning, trials
 from shoestring.compare.record import RunLog, RunRecord
 from shoestring.compare.reuse import reusable
 from shoestring.compare.runner import Trainer
@@ -102,6 +102,7 @@ def run(words: Sequence[str]) -> int:
             arms = _arms(found.recipes, rest, machine, console)
             design = _design(found, arms)
         check_at_once(design, found.at_once)
+        check_workers(arms)
         earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
         taken = reusable(earlier, design, arms, machine) if earlier else []
         folder = ComparisonFolder.create(found.out or _fresh_name())
@@ -137,6 +138,7 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
         configs = [
             with_planned_tokens(each, made.tokens) for each in (base, *(candidate(base, tree) for tree in asked[1:]))
         ]
+        check_workers(dict(zip(names, configs, strict=True)))  # before anything is measured
         return {
             name: _resolved(name, config, base, dataset, machine, ledger, console)
             for name, config in zip(names, configs, strict=True)

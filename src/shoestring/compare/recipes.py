@@ -32,6 +32,22 @@ def for_judging(config: RunConfig) -> RunConfig:
     return replace(config, train=replace(config.train, sample_tokens=0, checkpoint_every=1e9, keep=1))
 
 
+def check_workers(arms: Mapping[str, RunConfig]) -> None:
+    """Raises: UsageError, naming the arm, where a run would not be what its configuration says: it is one process, in which
+    all workers take their turns."""
+    for name, config in arms.items():
+        if config.transport == "torchft" or (config.workers > 1 and config.transport != "local"):
+            raise UsageError(
+                f"{name} asks for transport = {config.transport}, and a run of a comparison is one process: "
+                "give --transport local, which has all workers there, in lock-step"
+            )
+        if config.workers > 1 and config.budget.seconds is not None:
+            raise UsageError(
+                f"{name} has {config.workers} workers that take turns in one process, each with a part of the seconds only: "
+                "compare at a budget in tokens or FLOPs"
+            )
+
+
 def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The configuration with the values of these keys ('optim.lr' ...). Raises: UsageError."""
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -73,7 +89,8 @@ def trials(config: RunConfig, tuning: Mapping[str, Sequence[str]]) -> tuple[dict
     each = [[_settings(config, key, value) for value in values] for key, values in tuning.items()]
     made = tuple({k: v for part in combination for k, v in part.items()} for combination in itertools.product(*each))
     for settings in made:
-        with_settings(config, settings)
+        words = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        check_workers({f"a trial with {words}": with_settings(config, settings)})
     return made
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from shoestring import atomic
 from shoestring.compare import worker
-from shoestring.compare.recipes import with_settings
+from shoestring.compare.recipes import check_workers, with_settings
 from shoestring.compare.record import RunRecord
 from shoestring.config import to_toml
 from shoestring.train.config import RunConfig
@@ -31,10 +31,11 @@ class Trainer:
     """Trains an arm with a seed: the runner that `conduct` calls, from several threads where it makes several runs at once.
 
     arms: resolved configurations by name. folder: takes one run folder a run; what a killed run left there is removed.
-    keep_runs: keep the folders of finished runs whole, checkpoints and all.
+    keep_runs: keep the folders of finished runs whole, checkpoints and all. Raises: UsageError as `check_workers`.
     """
 
     def __init__(self, arms: Mapping[str, RunConfig], folder: Path, *, keep_runs: bool = False) -> None:
+        check_workers(arms)
         self.arms, self.folder, self.keep_runs = arms, folder, keep_runs
         # forked from a server that has imported everything (torch._dynamo, which a first optimiser step imports, takes
         # seconds) and computed nothing: a run starts in no time, and clean
