@@ -1,11 +1,11 @@
-import json
 from typing import Any
 
 import pytest
 import torch
 from lockstep_run import HARD, MATRICES, Run, kept
-from safetensors.torch import load, save
+from safetensors.torch import save
 from small_codecs import Tower
+from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.sync.diloco import DiLoCo
@@ -42,6 +42,10 @@ def test_a_state_says_which_fragments_have_not_moved_since() -> None:
         assert [sorted(r.fragment for r in own) for own in run.lockstep.synchronise()] == [[1, 2], [1, 2]]
 
 
+def alike(worker: DiLoCo) -> dict[str, Tensor]:
+    return {name: each for name, each in kept(worker)[0].items() if name.startswith(("global.", "momentum."))}
+
+
 def test_another_number_of_workers_is_refused_or_resharded() -> None:
     options = {**HARD, "average": "scatter"}
     run = Run(3, **options).step(9)
@@ -50,7 +54,7 @@ def test_another_number_of_workers_is_refused_or_resharded() -> None:
     fewer = Run(2, **options)
     before = fewer.state()
     with pytest.raises(
-        ShoestringError, match=r"is of worker 1 of 3, and this is worker 1 of 2: load it with reshard = True"
+        ShoestringError, match=r"is of worker 1 of 3, and this is worker 1 of 2: a run goes on as it was"
     ):
         fewer.workers[1].load_state_dict(*state[1])
     assert fewer.state() == before
@@ -75,21 +79,13 @@ def test_another_number_of_workers_is_refused_or_resharded() -> None:
                 assert torch.equal(dict(group.models[rank].named_parameters())[name], local if rank < 3 else weight)
         group.step(8)
         assert group.workers[0].rounds > run.workers[0].rounds
-        assert len({save(worker.shared_state()[0]) for worker in group.workers}) == 1
+        assert len({save(alike(worker)) for worker in group.workers}) == 1
 
 
-def test_a_worker_joins_a_run_with_exchanges_under_way() -> None:
-    """It has the same global weights as the others from then on, and adds to rounds that begin after it came."""
-    run = Run(3, **{**HARD, "average": "gather"}).step(9)
-    tensors, values = run.workers[0].shared_state()
-    assert (tensors.keys(), json.loads(json.dumps(values))) == (run.workers[2].shared_state()[0].keys(), values)
-    run.models[1].blocks[0].weight.data.fill_(99)
-    run.workers[1].join(load(save(tensors)), json.loads(json.dumps(values)))
-    assert all(torch.equal(p, run.weights[name]) for name, p in run.models[1].named_parameters())
-    run.rounds.clear()
-    run.step(6)
-    assert [own[0].participants for own in run.rounds if own] == [[0, 2]] * 6 + [[0, 1, 2]] * 3
-    assert len({save(worker.shared_state()[0]) for worker in run.workers}) == 1
+def test_what_workers_share_is_not_given_while_an_exchange_is_under_way() -> None:
+    run = Run(3, **HARD).step(6)
+    with pytest.raises(ShoestringError, match="an exchange is under way"):
+        run.workers[0].shared_state()
 
 
 def test_states_that_do_not_fit_are_refused_before_anything_changes() -> None:
@@ -114,6 +110,6 @@ def test_states_that_do_not_fit_are_refused_before_anything_changes() -> None:
             fresh.workers[0].load_state_dict(odd_tensors, odd_values)
     assert fresh.state() == before
     with pytest.raises(ShoestringError, match="another 'fragments', and this is 1 fragments"):
-        DiLoCo(Tower(), every=6, overlap=4).join(*run.workers[0].shared_state())
-    with pytest.raises(ShoestringError, match="damaged: it has no flights, rounds"):
+        DiLoCo(Tower(), every=6, overlap=4).join(*fresh.workers[0].shared_state())
+    with pytest.raises(ShoestringError, match="damaged: it has no rounds"):
         fresh.workers[0].join({}, {"schedule": {}, "steps": 1, "sequence": 1, "applied": []})

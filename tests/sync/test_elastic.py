@@ -1,9 +1,8 @@
 """A run whose workers die, freeze, come late and come back: what all hold alike, and where every token went."""
 
 import copy
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,59 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted import Given, Pair, Script, together
 from torch import Tensor
 from toy_run import EVERY, SEQUENCES, TOKENS, Toy, ToyRun
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.optim.state import flatten_state
 from shoestring.sync.diloco import DiLoCo
-from shoestring.sync.elastic import ATTEMPTS, Elastic, RunOver
+from shoestring.sync.elastic import ATTEMPTS, NOBODY_FINITE, Elastic, Meeting, RunOver
 from shoestring.sync.fragments import Fragments
-from shoestring.sync.membership import Membership
 from shoestring.sync.tally import Tally, Work
-from shoestring.sync.transport.base import PeerLost, Traffic
 from shoestring.train.inner import InnerState
-
-
-class Given:
-    """A pending exchange whose result is there, or fails."""
-
-    def __init__(self, messages: Sequence[Tensor | None], error: Exception | None) -> None:
-        self.messages, self.error = messages, error
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> list[Tensor | None]:
-        if self.error is not None:
-            raise self.error
-        return list(self.messages)
-
-
-class Script:
-    """A transport of one worker that follows a script, a word a round: '' all goes well; 'lost', 'damaged', 'no' (the others
-    vote no); 'heal' replaces the state as the round opens."""
-
-    def __init__(self, words: Sequence[str], save: Any, load: Any, step: int, state: Any = None, **more: Any) -> None:
-        self.words, self.save, self.load, self.step, self.state = list(words), save, load, step, state
-        self.lineage, self.rank, self.size, self.traffic, self.word = "l", 0, 1, Traffic(), ""
-
-    def open_round(self) -> Membership:
-        self.word = self.words.pop(0) if self.words else ""
-        if self.word == "heal":
-            self.load(*self.state)
-        healed = self.word == "heal"
-        return Membership(0, 1, ("me",), healed, (0,) * healed, self.step, 0.0, 0.0)
-
-    def exchange(self, messages: Sequence[Tensor], sizes: Any, *, tag: int) -> Given:
-        if self.word == "damaged":
-            return Given([None], None)
-        return Given(messages, PeerLost(0, "gone") if self.word == "lost" else None)
-
-    def close_round(self, ok: bool) -> bool:
-        committed = ok and self.word != "no"
-        self.step += committed
-        return committed
 
 
 def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, Elastic]:
@@ -146,16 +103,80 @@ def test_who_takes_over_the_state_has_lost_its_work_and_adds_nothing() -> None:
     assert elastic.tally.credited["me"] == Work(2 * EVERY * SEQUENCES * TOKENS, 2 * EVERY * 3)
 
 
-def test_a_worker_whose_weights_are_not_finite_is_left_out_and_its_work_is_not_counted() -> None:
-    toy, elastic = alone()
-    elastic.meet()
-    period(toy, elastic)
+def two() -> tuple[list[Toy], list[Elastic], list[list[Meeting]]]:
+    """Two members of a run that has just begun, what they train, and the attempts at rounds that each has seen."""
+    pair, toys, seen = Pair(), [Toy(), Toy()], [list[Meeting](), list[Meeting]()]
+    both = [
+        Elastic(toy.outer(), name, sequences=SEQUENCES, inner=InnerState(toy.inner), record=record.append)
+        for toy, name, record in zip(toys, "ab", seen, strict=True)
+    ]
+    for rank, elastic in enumerate(both):
+        elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
+    together(*(elastic.meet for elastic in both))
+    return toys, both, seen
+
+
+def spoil(toy: Toy) -> None:
     with torch.no_grad():
         toy.weight[0, 0] = float("nan")
-    elastic.record = lambda meeting: setattr(elastic, "over", lambda: True)
-    with pytest.raises(RunOver):
-        elastic.meet()  # alone it cannot be committed: nobody has anything
-    assert elastic.tally.tokens == 0
+
+
+def test_a_worker_whose_weights_are_not_finite_is_left_out_and_named_and_goes_on_from_the_global_ones() -> None:
+    toys, both, seen = two()
+    for toy, elastic in zip(toys, both, strict=True):
+        period(toy, elastic)
+    spoil(toys[1])
+    together(*(elastic.meet for elastic in both))
+    for meetings in seen:
+        assert (meetings[-1].ids, meetings[-1].contributed, meetings[-1].dropped) == (("a", "b"), (0,), (1,))
+        assert meetings[-1].damaged == ()
+        assert meetings[-1].committed
+    assert both[1].tally.credited == {"a": Work(EVERY * SEQUENCES * TOKENS, 3 * EVERY)}
+    assert not toys[1].inner.state
+    assert toys[0].inner.state
+    assert all(torch.equal(weight, both[0].outer.weights[name]) for name, weight in toys[1].named_parameters())
+
+
+def test_where_nobody_has_a_finite_pseudo_gradient_all_say_so_and_end() -> None:
+    toys, both, seen = two()
+    for toy, elastic in zip(toys, both, strict=True):
+        period(toy, elastic)
+        spoil(toy)
+
+    def ended(elastic: Elastic) -> str:
+        with pytest.raises(ShoestringError) as error:
+            elastic.meet()
+        return str(error.value)
+
+    said = together(*(lambda elastic=elastic: ended(elastic) for elastic in both))  # type: ignore[misc]
+    assert said == ["this worker's pseudo-gradient is not finite, and no other worker has one"] * 2
+    for meetings in seen:
+        assert len(meetings) == 2
+        assert (meetings[-1].why, meetings[-1].dropped, meetings[-1].damaged) == (NOBODY_FINITE, (0, 1), ())
+    assert both[0].tally.tokens == 0
+
+
+def test_what_came_damaged_is_named() -> None:
+    _, elastic = alone("damaged", "")
+    meetings: list[Meeting] = []
+    elastic.record = meetings.append
+    elastic.meet()
+    assert [(each.why, each.damaged, each.dropped) for each in meetings] == [
+        ("what came was damaged", (0,), ()),
+        ("", (), ()),
+    ]
+
+
+def test_bytes_of_an_exchange_that_failed_count_too_and_are_told_with_the_next_round() -> None:
+    toy, elastic = alone("", "lost", "")
+    meetings: list[Meeting] = []
+    elastic.record = meetings.append
+    elastic.meet()
+    period(toy, elastic)
+    elastic.meet()
+    first, lost, last = (meeting.sent for meeting in meetings)
+    assert 0 < lost < last
+    assert (elastic.tally.sent, elastic.untold) == (first + lost, last)
 
 
 def test_a_run_that_is_over_takes_nobody_in() -> None:
@@ -177,59 +198,17 @@ def test_only_whole_models_without_overlap(options: dict[str, Any]) -> None:
         Elastic(DiLoCo(model, **options), "me", sequences=1, inner=InnerState(torch.optim.SGD(model.parameters())))
 
 
-class Pair:
-    """The transports of two threads; both are members of every round."""
-
-    def __init__(self) -> None:
-        self.barrier = threading.Barrier(2, timeout=20)
-        self.slots: list[Any] = [None, None]
-
-    def of(self, rank: int, **given: Any) -> Any:
-        pair = self
-
-        class One(Script):
-            def open_round(self) -> Membership:
-                return Membership(rank, 2, ("a", "b"), False, (), self.step, 0.0, 0.0)
-
-            def exchange(self, messages: Sequence[Tensor], sizes: Any, *, tag: int) -> Given:
-                pair.slots[rank] = messages
-                pair.barrier.wait()
-                mine = [pair.slots[sender][rank].clone() for sender in range(2)]
-                pair.barrier.wait()
-                return Given(mine, None)
-
-        link = One([], **given)
-        link.rank, link.size = rank, 2
-        return link
-
-
-def meet_together(members: Sequence[Elastic]) -> None:
-    threads = [threading.Thread(target=elastic.meet) for elastic in members]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def test_one_that_comes_back_with_the_state_of_the_last_round_counts_the_steps_of_the_others() -> None:
-    pair, toys = Pair(), [Toy(), Toy()]
-    both = [
-        Elastic(toy.outer(), name, sequences=SEQUENCES, inner=InnerState(toy.inner))
-        for toy, name in zip(toys, "ab", strict=True)
-    ]
-    for rank, elastic in enumerate(both):
-        elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
-
-    meet_together(both)
+    toys, both, _ = two()
     period(toys[0], both[0])  # the other one was killed and came back with its checkpoint: it has no steps to show
-    meet_together(both)
+    together(*(elastic.meet for elastic in both))
     assert both[0].tally == both[1].tally
     assert both[1].outer.steps == EVERY
     assert both[0].tally.sequences == EVERY * 2 * SEQUENCES
     assert both[0].tally.credited == {"a": Work(EVERY * SEQUENCES * TOKENS, 3 * EVERY)}
     for toy, elastic in zip(toys, both, strict=True):
         period(toy, elastic)
-    meet_together(both)
+    together(*(elastic.meet for elastic in both))
     assert both[0].save()[1]["outer"] == both[1].save()[1]["outer"]
     assert all(torch.equal(both[0].outer.weights[name], both[1].outer.weights[name]) for name in both[0].outer.weights)
 
@@ -270,7 +249,7 @@ def test_a_clock_that_is_behind_is_set_and_the_run_is_no_faster_for_it(
     for rank, elastic in enumerate((first, second)):
         elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
     for _ in range(4):
-        meet_together([first, second])
+        together(first.meet, second.meet)
         now[0] += 2.0
     assert first.seconds == now[0] - 950.0
     assert second.seconds == pytest.approx(now[0] - 950.0 - (late if late < 1 else 0.0))

@@ -28,6 +28,10 @@ CLOCK_SLACK = 1.0
 moment, and to follow the latest by less, round after round, would make the run's clock fast."""
 
 
+NOBODY_FINITE = "no pseudo-gradient was finite"
+"""Why a round is abandoned in which some had work to add, and none whose every value was a number."""
+
+
 class RunOver(ShoestringError):
     """The run has ended; there is nothing to take part in any more."""
 
@@ -38,9 +42,11 @@ class Meeting:
 
     round: how many had been committed before it. ids: its members by rank. healed: whether this worker took over the state
     of another. fresh: the ranks of all who did. committed: whether it is applied, at all. contributed: the ranks whose
-    pseudo-gradients were averaged. added: tokens that came into the global weights. steps: inner steps of the period that it
-    ends, 0 where it was not committed. notes: of each rank. why: it was abandoned. waited: seconds until its members were
-    known. healing: seconds that the state took to come. seconds: of all of it. sent, received: bytes.
+    pseudo-gradients were averaged. dropped: the ranks whose pseudo-gradients were left out, as a value was not finite.
+    damaged: the ranks of which this worker got a message that was not whole. added: tokens that came into the global
+    weights. steps: inner steps of the period that it ends, 0 where it was not committed. notes: of each rank. why: it was
+    abandoned. waited: seconds until its members were known. healing: seconds that the state took to come. seconds: of all of
+    it. sent, received: bytes, those of an exchange that failed among them.
     """
 
     round: int
@@ -50,6 +56,8 @@ class Meeting:
     fresh: tuple[int, ...]
     committed: bool
     contributed: tuple[int, ...]
+    dropped: tuple[int, ...]
+    damaged: tuple[int, ...]
     added: int
     steps: int
     notes: tuple[Mapping[str, Any] | None, ...]
@@ -89,6 +97,12 @@ class Elastic:
     local work stays in the local weights, and those who are left try again at once. So between two committed rounds all
     members have taken the same number of inner steps.
 
+    A worker whose pseudo-gradient is not finite is left out of the average, has lost its work, and goes on from the global
+    weights with an empty inner optimiser. Where nobody's is finite there is no round to take them from: such workers end.
+
+    Residuals of error feedback are each worker's own. They are kept in its checkpoint (`save`), and those of parts hold as
+    long as its rank and the number of members do; who takes over the state of another begins without any.
+
     The average is uniform over those who contribute (Douillard et al. 2023, DiLoCo, arXiv:2311.08105, section 3.3, let the
     number of workers vary in the same way: all that are there are averaged, and a new one starts from the global weights).
 
@@ -121,6 +135,7 @@ class Elastic:
         self.tally = Tally()
         self.rank = 0
         self.work = Work()
+        self.untold = 0
         self.round, self.lineage = 0, ""
         self._alive_since = time.monotonic() if since is None else since
         self._spoke = self._alive_since, 0.0
@@ -157,15 +172,19 @@ class Elastic:
         self.work = self.work.plus(tokens, flops)
 
     def meet(self, note: Mapping[str, Any] | None = None) -> Meeting:
-        """A round, tried until one is committed. note: for all others, with room for some 60 bytes as JSON.
+        """A round, tried until one is committed. note: for all others, with room for some 40 bytes as JSON.
 
-        Raises: RunOver; ShoestringError where no round can be opened or none is committed, or the state does not fit.
+        Raises: RunOver; ShoestringError where no round can be opened or none is committed, where the state does not fit, or
+        where this worker's pseudo-gradient is not finite and nobody else has one to go on with.
         """
         for _ in range(ATTEMPTS):
             meeting = self._attempt(note or {})
             self.record(meeting)
             if meeting.committed:
                 return meeting
+            if meeting.why == NOBODY_FINITE and meeting.rank in meeting.dropped:
+                # another attempt would find the same; those who have just come go on without this worker
+                raise ShoestringError("this worker's pseudo-gradient is not finite, and no other worker has one")
         raise ShoestringError(f"{ATTEMPTS} rounds in a row were abandoned, the last as {meeting.why}")
 
     def _attempt(self, note: Mapping[str, Any]) -> Meeting:
@@ -174,7 +193,11 @@ class Elastic:
         if self.over():
             self.transport.close_round(False)
             raise RunOver("the run is over")
+        traffic = self.transport.traffic
+        sent, received = traffic.sent, traffic.received
         averaged, why, committed = self._exchange(note)
+        sent, received = traffic.sent - sent, traffic.received - received
+        self.untold += sent
         begun = self.tally.begun
         added = _added(averaged) if averaged is not None and committed else {}
         if committed:
@@ -187,6 +210,8 @@ class Elastic:
             fresh=member.fresh,
             committed=committed,
             contributed=tuple(sorted(added)),
+            dropped=tuple(averaged.dropped) if averaged is not None else (),
+            damaged=tuple(averaged.damaged) if averaged is not None else (),
             added=sum(work.tokens for work in added.values()),
             steps=self.tally.begun - begun,
             notes=tuple(averaged.notes) if averaged is not None else (),
@@ -194,15 +219,21 @@ class Elastic:
             waited=member.waited,
             healing=member.healing,
             seconds=time.perf_counter() - began,
-            sent=averaged.sent if averaged is not None else 0,
-            received=averaged.received if averaged is not None else 0,
+            sent=sent,
+            received=received,
         )
 
     def _exchange(self, note: Mapping[str, Any]) -> tuple[Averaged | None, str, bool]:
         """(what was exchanged, why it is abandoned, whether it is committed). A worker without work of its own is absent."""
         outer = self.outer
         self._spoke = time.monotonic(), self.seconds
-        told = {"n": outer.steps, "t": self.work.tokens, "f": self.work.flops, "s": round(self._spoke[1], 3)}
+        told = {
+            "n": outer.steps,
+            "t": self.work.tokens,
+            "f": self.work.flops,
+            "s": round(self._spoke[1], 3),
+            "b": self.untold,
+        }
         deltas = [
             Delta(name, outer.roles.get(name), outer.weights[name] - parameter.detach().float())
             for name, parameter in outer.fragments[0]
@@ -230,17 +261,16 @@ class Elastic:
         whole = averaged.tensors is not None or _nobody_had_any(averaged)
         committed = self.transport.close_round(whole)
         outer.finish(flight, averaged if committed else averaged.abandoned())
-        why = (
-            "" if committed else "what came was damaged" if not whole else "others did not get it whole, or not in time"
-        )
-        return averaged, why, committed
+        return averaged, "" if committed else _why_abandoned(averaged), committed
 
     def _commit(self, member: Membership, averaged: Averaged | None, added: Mapping[int, Work]) -> None:
         assert averaged is not None
         notes = [note for note in averaged.notes if note is not None]
         # a member that came back with the very state of the last round has not taken the steps that the others have
         step, seconds = max(note["n"] for note in notes), max(note["s"] for note in notes)
-        self.tally.commit(step=step, count=self.sequences, ids=member.ids, added=added, seconds=seconds)
+        sent = sum(note["b"] for note in notes)
+        self.tally.commit(step=step, count=self.sequences, ids=member.ids, added=added, seconds=seconds, sent=sent)
+        self.untold -= notes[member.rank]["b"]
         self.outer.steps, self.outer.applied = step, [step]
         spoke, own = self._spoke
         behind = seconds - own
@@ -251,9 +281,10 @@ class Elastic:
         if lost:  # it was not finite
             self.inner.forget()
 
-    def save(self) -> State:
-        """What all workers hold alike, as the last committed round left it."""
-        tensors, values = self.outer.shared_state()
+    def save(self, *, residuals: bool = False) -> State:
+        """What all workers hold alike, as the last committed round left it. residuals: and this worker's own, as it left
+        them."""
+        tensors, values = self.outer.shared_state(residuals=residuals)
         return tensors, {"outer": values, "tally": self.tally.plain()}
 
     def offer(self) -> State:
@@ -275,6 +306,14 @@ class Elastic:
         self.outer.join(shared, values["outer"])
         self.tally, self.work = tally, Work()
         self._alive_since = time.monotonic()
+
+
+def _why_abandoned(averaged: Averaged) -> str:
+    if averaged.damaged:
+        return "what came was damaged"
+    if averaged.dropped and not averaged.participants:
+        return NOBODY_FINITE
+    return "others did not get it whole, or not in time"
 
 
 def _nobody_had_any(averaged: Averaged) -> bool:

@@ -38,7 +38,8 @@ class Residuals:
     the rows that it owns in a scattered exchange. Nothing changes but by `commit`, so a round that is abandoned leaves
     no trace.
 
-    What is lost: a worker's own residuals die with it (they are of its data, and no other worker has them); the
+    They are in the worker's checkpoints. What is lost: a worker's own residuals where it dies and the run goes on without
+    it (they are of its data, and no other worker has them: it comes back with the state of another, and none); the
     residuals of parts are forgotten by all when the number of workers or the rank changes, as the rows then change
     hands. Either loses at most one quantisation error of one round.
     """

@@ -13,7 +13,7 @@ from shoestring.sync.flight import Flight
 from shoestring.sync.fragments import Named
 from shoestring.sync.transport.base import Transport
 
-FLIGHT = ("fragment", "step", "sequence", "generation", "note", "absent")
+FLIGHT = ("fragment", "step", "sequence", "generation", "note")
 """What is kept of an exchange under way besides its tensors."""
 
 
@@ -110,35 +110,38 @@ class Resumable:
         if place[0] != here[0]:
             self._restart()
 
-    def shared_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON values) that all workers hold alike: what one that joins must be given (`join`)."""
+    def shared_state(self, *, residuals: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON values) that all workers hold alike: what one that joins must be given (`join`).
+
+        residuals: with this worker's own, which no other has: for its own checkpoint. Raises: ShoestringError where exchanges
+        are under way, for who joins has no part in them.
+        """
+        if self.flights:
+            raise ShoestringError("an exchange is under way: what workers share is to be had between two of them")
         tensors, values = self.state_dict()
-        alike = {key: tensor for key, tensor in tensors.items() if key.startswith(("global.", "momentum."))}
-        flights = [{**flight, "note": {}, "absent": True} for flight in values["flights"]]
-        return alike, {key: values[key] for key in SHARED} | {"flights": flights}
+        starts = ("global.", "momentum.", "residual.") if residuals else ("global.", "momentum.")
+        taken = {key: tensor for key, tensor in tensors.items() if key.startswith(starts)}
+        return taken, {key: values[key] for key in SHARED} | ({"parts": values["parts"]} if residuals else {})
 
     @torch.no_grad()
     def join(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on as a worker of a run whose `shared_state` this is, which is at the same point of its step.
 
-        The model gets the global weights, residuals are forgotten, and in exchanges under way this worker takes part
-        without adding anything. Raises: ShoestringError, before anything is changed, where the state does not fit.
+        The model gets the global weights. Residuals are those of the state, if it has any; else they are forgotten. Raises:
+        ShoestringError, before anything is changed, where the state does not fit.
         """
-        lost = {*SHARED, "flights"} - values.keys()
+        lost = set(SHARED) - values.keys()
         if lost:
             raise ShoestringError(f"the shared outer state is damaged: it has no {', '.join(sorted(lost))}")
         if values["schedule"] != self._schedule():
             raise ShoestringError(self._difference((self.transport.rank, self.transport.size), values["schedule"]))
         weights, momenta = self._named(tensors, "global.", self.weights), self._named(tensors, "momentum.")
+        residuals, parts = self._named(tensors, "residual."), values.get("parts")
         self._take(weights, momenta, values)
         self.applied = list(values["applied"])
         self.flights = []
-        for flight in values["flights"]:
-            names = [name for name, _ in self.fragments[flight["fragment"]]]
-            zeros = [Delta(name, self.roles.get(name), torch.zeros_like(self.weights[name])) for name in names]
-            self.flights.append(self.flight(**flight, deltas=zeros))
         if self.residuals is not None:
-            self.residuals.tensors, self.residuals.place = {}, None
+            self.residuals.tensors, self.residuals.place = residuals, None if parts is None else tuple(parts)
         self._restart()
 
     def _take(self, weights: dict[str, Tensor], momenta: dict[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -165,7 +168,8 @@ class Resumable:
             if key == "fragments":
                 now = f"{len(self.fragments)} fragments"
         return (
-            f"the saved outer state is of {was}, and this is {now}: load it with reshard = True to go on all the same"
+            f"the saved outer state is of {was}, and this is {now}: a run goes on as it was, and in a loop of your own "
+            "load_state_dict(..., reshard=True) takes such a state over"
         )
 
     def _named(

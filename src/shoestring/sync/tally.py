@@ -25,7 +25,8 @@ class Tally:
     begun: the inner step at which the present period began, that is of the last committed round. size: workers that the
     period's sequences are divided among. sequences: of the run's order, handed out up to there, whether what was learnt from
     them got into the model or was lost with a worker. tokens, flops: of all work that is in the global weights. credited:
-    the same by worker, whatever has become of it. seconds: of the run's clock.
+    the same by worker, whatever has become of it. seconds: of the run's clock. sent: bytes that workers gave to their links,
+    as told with committed rounds: those of a round are told with the next one, those of a worker that died before are not.
     """
 
     begun: int = 0
@@ -35,16 +36,21 @@ class Tally:
     flops: int = 0
     seconds: float = 0.0
     credited: dict[str, Work] = field(default_factory=dict)
+    sent: int = 0
 
     def start_of(self, rank: int, step: int, count: int) -> int:
         """The first of the `count` sequences that the rank-th worker takes in the inner step after `step`."""
         return self.sequences + ((step - self.begun) * self.size + rank) * count
 
-    def commit(self, *, step: int, count: int, ids: Sequence[str], added: Mapping[int, Work], seconds: float) -> None:
+    def commit(
+        self, *, step: int, count: int, ids: Sequence[str], added: Mapping[int, Work], seconds: float, sent: int = 0
+    ) -> None:
         """Take in a round. step: inner steps taken before it. count: sequences of a worker's step. ids: of the members, by
-        rank. added: the work of those whose pseudo-gradients were averaged, by rank. seconds: the latest clock of all."""
+        rank. added: the work of those whose pseudo-gradients were averaged, by rank. seconds: the latest clock of all. sent:
+        bytes that all told of."""
         self.sequences += (step - self.begun) * self.size * count
         self.begun, self.size, self.seconds = step, len(ids), max(self.seconds, seconds)
+        self.sent += sent
         for rank, work in sorted(added.items()):
             before = self.credited.get(ids[rank], Work())
             self.credited[ids[rank]] = before.plus(work.tokens, work.flops)
@@ -61,7 +67,7 @@ class Tally:
         """What `plain` gave. Raises: ShoestringError where it is something else."""
         try:
             credited = {str(name): Work(int(tokens), int(flops)) for name, (tokens, flops) in plain["credited"].items()}
-            counts = {name: int(plain[name]) for name in ("begun", "size", "sequences", "tokens", "flops")}
+            counts = {name: int(plain[name]) for name in ("begun", "size", "sequences", "tokens", "flops", "sent")}
             return cls(**counts, seconds=float(plain["seconds"]), credited=credited)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ShoestringError(f"the counts of the run are damaged: {error!r}") from None

@@ -46,7 +46,11 @@ class ElasticTeam:
     budget: of the whole run, which all spend together. nominal: what an inner step of one worker takes, as planned. On the
     ledger, tokens are those that are in the global weights or may still come there; those of this worker that were lost
     are 'discarded': when it takes over the run's state, the run's own account of this worker says which they are.
-    reserve: seconds to keep back for what follows the last step.
+    reserve: seconds to keep back for what follows the last step. say: takes a line for people.
+
+    A budget in bytes is that of the exchanges of all workers together. The run ends before the round that would overrun it,
+    as far as rounds take what the last one took: where workers have just come, it may be overrun by that round. Two rounds
+    are held at least, for only the first tells what one takes.
     """
 
     def __init__(
@@ -60,14 +64,16 @@ class ElasticTeam:
         nominal: Work,
         step_flops: int,
         reserve: Callable[[], float] = lambda: 0.0,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stepper, self.elastic, self.ledger, self.budget = stepper, elastic, ledger, budget
-        self.every, self.nominal, self.step_flops, self.reserve = every, nominal, step_flops, reserve
+        self.every, self.nominal, self.step_flops, self.reserve, self.say = every, nominal, step_flops, reserve, say
         self.model = stepper.model
         self.noise_scale: NoiseScale | None = None
         self.exchanges = Exchanges()
         self.left: float = math.inf
         self._in_step = Work()
+        self._round_bytes = 0
         self._seconds: deque[float] = deque(maxlen=9)
         self._began: float | None = None
 
@@ -96,7 +102,7 @@ class ElasticTeam:
             seconds={"idle": self.elastic.seconds},
             tokens=tally.tokens + tally.size * work.tokens,
             flops=tally.flops + tally.size * work.flops,
-            sent=own.sent * tally.size,
+            sent=tally.sent + tally.size * self.elastic.untold,
         )
 
     def settle(self, step: int, wish: Wish) -> Wish:
@@ -122,19 +128,25 @@ class ElasticTeam:
     def meet(self) -> Meeting:
         """A round: join the run, or exchange what was learnt."""
         with self.ledger.clock("sync_exposed"):
-            left = self._time_left()
+            left = min(self._time_left(), self._bytes_left())
             meeting = self.elastic.meet({"left": int(left) if math.isfinite(left) else None})
         self.reconcile()
+        self._round_bytes = meeting.sent
         self.left = self._steps_left(meeting)
         return meeting
 
     def count(self, meeting: Meeting) -> None:
-        """Account for an attempt at a round."""
+        """Account for an attempt at a round, and report pseudo-gradients that were not finite."""
         self.exchanges.rounds += 1
         self.exchanges.sent += meeting.sent
         self.exchanges.received += meeting.received
         self.exchanges.exposed += meeting.seconds
         self.exchanges.abandoned += not meeting.committed
+        self.exchanges.dropped += len(meeting.dropped)
+        for rank in meeting.dropped:
+            self.say(
+                f"round {meeting.round}: the pseudo-gradient of worker {meeting.ids[rank]} is not finite and was left out"
+            )
         self.ledger.charge(sent=meeting.sent, received=meeting.received)
 
     def _time_left(self) -> float:
@@ -143,6 +155,14 @@ class ElasticTeam:
             return math.inf
         remaining = self.budget.seconds - self.reserve() - self.elastic.seconds
         return max(0, math.floor(remaining / max(median(self._seconds), 1e-9) + 0.5))
+
+    def _bytes_left(self) -> float:
+        """Inner steps that there are bytes for after the round that is due, infinite where that is not known."""
+        each = self.elastic.tally.size * self._round_bytes
+        if self.budget.bytes is None or not each:
+            return math.inf
+        remaining = self.budget.bytes - self.spent(Totals()).sent - each
+        return max(0, math.floor(remaining / each)) * self.every
 
     def _steps_left(self, meeting: Meeting) -> float:
         """Inner steps until the budget is spent: all members find the same, for it follows from what all were told."""
@@ -156,11 +176,10 @@ class ElasticTeam:
             each = meeting.added / shares if resource == "tokens" and shares else nominal
             if resource in limits:
                 left = min(left, math.ceil((limits[resource] - spent) / (tally.size * each)))
-        if "seconds" in limits:
-            told = [note["left"] for note in meeting.notes if note is not None and note["left"] is not None]
-            left = min(left, min(told, default=math.inf))
-            if tally.seconds >= limits["seconds"]:
-                left = 0
+        told = [note["left"] for note in meeting.notes if note is not None and note["left"] is not None]
+        left = min(left, min(told, default=math.inf))
+        if tally.seconds >= limits.get("seconds", math.inf) or tally.sent >= limits.get("bytes", math.inf):
+            left = 0
         return left
 
     def reconcile(self) -> None:
@@ -200,9 +219,9 @@ class ElasticTeam:
             return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """The run's state as of the last committed round, and this worker's inner optimiser. Residuals are not kept: they
-        are worth one quantisation error, and the ranks change."""
-        shared, values = self.elastic.save()
+        """The run's state as of the last committed round, this worker's inner optimiser and its residuals: back from this
+        checkpoint it goes on with them, if the run goes on from that round."""
+        shared, values = self.elastic.save(residuals=True)
         moments, record = flatten_state(self.stepper.optimizer)
         tensors = {f"shared:{name}": tensor for name, tensor in shared.items()}
         tensors |= {f"inner:{name}": tensor for name, tensor in moments.items()}
@@ -211,6 +230,7 @@ class ElasticTeam:
             "inner": record,
             "round": self.elastic.round,
             "lineage": self.elastic.lineage,
+            "untold": self.elastic.untold,
         }
 
     @torch.no_grad()
@@ -218,7 +238,7 @@ class ElasticTeam:
         elastic = self.elastic
         elastic.outer.join(_under(tensors, "shared:"), values["shared"]["outer"])
         elastic.tally = Tally.of(values["shared"]["tally"])
-        elastic.round, elastic.lineage = values["round"], values["lineage"]
+        elastic.round, elastic.lineage, elastic.untold = values["round"], values["lineage"], values["untold"]
         restore_state(self.stepper.optimizer, _under(tensors, "inner:"), values["inner"])
 
 

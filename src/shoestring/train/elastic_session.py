@@ -84,6 +84,7 @@ class ElasticSession(Session):
             every=loop.every,
             nominal=Work(own * config.model.context, flops),
             step_flops=flops,
+            say=self.say,
         )
         every_sequence = source.source if isinstance(source, Part) else source
         self.parts = replace(self.parts, source=Share(every_sequence, elastic))
