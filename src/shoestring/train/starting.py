@@ -40,10 +40,16 @@ def _begin(stepper: Stepper, snapshot: checkpoint.Snapshot, start: StartConfig) 
         raise UsageError(f"the model of {start.run} is not of the shape asked for: give the same [model]") from None
     if not start.optimizer:
         return
+    record = snapshot.state["optimizer"]
+    if "optimizer" not in record:
+        raise UsageError(
+            f"{start.run} has the optimiser's state of each of its workers, and none of all: "
+            "begin with a new optimiser by --start.optimizer false"
+        )
     groups = stepper.optimizer.param_groups
     own = [{key: group[key] for key in OWN if key in group} for group in groups]
     try:
-        restore_state(stepper.optimizer, snapshot.optimizer, snapshot.state["optimizer"])
+        restore_state(stepper.optimizer, snapshot.optimizer, record)
     except ShoestringError as error:
         raise UsageError(f"{error}: begin with a new optimiser by --start.optimizer false") from None
     for group, options in zip(stepper.optimizer.param_groups, own, strict=True):
