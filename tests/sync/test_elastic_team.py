@@ -35,6 +35,7 @@ class Member:
             record=lambda meeting: self.team.count(meeting),
         )
         self.ledger = Ledger()
+        self.progress: list[float] = []
         self.team = ElasticTeam(
             SimpleNamespace(optimizer=self.toy.inner, model=self.toy),  # type: ignore[arg-type]
             self.elastic,
@@ -60,6 +61,7 @@ class Member:
         """Until the budget is spent."""
         self.team.meet()
         while self.team.settle(0, Wish()).left >= 1:
+            self.progress.append(self.team.budget.spent(self.team.spent(Totals())).progress)
             self.step()
 
 
@@ -102,7 +104,12 @@ def test_a_budget_in_bytes_is_that_of_all_and_is_not_overrun(rounds: float) -> N
     for member in members:
         assert member.team.exchanges.rounds == int(rounds)
         assert member.elastic.outer.steps == member.elastic.tally.begun == (int(rounds) - 1) * EVERY
-        assert member.team.spent(Totals()).sent == sent
+        assert member.team.counted().sent == sent
+        assert member.team.spent(Totals()).sent == limit
+        # a schedule of progress comes to its end with the run
+        each = a_round / limit / EVERY
+        backwards = [1 - (place + 1) * each for place in range(len(member.progress))]
+        assert member.progress[::-1] == pytest.approx(backwards, abs=2 / limit)
 
 
 def kept(member: Member) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -95,7 +96,7 @@ class ElasticTeam:
         """Inner steps of the run: where this worker took over its state, others took them."""
         return self.elastic.outer.steps
 
-    def spent(self, own: Totals) -> Totals:
+    def counted(self) -> Totals:
         """What the run has spent: in committed rounds, and since the last one by its members, if all of them are there."""
         tally, work = self.elastic.tally, self.elastic.work
         return Totals(
@@ -104,6 +105,17 @@ class ElasticTeam:
             flops=tally.flops + tally.size * work.flops,
             sent=tally.sent + tally.size * self.elastic.untold,
         )
+
+    def spent(self, own: Totals) -> Totals:
+        """As `counted`, but bytes of the budget by the steps that they allow: so progress comes to 1 at the last one. What is
+        left over by the last round that there are bytes for counts as spent, and of the round that is due the share of its
+        steps that are taken."""
+        found, each = self.counted(), self._bytes_of_a_round
+        if self.budget.bytes is None or not each:
+            return found
+        rounds = math.floor((self.budget.bytes - found.sent) / each)
+        steps = max(0, rounds * self.every - self.elastic.period)
+        return replace(found, sent=math.floor(self.budget.bytes - steps / self.every * each))
 
     def settle(self, step: int, wish: Wish) -> Wish:
         """Hold the round that is due, if any. The run ends, and a checkpoint is written, right after a round alone: nothing
@@ -156,12 +168,17 @@ class ElasticTeam:
         remaining = self.budget.seconds - self.reserve() - self.elastic.seconds
         return max(0, math.floor(remaining / max(median(self._seconds), 1e-9) + 0.5))
 
+    @property
+    def _bytes_of_a_round(self) -> int:
+        """What all workers will send, going by what this one sent in the last round; 0 where that is not known."""
+        return self.elastic.tally.size * self._round_bytes
+
     def _bytes_left(self) -> float:
         """Inner steps that there are bytes for after the round that is due, infinite where that is not known."""
-        each = self.elastic.tally.size * self._round_bytes
+        each = self._bytes_of_a_round
         if self.budget.bytes is None or not each:
             return math.inf
-        remaining = self.budget.bytes - self.spent(Totals()).sent - each
+        remaining = self.budget.bytes - self.counted().sent - each
         return max(0, math.floor(remaining / each)) * self.every
 
     def _steps_left(self, meeting: Meeting) -> float:

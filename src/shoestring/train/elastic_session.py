@@ -154,7 +154,7 @@ class ElasticSession(Session):
         self.ledger.write("end", stopped=stopped)
         config, tally = self.config, self.elastic.tally
         own = summary(config, self.parts.model, self.loop.position.step, self.ledger, stopped)
-        spent = config.budget.spent(self.crew.spent(self.ledger.totals))
+        spent = config.budget.spent(self.crew.counted())
         content = own | {
             "binding": spent.binding,
             "spent": spent.shares,
