@@ -11,7 +11,7 @@ from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.packing import integer
 
-WIDTHS = (4, 8, 16)
+WIDTHS = (*integer.BITS, 16)
 """Bits of a weight. 8 and 4 are integers with one scale a row; 16 is float16, which has none."""
 
 
@@ -36,11 +36,12 @@ class PackedEmbedding(nn.Module):
         super().__init__()
         if bits not in WIDTHS:
             raise ShoestringError(f"a packed embedding has 4, 8 or 16 bits, not {bits}")
-        shape = [rows, integer.row_bytes(columns) if bits == 4 else columns]
-        wanted = {4: torch.uint8, 8: torch.int8, 16: torch.float16}[bits]
-        if weight.dtype != wanted or list(weight.shape) != shape:
+        if bits < 16:
+            integer.check(weight, rows, columns, bits)
+        elif weight.dtype != torch.float16 or weight.shape != (rows, columns):
             raise ShoestringError(
-                f"a {bits}-bit table of {rows} x {columns} is {wanted} {shape}, not {weight.dtype} {list(weight.shape)}"
+                f"a 16-bit table of {rows} x {columns} is float16 [{rows}, {columns}], "
+                f"not {str(weight.dtype).removeprefix('torch.')} {list(weight.shape)}"
             )
         if bits == 16 and scales is not None:
             raise ShoestringError("a 16-bit table has no scales")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shoestring.errors import ShoestringError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
-from shoestring.lowbit.packing import check_packed, layout_named, pack, unpack
+from shoestring.lowbit.packing import check_groups, check_packed, layout_named, pack, unpack
 
 
 class PackedLinear(nn.Module):
@@ -33,11 +33,7 @@ class PackedLinear(nn.Module):
             raise ShoestringError(
                 f"the scales of {rows} rows are float32 [rows, groups], not {scales.dtype} {list(scales.shape)}"
             )
-        groups, block = scales.shape[1], layout_named(layout).columns
-        if columns % groups or (groups > 1 and columns // groups % block):
-            raise ShoestringError(
-                f"{groups} groups do not divide {columns} columns into equal runs of a multiple of {block}, as {layout} needs"
-            )
+        check_groups(scales.shape[1], columns, layout_named(layout))
         self.in_features, self.out_features, self.layout = columns, rows, layout
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)

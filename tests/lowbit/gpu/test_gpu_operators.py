@@ -109,6 +109,8 @@ def test_what_does_not_fit_is_said() -> None:
     refused(lambda: product(x.double(), words, matrix.scales, 40, 320), "float16, bfloat16 or float32")
     refused(lambda: product(x, words, matrix.scales, 40, 321), "float16, bfloat16 or float32 \\[tokens, 321\\]")
     refused(lambda: product(x, words, matrix.scales.half(), 40, 320), "the scales of 40 rows are float32")
+    refused(lambda: product(x, words.to("meta"), matrix.scales, 40, 320), "with a packed matrix on meta")
+    refused(lambda: product(x, words, matrix.scales.to("meta"), 40, 320), "with scales on meta")
     refused(lambda: product(x, words[:1], matrix.scales, 40, 320), "in the order of the GPU is int16")
 
 
@@ -166,5 +168,9 @@ def test_integer_matrices_that_do_not_fit_are_refused() -> None:
     _, held, scales = integers(10, 64, 8)
     with pytest.raises(UsageError, match="4 and 8 bits can be multiplied, not of 5"):
         found(torch.zeros(1, 64), held, scales, 10, 64, 5)
-    with pytest.raises(ShoestringError, match="a 4-bit matrix of 10 x 64 with a scale a row is not"):
+    with pytest.raises(ShoestringError, match=r"a 4-bit matrix of 10 x 64 is uint8 \[10, 32\], not int8 \[10, 64\]"):
         found(torch.zeros(1, 64), held, scales, 10, 64, 4)
+    with pytest.raises(ShoestringError, match="one scale a row, not 2"):
+        found(torch.zeros(1, 64), held, scales.expand(10, 2), 10, 64, 8)
+    with pytest.raises(ShoestringError, match="activations on cpu cannot be multiplied with scales on meta"):
+        found(torch.zeros(1, 64), held, scales.to("meta"), 10, 64, 8)

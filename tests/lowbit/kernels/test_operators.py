@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from shoestring.errors import ShoestringError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.packing import integer, pack
 
@@ -56,3 +57,20 @@ def test_backward_says_that_there_is_no_gradient() -> None:
         found.sum().backward()
     with torch.no_grad():
         assert torch.equal(kernels.matmul(x, *rest), found)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["straight", "through torch"])
+@pytest.mark.parametrize(("place", "name"), [(1, "a packed matrix"), (2, "scales")])
+def test_tensors_on_two_devices_are_refused(place: int, name: str, gradient: bool) -> None:
+    """A kernel would read the address of another device's memory; torch alone would return memory that nobody wrote."""
+    x, weights, scales = torch.randn(2, 50), torch.randint(-8, 8, (7, 50), dtype=torch.int8), torch.rand(7, 1)
+    products = (
+        (kernels.matmul, arguments()),
+        (kernels.int_matmul, (x, weights, scales, 7, 50, 8)),
+        (kernels.int_matmul, (x, integer.pack(weights), scales, 7, 50, 4)),
+    )
+    for product, given in products:
+        moved = list(given)
+        moved[0], moved[place] = given[0].clone().requires_grad_(gradient), given[place].to("meta")  # type: ignore[attr-defined]
+        with pytest.raises(ShoestringError, match=f"activations on cpu cannot be multiplied with {name} on meta"):
+            product(*moved)  # type: ignore[operator]

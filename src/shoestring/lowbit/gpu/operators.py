@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError
 from shoestring.lowbit.gpu import choice, plain
 from shoestring.lowbit.gpu.order import Order, check_words, reorder
 from shoestring.lowbit.gpu.table import Key
 from shoestring.lowbit.kernels import products
 from shoestring.lowbit.packing import integer
-from shoestring.lowbit.packing.layout import check_shape
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -27,7 +26,7 @@ def ordered_matmul(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns:
     words: the matrix as `order.reorder` makes it. scales: float32 [rows, groups]. Nothing is rounded to int8. There is no
     gradient, and backward through it says so. Raises: ShoestringError where the arguments do not fit each other.
     """
-    _check(x, scales, rows, columns)
+    _check(x, words, scales, rows, columns)
     order = Order(rows, columns, scales.shape[1])
     check_words(words, order)
     return _product(x, words, scales, order)
@@ -35,6 +34,7 @@ def ordered_matmul(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns:
 
 @ordered_matmul.register_fake
 def _shape(x: Tensor, words: Tensor, scales: Tensor, rows: int, columns: int) -> Tensor:
+    products.refuse_two_devices(x, words, scales)
     return x.new_empty(x.shape[0], rows)
 
 
@@ -89,9 +89,7 @@ def ternary_matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns
     The matrix is re-ordered at its first product (`ordered`), and lies in the GPU's memory in both orders from then on;
     `order_for_gpu` leaves one.
     """
-    _check(x, scales, rows, columns)
-    if packed.device != x.device:
-        raise ShoestringError(f"the activations are on {x.device} and the packed matrix is on {packed.device}")
+    _check(x, packed, scales, rows, columns)
     order = Order(rows, columns, scales.shape[1])
     return _product(x, ordered(packed, order, layout), scales, order)
 
@@ -107,16 +105,10 @@ def integer_product(x: Tensor, weights: Tensor, scales: Tensor, rows: int, colum
 
     weights, scales: as `kernels.int_matmul` takes them. Raises: ShoestringError where they do not fit each other.
     """
-    check_shape(rows, columns)
-    if bits not in products.BITS:
-        raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
-    wanted = (torch.int8, (rows, columns)) if bits == 8 else (torch.uint8, (rows, integer.row_bytes(columns)))
-    if (weights.dtype, tuple(weights.shape)) != wanted or scales.shape[1:] != (1,):
-        raise ShoestringError(
-            f"a {bits}-bit matrix of {rows} x {columns} with a scale a row is not {weights.dtype} {list(weights.shape)} "
-            f"with {list(scales.shape)}"
-        )
-    _check(x, scales, rows, columns)
+    integer.check(weights, rows, columns, bits)
+    _check(x, weights, scales, rows, columns)
+    if scales.shape[1] != 1:
+        raise ShoestringError(f"an integer matrix has one scale a row, not {scales.shape[1]}")
     if not len(x) or not rows or not columns:
         return x.new_zeros(len(x), rows)
     x, weights, scales = x.contiguous(), weights.contiguous(), scales.contiguous()
@@ -130,7 +122,8 @@ def integer_product(x: Tensor, weights: Tensor, scales: Tensor, rows: int, colum
         return launch.product(x, matrix, config)
 
 
-def _check(x: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+def _check(x: Tensor, matrix: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+    products.refuse_two_devices(x, matrix, scales)
     if x.dtype not in TYPES or x.dim() != 2 or x.shape[1] != columns:
         raise ShoestringError(
             f"activations on a GPU are float16, bfloat16 or float32 [tokens, {columns}], not {x.dtype} {list(x.shape)}"

@@ -5,29 +5,17 @@ from statistics import median
 
 import torch
 import triton
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.lowbit.gpu import launch, plain, table
 from shoestring.lowbit.gpu.config import Config, candidates
 from shoestring.lowbit.gpu.order import Order
-from shoestring.lowbit.gpu.ordered_linear import OrderedLinear
 from shoestring.lowbit.gpu.table import Key
 from shoestring.lowbit.gpu.timing import Captured, cache_bytes, rotated
-from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.lowbit.packing import integer
 
 MOST = 2 << 30
 """Bytes that the copies of a matrix take at most."""
-
-
-def keys(model: nn.Module, tokens: Iterable[int]) -> list[Key]:
-    """The products with packed ternary matrices in `model`, of 16-bit activations of each of these numbers of tokens."""
-    shapes = {
-        (module.out_features, module.in_features, module.scales.shape[1]): None
-        for module in model.modules()
-        if isinstance(module, PackedLinear | OrderedLinear)
-    }
-    return [Key(*shape, count) for shape in shapes for count in tokens]
 
 
 def tune(wanted: Iterable[Key], device: torch.device, say: Callable[[str], None]) -> dict[Key, Config]:

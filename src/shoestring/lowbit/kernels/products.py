@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError
 from shoestring.lowbit.kernels import plain
 from shoestring.lowbit.kernels.choice import native
 from shoestring.lowbit.packing import integer
-from shoestring.lowbit.packing.layout import check_shape, check_size, layout_named
-
-BITS = (4, 8)
+from shoestring.lowbit.packing.layout import check_groups, check_size, layout_named
 
 
 def matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
@@ -26,7 +24,7 @@ def matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, l
     bits. A token that holds a NaN or an infinity gets NaN in every row. There is no gradient, and backward through it says so.
 
     Also `torch.ops.shoestring.ternary_matmul`, for torch.compile and export.
-    Raises: ShoestringError where the arguments do not fit each other; UsageError for an unknown layout.
+    Raises: ShoestringError where the arguments do not fit each other or are on two devices; UsageError for an unknown layout.
     """
     if _direct(x):
         return _ternary(x, packed, scales, rows, columns, layout)
@@ -39,7 +37,8 @@ def int_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: i
     weights: int8 [rows, columns] at 8 bits; uint8 as `packing.integer.pack` makes it at 4. scales: float32 [rows, 1].
     out = s scales[row] (sum of w q), rounded to float32 after each factor; the rest as for `matmul`.
 
-    Also `torch.ops.shoestring.integer_matmul`. Raises: ShoestringError where the arguments do not fit each other.
+    Also `torch.ops.shoestring.integer_matmul`. Raises: ShoestringError where the arguments do not fit each other or
+    are on two devices.
     """
     if _direct(x):
         return _integer(x, weights, scales, rows, columns, bits)
@@ -55,12 +54,8 @@ def _direct(x: Tensor) -> bool:
 def _ternary(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> Tensor:
     chosen = layout_named(layout)
     check_size(packed, rows, columns, chosen)
-    _check(x, scales, rows, columns)
-    groups = scales.shape[1]
-    if groups != 1 and (columns % groups or columns // groups % chosen.columns):
-        raise ShoestringError(
-            f"{groups} groups of {columns} columns: each must be a multiple of the {chosen.columns} columns of a {layout} block"
-        )
+    _check(x, packed, scales, rows, columns)
+    check_groups(scales.shape[1], columns, chosen)
     if not columns:
         return x.new_zeros(x.shape[0], rows)
     found = native()
@@ -71,14 +66,8 @@ def _ternary(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns: int,
 
 
 def _integer(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
-    check_shape(rows, columns)
-    if bits not in BITS:
-        raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
-    kind, width = (torch.int8, columns) if bits == 8 else (torch.uint8, integer.row_bytes(columns))
-    if weights.dtype != kind or weights.shape != (rows, width):
-        wanted = f"{str(kind).removeprefix('torch.')} [{rows}, {width}]"
-        raise ShoestringError(f"a {bits}-bit matrix of {rows} x {columns} is {wanted}, not {_described(weights)}")
-    _check(x, scales, rows, columns)
+    integer.check(weights, rows, columns, bits)
+    _check(x, weights, scales, rows, columns)
     if scales.shape[1] != 1:
         raise ShoestringError(f"an integer matrix has one scale a row, not {scales.shape[1]}")
     if not columns:
@@ -90,7 +79,15 @@ def _integer(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int
     return library.integer(kernel, bits, x.contiguous(), weights.contiguous(), scales.contiguous(), rows)
 
 
-def _check(x: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+def refuse_two_devices(x: Tensor, matrix: Tensor, scales: Tensor) -> None:
+    """A kernel is given addresses, and reads all of them on the device of `x`. Raises: ShoestringError where that is wrong."""
+    for name, other in (("a packed matrix", matrix), ("scales", scales)):
+        if other.device != x.device:
+            raise ShoestringError(f"activations on {x.device} cannot be multiplied with {name} on {other.device}")
+
+
+def _check(x: Tensor, matrix: Tensor, scales: Tensor, rows: int, columns: int) -> None:
+    refuse_two_devices(x, matrix, scales)
     if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != columns:
         raise ShoestringError(f"activations are float32 [tokens, {columns}], not {_described(x)}")
     if scales.dtype != torch.float32 or scales.dim() != 2 or scales.shape[0] != rows or not scales.shape[1]:
@@ -116,4 +113,5 @@ def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, column
 @ternary_matmul.register_fake
 @integer_matmul.register_fake
 def _shape(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, kind: object) -> Tensor:
+    refuse_two_devices(x, weights, scales)  # torch comes here where one of them alone is on the meta device
     return x.new_empty(x.shape[0], rows)

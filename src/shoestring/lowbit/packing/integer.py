@@ -8,7 +8,7 @@ shifted and masked, is two runs of 32 columns. 8-bit matrices need no packing: t
 import torch
 from torch import Tensor
 
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.packing.layout import check_shape
 
 BLOCK = 64
@@ -16,10 +16,30 @@ BLOCK = 64
 
 OFFSET = 8
 
+BITS = (4, 8)
+"""Bits of a weight that can be multiplied."""
+
 
 def row_bytes(columns: int) -> int:
     """Bytes of a row: 32 ceil(columns / 64)."""
     return BLOCK // 2 * -(-columns // BLOCK)
+
+
+def check(weights: Tensor, rows: int, columns: int, bits: int) -> None:
+    """Whether `weights` is an integer matrix [rows, columns] as the products read it: int8 [rows, columns] at 8 bits, uint8
+    [rows, row_bytes(columns)] at 4; no weight is looked at.
+
+    Raises: UsageError for other bits, ShoestringError for another type or shape.
+    """
+    if bits not in BITS:
+        raise UsageError(f"integer matrices of 4 and 8 bits can be multiplied, not of {bits}")
+    check_shape(rows, columns)
+    kind, width = (torch.int8, columns) if bits == 8 else (torch.uint8, row_bytes(columns))
+    if weights.dtype != kind or weights.shape != (rows, width):
+        raise ShoestringError(
+            f"a {bits}-bit matrix of {rows} x {columns} is {str(kind).removeprefix('torch.')} [{rows}, {width}], "
+            f"not {str(weights.dtype).removeprefix('torch.')} {list(weights.shape)}"
+        )
 
 
 def pack(codes: Tensor) -> Tensor:

@@ -97,6 +97,15 @@ def check_size(packed: Tensor, rows: int, columns: int, layout: Layout) -> None:
         )
 
 
+def check_groups(groups: int, columns: int, layout: Layout) -> None:
+    """Raises: ShoestringError where so many groups are not equal runs of whole blocks of `columns` columns; one always is."""
+    if groups != 1 and (groups < 1 or columns % groups or columns // groups % layout.columns):
+        raise ShoestringError(
+            f"{groups} groups of {columns} columns: each must be a multiple of the {layout.columns} columns of a "
+            f"{layout.name} block"
+        )
+
+
 def check_packed(packed: Tensor, rows: int, columns: int, layout: str) -> None:
     """Whether these bytes are such a matrix: length, type, and no byte that cannot occur; without unpacking.
 
