@@ -66,7 +66,6 @@ struct Product {
 };
 
 struct IntegerProduct {
-    int bits;
     const u8* weights;
     i64 rows, columns, stride;  // stride: bytes from one row to the next
     const float* scales;        // [rows]

@@ -75,7 +75,7 @@ bool multiply_integers(const Kernel& kernel, int bits, int threads, const float*
                        i64 rows, const float* scales, float* out) {
     if (tokens == 0 || rows == 0) return true;
     const i64 blocks = (columns + 63) / 64;
-    IntegerProduct product{bits, weights, rows, columns, bits == 8 ? columns : 32 * blocks, scales, {}, out};
+    IntegerProduct product{weights, rows, columns, bits == 8 ? columns : 32 * blocks, scales, {}, out};
     product.x.tokens = tokens;
     product.x.groups = 1;
     product.x.quads = blocks * 16;
