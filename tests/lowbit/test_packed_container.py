@@ -117,6 +117,18 @@ def say(**words: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
     return lambda described, tensors: described.update(words)
 
 
+def restate(name: str, **words: Any) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    return lambda described, tensors: described["modules"][name].update(words)
+
+
+def both(*changes: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> Callable[..., None]:
+    def change(described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for one in changes:
+            one(described, tensors)
+
+    return change
+
+
 def drop(name: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
     return lambda described, tensors: tensors.__delitem__(name)
 
@@ -136,6 +148,21 @@ FORGERIES = {
     "rows.scales holds a number that is not finite": put("rows.scales", lambda scales: scales / 0),
     "norm.bias holds a number that is not finite": put("norm.bias", lambda bias: bias + torch.nan),
     "are not those of 7 rows": put("whole.scales", lambda scales: scales.expand(2, 1).clone()),
+    "ternary2 matrix of 1000000000000 x 9": restate("whole", rows=10**12),
+    "ternary2 matrix of 1000000000000 x 0": restate("whole", rows=10**12, columns=0),
+    "at most 131072 columns": restate("whole", columns=10**12),
+    "whole.packed is empty": both(
+        restate("whole", rows=10**12, columns=0), put("whole.packed", lambda packed: packed[:0].clone())
+    ),
+    "embedding.weight is empty": both(
+        restate("embedding", rows=10**12, columns=0, bits=16),
+        put("embedding.weight", lambda weight: torch.zeros(10**12, 0, dtype=torch.float16)),
+        drop("embedding.scales"),
+    ),
+    "norm.bias is empty": put("norm.bias", lambda bias: torch.zeros(0, 2**40)),
+    "1000 groups of 9 columns": put("whole.scales", lambda scales: torch.ones(1, 1000)),
+    "no packing is called 'a b'": restate("whole", layout="a\nb"),
+    "is no name of a tensor": lambda described, tensors: tensors.update({"a\nb": torch.ones(2)}),
     "no packing is called": say(modules={"whole": {"rows": 7, "columns": 9, "layout": "ternary3"}}),
 }
 
@@ -223,6 +250,81 @@ def test_a_mutated_file_is_read_exactly_or_refused(file: Path, tmp_path: Path, d
         assert same(module.state_dict(), whole.modules[name].state_dict())
 
 
+def test_a_four_bit_table_is_checked_to_its_last_byte(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    container.write(path, model(4), CONFIG)
+    for place, refused in ((8, False), (9, True), (31, True)):  # low bits: of columns 8 (the last), 9 and 31
+
+        def change(described: dict[str, Any], tensors: dict[str, Tensor], place: int = place) -> None:
+            tensors["embedding.weight"][5, place] ^= 1
+
+        other = forged(path, tmp_path, change)
+        if refused:
+            with pytest.raises(ShoestringError, match=r"embedding: .* last block up is not zero"):
+                container.read(other)
+        else:
+            container.read(other)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=300), headed=st.booleans())
+def test_any_bytes_are_refused(tmp_path: Path, content: bytes, headed: bool) -> None:
+    path = tmp_path / "bytes.safetensors"
+    path.write_bytes((len(content).to_bytes(8, "little") if headed else b"") + content)
+    with pytest.raises(ShoestringError) as refused:
+        container.read(path)
+    assert "\n" not in str(refused.value)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+SIZES = st.integers(-1, 20) | st.sampled_from([160, 10**12, 2**63, 10**30])
+ENTRIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "rows": SIZES,
+        "columns": SIZES,
+        "bits": st.sampled_from([0, 4, 8, 16]),
+        "layout": st.sampled_from(["ternary2", "ternary1.6"]),
+    },
+)
+TENSORS = st.builds(
+    lambda shape, kind: torch.ones(shape, dtype=kind),
+    st.lists(st.integers(0, 9), max_size=3),
+    st.sampled_from([torch.uint8, torch.int8, torch.float16, torch.float32, torch.int32]),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_forged_description_is_fulfilled_by_its_file_or_refused(
+    file: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    def change(described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        names = sorted(described["modules"])
+        for name in data.draw(st.lists(st.sampled_from([*names, "more"]), max_size=2)):
+            entry = described["modules"].setdefault(name, {})
+            entry.update(data.draw(ENTRIES))
+            for key in data.draw(st.lists(st.sampled_from(["rows", "columns", "bits", "layout", "more"]), max_size=1)):
+                entry[key] = data.draw(st.one_of(PLAIN, SIZES))
+        for name in data.draw(st.lists(st.sampled_from([*sorted(tensors), "more.packed", "a"]), max_size=2)):
+            tensors[name] = data.draw(TENSORS)
+        for key in data.draw(st.lists(st.sampled_from([*described, "more"]), max_size=1)):
+            described[key] = data.draw(PLAIN)
+
+    path = forged(file, tmp_path, change)
+    try:
+        found = container.read(path)
+    except ShoestringError as error:
+        assert "\n" not in str(error)
+        return
+    held = [*found.others.values(), *(buffer for module in found.modules.values() for buffer in module.buffers())]
+    assert sum(tensor.nbytes for tensor in held) <= 2 * path.stat().st_size
+
+
 def test_what_cannot_be_stored_leaves_the_old_file(file: Path) -> None:
     before, bad = file.read_bytes(), model()
     bad["norm"].weight.data[0] = torch.inf  # type: ignore[index]
@@ -230,5 +332,8 @@ def test_what_cannot_be_stored_leaves_the_old_file(file: Path) -> None:
         container.write(file, bad, CONFIG)
     with pytest.raises(ShoestringError, match="stored in float32"):
         container.write(file, model().double(), CONFIG)
+    bad["norm"] = PackedLinear.of(Ternary().quantise(torch.zeros(0, 9)), "ternary2")  # type: ignore[operator]
+    with pytest.raises(ShoestringError, match=r"norm.packed has the shape \[0\]: no tensor of a packed model is empty"):
+        container.write(file, bad, CONFIG)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]

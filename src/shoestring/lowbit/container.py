@@ -1,17 +1,7 @@
 """The file of a packed model: one safetensors file whose metadata says what it is, checked whole before it is used.
 
-The metadata has the one key `shoestring` (of several, safetensors would settle the order anew in every process), whose
-value is JSON:
-
-    {"format": "shoestring-packed", "version": 1, "config": {...}, "sha256": "...",
-     "modules": {"blocks.0.token_mixer.qkv": {"rows": 384, "columns": 128, "layout": "ternary2"},
-                 "embedding": {"rows": 4096, "columns": 128, "bits": 8}, ...}}
-
-config is the model's, for whoever builds it. A module of a `layout` is a `PackedLinear` and has two tensors, NAME.packed
-(uint8, as `packing.pack` lays it out) and NAME.scales (float32 [S, groups], S dividing the rows: scale i is that of the
-i-th of S equal runs of rows, so one scale for the whole matrix is stored once). A module of `bits` is a `PackedEmbedding`:
-NAME.weight, and NAME.scales (float32 [rows, 1]) below 16 bits. Every other tensor is float32 under its own name. sha256 is
-of all of this but itself and of every tensor's name, type, shape and bytes, in the order of their names.
+docs/packing.md has it part by part. A file cannot ask for more than it brings: no tensor of it is empty, and every size that it
+states is checked against the bytes that it has before memory is taken.
 """
 
 import hashlib
@@ -32,6 +22,8 @@ from shoestring.config import build
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
+from shoestring.lowbit.packing import check_groups, integer, layout_named
+from shoestring.lowbit.packing.layout import check_size
 
 FORMAT = "shoestring-packed"
 VERSION = 1
@@ -74,8 +66,8 @@ class Contents:
 def write(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
     """Write a model, some modules of which are `PackedLinear` or `PackedEmbedding`, to `path`: whole, or not at all.
 
-    config: what is needed to build the model, as JSON values. Raises: ShoestringError where the rest is not float32, or a
-    number is not finite.
+    config: what is needed to build the model, as JSON values. Raises: ShoestringError where the rest is not float32, a tensor
+    is empty, or a number is not finite.
     """
     modules: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -92,6 +84,9 @@ def write(path: Path, model: nn.Module, config: dict[str, Any]) -> None:
                 raise ShoestringError(f"{name} is {value.dtype}: what is not packed is stored in float32")
             tensors[name] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if not value.numel():
+            raise ShoestringError(f"{name} has the shape {list(value.shape)}: no tensor of a packed model is empty")
     _refuse_unbounded(path, tensors)
     described = {"format": FORMAT, "version": VERSION, "config": config, "modules": modules}
     described["sha256"] = _digest(described, tensors)
@@ -102,24 +97,26 @@ def read(path: Path) -> Contents:
     """What `write` wrote. Nothing in the file is trusted: its checksum, and then that each part is what it says.
 
     Raises: UsageError where there is no such file. ShoestringError, in one line, where it is cut short or damaged, is of
-    another kind or version, or lacks a tensor, has one of another shape or type, a byte that cannot occur or a number that
-    is not finite.
+    another kind or version, or lacks a tensor, has one of another shape or type, an empty one, a byte that cannot occur or a
+    number that is not finite.
     """
     described, tensors = _open(path)
     plain = {key: value for key, value in described.items() if key != "sha256"}
-    if _digest(plain, tensors) != described.get("sha256"):
-        raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded")
     try:
+        if _digest(plain, tensors) != described.get("sha256"):
+            raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded")
         description = build(_Description, described)
     except UsageError as error:
-        raise ShoestringError(f"{path} is not described as a packed model: {error}") from None
+        raise ShoestringError(_line(f"{path} is not described as a packed model: {error}")) from None
+    except RecursionError:
+        raise ShoestringError(f"{path} is not described as a packed model: tables within tables without end") from None
     _refuse_unbounded(path, tensors)
     modules = {}
     for name, entry in description.modules.items():
         try:
             modules[name] = _module(name, entry, tensors)
         except ShoestringError as error:
-            raise ShoestringError(f"{path}: {name}: {error}") from None
+            raise ShoestringError(_line(f"{path}: {name}: {error}")) from None
     for name, value in tensors.items():
         if value.dtype != torch.float32:
             raise ShoestringError(f"{path}: {name} belongs to no packed module and is not float32")
@@ -176,14 +173,19 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             described = _described(path, file.metadata())
             names = list(file.keys())
             for name in names:
-                if file.get_slice(name).get_dtype() not in WIDTHS:
+                piece = file.get_slice(name)
+                if not name.isprintable():
+                    raise ShoestringError(f"{path}: {name!r} is no name of a tensor")
+                if piece.get_dtype() not in WIDTHS:
                     raise ShoestringError(f"{path}: {name} is of a type that no part of a packed model has")
+                if not math.prod(piece.get_shape()):
+                    raise ShoestringError(f"{path}: {name} is empty, which no tensor of a packed model is")
             # copied: memory of our own is aligned for the kernels, and does not change with the file
             return described, {name: file.get_tensor(name).clone() for name in names}
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
     except SafetensorError as error:
-        raise ShoestringError(f"{path} is cut short, damaged or no safetensors file: {error}") from None
+        raise ShoestringError(_line(f"{path} is cut short, damaged or no safetensors file: {error}")) from None
 
 
 def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -194,7 +196,7 @@ def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise ShoestringError(f"{path} is not a packed model: its metadata does not say '{FORMAT}'")
     if described.get("version") != VERSION:
-        raise ShoestringError(f"{path} has version {described.get('version')}, this program reads version {VERSION}")
+        raise ShoestringError(f"{path} has version {described.get('version')!r}, this program reads version {VERSION}")
     return described
 
 
@@ -213,13 +215,25 @@ def _module(name: str, entry: Module, tensors: dict[str, Tensor]) -> PackedLinea
         made = PackedEmbedding(weight, scales, rows, columns, entry.bits)
         if entry.bits == 8 and bool((weight == -128).any()):
             raise ShoestringError("it holds -128, which no weight is rounded to")
+        if entry.bits == 4:
+            last = (columns - 1) // integer.BLOCK  # the block that is filled up
+            integer.unpack(weight[:, last * integer.BLOCK // 2 :], columns - last * integer.BLOCK)
     else:
         packed, distinct = take("packed"), take("scales")
-        if distinct.dim() != 2 or (rows % len(distinct) if len(distinct) else rows):
+        layout = layout_named(entry.layout)
+        check_size(packed, rows, columns, layout)
+        if distinct.dim() != 2 or rows % len(distinct):
             raise ShoestringError(f"scales of the shape {list(distinct.shape)} are not those of {rows} rows")
-        scales = distinct.repeat_interleave(rows // len(distinct), 0) if rows else distinct
+        check_groups(distinct.shape[1], columns, layout)
+        # no more than the packed bytes: a number for a row, or for a block's columns of it
+        scales = distinct.repeat_interleave(rows // len(distinct), 0)
         made = PackedLinear(packed, scales, rows, columns, entry.layout)
     return made
+
+
+def _line(text: str) -> str:
+    """What quotes a file, in one line."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _distinct(scales: Tensor) -> Tensor:

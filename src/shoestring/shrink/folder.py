@@ -40,8 +40,9 @@ def load_packed(folder: Path) -> Packed:
     contents = container.read(path)
     try:
         config = build(ModelConfig, contents.config)
-    except UsageError as error:
-        raise ShoestringError(f"{path} describes no model of this program: {error}") from None
+    except (UsageError, OverflowError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ShoestringError(f"{path} describes no model of this program: {said}") from None
     model = PackedTransformer.of(path, contents, config)
     tokenizer = TextTokenizer.load(folder)
     if tokenizer.vocabulary != config.vocabulary:

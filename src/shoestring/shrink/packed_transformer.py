@@ -18,10 +18,15 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.shrink.native_blocks import native_decoder
 
+TABLES = 1 << 28
+"""Bytes that the tables of rotary positions may take: a context of 262,144 where heads are 128 wide. They are in no file, so that a
+file's own size does not bound them."""
+
 
 class PackedTransformer(Transformer):
     """A `Transformer` whose blocks hold `PackedLinear`s and whose embedding and head are `PackedEmbedding`s; for use, not for
-    training. Made by `of`, or by `shrink.rounding.pack` from a trained one. Activations are float32, on the CPU.
+    training. Made by `of`, or by `shrink.rounding.pack` from a trained one. Activations are float32, on the CPU. Raises:
+    ShoestringError where the tables of its context would be beyond TABLES.
 
     A single token that follows those in a cache goes through all blocks in one native call where there is one for their parts
     (`native_decoder`), else, as several tokens do, module by module. Their floating-point sums are not in the same order.
@@ -30,16 +35,26 @@ class PackedTransformer(Transformer):
     decoder: Decoder | str = "it is not made yet"
     """What a single token goes through, or why it goes module by module."""
 
+    def __init__(self, config: ModelConfig) -> None:
+        most = TABLES // (2 * 4 * config.head_width)
+        if config.context > most:
+            raise ShoestringError(
+                f"a packed model whose heads are {config.head_width} wide has a context of up to {most}, not {config.context}"
+            )
+        super().__init__(config)
+
     @classmethod
     def of(cls, path: Path, contents: container.Contents, config: ModelConfig) -> Self:
         """The model of `config` that the file at `path` holds; no float matrix is made on the way.
 
         Raises: ShoestringError where the file's contents are not such a model.
         """
-        if config.layers > len(contents.modules) + len(contents.others):
-            raise ShoestringError(f"{path} has too few tensors for {config.layers} layers")
-        with torch.device("meta"):
-            model = cls(config)
+        _refuse_larger_than_its_file(path, contents, config)
+        try:
+            with torch.device("meta"):
+                model = cls(config)
+        except ShoestringError as error:
+            raise ShoestringError(f"{path}: {error}") from None
         container.install(path, contents, model)
         for name, module in contents.modules.items():
             table = name in ("embedding", "head")
@@ -100,3 +115,20 @@ class PackedTransformer(Transformer):
     def packed(self) -> list[PackedLinear]:
         """The packed matrices."""
         return [module for module in self.modules() if isinstance(module, PackedLinear)]
+
+
+def _refuse_larger_than_its_file(path: Path, contents: container.Contents, config: ModelConfig) -> None:
+    """Any block has a matrix of the width by each of these, whatever its parts: the file must have as many numbers."""
+    tensors = len(contents.modules) + len(contents.others)
+    if config.layers > tensors:
+        raise ShoestringError(f"{path} has too few tensors for {config.layers} layers")
+    numbers = sum(module.out_features * module.in_features for module in contents.modules.values())
+    numbers += sum(value.numel() for value in contents.others.values())
+    for name, size in {
+        "vocabulary": config.vocabulary,
+        "heads": config.heads * config.head_width,
+        "key_value_heads": config.key_value_heads * config.head_width,
+        "hidden": config.hidden,
+    }.items():
+        if config.width * size > numbers:
+            raise ShoestringError(f"{path} has too few numbers for a width of {config.width} and the {name} it states")
