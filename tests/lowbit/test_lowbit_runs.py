@@ -74,7 +74,13 @@ def test_it_says_what_is_quantised_and_keeps_latent_weights(data: Dataset, tmp_p
     trained = load_trained(tmp_path / "run")
     layers = list(lowered_layers(trained.model))
     assert [(layer.format.scale, layer.activations, layer.active) for layer in layers] == [("row", "int8", True)] * 3
-    assert stated(trained.model)["lowbit"]["matrices"] == 3
+    stored = json.loads((tmp_path / "run" / "summary.json").read_text())["lowbit"]
+    assert stored == summary["lowbit"] == stated(trained.model)["lowbit"]
+    assert stored["matrices"] == 3
+    assert stored["lowered"] == [
+        f"blocks.*.{name}" for name in ("token_mixer.qkv", "token_mixer.output", "channel_mixer.output")
+    ]
+    assert stored["kept"] == ["embedding", "blocks.*.channel_mixer.gate_up"]
     weight = load_file(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "model.safetensors")
     latent = weight["blocks.0.token_mixer.qkv.weight"]
     assert len(latent.unique()) > 100  # not three values

@@ -31,15 +31,14 @@ class Lowered:
     def describe(self) -> str:
         """Both lists, numbers in the names as '*': '8 matrices, 98,304 of 163,840 parameters: ...'."""
         share = f"{self.weights:,} of {self.parameters:,} parameters"
-        kept = _grouped(self.kept) or "no matrix"
-        return (
-            f"{len(self.lowered)} matrices, {share}: {_grouped(self.lowered)}\nin higher precision: {kept}, and vectors"
-        )
+        lowered, kept = ", ".join(grouped(self.lowered)), ", ".join(grouped(self.kept)) or "no matrix"
+        return f"{len(self.lowered)} matrices, {share}: {lowered}\nin higher precision: {kept}, and vectors"
 
 
-def _grouped(names: Iterable[str]) -> str:
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names with their numbers as '*', each once and with how many it stands for: 'blocks.*.token_mixer.qkv (6)'."""
     counts = Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
-    return ", ".join(name + (f" ({count})" if count > 1 else "") for name, count in counts.items())
+    return [name + (f" ({count})" if count > 1 else "") for name, count in counts.items()]
 
 
 def lower(model: nn.Module, format: Format, activations: Activations = "none", keep: Sequence[str] = ()) -> Lowered:
@@ -77,8 +76,15 @@ def lower(model: nn.Module, format: Format, activations: Activations = "none", k
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
     _replace(model, made)
+    return lowered(model)
+
+
+def lowered(model: nn.Module) -> Lowered:
+    """What became of a model that `lower` was given; of any other, nothing is lowered."""
+    matrices = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    chosen = {name: module for name, module in matrices.items() if isinstance(module, LowBitLinear)}
     kept = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
-    kept += [name for name in linear if name not in chosen]
+    kept += [name for name in matrices if name not in chosen]
     weights = {id(module.weight): module.weight.numel() for module in chosen.values()}
     return Lowered(tuple(chosen), tuple(kept), sum(weights.values()), sum(p.numel() for p in model.parameters()))
 

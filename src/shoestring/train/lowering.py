@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from shoestring.lowbit.convert import lower, lowered_layers
+from shoestring.lowbit.convert import grouped, lower, lowered, lowered_layers
 from shoestring.model.transformer import Transformer
 from shoestring.schedule.progress import Schedule
 from shoestring.schedule.quantise.rule import Extent
@@ -26,13 +26,17 @@ def lower_model(config: RunConfig, model: Transformer) -> str:
 
 
 def stated(model: Transformer) -> dict[str, Any]:
-    """What is quantised, for the summary of a run: empty for a model in full precision."""
-    layers = list(lowered_layers(model))
-    if not layers:
+    """What is quantised, for the summary of a run: empty for a model in full precision.
+
+    lowered, kept: the names of the matrices that are and of those that stay in higher precision, as the run said them.
+    """
+    first = next(lowered_layers(model), None)
+    if first is None:
         return {}
-    weights = sum(layer.weight.numel() for layer in layers)
-    about = {"format": str(layers[0].format), "activations": layers[0].activations}
-    return {"lowbit": {**about, "matrices": len(layers), "weights": weights}}
+    found = lowered(model)
+    about = {"format": str(first.format), "activations": first.activations}
+    counts = {"matrices": len(found.lowered), "weights": found.weights}
+    return {"lowbit": {**about, **counts, "lowered": grouped(found.lowered), "kept": grouped(found.kept)}}
 
 
 def with_planned_tokens(config: RunConfig, tokens: float) -> RunConfig:
