@@ -10,9 +10,9 @@ continuation, so that one difference does not count for all that follow it.
 
 The two sides round activations differently where a matrix has more than 256 columns: here to int8 with one scale a token, in
 llama.cpp with one for every 256 columns.
-For every token at which they differ a line says how near the two candidates were, in our logits and in llama.cpp's. To show
-that nothing but this rounding is behind them, llama.cpp is also compared with our float32 model whose activations are rounded
-as there ('rounded alike').
+For every token at which they differ, led, a line says how near the two candidates were, in our logits and in llama.cpp's. To see
+how much of it is this rounding, llama.cpp is also compared with a model of ours in float32 arithmetic that has the file's
+numbers and whose activations are rounded as there ('rounded alike'): what then remains is of another origin.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from shoestring.data.windows import Windows
 from shoestring.decode import SamplingConfig, generate
 from shoestring.model import Transformer
 from shoestring.shrink.conduct import dense
-from shoestring.shrink.gguf_file import KINDS, write_gguf
+from shoestring.shrink.gguf_file import KINDS, as_stored, write_gguf
 from shoestring.shrink.rounding import pack, ternaries
 from shoestring.train.evaluate import HELDOUT_ORDER
 from shoestring.train.trained import load_trained
@@ -92,7 +92,7 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
 
     trained = load_trained(run)
     chosen = ternaries(trained.model, trained.quantised)
-    ours, plain = pack(trained.model, chosen, "ternary2", 16), dense(trained.model, chosen)
+    ours, plain = pack(trained.model, chosen, "ternary2", 16), as_stored(dense(trained.model, chosen), 16)
     settings = SamplingConfig(temperature=0, max_new_tokens=options.tokens)
     for layer in plain.blocks.modules():
         if isinstance(layer, nn.Linear) and layer.in_features % 256 == 0:

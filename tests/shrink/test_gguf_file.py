@@ -14,7 +14,7 @@ from shoestring.lowbit import lower
 from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.model import ModelConfig, Transformer
 from shoestring.shrink.conduct import dense
-from shoestring.shrink.gguf_file import write_gguf
+from shoestring.shrink.gguf_file import as_stored, write_gguf
 from shoestring.shrink.gguf_tokenizer import SPLITS, _pattern
 from shoestring.shrink.rounding import ternaries
 
@@ -102,6 +102,30 @@ def test_matrices_without_whole_blocks_are_in_float16_and_that_is_said(tmp_path:
     assert written.wide == ("blk.0.ffn_down.weight",)
     assert "stored in F16" in lines[0]
     assert read(tmp_path / "a.gguf")[2]["blk.0.ffn_down.weight"] == "F16"
+
+
+@pytest.mark.parametrize("embedding", [16, 8])
+@pytest.mark.parametrize("shape", [{}, {"tied": False, "input_scale": 2.0, "hidden": 480}], ids=["tied", "untied"])
+def test_what_is_measured_is_what_is_stored(tmp_path: Path, shape: dict[str, object], embedding: int) -> None:
+    made = model(**shape)
+    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0", embedding=embedding, say=lambda line: None)
+    _, tensors, types = read(tmp_path / "a.gguf")
+    found = as_stored(made, embedding).state_dict()
+    assert types["token_embd.weight"] == {16: "F16", 8: "Q8_0"}[embedding]
+    whole = (made.embedding.weight * made.config.input_scale).detach()
+    assert 0 < float((found["embedding.weight"] - whole).abs().max()) < 2**-7 * float(whole.abs().max())
+    names = {
+        "embedding": ["token_embd"],
+        "norm": ["output_norm"],
+        "blocks.0.token_mixer.qkv": [f"blk.0.attn_{part}" for part in "qkv"],
+        "blocks.0.channel_mixer.gate_up": ["blk.0.ffn_gate", "blk.0.ffn_up"],
+        "blocks.0.channel_mixer.output": ["blk.0.ffn_down"],
+    }
+    if "head.weight" in found:
+        names["head"] = ["output"]
+    for ours, theirs in names.items():
+        stacked = np.concatenate([tensors[f"{name}.weight"] for name in theirs])
+        np.testing.assert_array_equal(found[f"{ours}.weight"].numpy(), stacked)
 
 
 def trained_tokenizer() -> TextTokenizer:

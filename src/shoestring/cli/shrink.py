@@ -104,8 +104,11 @@ def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:
     if outcome.rounding:
         console.print(f"scales       in float16, which moves them by up to {outcome.rounding:.1e} of their size")
     if outcome.before and outcome.after:
-        more = outcome.after.loss - outcome.before.loss
+        more = f"{outcome.after.loss - outcome.before.loss:+.4f} nats a token"
+        how = f"after ({more})"
+        if not outcome.parts:
+            how = f"after rounding, computed here in float32 ({more}; llama.cpp rounds activations besides)"
         console.print(
-            f"held-out     {outcome.before.loss:.4f} before, {outcome.after.loss:.4f} after ({more:+.4f} nats a token), "
+            f"held-out     {outcome.before.loss:.4f} before, {outcome.after.loss:.4f} {how}, "
             f"{outcome.before.bits_per_byte:.4f} and {outcome.after.bits_per_byte:.4f} bits a byte"
         )

@@ -13,7 +13,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.folder import MODEL, load_packed, save_packed
-from shoestring.shrink.gguf_file import Kind, write_gguf
+from shoestring.shrink.gguf_file import Kind, as_stored, write_gguf
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.rounding import Ternaries, pack, ternaries
 from shoestring.shrink.sizes import Part, parts
@@ -25,9 +25,9 @@ LEDGER = "ledger.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was made. before, after: held-out loss in float32 arithmetic of the run's model, and of the small one; None where
-    they were not measured. bytes: of the file. parts: of it, where it is a packed model. rounding: by how much float16 moved a
-    scale, where it is GGUF."""
+    """What was made. before, after: held-out loss of the run's model, and of the small one as the kernels here compute it, or,
+    where it is GGUF, of its numbers in float32 arithmetic; None where they were not measured. bytes: of the file. parts: of it,
+    where it is a packed model. rounding: by how much float16 moved a scale, where it is GGUF."""
 
     chosen: Ternaries
     before: Heldout | None
@@ -69,8 +69,8 @@ def shrink_to_gguf(
     ledger: Ledger,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Write a GGUF file. The loss after is that of the rounded model here, with its embedding as it was, as llama.cpp's
-    arithmetic is its own. say: told, in a line each, what a reader may not expect. Raises: UsageError where `out` exists."""
+    """Write a GGUF file. The loss after is that of the file's numbers in float32 arithmetic here; llama.cpp's, which rounds
+    activations, is its own. say: told, in a line each, what a reader may not expect. Raises: UsageError where `out` exists."""
     _refuse_taken(out)
     before = text(trained.model, ledger, "before") if text else None
     with ledger.clock("compute"):
@@ -78,7 +78,7 @@ def shrink_to_gguf(
         plain = dense(trained.model, chosen)
         written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
     ledger.write("write", kind=kind, embedding=embedding)
-    after = text(plain, ledger, "after") if text else None
+    after = text(as_stored(plain, embedding), ledger, "after") if text else None
     return Outcome(chosen, before, after, written.bytes, rounding=written.rounding)
 
 

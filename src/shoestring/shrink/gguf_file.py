@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from shoestring import atomic
@@ -18,7 +19,7 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.gguf import BLOCK, blocks, is_ternary, rounding
 from shoestring.model.config import ModelConfig
-from shoestring.model.hf import to_transformers
+from shoestring.model.hf import from_transformers, to_transformers
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.gguf_tokenizer import write_tokenizer
 
@@ -59,12 +60,7 @@ def write_gguf(
     Raises: UsageError without the `gguf` package, or where no stock class holds the architecture; ShoestringError where
     float16 cannot hold a scale or a weight.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise UsageError("writing GGUF needs the 'gguf' package: pip install 'shoestring[gguf]'") from None
-    if embedding not in TABLES:
-        raise UsageError(f"a GGUF file has its embedding in 16 or 8 bits here, not {embedding}")
+    gguf = _package(embedding)
     stock = to_transformers(model)
     name = str(stock.config.model_type)
     architecture = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}[name]
@@ -106,6 +102,33 @@ def write_gguf(
             f"one and its negative in a block of so many ({wide[0]}{' ...' if wide[1:] else ''})"
         )
     return Written(path.stat().st_size, tuple(wide), moved)
+
+
+def _package(embedding: int) -> Any:
+    """The module gguf, where a file with an embedding of so many bits can be written."""
+    try:
+        import gguf
+    except ImportError:
+        raise UsageError("writing GGUF needs the 'gguf' package: pip install 'shoestring[gguf]'") from None
+    if embedding not in TABLES:
+        raise UsageError(f"a GGUF file has its embedding in 16 or 8 bits here, not {embedding}")
+    return gguf
+
+
+@torch.no_grad()
+def as_stored(model: Transformer, embedding: int) -> Transformer:
+    """A copy of `model` with the numbers of the file that `write_gguf` makes of it: matrices of blocks as float16 (a ternary one,
+    whose scales are that, as much as another), tables as that or Q8_0, norms as they are. Raises: as `write_gguf` does."""
+    gguf = _package(embedding)
+    stock = to_transformers(model)
+    for name, weight in stock.state_dict().items():
+        if weight.dim() == 1 or (name == "lm_head.weight" and model.config.tied):
+            continue
+        if ".layers." in name or embedding == 16:
+            weight.copy_(weight.half())
+        else:
+            weight.copy_(torch.from_numpy(gguf.quants.dequantize(*_encoded(name, weight, TABLES[embedding], gguf))))
+    return from_transformers(stock).eval()
 
 
 def _encoded(name: str, weight: Tensor, kind: str, gguf: Any) -> tuple[Any, Any]:

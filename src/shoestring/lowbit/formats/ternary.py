@@ -39,7 +39,8 @@ class Ternary(Format):
     scale: 'tensor', as both papers. shards: TriLM's matrices, split by rows over up to 6 devices, have a scale for each
     part: `shards` counts them. 'row' and 'group' (of `group` columns) are finer, and ours.
 
-    gamma is rounded to the 11 significant bits of a float16, so that files whose scales are float16 (GGUF) hold it exactly.
+    gamma is rounded to the 11 significant bits of a float16, so that files whose scales are float16 (GGUF) hold it exactly
+    from 2^-14 on; below that a float16 is subnormal and has fewer.
 
     TriLM quantises no activations, keeps embedding and output head in half precision, and has the norms of the Llama family
     only. BitNet b1.58 quantises activations to 8 bits a token (`activations = "int8"`) and normalises the input of every
