@@ -6,11 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from shoestring.budget.ledger import Ledger
+from shoestring.cli import shrink
 from shoestring.cli.main import main
 from shoestring.config import build, tree
+from shoestring.model import Transformer
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
+from shoestring.train.evaluate import Heldout
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.trained import load_trained
 from tests.train.command import TINY
@@ -115,6 +120,28 @@ def test_it_becomes_gguf(runs: dict[str, Path], tmp_path: Path, capsys: pytest.C
     assert main(["shrink", str(runs["ternary"]), "--to", "TQ2_0", "--out", str(out)]) == 2
 
 
+def test_gguf_is_measured_as_it_is_stored(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    measured: dict[str, Transformer] = {}
+
+    def text(model: Transformer, ledger: Ledger, event: str) -> Heldout:
+        measured[event] = model
+        return Heldout(1.0 + len(measured), 1.0, 256)
+
+    monkeypatch.setattr(shrink, "_text", lambda trained, console: text)
+    out = tmp_path / "model.gguf"
+    assert main(["shrink", str(runs["ternary"]), "--to", "TQ2_0", "--embedding", "8", "--out", str(out)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    said = "2.0000 before, 3.0000 after rounding, computed here in float32 (+1.0000 nats a token; llama.cpp rounds"
+    assert said in shown
+    table = next(one for one in gguf.GGUFReader(out).tensors if one.name == "token_embd.weight")
+    stored = torch.from_numpy(gguf.quants.dequantize(table.data, table.tensor_type))
+    assert torch.equal(measured["after"].embedding.weight, stored.view(-1, 32))
+    assert not torch.equal(measured["before"].embedding.weight, stored.view(-1, 32))
+
+
 def test_wrong_words_are_refused_in_one_line(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +177,17 @@ def test_the_doctor_names_the_kernel(capsys: pytest.CaptureFixture[str], monkeyp
     shown = capsys.readouterr().out
     assert "the kernel 'torch'" in shown
     assert "packed models: no library; slow" in shown
+    assert "on the GPU" not in shown
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    for found, said in (
+        (("triton", ""), "packed models on the GPU: 'triton' was never timed beside dense products"),
+        (("torch", "no Triton"), "packed models on the GPU: no Triton"),
+    ):
+        monkeypatch.setattr(doctor.gpu, "kernel_in_use", lambda found=found: found)
+        assert main(["doctor"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"and on the GPU by the kernel '{found[0]}'" in shown
+        assert said in shown
 
 
 def test_blocks_that_the_native_decoder_does_not_know_are_said_to_be_slow(

@@ -30,8 +30,10 @@ def findings(machine: Machine) -> list[str]:
     slow = kernels.reason()
     if slow:
         found.append(f"packed models: {slow}")
-    if torch.cuda.is_available() and (slow_there := gpu.kernel_in_use()[1]):
-        found.append(f"packed models on the GPU: {slow_there}")
+    if torch.cuda.is_available():
+        used, slow_there = gpu.kernel_in_use()
+        unknown = f"'{used}' was never timed beside dense products: whether it is faster is not known"
+        found.append(f"packed models on the GPU: {slow_there or unknown}")
     if not torch.cuda.is_available():
         found.append("no GPU that torch can use: everything runs on the processor")
     return found
@@ -51,6 +53,8 @@ def run(words: Sequence[str]) -> int:
         console.print(f"matmul      {rate / 1e9:,.0f} GFLOP/s in {dtype} (2048 x 2048 x 2048)")
     console.print(f"bandwidth   {machine.bandwidth / 1e9:.1f} GB/s read from memory")
     console.print(f"packed      matrices of few bits are multiplied by the kernel '{kernels.kernel_in_use()}'")
+    if torch.cuda.is_available():
+        console.print(f"            and on the GPU by the kernel '{gpu.kernel_in_use()[0]}'")
     console.print(f"kept in     {cache_folder()}")
     lines = findings(machine)
     console.print("slow here:" if lines else "nothing is slow here")

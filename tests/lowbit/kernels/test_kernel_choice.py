@@ -46,6 +46,19 @@ def test_without_the_library_torch_is_used_and_says_so_once(monkeypatch: pytest.
     assert first.tolist() == second.tolist() == [[20.0] * 16]
 
 
+def test_of_a_kernel_that_was_never_timed_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["plain", "avx2", "avx512_vnni", "avx512_vbmi"]
+    said = {}
+    for count in range(1, 5):
+        found = native.Library({name: place for place, name in enumerate(names[:count])}, None)  # type: ignore[arg-type]
+        monkeypatch.setattr(choice, "library", lambda found=found: found)
+        said[kernels.kernel_in_use()] = kernels.reason()
+    assert "plain C++ is slow" in said["plain"]
+    for name in ("avx2", "avx512_vnni"):
+        assert said[name].startswith(f"'{name}' was never timed beside dense products, as 'avx512_vbmi' was")
+    assert said["avx512_vbmi"] == ""
+
+
 def test_a_library_that_cannot_be_used_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShoestringError, match="was not built"):
         native.load(tmp_path / "absent.so")

@@ -8,6 +8,9 @@ from shoestring.lowbit.kernels.native import Library, library
 TORCH = "torch"
 """The name of the plain torch path, which is always there."""
 
+TIMED = "avx512_vbmi"
+"""The kernel that was timed beside dense products (`bench/ternary_cpu.py`, `bench/ternary_models.py`); no other was."""
+
 _chosen: str | None = None
 _warned = False
 
@@ -35,17 +38,17 @@ def kernel_in_use() -> str:
 
 
 def reason() -> str:
-    """Why the kernel in use is a slow one, for the user to read; '' where it is the best that we have for a processor."""
+    """Why the kernel in use is a slow one, or that it is not known how fast it is, for the user to read; '' for `TIMED`."""
     kernel, found = kernel_in_use(), library()
     if _chosen is not None and _chosen != available()[-1]:
         return f"'{_chosen}' was chosen; the fastest here is '{available()[-1]}'"
     if isinstance(found, str):
         return f"{found}; plain torch unpacks the matrix for every product and is slow"
-    return (
-        "there are vector kernels for x86 with AVX2 or AVX-512 VNNI only; plain C++ is slow"
-        if kernel == "plain"
-        else ""
-    )
+    if kernel == "plain":
+        return "there are vector kernels for x86 with AVX2 or AVX-512 VNNI only; plain C++ is slow"
+    if kernel != TIMED:
+        return f"'{kernel}' was never timed beside dense products, as '{TIMED}' was: whether it is faster is not known"
+    return ""
 
 
 def native() -> tuple[Library, int] | None:
