@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from same_bits import THREADS
 from torch import Tensor
 
 from shoestring.config import build
@@ -61,7 +62,7 @@ def test_it_is_what_the_modules_compute(shape: dict[str, object], layout: str) -
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_all_kernels_and_numbers_of_threads_give_the_same_bits(shape: dict[str, object]) -> None:
+def test_all_kernels_give_the_same_bits(shape: dict[str, object]) -> None:
     model = packed(**shape)
     kernels.choose("plain")
     wanted = decoded(model)
@@ -70,13 +71,18 @@ def test_all_kernels_and_numbers_of_threads_give_the_same_bits(shape: dict[str, 
         assert torch.equal(decoded(model), wanted), kernel
 
 
-def test_threads_share_the_heads_of_a_long_text() -> None:
-    shape = {"width": 256, "heads": 8, "key_value_heads": 4, "context": 400, "vocabulary": 61}
+def test_all_kernels_and_numbers_of_threads_give_the_same_bits() -> None:
+    """At sizes at which threads share the products (from 2^17 weights on) and the heads (from 128 places on)."""
+    shape = {"layers": 1, "width": 256, "heads": 8, "key_value_heads": 4, "hidden": 768, "context": 160}
     model = packed(**shape)  # type: ignore[arg-type]
+    kernels.choose("plain")
     torch.set_num_threads(1)
-    alone = decoded(model, 300, 280)
-    torch.set_num_threads(3)
-    assert torch.equal(decoded(model, 300, 280), alone)
+    wanted = decoded(model, 133, 129)
+    for kernel in NATIVE:
+        kernels.choose(kernel)
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            assert torch.equal(decoded(model, 133, 129), wanted), f"{kernel} in {threads} threads"
 
 
 @pytest.mark.parametrize("spread", [1e-30, 1e-3, 1e3, 1e15])

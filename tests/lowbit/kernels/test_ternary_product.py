@@ -75,6 +75,33 @@ def test_many_groups(layout: str, rows: int, blocks: int, groups: int, tokens: i
     assert bool(((found - wanted).abs() <= 1e-6 * groups * (wanted.abs() + scales.abs().amax(1) * 127 * columns)).all())
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    rows=st.integers(1, 40),
+    blocks=st.integers(1, 9),
+    groups=st.integers(1, 5),
+    tokens=st.integers(1, 6),
+    magnitude=st.integers(-20, 20),
+    even=st.booleans(),
+    seed=SEEDS,
+)
+def test_it_is_within_half_a_step_of_activations_that_are_not_rounded(
+    layout: str, rows: int, blocks: int, groups: int, tokens: int, magnitude: int, even: bool, seed: int
+) -> None:
+    """The bound that docs/packing.md states."""
+    chance, columns = random(seed), blocks * groups * layout_named(layout).columns
+    codes = trits(rows, columns, chance)
+    x = torch.rand(tokens, columns, generator=chance) if even else torch.randn(tokens, columns, generator=chance)
+    x *= 10.0**magnitude
+    scales = torch.rand(rows, groups, generator=chance) + 0.01
+    found = kernels.matmul(x, pack(codes, layout), scales, rows, columns, layout)
+    weights = codes.double() * scales.double().repeat_interleave(columns // groups, 1)
+    wrong = (found.double() - x.double() @ weights.t()).abs()
+    reach = x.double().abs().amax(1, keepdim=True) * weights.abs().sum(1)
+    assert bool((wrong <= reach * (1 / 254 + (groups + 4) * 2.0**-24)).all())
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
