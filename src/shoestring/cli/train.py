@@ -236,7 +236,11 @@ def run(words: Sequence[str]) -> int:
     if found.resume:
         if found.recipe or found.out or found.noise_scale_of:
             raise UsageError("--resume goes on with a run as it is: give no recipe, --out or --noise-scale-of with it")
-        forbid(rest, "a resumed run keeps its configuration, its number of workers too; --start.run RUN begins a new one from its weights")
+        forbid(
+            rest,
+            "a resumed run keeps its configuration, its number of workers too; "
+            "--start.run RUN begins a new one from its weights",
+        )
         config = RunFolder.open(found.resume).read_config()
         _check_elastic(terms, config.transport, found.from_step)
         require_distributed(config.transport)
