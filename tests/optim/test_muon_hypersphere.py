@@ -140,6 +140,22 @@ def test_the_radius_is_of_the_first_step_and_is_saved() -> None:
     assert all(torch.equal(one, two) for one, two in zip(parameters, twins, strict=True))
 
 
+def test_the_radius_outlives_a_state_that_is_forgotten() -> None:
+    parameters, gradients = matrices(), random_gradients(3)
+    optimizer = MuonHypersphere(parameters, lr=0.1, precision="float32")
+    optimizer.anchor()
+    for step in gradients:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.mul_(1.3)  # as if another had moved it, before the first step too
+        optimizer.anchor()
+        train(optimizer, parameters, [step])
+        for parameter in parameters:
+            optimizer.forget(parameter)
+        assert all(state.keys() == {"radius"} for state in optimizer.state.values())
+    torch.testing.assert_close(norms(parameters), norms(matrices()), rtol=1e-5, atol=0)
+
+
 @pytest.mark.slow
 def test_a_compiled_step_agrees() -> None:
     plain, compiled, gradients = matrices(), matrices(), random_gradients(3)

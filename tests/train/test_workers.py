@@ -147,6 +147,8 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
     [
         (["--workers=3"], "workers = 3 need a way to exchange"),
         (["--workers=3", "--sync=muloco", "--train.batch=8"], "does not divide into equal parts for 3 workers"),
+        (["--workers=2", "--sync=muloco", "--optim=schedule_free"], "optim = schedule_free keeps weights of its own"),
+        (["--sync=muloco", "--fallback=schedule_free"], "fallback = schedule_free keeps weights of its own"),
         (["--sync=muloco", "--sync.overlap=40"], "overlap = 40 must be below every = 30"),
         (["--workers=2", "--sync=muloco", "--sync.codec=3bit"], "sync"),
     ],

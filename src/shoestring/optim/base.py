@@ -16,9 +16,17 @@ class StatefulOptimizer(torch.optim.Optimizer):
 
     accepts: the roles of parameters that the subclass takes. One that takes matrices alone raises ValueError for a parameter
     that is none (give it to another optimiser, as `partition` does).
+
+    What an outer loop, which sets weights between the steps, has to know (`sync.inner.InnerOptimizer`):
+    state_holds_weights: whether the state has weights of its own, which would then stay behind. orthogonal_updates: whether
+    it moves matrices by the polar factor of a momentum. anchored: the keys of the state that hold what is measured on the
+    first weights, which `anchor` puts there and `forget` leaves.
     """
 
     accepts: ClassVar[frozenset[str]]
+    state_holds_weights: ClassVar[bool] = False
+    orthogonal_updates: ClassVar[bool] = False
+    anchored: ClassVar[frozenset[str]] = frozenset()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -52,6 +60,15 @@ class StatefulOptimizer(torch.optim.Optimizer):
             if key not in self.state[parameter]:
                 self.state[parameter][key] = torch.zeros_like(parameter, dtype=torch.float32)
         return [self.state[parameter][key] for parameter in parameters]
+
+    def anchor(self) -> None:
+        """Measure now what is taken from the first weights, of which most optimisers take nothing; else the first step does."""
+
+    def forget(self, parameter: Tensor) -> None:
+        """Empty the state of a parameter whose weights were set by another, save what `anchor` put there."""
+        state = self.state.get(parameter, {})
+        for key in state.keys() - self.anchored:
+            del state[key]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, but every tensor of the state keeps its saved type."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shoestring.optim.curvature import Curvature
 
@@ -56,6 +57,30 @@ class Composite(torch.optim.Optimizer):
         for part in self.parts:
             if hasattr(part, "wants_curvature") and part.wants_curvature():
                 part.observe(curvature)
+
+    @property
+    def state_holds_weights(self) -> bool:
+        """Whether the state of any part has weights of its own; one of another's making that has `eval` swaps them."""
+        return any(getattr(part, "state_holds_weights", hasattr(part, "eval")) for part in self.parts)
+
+    @property
+    def orthogonal_updates(self) -> bool:
+        """Whether any part moves matrices by polar factors."""
+        return any(getattr(part, "orthogonal_updates", isinstance(part, torch.optim.Muon)) for part in self.parts)
+
+    def anchor(self) -> None:
+        """Have each part that can take what it takes from the first weights."""
+        for part in self.parts:
+            if hasattr(part, "anchor"):
+                part.anchor()
+
+    def forget(self, parameter: Tensor) -> None:
+        """Empty the state of a parameter whose weights were set by another."""
+        for part in self.parts:
+            if hasattr(part, "forget"):
+                part.forget(parameter)
+            else:
+                part.state.get(parameter, {}).clear()
 
     def eval(self) -> None:
         """Put the weights that are to be judged and kept in place, where a part trains on others (Schedule-Free)."""

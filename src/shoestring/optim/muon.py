@@ -52,6 +52,7 @@ class Muon(StatefulOptimizer):
     """
 
     accepts = frozenset({"matrix"})
+    orthogonal_updates = True
 
     def __init__(
         self,

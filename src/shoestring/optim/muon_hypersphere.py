@@ -33,18 +33,23 @@ class MuonHypersphere(Muon):
         V <- (1 - lr weight_decay) W - lr R O / |O|,   where O = U V^T is the polar factor of D = U S V^T
         W <- R V / |V|
 
-    R: the norm the matrix has at the first step. A matrix of zeros, on no sphere, gets R = zero_radius sqrt(m), and so
-    an output zero_radius times the size of its input; it takes the same steps, but keeps its own norm until it has
-    grown to R (ours: neither paper starts from zeros). Those are what writes to the residual stream, and 0.1 suits a
-    stream that begins with embeddings a little smaller. lr: a share of R, over all directions that O has: a gradient of
-    rank k below min(m, n) moves its k directions the further. weight_decay has no effect to first order once W is on
-    its sphere. The other options are those of `Muon`. Momentum and radii are float32 whatever the weights are. With the
-    transfer rule 'hyperp' the learning rate carries over width, depth and tokens.
+    R: the norm the matrix has at the first step, or when `anchor` was called. A matrix of zeros, on no sphere, gets R =
+    zero_radius sqrt(m), and so an output zero_radius times the size of its input; it takes the same steps, but keeps
+    its own norm until it has grown to R (ours: neither paper starts from zeros). Those are what writes to the residual
+    stream, and 0.1 suits a stream that begins with embeddings a little smaller. lr: a share of R, over all directions
+    that O has: a gradient of rank k below min(m, n) moves its k directions the further. weight_decay has no effect to
+    first order once W is on its sphere. The other options are those of `Muon`. Momentum and radii are float32 whatever
+    the weights are. With the transfer rule 'hyperp' the learning rate carries over width, depth and tokens.
+
+    Under an outer loop all workers keep the spheres of the first weights. What an outer step leaves is on none of them: a
+    matrix outside is put back by the next inner step, one more than 1 % inside grows back by its steps, as one of zeros
+    does.
 
     Raises: ValueError for a parameter that is no matrix (give it to another optimiser, as `partition` does).
     """
 
     accepts = frozenset({"matrix"})
+    anchored = frozenset({"radius"})
 
     def __init__(
         self,
@@ -71,6 +76,14 @@ class MuonHypersphere(Muon):
         """The memory that the state of these parameters takes: float32 momentum, and a float32 radius a matrix."""
         return sum(4 * (p.numel() + p.numel() // (p.shape[-2] * p.shape[-1])) for p in parameters)
 
+    @torch.no_grad()
+    def anchor(self) -> None:
+        """Fix the radii from the weights as they are; those that are fixed already stay."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                norms = torch.linalg.vector_norm(_stack([parameter]), dim=(-2, -1), keepdim=True)
+                self._radii([parameter], norms, group["zero_radius"])
+
     def _move(self, parameters: list[Tensor], group: Mapping[str, Any]) -> None:
         weights = _stack(parameters)
         norms = torch.linalg.vector_norm(weights, dim=(-2, -1), keepdim=True)
@@ -91,7 +104,7 @@ class MuonHypersphere(Muon):
         torch._foreach_copy_(parameters, moved)
 
     def _radii(self, parameters: list[Tensor], norms: Tensor, zero_radius: float) -> Tensor:
-        """The radius of each matrix, [stack, 1, 1]; fixed at the first step that a parameter takes."""
+        """The radius of each matrix, [stack, 1, 1]; fixed at the first step that a parameter takes, if not before."""
         rows, columns = parameters[0].shape[-2:]
         counts = [parameter.numel() // (rows * columns) for parameter in parameters]
         for parameter, norm in zip(parameters, norms.split(counts), strict=True):

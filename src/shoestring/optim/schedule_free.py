@@ -43,10 +43,13 @@ class ScheduleFreeAdamW(AdamWScheduleFree, StatefulOptimizer):
     float32; under narrower weights y is kept in it as well, and they are rounded from it. Unlike the other optimisers
     of this package the library works in the gradients: after a step `.grad` of a float32 parameter is not the gradient.
 
+    As z, and so x, are its own, an outer loop that moved the parameters would leave them behind: `DiLoCo` refuses it.
+
     Raises: ValueError for a step between `eval()` and `train()`.
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})
+    state_holds_weights = True
 
     def __init__(
         self,

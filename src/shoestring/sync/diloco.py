@@ -17,13 +17,13 @@ from shoestring.sync.exchange import STAGES, Average, Averaged, Delta, Terms, av
 from shoestring.sync.feedback import ErrorFeedback, Residuals
 from shoestring.sync.flight import Flight, Round
 from shoestring.sync.fragments import Fragments
+from shoestring.sync.inner import forget, prepare
 from shoestring.sync.message import write_note
-from shoestring.sync.outer import OuterSGD
+from shoestring.sync.outer import OuterSGD, outer_for
 from shoestring.sync.saved import Resumable
 from shoestring.sync.transport.base import Transport
 from shoestring.sync.transport.local import LocalGroup
 
-DILOCO_OUTER = OuterSGD()
 WHOLE = Fragments()
 
 
@@ -41,10 +41,12 @@ class DiLoCo(Resumable):
 
     with tau = 0, theta_m,p <- theta_p. One worker (K = 1) is the same: its own Delta, smoothed by the outer optimiser.
 
-    inner: the optimiser of the inner steps, for one thing only: a worker that was left out of a round, as its weights
-    were not finite, gets the global weights, and the inner state of those parameters is emptied. every: H. codec: of
+    inner: the optimiser of the inner steps, which the caller takes. What is measured on the first weights (`anchor`) it
+    measures here; and where a worker was left out of a round, as its weights were not finite, it gets the global weights,
+    and the inner state of those parameters is emptied. One whose state holds weights is refused. every: H. codec: of
     matrices; None: float32, as vectors always travel. feedback: None keeps no residuals. transport: the caller's to
-    close; None: this worker is alone. fragments: which parameters go together, and when. overlap: tau, below H.
+    close; None: this worker is alone. outer: None chooses by `inner`, lr 0.7 with momentum 0.6 where it, or a part of it,
+    is Muon or kin, else 0.9 (`outer_for`). fragments: which parameters go together, and when. overlap: tau, below H.
     mixing: alpha, 0.5 in the paper; 0 forgets the tau steps, 1 ignores the others. It has no say in a merge before
     which no inner step was taken. average: see `exchange`. roles: of parameters by name, to count bytes by; those not
     named are 'matrix' or 'vector'.
@@ -57,7 +59,7 @@ class DiLoCo(Resumable):
     Where the transport loses a worker, `step` and `synchronise` raise PeerLost; the round is abandoned, as one that was
     voted down is, and the loop may go on.
 
-    Raises: UsageError for settings that do not go together or do not fit the model.
+    Raises: UsageError for settings that do not go together or do not fit the model or the inner optimiser.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class DiLoCo(Resumable):
         codec: Codec | None = None,
         feedback: ErrorFeedback | None = None,
         transport: Transport | None = None,
-        outer: OuterSGD = DILOCO_OUTER,
+        outer: OuterSGD | None = None,
         fragments: Fragments = WHOLE,
         overlap: int = 0,
         mixing: float = 0.5,
@@ -87,12 +89,14 @@ class DiLoCo(Resumable):
         self.model, self.inner, self.every, self.overlap, self.mixing = model, inner, every, overlap, mixing
         self.codec = Float32() if codec is None else codec
         self.transport = LocalGroup(1).transports[0] if transport is None else transport
-        self.outer, self.average, self.roles = outer, average, dict(roles or {})
+        self.outer = outer_for(inner) if outer is None else outer
+        self.average, self.roles = average, dict(roles or {})
         self.fragments = fragments.of(model)
         self.offsets = fragments.offsets(every)
         self.residuals = None if feedback is None else Residuals(feedback)
         self.parameters = {name: parameter for fragment in self.fragments for name, parameter in fragment}
         self.weights = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        prepare(inner)
         self.momenta: dict[str, Tensor] = {}
         self.steps, self.sequence, self.rounds = 0, 0, 0
         # the inner step up to which the global weights of each fragment hold this worker's work
@@ -226,7 +230,7 @@ class DiLoCo(Resumable):
             weight, parameter = self.weights[name], self.parameters[name]
             parameter.copy_(torch.lerp(weight, parameter.float(), keep) if keep else weight)
             if left_out and self.inner is not None:
-                self.inner.state.get(parameter, {}).clear()
+                forget(self.inner, parameter)
 
     @contextmanager
     def global_weights(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shoestring.sync.inner import is_orthogonal
+
 
 @dataclass(frozen=True)
 class OuterSGD:
@@ -14,8 +16,8 @@ class OuterSGD:
         u <- mu u + Delta;   theta <- theta - lr (Delta + mu u)        (without nesterov: theta - lr u)
 
     which is `torch.optim.SGD` bit for bit; u starts as the first Delta. Douillard et al. (2023), DiLoCo,
-    arXiv:2311.08105: lr 0.7, momentum 0.9 with AdamW inside (the defaults). Therien et al. (2025), MuLoCo,
-    arXiv:2505.23725: lr 0.7, momentum 0.6 with Muon inside, K = 1; the paper keeps lr within u, the same for a
+    arXiv:2311.08105: lr 0.7, momentum 0.9 with AdamW inside (the defaults, `DILOCO`). Therien et al. (2025), MuLoCo,
+    arXiv:2505.23725: lr 0.7, momentum 0.6 with Muon inside, K = 1 (`MULOCO`); the paper keeps lr within u, the same for a
     constant lr. Charles et al. (2025), Scaling Laws for DiLoCo, arXiv:2503.09799, tune lr by the number of workers
     and not by the size of the model. lr 1, momentum 0 is local SGD with plain averaging.
 
@@ -44,3 +46,15 @@ class OuterSGD:
                     momenta[name] = gradient.clone()
                 direction = gradient.add(momenta[name], alpha=self.momentum) if self.nesterov else momenta[name]
             weights[name].add_(direction, alpha=-self.lr)
+
+
+DILOCO = OuterSGD()
+"""With AdamW inside."""
+
+MULOCO = OuterSGD(momentum=0.6)
+"""With Muon inside."""
+
+
+def outer_for(inner: torch.optim.Optimizer | None) -> OuterSGD:
+    """The published settings for this inner optimiser: `MULOCO` where it, or a part of it, moves matrices by polar factors."""
+    return MULOCO if is_orthogonal(inner) else DILOCO

@@ -1,7 +1,7 @@
 """The complete configuration of a run: what `config.toml` holds and what rebuilds the run."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -160,10 +160,24 @@ class RunConfig:
         self.lowbit.format.build()
         if not self.lowbit.on and self.quantise.name != "always":
             raise ValueError(f"quantise = {self.quantise.name} has nothing to quantise: give --lowbit ternary, say")
+        if self.sync.name != "none":
+            self._check_inner()
         if self.workers > 1:
             self._check_workers()
         if self.transport == "torchft":
             self._check_elastic()
+
+    def _check_inner(self) -> None:
+        """Whether an outer loop may move the weights: the fallback's say counts where it is given any."""
+        first: Any = self.optim.card.target
+        for name, choice in (("optim", self.optim), ("fallback", self.fallback)):
+            target: Any = choice.card.target
+            used = target is first or not target.accepts <= first.accepts
+            if used and getattr(target, "state_holds_weights", False):
+                raise ValueError(
+                    f"{name} = {choice.name} keeps weights of its own in its state, which sync = {self.sync.name} would "
+                    "leave behind: choose another optimiser, or --sync none"
+                )
 
     def _check_workers(self) -> None:
         train, workers = self.train, self.workers

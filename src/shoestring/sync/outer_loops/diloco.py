@@ -15,7 +15,7 @@ from shoestring.sync.codec import CODEC
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.fragments import Fragments
-from shoestring.sync.outer import OuterSGD
+from shoestring.sync.outer import DILOCO, OuterSGD
 from shoestring.sync.transport.base import Transport
 
 
@@ -42,8 +42,8 @@ class DiLoCoLoop:
     """
 
     every: Count = 30
-    lr: Positive = 0.7
-    momentum: Decay = 0.9
+    lr: Positive = DILOCO.lr
+    momentum: Decay = DILOCO.momentum
     codec: Annotated[Choice, CODEC] = field(default_factory=CODEC.choice)
     feedback: Fraction = 0.0
     fragments: Count = 1

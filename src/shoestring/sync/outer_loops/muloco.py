@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from shoestring.method import Decay, Fraction, method
+from shoestring.sync.outer import MULOCO
 from shoestring.sync.outer_loops.diloco import DiLoCoLoop
 
 
@@ -22,5 +23,5 @@ class MuLoCoLoop(DiLoCoLoop):
     that error feedback is on, with a decay of 0.9 that is our choice; with one worker it smooths Muon's path (MuLoCo-1).
     """
 
-    momentum: Decay = 0.6
+    momentum: Decay = MULOCO.momentum
     feedback: Fraction = 0.9
