@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.frame import derive_key, seal
 from shoestring.sync.transport.base import PeerLost, Pending, Transport
 from shoestring.sync.transport.distributed import DistributedTransport
@@ -297,6 +298,25 @@ def test_closing_drops_what_waits_and_waits_no_longer_than_the_timeout(tmp_path:
     assert statuses == [0, 0]
     assert seen[0][0][:2] == [1, "worker 1 is lost: no answer within 1 s"]
     assert seen[0][1][:2] == [-1, "a worker is lost: the transport was closed before this exchange"]
+
+
+def with_models_of_two_shapes(transport: DistributedTransport) -> list[Any]:
+    """A loop of a user's own, whose workers were never compared: gloo would end a process at a message that is too long."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3 + transport.rank)
+    try:
+        with DiLoCo(model, every=1, transport=transport) as outer:
+            outer.step()
+    except UsageError as error:
+        return [str(error)]
+    return []
+
+
+def test_workers_with_models_of_two_shapes_are_refused_in_one_line(tmp_path: Path) -> None:
+    seen, statuses = group(with_models_of_two_shapes, tmp_path, size=2)
+    assert statuses == [0, 0]
+    line = "worker 1 has parameter 0 of fragment 0 = weight float32 [4, 4] and worker 0 has weight float32 [3, 4]"
+    assert seen == [[f"{line}: the workers of an outer loop need the same"]] * 2
 
 
 def alone(transport: DistributedTransport) -> list[Any]:

@@ -18,6 +18,7 @@ from shoestring.sync.feedback import ErrorFeedback, Residuals
 from shoestring.sync.flight import Flight, Round
 from shoestring.sync.fragments import Fragments
 from shoestring.sync.inner import forget, prepare
+from shoestring.sync.introduction import Introduction, Sight, sight
 from shoestring.sync.message import write_note
 from shoestring.sync.outer import OuterSGD, outer_for
 from shoestring.sync.saved import Resumable
@@ -51,7 +52,9 @@ class DiLoCo(Resumable):
     which no inner step was taken. average: see `exchange`. roles: of parameters by name, to count bytes by; those not
     named are 'matrix' or 'vector'.
 
-    All workers start from the same weights and take the same number of inner steps. Global weights, momentum and
+    All workers start from the same weights and take the same number of inner steps. Before the first exchange of a run
+    they compare names, shapes and types of the parameters, the first weights, and what of the settings must be alike;
+    workers that a loop alone in its transport is given later are that transport's to admit. Global weights, momentum and
     residuals are float32 whatever the model is, 4 bytes a parameter each. With overlap, an exchange (encode, wait,
     decode) is done by one thread of this object beside the inner steps, in the order in which exchanges were started;
     when it is merged, and so every number, does not depend on how long it took.
@@ -89,6 +92,7 @@ class DiLoCo(Resumable):
         self.model, self.inner, self.every, self.overlap, self.mixing = model, inner, every, overlap, mixing
         self.codec = Float32() if codec is None else codec
         self.transport = LocalGroup(1).transports[0] if transport is None else transport
+        self.alone, self.introduction = self.transport.size == 1, Introduction(self._sight)
         self.outer = outer_for(inner) if outer is None else outer
         self.average, self.roles = average, dict(roles or {})
         self.fragments = fragments.of(model)
@@ -122,7 +126,7 @@ class DiLoCo(Resumable):
         """Call after every inner step: starts the exchanges that are due, merges those that are.
 
         note: for all other workers, at most 128 bytes as JSON, sent with an exchange started now. Raises: ValueError
-        for a longer note; ShoestringError; PeerLost.
+        for a longer note; UsageError where the workers do not begin alike; ShoestringError; PeerLost.
         """
         return self._complete(self.begin(note))
 
@@ -194,7 +198,23 @@ class DiLoCo(Resumable):
     def flight(self, **kept: Any) -> Flight:
         tag, note, generation = kept["sequence"] * STAGES, kept["note"], kept["generation"]
         terms = Terms(self.codec, self.transport, self.residuals, tag, note, generation, kept.get("absent", False))
-        return Flight(**kept, exchange=average(self.average, kept["deltas"], terms))
+        exchange = average(self.average, kept["deltas"], terms)
+        if not self.alone:
+            exchange = self.introduction.before(exchange, self.transport, first=kept["sequence"] == 0)
+        return Flight(**kept, exchange=exchange)
+
+    def _sight(self) -> Sight:
+        """What all workers must begin with alike."""
+        kept = getattr(self.codec, "__dict__", {}).items()
+        plain = [f" {key}={value}" for key, value in kept if isinstance(value, bool | int | float | str)]
+        settings = {
+            "every": self.every,
+            "overlap": self.overlap,
+            "average": self.average,
+            "codec": type(self.codec).__name__ + "".join(plain),
+            "outer": self.outer,
+        }
+        return sight(settings, self.fragments, self.weights)
 
     @torch.no_grad()
     def finish(self, flight: Flight, averaged: Averaged, exposed: float = 0.0) -> Round:

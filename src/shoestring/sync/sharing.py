@@ -1,12 +1,14 @@
 """Plain values between workers: what each has to say, to all."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.base import Pending, Transport
 
 FIRST_TAG = 2**40
 """Tags from here on are of plain values: exchanges of tensors, numbered from 0, never come so far."""
@@ -17,10 +19,19 @@ def share(transport: Transport, content: Any, *, number: int) -> list[Any]:
 
     Raises: PeerLost; ShoestringError where a message came damaged.
     """
+    return hear(tell(transport, content, number=number).result())
+
+
+def tell(transport: Transport, content: Any, *, number: int) -> Pending:
+    """Begin to `share`; `hear` makes values of what comes."""
     message = torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
-    pending = transport.exchange([message] * transport.size, None, tag=FIRST_TAG + number)
+    return transport.exchange([message] * transport.size, None, tag=FIRST_TAG + number)
+
+
+def hear(messages: Sequence[Tensor | None]) -> list[Any]:
+    """Every worker's content, by rank. Raises: ShoestringError where a message came damaged."""
     found = []
-    for rank, each in enumerate(pending.result()):
+    for rank, each in enumerate(messages):
         try:
             found.append(json.loads(bytes((each if each is not None else torch.empty(0, dtype=torch.uint8)).tolist())))
         except ValueError:
