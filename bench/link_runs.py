@@ -80,7 +80,7 @@ def run(net: Links, shape: Shape, arm: Arm) -> dict[str, Any]:
         "exposed": None if way.ddp else mean(one["exchanges"]["exposed"] for one in found),
         "hidden": None if way.ddp else mean(one["exchanges"]["hidden"] for one in found),
         "rounds": None if way.ddp else found[0]["exchanges"]["rounds"],
-        "sent_by_role": None if way.ddp else found[0]["exchanges"]["roles"],
+        "sent_by_role": None if way.ddp else found[0]["exchanges"]["sent_by_role"],
         "workers": [{key: value for key, value in one.items() if key != "ended"} for one in found],
     }
     if arm.rate is None and not way.ddp:

@@ -38,7 +38,6 @@ from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.step import Steps
-from shoestring.train.team import Team
 from shoestring.train.teamwork import join_workers
 
 BEGIN, END, WARM = 11, 12, 2
@@ -111,12 +110,8 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         "kernel": asdict(kernel),
         "own": own,
         "parameters": sum(parameter.numel() for parameter in parts.model.parameters()),
-        "exchanges": None if team is None else figures(team),
+        "exchanges": None if team is None else asdict(team.exchanges),
     }
-
-
-def figures(team: Team) -> dict[str, Any]:
-    return asdict(team.exchanges) | {"roles": dict(team.outers[0].transport.traffic.sent_by_role)}
 
 
 def main(words: list[str]) -> int:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoestring.budget.ledger import read_ledger
 from shoestring.data.windows import Batch
+from shoestring.sync.frame import HEADER_BYTES
 from shoestring.train.agreement import Agreement, Wish
 from shoestring.train.part import Part
 from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
@@ -89,6 +91,31 @@ def test_another_number_of_workers_begins_from_the_weights_of_a_run(corpus: Path
     assert status == 0, errors
     assert "begun from step" in shown
     assert json.loads((tmp_path / "four" / "summary.json").read_text())["workers"] == 4
+
+
+@pytest.mark.parametrize("flags", [MULOCO, STREAMING], ids=["whole", "streaming"])
+def test_what_was_exchanged_is_on_the_books(
+    corpus: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoestring.train.loop.LOG_SECONDS", 0.0)  # a line of metrics after every step
+    run(corpus, tmp_path / "run", *flags, "--workers=4", "--transport=local")
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["exchanges"]
+    roles = found["sent_by_role"]
+    assert roles.keys() == {"control", "embedding", "matrix", "vector"}
+    assert min(roles.values()) > 0
+    # to each other of four, one by which they find that they begin alike, and three a round
+    messages = 4 * 3 * (1 + 3 * found["rounds"])
+    assert sum(roles.values()) == found["sent"] - messages * HEADER_BYTES
+    ledger = read_ledger(tmp_path / "run" / "ledger.jsonl")
+    assert sum(line.get("sent", 0) for line in ledger) == found["sent"] == found["received"]
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["kind"] == "train")
+    assert (first["workers"], first["processes"]) == (4, 1)
+    assert (first["sent"], first["received"], first["sync_exposed"], first["sync_hidden"]) == (0, 0, 0, 0)
+    *_, last = (line for line in lines if line["kind"] == "train")
+    assert 0 < last["sent"] == last["received"] <= found["sent"]
+    assert 0 < last["sync_exposed"] <= found["exposed"] + 1e-4
 
 
 @pytest.mark.parametrize("flags", [MULOCO, STREAMING], ids=["whole", "streaming"])

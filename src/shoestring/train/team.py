@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ the first one may come too late."""
 
 @dataclass
 class Exchanges:
-    """What the exchanges of this process came to. sent, received: bytes, of all its workers. exposed, hidden: seconds that
-    training waited for them, and that they went on beside it. abandoned: rounds that were voted down. dropped:
-    pseudo-gradients that were not finite."""
+    """What the exchanges of this process came to. sent, received: bytes, of all its workers. sent_by_role: bytes of payloads
+    sent, by the role of their tensors; 'control' is what else there was, frames apart. exposed, hidden: seconds that training
+    waited for them, and that they went on beside it. abandoned: rounds that were voted down. dropped: pseudo-gradients that
+    were not finite."""
 
     rounds: int = 0
     sent: int = 0
     received: int = 0
+    sent_by_role: dict[str, int] = field(default_factory=dict)
     exposed: float = 0.0
     hidden: float = 0.0
     abandoned: int = 0
@@ -109,6 +111,8 @@ class Team:
             for ended in own:
                 self.exchanges.sent += ended.sent
                 self.exchanges.received += ended.received
+                for role, count in ended.sent_by_role.items():
+                    self.exchanges.sent_by_role[role] = self.exchanges.sent_by_role.get(role, 0) + count
                 self.ledger.charge(sent=ended.sent, received=ended.received)
                 if worker == 0:
                     self._count(ended)
