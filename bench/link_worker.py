@@ -90,7 +90,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         take(parts, steps, 0, WARM, total, batch)
     else:
         take(warm, warm.stepper, 0, WARM, total, batch)
-        team = join_workers(config, parts, ledger, transport)
+        team = join_workers(config, parts, ledger, transport, print)
         steps = team or steps
     share(transport, None, number=BEGIN)
     counted, traffic = read_counters(INTERFACE), asdict(transport.traffic)

@@ -86,6 +86,7 @@ def test_a_pseudo_gradient_that_is_not_finite_is_counted_and_its_worker_named() 
     together(*(member.team.meet for member in members))
     for member in members:
         assert member.team.exchanges.dropped == 1
+        assert sum(member.team.exchanges.sent_by_role.values()) > 0
         assert member.said == ["round 1: the pseudo-gradient of worker b is not finite and was left out"]
     assert [member.ledger.totals.discarded for member in members] == [0, EVERY * STEP]
 

@@ -5,13 +5,11 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.config import build
@@ -22,9 +20,8 @@ from shoestring.optim.adamw import AdamW
 from shoestring.optim.muon_hypersphere import MuonHypersphere
 from shoestring.optim.partition import partition
 from shoestring.sync.diloco import DiLoCo
-from shoestring.sync.tally import Tally, Work
 from shoestring.train.config import RunConfig
-from shoestring.train.elastic import ElasticTeam
+from shoestring.train.inner import InnerState
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Session
 from tests.train.command import newest_weights, shoestring_here
@@ -92,19 +89,17 @@ def test_is_refused_by_name(corpus: Path, tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_worker_that_takes_over_a_run_keeps_the_spheres_of_the_first_weights() -> None:
-    """It begins with an empty inner optimiser, before it has taken a step, and its weights are merged ones by then."""
+def test_a_worker_whose_moments_are_forgotten_keeps_the_spheres_of_the_first_weights() -> None:
+    """Also where its inner optimiser begins anew, as its work was not finite: its weights are merged ones by then."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 3))
     first = model[0].weight.norm().item()
     optimizer = partition(model, MuonHypersphere, AdamW).build()
-    outer = DiLoCo(model, optimizer)
-    stepper: Any = SimpleNamespace(model=model, optimizer=optimizer)
-    elastic: Any = SimpleNamespace(outer=outer, tally=Tally(), identity="me")
-    team = ElasticTeam(stepper, elastic, Ledger(None), Budget(tokens=1000), every=30, nominal=Work(1, 1), step_flops=1)
+    DiLoCo(model, optimizer)
+    state = InnerState(optimizer)
     for _ in range(2):
         with torch.no_grad():
             model[0].weight.mul_(1.5)
-        team.lost()
+        state.forget()
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape)
         optimizer.step()

@@ -46,7 +46,8 @@ class Meeting:
     damaged: the ranks of which this worker got a message that was not whole. added: tokens that came into the global
     weights. steps: inner steps of the period that it ends, 0 where it was not committed. notes: of each rank. why: it was
     abandoned. waited: seconds until its members were known. healing: seconds that the state took to come. seconds: of all of
-    it. sent, received: bytes, those of an exchange that failed among them.
+    it. sent, received: bytes, those of an exchange that failed among them. sent_by_role: bytes of payloads, by the role of their
+    tensors, of an exchange that did not fail.
     """
 
     round: int
@@ -67,6 +68,7 @@ class Meeting:
     seconds: float
     sent: int
     received: int
+    sent_by_role: Mapping[str, int]
 
 
 class Inner(Protocol):
@@ -221,6 +223,7 @@ class Elastic:
             seconds=time.perf_counter() - began,
             sent=sent,
             received=received,
+            sent_by_role=dict(averaged.sent_by_role) if averaged is not None else {},
         )
 
     def _exchange(self, note: Mapping[str, Any]) -> tuple[Averaged | None, str, bool]:

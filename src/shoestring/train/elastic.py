@@ -152,6 +152,8 @@ class ElasticTeam:
         self.exchanges.rounds += 1
         self.exchanges.sent += meeting.sent
         self.exchanges.received += meeting.received
+        for role, count in meeting.sent_by_role.items():
+            self.exchanges.sent_by_role[role] = self.exchanges.sent_by_role.get(role, 0) + count
         self.exchanges.exposed += meeting.seconds
         self.exchanges.abandoned += not meeting.committed
         self.exchanges.dropped += len(meeting.dropped)

@@ -160,7 +160,7 @@ class Session:
 
     def _join(self) -> Steps:
         """What takes the steps: alone, or with others."""
-        self.team = join_workers(self.config, self.parts, self.ledger, self.transport)
+        self.team = join_workers(self.config, self.parts, self.ledger, self.transport, self.say)
         return self.parts.stepper if self.team is None else self.team
 
     def run(self) -> Outcome:

@@ -1,6 +1,6 @@
 """Several workers on one run: each trains a model of its own, and now and then they exchange what they learnt."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.data.windows import Batch
+from shoestring.errors import ShoestringError
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.sync.diloco import DiLoCo, Round
 from shoestring.sync.lockstep import Lockstep
@@ -45,8 +46,8 @@ class Team:
     """The workers of this process (all of a run, in lock-step, or one of several processes) and what joins them.
 
     steppers, outers: of each of its workers. transport: to the other processes, None where this one has all workers. gap:
-    steps from one exchange to the next (`Agreement`). On the ledger, 'sync_exposed' is all that a step waited for an exchange,
-    packing and unpacking included.
+    steps from one exchange to the next (`Agreement`). say: takes a line for people. On the ledger, 'sync_exposed' is all
+    that a step waited for an exchange, packing and unpacking included.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Team:
         *,
         transport: Transport | None = None,
         gap: int = 1,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self.say = say
         self.steppers, self.outers, self.ledger, self.transport = list(steppers), list(outers), ledger, transport
         self.agreement = None if transport is None else Agreement(gap)
         self.lockstep = Lockstep(self.outers) if transport is None else None
@@ -123,6 +126,8 @@ class Team:
         self.exchanges.hidden += ended.hidden_seconds
         self.exchanges.abandoned += not ended.committed
         self.exchanges.dropped += len(ended.dropped)
+        for rank in ended.dropped:
+            self.say(f"step {ended.step}: the pseudo-gradient of worker {rank} is not finite and was left out")
         self.ledger.charge(sync_hidden=ended.hidden_seconds)
         self._hear(ended.step, ended.notes)
 
@@ -184,6 +189,12 @@ class Team:
         return tensors, {"steps": self.steps, "end": end, "workers": values}
 
     def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        """Raises: ShoestringError for a checkpoint of another number of workers in one process."""
+        if len(values["workers"]) != len(self.steppers):
+            raise ShoestringError(
+                f"the checkpoint is of {len(values['workers'])} workers in one process, and {len(self.steppers)} are to go "
+                "on: the run's transport was another"
+            )
         self.steps = values["steps"]
         if self.agreement is not None:
             self.agreement.end = values["end"]

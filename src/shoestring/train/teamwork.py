@@ -1,5 +1,7 @@
 """The outer loop that a configuration asks for, put around the workers of this process."""
 
+from collections.abc import Callable
+
 from shoestring.budget.ledger import Ledger
 from shoestring.errors import UsageError
 from shoestring.optim.partition import members
@@ -10,9 +12,11 @@ from shoestring.train.config import RunConfig
 from shoestring.train.team import Team
 
 
-def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None) -> Team | None:
+def join_workers(
+    config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None, say: Callable[[str], None]
+) -> Team | None:
     """The team of this process; None for a worker that exchanges nothing. transport: to the other workers' processes, None
-    where all workers are in this one.
+    where all workers are in this one. say: takes a line for people.
 
     Raises: UsageError where the schedule's milestones cannot be passed by all workers at one step.
     """
@@ -29,4 +33,4 @@ def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Tra
     for stepper, link in zip(parts.steppers, links, strict=True):
         roles = {member.name: member.role for member in members(stepper.model)}
         outers.append(loop.attach(stepper.model, stepper.optimizer, link, roles=roles))
-    return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap)
+    return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap, say=say)
