@@ -10,7 +10,7 @@ from datetime import timedelta
 import psutil
 import torch.distributed as dist
 
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.sync.admission import Passport, admit
 from shoestring.sync.frame import TOKEN, derive_key
 from shoestring.sync.transport.distributed import DistributedTransport
@@ -95,7 +95,7 @@ def join(timeout: float, *, passport: Passport | None = None) -> DistributedTran
             address, port, is_master=holds, timeout=patience, wait_for_workers=False, multi_tenant=True
         )
     except dist.DistError as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise ShoestringError(f"no store for the workers to meet in at {address}:{port}: {reason}") from error
     admit(passport, store, rank=rank, key=key, timeout=timeout)
     try:

@@ -150,10 +150,7 @@ class ElasticTeam:
     def count(self, meeting: Meeting) -> None:
         """Account for an attempt at a round, and report pseudo-gradients that were not finite."""
         self.exchanges.rounds += 1
-        self.exchanges.sent += meeting.sent
-        self.exchanges.received += meeting.received
-        for role, count in meeting.sent_by_role.items():
-            self.exchanges.sent_by_role[role] = self.exchanges.sent_by_role.get(role, 0) + count
+        self.exchanges.add_bytes(meeting.sent, meeting.received, meeting.sent_by_role)
         self.exchanges.exposed += meeting.seconds
         self.exchanges.abandoned += not meeting.committed
         self.exchanges.dropped += len(meeting.dropped)

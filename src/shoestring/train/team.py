@@ -41,6 +41,13 @@ class Exchanges:
     abandoned: int = 0
     dropped: int = 0
 
+    def add_bytes(self, sent: int, received: int, sent_by_role: Mapping[str, int]) -> None:
+        """Those of one exchange of one worker."""
+        self.sent += sent
+        self.received += received
+        for role, count in sent_by_role.items():
+            self.sent_by_role[role] = self.sent_by_role.get(role, 0) + count
+
 
 class Team:
     """The workers of this process (all of a run, in lock-step, or one of several processes) and what joins them.
@@ -112,10 +119,7 @@ class Team:
         """Account for the rounds that ended. rounds: of each worker of this process, the same ones in the same order."""
         for worker, own in enumerate(rounds):
             for ended in own:
-                self.exchanges.sent += ended.sent
-                self.exchanges.received += ended.received
-                for role, count in ended.sent_by_role.items():
-                    self.exchanges.sent_by_role[role] = self.exchanges.sent_by_role.get(role, 0) + count
+                self.exchanges.add_bytes(ended.sent, ended.received, ended.sent_by_role)
                 self.ledger.charge(sent=ended.sent, received=ended.received)
                 if worker == 0:
                     self._count(ended)
