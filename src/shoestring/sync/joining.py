@@ -1,6 +1,5 @@
 """A worker's way into its run, and out of it: the same under `processes.launch` as under torchrun."""
 
-import contextlib
 import ipaddress
 import os
 import socket
@@ -36,10 +35,12 @@ def world_size() -> int:
 
 
 def _loopback_interface(address: str) -> str:
-    """The name of this machine's loopback interface where the address lies there, else ''."""
-    with contextlib.suppress(ValueError):
-        if address != "localhost" and not ipaddress.ip_address(address).is_loopback:
-            return ""
+    """This machine's loopback interface where the address, or all that a host's name stands for, lies there, else ''."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
+    except OSError:
+        return ""
+    if all(ipaddress.ip_address(each).is_loopback for each in found):
         for name, entries in psutil.net_if_addrs().items():
             if any(entry.address == "127.0.0.1" for entry in entries):
                 return name
