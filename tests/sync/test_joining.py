@@ -25,3 +25,7 @@ def test_a_name_that_stands_for_nothing_is_not_here(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert joining._loopback_interface("no-such-machine") == ""
+
+
+def test_what_cannot_be_a_name_is_not_here() -> None:
+    assert joining._loopback_interface("a" * 70 + ".example") == ""

@@ -38,7 +38,7 @@ def _loopback_interface(address: str) -> str:
     """This machine's loopback interface where the address, or all that a host's name stands for, lies there, else ''."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # the second for what cannot be a name at all
         return ""
     if all(ipaddress.ip_address(each).is_loopback for each in found):
         for name, entries in psutil.net_if_addrs().items():
