@@ -29,12 +29,14 @@ LEAN = ("design.toml", "environment.json", "runs.jsonl", "verdict.json", "report
 @dataclass(frozen=True)
 class Set:
     """A comparison. folder, base: of the recipes; every other recipe there is a candidate, unless `candidates` names them.
-    rates_of: the set whose chosen learning rates are taken, instead of tuning."""
+    first_seed: of the `seeds` seeds; above those on which the recipes' settings were chosen by hand. rates_of: the set
+    whose chosen learning rates are taken, instead of tuning."""
 
     folder: str
     base: str
     budget: str
     seeds: int = 3
+    first_seed: int = 0
     tune: str | None = "lr=*0.33,*1,*3"
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
     else:
         words += [str(path) for path in recipes(made, out, out / f".{name}-recipes")]
         words += ["--budget", made.budget, "--seeds", str(made.seeds), "--out", str(folder)]
+        words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
         if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
             words += ["--runs-of", str(evidence / name)]

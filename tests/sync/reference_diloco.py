@@ -24,12 +24,14 @@ def train(
     quantise: Mapping[str, Callable[[float], float]] | None = None,
     decay: float | None = None,
     scatter: bool = False,
+    in_weights: bool = False,
     final: bool = False,
 ) -> tuple[Weights, list[Weights]]:
     """(global weights, each worker's local weights) after `steps`. gradient(worker, step from 1, name, index).
 
     quantise: for the parameters it names. decay: beta of error feedback, None for none. scatter: the average is
-    quantised too, with feedback of its own. final: every fragment is exchanged once more at the end.
+    quantised too, with feedback of its own. in_weights: the local weights hold what is fed back, of their own
+    quantisation. final: every fragment is exchanged once more at the end.
     """
     outer = {name: list(values) for name, values in start.items()}
     velocity = {name: [0.0] * len(values) for name, values in start.items()}
@@ -43,7 +45,7 @@ def train(
     def compress(name: str, value: float, error: list[float], index: int) -> float:
         if name not in lossy:
             return value
-        accumulated = value if decay is None else decay * error[index] + value
+        accumulated = value if decay is None or in_weights else decay * error[index] + value
         sent = lossy[name](accumulated)
         if decay is not None:
             error[index] = accumulated - sent
@@ -65,7 +67,10 @@ def train(
                 velocity[name][index] = momentum * velocity[name][index] + mean
                 outer[name][index] -= lr * (mean + momentum * velocity[name][index])
                 for m in range(workers):
-                    local[m][name][index] = alpha * local[m][name][index] + (1 - alpha) * outer[name][index]
+                    start = outer[name][index]
+                    if in_weights and decay is not None:
+                        start -= decay * own_error[m][name][index]
+                    local[m][name][index] = alpha * local[m][name][index] + (1 - alpha) * start
 
     merged_at = [0] * count
     for step in range(1, steps + 1):
@@ -86,4 +91,6 @@ def train(
         late = [fragment for fragment in range(count) if merged_at[fragment] != steps]
         for fragment, deltas in [(fragment, pseudo_gradients(fragment)) for fragment in late]:
             merge(fragment, deltas, 0.0)
+        if in_weights:
+            local = [{name: list(values) for name, values in outer.items()} for _ in range(workers)]
     return outer, local

@@ -92,6 +92,36 @@ def test_agrees_with_the_reference_where_the_codec_loses(
     check(run, expected(run, 18, quantise=MATRICES, decay=decay, scatter=average == "scatter"), 1e-5)
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("schedule", [0, 2])
+@pytest.mark.parametrize("average", ["gather", "scatter"])
+@pytest.mark.parametrize("final", [False, True])
+def test_agrees_with_the_reference_where_weights_hold_what_the_codec_lost(
+    workers: int, schedule: int, average: Any, final: bool
+) -> None:
+    feedback = ErrorFeedback(0.75, held="weights")
+    run = Run(workers, average=average, codec=Grid(), feedback=feedback, **SCHEDULES[schedule]).step(17)
+    if final:
+        run.lockstep.synchronise()
+    scatter = average == "scatter"
+    check(run, expected(run, 17, quantise=MATRICES, decay=0.75, scatter=scatter, in_weights=True, final=final), 1e-5)
+
+
+def test_the_mean_of_workers_that_hold_what_was_lost_is_what_no_codec_touched() -> None:
+    """With a plain outer step of rate 1, however coarse the codec is."""
+    outer = OuterSGD(1.0, 0.0)
+    run = Run(4, average="gather", every=3, outer=outer, codec=Grid(), feedback=ErrorFeedback(1.0, held="weights"))
+    whole = Run(4, average="gather", every=3, outer=outer)
+    run.step(12)
+    whole.step(12)
+    far = 0.0
+    for name, weight in whole.weights.items():
+        mean = torch.stack([dict(model.named_parameters())[name] for model in run.models]).mean(0)
+        torch.testing.assert_close(mean, weight, rtol=0, atol=1e-6)
+        far = max(far, (run.weights[name] - weight).abs().max().item())
+    assert far > 1e-3
+
+
 @pytest.mark.parametrize("overlap", [0, 3])
 @pytest.mark.parametrize("steps", [14, 15, 18])
 def test_synchronise_ends_the_run(overlap: int, steps: int) -> None:

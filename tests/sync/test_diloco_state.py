@@ -4,19 +4,22 @@ import pytest
 import torch
 from lockstep_run import HARD, MATRICES, Run, kept
 from safetensors.torch import save
-from small_codecs import Tower
+from small_codecs import Grid, Tower
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.sync.diloco import DiLoCo
+from shoestring.sync.feedback import ErrorFeedback
 
 
+@pytest.mark.parametrize("held", ["accumulator", "weights"])
 @pytest.mark.parametrize("average", ["gather", "scatter"])
 @pytest.mark.parametrize("at", [1, 6, 9, 11])
-def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int) -> None:
-    straight = Run(3, average=average, **HARD).step(at)
+def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int, held: Any) -> None:
+    options = {**HARD, "average": average, "feedback": ErrorFeedback(0.9, held)}
+    straight = Run(3, **options).step(at)
     assert len(straight.workers[0].flights) == {1: 0, 6: 2, 9: 2, 11: 2}[at]
-    again = Run(3, average=average, **HARD)
+    again = Run(3, **options)
     for new, old, model, was in zip(again.workers, straight.workers, again.models, straight.models, strict=True):
         model.load_state_dict(was.state_dict())
         new.load_state_dict(*kept(old))
@@ -27,6 +30,31 @@ def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int) -> None:
     straight.lockstep.synchronise()
     again.lockstep.synchronise()
     assert again.state() == straight.state()
+
+
+def test_who_goes_on_from_the_last_round_has_what_its_weights_held() -> None:
+    options = {"every": 6, "codec": Grid(), "feedback": ErrorFeedback(0.9, held="weights"), "average": "scatter"}
+    straight, again = Run(3, **options).step(6), Run(3, **options)
+    for new, old in zip(again.workers, straight.workers, strict=True):
+        new.join(*old.shared_state(residuals=True))
+    assert again.state() == straight.state()
+    for model in again.models:
+        assert any(not torch.equal(p, again.weights[name]) for name, p in model.named_parameters())
+    assert again.step(9).state() == straight.step(9).state()
+
+
+def test_what_the_weights_of_a_worker_held_goes_with_them() -> None:
+    """Left out of a round, as its weights were not finite, it begins at the global ones."""
+    run = Run(2, every=3, codec=Grid(), feedback=ErrorFeedback(1.0, held="weights"), average="scatter").step(5)
+    run.inner_step()
+    lost = next(p for p in run.models[1].parameters() if p.ndim > 1)
+    with torch.no_grad():
+        lost[0, 0] = float("nan")
+    run.lockstep.step()
+    residuals = run.workers[1].residuals
+    assert residuals is not None
+    assert not residuals.tensors
+    assert all(torch.equal(p, run.weights[key]) for key, p in run.models[1].named_parameters())
 
 
 def test_a_state_says_which_fragments_have_not_moved_since() -> None:

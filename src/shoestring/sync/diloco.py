@@ -40,7 +40,8 @@ class DiLoCo(Resumable):
         tau inner steps later:  theta_p <- OuterOpt(theta_p, mean over m of C(Delta_m,p))
                                 theta_m,p <- alpha theta_m,p + (1 - alpha) theta_p
 
-    with tau = 0, theta_m,p <- theta_p. One worker (K = 1) is the same: its own Delta, smoothed by the outer optimiser.
+    with tau = 0, theta_m,p <- theta_p; where error feedback is held in the weights, what a worker withheld is subtracted from
+    theta_p in the last line (`ErrorFeedback`). One worker (K = 1) is the same: its own Delta, smoothed by the outer optimiser.
 
     inner: the optimiser of the inner steps, which the caller takes. What is measured on the first weights (`anchor`) it
     measures here; and where a worker was left out of a round, as its weights were not finite, it gets the global weights,
@@ -135,7 +136,19 @@ class DiLoCo(Resumable):
 
         Local and global weights are the same after it, unless a round was voted down. Raises: as `step`.
         """
-        return self._complete(list(self.flights)) + self._complete(self.begin_all(note))
+        ended = self._complete(list(self.flights)) + self._complete(self.begin_all(note))
+        self.let_go()
+        return ended
+
+    @torch.no_grad()
+    def let_go(self) -> None:
+        """Drop what the weights hold of error feedback, of every fragment that has not moved since its last exchange."""
+        if self.residuals is not None and self.residuals.in_weights:
+            for fragment, step in zip(self.fragments, self.applied, strict=True):
+                if step == self.steps:
+                    self.residuals.forget(name for name, _ in fragment)
+                    for name, parameter in fragment:
+                        parameter.copy_(self.weights[name])
 
     def _complete(self, flights: list[Flight]) -> list[Round]:
         if self.overlap:
@@ -238,16 +251,18 @@ class DiLoCo(Resumable):
         )
 
     def _apply(self, flight: Flight, averaged: Averaged, tensors: list[Tensor]) -> None:
+        gradients = {delta.name: tensor for delta, tensor in zip(flight.deltas, tensors, strict=True)}
+        left_out = averaged.place[0] not in averaged.participants
         if self.residuals is not None:
             self.residuals.commit(averaged.residuals, averaged.place)
-        gradients = {delta.name: tensor for delta, tensor in zip(flight.deltas, tensors, strict=True)}
+            if left_out and self.residuals.in_weights:
+                self.residuals.forget(gradients)  # lost with the weights
         self.outer.step(self.weights, self.momenta, gradients)
         self.rounds += 1
         self.applied[flight.fragment] = flight.step
-        left_out = averaged.place[0] not in averaged.participants
         keep = self.mixing if self.steps > flight.step and not left_out else 0.0
         for name in gradients:
-            weight, parameter = self.weights[name], self.parameters[name]
+            weight, parameter = self.start(name), self.parameters[name]
             parameter.copy_(torch.lerp(weight, parameter.float(), keep) if keep else weight)
             if left_out and self.inner is not None:
                 forget(self.inner, parameter)

@@ -216,7 +216,8 @@ class _Work:
             layout.pack([_rows(values, part, len(layouts)) for values in tensors])
             for part, layout in enumerate(layouts)
         ]
-        if self.terms.residuals is not None:
+        residuals = self.terms.residuals
+        if residuals is not None and not (ending and residuals.in_weights):
             decoded = [layout.unpack(body, self.device) for layout, (body, _) in zip(layouts, packed, strict=True)]
             for delta, values, *pieces in zip(self.deltas, tensors, *decoded, strict=True):
                 if Layout.compressed(values.shape):

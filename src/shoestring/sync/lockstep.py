@@ -31,6 +31,8 @@ class Lockstep:
         """`DiLoCo.synchronise` of each replica."""
         first = self._complete([list(replica.flights) for replica in self.replicas])
         last = self._complete([replica.begin_all(note) for replica, note in self._with(notes)])
+        for replica in self.replicas:
+            replica.let_go()
         return [before + after for before, after in zip(first, last, strict=True)]
 
     def _with(self, notes: Notes) -> list[tuple[DiLoCo, Mapping[str, Any]]]:

@@ -127,8 +127,8 @@ class Resumable:
     def join(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Go on as a worker of a run whose `shared_state` this is, which is at the same point of its step.
 
-        The model gets the global weights. Residuals are those of the state, if it has any; else they are forgotten. Raises:
-        ShoestringError, before anything is changed, where the state does not fit.
+        The model gets the global weights. Residuals are those of the state, if it has any, and those that weights hold are in
+        the model's; else they are forgotten. Raises: ShoestringError, before anything is changed, where the state does not fit.
         """
         lost = set(SHARED) - values.keys()
         if lost:
@@ -150,9 +150,14 @@ class Resumable:
         self.momenta = momenta
         self.steps, self.sequence, self.rounds = values["steps"], values["sequence"], values["rounds"]
 
+    def start(self, name: str) -> Tensor:
+        """Where this worker's steps begin after an exchange: the global weights, less what its weights hold of feedback."""
+        withheld = None if self.residuals is None else self.residuals.withheld(name)
+        return self.weights[name] if withheld is None else self.weights[name] - withheld
+
     def _restart(self) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(self.weights[name])
+            parameter.copy_(self.start(name))
 
     def _schedule(self) -> dict[str, Any]:
         fragments = [[name for name, _ in fragment] for fragment in self.fragments]

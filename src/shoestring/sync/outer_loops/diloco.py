@@ -13,7 +13,7 @@ from shoestring.errors import UsageError
 from shoestring.method import Count, Decay, Fraction, Positive, method
 from shoestring.sync.codec import CODEC
 from shoestring.sync.diloco import DiLoCo
-from shoestring.sync.feedback import ErrorFeedback
+from shoestring.sync.feedback import ErrorFeedback, Held
 from shoestring.sync.fragments import Fragments
 from shoestring.sync.outer import DILOCO, OuterSGD
 from shoestring.sync.transport.base import Transport
@@ -36,7 +36,8 @@ class DiLoCoLoop:
     Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512): see `DiLoCo` for the formulas.
 
     every: inner steps between two exchanges of a fragment, H. lr, momentum: of the outer Nesterov SGD. codec: how
-    matrices are packed for the link. feedback: decay of the error-feedback accumulator, 0 for none. fragments, pattern: the
+    matrices are packed for the link. feedback: decay of error feedback, 0 for none. held: where what it feeds back waits, see
+    `ErrorFeedback`. fragments, pattern: the
     parts of the model that are exchanged by turns. overlap: inner steps that go on while an exchange is under way, tau.
     mixing: the share of a worker's own weights that it keeps at an overlapped merge, alpha. average: see `exchange`.
     """
@@ -46,6 +47,7 @@ class DiLoCoLoop:
     momentum: Decay = DILOCO.momentum
     codec: Annotated[Choice, CODEC] = field(default_factory=CODEC.choice)
     feedback: Fraction = 0.0
+    held: Held = "accumulator"
     fragments: Count = 1
     pattern: Literal["strided", "sequential"] = "strided"
     overlap: Annotated[int, Ge(0)] = 0
@@ -78,7 +80,7 @@ class DiLoCoLoop:
             inner,
             every=self.every,
             codec=codec,
-            feedback=ErrorFeedback(self.feedback) if self.feedback else None,
+            feedback=ErrorFeedback(self.feedback, self.held) if self.feedback else None,
             transport=transport,
             outer=OuterSGD(self.lr, self.momentum),
             fragments=Fragments("whole" if self.fragments == 1 else self.pattern, self.fragments),
