@@ -19,6 +19,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.optim.state import flatten_state
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.elastic import ATTEMPTS, NOBODY_FINITE, Elastic, Meeting, RunOver
+from shoestring.sync.feedback import Held
 from shoestring.sync.fragments import Fragments
 from shoestring.sync.tally import Tally, Work
 from shoestring.train.inner import InnerState
@@ -103,17 +104,39 @@ def test_who_takes_over_the_state_has_lost_its_work_and_adds_nothing() -> None:
     assert elastic.tally.credited["me"] == Work(2 * EVERY * SEQUENCES * TOKENS, 2 * EVERY * 3)
 
 
-def two() -> tuple[list[Toy], list[Elastic], list[list[Meeting]]]:
+def two(held: Held = "accumulator") -> tuple[list[Toy], list[Elastic], list[list[Meeting]]]:
     """Two members of a run that has just begun, what they train, and the attempts at rounds that each has seen."""
     pair, toys, seen = Pair(), [Toy(), Toy()], [list[Meeting](), list[Meeting]()]
     both = [
-        Elastic(toy.outer(), name, sequences=SEQUENCES, inner=InnerState(toy.inner), record=record.append)
+        Elastic(toy.outer(held), name, sequences=SEQUENCES, inner=InnerState(toy.inner), record=record.append)
         for toy, name, record in zip(toys, "ab", seen, strict=True)
     ]
     for rank, elastic in enumerate(both):
         elastic.connect(lambda rank=rank, **given: pair.of(rank, **given))
     together(*(elastic.meet for elastic in both))
     return toys, both, seen
+
+
+def test_weights_that_hold_what_was_lost_do_so_through_rounds_without_work_and_checkpoints() -> None:
+    toys, both, _ = two("weights")
+
+    def far(worker: int) -> torch.Tensor:
+        return (both[worker].outer.weights["weight"] - toys[worker].weight).detach()
+
+    for toy, elastic in zip(toys, both, strict=True):
+        period(toy, elastic)
+    together(*(elastic.meet for elastic in both))
+    first = [far(worker) for worker in range(2)]
+    assert all(each.abs().max() > 0 for each in first)
+    period(toys[0], both[0])  # the second comes back with the state of that round, and nothing to add
+    tensors, values = both[1].save(residuals=True)
+    with torch.no_grad():
+        toys[1].weight.zero_()
+    both[1].outer.join(tensors, values["outer"])
+    torch.testing.assert_close(far(1), first[1], rtol=0, atol=1e-6)
+    together(*(elastic.meet for elastic in both))
+    torch.testing.assert_close(far(1), first[1], rtol=0, atol=1e-6)
+    assert not torch.equal(far(0), first[0])
 
 
 def spoil(toy: Toy) -> None:

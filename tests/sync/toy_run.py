@@ -19,7 +19,7 @@ from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.door import Door, Entry
 from shoestring.sync.elastic import Elastic, Meeting, RunOver
-from shoestring.sync.feedback import ErrorFeedback
+from shoestring.sync.feedback import ErrorFeedback, Held
 from shoestring.sync.lighthouse import Lighthouse
 from shoestring.sync.outer import OuterSGD
 from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
@@ -51,9 +51,9 @@ class Toy(nn.Module):
             (inputs @ self.weight + self.bias - goal).square().mean().backward()
         self.inner.step()
 
-    def outer(self, **more: Any) -> DiLoCo:
-        outer = OuterSGD(0.7, 0.6)
-        return DiLoCo(self, every=EVERY, codec=Linear(bits=4), feedback=ErrorFeedback(0.9), outer=outer, **more)
+    def outer(self, held: Held = "accumulator", **more: Any) -> DiLoCo:
+        feedback = ErrorFeedback(0.9, held)
+        return DiLoCo(self, every=EVERY, codec=Linear(bits=4), feedback=feedback, outer=OuterSGD(0.7, 0.6), **more)
 
 
 def take_part(pipe: Connection, door: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:

@@ -255,7 +255,7 @@ class DiLoCo(Resumable):
         left_out = averaged.place[0] not in averaged.participants
         if self.residuals is not None:
             self.residuals.commit(averaged.residuals, averaged.place)
-            if left_out and self.residuals.in_weights:
+            if left_out and not flight.absent and self.residuals.in_weights:
                 self.residuals.forget(gradients)  # lost with the weights
         self.outer.step(self.weights, self.momenta, gradients)
         self.rounds += 1
