@@ -23,7 +23,12 @@ from shoestring.report.verdict_records import Comparison, Verdict
 from shoestring.report.verdict_words import confidence, interval, signed
 
 _ARXIV = re.compile(r"arXiv:([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})(?:v\d+)?", re.IGNORECASE)
-_SECTIONS = {"fallback": ("optim", ""), "batch_size": ("schedule", "batch"), "lowbit": ("lowbit", "format")}
+_SECTIONS = {
+    "fallback": ("optim", ""),
+    "batch_size": ("schedule", "batch"),
+    "lowbit": ("lowbit", "format"),
+    "sync": ("sync", "outer loop"),
+}
 """(engine, kind) of the methods in sections of a configuration that are named after neither."""
 
 Slot = tuple[str, str, str]
