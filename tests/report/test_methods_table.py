@@ -128,6 +128,17 @@ def test_sections_named_after_neither_engine_nor_kind_are_known(tmp_path: Path) 
     assert cell(page, "constant").startswith("the base of")
 
 
+def test_the_way_to_synchronise_is_an_outer_loop(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "one", [ADAMW, Way("muloco_2bit", optim=ADAMW.optim)])
+    for name in ("adamw", "muloco_2bit"):
+        path = folder / "arms" / f"{name}.toml"
+        path.write_text(path.read_text() + f'\n[sync]\nname = "{"none" if name == "adamw" else "muloco"}"\n')
+    loops = [card("sync", name, kind="outer loop") for name in ("muloco", "none")]
+    page = methods_page(sorted([*CARDS, *loops], key=lambda one: (one.engine, one.kind, one.name)), tmp_path)
+    assert "from none" in cell(page, "muloco")
+    assert cell(page, "none").startswith("the base of")
+
+
 def test_the_text_depends_on_cards_and_evidence_alone(evidence: Path, tmp_path: Path) -> None:
     page = methods_page(CARDS, evidence)
     assert methods_page(CARDS, evidence) == page
