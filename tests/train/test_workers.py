@@ -177,6 +177,7 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
         (["--workers=2", "--sync=muloco", "--optim=schedule_free"], "optim = schedule_free keeps weights of its own"),
         (["--sync=muloco", "--fallback=schedule_free"], "fallback = schedule_free keeps weights of its own"),
         (["--sync=muloco", "--sync.overlap=40"], "overlap = 40 must be below every = 30"),
+        (["--sync=diloco", "--sync.held=weights"], "feedback = 0 is none"),
         (["--workers=2", "--sync=muloco", "--sync.codec=3bit"], "sync"),
     ],
 )

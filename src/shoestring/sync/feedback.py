@@ -26,9 +26,8 @@ class ErrorFeedback:
     multiplies Delta by the outer learning rate first, which a codec that scales with its input cannot see; here the
     accumulator is in the units of Delta.
 
-    held: where E waits for the next exchange. 'accumulator': beside the weights, as above. Local steps do not see it there:
-    in steep directions they undo a codec's error by themselves, and the accumulator undoes it a second time. 'weights'
-    (ours): worker m begins its next steps from
+    held: where E waits for the next exchange. 'accumulator': beside the weights, as above. Local steps do not see it there,
+    and may undo in steep directions what the accumulator undoes again. 'weights' (ours): worker m begins its next steps from
 
         theta - beta E_m,     sent = C(Delta_m),     E_m = Delta_m - C(Delta_m)
 

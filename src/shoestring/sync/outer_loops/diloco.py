@@ -55,6 +55,8 @@ class DiLoCoLoop:
     average: Literal["auto", "gather", "scatter"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.held == "weights" and not self.feedback:
+            raise UsageError("held = 'weights' says where error feedback waits, and feedback = 0 is none")
         if self.overlap >= self.every:
             raise UsageError(
                 f"overlap = {self.overlap} must be below every = {self.every}: one exchange ends before the next"
