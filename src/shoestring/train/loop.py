@@ -118,10 +118,10 @@ class Loop:
             agreed = self.stepper.settle(self.position.step, Wish(left, stop.asked is not None, due))
             if self.stepper.at(self.position.step) != self.position.step:
                 progress = self._go_on_from_others()
-            if agreed.left < 1:
-                return "finished"
-            if agreed.stop:
-                return "interrupted"
+            if agreed.left < 1 or agreed.stop:
+                if window.losses:
+                    self._log(progress, window)
+                return "finished" if agreed.left < 1 else "interrupted"
             if agreed.save:
                 self.save()
                 last_checkpoint = time.monotonic()
