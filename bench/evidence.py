@@ -55,6 +55,9 @@ FULL = {
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1600ktok", seeds=5, tune="lr=*0.5,*1,*2"),
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
+    "sync-large-batch-tokens": Set(
+        "sync-large-batch", "muloco_2bit", "98304ktok", seeds=4, first_seed=1, tune=None
+    ),
 }
 QUICK = {
     "quick-optimizers": Set(
