@@ -157,7 +157,9 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
     flags = [*TINY, *MULOCO, "--workers=2", "--budget=100Mtok", f"--data.corpus={corpus}"]
     process = start("train", "--out", out, *flags)
     end = time.monotonic() + 60
-    while not (out / "metrics.jsonl").exists():
+    metrics = [folder / "metrics.jsonl" for folder in (out, out / "workers" / "1")]
+    # both must have begun: a worker that is asked while it starts is lost to the others
+    while not all(path.exists() and path.stat().st_size for path in metrics):
         assert time.monotonic() < end
         assert process.poll() is None
         time.sleep(0.05)
