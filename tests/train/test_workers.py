@@ -13,8 +13,10 @@ import torch
 from shoestring.budget.ledger import read_ledger
 from shoestring.data.windows import Batch
 from shoestring.sync.frame import HEADER_BYTES
+from shoestring.sync.transport.base import PeerLost
 from shoestring.train.agreement import Agreement, Wish
 from shoestring.train.part import Part
+from shoestring.train.team import Team
 from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
 
 MULOCO = "--sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8".split()
@@ -158,7 +160,7 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
     process = start("train", "--out", out, *flags)
     end = time.monotonic() + 60
     metrics = [folder / "metrics.jsonl" for folder in (out, out / "workers" / "1")]
-    # both must have begun: a worker that is asked while it starts is lost to the others
+    # both must have begun: a worker that is asked while it starts stops at once
     while not all(path.exists() and path.stat().st_size for path in metrics):
         assert time.monotonic() < end
         assert process.poll() is None
@@ -169,6 +171,27 @@ def test_asked_to_stop_all_workers_stop_and_go_on(corpus: Path, tmp_path: Path) 
     assert "go on with" in shown
     kept = [sorted((folder / "checkpoints").iterdir())[-1].name for folder in (out, out / "workers" / "1")]
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_others_that_stop_at_once_when_all_are_asked_are_no_failure(
+    asked: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*words: object) -> None:
+        if asked:
+            signal.raise_signal(signal.SIGINT)
+        raise PeerLost(1, "it closed the connection")
+
+    monkeypatch.setattr(Team, "apply", lose)
+    flags = [*TINY, *MULOCO, "--workers=2", "--transport=local", "--budget=4ktok", f"--data.corpus={corpus}"]
+    status, shown, errors = shoestring_here("train", "--out", tmp_path / "run", *flags)
+    if asked:
+        assert status == 130, errors
+        assert "only what was saved before is kept" in shown
+        assert "go on with" in shown
+    else:
+        assert status == 1
+        assert "worker 1 is lost" in errors
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.closing import draw_sample, summary
@@ -173,6 +173,12 @@ class Session:
                 except Diverged as error:
                     self._summarise("failed", {"reason": str(error)})
                     raise self._with_advice(error) from None
+                except PeerLost:
+                    if stop.asked is None:
+                        raise
+                    # they were asked too, some before they could wait for the round in which all stop
+                    self.say("the others have stopped at once: only what was saved before is kept")
+                    return Outcome("interrupted", stop.asked, self._summarise("interrupted", {}), "")
                 if ended == "interrupted":
                     self.loop.save()
                     return Outcome(ended, stop.asked, self._summarise(ended, {}), "")
