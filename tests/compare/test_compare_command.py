@@ -23,7 +23,14 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def compared(recipes: list[Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("compared") / "comparison"
-    words = ["--budget=16ktok", f"--data.corpus={corpus}", "--seeds=3", "--tune=lr=*0.5,*1", "--at-once=2"]
+    words = [
+        "--budget=16ktok",
+        f"--data.corpus={corpus}",
+        "--seeds=3",
+        "--tune=lr=*0.5,*1",
+        "--at-once=2",
+        "--margin=0.5%",
+    ]
     words += ["--out", str(out), *FLAGS]
     status, shown, errors = shoestring("compare", *recipes, *words)
     assert status == 0, errors
@@ -37,6 +44,7 @@ def test_a_planted_worse_arm_is_found(compared: tuple[Path, str]) -> None:
     assert row["verdict"] == "worse"
     assert row["pairs"] == 3
     assert row["interval"][0] > 0
+    assert row["margin"] == pytest.approx(0.005 * verdict["arms"]["base"]["loss"]["mean"])
     assert verdict["arms"]["slow"]["tuning"]["chosen"] == {"optim.lr": 0.0003333}
     assert verdict["arms"]["slow"]["total_spent"]["tokens"] >= 5 * 16_000
     assert "worse" in shown
@@ -79,6 +87,7 @@ def test_the_verdict_is_recomputed_offline_and_a_torn_comparison_goes_on(
         (["--from", "nowhere"], "not a comparison"),
         (["--seeds", "0"], "two recipes"),
         (["--tune", "lr"], "two recipes"),
+        (["--margin", "half"], "--margin"),
         (["--resume", "a", "--from", "b"], "no other of the three"),
     ],
 )

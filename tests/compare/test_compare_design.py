@@ -21,6 +21,8 @@ TRIALS = ({"lr": 1e-3}, {"lr": 3e-3})
         ((), {"amount": math.inf}, "buys nothing"),
         ((), {"confidence": 95}, "confidence of 95"),
         ((), {"tolerance": -0.1}, "tolerance of -0.1"),
+        ((), {"margin": 0.0}, "margin of 0 is not a share"),
+        ((), {"margin": 5.0}, "margin of 5 is not a share"),
         ((), {"until_decided": 4}, "fewer seeds than the 5"),
         ((), {"seeds": 1, "until_decided": 1}, "fewer seeds than the 2"),
         ((), {"tuning": {"sgd": TRIALS}}, "'sgd', which is not an arm"),

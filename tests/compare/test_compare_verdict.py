@@ -17,9 +17,9 @@ ARM = {
     "tuning": {"tried": [{"settings", "loss"}], "chosen": {}, "edge": None, "spent": SPENT}, "total_spent": SPENT,
 }  # fmt: skip
 COMPARISON = {
-    "candidate", "base", "verdict", "pairs", "difference", "interval", "confidence", "p_value", "standard_deviation",
-    "minimum_detectable_effect", "pairs_needed", "speed_up", "extra_memory", "extra_step_seconds", "flags", "sentence",
-    "per_seed",
+    "candidate", "base", "verdict", "pairs", "difference", "interval", "confidence", "p_value", "margin",
+    "standard_deviation", "minimum_detectable_effect", "pairs_needed", "speed_up", "extra_memory", "extra_step_seconds",
+    "flags", "sentence", "per_seed",
 }  # fmt: skip
 TOP = {"unit", "amount", "confidence", "base", "seeds", "sequential", "statement", "arms", "comparisons"}
 RATES = tuple({"lr": rate} for rate in (1e-4, 1e-3, 1e-2))
@@ -81,6 +81,30 @@ def test_a_clear_difference_with_its_interval_and_its_price() -> None:
     assert (swapped.verdict, swapped.difference) == ("worse", pytest.approx(0.1))
     assert swapped.speed_up.ratio == pytest.approx(shares[2])
     assert "adamw is at most 0.98 times as fast" in judge([*cheap, *dear], design("muon", "adamw")).sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("higher", "spread", "said"),
+    [
+        (0.0, 1, "equal within 0.5 % (0.0150 nats)"),
+        (0.0, 5, "not shown to be within 0.5 % (0.0150 nats)"),
+        (-0.008, 1, "no more than 0.5 % (0.0150 nats) higher"),
+        (0.008, 1, "no more than 0.5 % (0.0150 nats) lower"),
+        (0.04, 1, "more than 0.5 % (0.0150 nats) higher"),
+        (-0.04, 1, "more than 0.5 % (0.0150 nats) lower"),
+    ],
+)
+def test_a_margin_tells_which_differences_are_left(higher: float, spread: int, said: str) -> None:
+    lucks = [spread * luck for luck in (-0.01, -0.005, 0.0, 0.005, 0.01)]  # the interval is the mean +- spread * 0.0098
+    moved = [base + higher + luck for base, luck in zip(BASE, lucks, strict=True)]
+    records = [*runs("adamw", BASE), *runs("muon", moved)]
+    found = judge(records, design(margin=0.005))
+    assert found.comparisons[0].margin == pytest.approx(0.005 * 3.004)
+    assert f"By its interval it is {said}." in found.sentences[0]
+    assert f", {said}" in found.statement
+    plain = judge(records, design())
+    assert plain.comparisons[0].margin is None
+    assert "0.5 %" not in plain.sentences[0] + plain.statement
 
 
 def test_noise_is_not_a_difference() -> None:

@@ -40,6 +40,11 @@ TUNING_SEED = 9001
 """The seed of tuning trials, outside those that are judged: a setting is not chosen on the runs it is judged by."""
 
 
+def share(text: str) -> float:
+    """'0.5%' or '0.005'. Raises: ValueError."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def _arguments() -> Arguments:
     parser = Arguments("compare", DESCRIPTION, KEYS)
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="TOML files, the base first")
@@ -55,6 +60,12 @@ def _arguments() -> Arguments:
     )
     parser.add_argument("--until-decided", type=int, metavar="N", help="add seeds until decided, up to N pairs")
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
+    parser.add_argument(
+        "--margin",
+        type=share,
+        metavar="SHARE",
+        help="say too which differences above this share of the loss are excluded: 0.5%%",
+    )
     parser.add_argument(
         "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1), not at a budget in seconds"
     )
@@ -178,6 +189,7 @@ def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:
         "tuning": {name: list(trials(config, tuning)) for name, config in arms.items()} if tuning else {},
         "tuning_seed": TUNING_SEED if TUNING_SEED not in seeds else max(seeds) + 10_000,
         "confidence": found.confidence,
+        "margin": found.margin,
         "until_decided": found.until_decided,
     }
     return build(Design, plain)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from shoestring.compare.design import Design
 from shoestring.compare.record import RunRecord
@@ -25,9 +25,9 @@ class Comparison:
 
     difference: mean of candidate - base, nats a token: below zero the candidate is better. interval, p_value: at
     `confidence`, which is higher than the design's where seeds are added, to pay for every look; the verdict is drawn where
-    p_value < 1 - confidence. minimum_detectable_effect: nats. pairs_needed: to show a true difference of the size observed.
-    extra_memory: bytes; extra_step_seconds: of medians over the pairs. flags: what a reader must know, one
-    line each.
+    p_value < 1 - confidence. margin: nats up to which a difference does not matter, None where none was set.
+    minimum_detectable_effect: nats. pairs_needed: to show a true difference of the size observed. extra_memory: bytes;
+    extra_step_seconds: of medians over the pairs. flags: what a reader must know, one line each.
     """
 
     candidate: str
@@ -38,6 +38,7 @@ class Comparison:
     interval: tuple[float, float] | None
     confidence: float
     p_value: float | None
+    margin: float | None
     standard_deviation: float | None
     minimum_detectable_effect: float | None
     pairs_needed: int | None
@@ -61,6 +62,7 @@ def compare(records: Sequence[RunRecord], design: Design, candidate: str) -> Com
         interval=found.interval,
         confidence=found.confidence,
         p_value=found.p_value,
+        margin=design.margin * fmean(base.loss or 0.0 for base, _ in pairs) if design.margin and pairs else None,
         standard_deviation=found.standard_deviation,
         minimum_detectable_effect=found.minimum_detectable_effect,
         pairs_needed=_needed(found, design.confidence),

@@ -23,7 +23,8 @@ class Design:
     chosen there was in part lucky there, and judging it again on the same luck would favour the arm whose trials are the
     noisiest. confidence: of the interval of each comparison. until_decided: add seeds until every comparison is decided,
     at most this many in all (None: `seeds` and no more). tolerance: the share by which the spending of two runs may
-    differ in `unit` and still count as equal. Raises: UsageError.
+    differ in `unit` and still count as equal. margin: the share of the base's loss up to which a difference does not matter;
+    set before the runs, as what it excludes is worth nothing once they are seen. Raises: UsageError.
     """
 
     arms: tuple[str, ...]
@@ -35,6 +36,7 @@ class Design:
     confidence: float = 0.95
     until_decided: int | None = None
     tolerance: float = 0.01
+    margin: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.arms) < 2:
@@ -55,6 +57,8 @@ class Design:
             raise UsageError(f"a confidence of {self.confidence:g} is not in [0.5, 1): 0.95 is usual")
         if not 0 <= self.tolerance < 1:
             raise UsageError(f"a tolerance of {self.tolerance:g} is not a share in [0, 1)")
+        if self.margin is not None and not 0 < self.margin < 1:
+            raise UsageError(f"a margin of {self.margin:g} is not a share in (0, 1): 0.005 is half a percent")
         if self.until_decided is not None and self.until_decided < max(2, len(self.seeds)):
             least = max(2, len(self.seeds))
             raise UsageError(f"until_decided = {self.until_decided} is fewer seeds than the {least} to begin with")

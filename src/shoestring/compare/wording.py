@@ -35,6 +35,23 @@ def effect(one: Comparison) -> str:
     return f"{words} ({percentage(one.confidence)} interval {low:+.4f} to {high:+.4f}, {pairs})"
 
 
+def against_margin(one: Comparison, design: Design) -> str:
+    """Which differences that matter the interval leaves; '' where no margin was set, or there is no interval."""
+    if one.margin is None or design.margin is None or one.interval is None:
+        return ""
+    low, high = one.interval
+    margin = f"{design.margin * 100:g} % ({one.margin:.4f} nats)"
+    if low > one.margin or high < -one.margin:
+        return f"more than {margin} {'higher' if low > 0 else 'lower'}"
+    if -one.margin < low and high < one.margin:
+        return f"equal within {margin}"
+    if high < one.margin:
+        return f"no more than {margin} higher"
+    if low > -one.margin:
+        return f"no more than {margin} lower"
+    return f"not shown to be within {margin}"
+
+
 def detectable(one: Comparison) -> str:
     """What these pairs could have shown; '' where that is not known."""
     if one.minimum_detectable_effect is None:
@@ -94,13 +111,18 @@ def sentence(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) ->
     opening = f"{headline(one)} at {show(design.unit, design.amount)} a run: it {effect(one)}."
     if one.difference is None:
         opening = f"{headline(one)} at {show(design.unit, design.amount)} a run: {effect(one)}."
+    near = against_margin(one, design)
+    near = f"By its interval it is {near}." if near else ""
     unsure = detectable(one) if one.verdict == "no difference shown" else ""
-    return " ".join(part for part in (opening, unsure, speed(one), cost(one), tuning(one, arms, design)) if part)
+    return " ".join(part for part in (opening, near, unsure, speed(one), cost(one), tuning(one, arms, design)) if part)
 
 
 def statement(comparisons: tuple[Comparison, ...], design: Design) -> str:
     """The verdict of all comparisons, in one line."""
-    each = "; ".join(f"{headline(one)}: {effect(one)}" for one in comparisons)
+    each = "; ".join(
+        ", ".join(part for part in (f"{headline(one)}: {effect(one)}", against_margin(one, design)) if part)
+        for one in comparisons
+    )
     line = f"At {show(design.unit, design.amount)} a run: {each}."
     if len(comparisons) > 1:
         false = 1 - design.confidence

@@ -22,14 +22,20 @@ def _extent(one: Comparison) -> list[float]:
     return [*known, *(one.ends or ()), *one.differences]
 
 
+def margin(rows: Sequence[Comparison]) -> float | None:
+    """Nats up to which a difference does not matter, where that was set."""
+    return max((one.margin for one in rows if one.margin is not None), default=None)
+
+
 def limits(rows: Sequence[Comparison]) -> tuple[float, float]:
-    """The horizontal frame: zero and every row, but for rows that dwarf the others."""
+    """The horizontal frame: zero, the margin and every row, but for rows that dwarf the others."""
     extents = [extent for extent in map(_extent, rows) if extent]
     if not extents:
         return -0.1, 0.1
+    near = margin(rows) or 0.0
     most = usual([max(map(abs, extent)) for extent in extents])
     kept = [value for extent in extents if max(map(abs, extent)) <= most for value in extent]
-    low, high = min(0.0, *kept), max(0.0, *kept)
+    low, high = min(-near, *kept), max(near, *kept)
     room = 0.06 * (high - low) or 0.01
     return low - room, high + room
 
@@ -44,7 +50,8 @@ def _beyond(axes: "Axes", extent: Sequence[float], place: int, colour: str) -> N
 
 @style()
 def interval_figure(rows: Sequence[Comparison], *, width: float = 1000) -> "Figure":
-    """A row for each comparison, top to bottom: the difference in held-out loss, its interval, its pairs.
+    """A row for each comparison, top to bottom: the difference in held-out loss, its interval, its pairs; behind them, where
+    a margin was set, the differences within it.
 
     The verdict is in the colour, in the shape of the mark and in words. width: in SVG units; a narrow figure has the
     names above their rows, a wide one beside them.
@@ -60,6 +67,9 @@ def interval_figure(rows: Sequence[Comparison], *, width: float = 1000) -> "Figu
     axes.grid(axis="x", color=COLOUR["grid"], linewidth=0.8)
     axes.set_xlim(*limits(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
+    near = margin(rows)
+    if near is not None:
+        axes.axvspan(-near, near, color=COLOUR["grid"], alpha=0.5, linewidth=0)
     axes.axvline(0, color=COLOUR["ink"], linewidth=1.2)
     for place, one in enumerate(rows):
         _row(axes, one, place, narrow, size, longest)

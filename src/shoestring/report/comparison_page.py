@@ -15,7 +15,7 @@ from shoestring.report.comparison_curves import (
     together_figure,
 )
 from shoestring.report.comparison_files import Compared, read_comparison
-from shoestring.report.comparison_intervals import interval_figure, limits
+from shoestring.report.comparison_intervals import interval_figure, limits, margin
 from shoestring.report.comparison_tuning import settings, tuning_figure
 from shoestring.report.contents import Drawing
 from shoestring.report.drawing import SERIES, to_svg
@@ -34,6 +34,9 @@ def _intervals(compared: Compared) -> Drawing:
     rows = compared.verdict.ranked
     low, high = limits(rows)
     caption = "Large mark: the mean difference. Bar: its interval. Small points: the pairs, one a seed."
+    near = margin(rows)
+    if near is not None:
+        caption += f" Shaded: differences of at most {near:.4f} nats, the margin that was set."
     beyond = [one.candidate for one in rows if one.difference is not None and not low <= one.difference <= high]
     if beyond:
         caption += f" Past the edge: {', '.join(beyond)}."

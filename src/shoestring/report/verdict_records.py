@@ -98,6 +98,7 @@ class Comparison(Record):
     interval: list[Number] | None = pydantic.Field(default=None, min_length=2, max_length=2)
     confidence: Number = None
     p_value: Number = None
+    margin: Number = None
     standard_deviation: Number = None
     minimum_detectable_effect: Number = None
     pairs_needed: Number = None
