@@ -30,7 +30,7 @@ LEAN = ("design.toml", "environment.json", "runs.jsonl", "verdict.json", "report
 class Set:
     """A comparison. folder, base: of the recipes; every other recipe there is a candidate, unless `candidates` names them.
     first_seed: of the `seeds` seeds; above those on which the recipes' settings were chosen by hand. rates_of: the set
-    whose chosen learning rates are taken, instead of tuning."""
+    whose chosen learning rates are taken, instead of tuning. margin: as of `shoestring compare`."""
 
     folder: str
     base: str
@@ -40,6 +40,7 @@ class Set:
     tune: str | None = "lr=*0.33,*1,*3"
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
+    margin: str | None = None
 
 
 FULL = {
@@ -55,7 +56,9 @@ FULL = {
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1600ktok", seeds=5, tune="lr=*0.5,*1,*2"),
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
-    "sync-large-batch-tokens": Set("sync-large-batch", "muloco_2bit", "98304ktok", first_seed=1, tune=None),
+    "sync-large-batch-tokens": Set(
+        "sync-large-batch", "muloco_2bit", "98304ktok", first_seed=1, tune=None, margin="0.5%"
+    ),
 }
 QUICK = {
     "quick-optimizers": Set(
@@ -96,6 +99,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
         words += ["--budget", made.budget, "--seeds", str(made.seeds), "--out", str(folder)]
         words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
+        words += ["--margin", made.margin] if made.margin else []
         if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
             words += ["--runs-of", str(evidence / name)]
     if not made.budget.endswith("s"):
