@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import socket
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -85,6 +86,21 @@ def test_a_stage_that_its_neighbour_cannot_reach_is_replaced() -> None:
         pipeline.train_step()
         assert pipeline.accounts.failures == 1
         assert pipeline.processes()[1] != lost
+
+
+def test_a_stage_gets_no_work_before_it_knows_where_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = crew.Crew.send
+
+    def send_late(self: crew.Crew, stage: int, frame: Frame, role: str = "control") -> None:
+        if frame.kind == "peers" and stage == 1:
+            threading.Timer(0.5, send, (self, stage, frame, role)).start()
+        else:
+            send(self, stage, frame, role)
+
+    monkeypatch.setattr(crew.Crew, "send", send_late)
+    with make_pipeline(*make(stages=3)) as pipeline:
+        pipeline.train_step()
+        assert pipeline.accounts.failures == 0
 
 
 def bad_targets(step: int) -> list[MicroBatch]:

@@ -79,7 +79,7 @@ class Crew:
     def start(self, stages: Collection[int]) -> None:
         """Start a process for each of these stages, in place of the old one if there is one, and tell all who is where.
 
-        Raises: ShoestringError when one ended through an error of its own; StageLost when a new one died at once.
+        Raises: ShoestringError when one ended through an error of its own; StageLost when one died meanwhile.
         """
         for stage in stages:
             self._bury(stage)
@@ -97,8 +97,11 @@ class Crew:
                 raise StageLost(self.lost)
         self.lost -= set(stages)
         addresses = [[*self.members[s].address, self.members[s].generation] for s in range(self.stages)]
+        order = self.next_order()
         for stage in range(self.stages):
-            self.send(stage, Frame("peers", fields={"addresses": addresses}))
+            self.send(stage, Frame("peers", order, {"addresses": addresses}))
+        # what a stage that knows them passes on must not come to one that does not: they come by different links
+        self.replies(order, range(self.stages))
 
     def next_order(self) -> int:
         self._order += 1

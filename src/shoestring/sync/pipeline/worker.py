@@ -137,7 +137,7 @@ class Worker:
         squares = sum(part.measure() for part in self.parts.values())
         self._done(order, losses=losses, squares=squares)
 
-    # What the coordinator orders. All but the addresses are answered with 'done', by the stage where it ends.
+    # What the coordinator orders. All of it is answered with 'done', by the stage where it ends.
 
     def _do_peers(self, frame: Frame) -> None:
         """The address and generation of every stage's process; links to processes that were replaced are dropped."""
@@ -146,6 +146,7 @@ class Worker:
             if self._addresses[stage] != addresses[stage]:
                 self._links.pop(stage).close()
         self._addresses = addresses
+        self._done(frame.order)
 
     def _do_apply(self, frame: Frame) -> None:
         """Step on the gradients of the present attempt."""
