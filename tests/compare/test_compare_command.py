@@ -88,6 +88,7 @@ def test_the_verdict_is_recomputed_offline_and_a_torn_comparison_goes_on(
         (["--seeds", "0"], "two recipes"),
         (["--tune", "lr"], "two recipes"),
         (["--margin", "half"], "--margin"),
+        (["--from", "nowhere", "--margin=0.5%"], "--margin is set before the first run"),
         (["--resume", "a", "--from", "b"], "no other of the three"),
     ],
 )

@@ -102,6 +102,7 @@ def test_a_margin_tells_which_differences_are_left(higher: float, spread: int, s
     assert found.comparisons[0].margin == pytest.approx(0.005 * 3.004)
     assert f"By its interval it is {said}." in found.sentences[0]
     assert f", {said}" in found.statement
+    assert "By its interval" not in judge(records[:-1], design(margin=0.005)).sentences[0]
     plain = judge(records, design())
     assert plain.comparisons[0].margin is None
     assert "0.5 %" not in plain.sentences[0] + plain.statement

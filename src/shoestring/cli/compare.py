@@ -91,6 +91,8 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--resume, --again and --from each take a folder as it is: no recipes, no other of the three")
     if found.runs_of and (modes or not found.recipes):
         raise UsageError("--runs-of goes with recipes: it spares a new comparison the runs of an earlier one")
+    if modes and found.margin is not None:
+        raise UsageError("--margin is set before the first run: a folder keeps its own")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once is about runs to be made: --from judges those that there are")
     console = Console()

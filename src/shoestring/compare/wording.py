@@ -36,8 +36,11 @@ def effect(one: Comparison) -> str:
 
 
 def against_margin(one: Comparison, design: Design) -> str:
-    """Which differences that matter the interval leaves; '' where no margin was set, or there is no interval."""
+    """Which differences that matter the interval leaves; '' where no margin was set, or there is no interval to trust: runs that
+    do not compare, or a planned pair that is missing, which a failure could have bought."""
     if one.margin is None or design.margin is None or one.interval is None:
+        return ""
+    if one.verdict == "not comparable" or one.pairs < len(design.seeds):
         return ""
     low, high = one.interval
     margin = f"{design.margin * 100:g} % ({one.margin:.4f} nats)"
