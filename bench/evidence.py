@@ -100,8 +100,8 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
         words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
         words += ["--margin", made.margin] if made.margin else []
-        if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
-            words += ["--runs-of", str(evidence / name)]
+    if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
+        words += ["--runs-of", str(evidence / name)]
     if not made.budget.endswith("s"):
         words += ["--at-once", str(at_once)]
     print(f"{name}: {' '.join(words[1:])}", flush=True)

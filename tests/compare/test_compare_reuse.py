@@ -1,16 +1,19 @@
 """Runs that are taken from an earlier comparison: those that would be made again exactly, and no others."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shoestring.budget.machine import Machine
+from shoestring.compare.conduct import conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.record import RunLog, RunRecord
-from shoestring.compare.reuse import reusable
+from shoestring.compare.record import Purpose, RunLog, RunRecord
+from shoestring.compare.reuse import Reused, runs_of
 from shoestring.config import build
 from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
@@ -67,6 +70,10 @@ def record(arm: str, seed: int, purpose: str, rate: float, **changes: object) ->
     return RunRecord(**{**plain, **changes})
 
 
+def plain_record(arm: str, seed: int, purpose: str) -> RunRecord:
+    return record(arm, seed, purpose, 0.0, settings={})
+
+
 @pytest.fixture
 def earlier(tmp_path: Path) -> ComparisonFolder:
     folder = ComparisonFolder.create(tmp_path / "earlier")
@@ -80,31 +87,87 @@ def earlier(tmp_path: Path) -> ComparisonFolder:
     return folder
 
 
-def test_the_same_comparison_takes_every_run(earlier: ComparisonFolder) -> None:
-    assert reusable(earlier, design(), ARMS, MACHINE) == RunLog(earlier.records).read()
+class Made:
+    """A runner that says what it is asked to make."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, str]] = []
+
+    def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
+        self.asked.append((arm, seed, purpose))
+        return record(arm, seed, purpose, settings["optim.lr"]) if settings else plain_record(arm, seed, purpose)
 
 
-def test_an_arm_that_changed_in_anything_is_made_anew(earlier: ComparisonFolder) -> None:
-    changed = {**ARMS, "other": replace(ARMS["other"], seed=1)}
-    assert {run.arm for run in reusable(earlier, design(), changed, MACHINE)} == {"base"}
+def made_anew(
+    earlier: ComparisonFolder, asked: Design, arms: Mapping[str, RunConfig], tmp_path: Path
+) -> list[tuple[str, int, str]]:
+    """The runs of a design that are not taken from `earlier`."""
+    made = Made()
+    before = runs_of(earlier, asked, MACHINE)
+    conduct(asked, Reused(made, before, arms, lambda line: None), RunLog(tmp_path / "runs.jsonl"), lambda line: None)
+    return made.asked
+
+
+def test_the_same_comparison_takes_every_run(earlier: ComparisonFolder, tmp_path: Path) -> None:
+    assert made_anew(earlier, design(), ARMS, tmp_path) == []
+    assert sorted(r.key for r in RunLog(tmp_path / "runs.jsonl").read()) == sorted(
+        r.key for r in RunLog(earlier.records).read()
+    )
+
+
+def test_an_arm_that_changed_in_anything_is_made_anew(earlier: ComparisonFolder, tmp_path: Path) -> None:
+    changed = {
+        **ARMS,
+        "other": replace(ARMS["other"], optim=replace(ARMS["other"].optim, options={"lr": 0.3, "beta1": 0.8})),
+    }
+    assert {arm for arm, _, _ in made_anew(earlier, design(), changed, tmp_path)} == {"other"}
+
+
+def test_only_trials_that_were_not_tried_are_made(earlier: ComparisonFolder, tmp_path: Path) -> None:
     tuned = design(tuning={**TRIALS, "base": [{"optim.lr": 0.1}, {"optim.lr": 0.4}]})
-    assert {run.arm for run in reusable(earlier, tuned, ARMS, MACHINE)} == {"other"}
+    assert made_anew(earlier, tuned, ARMS, tmp_path) == [("base", 9, "tune")]
 
 
-def test_seeds_that_are_not_judged_and_failed_runs_stay_behind(earlier: ComparisonFolder) -> None:
+def test_a_comparison_that_tunes_takes_runs_of_one_that_did_not(tmp_path: Path) -> None:
+    folder = ComparisonFolder.create(tmp_path / "earlier")
+    folder.write(design(tuning={}), ARMS, MACHINE)
+    log = RunLog(folder.records)
+    for arm in ARMS:
+        for seed in (0, 1):
+            log.append(plain_record(arm, seed, "judge"))
+    # the loss of every trial is the same, so the first is chosen: the base's own rate, and not the other's
+    tuned = design(tuning={**TRIALS, "other": [{"optim.lr": 0.5}, {"optim.lr": 0.3}]})
+    assert made_anew(folder, tuned, ARMS, tmp_path) == [
+        ("base", 9, "tune"),
+        ("other", 9, "tune"),
+        ("other", 9, "tune"),
+        ("base", 9, "tune"),
+        ("other", 0, "judge"),
+        ("other", 1, "judge"),
+    ]
+
+
+def test_an_arm_takes_the_same_run_of_another_name(earlier: ComparisonFolder, tmp_path: Path) -> None:
+    renamed = design(arms=["base", "same"], tuning={"base": TRIALS["base"], "same": TRIALS["base"]})
+    arms = {"base": ARMS["base"], "same": ARMS["base"]}
+    assert made_anew(earlier, renamed, arms, tmp_path) == []
+
+
+def test_seeds_that_are_not_judged_and_failed_runs_stay_behind(earlier: ComparisonFolder, tmp_path: Path) -> None:
     RunLog(earlier.records).append(record("base", 2, "judge", 0.1, stopped="failed", loss=None, reason="lost"))
-    taken = reusable(earlier, design(seeds=[1, 2]), ARMS, MACHINE)
-    assert {run.seed for run in taken if run.purpose == "judge"} == {1}
+    asked = made_anew(earlier, design(seeds=[1, 2]), ARMS, tmp_path)
+    assert sorted(asked) == [("base", 2, "judge"), ("other", 2, "judge")]
+    assert {r.seed for r in RunLog(tmp_path / "runs.jsonl").read() if r.purpose == "judge"} == {1, 2}
 
 
 def test_what_cannot_be_the_same_is_refused(earlier: ComparisonFolder) -> None:
     with pytest.raises(UsageError, match="side by side"):
-        reusable(earlier, design(unit="seconds", amount=1.0), ARMS, MACHINE)
+        runs_of(earlier, design(unit="seconds", amount=1.0), MACHINE)
     with pytest.raises(UsageError, match="avx512f"):
-        reusable(earlier, design(), ARMS, replace(MACHINE, features=("avx512f",)))
+        runs_of(earlier, design(), replace(MACHINE, features=("avx512f",)))
     path = earlier.path / "environment.json"
     content = json.loads(path.read_text())
     content["packages"]["torch"] = "1.0"
     path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"torch 1\.0"):
-        reusable(earlier, design(), ARMS, MACHINE)
+        runs_of(earlier, design(), MACHINE)

@@ -3,7 +3,7 @@
 import argparse
 import datetime
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +19,7 @@ from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import candidate, check_workers, for_judging, parse_tuning, trials
 from shoestring.compare.record import RunLog, RunRecord
-from shoestring.compare.reuse import reusable
+from shoestring.compare.reuse import Reused, runs_of
 from shoestring.compare.runner import Trainer
 from shoestring.compare.verdict import Verdict, judge
 from shoestring.config import build, merge, overrides, read_toml
@@ -75,7 +75,7 @@ def _arguments() -> Arguments:
         "--runs-of",
         type=Path,
         metavar="FOLDER",
-        help="take the runs of this comparison that would be made again exactly: the same arm, seed, budget and versions",
+        help="take from this comparison the runs that would be made again exactly: same configuration, seed, versions",
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a comparison that was stopped")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="run a folder's arms and design anew, into --out")
@@ -89,8 +89,8 @@ def run(words: Sequence[str]) -> int:
     modes = [name for name in ("resume", "again", "source") if getattr(found, name)]
     if len(modes) > 1 or (modes and (found.recipes or rest)):
         raise UsageError("--resume, --again and --from each take a folder as it is: no recipes, no other of the three")
-    if found.runs_of and (modes or not found.recipes):
-        raise UsageError("--runs-of goes with recipes: it spares a new comparison the runs of an earlier one")
+    if found.runs_of and found.source:
+        raise UsageError("--runs-of spares runs that are to be made: --from judges those that there are")
     if modes and found.margin is not None:
         raise UsageError("--margin is set before the first run: a folder keeps its own")
     if found.source and found.at_once != 1:
@@ -102,10 +102,12 @@ def run(words: Sequence[str]) -> int:
         return 0
     keep_compiled_code(cache_folder())
     machine = probe()
+    earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
     if found.resume:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
+        before = runs_of(earlier, design, machine) if earlier else {}
     else:
         if found.again:
             source = ComparisonFolder.open(found.again)
@@ -116,12 +118,10 @@ def run(words: Sequence[str]) -> int:
             design = _design(found, arms)
         check_at_once(design, found.at_once)
         check_workers(arms)
-        earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
-        taken = reusable(earlier, design, arms, machine) if earlier else []
+        before = runs_of(earlier, design, machine) if earlier else {}
         folder = ComparisonFolder.create(found.out or _fresh_name())
         folder.write(design, arms, machine)
-        _take_over(taken, folder, found.runs_of, console)
-    _run(folder, design, arms, machine, found, console)
+    _run(folder, design, arms, machine, before, found, console)
     return 0
 
 
@@ -202,6 +202,7 @@ def _run(
     design: Design,
     arms: dict[str, RunConfig],
     machine: Machine,
+    before: Mapping[str, RunRecord],
     found: argparse.Namespace,
     console: Console,
 ) -> None:
@@ -219,20 +220,12 @@ def _run(
             "--execution.threads makes a run's fewer"
         )
     try:
-        records = conduct(design, trainer, log, say, at_once=found.at_once, stop=trainer.stop)
+        run = Reused(trainer, before, arms, say) if before else trainer
+        records = conduct(design, run, log, say, at_once=found.at_once, stop=trainer.stop)
     except KeyboardInterrupt:
         say(f"stopped; go on with: shoestring compare --resume {folder.path}")
         raise
     _conclude(folder, judge(records, design), console)
-
-
-def _take_over(taken: Sequence[RunRecord], folder: ComparisonFolder, earlier: Path | None, console: Console) -> None:
-    log = RunLog(folder.records)
-    for record in taken:
-        log.append(record)
-    if earlier:
-        arms = ", ".join(dict.fromkeys(record.arm for record in taken)) or "no arm is the same"
-        console.print(f"taken from {earlier}: {len(taken)} runs ({arms})", highlight=False, soft_wrap=True)
 
 
 def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:

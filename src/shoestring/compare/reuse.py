@@ -1,45 +1,65 @@
 """Runs of an earlier comparison that a new one would make again exactly, taken over instead of made."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shoestring.budget.machine import Machine
+from shoestring.compare.conduct import Runner
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.record import RunLog, RunRecord, settings_text
+from shoestring.compare.recipes import with_settings
+from shoestring.compare.record import Purpose, RunLog, RunRecord
+from shoestring.config import to_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import environment
 
 
-def reusable(
-    earlier: ComparisonFolder, design: Design, arms: Mapping[str, RunConfig], machine: Machine
-) -> list[RunRecord]:
-    """The runs of `earlier` that `design` asks for too: of an arm with the same complete configuration, and so the same
-    budget, tuned by the same trials, with the same seed, under the same version of torch on the same kind of machine.
+def runs_of(earlier: ComparisonFolder, design: Design, machine: Machine) -> dict[str, RunRecord]:
+    """The finished runs of an earlier comparison that `design` could use, by all that decides what a run does.
 
-    Raises: UsageError where the budget is in seconds, since what else the machine did then is no part of a
-    configuration, or where the environments differ; ShoestringError where `earlier` is damaged.
+    Raises: UsageError where the budget is in seconds, since what else the machine did then is no part of a configuration,
+    or where the environments differ; ShoestringError where the earlier comparison is damaged.
     """
     if design.unit == "seconds":
         raise UsageError(
             "--runs-of: runs at equal seconds are made side by side, none is taken from another comparison"
         )
     _require_environment(earlier.path, environment(machine))
-    before = earlier.read_design()
-    then = earlier.read_arms(before)
-    alike = {
-        arm for arm, config in arms.items() if then.get(arm) == config and _tuned(before, arm) == _tuned(design, arm)
+    arms = earlier.read_arms(earlier.read_design())
+    return {
+        _whole(arms[record.arm], record.seed, record.settings): record
+        for record in RunLog(earlier.records).read()
+        if record.complete and record.arm in arms
     }
-    taken = (record for record in RunLog(earlier.records).read() if record.arm in alike and record.complete)
-    return [record for record in taken if record.purpose == "tune" or record.seed in design.all_seeds]
 
 
-def _tuned(design: Design, arm: str) -> tuple[int, list[str]]:
-    """What an arm's settings are chosen by: only with the same trials are the settings of its judged runs the same."""
-    return design.tuning_seed, [settings_text(settings) for settings in design.trials(arm)]
+class Reused:
+    """A runner that takes the runs that were made before and has another make the rest.
+
+    A run is the same where its complete configuration is, budget, settings and seed included, whichever arm it was of and
+    whether it tuned or was judged there. earlier: as `runs_of` finds them. arms: of the new comparison.
+    """
+
+    def __init__(
+        self, make: Runner, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig], say: Callable[[str], None]
+    ) -> None:
+        self.make, self.earlier, self.arms, self.say = make, earlier, arms, say
+
+    def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
+        found = self.earlier.get(_whole(self.arms[arm], seed, settings))
+        if found is None:
+            return self.make(arm, seed, settings, purpose)
+        self.say(f"{arm}: taken from the earlier comparison")
+        return replace(found, arm=arm, settings=dict(settings), purpose=purpose)
+
+
+def _whole(config: RunConfig, seed: int, settings: Mapping[str, Any]) -> str:
+    """All that decides what a run does."""
+    return to_toml(replace(with_settings(config, settings), seed=seed))
 
 
 def _require_environment(earlier: Path, present: Mapping[str, Any]) -> None:
