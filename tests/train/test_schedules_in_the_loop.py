@@ -1,6 +1,7 @@
 """What a run does with more than a learning rate: milestones, growing batches, noise scales, extra derivatives."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from shoestring.budget.ledger import Totals, read_ledger
+from shoestring.model.transformer import Transformer
+from shoestring.train.evaluate import Evaluator, Heldout
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
 
@@ -153,3 +156,23 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
         status, _, errors = shoestring("train", *common, *more, "--out", tmp_path / f"other-{number}")
         assert status == 2, errors
         assert said in errors
+
+
+def test_no_evaluation_is_made_twice_of_the_same_weights(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Evaluator.__call__
+
+    def slow(self: Evaluator, model: Transformer) -> Heldout:
+        time.sleep(0.4)
+        return quick(self, model)
+
+    monkeypatch.setattr(Evaluator, "__call__", slow)
+    run = tmp_path / "run"
+    words = ("--budget=4s", f"--data.corpus={corpus}", "--out", run, *MODEL, "--train.evaluate_every=0.02")
+    status, _, errors = shoestring("train", *words)
+    assert status == 0, errors
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "heldout"]
+    assert len(steps) > 2
+    assert len(set(steps)) == len(steps)

@@ -92,8 +92,11 @@ class Loop:
         """Seconds kept back for what follows the last step."""
         return self.evaluation_seconds + self.other_closing
 
-    def _spent(self) -> tuple[float, float]:
-        """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet)."""
+    def _spent(self, waiting: float = 0.0) -> tuple[float, float]:
+        """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet).
+
+        waiting: seconds that are about to pass without a step.
+        """
         totals = self.stepper.spent(self.ledger.totals)
         spent = self.budget.spent(totals, self.reserve)
         progress = max(self.position.progress, spent.progress)
@@ -102,7 +105,7 @@ class Loop:
         limits, left = self.budget.limits, math.inf
         if "seconds" in limits and self.step_seconds:
             # the step that would cross the end by more than half is not begun
-            remaining = limits["seconds"] - self.reserve - totals.wall_clock
+            remaining = limits["seconds"] - self.reserve - totals.wall_clock - waiting
             left = math.floor(remaining / max(median(self.step_seconds[-9:]), 1e-9) + 0.5)
         for resource, each in self.last_cost.items():
             if resource in limits and each:
@@ -137,7 +140,8 @@ class Loop:
             evaluations = int(spent / self.settings.evaluate_every)
             if evaluations > self.position.evaluations and evaluations * self.settings.evaluate_every < 1:
                 self.position.evaluations = evaluations
-                if self.stepper.leads:
+                # one that no step can follow would be made again at the end, of the same weights
+                if self.stepper.leads and self._spent(self.evaluation_seconds)[1] >= 1:
                     self.evaluate()
 
     def _go_on_from_others(self) -> float:
