@@ -219,12 +219,14 @@ def _run(
             f"{found.at_once} runs at once have {threads} threads on {cores} cores: they wait for each other; "
             "--execution.threads makes a run's fewer"
         )
+    run = Reused(trainer, before, arms, say)
     try:
-        run = Reused(trainer, before, arms, say) if before else trainer
         records = conduct(design, run, log, say, at_once=found.at_once, stop=trainer.stop)
     except KeyboardInterrupt:
         say(f"stopped; go on with: shoestring compare --resume {folder.path}")
         raise
+    if found.runs_of:
+        say(f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs")
     _conclude(folder, judge(records, design), console)
 
 

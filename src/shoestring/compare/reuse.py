@@ -41,19 +41,22 @@ class Reused:
     """A runner that takes the runs that were made before and has another make the rest.
 
     A run is the same where its complete configuration is, budget, settings and seed included, whichever arm it was of and
-    whether it tuned or was judged there. earlier: as `runs_of` finds them. arms: of the new comparison.
+    whether it tuned or was judged there. earlier: as `runs_of` finds them. arms: of the new comparison. taken: those that
+    were, so far.
     """
 
     def __init__(
         self, make: Runner, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig], say: Callable[[str], None]
     ) -> None:
         self.make, self.earlier, self.arms, self.say = make, earlier, arms, say
+        self.taken: list[RunRecord] = []
 
     def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
         found = self.earlier.get(_whole(self.arms[arm], seed, settings))
         if found is None:
             return self.make(arm, seed, settings, purpose)
         self.say(f"{arm}: taken from the earlier comparison")
+        self.taken.append(found)
         return replace(found, arm=arm, settings=dict(settings), purpose=purpose)
 
 
