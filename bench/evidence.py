@@ -57,7 +57,7 @@ FULL = {
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
     "sync-large-batch-tokens": Set(
-        "sync-large-batch", "muloco_2bit", "196608ktok", first_seed=1, tune=None, margin="0.5%"
+        "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
     ),
 }
 QUICK = {
