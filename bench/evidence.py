@@ -5,8 +5,8 @@ charges, but for the three of sync, whose settings were chosen by hand on seed 0
 chosen there, on the same model; default-seconds is about the plan's own model, and tunes. --quick is a slice for ten minutes
 on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
 equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run;
-sync-feedback-tokens judges runs of sync-large-batch-tokens by another base. Finished sets are copied to --evidence, without
-the folders of their runs.
+sync-feedback-tokens takes what runs it can from sync-large-batch-tokens. Finished sets are copied to --evidence, without the
+folders of their runs.
 """
 
 import argparse
@@ -62,16 +62,22 @@ FULL = {
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
     "sync-large-batch-tokens": Set(
-        "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
+        "sync-large-batch",
+        "muloco_2bit",
+        "157286ktok",
+        first_seed=1,
+        tune=None,
+        margin="0.5%",
+        candidates=("synchronous", "diloco"),
     ),
     "sync-feedback-tokens": Set(
         "sync-large-batch",
         "muloco_minmax",
         "157286ktok",
+        seeds=8,
         first_seed=1,
         tune=None,
-        margin="0.5%",
-        candidates=("muloco_minmax_no_feedback", "synchronous", "diloco"),
+        candidates=("muloco_minmax_no_feedback", "muloco_2bit"),
         over="muloco_2bit",
         runs_of="sync-large-batch-tokens",
     ),
