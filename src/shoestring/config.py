@@ -89,7 +89,9 @@ class Pick:
             if isinstance(value, Choice):
                 return value
             if isinstance(value, str):
-                value = self.shorthand(value)
+                value = {"name": value}
+            if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+                value = {**self.shorthand(value["name"]), **{key: item for key, item in value.items() if key != "name"}}
             if isinstance(value, Mapping) and self.default is not None:
                 value = {"name": self.default, **value}
             if not isinstance(value, Mapping) or "name" not in value:
@@ -227,6 +229,8 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Tree:
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping):  # a method by its name alone, and options of it
+            below = {"name": below}
         if isinstance(below, Mapping) and isinstance(value, str) and "name" in below:
             value = {"name": value}
         if isinstance(below, Mapping) and isinstance(value, Mapping):

@@ -78,6 +78,10 @@ def test_another_method_drops_the_lower_ones_options() -> None:
     assert merge(lower, {"optim": "adamw"}) == {"optim": {"name": "adamw"}, "seed": 1}
 
 
+def test_options_are_those_of_the_method_a_lower_file_names() -> None:
+    assert merge({"optim": "soap"}, {"optim": {"lr": 2.0}}) == {"optim": {"name": "soap", "lr": 2.0}}
+
+
 def test_a_choice_is_complete_and_builds() -> None:
     choice = Choice.of("schedule", "wsd", decay=0.5)
     assert choice.options.keys() >= {"decay", "shape", "floor"}

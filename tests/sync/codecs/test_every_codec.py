@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoestring.config import Choice
+from shoestring.config import Choice, build, merge, overrides
 from shoestring.method import methods
 from shoestring.sync.codec import CODEC, Codec, shorthand
 
@@ -27,6 +29,11 @@ CHOICES: list[tuple[str, dict[str, object]]] = [
     *(("top_k", {"fraction": 0.1, "values": values}) for values in ("bfloat16", "2bit")),
 ]
 SHAPES = [(), (1,), (0,), (0, 3), (3, 0), (5,), (7, 13), (3, 4, 5), (2, 3, 4, 5), (1, 300), (300, 1)]
+
+
+@dataclass
+class Link:
+    codec: Annotated[Choice, CODEC]
 
 
 def make(name: str, options: dict[str, object]) -> Codec:
@@ -58,6 +65,21 @@ def test_a_word_of_bits_is_a_linear_codec() -> None:
     table = shorthand("2bit")
     codec = make(table.pop("name"), table)
     assert codec.payload_bytes((8, 100)) + codec.payload_bytes((3, 5)) == 8 * 2 + 200 + 3 * 2 + 4
+
+
+@pytest.mark.parametrize(
+    ("lower", "words"),
+    [
+        ("2bit", ["--codec.scope", "tensor"]),
+        ("top_k", ["--codec", "2bit", "--codec.scope", "tensor"]),
+        ({"name": "linear", "bits": 8, "scope": "tensor"}, ["--codec.bits", "2"]),
+        ({"name": "top_k", "fraction": 0.5}, ["--codec.scope", "tensor", "--codec", "2bit"]),
+    ],
+    ids=str,
+)
+def test_a_word_of_bits_takes_options_and_is_laid_over_others(lower: Any, words: list[str]) -> None:
+    codec = build(Link, merge({"codec": lower}, overrides(words))).codec
+    assert (codec.name, codec.options["bits"], codec.options["scope"]) == ("linear", 2, "tensor")
 
 
 @every_codec
