@@ -4,9 +4,8 @@ Every set is one comparison. The sets at equal tokens tune each arm's learning r
 charges, but for the three of sync, whose settings were chosen by hand on seed 0; the sets at equal seconds take the rates
 chosen there, on the same model; default-seconds is about the plan's own model, and tunes. --quick is a slice for ten minutes
 on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
-equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run;
-sync-feedback-tokens takes what runs it can from sync-large-batch-tokens. Finished sets are copied to --evidence, without the
-folders of their runs.
+equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets
+are copied to --evidence, without the folders of their runs.
 """
 
 import argparse
@@ -30,10 +29,8 @@ LEAN = ("design.toml", "environment.json", "runs.jsonl", "verdict.json", "report
 @dataclass(frozen=True)
 class Set:
     """A comparison. folder, base: of the recipes; every other recipe there is a candidate, unless `candidates` names them.
-    over: the complete recipe of the folder that the base is laid over, where the base is not complete itself.
     first_seed: of the `seeds` seeds; above those on which the recipes' settings were chosen by hand. rates_of: the set
-    whose chosen learning rates are taken, instead of tuning. margin: as of `shoestring compare`. runs_of: the set from whose
-    evidence the runs are taken that would be the same."""
+    whose chosen learning rates are taken, instead of tuning. margin: as of `shoestring compare`."""
 
     folder: str
     base: str
@@ -44,8 +41,6 @@ class Set:
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
     margin: str | None = None
-    over: str | None = None
-    runs_of: str | None = None
 
 
 FULL = {
@@ -62,25 +57,9 @@ FULL = {
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
     "sync-large-batch-tokens": Set(
-        "sync-large-batch",
-        "muloco_2bit",
-        "157286ktok",
-        first_seed=1,
-        tune=None,
-        margin="0.5%",
-        candidates=("synchronous", "diloco"),
+        "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
     ),
-    "sync-feedback-tokens": Set(
-        "sync-large-batch",
-        "muloco_minmax",
-        "157286ktok",
-        seeds=8,
-        first_seed=1,
-        tune=None,
-        candidates=("muloco_minmax_no_feedback", "muloco_2bit"),
-        over="muloco_2bit",
-        runs_of="sync-large-batch-tokens",
-    ),
+    "sync-feedback-tokens": Set("sync-feedback", "muloco_minmax", "157286ktok", seeds=10, first_seed=1, tune=None),
 }
 QUICK = {
     "quick-optimizers": Set(
@@ -95,11 +74,6 @@ def recipes(made: Set, out: Path, scratch: Path) -> list[Path]:
     folder = ROOT / "recipes" / made.folder
     names = list(made.candidates) or sorted(path.stem for path in folder.glob("*.toml") if path.stem != made.base)
     paths = [folder / f"{name}.toml" for name in (made.base, *names)]
-    if made.over:
-        scratch.mkdir(parents=True, exist_ok=True)
-        complete = merge(read_toml(folder / f"{made.over}.toml"), read_toml(paths[0]))
-        paths[0] = scratch / paths[0].name
-        paths[0].write_text(tomli_w.dumps(complete))
     if made.rates_of is None:
         return paths
     verdict = out / made.rates_of / "verdict.json"
@@ -127,11 +101,8 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
         words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
         words += ["--margin", made.margin] if made.margin else []
-    if evidence is not None and not made.budget.endswith("s"):
-        there = [
-            evidence / each for each in (name, made.runs_of) if each and (evidence / each / "design.toml").is_file()
-        ]
-        words += ["--runs-of", str(there[0])] if there else []
+    if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
+        words += ["--runs-of", str(evidence / name)]
     if not made.budget.endswith("s"):
         words += ["--at-once", str(at_once)]
     print(f"{name}: {' '.join(words[1:])}", flush=True)
