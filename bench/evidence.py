@@ -59,7 +59,9 @@ FULL = {
     "sync-large-batch-tokens": Set(
         "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
     ),
-    "sync-feedback-tokens": Set("sync-feedback", "muloco_minmax", "157286ktok", seeds=10, first_seed=1, tune=None),
+    "sync-two-layers-tokens": Set(
+        "sync-two-layers", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
+    ),
 }
 QUICK = {
     "quick-optimizers": Set(
