@@ -1,7 +1,7 @@
 """Make, or go on with, the comparisons in evidence/: `shoestring compare` on the recipes of this repository.
 
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
-charges, but for the three of sync, whose settings were chosen by hand on seed 0; the sets at equal seconds take the rates
+charges, but for the four of sync, whose settings were chosen by hand on seed 0; the sets at equal seconds take the rates
 chosen there, on the same model; default-seconds is about the plan's own model, and tunes. --quick is a slice for ten minutes
 on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
 equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets
@@ -59,6 +59,7 @@ FULL = {
     "sync-large-batch-tokens": Set(
         "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
     ),
+    "sync-feedback-tokens": Set("sync-feedback", "muloco_2bit", "98304ktok", seeds=8, first_seed=1, tune=None),
     "sync-two-layers-tokens": Set(
         "sync-two-layers", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
     ),
