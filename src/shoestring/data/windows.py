@@ -36,8 +36,15 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if tensor is not None}
+        moved = {name: _moved(tensor, device) for name, tensor in vars(self).items() if tensor is not None}
         return replace(self, **moved)
+
+
+def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        # from pinned memory a copy does not wait for what the GPU was given before it
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class BatchSource(Protocol):

@@ -92,9 +92,9 @@ class Evaluator:
 def _summed_loss(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, rows: int = 1024) -> float:
     """Sum of the losses, the logits a block of rows at a time."""
     flat, goals = hidden.flatten(0, -2), targets.flatten()
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
     for start in range(0, flat.shape[0], rows):
         logits = logits_of(flat[start : start + rows]).float()
         part = goals[start : start + rows]
-        total += float(F.cross_entropy(logits, part, ignore_index=IGNORED, reduction="sum"))
-    return total
+        total += F.cross_entropy(logits, part, ignore_index=IGNORED, reduction="sum")
+    return float(total)

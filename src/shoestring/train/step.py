@@ -32,6 +32,20 @@ class StepResult:
     extra_flops: int = 0
 
 
+@dataclass(frozen=True)
+class Accumulated:
+    """Gradients that lie in the parameters; the figures are where they were computed until they are read, as a look at a GPU
+    waits for all that it was given."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    targets: int
+    extra_flops: int
+
+    def read(self) -> StepResult:
+        return StepResult(float(self.loss), float(self.gradient_norm), self.targets, self.extra_flops)
+
+
 class Steps(Protocol):
     """Takes the steps of a run: `Stepper` for one worker, `Team` for several.
 
@@ -142,6 +156,10 @@ class Stepper:
 
     def gradients(self, batch: Batch, step: int) -> StepResult:
         """Accumulate the gradient of the batch's mean loss into the parameters, and clip it. step: its number, from 0."""
+        return self.accumulate(batch, step).read()
+
+    def accumulate(self, batch: Batch, step: int) -> Accumulated:
+        """`gradients`, whose figures are to be read later: so that several workers of one GPU need not wait for each other."""
         parts = split(batch, self.micro_batch)
         measured = self.noise_scale is not None and len(parts) > 1 and step % self.noise_scale_every == 0
         targets = max(batch.tokens, 1)
@@ -155,10 +173,10 @@ class Stepper:
             total += loss.detach() * share
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.clip))
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
-            self.noise_scale.measure(first[0] ** 2, first[1], norm**2, targets)
-        return StepResult(float(total), norm, targets, self._curvature(parts[0], step))
+            self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
+        return Accumulated(total, norm, targets, self._curvature(parts[0], step))
 
     def _norm(self) -> Tensor:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])

@@ -92,7 +92,8 @@ class Team:
     def gradients(self, batch: Batch, step: int) -> StepResult:
         """Each worker's gradients of its part of the batch; the loss is the mean over their targets."""
         parts = split(batch, batch.inputs.shape[0] // len(self.steppers))
-        results = [stepper.gradients(part, step) for stepper, part in zip(self.steppers, parts, strict=True)]
+        under_way = [stepper.accumulate(part, step) for stepper, part in zip(self.steppers, parts, strict=True)]
+        results = [each.read() for each in under_way]
         targets = sum(result.targets for result in results)
         return StepResult(
             sum(result.loss * result.targets for result in results) / max(targets, 1),
