@@ -22,6 +22,7 @@ def train(
     overlap: int = 0,
     mixing: float = 0.5,
     quantise: Mapping[str, Callable[[float], float]] | None = None,
+    quantise_average: Mapping[str, Callable[[float], float]] | None = None,
     decay: float | None = None,
     scatter: bool = False,
     in_weights: bool = False,
@@ -29,9 +30,9 @@ def train(
 ) -> tuple[Weights, list[Weights]]:
     """(global weights, each worker's local weights) after `steps`. gradient(worker, step from 1, name, index).
 
-    quantise: for the parameters it names. decay: beta of error feedback, None for none. scatter: the average is
-    quantised too, with feedback of its own. in_weights: the local weights hold what is fed back, of their own
-    quantisation. final: every fragment is exchanged once more at the end.
+    quantise: for the parameters it names; quantise_average: for the average of those, None: the same. decay: beta of
+    error feedback, None for none. scatter: the average is quantised too, with feedback of its own. in_weights: the local
+    weights hold what is fed back, of their own quantisation. final: every fragment is exchanged once more at the end.
     """
     outer = {name: list(values) for name, values in start.items()}
     velocity = {name: [0.0] * len(values) for name, values in start.items()}
@@ -41,8 +42,11 @@ def train(
     waiting: list[tuple[int, int, list[Weights]]] = []
     count = len(fragments)
     lossy = quantise or {}
+    lossy_average = lossy if quantise_average is None else quantise_average
 
-    def compress(name: str, value: float, error: list[float], index: int) -> float:
+    def compress(
+        name: str, value: float, error: list[float], index: int, lossy: Mapping[str, Callable[[float], float]] = lossy
+    ) -> float:
         if name not in lossy:
             return value
         accumulated = value if decay is None or in_weights else decay * error[index] + value
@@ -63,7 +67,7 @@ def train(
                 sent = [compress(name, deltas[m][name][index], own_error[m][name], index) for m in range(workers)]
                 mean = sum(sent) / workers
                 if scatter:
-                    mean = compress(name, mean, part_error[name], index)
+                    mean = compress(name, mean, part_error[name], index, lossy_average)
                 velocity[name][index] = momentum * velocity[name][index] + mean
                 outer[name][index] -= lr * (mean + momentum * velocity[name][index])
                 for m in range(workers):

@@ -107,6 +107,16 @@ def test_agrees_with_the_reference_where_weights_hold_what_the_codec_lost(
     check(run, expected(run, 17, quantise=MATRICES, decay=0.75, scatter=scatter, in_weights=True, final=final), 1e-5)
 
 
+@pytest.mark.parametrize("held", ["accumulator", "weights"])
+@pytest.mark.parametrize("schedule", [0, 2])
+def test_agrees_with_the_reference_where_averages_have_a_codec_of_their_own(held: Any, schedule: int) -> None:
+    feedback = ErrorFeedback(0.75, held=held)
+    run = Run(4, codec=Grid(), average_codec=Float32(), feedback=feedback, **SCHEDULES[schedule]).step(18)
+    in_weights = held == "weights"
+    whole = expected(run, 18, quantise=MATRICES, quantise_average={}, decay=0.75, scatter=True, in_weights=in_weights)
+    check(run, whole, 1e-5)
+
+
 def test_the_mean_of_workers_that_hold_what_was_lost_is_what_no_codec_touched() -> None:
     """With a plain outer step of rate 1, however coarse the codec is."""
     outer = OuterSGD(1.0, 0.0)
@@ -275,6 +285,7 @@ def test_bad_settings() -> None:
         ({"overlap": -1}, "overlap = -1"),
         ({"mixing": 1.5}, "mixing = 1.5 must be between 0 and 1"),
         ({"average": "ring"}, "average must be auto, gather or scatter, not 'ring'"),
+        ({"average": "gather", "average_codec": Float32()}, "average_codec has nothing to pack"),
         ({"every": 2, "fragments": Fragments("strided", 3)}, "3 fragments cannot each have a step"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -146,6 +146,30 @@ def test_bytes_are_what_the_formulas_say(codec: Any) -> None:
         assert sum(result.sent_by_role.values()) == result.sent - 3 * 3 * FRAME_BYTES
 
 
+@pytest.mark.parametrize(("codec", "average_codec"), [(Grid(), Sparse()), (Sparse(), Grid()), (Float32(), Grid())])
+def test_the_averages_may_have_a_codec_of_their_own(codec: Any, average_codec: Any) -> None:
+    """Also where the size of one stage is known and that of the other is not, and among two, who would gather else."""
+    for way, size in [("scatter", 4), ("auto", 2)]:
+        workers = [deltas_of(rank) for rank in range(size)]
+
+        def coded(with_: Any, tensors: list[Tensor]) -> list[Tensor]:
+            grid = isinstance(with_, Grid)
+            return [(x / STEP).round() * STEP if grid and x.ndim >= 2 else x for x in tensors]
+
+        sent = [coded(codec, [delta.values for delta in deltas]) for deltas in workers]
+        each = [[Delta("", None, tensor) for tensor in tensors] for tensors in sent]
+        wanted = coded(average_codec, mean_of(each))
+        assert not equal(wanted, mean_of(workers))
+        for result in together(way, workers, codec, average_codec=average_codec):
+            assert equal(result.tensors, wanted)
+
+
+def test_bytes_of_a_codec_of_the_averages() -> None:
+    workers = [deltas_of(rank, shapes={"w": (8, 4)}) for rank in range(4)]
+    for result in together("scatter", workers, Grid(), average_codec=Float32()):
+        assert result.sent_by_role["matrix"] == 3 * (Grid().payload_bytes((2, 4)) + Float32().payload_bytes((2, 4)))
+
+
 def test_roles_are_the_callers() -> None:
     group = LocalGroup(2)
     workers = [[Delta("e", "embedding", torch.ones(4, 2)), Delta("g", None, torch.ones(4))] for _ in range(2)]

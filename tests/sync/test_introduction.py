@@ -81,6 +81,10 @@ def test_other_first_weights_are_refused_by_name() -> None:
         ({"codec": Linear(bits=4)}, "codec = Linear bits=4 scope=row block=128 range=mse and worker 0 has Float32"),
         ({"outer": OuterSGD(0.7, 0.6)}, "outer = OuterSGD(lr=0.7, momentum=0.6, nesterov=True) and worker 0 has"),
         ({"average": "scatter"}, "average = scatter and worker 0 has auto"),
+        (
+            {"average_codec": Linear(bits=3)},
+            "average_codec = Linear bits=3 scope=row block=128 range=mse and worker 0 has None",
+        ),
     ],
 )
 def test_settings_that_would_part_the_global_weights_are_refused(options: dict[str, Any], line: str) -> None:

@@ -203,7 +203,11 @@ def test_others_that_stop_at_once_when_all_are_asked_are_no_failure(
         (["--sync=muloco", "--fallback=schedule_free"], "fallback = schedule_free keeps weights of its own"),
         (["--sync=muloco", "--sync.overlap=40"], "overlap = 40 must be below every = 30"),
         (["--sync=diloco", "--sync.held=weights"], "feedback = 0 is none"),
-        (["--workers=2", "--sync=muloco", "--sync.codec=3bit"], "sync"),
+        (["--workers=2", "--sync=muloco", "--sync.codec=5bit"], "bits = 5: input should be 8, 4, 3, 2 or 1"),
+        (
+            ["--sync=muloco", "--sync.average=gather", "--sync.average_codec=3bit"],
+            "nothing that average_codec would pack",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(

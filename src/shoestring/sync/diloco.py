@@ -46,7 +46,8 @@ class DiLoCo(Resumable):
     inner: the optimiser of the inner steps, which the caller takes. What is measured on the first weights (`anchor`) it
     measures here; and where a worker was left out of a round, as its weights were not finite, it gets the global weights,
     and the inner state of those parameters is emptied. One whose state holds weights is refused. every: H. codec: of
-    matrices; None: float32, as vectors always travel. feedback: None keeps no residuals. transport: the caller's to
+    matrices; None: float32, as vectors always travel. average_codec: of the averages that go back, where those travel apart
+    ('scatter'); None: as codec. feedback: None keeps no residuals. transport: the caller's to
     close; None: this worker is alone. outer: None chooses by `inner`, lr 0.7 with momentum 0.6 where it, or a part of it,
     is Muon or kin, else 0.9 (`outer_for`). fragments: which parameters go together, and when. overlap: tau, below H.
     mixing: alpha, 0.5 in the paper; 0 forgets the tau steps, 1 ignores the others. It has no say in a merge before
@@ -80,6 +81,7 @@ class DiLoCo(Resumable):
         overlap: int = 0,
         mixing: float = 0.5,
         average: Average = "auto",
+        average_codec: Codec | None = None,
         roles: Mapping[str, str] | None = None,
     ) -> None:
         if every < 1:
@@ -90,8 +92,10 @@ class DiLoCo(Resumable):
             raise UsageError(f"mixing = {mixing} must be between 0 and 1")
         if average not in ("auto", "gather", "scatter"):
             raise UsageError(f"average must be auto, gather or scatter, not {average!r}")
+        if average == "gather" and average_codec is not None:
+            raise UsageError("average = gather sends no average back, so average_codec has nothing to pack")
         self.model, self.inner, self.every, self.overlap, self.mixing = model, inner, every, overlap, mixing
-        self.codec = Float32() if codec is None else codec
+        self.codec, self.average_codec = Float32() if codec is None else codec, average_codec
         self.transport = LocalGroup(1).transports[0] if transport is None else transport
         self.alone, self.introduction = self.transport.size == 1, Introduction(self._sight)
         self.outer = outer_for(inner) if outer is None else outer
@@ -210,7 +214,10 @@ class DiLoCo(Resumable):
 
     def flight(self, **kept: Any) -> Flight:
         tag, note, generation = kept["sequence"] * STAGES, kept["note"], kept["generation"]
-        terms = Terms(self.codec, self.transport, self.residuals, tag, note, generation, kept.get("absent", False))
+        absent = kept.get("absent", False)
+        terms = Terms(
+            self.codec, self.transport, self.residuals, tag, note, generation, absent, average_codec=self.average_codec
+        )
         exchange = average(self.average, kept["deltas"], terms)
         if not self.alone:
             exchange = self.introduction.before(exchange, self.transport, first=kept["sequence"] == 0)
@@ -218,13 +225,12 @@ class DiLoCo(Resumable):
 
     def _sight(self) -> Sight:
         """What all workers must begin with alike."""
-        kept = getattr(self.codec, "__dict__", {}).items()
-        plain = [f" {key}={value}" for key, value in kept if isinstance(value, bool | int | float | str)]
         settings = {
             "every": self.every,
             "overlap": self.overlap,
             "average": self.average,
-            "codec": type(self.codec).__name__ + "".join(plain),
+            "codec": _settings_of(self.codec),
+            "average_codec": None if self.average_codec is None else _settings_of(self.average_codec),
             "outer": self.outer,
         }
         return sight(settings, self.fragments, self.weights)
@@ -281,3 +287,10 @@ class DiLoCo(Resumable):
     def _put(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+
+
+def _settings_of(codec: Codec) -> str:
+    """A codec's name and options, for the workers to compare."""
+    kept = getattr(codec, "__dict__", {}).items()
+    plain = [f" {key}={value}" for key, value in kept if isinstance(value, bool | int | float | str)]
+    return type(codec).__name__ + "".join(plain)

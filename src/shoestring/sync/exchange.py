@@ -81,6 +81,7 @@ class Terms:
 
     residuals: None keeps none. tag: of the first stage. note: for every other worker, at most 128 bytes as JSON.
     generation: how many rounds this worker has applied. absent: this worker has nothing to add, and only takes part.
+    average_codec: of the averages that a scattered exchange sends back; None: `codec`.
     """
 
     codec: Codec
@@ -90,11 +91,18 @@ class Terms:
     note: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 0
     absent: bool = False
+    average_codec: Codec | None = None
+
+    @property
+    def codecs(self) -> tuple[Codec, Codec]:
+        """Of the two stages."""
+        return self.codec, self.average_codec or self.codec
 
 
 def average(kind: Average, deltas: Sequence[Delta], terms: Terms) -> Exchange:
-    """The exchange of a kind; 'auto' gathers among one or two workers, as there are when it starts, and scatters among more."""
-    gather = kind == "gather" or (kind == "auto" and terms.transport.size <= 2)
+    """The exchange of a kind; 'auto' gathers among one or two workers, as there are when it starts, and scatters among more,
+    or where the averages have a codec of their own, which only a scattered exchange sends."""
+    gather = kind == "gather" or (kind == "auto" and terms.transport.size <= 2 and terms.average_codec is None)
     return (yield from (gather_average if gather else scatter_average)(deltas, terms))
 
 
@@ -118,16 +126,17 @@ def gather_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
 def scatter_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
     """Each tensor is cut by rows into K near-equal parts; worker r averages the r-th parts and gives the result to all.
 
-    Two quantisations, of the deltas and of their average, each with its residual; 2 (K - 1) / K q bytes sent a worker.
+    Two quantisations, of the deltas and of their average, each with its residual; (K - 1) / K (q + q') bytes sent a worker,
+    for payloads of q and q' bytes, the same where `Terms` has one codec.
     No sum is quantised on its way, which would add an error at every hop of a ring. Therien et al. (2025), MuLoCo,
     arXiv:2505.23725, reduce so, all-to-all and then all-gather; the residual of the second quantisation is ours. Rows
     are encoded part by part, so a codec with a scale a tensor has a scale a part. For the rest see `gather_average`.
     """
     work = _Work(deltas, terms)
-    layouts = [
-        Layout(terms.codec, [_rows(values, part, work.size).shape for values in work.values])
-        for part in range(work.size)
-    ]
+    layouts, returning = (
+        [Layout(codec, [_rows(values, part, work.size).shape for values in work.values]) for part in range(work.size)]
+        for codec in terms.codecs
+    )
     mine = layouts[work.rank]
     sending = work.encode(layouts, work.own())
     messages = [work.message(layout, sending, part, stage=0) for part, layout in enumerate(layouts)]
@@ -135,10 +144,11 @@ def scatter_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
     means = work.mean(mine, opened)
     answering = None
     if means is not None:
-        answering = work.encode([mine], work.compensated(means, PART), PART)
+        answering = work.encode([returning[work.rank]], work.compensated(means, PART), PART)
         work.whole &= answering is not None
-    answers = yield from work.swap([work.message(mine, answering, 0, stage=1)] * work.size, layouts, stage=1)
-    return (yield from work.vote(work.join(layouts, answers), opened))
+    answer = work.message(returning[work.rank], answering, 0, stage=1)
+    answers = yield from work.swap([answer] * work.size, returning, stage=1)
+    return (yield from work.vote(work.join(returning, answers), opened))
 
 
 def drive(exchange: Exchange) -> Averaged:
@@ -188,7 +198,8 @@ class _Work:
         self.values = [delta.values.reshape(delta.values.shape or (1,)) for delta in deltas]
         self.device = self.values[0].device
         # the same at all workers, which a look at the parts alone would not be: some may have no rows of any matrix
-        self.sized = Layout(terms.codec, [values.shape for values in self.values]).fixed
+        shapes = [values.shape for values in self.values]
+        self.sized = all(Layout(codec, shapes).fixed for codec in terms.codecs)
 
     def own(self) -> list[Tensor] | None:
         """What this worker adds to the average; None where it is left out."""

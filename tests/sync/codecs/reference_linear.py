@@ -13,10 +13,10 @@ def best_step(values: list[float], bits: int) -> float:
     if bits == 1:
         return 2 * signs_scale(values)
     longest = 2 * max(magnitudes) / levels
-    step = min({2: 1.2479, 4: 0.4201, 8: 0.0386}[bits] * sum(magnitudes) / len(magnitudes), longest)
+    step = min({2: 1.2479, 3: 0.7344, 4: 0.4201, 8: 0.0386}[bits] * sum(magnitudes) / len(magnitudes), longest)
     if not step:
         return 0.0
-    for _ in range({2: 4, 4: 6, 8: 8}[bits]):
+    for _ in range({2: 4, 3: 5, 4: 6, 8: 8}[bits]):
         if bits == 2:
             codes = [1.5 if magnitude > step else 0.5 for magnitude in magnitudes]
             step = least_squares(magnitudes, codes)

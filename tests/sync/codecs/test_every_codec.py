@@ -18,11 +18,11 @@ from shoestring.sync.codec import CODEC, Codec, shorthand
 CHOICES: list[tuple[str, dict[str, object]]] = [
     ("float32", {}),
     ("bfloat16", {}),
-    *(("linear", {"bits": bits}) for bits in (8, 4, 2, 1)),
+    *(("linear", {"bits": bits}) for bits in (8, 4, 3, 2, 1)),
     *(("linear", {"bits": 2, "scope": "block", "block": block}) for block in (1, 7)),
     *(("linear", {"bits": bits, "scope": "tensor", "range": "absmax"}) for bits in (4, 1)),
     *(("linear", {"bits": bits, "range": "minmax"}) for bits in (8, 1)),
-    *(("statistical", {"bits": bits}) for bits in (8, 4, 2, 1)),
+    *(("statistical", {"bits": bits}) for bits in (8, 4, 3, 2, 1)),
     *(("statistical", {"bits": 2, "scope": scope, "levels": "quantile", "block": 7}) for scope in ("row", "block")),
     ("statistical", {"bits": 4, "levels": "deviation"}),
     *(("top_k", {"fraction": share, "values": "float32"}) for share in (0.0, 0.3, 1.0)),
@@ -220,7 +220,7 @@ def test_what_is_no_payload_is_refused(codec: Codec) -> None:
 
 CONTRACTIONS = [
     functools.partial(make, "linear", {"bits": bits, "scope": scope, "block": 6})
-    for bits, scope in [(1, "row"), (2, "tensor"), (2, "block"), (4, "row"), (8, "tensor")]
+    for bits, scope in [(1, "row"), (2, "tensor"), (2, "block"), (3, "row"), (4, "row"), (8, "tensor")]
 ]
 CONTRACTIONS += [
     functools.partial(make, "statistical", {"bits": bits, "scope": scope, "levels": levels, "block": 6})

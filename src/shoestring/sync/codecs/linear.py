@@ -1,4 +1,4 @@
-"""Uniform quantisation to 8, 4, 2 or 1 bits."""
+"""Uniform quantisation to 8, 4, 3, 2 or 1 bits."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,7 +12,7 @@ from shoestring.sync.codecs.payload import LARGEST, Reader, as_bytes, flat_float
 from shoestring.sync.codecs.step import best_steps
 from shoestring.sync.packing import pack, packed_bytes, unpack
 
-Bits = Literal[8, 4, 2, 1]
+Bits = Literal[8, 4, 3, 2, 1]
 Range = Literal["mse", "absmax", "minmax"]
 
 

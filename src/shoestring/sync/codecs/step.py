@@ -5,10 +5,10 @@ from torch import Tensor
 
 from shoestring.sync.codecs.groups import TILE
 
-GAUSSIAN = {2: 1.2479, 4: 0.4201, 8: 0.0386}
+GAUSSIAN = {2: 1.2479, 3: 0.7344, 4: 0.4201, 8: 0.0386}
 """Steps that are best for a normal distribution, in units of the mean magnitude (J. Max (1960), Quantizing for minimum
-distortion, has them in standard deviations: 0.9957, 0.3352, 0.0308); only where the search sets out."""
-ROUNDS = {2: 4, 4: 6, 8: 8}
+distortion, has them in standard deviations: 0.9957, 0.5860, 0.3352, 0.0308); only where the search sets out."""
+ROUNDS = {2: 4, 3: 5, 4: 6, 8: 8}
 SEGMENT = 4096
 
 
@@ -17,7 +17,7 @@ def best_steps(part: Tensor, bits: int) -> Tensor:
 
     1 bit: in closed form, s / 2 = mean |x|, the 1-norm scale of EF-SignSGD (Karimireddy et al. (2019), arXiv:1901.09847).
     2 bits: with q = 1/2 where |x| <= s and 3/2 beyond, s <- sum |x| q / sum q^2, Lloyd's method on a grid kept uniform.
-    4, 8 bits: with M = (L - 1) s / 2 the outermost level, n_in magnitudes up to it, n_out beyond and A the sum of those,
+    3, 4, 8 bits: with M = (L - 1) s / 2 the outermost level, n_in magnitudes up to it, n_out beyond and A the sum of those,
 
         M <- A / (n_in / (3 (L - 1)^2) + n_out),
 

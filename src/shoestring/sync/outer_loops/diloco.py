@@ -35,17 +35,19 @@ class DiLoCoLoop:
     global <- OuterSGD(global, mean_i delta_i) and begin the next round there. With `fragments` above one and `overlap` it is
     Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512): see `DiLoCo` for the formulas.
 
-    every: inner steps between two exchanges of a fragment, H. lr, momentum: of the outer Nesterov SGD. codec: how
-    matrices are packed for the link. feedback: decay of error feedback, 0 for none. held: where what it feeds back waits, see
-    `ErrorFeedback`. fragments, pattern: the
-    parts of the model that are exchanged by turns. overlap: inner steps that go on while an exchange is under way, tau.
-    mixing: the share of a worker's own weights that it keeps at an overlapped merge, alpha. average: see `exchange`.
+    every: inner steps between two exchanges of a fragment, H. lr, momentum: of the outer Nesterov SGD. codec: how matrices
+    are packed for the link. average_codec: how the averages are that go back where they travel apart ('scatter', see
+    `exchange`); none: as codec. feedback: decay of error feedback, 0 for none. held: where what it feeds back waits, see
+    `ErrorFeedback`. fragments, pattern: the parts of the model that are exchanged by turns. overlap: inner steps that go on
+    while an exchange is under way, tau. mixing: the share of a worker's own weights that it keeps at an overlapped merge,
+    alpha. average: see `exchange`.
     """
 
     every: Count = 30
     lr: Positive = DILOCO.lr
     momentum: Decay = DILOCO.momentum
     codec: Annotated[Choice, CODEC] = field(default_factory=CODEC.choice)
+    average_codec: Annotated[Choice, CODEC] | None = None
     feedback: Fraction = 0.0
     held: Held = "accumulator"
     fragments: Count = 1
@@ -57,6 +59,8 @@ class DiLoCoLoop:
     def __post_init__(self) -> None:
         if self.held == "weights" and not self.feedback:
             raise UsageError("held = 'weights' says where error feedback waits, and feedback = 0 is none")
+        if self.average == "gather" and self.average_codec is not None:
+            raise UsageError("average = 'gather' sends no averages, so there is nothing that average_codec would pack")
         if self.overlap >= self.every:
             raise UsageError(
                 f"overlap = {self.overlap} must be below every = {self.every}: one exchange ends before the next"
@@ -77,6 +81,7 @@ class DiLoCoLoop:
     ) -> DiLoCo:
         """The outer loop of one worker around `model`, which `inner` trains and whose weights are the first global ones."""
         codec: Any = self.codec.build()
+        average_codec: Any = None if self.average_codec is None else self.average_codec.build()
         return DiLoCo(
             model,
             inner,
@@ -89,5 +94,6 @@ class DiLoCoLoop:
             overlap=self.overlap,
             mixing=self.mixing,
             average=self.average,
+            average_codec=average_codec,
             roles=roles,
         )
