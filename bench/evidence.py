@@ -1,7 +1,7 @@
 """Make, or go on with, the comparisons in evidence/: `shoestring compare` on the recipes of this repository.
 
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
-charges, but for the four of sync, whose settings were chosen by hand on seed 0; the sets at equal seconds take the rates
+charges, but for those of sync, whose settings were chosen by hand on other seeds; the sets at equal seconds take the rates
 chosen there, on the same model; default-seconds is about the plan's own model, and tunes. --quick is a slice for ten minutes
 on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
 equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets
@@ -30,7 +30,8 @@ LEAN = ("design.toml", "environment.json", "runs.jsonl", "verdict.json", "report
 class Set:
     """A comparison. folder, base: of the recipes; every other recipe there is a candidate, unless `candidates` names them.
     first_seed: of the `seeds` seeds; above those on which the recipes' settings were chosen by hand. rates_of: the set
-    whose chosen learning rates are taken, instead of tuning. margin: as of `shoestring compare`."""
+    whose chosen learning rates are taken, instead of tuning. margin: as of `shoestring compare`. flags: laid over
+    every recipe."""
 
     folder: str
     base: str
@@ -41,6 +42,7 @@ class Set:
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
     margin: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 FULL = {
@@ -61,7 +63,33 @@ FULL = {
     ),
     "sync-feedback-tokens": Set("sync-feedback", "muloco_2bit", "98304ktok", seeds=8, first_seed=1, tune=None),
     "sync-two-layers-tokens": Set(
-        "sync-two-layers", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"
+        "sync-two-layers",
+        "muloco_2bit",
+        "157286ktok",
+        first_seed=1,
+        tune=None,
+        candidates=("synchronous", "diloco"),
+        margin="0.5%",
+    ),
+    "sync-split-bits-tokens": Set(
+        "sync-split-bits", "muloco_1_up_3_down", "24576ktok", seeds=6, first_seed=1, tune=None, margin="0.5%"
+    ),
+    "sync-gpu-tokens": Set(
+        "sync-two-layers",
+        "muloco_2bit",
+        "157286ktok",
+        first_seed=1,
+        tune=None,
+        candidates=(
+            "muloco_2bit_no_feedback",
+            "synchronous",
+            "muloco_1_up_3_down",
+            "muloco_1_up_3_down_no_feedback",
+        ),
+        margin="0.5%",
+        flags=tuple(
+            "--execution.device cuda --execution.attention flash --execution.loss plain --train.micro_batch 512".split()
+        ),
     ),
 }
 QUICK = {
@@ -104,6 +132,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
         words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
         words += ["--margin", made.margin] if made.margin else []
+        words += made.flags
     if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
         words += ["--runs-of", str(evidence / name)]
     if not made.budget.endswith("s"):

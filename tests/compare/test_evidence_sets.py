@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from shoestring.compare.recipes import candidate, check_workers
-from shoestring.config import build, merge, read_toml
+from shoestring.config import build, merge, overrides, read_toml
 from shoestring.train.config import RunConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,8 +34,9 @@ def test_every_arm_of_every_set_is_a_configuration(name: str) -> None:
     made = SETS[name]
     paths = evidence.recipes(replace(made, rates_of=None), ROOT, ROOT)
     left_to_the_plan = {"budget": made.budget, "model": {}, "train": {"batch": 4}}
-    base = build(RunConfig, merge(left_to_the_plan, read_toml(paths[0])))
-    arms = {path.stem: candidate(base, read_toml(path)) for path in paths[1:]}
+    flags = overrides(list(made.flags))
+    base = build(RunConfig, merge(left_to_the_plan, merge(read_toml(paths[0]), flags)))
+    arms = {path.stem: candidate(base, merge(read_toml(path), flags)) for path in paths[1:]}
     check_workers({made.base: base, **arms})
     assert arms
     assert all(config != base for config in arms.values())
