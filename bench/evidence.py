@@ -42,7 +42,7 @@ class Set:
     rates_of: str | None = None
     candidates: tuple[str, ...] = ()
     margin: str | None = None
-    flags: tuple[str, ...] = ()
+    flags: str = ""
 
 
 FULL = {
@@ -87,9 +87,7 @@ FULL = {
             "muloco_1_up_3_down_no_feedback",
         ),
         margin="0.5%",
-        flags=tuple(
-            "--execution.device cuda --execution.attention flash --execution.loss plain --train.micro_batch 512".split()
-        ),
+        flags="--execution.device cuda --execution.attention flash --execution.loss plain --train.micro_batch 512",
     ),
 }
 QUICK = {
@@ -132,7 +130,7 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
         words += ["--first-seed", str(made.first_seed)]
         words += ["--tune", made.tune] if made.tune else []
         words += ["--margin", made.margin] if made.margin else []
-        words += made.flags
+        words += made.flags.split()
     if evidence is not None and not made.budget.endswith("s") and (evidence / name / "design.toml").is_file():
         words += ["--runs-of", str(evidence / name)]
     if not made.budget.endswith("s"):

@@ -90,6 +90,7 @@ def test_the_verdict_is_recomputed_offline_and_a_torn_comparison_goes_on(
         (["--margin", "half"], "--margin"),
         (["--from", "nowhere", "--margin=0.5%"], "--margin is set before the first run"),
         (["--resume", "a", "--from", "b"], "no other of the three"),
+        (["a.toml", "b.toml", "--base", "b"], "--base goes with --from"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(words: list[str], said: str) -> None:
@@ -97,6 +98,18 @@ def test_what_cannot_be_compared_is_refused_in_one_line(words: list[str], said: 
     assert status == 2
     assert said in errors
     assert len(errors.strip().splitlines()) == 1
+
+
+def test_another_arm_may_be_the_base_of_a_verdict_that_is_not_written(compared: tuple[Path, str]) -> None:
+    before = {path.name: path.read_bytes() for path in compared[0].iterdir() if path.is_file()}
+    planned = json.loads(before["verdict.json"])["comparisons"][0]
+    status, shown, errors = shoestring("compare", "--from", compared[0], "--base", "slow")
+    assert status == 0, errors
+    assert f"it ends {planned['difference']:.4f} nats a token lower" in shown
+    assert "planned with base as its base" in shown
+    assert {path.name: path.read_bytes() for path in compared[0].iterdir() if path.is_file()} == before
+    status, _, errors = shoestring("compare", "--from", compared[0], "--base", "fast")
+    assert (status, errors.strip()) == (2, "shoestring: 'fast' is no arm of the comparison: base, slow")
 
 
 def test_runs_at_once_are_not_asked_of_a_folder_that_is_only_judged(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_every_arm_of_every_set_is_a_configuration(name: str) -> None:
     made = SETS[name]
     paths = evidence.recipes(replace(made, rates_of=None), ROOT, ROOT)
     left_to_the_plan = {"budget": made.budget, "model": {}, "train": {"batch": 4}}
-    flags = overrides(list(made.flags))
+    flags = overrides(made.flags.split())
     base = build(RunConfig, merge(left_to_the_plan, merge(read_toml(paths[0]), flags)))
     arms = {path.stem: candidate(base, merge(read_toml(path), flags)) for path in paths[1:]}
     check_workers({made.base: base, **arms})

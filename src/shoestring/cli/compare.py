@@ -5,6 +5,7 @@ import datetime
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -80,6 +81,7 @@ def _arguments() -> Arguments:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a comparison that was stopped")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="run a folder's arms and design anew, into --out")
     parser.add_argument("--from", type=Path, dest="source", metavar="FOLDER", help="judge a folder's figures again")
+    parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm instead, and write nothing")
     return parser
 
 
@@ -93,12 +95,23 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--runs-of spares runs that are to be made: --from judges those that there are")
     if modes and found.margin is not None:
         raise UsageError("--margin is set before the first run: a folder keeps its own")
+    if found.base is not None and not found.source:
+        raise UsageError("--base goes with --from: the base of runs to be made is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once is about runs to be made: --from judges those that there are")
     console = Console()
     if found.source:
         folder = ComparisonFolder.open(found.source)
-        _conclude(folder, judge(RunLog(folder.records).read(), folder.read_design()), console)
+        design, records = folder.read_design(), RunLog(folder.records).read()
+        if found.base is None:
+            _conclude(folder, judge(records, design), console)
+            return 0
+        _show(judge(records, design.against(found.base)).to_json(), console)
+        console.print(
+            f"{found.source} was planned with {design.base} as its base, and keeps that verdict: this one is not written",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 0
     keep_compiled_code(cache_folder())
     machine = probe()
@@ -233,6 +246,11 @@ def _run(
 def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:
     content = verdict.to_json()
     folder.write_verdict(content)
+    _show(content, console)
+    console.print(f"report: {write_comparison(folder.path)}", highlight=False, soft_wrap=True)
+
+
+def _show(content: Mapping[str, Any], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("candidate", "verdict", "nats", "interval", "speed-up", "memory", "step"):
         table.add_column(column, justify="left" if column in ("candidate", "verdict") else "right")
@@ -252,4 +270,3 @@ def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> N
     for row in content["comparisons"]:
         console.print(row["sentence"], highlight=False, markup=False, soft_wrap=True)
     console.print(f"[bold]{content['statement']}[/bold]", highlight=False, soft_wrap=True)
-    console.print(f"report: {write_comparison(folder.path)}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from shoestring.compare.record import settings_text
@@ -90,6 +90,17 @@ class Design:
     @property
     def base(self) -> str:
         return self.arms[0]
+
+    def against(self, base: str) -> "Design":
+        """The same comparison with another of its arms as the base. Raises: UsageError for an arm that it has not, and
+        where seeds were added until the comparisons with its own base were decided."""
+        if base not in self.arms:
+            raise UsageError(f"'{base}' is no arm of the comparison: {', '.join(self.arms)}")
+        if self.sequential:
+            raise UsageError(
+                f"seeds were added until the comparisons with {self.base} were decided: no other base is fair"
+            )
+        return replace(self, arms=(base, *(arm for arm in self.arms if arm != base)))
 
     @property
     def candidates(self) -> tuple[str, ...]:
