@@ -17,7 +17,7 @@ STEP = 1 / 32
 class Grid:
     """Every entry to the nearest multiple of STEP, ties to even, as int16: what is lost is plain to see."""
 
-    fixed_size = True
+    fixed_size = rowwise = True
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
         return 2 * math.prod(shape)
@@ -34,7 +34,7 @@ class Grid:
 class Sparse:
     """The entries that are not zero and their places: nothing is lost, and the size depends on the values."""
 
-    fixed_size = False
+    fixed_size = rowwise = False
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
         return 8 * math.prod(shape)

@@ -17,6 +17,12 @@ class Codec(Protocol):
         """Whether `payload_bytes` is exact, so that a receiver knows how much to expect; else it is the most there can be."""
         ...
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether it codes each row of a matrix by itself, so that matrices whose rows are of one length may be coded as one,
+        to the same values. Sizes are fixed then."""
+        ...
+
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """Bytes that a tensor of this shape takes when it is encoded."""
         ...

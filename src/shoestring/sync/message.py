@@ -13,6 +13,7 @@ from torch import Tensor
 
 from shoestring.sync.codec import Codec
 from shoestring.sync.codecs.floats import Float32
+from shoestring.sync.pieces import pieces
 
 NOTE_BYTES = 128
 HEADER = struct.Struct("<BxxxI")
@@ -80,8 +81,11 @@ def open_message(message: Tensor, noted: bool) -> Opened:
 
 
 class Layout:
-    """How tensors of given shapes lie in a body, one after the other: matrices (two dimensions or more) as the codec
-    encodes them, vectors as float32, since they are few and each entry acts on a whole channel.
+    """How tensors of given shapes lie in a body: matrices (two dimensions or more) as the codec encodes them, vectors as
+    float32, since they are few and each entry acts on a whole channel.
+
+    Where the codec is `rowwise`, matrices whose rows are of one length are encoded as one, and so are vectors: a model has
+    many tensors of few widths, and a small one takes a codec as long as a large one.
 
     fixed: whether a body always has `nbytes` bytes. Otherwise it begins with the size of each payload (int32), as a
     codec whose output varies needs.
@@ -89,9 +93,9 @@ class Layout:
 
     def __init__(self, codec: Codec, shapes: Sequence[Sequence[int]]) -> None:
         self.shapes = [tuple(shape) for shape in shapes]
-        self.codecs = [codec if self.compressed(shape) else VECTORS for shape in self.shapes]
-        self.fixed = all(each.fixed_size for each in self.codecs)
-        self.most = [each.payload_bytes(shape) for each, shape in zip(self.codecs, self.shapes, strict=True)]
+        self.pieces = pieces(codec, VECTORS, self.shapes)
+        self.fixed = all(piece.codec.fixed_size for piece in self.pieces)
+        self.most = [piece.nbytes(len(piece.members)) for piece in self.pieces]
         self.nbytes = sum(self.most)
 
     @staticmethod
@@ -100,30 +104,36 @@ class Layout:
         return len(shape) >= 2 and math.prod(shape) > 0
 
     def pack(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-        """(body, the bytes of each payload). Raises: ValueError for a codec that does not keep its word on sizes."""
-        payloads = [codec.encode(tensor) for codec, tensor in zip(self.codecs, tensors, strict=True)]
-        sizes = [payload.numel() for payload in payloads]
-        for codec, size, most, shape in zip(self.codecs, sizes, self.most, self.shapes, strict=True):
-            if size > most or (codec.fixed_size and size != most):
-                raise ValueError(f"{type(codec).__name__} made {size} bytes of {shape}, and had said {most}")
+        """(body, the bytes that each tensor takes in it). Raises: ValueError for a codec that does not keep its word on
+        sizes."""
+        payloads = [piece.codec.encode(piece.join(tensors)) for piece in self.pieces]
+        shares = [0] * len(self.shapes)
+        for piece, payload, most in zip(self.pieces, payloads, self.most, strict=True):
+            size = payload.numel()
+            if size > most or (piece.codec.fixed_size and size != most):
+                name = type(piece.codec).__name__
+                raise ValueError(f"{name} made {size} bytes of {piece.shape(len(piece.members))}, and had said {most}")
+            for member, share in zip(piece.members, piece.shares(size), strict=True):
+                shares[member] = share
         if not self.fixed:
-            payloads.insert(0, torch.tensor(sizes, dtype=torch.int32).view(torch.uint8).to(payloads[0].device))
-        return torch.cat(payloads), sizes
+            sizes = torch.tensor([payload.numel() for payload in payloads], dtype=torch.int32)
+            payloads.insert(0, sizes.view(torch.uint8).to(payloads[0].device))
+        return torch.cat(payloads), shares
 
     def unpack(self, body: Tensor, device: torch.device) -> list[Tensor]:
         """The float32 tensors, on `device`. Raises: ValueError where the body cannot be of these shapes."""
-        payloads = self._split(body.to(device))
-        return [
-            codec.decode(payload, shape)
-            for codec, payload, shape in zip(self.codecs, payloads, self.shapes, strict=True)
-        ]
+        found: dict[int, Tensor] = {}
+        for piece, payload in zip(self.pieces, self._split(body.to(device)), strict=True):
+            whole = piece.codec.decode(payload, piece.shape(len(piece.members)))
+            found |= zip(piece.members, piece.part(whole), strict=True)
+        return [found[place] for place in range(len(self.shapes))]
 
     def _split(self, body: Tensor) -> list[Tensor]:
         sizes, start = self.most, 0
         if not self.fixed:
-            start = min(4 * len(self.shapes), body.numel())
+            start = min(4 * len(self.pieces), body.numel())
             sizes = body[: start - start % 4].cpu().clone().view(torch.int32).tolist()
-        whole = len(sizes) == len(self.shapes) and min(sizes) >= 0 and start + sum(sizes) == body.numel()
+        whole = len(sizes) == len(self.pieces) and min(sizes) >= 0 and start + sum(sizes) == body.numel()
         if not whole:
             raise ValueError(f"a body of {body.numel()} bytes is not of the tensors expected")
         return list(body[start:].split(sizes))

@@ -21,7 +21,7 @@ BFLOAT16_MOST = torch.finfo(torch.bfloat16).max
 class Float32:
     """The entries as they are: no compression."""
 
-    fixed_size = True
+    fixed_size = rowwise = True
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """4 bytes an entry."""
@@ -50,7 +50,7 @@ class BFloat16:
     A magnitude that would round to infinity, above 3.3895e38, becomes the largest finite one.
     """
 
-    fixed_size = True
+    fixed_size = rowwise = True
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """2 bytes an entry."""

@@ -47,6 +47,11 @@ class Linear:
     def __init__(self, *, bits: Bits = 2, scope: Scope = "row", block: Count = 128, range: Range = "mse") -> None:
         self.bits, self.scope, self.block, self.range = bits, scope, block, range
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether each row has a code of its own."""
+        return self.scope == "row"
+
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """The scales of every group and the codes of every entry."""
         groups = Groups.of(shape, self.scope, self.block)

@@ -50,6 +50,11 @@ class Statistical:
     ) -> None:
         self.bits, self.scope, self.block, self.levels = bits, scope, block, levels
 
+    @property
+    def rowwise(self) -> bool:
+        """Whether each row has a code of its own."""
+        return self.scope == "row"
+
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """The levels of every group and the codes of every entry."""
         groups = Groups.of(shape, self.scope, self.block)

@@ -35,7 +35,7 @@ class TopK:
     length depends on where they lie.
     """
 
-    fixed_size = False
+    fixed_size = rowwise = False
 
     def __init__(self, *, fraction: Fraction = 0.01, values: Values = "bfloat16") -> None:
         self.fraction, self.values = fraction, values

@@ -1,0 +1,87 @@
+"""Which tensors of a message are encoded as one: matrices, one below the other, and vectors, one after the other."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from shoestring.sync.codec import Codec
+
+TOGETHER = 1 << 22
+"""Entries up to which tensors are put together: it bounds the memory that this takes, and what is larger gains nothing."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tensors that a codec takes as one. members: their places among all. shapes: of each. width: entries of a row; 0 where
+    they are vectors, None for one tensor in the shape that it has."""
+
+    codec: Codec
+    members: list[int]
+    shapes: list[Shape]
+    width: int | None
+
+    @property
+    def entries(self) -> int:
+        return sum(map(math.prod, self.shapes))
+
+    def shape(self, count: int) -> Shape:
+        """Of the first `count` tensors together."""
+        if self.width is None:
+            return self.shapes[0]
+        entries = sum(map(math.prod, self.shapes[:count]))
+        return (entries // self.width, self.width) if self.width else (entries,)
+
+    def nbytes(self, count: int) -> int:
+        """Of the payload of the first `count` tensors; the most there can be where the codec's sizes vary."""
+        return self.codec.payload_bytes(self.shape(count)) if count else 0
+
+    def shares(self, size: int) -> list[int]:
+        """The bytes of a payload of `size` bytes that are each tensor's: what it adds to those before it."""
+        if len(self.members) == 1:
+            return [size]
+        ends = [self.nbytes(count) for count in range(len(self.members) + 1)]
+        return [end - start for start, end in pairwise(ends)]
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Those of `tensors` that are its members, as one."""
+        own = [tensors[member] for member in self.members]
+        if self.width is None:
+            return own[0]
+        return torch.cat([each.reshape(-1, self.width) if self.width else each.reshape(-1) for each in own])
+
+    def part(self, whole: Tensor) -> list[Tensor]:
+        """What `join` put together, taken apart: views."""
+        if self.width is None:
+            return [whole]
+        sizes = [math.prod(shape) // (self.width or 1) for shape in self.shapes]
+        return [each.reshape(shape) for each, shape in zip(whole.split(sizes), self.shapes, strict=True)]
+
+
+def pieces(codec: Codec, vectors: Codec, shapes: Sequence[Shape]) -> list[Piece]:
+    """The pieces that tensors of these shapes make, in the order of their first members.
+
+    codec: of matrices that have entries; put together where it is `rowwise` and their rows are of one length. vectors: of
+    all others.
+    """
+    made: list[Piece] = []
+    latest: dict[int, Piece] = {}
+    for place, shape in enumerate(shapes):
+        entries = math.prod(shape)
+        matrix = len(shape) >= 2 and entries > 0
+        alone = matrix and not codec.rowwise
+        width = (entries // shape[0] if matrix else 0) if not alone else None
+        piece = None if width is None else latest.get(width)
+        if piece is None or piece.entries + entries > TOGETHER:
+            piece = Piece(codec if matrix else vectors, [], [], width)
+            made.append(piece)
+            if width is not None:
+                latest[width] = piece
+        piece.members.append(place)
+        piece.shapes.append(shape)
+    return made
