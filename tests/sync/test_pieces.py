@@ -48,7 +48,7 @@ def test_each_tensor_comes_out_as_it_would_alone(codec: Any, shapes: list[tuple[
         body, shares = layout.pack(tensors)
         found = layout.unpack(body, torch.device("cpu"))
     for tensor, out in zip(tensors, found, strict=True):
-        alone = codec if Layout.compressed(tensor.shape) else Float32()
+        alone = codec if pieces.compressed(tensor.shape) else Float32()
         assert torch.equal(out, alone.decode(alone.encode(tensor), tensor.shape))
         assert out.shape == tensor.shape
     assert sum(shares) == body.numel() - (0 if layout.fixed else 4 * len(layout.pieces))

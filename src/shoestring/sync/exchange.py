@@ -22,6 +22,7 @@ from shoestring.errors import ShoestringError
 from shoestring.sync.codec import Codec
 from shoestring.sync.feedback import PART, Residuals
 from shoestring.sync.message import Holds, Layout, Opened, header_bytes, open_message, seal, write_note
+from shoestring.sync.pieces import compressed
 from shoestring.sync.transport.base import Pending, Transport
 
 Average = Literal["auto", "gather", "scatter"]
@@ -211,7 +212,7 @@ class _Work:
         if residuals is not None:
             tensors = [
                 residuals.compensate(delta.name + ending, values, (self.rank, self.size))
-                if Layout.compressed(values.shape)
+                if compressed(values.shape)
                 else values
                 for delta, values in zip(self.deltas, tensors, strict=True)
             ]
@@ -231,7 +232,7 @@ class _Work:
         if residuals is not None and not (ending and residuals.in_weights):
             decoded = [layout.unpack(body, self.device) for layout, (body, _) in zip(layouts, packed, strict=True)]
             for delta, values, *pieces in zip(self.deltas, tensors, *decoded, strict=True):
-                if Layout.compressed(values.shape):
+                if compressed(values.shape):
                     self.staged[delta.name + ending] = values - torch.cat(pieces)
         return packed
 

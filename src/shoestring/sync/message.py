@@ -1,7 +1,6 @@
 """What lies in one message of an exchange: a header, a note, and the payloads of several tensors."""
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,11 +96,6 @@ class Layout:
         self.fixed = all(piece.codec.fixed_size for piece in self.pieces)
         self.most = [piece.nbytes(len(piece.members)) for piece in self.pieces]
         self.nbytes = sum(self.most)
-
-    @staticmethod
-    def compressed(shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape is the codec's: parts without rows hold nothing to encode."""
-        return len(shape) >= 2 and math.prod(shape) > 0
 
     def pack(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """(body, the bytes that each tensor takes in it). Raises: ValueError for a codec that does not keep its word on

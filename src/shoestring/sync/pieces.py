@@ -63,19 +63,21 @@ class Piece:
         return [each.reshape(shape) for each, shape in zip(whole.split(sizes), self.shapes, strict=True)]
 
 
+def compressed(shape: Sequence[int]) -> bool:
+    """Whether a tensor of this shape is a matrix with entries, and so the codec's: parts without rows hold nothing to encode."""
+    return len(shape) >= 2 and math.prod(shape) > 0
+
+
 def pieces(codec: Codec, vectors: Codec, shapes: Sequence[Shape]) -> list[Piece]:
     """The pieces that tensors of these shapes make, in the order of their first members.
 
-    codec: of matrices that have entries; put together where it is `rowwise` and their rows are of one length. vectors: of
-    all others.
+    codec: of what is `compressed`; put together where it is `rowwise` and the rows are of one length. vectors: of all others.
     """
     made: list[Piece] = []
     latest: dict[int, Piece] = {}
     for place, shape in enumerate(shapes):
-        entries = math.prod(shape)
-        matrix = len(shape) >= 2 and entries > 0
-        alone = matrix and not codec.rowwise
-        width = (entries // shape[0] if matrix else 0) if not alone else None
+        entries, matrix = math.prod(shape), compressed(shape)
+        width = 0 if not matrix else entries // shape[0] if codec.rowwise else None
         piece = None if width is None else latest.get(width)
         if piece is None or piece.entries + entries > TOGETHER:
             piece = Piece(codec if matrix else vectors, [], [], width)
