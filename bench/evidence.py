@@ -72,7 +72,7 @@ FULL = {
         margin="0.5%",
     ),
     "sync-ablation-tokens": Set(
-        "sync-ablation", "muloco_1_up_3_down", "24576ktok", first_seed=1, tune=None, margin="0.5%"
+        "sync-ablation", "muloco_1_up_3_down", "24576ktok", seeds=6, first_seed=1, tune=None, margin="0.5%"
     ),
     "sync-gpu-tokens": Set(
         "sync-two-layers",
