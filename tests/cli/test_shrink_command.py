@@ -12,6 +12,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.cli import shrink
 from shoestring.cli.main import main
 from shoestring.config import build, tree
+from shoestring.contract.cost import Shape
 from shoestring.model import Transformer
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
@@ -62,7 +63,8 @@ def test_a_ternary_run_keeps_its_loss_and_writes(
     ledger = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
     assert [line["event"] for line in ledger] == ["before", "pack", "after"]
     model = load_trained(run).model
-    assert ledger[0]["flops"] == ledger[2]["flops"] == model.flops(256 // 32, 32, backward=False)
+    spent = [line["accounts"]["evaluation"]["flops"] for line in (ledger[0], ledger[2])]
+    assert spent == [model.cost(Shape(256 // 32, 32)).flops] * 2
     assert ledger[2]["seconds"]["evaluate"] > 0
     assert main(["generate", str(out), "line 1", "--tokens", "8"]) == 0
     written = capsys.readouterr().out

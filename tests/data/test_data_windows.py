@@ -1,6 +1,7 @@
 """Windows: every target once an epoch, the same for any number of workers, and isolation as a slow reference has it."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,10 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoestring.contract.batch import Inputs
 from shoestring.data import IGNORED, Batch, TokenStore, Windows
 from shoestring.errors import UsageError
 
 END = 0
+NAMES = ("inputs", "targets", "positions", "documents")
+
+
+def of(batch: Batch, name: str) -> Any:
+    """A tensor of a batch by the name that the reference has for it."""
+    known = {"inputs": batch.inputs.values, "targets": batch.targets}
+    return known[name] if name in known else getattr(batch.inputs, name)
+
+
 documents = st.lists(st.lists(st.integers(1, 9), max_size=12), min_size=1, max_size=12)
 
 
@@ -30,7 +41,7 @@ def test_each_target_once_an_epoch(tokens: int, context: int, seed: int, epoch: 
     assert set(counts.values()) == {1}
     assert sorted(counts) == list(range(1, len(windows) * context + 1))
     assert tokens - 1 - len(counts) < context  # only a rest shorter than a window is left out
-    assert torch.equal(batch.inputs + 1, batch.targets)
+    assert torch.equal(batch.inputs.values + 1, batch.targets)
 
 
 @settings(deadline=None)
@@ -45,8 +56,8 @@ def test_workers_together_read_what_one_would(start: int, each: int, workers: in
     windows = Windows(store, 8, seed=5, packing=packing)  # type: ignore[arg-type]
     whole = windows.batch(start, each * workers)
     parts = [windows.batch(start + worker * each, each) for worker in range(workers)]
-    for name, tensor in vars(whole).items():
-        pieces = [getattr(part, name) for part in parts]
+    for name in NAMES:
+        pieces, tensor = [of(part, name) for part in parts], of(whole, name)
         if tensor is None:
             assert pieces == [None] * workers
         else:
@@ -55,8 +66,8 @@ def test_workers_together_read_what_one_would(start: int, each: int, workers: in
 
 def test_resumes_from_an_integer_across_an_epoch() -> None:
     first, again = (Windows(counting_store(101), 10, seed=1) for _ in range(2))
-    straight = torch.cat([first.batch(step * 3, 3).inputs for step in range(9)])
-    assert torch.equal(again.batch(12, 15).inputs, straight[12:])
+    straight = torch.cat([first.batch(step * 3, 3).inputs.values for step in range(9)])
+    assert torch.equal(again.batch(12, 15).inputs.values, straight[12:])
 
 
 def test_epochs_and_seeds_shuffle_anew_and_shuffle_can_be_off() -> None:
@@ -93,28 +104,30 @@ def test_isolated_agrees_with_the_reference(documents: list[list[int]], context:
     batch = windows.batch(0, len(windows))
     for row, window in enumerate(windows.order(0, len(windows)).tolist()):
         for name, expected in isolated_by_hand(store, window * context, context).items():
-            assert getattr(batch, name)[row].tolist() == expected
+            assert of(batch, name)[row].tolist() == expected
     assert batch.tokens == int((batch.targets >= 0).sum())
 
 
 def test_stream_counts_every_target_and_is_contiguous_int64() -> None:
     batch = Windows(TokenStore.of([[1, 2, 3], [4, 5]], END), 3, shuffle=False).batch(0, 2)
-    assert batch.inputs.tolist() == [[1, 2, 3], [0, 4, 5]]
+    assert batch.inputs.values.tolist() == [[1, 2, 3], [0, 4, 5]]
     assert batch.targets.tolist() == [[2, 3, 0], [4, 5, 0]]
     assert batch.tokens == 6
-    assert batch.positions is batch.documents is None
-    assert batch.inputs.is_contiguous()
+    assert batch.inputs.positions is batch.inputs.documents is None
+    assert batch.inputs.values.is_contiguous()
     assert batch.targets.is_contiguous()
-    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert batch.inputs.values.dtype == batch.targets.dtype == torch.int64
 
 
 def test_a_batch_moves_whole() -> None:
-    batch = Batch(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([[1, IGNORED]]), documents=torch.zeros(1, 2))
+    batch = Batch(
+        Inputs(torch.zeros(1, 2, dtype=torch.int64), documents=torch.zeros(1, 2)), torch.tensor([[1, IGNORED]])
+    )
     moved = batch.to("meta")
-    assert moved.inputs.is_meta
-    assert moved.documents is not None
-    assert moved.documents.is_meta
-    assert moved.positions is None
+    assert moved.inputs.values.is_meta
+    assert moved.inputs.documents is not None
+    assert moved.inputs.documents.is_meta
+    assert moved.inputs.positions is None
     assert batch.tokens == 1
 
 

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.data.windows import IGNORED, Batch
+from shoestring.budget.charge import Charge
+from shoestring.contract.batch import IGNORED, Batch, Inputs
+from shoestring.contract.cost import Cost, Shape
+from shoestring.contract.model import MatrixHead
 from shoestring.decode import SamplingConfig, generate
 from shoestring.decode.ensemble import Ensemble, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, keep_top
@@ -27,7 +30,7 @@ VOCABULARY, CONTEXT, EXPERTS = 23, 24, 3
 
 def expert(seed: int, width: int = 16, context: int = CONTEXT, vocabulary: int = VOCABULARY) -> Transformer:
     torch.manual_seed(seed)
-    made = ModelConfig(layers=1, width=width, heads=2, vocabulary=vocabulary, context=context).build()
+    made = Transformer(ModelConfig(layers=1, width=width, heads=2, vocabulary=vocabulary, context=context))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.5)
@@ -85,12 +88,12 @@ def test_an_ensemble_is_the_mixture_of_the_definition(experts: list[Transformer]
     tokens = texts()
     expected = slowly(experts, weigher, tokens)
     together = Ensemble(experts, weigher)
-    found = together.hidden(tokens)
+    found = together.read(Inputs(tokens)).hidden
     assert torch.allclose(found.double(), expected, atol=1e-4)
     assert torch.allclose(found.exp().sum(dim=-1), torch.ones(tokens.shape), atol=1e-4)
     targets = tokens.roll(-1, dims=1)
     targets[:, -1] = IGNORED
-    chosen = together.log_probabilities(tokens, targets)
+    chosen, _ = together.log_probabilities(Inputs(tokens), targets)
     assert torch.allclose(chosen[:, :-1], found.gather(2, targets.clamp_min(0)[..., None])[:, :-1, 0], atol=1e-4)
     assert (chosen[:, -1] == 0).all()
 
@@ -101,7 +104,11 @@ def test_nothing_at_a_place_hangs_on_later_tokens(experts: list[Transformer], we
     other = tokens.clone()
     other[:, place + 1 :] = (other[:, place + 1 :] + 7) % VOCABULARY
     together = Ensemble(experts, weigher)
-    assert torch.allclose(together.hidden(tokens)[:, : place + 1], together.hidden(other)[:, : place + 1], atol=1e-5)
+    assert torch.allclose(
+        together.read(Inputs(tokens)).hidden[:, : place + 1],
+        together.read(Inputs(other)).hidden[:, : place + 1],
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("weigher", WEIGHERS.values(), ids=list(WEIGHERS))
@@ -110,7 +117,7 @@ def test_decoding_with_caches_is_decoding_without(experts: list[Transformer], we
     for prompt in ([4], [21, 20, 3, 2, 1, 22, 19]):
         text = list(prompt)
         for _ in range(12):
-            text.append(int(together.hidden(torch.tensor([text]))[0, -1].argmax()))
+            text.append(int(together.read(Inputs(torch.tensor([text]))).hidden[0, -1].argmax()))
         found = generate(together, prompt, SamplingConfig(temperature=0, max_new_tokens=12))
         assert list(found) == text[len(prompt) :]
 
@@ -118,38 +125,40 @@ def test_decoding_with_caches_is_decoding_without(experts: list[Transformer], we
 def test_an_expert_reads_only_when_its_turn_comes_and_every_reading_is_counted(experts: list[Transformer]) -> None:
     tokens = torch.stack([torch.full((8,), 19), torch.tensor([19] * 3 + [0] * 5)])
     together = Ensemble(experts, near(1, every=4))
-    together.log_probabilities(tokens, tokens)
-    third, first = experts[2].flops(1, 8, False), experts[0].flops(1, 8, False)
-    middle = experts[1].flops(1, 8, False)
+    _, cost = together.log_probabilities(Inputs(tokens), tokens)
+    first, middle, third = (expert.cost(Shape(1, 8)).flops for expert in experts)
     weights = near(1, every=4)(tokens)
     asked = (weights > 0).any(dim=1)
     assert asked[0].tolist() == [False, False, True]
     expected = int((asked * torch.tensor([first, middle, third])).sum())
-    assert together.flops_spent == expected
+    assert cost.flops == expected
 
     decoding = Ensemble(experts, near(1, every=4))
-    list(generate(decoding, [19] * 6, SamplingConfig(temperature=0, max_new_tokens=1)))
-    assert decoding.flops_spent == experts[2].flops(1, 6, False, outputs=1)
+    spent: list[Charge] = []
+    list(generate(decoding, [19] * 6, SamplingConfig(temperature=0, max_new_tokens=1), on_spent=spent.append))
+    assert [charge.flops for charge in spent] == [experts[2].cost(Shape(1, 6, outputs=1)).flops]
 
 
 def test_one_expert_alone_is_itself(experts: list[Transformer]) -> None:
     tokens = texts()
     alone = Ensemble(experts[:1], Fixed([2.0]))
     expected = experts[0](tokens).log_softmax(dim=-1)
-    assert torch.allclose(alone.hidden(tokens), expected, atol=1e-5)
+    assert torch.allclose(alone.read(Inputs(tokens)).hidden, expected, atol=1e-5)
 
 
 def test_the_evaluator_of_models_takes_an_ensemble(experts: list[Transformer]) -> None:
     class Source:
         def batch(self, start: int, count: int) -> Batch:
             tokens = texts(8, CONTEXT + 1)[start : start + count]
-            return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            return Batch(Inputs(tokens[:, :-1].contiguous()), tokens[:, 1:].contiguous())
 
     evaluator = Evaluator(Source(), torch.ones(VOCABULARY), sequences=8, rows=4, device="cpu", precision="float32")
     together = Ensemble(experts, near())
-    found = evaluator(together)  # type: ignore[arg-type]
+    found = evaluator(together)
     batch = Source().batch(0, 8)
-    assert found.loss == pytest.approx(-float(together.log_probabilities(batch.inputs, batch.targets).mean()), abs=1e-5)
+    assert found.loss == pytest.approx(
+        -float(together.log_probabilities(batch.inputs, batch.targets)[0].mean()), abs=1e-5
+    )
 
 
 def test_isolated_documents_are_read_apart(experts: list[Transformer]) -> None:
@@ -157,10 +166,10 @@ def test_isolated_documents_are_read_apart(experts: list[Transformer]) -> None:
     documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
     positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4]])
     together = Ensemble(experts, RunningLikelihood())
-    found = together.hidden(tokens, positions, documents)
+    found = together.read(Inputs(tokens, positions, documents)).hidden
     targets = torch.cat([tokens[:, 1:], torch.tensor([[IGNORED]])], dim=1)
     targets[0, 2] = IGNORED
-    chosen = together.log_probabilities(tokens, targets, positions, documents)
+    chosen, _ = together.log_probabilities(Inputs(tokens, positions, documents), targets)
     counted = targets[0] >= 0
     assert torch.allclose(
         chosen[0, counted], found[0].gather(1, targets[0].clamp_min(0)[:, None])[counted, 0], atol=1e-5
@@ -205,9 +214,9 @@ def test_a_mixture_takes_no_notice_of_experts_of_no_weight() -> None:
 def test_log_probabilities_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight = torch.randn(3, 7, 8), torch.randn(VOCABULARY, 8)
     tokens = texts(3, 7)
-    whole = token_log_probabilities(hidden, weight, tokens)
+    whole = token_log_probabilities(MatrixHead(weight), hidden, tokens)
     monkeypatch.setattr("shoestring.decode.ensemble.ROWS", 4)
-    assert torch.allclose(token_log_probabilities(hidden, weight, tokens), whole, atol=1e-6)
+    assert torch.allclose(token_log_probabilities(MatrixHead(weight), hidden, tokens), whole, atol=1e-6)
 
 
 def test_what_cannot_be_an_ensemble_is_refused() -> None:
@@ -220,10 +229,11 @@ def test_what_cannot_be_an_ensemble_is_refused() -> None:
     with pytest.raises(UsageError, match="not 0 for all"):
         RunningLikelihood([-1.0, 2.0])
     together = Ensemble([expert(0), expert(1, context=12)], Fixed([1, 1]))
-    assert together.config.context == 12
+    assert together.about.context == 12
     with pytest.raises(UsageError, match="13 tokens do not fit in a context of 12"):
-        together.hidden(torch.zeros(1, 13, dtype=torch.int64), cache=together.new_cache(1, 24))
+        together.read(Inputs(torch.zeros(1, 13, dtype=torch.int64)), together.new_cache(1, 24))
     with pytest.raises(UsageError, match="one sequence"):
         together.new_cache(2, 8)
-    with pytest.raises(TypeError, match="no output matrix"):
-        F.relu(together.head_weight)
+    with pytest.raises(UsageError, match="no layers of its own"):
+        together.read(Inputs(torch.zeros(1, 3, dtype=torch.int64)), tap=("blocks.0",))
+    assert together.cost(Shape(1, 4)) == Cost.beside(*(one.cost(Shape(1, 4)) for one in together.experts))

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from shoestring.budget.charge import Charge
 from shoestring.config import build
+from shoestring.contract.cost import Shape
 from shoestring.decode import SamplingConfig, Stop, generate
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
@@ -14,7 +16,7 @@ GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(2)
     shape = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 40, "context": 32, "key_value_heads": request.param}
-    made = build(ModelConfig, shape).build()
+    made = Transformer(build(ModelConfig, shape))
     with torch.no_grad():  # a new model's blocks add nothing: move it away from its start
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
@@ -65,13 +67,14 @@ def test_the_seed_settles_the_text(model: Transformer) -> None:
 
 
 def test_every_pass_is_charged(model: Transformer) -> None:
-    charged: list[int] = []
-    list(generate(model, [1, 2, 3], SamplingConfig(temperature=0, max_new_tokens=3), on_flops=charged.append))
-    assert charged == [
-        model.flops(1, 3, False, outputs=1),
-        model.flops(1, 1, False, past=3),
-        model.flops(1, 1, False, past=4),
+    charged: list[Charge] = []
+    list(generate(model, [1, 2, 3], SamplingConfig(temperature=0, max_new_tokens=3), on_spent=charged.append))
+    assert [charge.flops for charge in charged] == [
+        model.cost(Shape(1, 3, outputs=1)).flops,
+        model.cost(Shape(1, 1, 3)).flops,
+        model.cost(Shape(1, 1, 4)).flops,
     ]
+    assert [charge.read for charge in charged] == [3, 1, 1]
 
 
 def test_gradients_stay_on_between_two_tokens(model: Transformer) -> None:

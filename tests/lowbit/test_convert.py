@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shoestring.contract.cost import Shape
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import LowBitLinear, lower, lowered_layers, unpack
 from shoestring.lowbit.activations import fake_tokens
@@ -20,7 +21,7 @@ TOKENS = torch.arange(20).view(2, 10) % 16
 
 def model_of(tied: bool = True) -> Transformer:
     torch.manual_seed(0)
-    model = ModelConfig(2, 16, 2, vocabulary=16, context=16, tied=tied).build()
+    model = Transformer(ModelConfig(2, 16, 2, vocabulary=16, context=16, tied=tied))
     for block in model.blocks:  # what writes to the residual stream starts at 0, and is silent
         nn.init.normal_(block.token_mixer.output.weight, std=0.2)  # type: ignore[union-attr, arg-type]
         nn.init.normal_(block.channel_mixer.output.weight, std=0.2)  # type: ignore[union-attr, arg-type]
@@ -44,7 +45,7 @@ def test_matrices_of_the_blocks_are_lowered_and_nothing_else(tied: bool) -> None
     assert {member.name: member.role for member in members(model)} == roles
     assert {name: row_blocks(p) for name, p in after.items()} == marks
     assert model.blocks[0].token_mixer.qkv.row_blocks == marks["blocks.0.token_mixer.qkv.weight"]  # type: ignore[union-attr]
-    assert model.flops(1, 16) == model_of(tied).flops(1, 16)
+    assert model.cost(Shape(1, 16)).flops == model_of(tied).cost(Shape(1, 16)).flops
     assert "blocks.*.token_mixer.qkv (2)" in found.describe()
     assert "in higher precision: embedding" in found.describe()
 

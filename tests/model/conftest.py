@@ -33,7 +33,7 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 def model(config: ModelConfig) -> Transformer:
     """A model of each shape, away from its start: a gain or a block in the wrong place shows."""
     torch.manual_seed(1)
-    made = config.build()
+    made = Transformer(config)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 1:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from shoestring.config import Choice
 from shoestring.model.chunked import chunked_attention
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 
 
 @settings(deadline=None, max_examples=25)
@@ -28,7 +29,7 @@ def test_it_is_causal_attention_with_its_gradients(length: int, heads: tuple[int
 def test_a_model_told_to_use_it_has_the_same_logits(qk_norm: bool) -> None:
     torch.manual_seed(0)
     mixer = Choice.of("model", "attention", kind="token mixer", qk_norm=qk_norm)
-    model = ModelConfig(2, 32, 4, 2, vocabulary=50, context=24, token_mixer=mixer).build()
+    model = Transformer(ModelConfig(2, 32, 4, 2, vocabulary=50, context=24, token_mixer=mixer))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # a new model ignores its context
     inputs = torch.randint(50, (2, 24))

@@ -28,7 +28,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def trained(**more: object) -> Transformer:
     """A model away from its start, where the blocks add nothing."""
     torch.manual_seed(0)
-    model = build(ModelConfig, {**SMALL, **more}).build()
+    model = Transformer(build(ModelConfig, {**SMALL, **more}))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)

@@ -8,6 +8,7 @@ from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model import ModelConfig
 from shoestring.model.swiglu import SwiGLU
+from shoestring.model.transformer import Transformer
 
 
 def test_what_is_left_out_is_worked_out_and_stored() -> None:
@@ -48,7 +49,7 @@ def test_sizes_that_cannot_go_together_get_one_clear_line(wrong: dict[str, int],
 
 def test_a_model_without_a_vocabulary_is_not_built() -> None:
     with pytest.raises(UsageError, match="vocabulary"):
-        ModelConfig().build()
+        Transformer(ModelConfig())
 
 
 def test_an_unknown_mixer_names_the_nearest() -> None:
@@ -70,5 +71,5 @@ def test_a_new_channel_mixer_is_one_class_and_nothing_else(monkeypatch: pytest.M
     choice = {"name": "half_swiglu", "factor": 3.0}
     config = build(ModelConfig, {"width": 64, "vocabulary": 10, "channel_mixer": choice})
     assert config.hidden == 96
-    assert config.build().blocks[0].channel_mixer.factor == 3.0
+    assert Transformer(config).blocks[0].channel_mixer.factor == 3.0
     assert tree(config)["channel_mixer"] == choice

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cost import Shape
 from shoestring.model import Transformer
 
 # torch's counter knows the flash kernels of GPUs, not that of CPUs, which does the same products
@@ -29,7 +31,7 @@ def test_flops_are_those_torch_counts(model: Transformer, length: int, packed: b
             logits = model(inputs, documents=documents)
         if backward:
             logits.sum().backward()
-    assert model.flops(3, length, backward) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert model.cost(Shape(3, length, backward=backward)).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize(("past", "new"), [(0, 9), (9, 1), (9, 4)])
@@ -37,14 +39,17 @@ def test_flops_of_cached_decoding(model: Transformer, past: int, new: int) -> No
     cache = model.new_cache(2, 20)
     with torch.no_grad():
         if past:
-            model.hidden(torch.zeros(2, past, dtype=torch.int64), cache=cache)
+            model.read(Inputs(torch.zeros(2, past, dtype=torch.int64)), cache)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-            model.hidden(torch.zeros(2, new, dtype=torch.int64), cache=cache)[:, -1:] @ model.head_weight.T
-    assert model.flops(2, new, False, past=past, outputs=1) == pytest.approx(counter.get_total_flops(), rel=0.01)
+            model.read(Inputs(torch.zeros(2, new, dtype=torch.int64)), cache).hidden[
+                :, -1:
+            ] @ model.get_output_embeddings().weight.T
+    assert model.cost(Shape(2, new, past, outputs=1)).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_parts_add_up(model: Transformer) -> None:
-    head = model.flops(2, 8, True) - model.flops(2, 8, True, outputs=0)
+    whole = model.cost(Shape(2, 8, backward=True)).flops
+    head = whole - model.cost(Shape(2, 8, outputs=0, backward=True)).flops
     assert head == 3 * 2 * 2 * 8 * 32 * 50
-    parts = sum(b.token_mixer.flops(2, 8, True) + b.channel_mixer.flops(2, 8, True) for b in model.blocks)
-    assert model.flops(2, 8) == parts + head
+    parts = sum(block.flops(Shape(2, 8, backward=True)) for block in model.blocks)  # type: ignore[operator]
+    assert whole == parts + head

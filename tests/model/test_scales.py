@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from shoestring.config import build
+from shoestring.contract.batch import Inputs
 from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.errors import UsageError
@@ -21,7 +22,7 @@ TIED = pytest.mark.parametrize("tied", [True, False])
 def made(tied: bool = True, **scales: float) -> Transformer:
     """A model away from its start, of the same weights whatever its scales."""
     torch.manual_seed(0)
-    model = build(ModelConfig, {**SMALL, "tied": tied, **scales}).build()
+    model = Transformer(build(ModelConfig, {**SMALL, "tied": tied, **scales}))
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
@@ -35,12 +36,12 @@ def ids() -> torch.Tensor:
 @TIED
 def test_at_one_they_are_not_there(tied: bool) -> None:
     torch.manual_seed(0)
-    model = build(ModelConfig, {**SMALL, "tied": tied}).build()
+    model = Transformer(build(ModelConfig, {**SMALL, "tied": tied}))
     x = model.embedding(ids())
     cos, sin = model.rotary(0, 12, None)
     for block in model.blocks:
         x = block(x, cos, sin)
-    assert torch.equal(model.hidden(ids()), model.norm(x))
+    assert torch.equal(model.read(Inputs(ids())).hidden, model.norm(x))
 
 
 @TIED
@@ -58,14 +59,14 @@ def test_the_input_scale_is_one_over_a_factor_on_what_blocks_add() -> None:
             middle = x + 0.25 * block.token_mixer(block.token_norm(x), cos, sin)
             x = middle + 0.25 * block.channel_mixer(block.channel_norm(middle))
         # alike up to the epsilon of the norms
-        torch.testing.assert_close(scaled.hidden(ids()), model.norm(x), atol=1e-3, rtol=1e-3)
-        assert (model.hidden(ids()) - model.norm(x)).abs().max() > 0.1
+        torch.testing.assert_close(scaled.read(Inputs(ids())).hidden, model.norm(x), atol=1e-3, rtol=1e-3)
+        assert (model.read(Inputs(ids())).hidden - model.norm(x)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("cross_entropy", [plain, Fused(rows=5)])
 def test_every_loss_and_its_gradients_have_the_scale(cross_entropy: object) -> None:
     model = made(output_scale=0.3).float()
-    loss = cross_entropy(model.hidden(ids()), model.head_weight, ids())  # type: ignore[operator]
+    loss = cross_entropy(model.read(Inputs(ids())).hidden, model.get_output_embeddings().weight, ids())  # type: ignore[operator]
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     expected = F.cross_entropy(model(ids()).flatten(0, 1), ids().flatten())
     torch.testing.assert_close(loss, expected)

@@ -7,12 +7,13 @@ from torch.nn import functional as F
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig
 from shoestring.model.stages import cut
+from shoestring.model.transformer import Transformer
 
 
 def test_the_stages_together_are_the_model_and_share_its_weights() -> None:
     torch.manual_seed(0)
     shape = {"layers": 4, "width": 32, "heads": 2, "vocabulary": 50, "context": 16}
-    model = ModelConfig(**shape, tied=False, input_scale=0.5, output_scale=2.0).build()
+    model = Transformer(ModelConfig(**shape, tied=False, input_scale=0.5, output_scale=2.0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -33,6 +34,6 @@ def test_the_stages_together_are_the_model_and_share_its_weights() -> None:
     [(4, True, 2, "tied model cannot be cut"), (4, False, 3, "4 layers do not divide into 3"), (4, False, 0, "into 0")],
 )
 def test_what_cannot_be_cut_is_refused(layers: int, tied: bool, stages: int, words: str) -> None:
-    model = ModelConfig(layers=layers, width=32, heads=2, vocabulary=50, context=16, tied=tied).build()
+    model = Transformer(ModelConfig(layers=layers, width=32, heads=2, vocabulary=50, context=16, tied=tied))
     with pytest.raises(UsageError, match=words):
         cut(model, stages)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoestring.contract.batch import Inputs
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 
@@ -24,13 +25,13 @@ def test_logits_see_the_past_alone(model: Transformer) -> None:
     other = model(changed)
     torch.testing.assert_close(other[:, :6], logits[:, :6])
     assert (other[:, 6:] - logits[:, 6:]).abs().amax(-1).min() > 1e-4
-    torch.testing.assert_close(model.hidden(inputs) @ model.head_weight.T, logits)
+    torch.testing.assert_close(model.read(Inputs(inputs)).hidden @ model.get_output_embeddings().weight.T, logits)
 
 
 def test_every_parameter_takes_a_gradient_and_tied_is_one_matrix(model: Transformer) -> None:
     F.cross_entropy(model(ids(model, 2, 12)).flatten(0, 1), ids(model, 2, 12).flatten()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-    assert (model.head_weight is model.embedding.weight) == model.config.tied
+    assert (model.get_output_embeddings().weight is model.embedding.weight) == model.config.tied
     assert sum("embedding" in name or "head" in name for name in model.state_dict()) == (1 if model.config.tied else 2)
 
 
@@ -41,7 +42,8 @@ def test_reading_in_pieces_gives_the_logits_of_reading_at_once(model: Transforme
         pieces = [model(piece, cache=cache) for piece in inputs.split([17, 1, 1, 12, 1, 8], 1)]
         torch.testing.assert_close(torch.cat(pieces, 1), model(inputs), atol=1e-4, rtol=1e-4)
     assert cache.length == 40
-    assert cache.keys.shape == (2, 3, model.config.key_value_heads, 48, model.config.head_width)
+    assert cache.stacked is not None
+    assert cache.stacked[0].shape == (2, 3, model.config.key_value_heads, 48, model.config.head_width)
 
 
 def test_a_packed_row_is_its_documents_apart(model: Transformer) -> None:
@@ -67,7 +69,7 @@ def test_a_packed_row_is_its_documents_apart(model: Transformer) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_first_loss_is_near_that_of_guessing(tied: bool) -> None:
     torch.manual_seed(0)
-    model = ModelConfig(layers=6, width=128, vocabulary=1000, context=64, tied=tied).build()
+    model = Transformer(ModelConfig(layers=6, width=128, vocabulary=1000, context=64, tied=tied))
     inputs = ids(model, 4, 64)
     loss = F.cross_entropy(model(inputs).flatten(0, 1), ids(model, 5, 64)[1:].flatten())
     assert math.log(1000) < loss < math.log(1000) + 1
@@ -75,9 +77,9 @@ def test_the_first_loss_is_near_that_of_guessing(tied: bool) -> None:
 
 def test_a_new_model_is_its_embedding_and_its_inner_features_have_unit_scale(config: ModelConfig) -> None:
     torch.manual_seed(0)
-    model = config.build()
+    model = Transformer(config)
     inputs = ids(model, 4, 48)
-    assert torch.equal(model.hidden(inputs), model.norm(model.embedding(inputs)))
+    assert torch.equal(model.read(Inputs(inputs)).hidden, model.norm(model.embedding(inputs)))
     inner = model.blocks[0].token_mixer.qkv(model.norm(model.embedding(inputs)))
     assert 0.8 < inner.square().mean().sqrt() < 1.2
     model(inputs).square().sum().backward()
@@ -121,7 +123,7 @@ def test_blocks_compile_whole_and_agree(model: Transformer, backend: str) -> Non
 
 
 def test_too_many_tokens_are_refused() -> None:
-    model = ModelConfig(layers=1, width=16, heads=2, vocabulary=10, context=8).build()
+    model = Transformer(ModelConfig(layers=1, width=16, heads=2, vocabulary=10, context=8))
     with pytest.raises(UsageError, match="9 tokens do not fit in a context of 8"):
         model(ids(model, 1, 9))
     cache = model.new_cache(1, 4)

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoestring.objective.cross_entropy import IGNORED, Fused, plain
+from shoestring.contract.batch import IGNORED
+from shoestring.objective.cross_entropy import Fused, plain
 
 
 @settings(deadline=None, max_examples=30)

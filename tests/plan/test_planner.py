@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
 from shoestring.config import build, merge
+from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
+from shoestring.model.transformer import Transformer
 from shoestring.plan.planner import flops_per_token, parameters, plan
 from shoestring.train.config import RunConfig
 
@@ -63,9 +65,9 @@ def test_a_corpus_passed_over_often_is_warned_of() -> None:
 
 def test_costs_are_those_of_the_model_that_is_built() -> None:
     model = _config(Budget(seconds=60)).model
-    built = model.build()
+    built = Transformer(model)
     assert parameters(model) == sum(p.numel() for p in built.parameters())
-    assert flops_per_token(model) == built.flops(1, model.context, backward=True) / model.context
+    assert flops_per_token(model) == built.cost(Shape(1, model.context, backward=True)).flops / model.context
 
 
 def test_a_method_asked_for_by_name_alone_keeps_its_planned_rate() -> None:

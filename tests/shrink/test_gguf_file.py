@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 def model(**shape: object) -> Transformer:
     torch.manual_seed(1)
     sizes = {"layers": 1, "width": 256, "heads": 4, "hidden": 512, "vocabulary": 257, "context": 24}
-    made = build(ModelConfig, {**sizes, **shape}).build()
+    made = Transformer(build(ModelConfig, {**sizes, **shape}))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.config import build
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cost import Shape
 from shoestring.data.bpe import byte_tokenizer
 from shoestring.decode import SamplingConfig, generate
 from shoestring.errors import ShoestringError, UsageError
@@ -28,7 +30,7 @@ SHAPE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 257, "context": 24}
 def trained(lowbit: bool = True, keep: tuple[str, ...] = (), **shape: object) -> Transformer:
     """A model away from its start, its layers those of a run with --lowbit ternary --lowbit.activations int8."""
     torch.manual_seed(1)
-    model = build(ModelConfig, {**SHAPE, **shape}).build()
+    model = Transformer(build(ModelConfig, {**SHAPE, **shape}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
@@ -62,8 +64,8 @@ def test_it_computes_what_the_trained_model_computes(shape: dict[str, object]) -
     model = trained(**shape)
     made = {layout: pack(model, ternaries(model), layout, 16) for layout in ("ternary2", "ternary1.6")}
     with torch.no_grad():
-        hidden = {layout: packed.hidden(ids()) for layout, packed in made.items()}
-        wanted = as_packed(model, 16).hidden(ids())
+        hidden = {layout: packed.read(Inputs(ids())).hidden for layout, packed in made.items()}
+        wanted = as_packed(model, 16).read(Inputs(ids())).hidden
     assert torch.equal(*hidden.values())
     # the same int8 activations on both sides: a rounding that falls the other way is all that can differ, and seldom does
     assert float((hidden["ternary2"] - wanted).abs().median()) < 1e-5
@@ -78,8 +80,7 @@ def test_logits_are_those_of_the_rounded_table(embedding: int) -> None:
         found, wanted = packed(ids()), as_packed(model, embedding)(ids())
     # int8 hidden states: 1 / 254 of the largest of a vector
     assert float((found - wanted).std() / wanted.std()) < 0.02
-    with pytest.raises(ShoestringError, match="ask it for its logits"):
-        _ = packed.head_weight
+    assert packed.read(Inputs(ids())).head.weight is None
 
 
 def test_it_is_written_and_read_and_generates_the_same(tmp_path: Path) -> None:
@@ -99,7 +100,8 @@ def test_it_is_written_and_read_and_generates_the_same(tmp_path: Path) -> None:
         for _ in range(12):
             slowly.append(int(packed(torch.tensor([slowly]))[0, -1].argmax()))
     assert list(generate(found.model, text, greedy)) == slowly[3:]
-    assert packed.flops(2, 8, False) == model.flops(2, 8, False)
+    assert packed.cost(Shape(2, 8)).flops == model.cost(Shape(2, 8)).flops
+    assert packed.cost(Shape(1, 1)).moved < model.cost(Shape(1, 1)).moved / 4
 
 
 def test_layers_that_the_run_kept_stay_as_they_are(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from toy_run import EVERY, SEQUENCES, TOKENS, Toy
 
 from shoestring.budget.budget import Budget
+from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.sync.elastic import Elastic
 from shoestring.sync.tally import Work
@@ -43,7 +44,6 @@ class Member:
             budget,
             every=EVERY,
             nominal=Work(STEP, 3),
-            step_flops=3,
             say=self.said.append,
         )
 
@@ -51,7 +51,7 @@ class Member:
         start = self.elastic.tally.start_of(self.elastic.rank, self.elastic.outer.steps, SEQUENCES)
         self.toy.train_on(range(start, start + SEQUENCES))
         self.elastic.step(STEP, 3)
-        self.ledger.charge(tokens=STEP, flops=3)
+        self.ledger.charge(Charge(tokens=STEP, flops=3))
 
     def period(self) -> None:
         for _ in range(EVERY):

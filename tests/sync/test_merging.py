@@ -6,6 +6,7 @@ from torch import nn
 
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.sync.merging import merge, weighted_average
 
 SHAPE = ModelConfig(layers=2, width=16, heads=2, vocabulary=11, context=8)
@@ -15,7 +16,7 @@ def models(count: int, tied: bool = True) -> list[nn.Module]:
     made = []
     for seed in range(count):
         torch.manual_seed(seed)
-        made.append(ModelConfig(layers=2, width=16, heads=2, vocabulary=11, context=8, tied=tied).build())
+        made.append(Transformer(ModelConfig(layers=2, width=16, heads=2, vocabulary=11, context=8, tied=tied)))
         with torch.no_grad():
             for parameter in made[-1].parameters():
                 parameter.normal_()

@@ -6,13 +6,21 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from shoestring.config import build
-from shoestring.data.windows import Batch
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModel
+from shoestring.contract.objective import At, Loss
+from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from shoestring.objective.cross_entropy import plain
+from shoestring.objective.next_token import NextToken
+from shoestring.optim.curvature import LogitsCurvature
 from shoestring.train.config import ExecutionConfig
-from shoestring.train.curvature import BatchCurvature
+from shoestring.train.curvature import curvature_of
 from shoestring.train.execution import prepare_blocks
 
 SIZES = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 24}
@@ -32,7 +40,7 @@ CPU_ATTENTION: dict[Any, Any] = {
 
 def make(variant: str = "tied") -> Transformer:
     torch.manual_seed(1)
-    model = build(ModelConfig, {**SIZES, **VARIANTS[variant]}).build()
+    model = Transformer(build(ModelConfig, {**SIZES, **VARIANTS[variant]}))
     with torch.no_grad():
         for parameter in model.parameters():  # away from its start, where every block gives zero
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
@@ -43,14 +51,17 @@ def batch(packed: bool) -> Batch:
     torch.manual_seed(2)
     inputs, targets = torch.randint(50, (2, 3, 24))
     if not packed:
-        return Batch(inputs, targets)
+        return Batch(Inputs(inputs), targets)
     places = torch.arange(24)
     targets[:, 7::8] = -100
-    return Batch(inputs, targets, (places % 8).repeat(3, 1), (places // 8).repeat(3, 1))
+    return Batch(Inputs(inputs, (places % 8).repeat(3, 1), (places // 8).repeat(3, 1)), targets)
 
 
-def curvature(model: Transformer, given: Batch, **options: Any) -> BatchCurvature:
-    return BatchCurvature(model, given, **{"device": "cpu", "precision": "float32", "seed": 0, **options})
+def curvature(model: Transformer, given: Batch, **options: Any) -> LogitsCurvature:
+    settings = {"device": "cpu", "precision": "float32", "seed": 0, **options}
+    found = curvature_of(NextToken(plain), model, given, At(), **settings)
+    assert isinstance(found, LogitsCurvature)
+    return found
 
 
 def probe(model: Transformer) -> list[torch.Tensor]:
@@ -69,9 +80,7 @@ def test_hessian_vector_products_are_differences_of_gradients(variant: str, pack
     def gradients(shift: float) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             torch._foreach_add_(parameters, vectors, alpha=shift)
-        loss = F.cross_entropy(
-            model(given.inputs, given.positions, given.documents).flatten(0, 1), given.targets.flatten()
-        )
+        loss = F.cross_entropy(model.read(given.inputs).logits().flatten(0, 1), given.targets.flatten())
         found = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             torch._foreach_add_(parameters, vectors, alpha=-shift)
@@ -118,17 +127,30 @@ def test_sampled_labels_are_counted_where_targets_are_and_follow_the_seed() -> N
     assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
 
 
-def test_the_first_rows_alone() -> None:
+class SquaredLogits:
+    """An objective that gives no logits: the mean square of the model's own."""
+
+    def count(self, batch: Batch) -> float:
+        return batch.tokens
+
+    def __call__(self, model: LanguageModel, batch: Batch, at: At) -> Loss:
+        return Loss(model.read(batch.inputs).logits().square().mean(), {})
+
+
+def test_curvature_is_that_of_the_runs_own_objective() -> None:
     model, given = make(), batch(True)
     parameters, vectors = list(model.parameters()), probe(model)
-    two = Batch(*(tensor[:2] for tensor in (given.inputs, given.targets, given.positions, given.documents)))
-    found = curvature(model, given, rows=2)
-    expected = curvature(model, two)
-    torch.testing.assert_close(
-        found.hessian_vector_products(parameters, vectors), expected.hessian_vector_products(parameters, vectors)
-    )
-    assert found.sampled_gradients(parameters)[1] == two.tokens
-    assert found.flops == curvature(model, given).product_flops * 2 // 3 + found.gradient_flops
+    found = curvature_of(SquaredLogits(), model, given, At(), device="cpu", precision="float32", seed=0)
+    products = found.hessian_vector_products(parameters, vectors)
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients = torch.autograd.grad(
+            model.read(given.inputs).logits().square().mean(), parameters, create_graph=True
+        )
+    along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
+    torch.testing.assert_close(products, list(torch.autograd.grad(along, parameters)))
+    assert found.flops == 9 * model.cost(Shape(3, 24)).flops
+    with pytest.raises(UsageError, match="SquaredLogits gives no logits"):
+        found.sampled_gradients(parameters)
 
 
 @pytest.mark.parametrize("attention", ["flash", "chunked"])

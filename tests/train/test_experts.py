@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.config import build
+from shoestring.contract.cost import Shape
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.prepare import prepare
 from shoestring.decode import SamplingConfig, generate
@@ -129,12 +131,13 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
     text = heldout_text(config, dataset, Clustering.read(folder.clusters))
     for name, k in (("top-1", 1), ("all", 0)):
         ensemble, _ = load_experts(out, top_k=k)
-        found = -ensemble.log_probabilities(text.inputs, text.targets).double().mean()
+        chosen, cost = ensemble.log_probabilities(text.batch.inputs, text.batch.targets)
+        found = -chosen.double().mean()
         assert float(found) == pytest.approx(summary["arms"][name]["heldout_loss"], abs=1e-5)
-        per_token = ensemble.flops_spent / text.inputs.numel()
+        per_token = cost.flops / text.batch.targets.numel()
         assert 0.8 < per_token / summary["arms"][name]["inference_flops_per_token"] <= 1  # the rest chose the experts
     likely = Ensemble(ensemble.experts, RunningLikelihood())
-    found = -likely.log_probabilities(text.inputs, text.targets).double().mean()
+    found = -likely.log_probabilities(text.batch.inputs, text.batch.targets)[0].double().mean()
     assert float(found) == pytest.approx(summary["arms"]["all, by likelihood"]["heldout_loss"], abs=1e-5)
     dense = json.loads((out / "dense" / "summary.json").read_text())
     assert dense["heldout_loss"] == pytest.approx(summary["arms"]["dense"]["heldout_loss"], abs=1e-5)
@@ -142,9 +145,18 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
 
 def test_trained_experts_write_together(trained: tuple[Path, dict[str, Any]]) -> None:
     ensemble, tokenizer = load_experts(trained[0])
-    text = list(generate(ensemble, tokenizer.encode("12 + 1"), SamplingConfig(max_new_tokens=12), end=tokenizer.end))
+    spent: list[Charge] = []
+    text = list(
+        generate(
+            ensemble,
+            tokenizer.encode("12 + 1"),
+            SamplingConfig(max_new_tokens=12),
+            end=tokenizer.end,
+            on_spent=spent.append,
+        )
+    )
     assert 0 < len(text) <= 12
-    assert 0 < ensemble.flops_spent <= ensemble.flops(1, 32) * 13
+    assert 0 < sum(charge.flops for charge in spent) <= ensemble.cost(Shape(1, 32)).flops * 13
 
 
 STEPS = 120

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shoestring.budget.ledger import read_ledger
-from shoestring.data.windows import Batch
+from shoestring.contract.batch import Batch, Inputs
 from shoestring.sync.frame import HEADER_BYTES
 from shoestring.sync.transport.base import PeerLost
 from shoestring.train.agreement import Agreement, Wish
@@ -28,13 +28,13 @@ class Numbers:
 
     def batch(self, start: int, count: int) -> Batch:
         rows = torch.arange(start, start + count)[:, None]
-        return Batch(rows, rows)
+        return Batch(Inputs(rows), rows)
 
 
 def test_the_parts_of_the_workers_are_the_batch() -> None:
     whole = Numbers().batch(24, 12)
-    parts = [Part(Numbers(), worker, 4).batch(24, 12).inputs for worker in range(4)]
-    assert torch.equal(torch.cat(parts), whole.inputs)
+    parts = [Part(Numbers(), worker, 4).batch(24, 12).inputs.values for worker in range(4)]
+    assert torch.equal(torch.cat(parts), whole.inputs.values)
 
 
 def test_workers_end_at_the_fewest_steps_left() -> None:

@@ -1,5 +1,9 @@
 """The ledger: everything a run spends, written as it is spent, in one append-only file.
 
+Each account says who spent it. A budget of FLOPs or tokens limits the account 'model' alone; the others (evaluations, samples,
+teachers, calibration) are written beside it and bind through the seconds they take. Causes and accounts are open sets: an engine
+declares its own with `cause` and `account`.
+
 Time is attributed to exactly one cause at a moment: a clock opened inside another pauses the outer one, and time under
 no clock is 'idle', so the causes add up to the wall clock. Only 'sync_hidden', exchange that went on while the model
 computed, overlaps the others and stays out of that sum.
@@ -16,17 +20,60 @@ from typing import IO, Any
 
 import psutil
 
-from shoestring.errors import ShoestringError
+from shoestring.budget.charge import FIELDS, NOTHING, Charge
+from shoestring.errors import ShoestringError, did_you_mean
 
-CAUSES = ("compute", "data", "sync_exposed", "sync_hidden", "evaluate", "checkpoint", "compile", "idle")
+_causes: dict[str, str] = {}
+_overlapping: set[str] = set()
+_accounts: dict[str, str] = {}
+
+
+def cause(name: str, says: str, *, overlaps: bool = False) -> str:
+    """Declare a cause of spending time. Returns its name.
+
+    says: what it is, in words.
+    overlaps: its seconds pass while others are counted, so they stay out of the wall clock.
+    """
+    _causes[name] = says
+    if overlaps:
+        _overlapping.add(name)
+    return name
+
+
+def account(name: str, says: str) -> str:
+    """Declare an account: whom FLOPs, tokens and bytes are charged to. Returns its name. says: what it pays for, in words."""
+    _accounts[name] = says
+    return name
+
+
+COMPUTE = cause("compute", "steps of training")
+DATA = cause("data", "reading and preparing text")
+SYNC_EXPOSED = cause("sync_exposed", "waiting for an exchange")
+SYNC_HIDDEN = cause("sync_hidden", "an exchange beside the steps", overlaps=True)
+EVALUATE = cause("evaluate", "held-out evaluations and samples")
+CHECKPOINT = cause("checkpoint", "writing checkpoints")
+COMPILE = cause("compile", "building and compiling the model")
+IDLE = cause("idle", "nothing of these")
+
+MODEL = account("model", "training the model: the only account that a budget of FLOPs or tokens limits")
+EVALUATION = account("evaluation", "held-out evaluations")
+SAMPLE = account("sample", "text drawn to be looked at")
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over a ledger. seconds: by cause. flops, tokens: retained in the model. discarded, flops_discarded: spent on
-    work that was lost (a killed run repeats what followed its last checkpoint). sent, received: bytes.
-    peak_memory: bytes, the largest resident set of the process (and of the accelerator, where there is one). Counts are
-    whole numbers, so a resumed run's progress is exactly the uninterrupted one's."""
+    """Sums over a ledger.
+
+    seconds: by cause.
+    flops, tokens: of the account 'model', retained in the model.
+    discarded, flops_discarded: tokens and FLOPs spent on work that was lost (a killed run repeats what followed its last
+    checkpoint).
+    sent, received: bytes.
+    peak_memory: bytes, the largest resident set of the process (and of the accelerator, where there is one).
+    accounts: what the other accounts spent, by name.
+
+    Counts are whole numbers, so a resumed run's progress is exactly the uninterrupted one's.
+    """
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     flops: int = 0
@@ -36,21 +83,28 @@ class Totals:
     sent: int = 0
     received: int = 0
     peak_memory: int = 0
+    accounts: Mapping[str, Charge] = field(default_factory=dict)
 
     @property
     def wall_clock(self) -> float:
-        return sum(seconds for cause, seconds in self.seconds.items() if cause != "sync_hidden")
+        return sum(seconds for cause, seconds in self.seconds.items() if cause not in _overlapping)
 
     def plus(self, line: Mapping[str, Any]) -> "Totals":
         """These totals with one ledger line added."""
         seconds = dict(self.seconds)
         for cause, more in line.get("seconds", {}).items():
             seconds[cause] = seconds.get(cause, 0.0) + more
+        accounts = dict(self.accounts)
+        for name, counts in line.get("accounts", {}).items():
+            more_counts = Charge(**{key: counts.get(key, 0) for key in FIELDS})
+            accounts[name] = accounts.get(name, NOTHING) + more_counts
         added = {key: getattr(self, key) + line.get(key, 0) for key in _COUNTED}
-        return Totals(seconds=seconds, peak_memory=max(self.peak_memory, line.get("peak_memory", 0)), **added)
+        peak = max(self.peak_memory, line.get("peak_memory", 0))
+        return Totals(seconds=seconds, peak_memory=peak, accounts=accounts, **added)
 
 
 _COUNTED = ("flops", "tokens", "discarded", "flops_discarded", "sent", "received")
+"""What stands in a line by itself: of the account 'model', as ledgers had it before there were others."""
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -102,6 +156,7 @@ class Ledger:
         for entry in self.entries:
             self._written = self._written.plus(entry)
         self._pending: dict[str, int] = dict.fromkeys(_COUNTED, 0)
+        self._others: dict[str, Charge] = {}
         self._seconds: dict[str, float] = {}
         self._causes = ["idle"]
         self._since = clock() if since is None else since
@@ -121,8 +176,8 @@ class Ledger:
     @contextmanager
     def clock(self, cause: str) -> Iterator[None]:
         """Attribute the time of the block to `cause`; an inner block's time is the inner block's alone."""
-        if cause not in CAUSES or cause == "sync_hidden":
-            raise ValueError(f"'{cause}' is not a cause of spending time: {', '.join(CAUSES)}")
+        if cause not in _causes or cause in _overlapping:
+            raise ValueError(f"'{cause}' is not a cause of spending time: {did_you_mean(cause, _causes)}")
         self._settle()
         self._causes.append(cause)
         try:
@@ -131,39 +186,53 @@ class Ledger:
             self._settle()
             self._causes.pop()
 
-    def charge(
-        self,
-        *,
-        flops: int = 0,
-        tokens: int = 0,
-        discarded: int = 0,
-        flops_discarded: int = 0,
-        sent: int = 0,
-        received: int = 0,
-        sync_hidden: float = 0.0,
-    ) -> None:
-        """Add to what was spent since the last line. flops, tokens and bytes are counts; sync_hidden is in seconds."""
-        for key, amount in zip(_COUNTED, (flops, tokens, discarded, flops_discarded, sent, received), strict=True):
+    def charge(self, charge: Charge, account: str = MODEL) -> None:
+        """Add to what `account` has spent since the last line. Raises: ValueError for an account that nobody declared."""
+        if account not in _accounts:
+            raise ValueError(f"'{account}' is not an account: {did_you_mean(account, _accounts)}")
+        if account != MODEL:
+            self._others[account] = self._others.get(account, NOTHING) + charge
+            # bytes on a link are those of the run, whoever sent them
+            charge = Charge(sent=charge.sent, received=charge.received)
+        for key in ("flops", "tokens", "sent", "received"):
+            self._pending[key] += getattr(charge, key)
+
+    def charge_all(self, spent: Mapping[str, Charge]) -> None:
+        """Add what each account spent."""
+        for name, amount in spent.items():
+            self.charge(amount, name)
+
+    def overlap(self, cause: str, seconds: float) -> None:
+        """Add seconds of a cause that passed while others were counted."""
+        self._seconds[cause] = self._seconds.get(cause, 0.0) + seconds
+
+    def discard(self, tokens: int, flops: int) -> None:
+        """Move what the account 'model' spent on work that is lost to what was discarded."""
+        for key, amount in {"tokens": -tokens, "discarded": tokens, "flops": -flops, "flops_discarded": flops}.items():
             self._pending[key] += amount
-        if sync_hidden:
-            self._seconds["sync_hidden"] = self._seconds.get("sync_hidden", 0.0) + sync_hidden
 
     @property
     def totals(self) -> Totals:
         """All that was spent up to this moment."""
         self._settle()
-        return self._written.plus({"seconds": self._seconds, **self._pending})
+        return self._written.plus({"seconds": self._seconds, **self._pending, "accounts": self._other_accounts()})
+
+    def _other_accounts(self) -> dict[str, dict[str, int]]:
+        return {name: charge.as_dict() for name, charge in self._others.items() if charge != NOTHING}
 
     def write(self, event: str, **more: Any) -> None:
         """Append a line with what was spent since the last one; `more` is kept beside it."""
         self._settle()
         line: dict[str, Any] = {"event": event, **more}
         line |= {key: amount for key, amount in self._pending.items() if amount}
+        if others := self._other_accounts():
+            line["accounts"] = others
         line["seconds"] = {cause: round(seconds, 6) for cause, seconds in self._seconds.items()}
         line["peak_memory"] = peak_memory()
         self._written = self._written.plus(line)
         line["at"] = round(self._written.wall_clock, 6)
         self._pending = dict.fromkeys(_COUNTED, 0)
+        self._others = {}
         self._seconds = {}
         self.entries.append(line)
         if self._file:
@@ -174,7 +243,7 @@ class Ledger:
         """Record that the model went back to a checkpoint taken at `retained`: what was trained since is discarded."""
         now = self.totals
         lost_flops, lost_tokens = now.flops - retained.flops, now.tokens - retained.tokens
-        self.charge(flops=-lost_flops, flops_discarded=lost_flops, tokens=-lost_tokens, discarded=lost_tokens)
+        self.discard(lost_tokens, lost_flops)
         self.write("resume", lost_tokens=lost_tokens)
 
     def close(self) -> None:
@@ -184,8 +253,9 @@ class Ledger:
 
 
 def totals_to_dict(totals: Totals) -> dict[str, Any]:
-    return asdict(replace(totals, seconds=dict(totals.seconds)))
+    return asdict(replace(totals, seconds=dict(totals.seconds), accounts=dict(totals.accounts)))
 
 
 def totals_from_dict(plain: Mapping[str, Any]) -> Totals:
-    return Totals(**plain)
+    accounts = {name: Charge(**counts) for name, counts in plain.get("accounts", {}).items()}
+    return Totals(**{**plain, "accounts": accounts})

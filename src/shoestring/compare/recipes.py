@@ -7,6 +7,7 @@ from typing import Any
 
 from shoestring.config import Tree, build, merge, overrides, tree
 from shoestring.errors import UsageError
+from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import partition
 from shoestring.train.config import RunConfig
 
@@ -62,7 +63,7 @@ def _laid_over(config: RunConfig, asked: Tree) -> RunConfig:
 
 def uses_fallback(config: RunConfig) -> bool:
     """Whether some parameters go to the fallback optimiser."""
-    model = replace(config.model, layers=1, vocabulary=config.model.vocabulary or 64).build()
+    model = Transformer(replace(config.model, layers=1, vocabulary=config.model.vocabulary or 64))
     return all(share.members for share in partition(model, config.optim, config.fallback).shares)
 
 

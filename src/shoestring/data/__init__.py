@@ -5,6 +5,7 @@ source = Windows(dataset.train, context=512, seed=0)
 batch = source.batch(start=0, count=8)
 """
 
+from shoestring.contract.batch import IGNORED, Batch
 from shoestring.data.bpe import byte_tokenizer, train_bpe
 from shoestring.data.config import DataConfig, Packing
 from shoestring.data.corpus import Corpus, open_corpus
@@ -13,7 +14,7 @@ from shoestring.data.order import Permutation
 from shoestring.data.prepare import prepare
 from shoestring.data.store import TokenStore
 from shoestring.data.tokenizer import TextStream, TextTokenizer
-from shoestring.data.windows import IGNORED, Batch, BatchSource, Windows
+from shoestring.data.windows import BatchSource, Windows
 
 __all__ = [
     "IGNORED",

@@ -1,50 +1,15 @@
 """Batches of windows: sequence i of the global order is a pure function of (seed, i), whoever asks and however many."""
 
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.data.config import Packing
 from shoestring.data.order import Permutation
 from shoestring.data.store import TokenStore
 from shoestring.errors import UsageError
-
-IGNORED = -100
-"""The target that no loss counts (the `ignore_index` of torch's cross-entropy)."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences to learn from.
-
-    inputs: [B, T] int64. targets: [B, T] int64, `IGNORED` where none is to be predicted. positions: [B, T] int64, from
-    0 at each document, or None for 0 .. T-1. documents: [B, T] int64, equal where two places of a row may see each
-    other, or None where all may.
-    """
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    positions: torch.Tensor | None = None
-    documents: torch.Tensor | None = None
-
-    @property
-    def tokens(self) -> int:
-        """The number of targets that count."""
-        return int((self.targets != IGNORED).sum())
-
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        moved = {name: _moved(tensor, device) for name, tensor in vars(self).items() if tensor is not None}
-        return replace(self, **moved)
-
-
-def _moved(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
-        # from pinned memory a copy does not wait for what the GPU was given before it
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 class BatchSource(Protocol):
@@ -101,13 +66,14 @@ class Windows:
         rows = self.store.rows(starts, self.context + 1)
         inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()  # contiguous, and apart: targets are written to
         if self.packing == "stream":
-            return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+            return Batch(Inputs(torch.from_numpy(inputs)), torch.from_numpy(targets))
         first = self._firsts(starts)
         targets[first[:, 1:]] = IGNORED
         documents = np.cumsum(first[:, :-1], axis=1) - 1
         places = np.arange(self.context)
         positions = places - np.maximum.accumulate(np.where(first[:, :-1], places, 0), axis=1)
-        return Batch(*(torch.from_numpy(array) for array in (inputs, targets, positions, documents)))
+        read = Inputs(*(torch.from_numpy(array) for array in (inputs, positions, documents)))
+        return Batch(read, torch.from_numpy(targets))
 
     def _firsts(self, starts: np.ndarray) -> np.ndarray:
         """bool [B, context + 1]: where a document starts in each window; its first place counts as a start."""

@@ -1,15 +1,17 @@
 """Several models that speak as one: their next-token probabilities mixed, by weights that follow the text."""
 
+import functools
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cache import Cache
+from shoestring.contract.cost import Cost, Shape
+from shoestring.contract.model import About, Depth, Head, LanguageModel, Reading
 from shoestring.decode.expert_weights.base import Weigher
-from shoestring.decode.generate import CachedModel
 from shoestring.errors import UsageError
 
 ROWS = 1024
@@ -22,13 +24,13 @@ def mixture(log_probabilities: Tensor, weights: Tensor) -> Tensor:
     return terms.logsumexp(dim=-1).float()
 
 
-def token_log_probabilities(hidden: Tensor, head_weight: Tensor, tokens: Tensor) -> Tensor:
-    """float32 [...]: log p(token) of `tokens` [...] under the logits hidden [..., width] @ head_weight.T, a block of rows at
-    a time; 0 for tokens below 0, which count nothing."""
+def token_log_probabilities(head: Head, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """float32 [...]: log p(token) of `tokens` [...] under the logits that `head` makes of hidden [..., width], a block of rows
+    at a time; 0 for tokens below 0, which count nothing."""
     flat, wanted = hidden.flatten(0, -2), tokens.flatten()
     found = []
     for start in range(0, len(flat), ROWS):
-        logits = F.linear(flat[start : start + ROWS], head_weight).float()
+        logits = head.logits(flat[start : start + ROWS]).float()
         part = wanted[start : start + ROWS]
         chosen = logits.log_softmax(dim=-1).gather(-1, part.clamp_min(0)[:, None])[:, 0]
         found.append(torch.where(part >= 0, chosen, 0.0))
@@ -40,132 +42,130 @@ def likelihood_of_inputs(of_targets: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(of_targets[:, :1]), of_targets[:, :-1]], dim=1)
 
 
-class HeadDone:
-    """Stands for the output matrix of a model whose hidden states are log-probabilities already: `linear` by it changes
-    nothing. device: where its inputs are wanted."""
+class MixedHead(NamedTuple):
+    """The `Head` of a model whose hidden states are log-probabilities already."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    weight: None = None
 
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not F.linear:
-            raise TypeError(f"an ensemble has no output matrix to apply {function} to")
-        return args[0]
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def flops(self, places: int) -> int:
+        return 0
 
 
-class EnsembleCache:
+class EnsembleCache(Cache):
     """What has been read: tokens [1, n], each expert's own cache (None until it is first consulted), and where likelihood
     counts, log p_j(token | before) [1, n, E] with each expert's log-probabilities of the token to come."""
 
-    def __init__(self, experts: int, capacity: int) -> None:
+    def __init__(self, experts: int, room: int) -> None:
+        super().__init__([], 1, room)
         self.tokens = torch.empty(1, 0, dtype=torch.int64)
         self.caches: list[Any] = [None] * experts
         self.likelihood = torch.empty(1, 0, experts)
         self.expected = torch.empty(1, 0, 0, experts)
-        self.capacity = capacity
         self.weights: Tensor | None = None
         self.updated = -1
 
     @property
-    def length(self) -> int:
-        return self.tokens.shape[1]
+    def nbytes(self) -> int:
+        return sum(cache.nbytes for cache in self.caches if cache is not None)
+
+    @property
+    def rewindable(self) -> bool:
+        """The weights follow the text, and are not worked out anew."""
+        return False
+
+    def take(self, rows: Tensor) -> Cache:
+        """Raises: UsageError: an ensemble is decoded one sequence at a time."""
+        raise UsageError("an ensemble is decoded one sequence at a time")
 
 
 class Ensemble:
     """p(x | x_<=t) = sum_j p(D = j | x_<=t) p_j(x | x_<=t), for experts of one vocabulary and any sizes.
 
-    The ensemble of Li et al. (2022), "Branch-Train-Merge", arXiv:2208.03306, of c-BTM (Gururangan et al., 2023,
+    A `LanguageModel`. The ensemble of Li et al. (2022), "Branch-Train-Merge", arXiv:2208.03306, of c-BTM (Gururangan et al., 2023,
     arXiv:2303.14177) and of X-ELM (Blevins et al., 2024, arXiv:2401.10440); the posterior p(D = j | .) is the
-    `weigher`'s. It can be decoded by `generate` and evaluated like a model: its `hidden` are log-probabilities [B, T,
-    vocabulary] and its head is the identity. An expert is asked only where its weight is not 0: in `hidden` and
-    `log_probabilities` a row is read whole by each expert that counts anywhere in it; in decoding an expert reads what
-    it has missed when its turn comes. flops_spent: operations of all the experts asked so far.
+    `weigher`'s. The hidden states of its `Reading` are log-probabilities [B, T, vocabulary], and its head is
+    the identity. An expert is asked only where its weight is not 0: without a cache a row is read whole by each expert that
+    counts anywhere in it; in decoding an expert reads what it has missed when its turn comes. The cost of a `Reading` is that
+    of the experts that were asked.
 
     Raises: UsageError where the experts differ in vocabulary.
     """
 
-    def __init__(self, experts: Sequence[CachedModel], weigher: Weigher) -> None:
+    def __init__(self, experts: Sequence[LanguageModel], weigher: Weigher) -> None:
         if not experts:
             raise UsageError("an ensemble needs at least one expert")
-        sizes = {expert.config.vocabulary for expert in experts}
+        sizes = {expert.about.vocabulary for expert in experts}
         if len(sizes) > 1:
             raise UsageError(f"the experts' vocabularies differ: {', '.join(map(str, sorted(sizes)))} tokens")
-        self.experts: tuple[Any, ...] = tuple(experts)
+        self.experts = tuple(experts)
         self.weigher = weigher
-        self.vocabulary = sizes.pop()
-        context = min(expert.config.context for expert in experts)
-        self.config = SimpleNamespace(context=context, vocabulary=self.vocabulary)
-        self.flops_spent = 0
-
-    @property
-    def head_weight(self) -> Any:
-        return HeadDone(self.device)
+        parts = [expert.about for expert in experts]
+        self.about = About(
+            sizes.pop(),
+            min(part.context for part in parts),
+            max(part.width for part in parts),
+            max(part.layers for part in parts),
+        )
+        self._cost = Cost()
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.experts[0].device
-        return device
+        return self.experts[0].device
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden` as it is: log-probabilities already."""
-        return hidden
+    def cost(self, shape: Shape) -> Cost:
+        """The most that such a pass can take: every expert asked. What was taken is the `Reading`'s."""
+        costs = [expert.cost(shape) for expert in self.experts]
+        return functools.reduce(Cost.beside, costs)
 
-    def flops(
-        self, batch: int, length: int, backward: bool = False, *, past: int = 0, outputs: int | None = None
-    ) -> int:
-        """The most operations that such a pass can take: every expert asked. What was taken is `flops_spent`."""
-        return sum(expert.flops(batch, length, backward, past=past, outputs=outputs) for expert in self.experts)
-
-    def new_cache(self, batch: int, length: int) -> EnsembleCache:
-        if batch != 1:
+    def new_cache(self, rows: int, room: int) -> EnsembleCache:
+        """Raises: UsageError for more than one row."""
+        if rows != 1:
             raise UsageError("an ensemble is decoded one sequence at a time")
-        return EnsembleCache(len(self.experts), length)
+        return EnsembleCache(len(self.experts), min(room, self.about.context))
 
     @torch.no_grad()
-    def log_probabilities(
-        self, inputs: Tensor, targets: Tensor, positions: Tensor | None = None, documents: Tensor | None = None
-    ) -> Tensor:
-        """float32 [B, T]: the log-probability of each target (0 where it is below 0), all arguments [B, T]."""
+    def log_probabilities(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Cost]:
+        """(float32 [B, T], the log-probability of each target, 0 where it is below 0; what that took). targets: [B, T]."""
+        self._cost = Cost()
 
         def of(expert: int, rows: Tensor) -> Tensor:
-            hidden = self._read(expert, rows, inputs, positions, documents)
-            return token_log_probabilities(hidden, self.experts[expert].head_weight, targets[rows])
+            reading = self._read(expert, inputs.take(rows), len(rows) * inputs.length)
+            return token_log_probabilities(reading.head, reading.hidden, targets[rows])
 
-        mixed = self._mixed(inputs, targets, of)
-        return torch.where(targets >= 0, mixed, 0.0)
+        mixed = self._mixed(inputs.values, targets, of)
+        return torch.where(targets >= 0, mixed, 0.0), self._cost
 
     @torch.no_grad()
-    def hidden(
-        self,
-        inputs: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: EnsembleCache | None = None,
-    ) -> Tensor:
-        """Log-probabilities [B, T, vocabulary] of the token after each of `inputs` [B, T]. With a cache (batch 1), those after
-        the last alone, [1, 1, vocabulary]."""
+    def read(
+        self, inputs: Inputs, cache: Cache | None = None, *, tap: Sequence[str] = (), depth: Depth | None = None
+    ) -> Reading:
+        """Log-probabilities [B, T, vocabulary] of the token after each of `inputs` [B, T]. With a cache (one row), those after
+        the last alone, [1, 1, vocabulary]. Raises: UsageError for taps and a depth: ask an expert."""
+        if tap or depth is not None:
+            raise UsageError("an ensemble has no layers of its own: ask one of its experts")
+        self._cost = Cost()
         if cache is not None:
-            return self._decode(inputs, cache)
-        targets = inputs.roll(-1, dims=1)
+            assert isinstance(cache, EnsembleCache)
+            return Reading(self._decode(inputs, cache), MixedHead(), self._cost)
+        targets = inputs.values.roll(-1, dims=1)
         targets[:, -1] = -1
-        if documents is not None:
-            targets[:, :-1][documents[:, 1:] != documents[:, :-1]] = -1
+        if inputs.documents is not None:
+            targets[:, :-1][inputs.documents[:, 1:] != inputs.documents[:, :-1]] = -1
 
         def of(expert: int, rows: Tensor) -> Tensor:
-            hidden = self._read(expert, rows, inputs, positions, documents)
-            return self.experts[expert].logits(hidden).float().log_softmax(dim=-1)
+            reading = self._read(expert, inputs.take(rows), len(rows) * inputs.length)
+            return reading.logits().float().log_softmax(dim=-1)
 
-        return self._mixed(inputs, targets, of)
+        return Reading(self._mixed(inputs.values, targets, of), MixedHead(), self._cost)
 
-    def _read(
-        self, expert: int, rows: Tensor, inputs: Tensor, positions: Tensor | None, documents: Tensor | None
-    ) -> Tensor:
-        self.flops_spent += self.experts[expert].flops(len(rows), inputs.shape[1], False)
-        hidden: Tensor = self.experts[expert].hidden(
-            inputs[rows], None if positions is None else positions[rows], None if documents is None else documents[rows]
-        )
-        return hidden
+    def _read(self, expert: int, inputs: Inputs, places: int, cache: Cache | None = None) -> Reading:
+        """What an expert reads, its logits at so many places charged."""
+        reading = self.experts[expert].read(inputs, cache)
+        self._cost += reading.cost + Cost(reading.head.flops(places))
+        return reading
 
     def _mixed(self, inputs: Tensor, targets: Tensor, of: Callable[[int, Tensor], Tensor]) -> Tensor:
         """float32 [B, T, ...]: log sum_j w_j exp(of(j)). of: (expert, rows) -> [rows, T, ...]."""
@@ -190,10 +190,10 @@ class Ensemble:
         assert total is not None
         return total
 
-    def _decode(self, new: Tensor, cache: EnsembleCache) -> Tensor:
-        if cache.length + new.shape[1] > min(cache.capacity, self.config.context):
-            raise UsageError(f"{cache.length + new.shape[1]} tokens do not fit in a context of {self.config.context}")
-        before = cache.length
+    def _decode(self, inputs: Inputs, cache: EnsembleCache) -> Tensor:
+        cache.begin(inputs)
+        new, before = inputs.values, cache.length
+        cache.advance()
         cache.tokens = torch.cat([cache.tokens, new.cpu()], dim=1)
         every = self.weigher.every
         update = (cache.length - 1) // every * every
@@ -218,14 +218,12 @@ class Ensemble:
         likelihood does not count."""
         model = self.experts[expert]
         if cache.caches[expert] is None:
-            cache.caches[expert] = model.new_cache(1, cache.capacity)
+            cache.caches[expert] = model.new_cache(1, cache.room)
         own = cache.caches[expert]
         missed = cache.tokens[:, own.length :].to(model.device)
         outputs = missed.shape[1] if self.weigher.needs_likelihood else 1
-        self.flops_spent += model.flops(1, missed.shape[1], False, past=own.length, outputs=outputs)
-        hidden = model.hidden(missed, cache=own)[:, -outputs:]
-        logits: Tensor = model.logits(hidden)
-        return logits.float().log_softmax(dim=-1)
+        reading = self._read(expert, Inputs(missed), outputs, own)
+        return reading.head.logits(reading.hidden[:, -outputs:]).float().log_softmax(dim=-1)
 
     def _tell(self, answers: dict[int, Tensor], before: int, cache: EnsembleCache) -> None:
         """Note how likely each expert held the new tokens, and what it expects next."""

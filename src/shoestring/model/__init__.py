@@ -1,4 +1,4 @@
-"""Models and their parts. `ModelConfig(...).build()` makes a `Transformer`; `hf` bridges to transformers."""
+"""Models and their parts. `Transformer(ModelConfig(...))` is a model; `hf` bridges to transformers."""
 
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer

@@ -3,8 +3,11 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.contract import cost
+from shoestring.contract.cache import KeyValues
+from shoestring.contract.cost import Shape
 from shoestring.method import Positive, method
-from shoestring.model import flops
+from shoestring.model.cache import KeyValueShape
 from shoestring.model.chunked import chunked_attention
 from shoestring.model.norm import RMSNorm
 from shoestring.model.rotary import rotate
@@ -61,12 +64,13 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width].
 
-        cos, sin: from `Rotary`. mask: bool, [T, S] or [B, 1, T, S], True where query t sees key s; None = causal, or
-        everything when T = 1. cache: from `KeyValueCache.layer`: S keys and values, whose last T are filled in here.
+        cos, sin: from `Rotary`.
+        mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal, or everything when T = 1.
+        cache: takes in the keys and values of x, and says which keys are seen.
         """
         # one `split`, not slices: its backward pass is one concatenation
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)
@@ -77,10 +81,7 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)
         new = q.shape[2]
         if cache is not None:
-            keys, values = cache
-            keys[:, :, -new:] = k
-            values[:, :, -new:] = v
-            k, v = keys, values
+            k, v, mask = cache.append(k, v)
         causal = mask is None
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
@@ -91,8 +92,18 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def flops(self, batch: int, length: int, backward: bool, past: int = 0) -> int:
-        """Operations on `length` tokens that follow `past` cached ones; the convention is in `model.flops`."""
-        projections = (flops.linear(layer, batch * length, backward) for layer in (self.qkv, self.output))
-        square = flops.attention(batch, self.heads, length, past + length, self.head_width, backward)
-        return sum(projections) + square
+    def cache_shape(self) -> KeyValueShape:
+        """What is kept of each token."""
+        return KeyValueShape(self.split[1], self.head_width)
+
+    def flops(self, shape: Shape, inputs: bool = True) -> int:
+        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
+        back = shape.backward
+        inside = inputs or (
+            back and (cost.trains(self.qkv) or cost.trains(self.query_norm) or cost.trains(self.key_norm))
+        )
+        projected = cost.linear(self.qkv, shape.tokens, back, inputs) + cost.linear(
+            self.output, shape.tokens, back, inside
+        )
+        keys = shape.past + shape.new
+        return projected + cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, back and inside)

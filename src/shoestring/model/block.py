@@ -5,12 +5,15 @@ What fills the two slots is a registered method that is an `nn.Module` with
 * a constructor `(width, heads, key_value_heads, head_width, *, options)` for a token mixer, `(width, hidden, *,
   options)` for a channel mixer, which also has a class attribute `expansion`: its customary hidden / width;
 * `forward(x, cos, sin, mask, cache)` as `Attention` for a token mixer, `forward(x)` for a channel mixer;
-* `flops(batch, length, backward, past)` for a token mixer, `flops(batch, length, backward)` for a channel mixer;
-* `output`: the `nn.Linear` that writes to the residual stream, which `initialise` sets to zero.
+* `cache_shape()` for a token mixer: what it keeps of each token, None for nothing;
+* `flops(shape, inputs)`: operations of a pass, `inputs` saying whether x takes a gradient;
+* `output`: the `nn.Linear` that writes to the residual stream, which starts at zero.
 """
 
 from torch import Tensor, nn
 
+from shoestring.contract.cache import KeyValues
+from shoestring.contract.cost import Shape, trains
 from shoestring.model.config import ModelConfig
 
 
@@ -35,13 +38,15 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`."""
         x = x + self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
         return x + self.channel_mixer(self.channel_norm(x))
 
-    def flops(self, batch: int, length: int, backward: bool, past: int = 0) -> int:
-        """Operations on `length` tokens that follow `past` cached ones; the convention is in `model.flops`."""
-        mixed: int = self.token_mixer.flops(batch, length, backward, past)
-        return mixed + self.channel_mixer.flops(batch, length, backward)
+    def flops(self, shape: Shape, inputs: bool = True) -> int:
+        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
+        mixed: int = self.token_mixer.flops(shape, inputs)
+        inputs = inputs or (shape.backward and (trains(self.token_norm) or trains(self.token_mixer)))
+        channels: int = self.channel_mixer.flops(shape, inputs)
+        return mixed + channels

@@ -1,34 +1,98 @@
-"""The keys and values of tokens already read, so that decoding reads each token once."""
+"""Keys and values in one piece: room for every token of a row, allocated once."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from shoestring.contract.cache import Cache, Pass
 
-class KeyValueCache:
-    """Room for the keys and values of `capacity` tokens in every layer, allocated once.
 
-    keys, values: [layers, B, key_value_heads, capacity, head_width]. length: tokens held so far. Memory: 2 x layers x
-    B x key_value_heads x capacity x head_width numbers.
+class KeyValueShape(NamedTuple):
+    """What one attention layer keeps of a token: a key and a value of each head."""
+
+    heads: int
+    head_width: int
+
+
+class ContiguousLayer:
+    """The keys and values of one layer, [B, heads, room, head_width] each; a token stands at the place of its position."""
+
+    rewindable = True
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self._coming: Pass | None = None
+        self._visible: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def begin(self, coming: Pass) -> None:
+        # worked out here, and not in `append`, which a compiled block takes in
+        self._coming = coming
+        self._visible = coming.visible
+        if self._visible is not None:
+            self._visible = self._visible[..., : self.keys.shape[2]]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `KeyValues.append`: what is returned is a view of what is held."""
+        coming = self._coming
+        assert coming is not None
+        first, new = coming.longest, keys.shape[2]
+        if coming.uniform:
+            self.keys[:, :, first : first + new] = keys
+            self.values[:, :, first : first + new] = values
+        else:
+            for row, (held, count) in enumerate(zip(coming.held, coming.new, strict=True)):
+                self.keys[row, :, held : held + count] = keys[row, :, :count]
+                self.values[row, :, held : held + count] = values[row, :, :count]
+        return self.keys[:, :, : first + new], self.values[:, :, : first + new], self._visible
+
+    def take(self, rows: Tensor) -> Self:
+        return type(self)(self.keys[rows], self.values[rows])
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Nothing to do: what follows a row's length is not seen, and is written over."""
+
+    def snapshot(self) -> Any:
+        """Nothing: what is held of the tokens up to a length does not change when more are read."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Nothing, as above."""
+
+
+class ContiguousCache(Cache):
+    """A cache of `ContiguousLayer`s. Memory: of each layer 2 x rows x heads x room x head_width numbers.
+
+    shapes: of each layer, or None for a layer that keeps nothing.
+    stacked: the keys and the values of all layers, [layers, B, heads, room, head_width] each, of which the layers are views;
+    None where the layers differ.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        shapes: Sequence[KeyValueShape | None],
+        rows: int,
+        room: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    def layer(self, index: int, new: int) -> tuple[Tensor, Tensor]:
-        """One layer's keys and values, [B, key_value_heads, length + new, head_width]: views, of which the token
-        mixer fills the last `new` positions.
-        """
-        end = self.length + new
-        return self.keys[index, :, :, :end], self.values[index, :, :, :end]
-
-    def advance(self, new: int) -> None:
-        """Count `new` more tokens as held, once every layer has filled them in."""
-        self.length += new
+        self.stacked: tuple[Tensor, Tensor] | None = None
+        layers: list[ContiguousLayer | None]
+        if shapes and shapes[0] is not None and len(set(shapes)) == 1:
+            size = (2, len(shapes), rows, shapes[0].heads, room, shapes[0].head_width)
+            keys, values = torch.zeros(size, dtype=dtype, device=device)
+            self.stacked = keys, values
+            layers = [ContiguousLayer(*both) for both in zip(keys, values, strict=True)]
+        else:
+            layers = [
+                shape
+                and ContiguousLayer(
+                    *torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device)
+                )
+                for shape in shapes
+            ]
+        super().__init__(layers, rows, room)

@@ -1,17 +1,13 @@
-"""The shape of a model: one frozen configuration, complete once made, that builds what it describes."""
+"""The shape of a model: one frozen configuration, complete once made. `Transformer(config)` is the model."""
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
 from shoestring.config import Choice, Pick
-from shoestring.errors import UsageError
 from shoestring.method import Count, Positive
-
-if TYPE_CHECKING:
-    from shoestring.model.transformer import Transformer
 
 TOKEN_MIXER = Pick("model", "token mixer", default="attention")
 CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
@@ -80,11 +76,3 @@ class ModelConfig:
     def following(self) -> frozenset[str]:
         """The sizes that are what would be worked out from the others: where these change, they are to change with them."""
         return frozenset(name for name, value in self._own_sizes().items() if getattr(self, name) == value)
-
-    def build(self) -> "Transformer":
-        """The model, freshly initialised from torch's global generator. Raises: UsageError without a vocabulary."""
-        from shoestring.model.transformer import Transformer  # it imports this module
-
-        if not self.vocabulary:
-            raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
-        return Transformer(self)

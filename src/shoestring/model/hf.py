@@ -51,7 +51,7 @@ def to_transformers(model: Transformer) -> "PreTrainedModel":
     settings = _settings(model.config)
     with torch.random.fork_rng(devices=[]):  # the weights it draws are replaced: leave the caller's generator alone
         copy = AutoModelForCausalLM.from_config(settings)
-    copy.to(model.head_weight.dtype).load_state_dict(_their_weights(model), strict=True)
+    copy.to(model.dtype).load_state_dict(_their_weights(model), strict=True)
     return copy.eval()
 
 
@@ -61,7 +61,7 @@ def from_transformers(source: "PreTrainedModel") -> Transformer:
     Raises: UsageError for another architecture, or for a feature of these two that this model has not.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _our_config(source.config).build()
+        model = Transformer(_our_config(source.config))
     theirs = source.state_dict()
     ours = {name: torch.cat([theirs[part] for part in parts]) for name, parts in _names(model).items()}
     model.to(source.dtype).load_state_dict(ours, strict=True)

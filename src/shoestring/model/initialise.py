@@ -10,20 +10,21 @@
 * Gains of norms: 1.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
-from shoestring.model.block import Block
-
 
 @torch.no_grad()
-def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module) -> None:
-    """Draw every matrix of `model` anew from torch's global generator, in place. head: may be the embedding."""
+def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module, outputs: Iterable[nn.Module]) -> None:
+    """Draw every matrix of `model` anew from torch's global generator, in place.
+
+    head: may be the embedding. outputs: the layers that write to the residual stream, which become zero.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = 0.5 if module in (embedding, head) else 1.0
             nn.init.normal_(module.weight, std=scale * module.weight.shape[1] ** -0.5)
-    for block in model.modules():
-        if isinstance(block, Block):
-            for mixer in (block.token_mixer, block.channel_mixer):
-                nn.init.zeros_(mixer.output.weight)
+    for output in outputs:
+        nn.init.zeros_(output.weight)  # type: ignore[arg-type]

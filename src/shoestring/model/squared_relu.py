@@ -3,8 +3,9 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.contract import cost
+from shoestring.contract.cost import Shape
 from shoestring.method import method
-from shoestring.model import flops
 
 
 @method(
@@ -32,6 +33,8 @@ class SquaredReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.relu(self.input(x)).square())
 
-    def flops(self, batch: int, length: int, backward: bool) -> int:
-        """Operations on [batch, length] tokens; the convention is in `model.flops`."""
-        return sum(flops.linear(layer, batch * length, backward) for layer in (self.input, self.output))
+    def flops(self, shape: Shape, inputs: bool = True) -> int:
+        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
+        inside = inputs or (shape.backward and cost.trains(self.input))
+        first = cost.linear(self.input, shape.tokens, shape.backward, inputs)
+        return first + cost.linear(self.output, shape.tokens, shape.backward, inside)

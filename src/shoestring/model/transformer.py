@@ -1,12 +1,19 @@
 """A decoder-only transformer: embedding, blocks, norm, head."""
 
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Self
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cache import Cache, Pass
+from shoestring.contract.cost import Cost, Shape, bytes_of, trains
+from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.block import Block
-from shoestring.model.cache import KeyValueCache
+from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.initialise import initialise
 from shoestring.model.rotary import Rotary
@@ -15,18 +22,23 @@ from shoestring.model.rotary import Rotary
 class Transformer(nn.Module):
     """Token ids in, next-token logits out. Attention Is All You Need, arXiv:1706.03762; pre-norm, as Qwen3 and Llama.
 
-    config: the complete configuration. A tied model has no `head`: the embedding is its output matrix.
+    A `LanguageModel`, freshly initialised from torch's global generator. A tied model has no `head`: the embedding is its
+    output matrix. config: the complete configuration. Raises: UsageError without a vocabulary.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not config.vocabulary:
+            raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        blocks = [Block(config) for _ in range(config.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = config.norm.build(config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
         self.rotary = rotary_tables(config)
-        initialise(self, self.embedding, self.get_output_embeddings())
+        outputs = [mixer.output for block in blocks for mixer in (block.token_mixer, block.channel_mixer)]
+        initialise(self, self.embedding, self.get_output_embeddings(), outputs)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
@@ -36,90 +48,155 @@ class Transformer(nn.Module):
         return self.embedding if self.head is None else self.head
 
     @property
-    def head_weight(self) -> Tensor:
-        """The parameter [vocabulary, width]: logits = hidden @ head_weight.T."""
-        return self.get_output_embeddings().weight
+    def about(self) -> About:
+        """Its sizes."""
+        config = self.config
+        return About(config.vocabulary, config.context, config.width, len(self.blocks))
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the hidden states, and of the cache's keys and values."""
-        return self.head_weight.dtype
+        return self.get_output_embeddings().weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where token ids are wanted."""
-        return self.head_weight.device
+        return self.get_output_embeddings().weight.device
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., vocabulary] from final hidden states [..., width]."""
-        return F.linear(hidden, self.head_weight)
+    def read(
+        self, inputs: Inputs, cache: Cache | None = None, *, tap: Sequence[str] = (), depth: Depth | None = None
+    ) -> Reading:
+        """Read token ids. The hidden states [B, T, width] are normed, and times `output_scale`, so that logits are hidden @
+        head.weight.T whoever multiplies them. A cache is for use under `no_grad`.
 
-    def hidden(
-        self,
-        inputs: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """The final hidden states [B, T, width] of token ids `inputs` [B, T]: normed, and times `output_scale`, so that
-        logits are hidden @ head_weight.T whoever multiplies them.
-
-        positions: [B, T], each below the context; None = counted from the start of the row, or of the cache.
-        documents: [B, T], a number for each document packed in a row; a token sees only its own. cache: from
-        `new_cache`; the tokens are read as following those it holds, and are added to it (use it under `no_grad`).
-
-        Raises: UsageError when the tokens are more than the context or the cache has room for.
+        tap: names of modules, 'blocks.3' say. depth: needs a pass without a cache.
+        Raises: UsageError when the tokens are more than the context or the cache has room for, and for an unknown tap.
         """
-        length, past = inputs.shape[1], 0 if cache is None else cache.length
-        room = self.config.context if cache is None else min(self.config.context, cache.capacity)
-        if past + length > room:
-            raise UsageError(f"{past + length} tokens do not fit in a context of {room}")
-        if cache is not None and documents is not None:
-            raise UsageError("packed documents cannot be decoded from a cache: give one sequence a row")
-        cos, sin = self.rotary(past, length, positions)
-        mask = _mask(length, past, documents, inputs.device)
-        x = _scaled(self.embedding(inputs), self.config.input_scale)
-        x = self._through_blocks(x, cos, sin, mask, cache)
+        rows, length, past = inputs.rows, inputs.length, 0 if cache is None else cache.length
+        if past + length > self.config.context:
+            raise UsageError(f"{past + length} tokens do not fit in a context of {self.config.context}")
+        if depth is not None and cache is not None:
+            raise UsageError("a depth that varies cannot be read with a cache: skipped layers would miss their keys")
+        coming = None if cache is None else cache.begin(inputs)
+        cos, sin = self._rotations(inputs, coming)
+        mask = _mask(inputs) if cache is None else None
+        with tapping(self, tap) as tapped:
+            x = _scaled(self.embedding(inputs.values), self.config.input_scale)
+            if depth is None:
+                x = self._through_blocks(x, cos, sin, mask, cache)
+                cost = self._body_cost(Shape(rows, length, past))
+            else:
+                x, cost = self._through_some(x, cos, sin, mask, depth)
+            hidden = _scaled(self.norm(x), self.config.output_scale)
         if cache is not None:
-            cache.advance(length)
-        return _scaled(self.norm(x), self.config.output_scale)
+            cache.advance()
+        return Reading(hidden, self._head(), cost, {}, tapped)
 
-    def _through_blocks(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
+    def _rotations(self, inputs: Inputs, coming: Pass | None) -> tuple[Tensor, Tensor]:
+        """The rotary tables of the tokens of a pass."""
+        positions, past = inputs.positions, 0
+        if coming is not None and positions is None:
+            past = coming.longest
+            if not coming.uniform:
+                positions = coming.positions.clamp_max(self.config.context - 1)
+        tables: tuple[Tensor, Tensor] = self.rotary(past, inputs.length, positions)
+        return tables
+
+    def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, mask, None if cache is None else cache.layer(index, x.shape[1]))
+            x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
         return x
+
+    def _through_some(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, depth: Depth
+    ) -> tuple[Tensor, Cost]:
+        """(x after the blocks that `depth` chooses, what those cost)."""
+        shape, cost = Shape(x.shape[0], x.shape[1]), Cost()
+        for index, block in enumerate(self.blocks):
+            for _ in range(depth.times(index, x)):
+                x = block(x, cos, sin, mask)
+                cost += Cost(block.flops(shape), bytes_of(block))  # type: ignore[operator]
+        return x, cost
+
+    def _head(self) -> Head:
+        return MatrixHead(self.get_output_embeddings().weight)
 
     def forward(
         self,
         inputs: Tensor,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """The logits [B, T, vocabulary] of the token after each; the arguments are those of `hidden`."""
-        return self.logits(self.hidden(inputs, positions, documents, cache))
+        """The logits [B, T, vocabulary] of the token after each of `inputs` [B, T]. positions, documents: as in `Inputs`."""
+        return self.read(Inputs(inputs, positions, documents), cache).logits()
 
-    def new_cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache for `batch` sequences of up to `length` tokens, of the model's type and device."""
-        config = self.config
-        shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
-        return KeyValueCache(shape, self.dtype, self.device)
+    def new_cache(self, rows: int, room: int) -> ContiguousCache:
+        """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
+        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
+        return ContiguousCache(shapes, rows, room, self.dtype, self.device)
 
-    def flops(
-        self, batch: int, length: int, backward: bool = True, *, past: int = 0, outputs: int | None = None
-    ) -> int:
-        """Operations of `forward` on [batch, length] tokens, with its backward pass if asked.
+    def cost(self, shape: Shape) -> Cost:
+        """What a pass of this shape costs, its head and backward pass included."""
+        body = self._body_cost(shape)
+        # the last norm stands between: a gain that is trained needs no gradient below it, but takes one from above
+        inside = shape.backward and (trains(self.blocks) or trains(self.embedding) or trains(self.norm))
+        products = 1 + (shape.backward and self.get_output_embeddings().weight.requires_grad) + inside
+        head = products * 2 * shape.head_places * self.config.width * self.config.vocabulary
+        return body.beside(Cost(head))
 
-        past: tokens in the cache before them. outputs: at how many positions of a row the head is applied; None = all.
-        The convention is in `model.flops`.
-        """
-        outputs = length if outputs is None else outputs
-        head = (3 if backward else 1) * 2 * batch * outputs * self.config.width * self.config.vocabulary
-        # the blocks are alike
-        return head + self.config.layers * self.blocks[0].flops(batch, length, backward, past)  # type: ignore[operator]
+    def _body_cost(self, shape: Shape) -> Cost:
+        """As `cost`, without the head's products."""
+        inputs, flops = shape.backward and trains(self.embedding), 0
+        for block, count in self._runs:
+            inside = inputs or (shape.backward and trains(block))
+            flops += block.flops(shape, inputs)  # type: ignore[operator]
+            if count > 1:
+                flops += (count - 1) * block.flops(shape, inside)  # type: ignore[operator]
+            inputs = inside
+        token = self._cache_bytes
+        weights, held = self._weight_bytes, shape.rows * (shape.past + shape.new) * token
+        return Cost(flops, weights + shape.rows * shape.past * token, weights + held)
+
+    @cached_property
+    def _runs(self) -> list[tuple[nn.Module, int]]:
+        """The blocks, as runs of equal ones: (the first, how many)."""
+        runs: list[tuple[nn.Module, int]] = []
+        before = ""
+        for block in self.blocks:
+            kind = f"{block} {[p.requires_grad for p in block.parameters()]}"
+            if kind == before:
+                runs[-1] = runs[-1][0], runs[-1][1] + 1
+            else:
+                runs.append((block, 1))
+            before = kind
+        return runs
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        return bytes_of(self)
+
+    @cached_property
+    def _cache_bytes(self) -> int:
+        """Bytes that a cache holds of one token."""
+        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
+        return sum(2 * s.heads * s.head_width for s in shapes if s is not None) * self.dtype.itemsize
+
+    def changed(self) -> None:
+        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
+        for name in ("_weight_bytes", "_cache_bytes", "_runs"):
+            self.__dict__.pop(name, None)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self.changed()
+        super().requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.changed()
+        super()._apply(fn, recurse)
+        return self
 
 
 def rotary_tables(config: ModelConfig) -> Rotary:
@@ -132,11 +209,11 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
-def _mask(length: int, past: int, documents: Tensor | None, device: torch.device) -> Tensor | None:
+def _mask(inputs: Inputs) -> Tensor | None:
     """What `Attention.forward` takes: None wherever plain causal attention does, as its kernel is the fastest."""
+    mask, documents = inputs.mask, inputs.documents
     if documents is not None:
-        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        length = inputs.length
+        causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril() if mask is None else mask
         return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
-    if past and length > 1:
-        return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
-    return None
+    return None if mask is None else mask[:, None]

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
-"""A target with this value does not count."""
+from shoestring.contract.batch import IGNORED
 
 
 class CrossEntropy(Protocol):

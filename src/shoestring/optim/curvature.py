@@ -69,14 +69,9 @@ class LogitsCurvature:
     def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """As `Curvature`, by differentiating g . v."""
         with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
-            loss = self._mean(*self._flat())
-            gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-            along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
-            # a loss that is linear in all of them leaves nothing to differentiate
-            constant = not along.requires_grad
-            products = [] if constant else torch.autograd.grad(along, parameters, materialize_grads=True)
+            products = hessian_vector_products(self._mean(*self._flat()), parameters, vectors)
         self.flops += self.product_flops
-        return [torch.zeros_like(p) for p in parameters] if constant else list(products)
+        return products
 
     def _flat(self) -> tuple[Tensor, Tensor]:
         """The logits [N, V] in float32 and the targets [N]."""
@@ -91,3 +86,12 @@ class LogitsCurvature:
         """The mean loss; 0 where no label counts. A sum divided: that has second derivatives on every device."""
         count = (labels != self.ignore_index).sum().clamp(min=1)
         return F.cross_entropy(logits, labels, ignore_index=self.ignore_index, reduction="sum") / count
+
+
+def hessian_vector_products(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """H v for the Hessian H of `loss`, by differentiating g . v. loss: with a graph that can be differentiated twice."""
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
+    if not along.requires_grad:  # a loss that is linear in all of them leaves nothing to differentiate
+        return [torch.zeros_like(p) for p in parameters]
+    return list(torch.autograd.grad(along, parameters, materialize_grads=True))

@@ -11,8 +11,10 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
 from shoestring.budget.units import show
 from shoestring.config import Tree, build, merge
+from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.plan import rules
 
 RUNTIME_MEMORY = 0.6e9
@@ -65,10 +67,14 @@ def _costs(model: ModelConfig) -> tuple[int, int, int]:
     """(parameters outside the blocks, parameters of a block, forward and backward operations of a block at full context),
     from a model of one block that takes no memory: the blocks are alike."""
     with torch.device("meta"):
-        built = replace(model, layers=1).build()
+        built = Transformer(replace(model, layers=1))
     block: Any = built.blocks[0]
     inside = sum(p.numel() for p in block.parameters())
-    return sum(p.numel() for p in built.parameters()) - inside, inside, block.flops(1, model.context, True)
+    return (
+        sum(p.numel() for p in built.parameters()) - inside,
+        inside,
+        block.flops(Shape(1, model.context, backward=True)),
+    )
 
 
 def parameters(model: ModelConfig) -> int:

@@ -86,7 +86,7 @@ def shrink_to_gguf(
 def dense(model: Transformer, chosen: Ternaries) -> Transformer:
     """A copy of `model` with plain matrices, the chosen ones as the numbers they are rounded to."""
     with torch.random.fork_rng(devices=[]):
-        plain = model.config.build()
+        plain = Transformer(model.config)
     plain.load_state_dict(model.state_dict())
     for name, quantised in chosen.items().items():
         plain.get_submodule(name).weight.copy_(quantised.dequantise())  # type: ignore[operator]

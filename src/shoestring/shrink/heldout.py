@@ -2,7 +2,7 @@
 
 import torch
 
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.ledger import EVALUATION, Ledger
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
@@ -23,7 +23,6 @@ class HeldoutText:
     def __init__(self, config: RunConfig, dataset: Dataset, tokenizer: TextTokenizer) -> None:
         if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UsageError("the corpus has changed since the run: its held-out text is no measure of the run's model")
-        self.context = config.model.context
         windows, self.sequences = heldout_windows(config, dataset)
         self._evaluator = Evaluator(
             windows,
@@ -39,7 +38,6 @@ class HeldoutText:
         """The loss of `model`. event: the line of the ledger that it is charged as."""
         with ledger.clock("evaluate"):
             found = self._evaluator(model.eval())
-        rows = -(-self.sequences // ROWS) * ROWS
-        ledger.charge(flops=model.flops(rows, self.context, backward=False))
+        ledger.charge(found.spent, EVALUATION)
         ledger.write(event, loss=found.loss, bits_per_byte=found.bits_per_byte)
         return found

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from shoestring.contract.cache import Cache
+from shoestring.contract.model import Head
 from shoestring.errors import ShoestringError
 from shoestring.lowbit import container
 from shoestring.lowbit.kernels import gather
 from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
-from shoestring.model.cache import KeyValueCache
+from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.shrink.native_blocks import native_decoder
@@ -21,6 +23,19 @@ from shoestring.shrink.native_blocks import native_decoder
 TABLES = 1 << 28
 """Bytes that the tables of rotary positions may take: a context of 262,144 where heads are 128 wide. They are in no file, so that a
 file's own size does not bound them."""
+
+
+class PackedHead(NamedTuple):
+    """A `Head` whose matrix is packed: it has no weight in floating point."""
+
+    table: PackedEmbedding
+    weight: None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.table.logits(hidden)
+
+    def flops(self, places: int) -> int:
+        return 2 * places * self.table.out_features * self.table.in_features
 
 
 class PackedTransformer(Transformer):
@@ -82,20 +97,16 @@ class PackedTransformer(Transformer):
         super()._apply(fn, recurse)
         return self
 
-    def _through_blocks(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeyValueCache | None
-    ) -> Tensor:
-        if isinstance(self.decoder, str) or cache is None or x.shape[:2] != (1, 1) or mask is not None:
+    def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        one_token = x.shape[:2] == (1, 1) and isinstance(cache, ContiguousCache) and cache.stacked is not None
+        if isinstance(self.decoder, str) or not one_token or mask is not None:
             return super()._through_blocks(x, cos, sin, mask, cache)
-        one, keys, values = x.detach().flatten().clone(), cache.keys[:, 0], cache.values[:, 0]
-        if not self.decoder.step(one, keys, values, cache.length, cos.flatten(), sin.flatten()):
+        assert isinstance(cache, ContiguousCache)
+        assert cache.stacked is not None
+        one, (keys, values) = x.detach().flatten().clone(), cache.stacked
+        if not self.decoder.step(one, keys[:, 0], values[:, 0], cache.length, cos.flatten(), sin.flatten()):
             return super()._through_blocks(x, cos, sin, mask, cache)
         return one.view(x.shape)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """Raises: ShoestringError: the output matrix is packed. `logits` multiplies by it."""
-        raise ShoestringError("a packed model has no output matrix in floating point: ask it for its logits")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -106,10 +117,8 @@ class PackedTransformer(Transformer):
         found: torch.device = self.norm.weight.device
         return found
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        head: Any = self.get_output_embeddings()
-        logits: Tensor = head.logits(hidden)
-        return logits
+    def _head(self) -> Head:
+        return PackedHead(self.get_output_embeddings())  # type: ignore[arg-type]
 
     @property
     def packed(self) -> list[PackedLinear]:

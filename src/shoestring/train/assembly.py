@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from shoestring.contract.cost import Shape
 from shoestring.data.dataset import Dataset
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
@@ -25,17 +26,19 @@ from shoestring.train.step import Stepper
 
 @dataclass(frozen=True)
 class Parts:
-    """What this process trains a run with. steppers: one for each worker that this process has. sequences: of a step, of all
-    workers, by progress. step_flops: operations of this process in a step, by its sequences. milestones: shares of the
-    budget at which the schedule has something worth keeping. claims: which layers are quantised and from when, and who
-    optimises which parameters."""
+    """What this process trains a run with.
+
+    steppers: one for each worker that this process has.
+    sequences: of a step, of all workers, by progress.
+    milestones: shares of the budget at which the schedule has something worth keeping.
+    claims: which layers are quantised and from when, and who optimises which parameters.
+    """
 
     steppers: tuple[Stepper, ...]
     schedule: Course
     source: BatchSource
     evaluator: Evaluator
     sequences: Callable[[float], int]
-    step_flops: Callable[[int], int]
     milestones: tuple[float, ...]
     claims: str
 
@@ -110,8 +113,7 @@ def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> 
         device=device,
         precision=config.execution.precision,
     )
-    model, optimizer = steppers[0].model, steppers[0].optimizer
-    per_sequence, per_step = model.flops(1, context, backward=True), optimizer.step_flops()
+    model = steppers[0].model
     schedule, start, said = join_schedule(config, model)
     pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
     return Parts(
@@ -120,10 +122,14 @@ def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> 
         source=source,
         evaluator=evaluator,
         sequences=steps_of(config),
-        step_flops=lambda sequences: sequences * own // config.workers * per_sequence + own * per_step,
         milestones=tuple(getattr(schedule, "milestones", ())),
         claims="\n".join(line for line in (claims, said) if line),
     )
+
+
+def planned_flops(stepper: Stepper, sequences: int, context: int) -> int:
+    """What a step of so many whole sequences will take, before it is taken."""
+    return stepper.model.cost(Shape(sequences, context, backward=True)).flops + stepper.optimizer.step_flops()
 
 
 def _rows(config: RunConfig) -> int:
@@ -135,7 +141,7 @@ def _stepper(config: RunConfig) -> tuple[Stepper, str]:
     """(a worker's model and all that trains it, which layers are quantised and who optimises which parameters): the same for
     each worker."""
     torch.manual_seed(config.seed)
-    model = config.model.build().to(config.execution.device)
+    model = Transformer(config.model).to(config.execution.device)
     quantised = lower_model(config, model)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()

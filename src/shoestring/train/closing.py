@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.ledger import SAMPLE, Ledger
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
@@ -36,7 +36,7 @@ def _drawn(
     deadline: float | None,
 ) -> str:
     stream, text = tokenizer.stream(), ""
-    tokens = generate(model, prompt, sampling, end=tokenizer.end, on_flops=lambda count: ledger.charge(flops=count))
+    tokens = generate(model, prompt, sampling, end=tokenizer.end, on_spent=lambda spent: ledger.charge(spent, SAMPLE))
     for token in tokens:
         text += stream.push(token)
         if deadline is not None and time.monotonic() >= deadline:
@@ -63,6 +63,7 @@ def summary(
         "seconds_by_cause": dict(totals.seconds),
         "flops": totals.flops * processes,
         "flops_discarded": totals.flops_discarded * processes,
+        "accounts": {name: charge.as_dict() for name, charge in totals.accounts.items()},
         "peak_memory": totals.peak_memory,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_second": totals.tokens * processes / compute if compute else None,

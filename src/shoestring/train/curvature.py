@@ -1,12 +1,17 @@
-"""The curvature of a batch's loss, for the optimisers that ask for it."""
+"""The curvature of a batch's loss, for the optimisers that ask for it: through the run's own objective."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from shoestring.data.windows import IGNORED, Batch
-from shoestring.model.transformer import Transformer
-from shoestring.optim.curvature import LogitsCurvature
+from shoestring.contract.batch import IGNORED, Batch
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModel
+from shoestring.contract.objective import At, Likelihood, Objective
+from shoestring.errors import UsageError
+from shoestring.optim.curvature import Curvature, LogitsCurvature, hessian_vector_products
 from shoestring.train.precision import autocast
 
 PRODUCTS_OF_A_PRODUCT = 9
@@ -14,39 +19,69 @@ PRODUCTS_OF_A_PRODUCT = 9
 backward pass of those three, two each, 6."""
 
 
-class BatchCurvature(LogitsCurvature):
-    """The curvature of the mean next-token loss of `model` on a batch, or on its first `rows` sequences.
+def curvature_of(
+    objective: Objective, model: LanguageModel, batch: Batch, at: At, *, device: str, precision: str, seed: int
+) -> Curvature:
+    """The curvature of the mean loss of `model` on a batch that lies on the model's device.
 
-    Documents and positions of packed batches are honoured, and a target that does not count is drawn no label. device,
-    precision: as the training step's; a precision of 'bfloat16' is autocast's. seed: of the drawn labels.
-    `flops` follows the convention of `model.flops`; a Hessian-vector product is 9 forward passes, attention written out.
+    An objective that is a `Likelihood` has all of it; any other has Hessian-vector products alone.
+    device, precision: as the training step's; a precision of 'bfloat16' is autocast's.
+    seed: of the labels that are drawn; a target that does not count is drawn none.
+    Its `flops` follow the convention of `contract.cost`; a Hessian-vector product is 9 forward passes, attention written out.
     """
+    count, length = batch.rows, batch.inputs.length
+    product_flops = PRODUCTS_OF_A_PRODUCT * model.cost(Shape(count, length)).flops
+    if not isinstance(objective, Likelihood):
+        return LossCurvature(
+            objective, model, batch, at, device=device, precision=precision, product_flops=product_flops
+        )
+    likelihood: Likelihood = objective
+
+    def logits() -> Tensor:
+        with autocast(device, precision):
+            return likelihood.logits(model, batch, at)
+
+    return LogitsCurvature(
+        logits,
+        likelihood.labels(batch),
+        seed=seed,
+        ignore_index=IGNORED,
+        gradient_flops=model.cost(Shape(count, length, backward=True)).flops,
+        product_flops=product_flops,
+    )
+
+
+class LossCurvature:
+    """The curvature of an objective that gives no logits. flops: operations spent so far through it."""
 
     def __init__(
-        self, model: Transformer, batch: Batch, *, device: str, precision: str, seed: int, rows: int | None = None
+        self,
+        objective: Objective,
+        model: LanguageModel,
+        batch: Batch,
+        at: At,
+        *,
+        device: str,
+        precision: str,
+        product_flops: int,
     ) -> None:
-        part = _first(batch, rows).to(device)
-        count, length = part.inputs.shape
+        self.objective, self.model, self.batch, self.at = objective, model, batch, at
+        self.device, self.precision, self.product_flops, self.flops = device, precision, product_flops, 0
 
-        def logits() -> Tensor:
-            with autocast(device, precision):
-                hidden = model.hidden(part.inputs, part.positions, part.documents)
-                return F.linear(hidden, model.head_weight)
-
-        super().__init__(
-            logits,
-            part.targets,
-            seed=seed,
-            ignore_index=IGNORED,
-            gradient_flops=model.flops(count, length, backward=True),
-            product_flops=PRODUCTS_OF_A_PRODUCT * model.flops(count, length, backward=False),
+    def sampled_gradients(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+        """Raises: UsageError: there is nothing to draw labels from."""
+        name = type(self.objective).__name__
+        raise UsageError(
+            f"the objective {name} gives no logits to draw labels from: choose an optimiser or estimator that asks for "
+            "Hessian-vector products, --optim.estimator hutchinson say"
         )
 
-
-def _first(batch: Batch, rows: int | None) -> Batch:
-    """The first `rows` sequences of the batch; all of it for None."""
-
-    def part(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor[:rows]
-
-    return Batch(batch.inputs[:rows], batch.targets[:rows], part(batch.positions), part(batch.documents))
+    @torch.enable_grad()
+    def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
+        """As `Curvature`."""
+        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+            with autocast(self.device, self.precision):
+                mean = self.objective(self.model, self.batch, self.at).mean
+            products = hessian_vector_products(mean, parameters, vectors)
+        self.flops += self.product_flops
+        return products

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import Ledger, Totals
-from shoestring.data.windows import Batch, BatchSource
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import MODEL, Ledger, Totals
+from shoestring.contract.batch import Batch
+from shoestring.contract.objective import At
+from shoestring.data.windows import BatchSource
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.sync.elastic import Elastic, Meeting
 from shoestring.sync.tally import Tally, Work
@@ -63,12 +66,11 @@ class ElasticTeam:
         *,
         every: int,
         nominal: Work,
-        step_flops: int,
         reserve: Callable[[], float] = lambda: 0.0,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stepper, self.elastic, self.ledger, self.budget = stepper, elastic, ledger, budget
-        self.every, self.nominal, self.step_flops, self.reserve, self.say = every, nominal, step_flops, reserve, say
+        self.every, self.nominal, self.reserve, self.say = every, nominal, reserve, say
         self.model = stepper.model
         self.noise_scale: NoiseScale | None = None
         self.exchanges = Exchanges()
@@ -83,9 +85,9 @@ class ElasticTeam:
         """Whether this worker judges the run at present: the one of rank 0 in the last round."""
         return self.elastic.rank == 0
 
-    def gradients(self, batch: Batch, step: int) -> StepResult:
-        result = self.stepper.gradients(batch, step)
-        self._in_step = Work(result.targets, self.step_flops + result.extra_flops)
+    def gradients(self, batch: Batch, at: At) -> StepResult:
+        result = self.stepper.gradients(batch, at)
+        self._in_step = Work(result.targets, result.spent[MODEL].flops)
         return result
 
     def apply(self, learning_rate_factor: float) -> None:
@@ -158,7 +160,7 @@ class ElasticTeam:
             self.say(
                 f"round {meeting.round}: the pseudo-gradient of worker {meeting.ids[rank]} is not finite and was left out"
             )
-        self.ledger.charge(sent=meeting.sent, received=meeting.received)
+        self.ledger.charge(Charge(sent=meeting.sent, received=meeting.received))
 
     def _time_left(self) -> float:
         """Inner steps that there is time for, infinite where that is not known."""
@@ -204,7 +206,7 @@ class ElasticTeam:
         totals = self.ledger.totals
         tokens, flops = max(totals.tokens - kept.tokens, 0), max(totals.flops - kept.flops, 0)
         if tokens or flops:
-            self.ledger.charge(tokens=-tokens, discarded=tokens, flops=-flops, flops_discarded=flops)
+            self.ledger.discard(tokens, flops)
             self.ledger.write("discard", step=self.elastic.outer.steps, lost_tokens=tokens)
 
     def figures(self) -> dict[str, float]:

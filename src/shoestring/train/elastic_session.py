@@ -15,7 +15,7 @@ from shoestring.sync.tally import Work
 from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
 from shoestring.sync.transport.local import LocalGroup
 from shoestring.train import checkpoint
-from shoestring.train.assembly import Parts, assemble
+from shoestring.train.assembly import Parts, assemble, planned_flops
 from shoestring.train.closing import summary
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic import ElasticTeam, Share
@@ -75,7 +75,7 @@ class ElasticSession(Session):
             record=self._record_round,
             since=self.since,
         )
-        flops = self.parts.step_flops(config.train.batch)
+        flops = planned_flops(stepper, own, config.model.context)
         self.crew = ElasticTeam(
             stepper,
             elastic,
@@ -83,7 +83,6 @@ class ElasticSession(Session):
             config.budget,
             every=loop.every,
             nominal=Work(own * config.model.context, flops),
-            step_flops=flops,
             say=self.say,
         )
         every_sequence = source.source if isinstance(source, Part) else source

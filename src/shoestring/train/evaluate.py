@@ -1,17 +1,17 @@
 """Held-out loss, in nats per token and bits per byte."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoestring.budget.charge import NOTHING, Charge
+from shoestring.contract.batch import IGNORED
+from shoestring.contract.model import Head, LanguageModel
 from shoestring.data.dataset import Dataset
-from shoestring.data.windows import Batch, BatchSource, Windows
-from shoestring.model.transformer import Transformer
-from shoestring.objective.cross_entropy import IGNORED
+from shoestring.data.windows import BatchSource, Windows
 from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
 
@@ -21,12 +21,18 @@ HELDOUT_ORDER = 0
 
 @dataclass(frozen=True)
 class Heldout:
-    """loss: nats per token. bits_per_byte: the same likelihood per byte of text, comparable across tokenizers.
-    targets: how many tokens were predicted."""
+    """What held-out text says of a model.
+
+    loss: nats per token.
+    bits_per_byte: the same likelihood per byte of text, comparable across tokenizers.
+    targets: how many tokens were predicted.
+    spent: what that took.
+    """
 
     loss: float
     bits_per_byte: float
     targets: int
+    spent: Charge = NOTHING
 
 
 def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
@@ -34,23 +40,6 @@ def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
     context = config.model.context
     windows = Windows(dataset.heldout, context, HELDOUT_ORDER, config.data.packing)
     return windows, min(len(windows), max(1, config.train.heldout_tokens // context))
-
-
-def _padded(batch: Batch, rows: int) -> Batch:
-    """The batch with rows of ignored targets added, so that every batch has the one shape that was compiled."""
-    missing = rows - batch.inputs.shape[0]
-    if missing <= 0:
-        return batch
-
-    def pad(tensor: Tensor | None, value: int) -> Tensor | None:
-        if tensor is None:
-            return None
-        return torch.cat([tensor, tensor.new_full((missing, *tensor.shape[1:]), value)])
-
-    inputs, targets = pad(batch.inputs, 0), pad(batch.targets, IGNORED)
-    assert inputs is not None
-    assert targets is not None
-    return Batch(inputs, targets, pad(batch.positions, 0), pad(batch.documents, 0))
 
 
 class Evaluator:
@@ -73,28 +62,31 @@ class Evaluator:
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
 
-    def __call__(self, model: Transformer) -> Heldout:
-        nats, targets, text = 0.0, 0, 0
+    def __call__(self, model: LanguageModel) -> Heldout:
+        """The loss of `model`, which stays in the mode that it is in."""
+        nats, targets, text, flops, read = 0.0, 0, 0, 0, 0
         for start in range(0, self.sequences, self.rows):
             batch = self.source.batch(start, min(self.rows, self.sequences - start))
             counted = batch.targets[batch.targets != IGNORED]
             text += int(self.byte_lengths[counted].sum())
-            moved = _padded(batch, self.rows).to(self.device)
+            moved = batch.padded(self.rows).to(self.device)
             with autocast(self.device, self.precision):
-                hidden = model.hidden(moved.inputs, moved.positions, moved.documents).detach()
-                nats += _summed_loss(model.logits, hidden, moved.targets)
+                reading = model.read(moved.inputs)
+                nats += _summed_loss(reading.head, reading.hidden.detach(), moved.targets)
             targets += len(counted)
+            read += moved.targets.numel()
+            flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
         loss = nats / max(targets, 1)
-        return Heldout(loss, nats / math.log(2) / max(text, 1), targets)
+        return Heldout(loss, nats / math.log(2) / max(text, 1), targets, Charge(flops=flops, read=read))
 
 
 @torch.no_grad()
-def _summed_loss(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, rows: int = 1024) -> float:
+def _summed_loss(head: Head, hidden: Tensor, targets: Tensor, rows: int = 1024) -> float:
     """Sum of the losses, the logits a block of rows at a time."""
     flat, goals = hidden.flatten(0, -2), targets.flatten()
     total = torch.zeros((), dtype=torch.float64, device=flat.device)
     for start in range(0, flat.shape[0], rows):
-        logits = logits_of(flat[start : start + rows]).float()
+        logits = head.logits(flat[start : start + rows]).float()
         part = goals[start : start + rows]
         total += F.cross_entropy(logits, part, ignore_index=IGNORED, reduction="sum")
     return float(total)

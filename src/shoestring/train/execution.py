@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine, timed
 from shoestring.config import to_toml
+from shoestring.contract.batch import Inputs
 from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.precision import autocast
@@ -101,13 +103,13 @@ class _Bench:
         return self.timings.get(self.name(config), lambda: self._block(config))
 
     def _block(self, config: ExecutionConfig) -> float:
-        small = replace(self.model, layers=1, vocabulary=64).build().to(config.device)
+        small = Transformer(replace(self.model, layers=1, vocabulary=64)).to(config.device)
         prepare_blocks(small, config)
         tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
 
         def work() -> None:
             with autocast(config.device, config.precision):
-                hidden = small.hidden(tokens)
+                hidden = small.read(Inputs(tokens)).hidden
             hidden.float().sum().backward()
 
         return timed(work, device=config.device, seconds=0.3, least=3, of=min)

@@ -8,7 +8,8 @@ from statistics import median
 from typing import Any
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.ledger import EVALUATION, MODEL, Ledger
+from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
 from shoestring.train.agreement import Wish
 from shoestring.train.config import TrainConfig
@@ -49,11 +50,13 @@ class Window:
 class Loop:
     """Trains until `budget` is spent. The parts it joins know nothing of each other.
 
-    record: takes each line of metrics. checkpoint: writes one. closing_seconds: what follows the last step (held-out
-    evaluation, checkpoint, sample), kept back from a budget in seconds; corrected as these are measured.
-    budget, ledger, source, step_flops: of this process, where several work on one run; `Steps.leads` says which of them
-    evaluates. sequences: how many a step takes of all, by progress. step_flops: of a step, by sequences. milestones: shares
-    of the budget, in order, at which `milestone` is called with the share and the held-out loss there.
+    record: takes each line of metrics.
+    checkpoint: writes one.
+    closing_seconds: what follows the last step (held-out evaluation, checkpoint, sample), kept back from a budget in seconds;
+    corrected as these are measured.
+    budget, ledger, source: of this process, where several work on one run; `Steps.leads` says which of them evaluates.
+    sequences: how many a step takes of all, by progress.
+    milestones: shares of the budget, in order, at which `milestone` is called with the share and the held-out loss there.
     """
 
     def __init__(
@@ -67,7 +70,6 @@ class Loop:
         ledger: Ledger,
         settings: TrainConfig,
         sequences: Callable[[float], int],
-        step_flops: Callable[[int], int],
         milestones: Sequence[float],
         milestone: Callable[[float, Heldout], None],
         record: Callable[[Mapping[str, Any]], None],
@@ -76,7 +78,7 @@ class Loop:
     ) -> None:
         self.stepper, self.schedule, self.source, self.evaluator = stepper, schedule, source, evaluator
         self.budget, self.ledger, self.settings = budget, ledger, settings
-        self.sequences, self.step_flops = sequences, step_flops
+        self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
         self.record, self.checkpoint = record, checkpoint
         self.watch = LossWatch(settings.spike)
@@ -165,12 +167,13 @@ class Loop:
             batch = self.source.batch(self.position.sequences, count)
         cause = "compile" if self.position.step == 0 or not self.step_seconds else "compute"
         with self.ledger.clock(cause), self.schedule.step(progress):
-            result = self.stepper.gradients(batch, self.position.step)
+            result = self.stepper.gradients(batch, At(self.position.step, progress))
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)
             self.stepper.apply(factor)
-        self.last_cost = {"tokens": result.targets, "flops": self.step_flops(count) + result.extra_flops}
-        self.ledger.charge(tokens=result.targets, flops=self.last_cost["flops"])
+        own = result.spent[MODEL]
+        self.last_cost = {"tokens": own.tokens, "flops": own.flops}
+        self.ledger.charge_all(result.spent)
         self.position.step += 1
         self.position.sequences += count
         took = time.monotonic() - began
@@ -217,6 +220,7 @@ class Loop:
         began = time.monotonic()
         with self.ledger.clock("evaluate"), self.stepper.evaluation_weights():
             found = self.evaluator(self.stepper.model)
+        self.ledger.charge(found.spent, EVALUATION)
         self.evaluation_seconds, self.evaluated = time.monotonic() - began, True
         line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
         self.record({"kind": "heldout", **self._where(), **line})

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from shoestring.contract.cost import Shape
 from shoestring.lowbit.convert import grouped, lower, lowered, lowered_layers
 from shoestring.model.transformer import Transformer
 from shoestring.schedule.progress import Schedule
@@ -63,7 +64,7 @@ def _extent(config: RunConfig, model: Transformer) -> Extent:
     budget, context = config.budget, config.model.context
     tokens = budget.tokens or 0.0
     if not tokens and budget.flops:
-        tokens = budget.flops * context / model.flops(1, context, backward=True)
+        tokens = budget.flops * context / model.cost(Shape(1, context, backward=True)).flops
     return Extent(sum(p.numel() for p in model.parameters()), tokens, config.lowbit.format.build().bits)
 
 

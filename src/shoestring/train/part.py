@@ -1,6 +1,7 @@
 """One worker's part of the batches."""
 
-from shoestring.data.windows import Batch, BatchSource
+from shoestring.contract.batch import Batch
+from shoestring.data.windows import BatchSource
 
 
 class Part:

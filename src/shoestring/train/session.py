@@ -146,7 +146,6 @@ class Session:
             ledger=ledger,
             settings=config.train,
             sequences=self.parts.sequences,
-            step_flops=self.parts.step_flops,
             milestones=self.parts.milestones,
             milestone=self._milestone,
             record=self._record,

@@ -1,6 +1,6 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,28 +8,33 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from shoestring.budget.ledger import Totals
-from shoestring.data.windows import Batch
+from shoestring.budget.charge import NOTHING, Charge
+from shoestring.budget.ledger import MODEL, Totals
+from shoestring.contract.batch import Batch
+from shoestring.contract.objective import At, Objective
 from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.train.agreement import Wish
-from shoestring.train.curvature import BatchCurvature
+from shoestring.train.curvature import curvature_of
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
-
-Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the targets of the batch, nats. gradient_norm: before clipping. targets: how many counted.
-    extra_flops: operations beyond the one forward and backward pass, for the optimiser's second derivatives."""
+    """What a step came to.
+
+    loss: mean over the targets of the batch, nats.
+    gradient_norm: before clipping.
+    targets: how many counted.
+    spent: what the step takes, the optimiser's own work included, by the account that pays.
+    """
 
     loss: float
     gradient_norm: float
     targets: int
-    extra_flops: int = 0
+    spent: Mapping[str, Charge]
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,19 @@ class Accumulated:
     loss: Tensor
     gradient_norm: Tensor
     targets: int
-    extra_flops: int
+    spent: Mapping[str, Charge]
 
     def read(self) -> StepResult:
-        return StepResult(float(self.loss), float(self.gradient_norm), self.targets, self.extra_flops)
+        return StepResult(float(self.loss), float(self.gradient_norm), self.targets, self.spent)
+
+
+def together(*spent: Mapping[str, Charge]) -> dict[str, Charge]:
+    """What several took, by account."""
+    total: dict[str, Charge] = {}
+    for each in spent:
+        for account, charge in each.items():
+            total[account] = total.get(account, NOTHING) + charge
+    return total
 
 
 class Steps(Protocol):
@@ -68,7 +82,10 @@ class Steps(Protocol):
         """What counts against the budget, where `own` is what this process has spent."""
         ...
 
-    def gradients(self, batch: Batch, step: int) -> StepResult: ...
+    def gradients(self, batch: Batch, at: At) -> StepResult:
+        """Leave the gradient of the batch's mean loss, clipped, in the parameters. at: where the run stands; the seed is the
+        run's own."""
+        ...
 
     def apply(self, learning_rate_factor: float) -> None: ...
 
@@ -106,28 +123,6 @@ class Steps(Protocol):
         ...
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
-    """The batch in micro-batches of `size` sequences."""
-    if size >= batch.inputs.shape[0]:
-        return [batch]
-
-    def part(tensor: Tensor | None, rows: slice) -> Tensor | None:
-        return None if tensor is None else tensor[rows]
-
-    parts = []
-    for start in range(0, batch.inputs.shape[0], size):
-        rows = slice(start, start + size)
-        parts.append(
-            Batch(
-                batch.inputs[rows],
-                batch.targets[rows],
-                part(batch.positions, rows),
-                part(batch.documents, rows),
-            )
-        )
-    return parts
-
-
 class Stepper:
     """Takes optimiser steps. micro_batch: sequences at once. clip: largest gradient norm. seed: of what is drawn on the
     way. noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every
@@ -154,43 +149,53 @@ class Stepper:
         self.device, self.precision, self.micro_batch, self.clip = device, precision, micro_batch, clip
         self.seed, self.noise_scale, self.noise_scale_every = seed, noise_scale, noise_scale_every
 
-    def gradients(self, batch: Batch, step: int) -> StepResult:
-        """Accumulate the gradient of the batch's mean loss into the parameters, and clip it. step: its number, from 0."""
-        return self.accumulate(batch, step).read()
+    def gradients(self, batch: Batch, at: At) -> StepResult:
+        """Accumulate the gradient of the batch's mean loss into the parameters, and clip it."""
+        return self.accumulate(batch, at).read()
 
-    def accumulate(self, batch: Batch, step: int) -> Accumulated:
+    def accumulate(self, batch: Batch, at: At) -> Accumulated:
         """`gradients`, whose figures are to be read later: so that several workers of one GPU need not wait for each other."""
-        parts = split(batch, self.micro_batch)
-        measured = self.noise_scale is not None and len(parts) > 1 and step % self.noise_scale_every == 0
+        at = at._replace(seed=self.seed)
+        parts = batch.split(self.micro_batch)
+        counts = [self.objective.count(part) for part in parts]
+        whole = sum(counts) or 1
+        measured = self.noise_scale is not None and len(parts) > 1 and at.step % self.noise_scale_every == 0
         targets = max(batch.tokens, 1)
         total = torch.zeros((), device=self.device)
         first: tuple[float, int] | None = None
-        for part in parts:
-            share = part.tokens / targets
+        spent: dict[str, Charge] = {MODEL: Charge(tokens=targets, flops=self.optimizer.step_flops())}
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            share = count / whole
             with autocast(self.device, self.precision):
-                loss, _ = self.objective(self.model, part.to(self.device))
-            (loss * share).backward()
-            total += loss.detach() * share
+                loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
+            (loss.mean * share).backward()
+            total += loss.mean.detach() * share
+            spent = together(spent, loss.spent)
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, targets, self._curvature(parts[0], step))
+        return Accumulated(total, norm, targets, together(spent, self._curvature(parts[0], at)))
 
     def _norm(self) -> Tensor:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
-    def _curvature(self, batch: Batch, step: int) -> int:
-        """Give the optimiser the second derivatives it asks for. Returns the operations that took."""
+    def _curvature(self, batch: Batch, at: At) -> dict[str, Charge]:
+        """Give the optimiser the second derivatives it asks for. Returns what that took."""
         if not self.optimizer.wants_curvature():
-            return 0
-        seed = (self.seed * 1_000_003 + step) % 2**63
-        curvature = BatchCurvature(
-            self.model, batch.to(self.device), device=self.device, precision=self.precision, seed=seed
+            return {}
+        curvature = curvature_of(
+            self.objective,
+            self.model,
+            batch.to(self.device),
+            at,
+            device=self.device,
+            precision=self.precision,
+            seed=(self.seed * 1_000_003 + at.step) % 2**63,
         )
         self.optimizer.observe(curvature)
-        return curvature.flops
+        return {MODEL: Charge(flops=curvature.flops)}
 
     def apply(self, learning_rate_factor: float) -> None:
         """Step the optimiser at its learning rates times the factor, and clear the gradients."""

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.budget.ledger import Ledger, Totals
-from shoestring.data.windows import Batch
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import SYNC_HIDDEN, Ledger, Totals
+from shoestring.contract.batch import Batch
+from shoestring.contract.objective import At
 from shoestring.errors import ShoestringError
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.sync.diloco import DiLoCo, Round
@@ -18,7 +20,7 @@ from shoestring.sync.sharing import share
 from shoestring.sync.transport.base import Transport
 from shoestring.train.agreement import Agreement, Wish
 from shoestring.train.noise_scale import NoiseScale
-from shoestring.train.step import Stepper, StepResult, split
+from shoestring.train.step import Stepper, StepResult, together
 
 FIRST_WORD = 5
 """Steps after which workers of one run first tell each other how many they have budget for, where no exchange comes before:
@@ -89,17 +91,17 @@ class Team:
     def spent(self, own: Totals) -> Totals:
         return own
 
-    def gradients(self, batch: Batch, step: int) -> StepResult:
+    def gradients(self, batch: Batch, at: At) -> StepResult:
         """Each worker's gradients of its part of the batch; the loss is the mean over their targets."""
-        parts = split(batch, batch.inputs.shape[0] // len(self.steppers))
-        under_way = [stepper.accumulate(part, step) for stepper, part in zip(self.steppers, parts, strict=True)]
+        parts = batch.split(batch.rows // len(self.steppers))
+        under_way = [stepper.accumulate(part, at) for stepper, part in zip(self.steppers, parts, strict=True)]
         results = [each.read() for each in under_way]
         targets = sum(result.targets for result in results)
         return StepResult(
             sum(result.loss * result.targets for result in results) / max(targets, 1),
             max(result.gradient_norm for result in results),
             targets,
-            sum(result.extra_flops for result in results),
+            together(*(result.spent for result in results)),
         )
 
     def apply(self, learning_rate_factor: float) -> None:
@@ -121,7 +123,7 @@ class Team:
         for worker, own in enumerate(rounds):
             for ended in own:
                 self.exchanges.add_bytes(ended.sent, ended.received, ended.sent_by_role)
-                self.ledger.charge(sent=ended.sent, received=ended.received)
+                self.ledger.charge(Charge(sent=ended.sent, received=ended.received))
                 if worker == 0:
                     self._count(ended)
 
@@ -133,7 +135,7 @@ class Team:
         self.exchanges.dropped += len(ended.dropped)
         for rank in ended.dropped:
             self.say(f"step {ended.step}: the pseudo-gradient of worker {rank} is not finite and was left out")
-        self.ledger.charge(sync_hidden=ended.hidden_seconds)
+        self.ledger.overlap(SYNC_HIDDEN, ended.hidden_seconds)
         self._hear(ended.step, ended.notes)
 
     def _hear(self, step: int, notes: Sequence[Mapping[str, Any] | None]) -> None:

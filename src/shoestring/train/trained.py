@@ -30,7 +30,7 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     folder = RunFolder.open(path)
     config = folder.read_config()
     found, snapshot = checkpoint.load(folder.checkpoints, step)
-    model = config.model.build()
+    model = Transformer(config.model)
     lower_model(config, model)
     try:
         model.load_state_dict(snapshot.model)

@@ -6,10 +6,12 @@ from same_bits import THREADS
 from torch import Tensor
 
 from shoestring.config import build
+from shoestring.contract.batch import Inputs
 from shoestring.errors import ShoestringError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.model import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.shrink.native_blocks import native_decoder
 from shoestring.shrink.packed_transformer import PackedTransformer
 from shoestring.shrink.rounding import pack, ternaries
@@ -29,7 +31,7 @@ SHAPES: dict[str, dict[str, object]] = {
 def packed(layout: str = "ternary2", spread: float = 1.0, **shape: object) -> PackedTransformer:
     torch.manual_seed(1)
     config = build(ModelConfig, {"layers": 2, "width": 32, "heads": 4, "vocabulary": 61, "context": 96, **shape})
-    model = config.build()
+    model = Transformer(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -44,8 +46,8 @@ def decoded(model: PackedTransformer, length: int = 96, prompt: int = 5) -> Tens
     """Hidden states [length - prompt, width] of the tokens after the prompt, one at a time."""
     tokens = torch.randint(61, (1, length), generator=torch.Generator().manual_seed(2))
     cache = model.new_cache(1, length)
-    model.hidden(tokens[:, :prompt], cache=cache)
-    return torch.cat([model.hidden(tokens[:, i : i + 1], cache=cache)[0] for i in range(prompt, length)])
+    model.read(Inputs(tokens[:, :prompt]), cache)
+    return torch.cat([model.read(Inputs(tokens[:, i : i + 1]), cache).hidden[0] for i in range(prompt, length)])
 
 
 @pytest.mark.parametrize("layout", ["ternary2", "ternary1.6"])
@@ -103,8 +105,8 @@ def test_what_is_no_number_stays_so() -> None:
 def test_several_rows_and_tokens_go_module_by_module() -> None:
     model, cache = packed(), packed().new_cache(2, 4)
     with torch.no_grad():
-        two = model.hidden(torch.tensor([[1], [2]]), cache=cache)
-        assert torch.equal(two[:1], model.hidden(torch.tensor([[1]])))
+        two = model.read(Inputs(torch.tensor([[1], [2]])), cache).hidden
+        assert torch.equal(two[:1], model.read(Inputs(torch.tensor([[1]]))).hidden)
 
 
 def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same() -> None:
@@ -124,7 +126,7 @@ def test_a_model_that_is_cast_forgets_it() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     model = packed()
     with torch.no_grad(), pytest.raises(ShoestringError, match="of another model"):
-        model.hidden(torch.tensor([[1]]), cache=packed(layers=3).new_cache(1, 4))
+        model.read(Inputs(torch.tensor([[1]])), packed(layers=3).new_cache(1, 4))
     model.blocks[1].set_submodule("token_mixer.qkv", packed(heads=8).blocks[1].token_mixer.output)  # type: ignore[union-attr, arg-type]
     with pytest.raises(ShoestringError, match="qkv is 32 x 32, not 96 x 32"):
         native_decoder(model)

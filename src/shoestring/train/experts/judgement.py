@@ -8,19 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shoestring.budget.ledger import Ledger, Totals
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import EVALUATION, Ledger, Totals
+from shoestring.contract.batch import IGNORED, Batch
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModel
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.dataset import Dataset
 from shoestring.data.subset import select
-from shoestring.data.windows import IGNORED, Windows
+from shoestring.data.windows import Windows
 from shoestring.decode.ensemble import likelihood_of_inputs, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, updates
 from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
 from shoestring.decode.expert_weights.fixed import Fixed
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
+from shoestring.model.transformer import Transformer
 from shoestring.sync.merging import merge
 from shoestring.train.evaluate import HELDOUT_ORDER, heldout_windows
 from shoestring.train.experts.config import ExpertsConfig, size_name
@@ -43,16 +48,13 @@ class Text:
     """Windows to judge on, [N, T] each. domains: the cluster of the document each target is in, to report by; nothing else
     looks at it. lengths: bytes of each target, 0 where it does not count."""
 
-    inputs: Tensor
-    targets: Tensor
-    positions: Tensor | None
-    documents: Tensor | None
+    batch: Batch
     domains: np.ndarray
     lengths: np.ndarray
 
     def counted(self) -> np.ndarray:
         """bool [N, T]: the targets that count."""
-        return (self.targets != IGNORED).numpy()
+        return (self.batch.targets != IGNORED).numpy()
 
 
 def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering) -> Text:
@@ -65,24 +67,18 @@ def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering
     document = np.searchsorted(store.document_starts, places, side="right") - 1
     lengths = dataset.tokenizer.byte_lengths[batch.targets.clamp_min(0)].numpy() * (batch.targets != IGNORED).numpy()
     domains = clustering.nearest(store)[document]
-    return Text(batch.inputs, batch.targets, batch.positions, batch.documents, domains, lengths)
+    return Text(batch, domains, lengths)
 
 
 @torch.no_grad()
-def of_targets(model: Any, text: Text, rows: int) -> Tensor:
+def of_targets(model: LanguageModel, text: Text, rows: int) -> Tensor:
     """float32 [N, T]: log-probabilities of the targets under one model, 0 where they do not count; `rows` windows at a time,
     on the model's device, in float32."""
-    device, found = model.head_weight.device, []
-
-    def part(tensor: Tensor | None, place: slice) -> Tensor | None:
-        return None if tensor is None else tensor[place].to(device)
-
-    for start in range(0, len(text.inputs), rows):
-        place = slice(start, start + rows)
-        hidden = model.hidden(
-            part(text.inputs, place), part(text.positions, place), part(text.documents, place)
-        )  # fmt: skip
-        found.append(token_log_probabilities(hidden, model.head_weight, text.targets[place].to(device)).cpu())
+    found = []
+    for start in range(0, text.batch.rows, rows):
+        part = text.batch.take(slice(start, start + rows)).to(model.device)
+        reading = model.read(part.inputs)
+        found.append(token_log_probabilities(reading.head, reading.hidden, part.targets).cpu())
     return torch.cat(found)
 
 
@@ -106,14 +102,14 @@ class Judge:
             "heldout_loss": loss,
             "bits_per_byte": bits,
             "heldout_targets": targets,
-            "inference_flops_per_token": flops / self.text.inputs.numel(),
+            "inference_flops_per_token": flops / self.text.batch.targets.numel(),
             "domains": domains,
         }
 
     def ensemble(self, weigher: Weigher, choosing_flops: int = 0) -> dict[str, Any]:
         """The figures of the mixture. choosing_flops: operations that the weights take in all windows."""
         likelihood = likelihood_of_inputs(self.experts) if weigher.needs_likelihood else None
-        weights = weigher(self.text.inputs, likelihood)
+        weights = weigher(self.text.batch.inputs.values, likelihood)
         asked = (weights > 0).any(dim=1)
         if weigher.needs_likelihood:
             asked = torch.ones_like(asked)
@@ -122,14 +118,14 @@ class Judge:
         return found | {"experts_per_window": float(asked.sum(dim=1).double().mean())}
 
 
-def _load(path: Path) -> tuple[nn.Module, str]:
+def _load(path: Path) -> tuple[Transformer, str]:
     trained = load_trained(path)
     device = trained.config.execution.device
     return trained.model.to(device), size_name(trained.config.model)
 
 
-def _pass_flops(model: Any, context: int) -> int:
-    return int(model.flops(1, context, False))
+def _pass_flops(model: LanguageModel, context: int) -> int:
+    return model.cost(Shape(1, context)).flops
 
 
 def judge(
@@ -171,7 +167,7 @@ def _arms(
     judging = Judge(text, told, [_pass_flops(model, context) for model in models], [m.name for m in members])
 
     looks = len(updates(context, config.every)) * 3 * clustering.centres.size
-    choosing = len(text.inputs) * (context * clustering.embedding.flops_per_token() + looks)
+    choosing = text.batch.rows * (context * clustering.embedding.flops_per_token() + looks)
     arms: dict[str, Any] = {}
     for k in dict.fromkeys((1, config.top_k, 0)):
         near = ClusterDistance(
@@ -183,7 +179,7 @@ def _arms(
     if len(set(sizes)) == 1:
         merged = merge(models)
         arms["merged weights"] = judging.figures(
-            of_targets(merged, text, rows), len(text.inputs) * judging.pass_flops[0]
+            of_targets(merged, text, rows), text.batch.rows * judging.pass_flops[0]
         )
     alone = [(member.name, folder.experts / member.name) for member in members]
     alone += [(f"seed {path.name}", path) for path in sorted(folder.seeds.glob("[!.]*")) if path.is_dir()]
@@ -193,7 +189,7 @@ def _arms(
         number = next((n for n, member in enumerate(members) if member.name == name), None)
         model = models[number] if number is not None else _load(path)[0]
         log_probabilities = told[..., number] if number is not None else of_targets(model, text, rows)
-        arms[name] = judging.figures(log_probabilities, len(text.inputs) * _pass_flops(model, context))
+        arms[name] = judging.figures(log_probabilities, text.batch.rows * _pass_flops(model, context))
     return arms
 
 
@@ -220,10 +216,11 @@ def losses_by_cluster(
         )
         batch = windows.batch(0, min(len(windows), max(1, DIFFICULTY_TOKENS // context)))
         nothing = np.empty(0)
-        text = Text(batch.inputs, batch.targets, batch.positions, batch.documents, nothing, nothing)
+        text = Text(batch, nothing, nothing)
         counted = text.counted()
         found.append(-float(of_targets(model, text, rows).double().numpy()[counted].mean()))
-        ledger.charge(flops=len(batch.inputs) * _pass_flops(model, context))
+        spent = Charge(flops=batch.rows * _pass_flops(model, context), read=batch.targets.numel())
+        ledger.charge(spent, EVALUATION)
     return found
 
 

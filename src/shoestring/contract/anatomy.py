@@ -1,0 +1,79 @@
+"""How surgery sees any model: its axes, each with every weight that it slices."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+
+class Slice(NamedTuple):
+    """Where one weight lies along an axis: index i of the axis is [start + i unit, start + (i + 1) unit) of dimension `dim`.
+
+    name: of the parameter or buffer in the model.
+    """
+
+    name: str
+    dim: int
+    start: int = 0
+    unit: int = 1
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A direction in which a model can be made smaller or larger.
+
+    kind: 'layer', 'width' (of the residual stream), 'hidden' (of a channel mixer), 'head' (query heads), 'key_value_head',
+    'expert', 'state', 'vocabulary': an open set, declared by the model's own anatomy.
+    layer: the number of the layer; None for an axis of the whole model.
+    size: how many indices it has.
+    slices: every weight along it. Of the axis 'layer' there are none: a layer goes as a whole.
+    group: indices that must go together: of query heads, as many as share a key and value head.
+    """
+
+    kind: str
+    layer: int | None
+    size: int
+    slices: tuple[Slice, ...] = ()
+    group: int = 1
+
+
+class Matrix(NamedTuple):
+    """A weight matrix in the layers of a model. name: of its module. layer: number. weight: [out, in], or stacked [E, out, in]."""
+
+    name: str
+    layer: int
+    weight: Tensor
+
+
+class Anatomy(Protocol):
+    """The parts of a model, by name."""
+
+    model: nn.Module
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The names of the layers' modules, in order."""
+        ...
+
+    @property
+    def embedding(self) -> str:
+        """The name of the embedding's module."""
+        ...
+
+    @property
+    def head(self) -> str | None:
+        """The name of the head's module; None where the embedding is the head too."""
+        ...
+
+    def axes(self, kind: str) -> list[Axis]:
+        """The axes of a kind, in order of the layers; none where the model has no such axis."""
+        ...
+
+    def matrices(self) -> Iterator[Matrix]:
+        """The weight matrices of the layers, in order; embedding and head are not among them."""
+        ...
+
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """Leave these layers, in this order, in the model. Raises: UsageError where that cannot be."""
+        ...

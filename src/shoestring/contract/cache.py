@@ -1,0 +1,189 @@
+"""What a model keeps of the tokens it has read, so that decoding reads each token once.
+
+Rows are slots, each with a length of its own. A layer keeps what it needs in a `LayerCache`; a layer without state has none.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from shoestring.contract.batch import Inputs
+from shoestring.errors import UsageError
+
+
+class Pass:
+    """The tokens that one pass adds to a cache.
+
+    held: tokens of each row that were there before.
+    new: tokens of each row that are added.
+    length: T, the places of a row of the pass; those beyond `new` are padding.
+    mask: [B, T, T] bool, which of the new tokens a new token sees; None: itself and those before it.
+    longest: tokens of the row that holds most.
+    uniform: whether the new tokens of every row stand at the same places, so that plain slices serve.
+    """
+
+    def __init__(
+        self, held: Sequence[int], new: Sequence[int], length: int, mask: Tensor | None, device: torch.device
+    ) -> None:
+        self.held, self.new, self.length, self.mask, self.device = list(held), list(new), length, mask, device
+        self.longest = max(self.held)
+        self.uniform = min(self.held) == self.longest and min(self.new) == length
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[B, T] int64: the position of each place; those of padding go on counting."""
+        held = torch.tensor(self.held, device=self.device)
+        return held[:, None] + torch.arange(self.length, device=self.device)
+
+    @cached_property
+    def visible(self) -> Tensor | None:
+        """Which keys a query sees where a layer keeps every token at its own place: bool [B or 1, 1, T, S], or None as
+        `KeyValues.append` has it. S: the places of the longest row."""
+        past = self.longest
+        if self.uniform and self.mask is None:
+            if not past or self.length == 1:
+                return None
+            return torch.ones(self.length, past + self.length, dtype=torch.bool, device=self.device).tril(past)[
+                None, None
+            ]
+        places = torch.arange(past + self.length, device=self.device)
+        if self.mask is None:
+            return (places <= self.positions[:, :, None])[:, None]
+        held = torch.tensor(self.held, device=self.device)[:, None, None]
+        among = (places - held).clamp(0, self.length - 1).expand(-1, self.length, -1)
+        inside = (places >= held) & (places < held + self.length)
+        return ((places < held) | (inside & self.mask.gather(2, among)))[:, None]
+
+
+class LayerCache(Protocol):
+    """The state of one layer."""
+
+    rewindable: bool
+    """Whether `crop` can forget the latest tokens. A recurrent state cannot: take a snapshot before a draft."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        ...
+
+    def begin(self, coming: Pass) -> None:
+        """Make ready for a pass."""
+        ...
+
+    def take(self, rows: Tensor) -> Self:
+        """A copy with these rows, [n] int64, in this order; a row may be taken twice."""
+        ...
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget, of each row, what follows its first `lengths[row]` tokens."""
+        ...
+
+    def snapshot(self) -> Any:
+        """What `restore` needs to come back to this moment."""
+        ...
+
+    def restore(self, snapshot: Any) -> None:
+        """Back to the moment of a snapshot."""
+        ...
+
+
+class KeyValues(LayerCache, Protocol):
+    """The state of an attention layer: keys and values."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take in the keys and values [B, Hk, T, D] of the tokens of this pass.
+
+        Returns what the queries attend to: keys and values [B, Hk, S, D], and a mask [B or 1, Hk or 1, T, S] that is True
+        where a query sees a key. A mask of None: each sees all, or with T > 1 those up to its own place.
+        """
+        ...
+
+
+class Cache:
+    """The state of all layers. A pass is `begin`, then the layers' own calls in order, then `advance`.
+
+    layers: of each layer, or None where it keeps nothing.
+    lengths: tokens held of each row.
+    room: the most tokens of a row.
+    """
+
+    def __init__(self, layers: Sequence[Any], rows: int, room: int) -> None:
+        self.layers: list[Any] = list(layers)
+        self.lengths = [0] * rows
+        self.room = room
+        self._coming: Pass | None = None
+
+    @property
+    def rows(self) -> int:
+        """B, the number of slots."""
+        return len(self.lengths)
+
+    @property
+    def length(self) -> int:
+        """Tokens held of the longest row."""
+        return max(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(layer.nbytes for layer in self.layers if layer is not None)
+
+    @property
+    def rewindable(self) -> bool:
+        """Whether every layer can forget its latest tokens by `crop`."""
+        return all(layer.rewindable for layer in self.layers if layer is not None)
+
+    def begin(self, inputs: Inputs) -> Pass:
+        """Make ready for a pass over `inputs`, one row of them a row of the cache.
+
+        Raises: UsageError where the rows differ in number, documents are packed, or the tokens have no room.
+        """
+        if inputs.rows != self.rows:
+            raise UsageError(f"a cache of {self.rows} rows cannot take a pass of {inputs.rows}")
+        if inputs.documents is not None:
+            raise UsageError("packed documents cannot be decoded from a cache: give one sequence a row")
+        new = [inputs.length] * self.rows if inputs.lengths is None else inputs.lengths.tolist()
+        most = max(length + more for length, more in zip(self.lengths, new, strict=True))
+        if most > self.room:
+            raise UsageError(f"{most} tokens do not fit in a context of {self.room}")
+        self._coming = Pass(self.lengths, new, inputs.length, inputs.mask, inputs.values.device)
+        for layer in self.layers:
+            if layer is not None:
+                layer.begin(self._coming)
+        return self._coming
+
+    def advance(self) -> None:
+        """Count the tokens of this pass as held, once every layer has taken them in."""
+        assert self._coming is not None
+        self.lengths = [length + new for length, new in zip(self.lengths, self._coming.new, strict=True)]
+        self._coming = None
+
+    def take(self, rows: Tensor) -> "Cache":
+        """A copy with these rows, [n] int64, in this order; a row may be taken twice."""
+        made = Cache([None if layer is None else layer.take(rows) for layer in self.layers], len(rows), self.room)
+        made.lengths = [self.lengths[row] for row in rows.tolist()]
+        return made
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Forget, of each row, what follows its first `lengths[row]` tokens. Raises: UsageError where a layer cannot."""
+        if not self.rewindable:
+            raise UsageError("a layer with a recurrent state cannot forget single tokens: restore a snapshot")
+        for layer in self.layers:
+            if layer is not None:
+                layer.crop(lengths)
+        self.lengths = [min(had, wanted) for had, wanted in zip(self.lengths, lengths, strict=True)]
+
+    def snapshot(self) -> Any:
+        """What `restore` needs to come back to this moment."""
+        return list(self.lengths), [None if layer is None else layer.snapshot() for layer in self.layers]
+
+    def restore(self, snapshot: Any) -> None:
+        """Back to the moment of a snapshot."""
+        lengths, states = snapshot
+        self.lengths = list(lengths)
+        for layer, state in zip(self.layers, states, strict=True):
+            if layer is not None:
+                layer.restore(state)

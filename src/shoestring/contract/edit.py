@@ -1,0 +1,62 @@
+"""An edit: one change of a model's structure or weights. A model is a base and an ordered list of edits.
+
+An edit first decides, for which it may look at text, gradients or a teacher; the decision is saved. Then it applies, which is
+deterministic and needs no data. So a model is rebuilt from its folder, and any edit composes with any other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from shoestring.contract.batch import Batch
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an edit decided.
+
+    values: JSON values.
+    tensors: by name.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an edit may look at to decide.
+
+    seed: of whatever it draws.
+    text: batches of calibration text; empty where none is given.
+    """
+
+    seed: int = 0
+    text: tuple[Batch, ...] = ()
+
+
+class Edit(Protocol):
+    """One change of a model.
+
+    needs: what `decide` looks at: 'text', 'gradients', 'teacher'; empty for an edit that looks at the model alone.
+    """
+
+    needs: frozenset[str]
+
+    def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
+        """Choose what to change; the model stays as it is. Raises: UsageError where the edit does not fit the model."""
+        ...
+
+    def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
+        """The changed model; the given one may be changed in place. No data, no chance, and meta tensors are enough."""
+        ...
+
+    def fold(self, model: nn.Module) -> nn.Module:
+        """The model of plain layers that computes the same, for export. Raises: UsageError where there is none."""
+        ...
+
+    def describe(self, model: nn.Module, decision: Decision) -> str:
+        """What was changed, in a line or a few."""
+        ...

@@ -1,0 +1,148 @@
+"""A language model as every engine sees it: it reads tokens, and its head makes logits of what it has read."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cache import Cache
+from shoestring.contract.cost import Cost, Shape
+from shoestring.errors import UsageError, did_you_mean
+
+
+class Head(Protocol):
+    """Makes logits of hidden states."""
+
+    @property
+    def weight(self) -> Tensor | None:
+        """[V, width]: the logits are hidden @ weight.T, and nothing else. None where they are not, or there is no such matrix:
+        packed, capped, or mixed of several models."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] from hidden states [..., width]."""
+        ...
+
+    def flops(self, places: int) -> int:
+        """Operations of `logits` at so many places."""
+        ...
+
+
+class MatrixHead(NamedTuple):
+    """A `Head` that is one matrix, [V, width]."""
+
+    weight: Tensor
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.weight)
+
+    def flops(self, places: int) -> int:
+        return 2 * places * self.weight.numel()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model has read.
+
+    hidden: [B, T, width], as the head takes them.
+    head: makes logits of them.
+    cost: of this pass, the head's products not among it.
+    notes: what layers tell the objective, by name (how many tokens each expert took).
+    tapped: the outputs of the modules that were asked for, by name.
+    """
+
+    hidden: Tensor
+    head: Head
+    cost: Cost
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+    tapped: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def logits(self) -> Tensor:
+        """[B, T, V], of all places."""
+        return self.head.logits(self.hidden)
+
+
+class Depth(Protocol):
+    """Which layers a pass goes through: asked before each."""
+
+    def times(self, layer: int, hidden: Tensor) -> int:
+        """How often to apply layer number `layer` to the hidden states [B, T, width]: 0 skips it, 2 repeats it."""
+        ...
+
+
+@dataclass(frozen=True)
+class About:
+    """The sizes of a model that an engine may need.
+
+    vocabulary: V, tokens. context: the most tokens of a sequence. width: of the hidden states. layers: how many.
+    causal: whether a token sees only those before it.
+    """
+
+    vocabulary: int
+    context: int
+    width: int
+    layers: int
+    causal: bool = True
+
+
+class LanguageModel(Protocol):
+    """What every model is to every engine. The native `Transformer`, packed models, ensembles and wrapped ones are such."""
+
+    @property
+    def about(self) -> About:
+        """Its sizes."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs are wanted."""
+        ...
+
+    def read(
+        self, inputs: Inputs, cache: Cache | None = None, *, tap: Sequence[str] = (), depth: Depth | None = None
+    ) -> Reading:
+        """Read `inputs`, as following what `cache` holds, which takes them in.
+
+        tap: names of modules whose outputs are wanted. depth: which layers to go through; None: each once.
+        Raises: UsageError when the tokens do not fit, and for what this model cannot do.
+        """
+        ...
+
+    def new_cache(self, rows: int, room: int) -> Cache:
+        """An empty cache for `rows` sequences of up to `room` tokens."""
+        ...
+
+    def cost(self, shape: Shape) -> Cost:
+        """What a pass of this shape costs, head and backward pass included; the most it can, where that depends on the text."""
+        ...
+
+
+@contextmanager
+def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects the outputs of the modules of these names while the block runs. Raises: UsageError for an unknown name."""
+    found: dict[str, Tensor] = {}
+    if not names:
+        yield found
+        return
+    known = dict(module.named_modules())
+
+    def keep(name: str) -> "torch.utils.hooks.RemovableHandle":
+        if name not in known:
+            raise UsageError(f"no module is named '{name}': {did_you_mean(name, known)}")
+
+        def hook(_: nn.Module, __: object, output: object) -> None:
+            found[name] = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+
+        return known[name].register_forward_hook(hook)
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        handles.extend(keep(name) for name in names)
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
