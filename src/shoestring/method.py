@@ -27,7 +27,21 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 Count = Annotated[int, Ge(1)]
 
-ENGINES = ("optim", "schedule", "data", "model", "objective", "sync", "lowbit", "shrink", "decode", "route", "plan")
+ENGINES = (
+    "optim",
+    "schedule",
+    "data",
+    "model",
+    "objective",
+    "sync",
+    "lowbit",
+    "surgery",
+    "tune",
+    "shrink",
+    "decode",
+    "route",
+    "plan",
+)
 """The packages of `shoestring` that are searched for methods."""
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -105,7 +105,7 @@ def unpack(model: nn.Module) -> nn.Module:
         plain = nn.Linear.__new__(nn.Linear)
         own = {key: value for key, value in vars(module).items() if key not in ("format", "activations", "active")}
         plain.__dict__.update(own | {"_parameters": dict(module._parameters)})
-        plain.weight = nn.Parameter(module.quantise().dequantise().to(module.weight.dtype))
+        plain.weight = nn.Parameter(module.computed_weight())
         made[id(module)] = plain
     _replace(model, made)
     return model

@@ -53,6 +53,10 @@ class LowBitLinear(nn.Linear):
         """The weight as inference uses it. Raises: ShoestringError for a weight that is not finite."""
         return self.format.quantise(self.weight)
 
+    def computed_weight(self) -> Tensor:
+        """The numbers that inference multiplies by, in the type of `weight`."""
+        return self.quantise().dequantise().to(self.weight.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return F.linear(x, self.weight, self.bias)

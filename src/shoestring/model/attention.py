@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.contract import cost
+from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cache import KeyValues
 from shoestring.contract.cost import Shape
 from shoestring.method import Positive, method
@@ -95,6 +96,27 @@ class Attention(nn.Module):
     def cache_shape(self) -> KeyValueShape:
         """What is kept of each token."""
         return KeyValueShape(self.split[1], self.head_width)
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of its weights: query heads, key and value heads, and the width that it reads and writes."""
+        (queries, keys, _), each = self.split, self.head_width
+        first = queries * each
+        return (
+            Axis("width", None, self.qkv.in_features, (Slice("qkv.weight", 1), Slice("output.weight", 0))),
+            Axis(
+                "head",
+                None,
+                queries,
+                (Slice("qkv.weight", 0, 0, each), Slice("output.weight", 1, 0, each)),
+                group=queries // keys,
+            ),
+            Axis(
+                "key_value_head",
+                None,
+                keys,
+                (Slice("qkv.weight", 0, first, each), Slice("qkv.weight", 0, first + keys * each, each)),
+            ),
+        )
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.contract import cost
+from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.method import method
 
@@ -32,6 +33,14 @@ class SquaredReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.relu(self.input(x)).square())
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of its weights: the hidden features, and the width that it reads and writes."""
+        width, hidden = self.output.out_features, self.output.in_features
+        return (
+            Axis("width", None, width, (Slice("input.weight", 1), Slice("output.weight", 0))),
+            Axis("hidden", None, hidden, (Slice("input.weight", 0), Slice("output.weight", 1))),
+        )
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

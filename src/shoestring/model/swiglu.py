@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.contract import cost
+from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.method import method
 
@@ -32,6 +33,15 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.output(F.silu(gate) * up)
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of its weights: the hidden features, and the width that it reads and writes."""
+        width, hidden = self.output.out_features, self.output.in_features
+        gate, up = Slice("gate_up.weight", 0), Slice("gate_up.weight", 0, hidden)
+        return (
+            Axis("width", None, width, (Slice("gate_up.weight", 1), Slice("output.weight", 0))),
+            Axis("hidden", None, hidden, (gate, up, Slice("output.weight", 1))),
+        )
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

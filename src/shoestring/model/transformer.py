@@ -12,6 +12,7 @@ from shoestring.contract.cache import Cache, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, trains
 from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
+from shoestring.model.anatomy import NativeAnatomy
 from shoestring.model.block import Block
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
@@ -52,6 +53,10 @@ class Transformer(nn.Module):
         """Its sizes."""
         config = self.config
         return About(config.vocabulary, config.context, config.width, len(self.blocks))
+
+    def anatomy(self) -> NativeAnatomy:
+        """Its parts, as surgery sees them."""
+        return NativeAnatomy(self)
 
     @property
     def dtype(self) -> torch.dtype:

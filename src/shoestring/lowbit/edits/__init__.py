@@ -1,0 +1,1 @@
+"""Training for a number format, one file each (`contract.edit`)."""

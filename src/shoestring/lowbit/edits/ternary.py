@@ -1,0 +1,42 @@
+"""Training for ternary weights."""
+
+from typing import Annotated
+
+from shoestring.config import Choice
+from shoestring.lowbit.activations import Activations
+from shoestring.lowbit.format import ScaleOf
+from shoestring.lowbit.formats.ternary import Ternary
+from shoestring.lowbit.training import ACTIVE, FormatTraining
+from shoestring.method import Count, Positive, method
+
+
+@method(
+    "lowbit",
+    kind="edit",
+    name="ternary",
+    paper="Spectra 1.1: Scaling Laws and Efficient Inference for Ternary Language Models, arXiv:2506.23025; "
+    "Spectra: Surprising Effectiveness of Pretraining Ternary Language Models at Scale, arXiv:2407.12327; "
+    "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits, arXiv:2402.17764",
+    claim="ahead of float models of the same size in bits, and near those of the same parameters above a billion",
+    cost="while training, a few passes over the weights for every forward pass; then 0.2 or 0.25 bytes a weight",
+)
+class TernaryTraining(FormatTraining):
+    """Train the matrices of the layers to be -1, 0 and 1 times a scale; the formulas are in `lowbit.formats.ternary`.
+
+    scale, shards, group, epsilon: as in the format.
+    activations, keep, active: as in `FormatTraining`.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: ScaleOf = "tensor",
+        shards: Count = 1,
+        group: Count = 256,
+        epsilon: Positive = 1e-5,
+        activations: Activations = "none",
+        keep: tuple[str, ...] = (),
+        active: Annotated[Choice, ACTIVE] = ACTIVE.choice(),  # noqa: B008 (frozen)
+    ) -> None:
+        made = Ternary(scale=scale, shards=shards, group=group, epsilon=epsilon)
+        super().__init__(made, activations, keep, active)

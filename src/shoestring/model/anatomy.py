@@ -1,0 +1,103 @@
+"""How surgery sees the native model: each part says which of its weights lie along which axis."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shoestring.contract.anatomy import Axis, Matrix, Slice
+from shoestring.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoestring.model.transformer import Transformer
+
+
+class NativeAnatomy:
+    """The `Anatomy` of a `Transformer`. A part of a block has a method `axes()`, with names relative to the part."""
+
+    def __init__(self, model: "Transformer") -> None:
+        self.model = model
+
+    @property
+    def layers(self) -> list[str]:
+        return [f"blocks.{index}" for index in range(len(self.model.blocks))]
+
+    @property
+    def embedding(self) -> str:
+        return "embedding"
+
+    @property
+    def head(self) -> str | None:
+        return None if self.model.head is None else "head"
+
+    def axes(self, kind: str) -> list[Axis]:
+        """As `Anatomy.axes`. Kinds: 'layer', 'width', 'vocabulary', and those of the parts."""
+        if kind == "layer":
+            return [Axis("layer", None, len(self.model.blocks))]
+        if kind == "vocabulary":
+            names = [name for name in (self.embedding, self.head) if name]
+            slices = tuple(Slice(f"{name}.weight", 0) for name in names)
+            return [Axis(kind, None, self.model.about.vocabulary, self._with_biases(slices))]
+        if kind == "width":
+            return [self._width()]
+        found = []
+        for layer, block in enumerate(self.model.blocks):
+            for name, part in block.named_children():
+                for axis in _axes(part):
+                    if axis.kind == kind:
+                        slices = self._with_biases(_under(f"blocks.{layer}.{name}", axis.slices))
+                        found.append(replace(axis, layer=layer, slices=slices))
+        return found
+
+    def _width(self) -> Axis:
+        slices = [Slice("embedding.weight", 1), Slice("norm.weight", 0)]
+        if self.head:
+            slices.append(Slice("head.weight", 1))
+        for layer, block in enumerate(self.model.blocks):
+            for name, part in block.named_children():
+                for axis in _axes(part):
+                    if axis.kind == "width":
+                        slices += _under(f"blocks.{layer}.{name}", axis.slices)
+        return Axis("width", None, self.model.about.width, self._with_biases(tuple(slices)))
+
+    def _with_biases(self, slices: Sequence[Slice]) -> tuple[Slice, ...]:
+        """The slices, and those of the biases that go with the rows of a matrix or with a gain."""
+        known = dict(self.model.named_parameters())
+        found = []
+        for one in slices:
+            found.append(one)
+            bias = one.name.removesuffix("weight") + "bias"
+            if one.dim == 0 and one.name.endswith("weight") and bias in known:
+                found.append(one._replace(name=bias))
+        return tuple(found)
+
+    def matrices(self) -> Iterator[Matrix]:
+        """As `Anatomy.matrices`."""
+        for layer, block in enumerate(self.model.blocks):
+            for name, module in block.named_modules():
+                if isinstance(module, nn.Linear):
+                    yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
+
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.keep_layers`. A layer may be kept once only."""
+        count = len(self.model.blocks)
+        if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < count for n in numbers):
+            raise UsageError(f"layers to keep are numbers from 0 to {count - 1}, each once, not {list(numbers)}")
+        self.model.blocks = nn.ModuleList(self.model.blocks[number] for number in numbers)
+        self.model.config = replace(self.model.config, layers=len(numbers))
+        self.model.changed()
+
+
+def _axes(part: nn.Module) -> tuple[Axis, ...]:
+    own: Any = getattr(part, "axes", None)
+    if own is not None:
+        found: tuple[Axis, ...] = own()
+        return found
+    if getattr(part, "weight", None) is not None:  # a norm
+        return (Axis("width", None, len(part.weight), (Slice("weight", 0),)),)  # type: ignore[arg-type]
+    return ()
+
+
+def _under(prefix: str, slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    return tuple(one._replace(name=f"{prefix}.{one.name}") for one in slices)

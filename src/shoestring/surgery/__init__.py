@@ -1,0 +1,1 @@
+"""Changes of what a trained model is made of: layers, heads and widths that go or come."""

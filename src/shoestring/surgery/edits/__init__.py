@@ -1,0 +1,1 @@
+"""Edits of structure, one file each (`contract.edit`)."""

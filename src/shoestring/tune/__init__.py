@@ -1,0 +1,1 @@
+"""Tuning a model that exists: adapters, trained beside frozen weights."""

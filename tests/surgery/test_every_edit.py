@@ -1,0 +1,169 @@
+"""Every edit on models of unlike shapes: alone and composed, decided once and applied again, folded into plain layers."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from shoestring.config import Choice
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.cost import Shape
+from shoestring.contract.edit import Decision, Edit, Evidence
+from shoestring.errors import UsageError
+from shoestring.method import methods
+from shoestring.model import ModelConfig, Transformer
+from tests.model.test_model_flops import CPU_ATTENTION
+
+SHAPES = {
+    "native": ModelConfig(layers=4, width=32, heads=4, key_value_heads=2, vocabulary=50, context=24),
+    "untied": ModelConfig(layers=3, width=16, heads=2, vocabulary=30, context=24, tied=False),
+}
+EDITS: dict[str, tuple[str, dict[str, Any]]] = {
+    "drop_layers": ("surgery", {"count": 1}),
+    "drop_layers, by influence": ("surgery", {"count": 1, "by": "influence"}),
+    "lora": ("tune", {"rank": 2}),
+    "ternary": ("lowbit", {}),
+    "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+}
+
+
+def edit(name: str) -> Edit:
+    engine, options = EDITS[name]
+    made: Edit = Choice.of(engine, name.split(",")[0], kind="edit", **options).build()
+    return made
+
+
+def model(shape: str) -> Transformer:
+    torch.manual_seed(1)
+    made = Transformer(SHAPES[shape])
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return made
+
+
+def evidence(of: Transformer) -> Evidence:
+    torch.manual_seed(2)
+    tokens = torch.randint(of.config.vocabulary, (2, 12))
+    return Evidence(seed=3, text=(Batch(Inputs(tokens), tokens),))
+
+
+def applied(names: list[str], shape: str, decisions: list[Decision] | None = None) -> tuple[nn.Module, list[Decision]]:
+    made: nn.Module = model(shape)
+    kept = []
+    for place, name in enumerate(names):
+        one = edit(name)
+        decision = one.decide(made, evidence(made)) if decisions is None else decisions[place]  # type: ignore[arg-type]
+        kept.append(decision)
+        made = one.apply(made, decision)
+        assert one.describe(made, decision)
+    return made, kept
+
+
+def logits(of: nn.Module) -> torch.Tensor:
+    found: torch.Tensor = of(torch.arange(12).view(1, 12) % 30)
+    return found
+
+
+def as_saved(decision: Decision) -> Decision:
+    """A decision as it comes back from a folder."""
+    return Decision(json.loads(json.dumps(dict(decision.values))), {k: v.clone() for k, v in decision.tensors.items()})
+
+
+ORDERS = [[name] for name in EDITS] + [
+    ["drop_layers", "ternary", "lora"],
+    ["lora", "drop_layers", "integer"],
+    ["ternary", "lora", "drop_layers"],
+]
+
+
+def test_every_edit_has_a_place_in_this_table() -> None:
+    known = {card.name for card in methods(kind="edit")}
+    assert known == {name.split(",")[0] for name in EDITS}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
+def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shape: str) -> None:
+    first, decisions = applied(names, shape)
+    again, _ = applied(names, shape, [as_saved(decision) for decision in decisions])
+    assert torch.equal(logits(first), logits(again))
+    again.load_state_dict(first.state_dict())
+    assert sum(p.numel() for p in first.parameters()) > 0
+
+
+@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
+def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str]) -> None:
+    made, _ = applied(names, "native")
+    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    trained = [p for p in made.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    logits(made).logsumexp(-1).sum().backward()
+    optimiser.step()
+    changed = {name for name, p in made.named_parameters() if not torch.equal(before[name], p)}
+    assert changed
+    assert changed <= {name for name, p in made.named_parameters() if p.requires_grad}
+    if "lora" in names:
+        assert all(name.endswith((".up", ".down")) for name in changed)
+    made.zero_grad()
+    computed = logits(made).detach()
+    for name in reversed(names):
+        made = edit(name).fold(made)
+    assert all(type(m) is nn.Linear for m in made.modules() if isinstance(m, nn.Linear) or hasattr(m, "in_features"))
+    # the same arithmetic in another order: a sum that was two products is one
+    torch.testing.assert_close(logits(made), computed, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_stated_cost_is_the_measured_one(names: list[str], backward: bool) -> None:
+    made, _ = applied(names, "native")
+    made.changed()  # type: ignore[operator]
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.set_grad_enabled(backward):
+        found = logits(made)
+        if backward:
+            found.sum().backward()
+    stated = made.cost(Shape(1, 12, backward=backward)).flops  # type: ignore[operator]
+    assert stated == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_influence_is_that_of_its_formula_and_needs_text() -> None:
+    made = model("native")
+    one = edit("drop_layers, by influence")
+    assert one.needs == {"text"}
+    with pytest.raises(UsageError, match="looks at text"):
+        one.decide(made, Evidence())
+    tokens = evidence(made).text[0].inputs.values
+    made.requires_grad_(False)
+    states = [made.embedding(tokens)]
+    cos, sin = made.rotary(0, 12, None)
+    for block in made.blocks:
+        states.append(block(states[-1], cos, sin))
+    expected = [
+        1 - float((a / a.norm(dim=-1, keepdim=True) * b / b.norm(dim=-1, keepdim=True)).sum(-1).mean())
+        for a, b in itertools.pairwise(states)
+    ]
+    decision = one.decide(made, evidence(made))
+    assert decision.values["influence"] == pytest.approx(expected, abs=1e-5)
+    least = expected.index(min(expected))
+    assert decision.values["stay"] == [number for number in range(4) if number != least]
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "options", "said"),
+    [
+        ("surgery", "drop_layers", {"count": 4}, "one must stay"),
+        ("surgery", "drop_layers", {"layers": (7,)}, "that has 4, numbered from 0"),
+        ("tune", "lora", {"targets": ("*.qvk",)}, "names no matrix"),
+        ("lowbit", "ternary", {"keep": ("nothing",)}, "no linear layer"),
+    ],
+)
+def test_what_does_not_fit_is_refused(engine: str, name: str, options: dict[str, Any], said: str) -> None:
+    made = model("native")
+    one: Edit = Choice.of(engine, name, kind="edit", **options).build()
+    with pytest.raises(UsageError, match=said):
+        one.apply(made, one.decide(made, evidence(made)))
