@@ -3,9 +3,9 @@
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
 charges, but for those of sync, whose settings were chosen by hand on other seeds, and streaming-tokens, where nothing was
 tuned; the sets at equal seconds take the rates chosen there, on the same model; default-seconds is about the plan's own
-model, and tunes. --quick is a slice for ten minutes on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
-equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets
-are copied to --evidence, without the folders of their runs.
+model, and tunes. --quick is a slice for ten minutes on two cores: a few optimisers and schedules, fewer tokens, untuned. A
+set that was stopped goes on where it was; of a set at equal tokens that is evidence already, only the arms whose recipe has
+changed since, or is new, are run. Finished sets are copied to --evidence, without the folders of their runs.
 """
 
 import argparse

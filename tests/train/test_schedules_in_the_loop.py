@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.model.transformer import Transformer
+from shoestring.train import checkpoint
 from shoestring.train.evaluate import Evaluator, Heldout
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
@@ -134,7 +135,10 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
     summary = _train(first, corpus, 40, "--schedule.name=constant", "--optim.name=adamw")
     words = ("--optim.name=adamw", "--train.warmup=0", "--train.evaluate_every=0.05", "--start.run", str(first))
     infinite = ("--schedule.name=infinite", "--schedule.begin=constant")
-    assert _train(then, corpus, 40, *words, *infinite, "--optim.lr=1e-5")["stopped"] == "finished"
+    own = ("--optim.lr=1e-5", "--optim.beta2=0.99")
+    assert _train(then, corpus, 40, *words, *infinite, *own)["stopped"] == "finished"
+    _, kept = checkpoint.load(then / "checkpoints")
+    assert [group["betas"] for group in kept.state["optimizer"]["groups"]] == [[0.9, 0.99]] * 3  # not the first run's
     lines = [json.loads(line) for line in (then / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["loss"] for line in lines if line["kind"] == "heldout"]
     assert abs(held_out[0] - summary["heldout_loss"]) < 0.05  # it goes on from there, and at its own learning rate

@@ -28,8 +28,9 @@ class AdamW(torch.optim.AdamW):
         w <- (1 - lr weight_decay) w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 
     amsgrad: divide by the root of the largest v so far (Reddi, Kale & Kumar 2018, arXiv:1904.09237), for one more state
-    tensor; each v is corrected for its start first, as torch does it and not the paper. The state has the parameters' type. beta2 = 0.95 and weight_decay = 0.1 are the custom of language models. The fused
-    kernel is used for each group whose parameters are all of a floating type on one of the devices `FUSED`.
+    tensor; each v is corrected for its start, as torch does it. The state has the parameters' type. beta2 = 0.95 and
+    weight_decay = 0.1 are the custom of language models. The fused kernel is used for each group whose parameters are all of
+    a floating type on one of the devices `FUSED`.
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})
