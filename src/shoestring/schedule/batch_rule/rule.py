@@ -76,14 +76,8 @@ def _read(group: dict[str, Any]) -> Settings:
 def _write(group: dict[str, Any], before: Settings, after: Settings) -> None:
     if "base_lr" in group:
         group["base_lr"] *= after.lr / before.lr
-    values = {
-        "lr": after.lr,
-        "beta1": after.beta1,
-        "beta2": after.beta2,
-        "epsilon": after.epsilon,
-        "eps": after.epsilon,
-    }
-    values["betas"] = (after.beta1, after.beta2)
+    values: dict[str, Any] = {"lr": after.lr, "beta1": after.beta1, "beta2": after.beta2}
+    values |= {"betas": (after.beta1, after.beta2), "epsilon": after.epsilon, "eps": after.epsilon}
     group.update({key: value for key, value in values.items() if key in group})
 
 
