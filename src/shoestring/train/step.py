@@ -23,11 +23,13 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss: mean over the targets of the batch, nats. gradient_norm: before clipping. targets: how many counted.
-    extra_flops: operations beyond the one forward and backward pass, for the optimiser's second derivatives."""
+    """loss: mean over the targets of the batch, nats. gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the
+    gradient before clipping. targets: how many counted. extra_flops: operations beyond the one forward and backward pass,
+    for the optimiser's second derivatives."""
 
     loss: float
     gradient_norm: float
+    gradient_norm_1: float
     targets: int
     extra_flops: int = 0
 
@@ -39,11 +41,13 @@ class Accumulated:
 
     loss: Tensor
     gradient_norm: Tensor
+    gradient_norm_1: Tensor
     targets: int
     extra_flops: int
 
     def read(self) -> StepResult:
-        return StepResult(float(self.loss), float(self.gradient_norm), self.targets, self.extra_flops)
+        norms = float(self.gradient_norm), float(self.gradient_norm_1)
+        return StepResult(float(self.loss), *norms, self.targets, self.extra_flops)
 
 
 class Steps(Protocol):
@@ -173,13 +177,14 @@ class Stepper:
             total += loss.detach() * share
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
+        norm_1 = self._norm(1.0)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, targets, self._curvature(parts[0], step))
+        return Accumulated(total, norm, norm_1, targets, self._curvature(parts[0], step))
 
-    def _norm(self) -> Tensor:
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+    def _norm(self, order: float = 2.0) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], order)
 
     def _curvature(self, batch: Batch, step: int) -> int:
         """Give the optimiser the second derivatives it asks for. Returns the operations that took."""
