@@ -16,7 +16,8 @@ FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
     "optim",
     name="adamw",
     paper="Decoupled Weight Decay Regularization, arXiv:1711.05101",
-    claim="better generalisation than Adam with L2; the baseline that others are measured against",
+    claim="decay apart from the gradient makes its best value nearly free of the learning rate; generalises much "
+    "better than Adam with L2 on image classification",
     cost="about a dozen operations and 8 bytes of state a float32 parameter per step",
 )
 class AdamW(torch.optim.AdamW):

@@ -20,7 +20,7 @@ DENSITY = 0.25
     "optim",
     name="frugal",
     paper="FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training, arXiv:2411.07837",
-    claim="near Adam's loss with a quarter of its state, and better than GaLore and BAdam at the same memory",
+    claim="better than GaLore and BAdam at fixed memory budgets, in pre-training and fine-tuning",
     cost="2 bytes of state a matrix's parameter at the default density of 0.25; no products for 'columns' and 'blocks'",
 )
 class Frugal(StatefulOptimizer):

@@ -25,7 +25,7 @@ BATCH = {"cpu": 5 * 2**18, "other": 2**24}
     "optim",
     name="muon",
     paper="Muon is Scalable for LLM Training, arXiv:2502.16982",
-    claim="about half the FLOPs of AdamW to the same loss at large scale",
+    claim="about twice the computational efficiency of AdamW with compute-optimal training, by scaling-law experiments",
     cost="5 Newton-Schulz steps of at most 4 r^2 q + 2 r^3 FLOPs per r x q matrix; 4 bytes of state a parameter",
 )
 class Muon(StatefulOptimizer):

@@ -19,7 +19,7 @@ Growth = Annotated[float, Gt(1)]
     kind="batch",
     name="stepped",
     paper="Don't Decay the Learning Rate, Increase the Batch Size, arXiv:1711.00489",
-    claim="the curve of a run that divides its learning rate at these points, in fewer steps",
+    claim="the same learning curve as with a decaying learning rate, in fewer updates",
     cost="more steps a token early on, each less efficient on wide hardware",
 )
 @dataclass(frozen=True, kw_only=True)
