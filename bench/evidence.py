@@ -1,11 +1,11 @@
 """Make, or go on with, the comparisons in evidence/: `shoestring compare` on the recipes of this repository.
 
 Every set is one comparison. The sets at equal tokens tune each arm's learning rates by three trials, which the verdict
-charges, but for those of sync, whose settings were chosen by hand on other seeds; the sets at equal seconds take the rates
-chosen there, on the same model; default-seconds is about the plan's own model, and tunes. --quick is a slice for ten minutes
-on two cores: a few optimisers and schedules, fewer tokens, untuned. A set that was stopped goes on where it was; of a set at
-equal tokens that is evidence already, only the arms whose recipe has changed since, or is new, are run. Finished sets
-are copied to --evidence, without the folders of their runs.
+charges, but for those of sync, whose settings were chosen by hand on other seeds, and streaming-tokens, where nothing was
+tuned; the sets at equal seconds take the rates chosen there, on the same model; default-seconds is about the plan's own
+model, and tunes. --quick is a slice for ten minutes on two cores: a few optimisers and schedules, fewer tokens, untuned. A
+set that was stopped goes on where it was; of a set at equal tokens that is evidence already, only the arms whose recipe has
+changed since, or is new, are run. Finished sets are copied to --evidence, without the folders of their runs.
 """
 
 import argparse
@@ -57,6 +57,9 @@ FULL = {
     ),
     "lowbit-bytes-tokens": Set("lowbit-bytes", "float", "1600ktok", seeds=5, tune="lr=*0.5,*1,*2"),
     "lowbit-bytes-seconds": Set("lowbit-bytes", "float", "60s", tune=None, rates_of="lowbit-bytes-tokens"),
+    "optimizers-again-tokens": Set("optimizers-again", "adamw", "200ktok"),
+    "small-batch-tokens": Set("small-batch", "batch_16", "100ktok"),
+    "streaming-tokens": Set("streaming", "diloco", "921600tok", tune=None),
     "sync-tokens": Set("sync-tokens", "synchronous", "49152ktok", first_seed=1, tune=None),
     "sync-large-batch-tokens": Set(
         "sync-large-batch", "muloco_2bit", "157286ktok", first_seed=1, tune=None, margin="0.5%"

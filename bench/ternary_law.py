@@ -9,8 +9,8 @@ step, of the ternary model where there is one.
 Each arm has learning rates of its own: 2^k times those of the base, AdamW's along with Muon's, the best k at the middle width
 and the fewest tokens, tried until it has a worse neighbour on either side. Then L(N, D) = E + A / N^alpha + B / D^beta is
 fitted to each arm's grid (`shoestring.plan.laws.parametric`; N counts all parameters, or with --count body those of the
-blocks), the exponents are printed with their intervals, and both are drawn. The paper (arXiv:2506.23025) has alpha = 0.32 and
-beta = 0.81 for ternary models of 99 M to 1.1 B parameters, 0.56 and 0.53 for float ones.
+blocks), the exponents are printed with their intervals, and both are drawn. The paper (arXiv:2506.23025) finds that ternary
+models gain more from training data than from parameters.
 
 Every run is a line of --out, and what is there is not run again: stop this at any time and start it again, or run `--once` in
 a loop, each of which makes one run and says by exit status 3 that none was missing.

@@ -9,6 +9,7 @@ from synthetic_objective import Objective, design, luck, record, silent
 
 from shoestring.compare import Design, RunLog, RunRecord, conduct, judge
 from shoestring.compare.comparison import Comparison
+from shoestring.errors import UsageError
 
 SPENT = {"seconds", "flops", "tokens"}
 ARM = {
@@ -190,6 +191,19 @@ def test_no_verdict_before_every_planned_seed_has_run() -> None:
     assert (found.verdict, found.pairs) == ("no difference shown", 4)
     assert any("1 of 5 planned seeds have not run" in flag for flag in found.flags)
     assert one([], design()).pairs == 0
+
+
+def test_what_an_arm_is_made_from_is_charged_to_it() -> None:
+    past = {"seconds": 90.0, "flops": 2e12, "tokens": 5e4}
+    plan = design(charged={"muon": past})
+    verdict = judge([*runs("adamw", BASE), *runs("muon", LOWER)], plan)
+    free = judge([*runs("adamw", BASE), *runs("muon", LOWER)], design())
+    for unit, spent in past.items():
+        assert getattr(verdict.arms["muon"].total_spent, unit) == getattr(free.arms["muon"].total_spent, unit) + spent
+    assert verdict.arms["adamw"] == free.arms["adamw"]
+    assert "An earlier run (1m 30s) that muon is made from is charged to it too." in verdict.sentences[0]
+    with pytest.raises(UsageError, match="charged to 'soap', which is not an arm"):
+        design(charged={"soap": past})
 
 
 def test_tuning_is_charged_and_its_edges_are_told() -> None:

@@ -176,21 +176,14 @@ def test_documents_go_to_the_nearest_centre_in_blocks_of_any_size(monkeypatch: p
     assert (found.nearest(dataset.heldout) == whole).all()
 
 
-def test_a_new_cluster_leaves_the_others_and_draws_its_own(tmp_path: Path) -> None:
+def test_clusters_are_kept_in_a_file(tmp_path: Path) -> None:
     dataset, _ = topical()
-    two = TokenStore.of([dataset.train.tokens[s : s + 50].tolist() for s in dataset.train.document_starts], END)
-    known = Dataset(two, two, dataset.tokenizer, "two")
-    found = cluster(known, 2, 0, EMBEDDING.choice(), CLUSTERS.choice())
-    strange = TokenStore.of([dataset.train.tokens[: int(dataset.train.document_starts[1]) - 1].tolist()], END)
-    more = found.with_cluster(strange)
-    assert len(more) == 3
-    assert (more.centres[:2] == found.centres).all()
-    assert more.nearest(strange).tolist() == [2]
-    more.write(tmp_path / "clusters.safetensors")
+    found = cluster(dataset, 2, 0, EMBEDDING.choice(), CLUSTERS.choice())
+    found.write(tmp_path / "clusters.safetensors")
     back = Clustering.read(tmp_path / "clusters.safetensors")
-    assert (back.nearest(dataset.train) == more.nearest(dataset.train)).all()
-    assert (back.labels == more.labels).all()
-    assert back.dataset == "two"
+    assert (back.nearest(dataset.train) == found.nearest(dataset.train)).all()
+    assert (back.labels == found.labels).all()
+    assert back.dataset == dataset.fingerprint
     (tmp_path / "clusters.safetensors").write_bytes(b"torn")
     with pytest.raises(ShoestringError, match="no clusters can be read"):
         Clustering.read(tmp_path / "clusters.safetensors")

@@ -114,6 +114,30 @@ def test_state_takes_the_bytes_it_states(card: Card, dtype: torch.dtype) -> None
     assert card.target.state_bytes(own) == taken
 
 
+DECAYING = [card for card in methods("optim") if "weight_decay" in card.options().model_fields]
+
+
+@pytest.mark.parametrize("card", DECAYING, ids=lambda card: card.name)
+def test_the_decay_of_a_bfloat16_weight_is_rounded_once_with_its_step(card: Card) -> None:
+    """Rounded by itself, a decay below half a unit in the last place is lost at every step, and one above it doubled."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = (torch.randn(32, 32, generator=generator).bfloat16() for _ in range(2))
+    moved = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        weight = nn.Parameter(start.to(dtype, copy=True))
+        optimizer = card.target([weight], lr=0.1, weight_decay=1.0)
+        weight.grad = gradient.to(dtype)
+        if hasattr(optimizer, "update_hessian"):
+            optimizer.update_hessian([torch.ones(32, 32)])
+        for _ in range(3):  # the first step of some builds their state alone
+            optimizer.step()
+            if not torch.equal(weight.detach(), start.to(dtype)):
+                break
+        moved[dtype] = weight.detach()
+    assert not torch.equal(moved[torch.bfloat16], start)
+    assert torch.equal(moved[torch.bfloat16], moved[torch.float32].bfloat16())
+
+
 @EVERY
 def test_a_state_of_another_shape_is_refused(card: Card) -> None:
     model = Tiny()

@@ -109,6 +109,33 @@ def test_comparisons_of_settings_alone_are_kept_apart(evidence: Path) -> None:
     assert "## Settings" not in methods_page(CARDS, evidence)
 
 
+def test_notes_stand_beside_the_verdict_they_are_on_and_findings_beside_their_method(evidence: Path) -> None:
+    (evidence / "notes.toml").write_text(
+        '[arms.optimizers]\nsoap = "its *bases* were never refreshed"\n'
+        '[[findings]]\nengine = "schedule"\nkind = "batch"\nname = "ramp"\nsaid = "one rate for all"\n'
+        'evidence = "throughput.json"\n'
+    )
+    page = methods_page(CARDS, evidence)
+    assert cell(page, "soap").endswith(r"with `schedule = linear`; note: its \*bases\* were never refreshed")
+    assert cell(page, "ramp") == "one rate for all ([figures](../evidence/throughput.json))"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[arms.optimizers]\nadamw = "the base"', "note on adamw in optimizers"),
+        ('[arms.elsewhere]\nsoap = "x"', "note on soap in elsewhere"),
+        ('[[findings]]\nengine = "optim"\nname = "sgd"\nsaid = "x"\nevidence = "throughput.json"', "no such method"),
+        ('[[findings]]\nengine = "optim"\nname = "soap"\nsaid = "x"\nevidence = "none.json"', "no such file"),
+        ('[[findings]]\nengine = "optim"\nname = "soap"\nsays = "x"', r"findings\.0\.said"),
+    ],
+)
+def test_a_note_on_what_there_is_not_is_refused(evidence: Path, text: str, said: str) -> None:
+    (evidence / "notes.toml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        methods_page(CARDS, evidence)
+
+
 def test_a_verdict_without_figures_is_kept(tmp_path: Path) -> None:
     make_comparison(tmp_path / "one", [ADAMW, Way("muon", fails=4, optim=MUON.optim)], seeds=4)
     assert cell(methods_page(CARDS, tmp_path), "muon") == (

@@ -16,16 +16,19 @@ from shoestring.schedule.refined import Refined
 from shoestring.schedule.refinement import POINTS, gradient_norms, median_filter, refined_points
 
 GRID = [step / 1000 for step in range(1001)]
+SPENT = {"seconds": 20.0, "flops": 3e12, "tokens": 200_000.0}
 
 
 def write(folder: Path, rows: list[Any], tail: bytes = b"") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(SPENT))
     (folder / "metrics.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows) + tail)
     return folder
 
 
 def train(progress: float, norm: Any) -> dict[str, Any]:
-    return {"kind": "train", "step": int(progress * 1000), "progress": progress, "gradient_norm": norm, "loss": 3.0}
+    row = {"kind": "train", "step": int(progress * 1000), "progress": progress, "loss": 3.0}
+    return {**row, "gradient_norm_1": norm, "gradient_norm": 1.0}
 
 
 def whole(norm: float = 2.0) -> list[Any]:
@@ -90,11 +93,42 @@ def test_a_choice_reads_the_run_and_keeps_the_curve(tmp_path: Path) -> None:
     choice = Choice.of("schedule", "refined", points=str(folder), exponent=2)
     (folder / "metrics.jsonl").unlink()
     points = choice.options["points"]
-    assert points == refined_points([r["progress"] for r in rows], [r["gradient_norm"] for r in rows], exponent=2)
+    factors = refined_points([r["progress"] for r in rows], [r["gradient_norm_1"] for r in rows], exponent=2)
+    assert points == {"factors": factors, **SPENT}
     schedule = choice.with_options().build()
     assert schedule == Refined(points=points, exponent=2)
-    assert [schedule(step / 100) for step in range(101)] == pytest.approx(points)
+    assert [schedule(step / 100) for step in range(101)] == pytest.approx(factors)
     assert choice.options["smoothing"] == 0.1
+    assert schedule.spent_before == SPENT
+
+
+def test_adams_rule_takes_the_1_norm_and_sgds_the_2_norm(tmp_path: Path) -> None:
+    rows = [{**train(step / 40, 1 + step), "gradient_norm": 2.0} for step in range(41)]
+    folder = write(tmp_path / "past", rows)
+    progress = [row["progress"] for row in rows]
+    adam, sgd = (
+        Choice.of("schedule", "refined", points=str(folder), **options).build().points.factors
+        for options in ({}, {"norm": "l2", "exponent": 2})
+    )
+    assert adam == refined_points(progress, [1 + step for step in range(41)])
+    assert sgd == pytest.approx([1 - step / 100 for step in range(101)])
+
+
+def test_an_older_run_is_told_what_it_lacks(tmp_path: Path) -> None:
+    rows = [{key: value for key, value in row.items() if key != "gradient_norm_1"} for row in whole()]
+    with pytest.raises(UsageError, match=r"no gradient_norm_1 .*older version has the 2-norm alone: give norm = 'l2'"):
+        Choice.of("schedule", "refined", points=str(write(tmp_path, rows)))
+    assert Choice.of("schedule", "refined", points=str(tmp_path), norm="l2")
+
+
+@pytest.mark.parametrize(
+    "summary", [None, "{torn", "[]", '{"seconds": 1.0}', '{"seconds": 1, "flops": null, "tokens": 1}']
+)
+def test_a_run_that_does_not_say_what_it_spent_is_refused(tmp_path: Path, summary: str | None) -> None:
+    path = write(tmp_path, whole()) / "summary.json"
+    path.unlink() if summary is None else path.write_text(summary)
+    with pytest.raises(UsageError, match=r"summary\.json does not say what the run spent"):
+        Choice.of("schedule", "refined", points=str(tmp_path))
 
 
 def test_straight_lines_between_the_points() -> None:
@@ -146,9 +180,11 @@ def test_no_run_no_metrics_or_damage_is_refused(tmp_path: Path) -> None:
 def test_the_curve_is_needed_and_checked() -> None:
     with pytest.raises(UsageError, match=r"'refined\.points' is needed"):
         Choice.of("schedule", "refined")
-    with pytest.raises(UsageError, match=r"points\.1 = 1\.5"):
+    with pytest.raises(UsageError, match=r"points\.factors\.1 = 1\.5"):
         Choice.of("schedule", "refined", points=[0.0, 1.5])
     with pytest.raises(UsageError, match="points"):
         Choice.of("schedule", "refined", points=[1.0])
+    with pytest.raises(UsageError, match=r"refined\.points\.token"):
+        Choice.of("schedule", "refined", points={"factors": [1.0, 0.0], "token": 3})
     with pytest.raises(UsageError, match="smoothing = 2"):
         Choice.of("schedule", "refined", points="anywhere", smoothing=2)

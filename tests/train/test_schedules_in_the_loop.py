@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from shoestring.budget.ledger import Totals, read_ledger
+from shoestring.config import read_toml
 from shoestring.model.transformer import Transformer
+from shoestring.schedule.refinement import refined_points
+from shoestring.train import checkpoint
 from shoestring.train.evaluate import Evaluator, Heldout
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
@@ -134,7 +137,10 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
     summary = _train(first, corpus, 40, "--schedule.name=constant", "--optim.name=adamw")
     words = ("--optim.name=adamw", "--train.warmup=0", "--train.evaluate_every=0.05", "--start.run", str(first))
     infinite = ("--schedule.name=infinite", "--schedule.begin=constant")
-    assert _train(then, corpus, 40, *words, *infinite, "--optim.lr=1e-5")["stopped"] == "finished"
+    own = ("--optim.lr=1e-5", "--optim.beta2=0.99")
+    assert _train(then, corpus, 40, *words, *infinite, *own)["stopped"] == "finished"
+    _, kept = checkpoint.load(then / "checkpoints")
+    assert [group["betas"] for group in kept.state["optimizer"]["groups"]] == [[0.9, 0.99]] * 3  # not the first run's
     lines = [json.loads(line) for line in (then / "metrics.jsonl").read_text().splitlines()]
     held_out = [line["loss"] for line in lines if line["kind"] == "heldout"]
     assert abs(held_out[0] - summary["heldout_loss"]) < 0.05  # it goes on from there, and at its own learning rate
@@ -156,6 +162,25 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
         status, _, errors = shoestring("train", *common, *more, "--out", tmp_path / f"other-{number}")
         assert status == 2, errors
         assert said in errors
+
+
+def test_a_schedule_is_refined_from_a_run_by_adams_norm_and_that_run_is_charged(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoestring.train.loop.LOG_SECONDS", 0.0)  # a line a step
+    past = _train(tmp_path / "past", corpus, 25, "--optim.name=adamw", "--train.gradient_clip=0.01")
+    lines = [json.loads(line) for line in (tmp_path / "past" / "metrics.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if line["kind"] == "train"]
+    assert all(row["gradient_norm"] < row["gradient_norm_1"] for row in rows)  # both before clipping
+    assert all(row["gradient_norm"] > 0.01 for row in rows)
+    refined = ("--schedule.name=refined", f"--schedule.points={tmp_path / 'past'}", "--train.warmup=0")
+    summary = _train(tmp_path / "then", corpus, 25, "--optim.name=adamw", *refined)
+    assert summary["spent_before"] == {unit: past[unit] for unit in ("seconds", "flops", "tokens")}
+    config = read_toml(tmp_path / "then" / "config.toml")
+    assert config["schedule"]["points"]["tokens"] == past["tokens"]
+
+    factors = refined_points([row["progress"] for row in rows], [row["gradient_norm_1"] for row in rows])
+    assert config["schedule"]["points"]["factors"] == list(factors)
 
 
 def test_no_evaluation_is_made_twice_of_the_same_weights(

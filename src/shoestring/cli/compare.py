@@ -28,6 +28,7 @@ from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
 from shoestring.report.comparison_page import write_comparison
 from shoestring.sync.processes import available_cores
+from shoestring.train.closing import spent_before
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.lowering import with_planned_tokens
@@ -206,6 +207,7 @@ def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:
         "confidence": found.confidence,
         "margin": found.margin,
         "until_decided": found.until_decided,
+        "charged": {name: spent for name, config in arms.items() if any((spent := spent_before(config)).values())},
     }
     return build(Design, plain)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
 
-from shoestring.compare.design import Design
+from shoestring.compare.design import UNITS, Design
 from shoestring.compare.record import RunRecord, settings_text
 from shoestring.errors import ShoestringError
 
@@ -53,7 +53,8 @@ class ArmSummary:
     """runs: judged and finished; failed: judged and not finished; reasons: theirs, and those of failed trials, each once.
 
     spent: mean of a finished judged run. step_seconds: median over them. peak_memory: the most. tuning:
-    None where nothing was tuned. total_spent: all judged runs and all trials, failed ones too.
+    None where nothing was tuned. charged: before the comparison, on what the arm is made from. total_spent: all judged runs
+    and all trials, failed ones too, and what is charged.
     """
 
     runs: int
@@ -66,6 +67,7 @@ class ArmSummary:
     peak_memory: int | None
     parameters: int | None
     tuning: Tuning | None
+    charged: Spent
     total_spent: Spent
 
 
@@ -74,6 +76,11 @@ def total(runs: Sequence[RunRecord]) -> Spent:
     return Spent(
         math.fsum(run.seconds for run in runs), math.fsum(run.flops for run in runs), sum(run.tokens for run in runs)
     )
+
+
+def added(one: Spent, other: Spent) -> Spent:
+    """What two spent together."""
+    return Spent(**{unit: (getattr(one, unit) or 0) + (getattr(other, unit) or 0) for unit in UNITS})
 
 
 def mean(runs: Sequence[RunRecord]) -> Spent:
@@ -170,6 +177,7 @@ def summarise(records: Sequence[RunRecord], design: Design, arm: str) -> ArmSumm
     bits = [run.bits_per_byte for run in complete if run.bits_per_byte is not None]
     steps = [run.step_seconds for run in complete if run.step_seconds is not None]
     n = len(complete)
+    charged = Spent(**{unit: design.charged.get(arm, {}).get(unit, 0.0) for unit in UNITS})
     return ArmSummary(
         runs=n,
         failed=len(runs) - n,
@@ -181,5 +189,6 @@ def summarise(records: Sequence[RunRecord], design: Design, arm: str) -> ArmSumm
         peak_memory=max((run.peak_memory for run in complete), default=None),
         parameters=complete[0].parameters if complete else None,
         tuning=_tuning(records, design, arm),
-        total_spent=total([*runs, *trials]),
+        charged=charged,
+        total_spent=added(total([*runs, *trials]), charged),
     )

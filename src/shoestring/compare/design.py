@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shoestring.compare.record import settings_text
@@ -24,7 +24,8 @@ class Design:
     noisiest. confidence: of the interval of each comparison. until_decided: add seeds until every comparison is decided,
     at most this many in all (None: `seeds` and no more). tolerance: the share by which the spending of two runs may
     differ in `unit` and still count as equal. margin: the share of the base's loss up to which a difference does not matter;
-    set before the runs, as what it excludes is worth nothing once they are seen. Raises: UsageError.
+    set before the runs, as what it excludes is worth nothing once they are seen. charged: arm -> what was spent before, in
+    `UNITS`, on what it is made from, as on the run that a refined schedule is drawn from. Raises: UsageError.
     """
 
     arms: tuple[str, ...]
@@ -37,6 +38,7 @@ class Design:
     until_decided: int | None = None
     tolerance: float = 0.01
     margin: float | None = None
+    charged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.arms) < 2:
@@ -63,6 +65,9 @@ class Design:
             least = max(2, len(self.seeds))
             raise UsageError(f"until_decided = {self.until_decided} is fewer seeds than the {least} to begin with")
         self._check_tuning()
+        for arm in self.charged:
+            if arm not in self.arms:
+                raise UsageError(f"a cost is charged to '{arm}', which is not an arm: {', '.join(self.arms)}")
 
     def _check_tuning(self) -> None:
         for arm in self.tuning:

@@ -44,6 +44,7 @@ class Verdict:
 
 def _arm(arm: ArmSummary) -> dict[str, Any]:
     row = asdict(arm)
+    del row["charged"]  # it is part of total_spent
     if row["tuning"]:
         del row["tuning"]["edges"]
     return row

@@ -98,7 +98,7 @@ def tuning(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> s
     """What the choice of settings cost, and whether a better one may lie beyond those tried."""
     charged, against = arms[one.candidate].tuning, arms[one.base].tuning
     if charged is None or against is None:
-        return "Nothing was tuned."
+        return f"Nothing was tuned.{before(one, arms, design)}"
     spent, base_spent = (show(design.unit, getattr(each.spent, design.unit)) for each in (charged, against))
     words = f"Tuning: {len(charged.tried)} tries ({spent}) charged to {one.candidate}, "
     words += f"{len(against.tried)} ({base_spent}) to {one.base}."
@@ -106,6 +106,16 @@ def tuning(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> s
         if arm.chosen is not None and arm.edges:
             chosen = ", ".join(f"{key} = {arm.chosen[key]:g}" for key in arm.edges)
             words += f" The best of {name} is at the edge of what was tried ({chosen}): tune wider."
+    return words + before(one, arms, design)
+
+
+def before(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> str:
+    """What was spent before the comparison on what an arm is made from; '' where nothing was."""
+    words = ""
+    for name in (one.candidate, one.base):
+        spent = getattr(arms[name].charged, design.unit)
+        if spent:
+            words += f" An earlier run ({show(design.unit, spent)}) that {name} is made from is charged to it too."
     return words
 
 

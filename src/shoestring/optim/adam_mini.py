@@ -15,7 +15,7 @@ from shoestring.optim.row_blocks import RowBlocks, row_blocks
     "optim",
     name="adam_mini",
     paper="Adam-mini: Use Fewer Learning Rates To Gain More, arXiv:2406.16793",
-    claim="on par with AdamW with half its memory, and over 99.9 % of its learning rates left out",
+    claim="on par with AdamW or better with 45 to 50 % less memory, on language models of 125 M to 7 B parameters",
     cost="4 bytes of state a parameter, and 4 a block; fewer operations than AdamW",
 )
 class AdamMini(StatefulOptimizer):

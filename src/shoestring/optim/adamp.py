@@ -16,7 +16,8 @@ from shoestring.optim.projection import project_and_decay
     "optim",
     name="adamp",
     paper="AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights, arXiv:2006.08217",
-    claim="steps on normalised weights do not shrink too early: uniform gains over Adam on 13 benchmarks",
+    claim="steps on normalised weights do not shrink too early: uniform gains on 13 benchmarks, of vision, language "
+    "and audio",
     cost="AdamW's and six passes over the weights per step; 8 bytes of state a parameter",
 )
 class AdamP(StatefulOptimizer):

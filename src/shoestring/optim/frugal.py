@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.method import Count, Decay, Fraction, NonNegative, Positive, method
 from shoestring.optim import frugal_selection
 from shoestring.optim.base import StatefulOptimizer, float_gradients
-from shoestring.optim.descent import descend
+from shoestring.optim.decoupled import decoupled_step
 from shoestring.optim.frugal_selection import Selection, chosen_blocks, chosen_columns, density_within, upright
 
 DENSITY = 0.25
@@ -20,7 +20,7 @@ DENSITY = 0.25
     "optim",
     name="frugal",
     paper="FRUGAL: Memory-Efficient Optimization by Reducing State Overhead for Scalable Training, arXiv:2411.07837",
-    claim="near Adam's loss with a quarter of its state, and better than GaLore and BAdam at the same memory",
+    claim="better than GaLore and BAdam at fixed memory budgets, in pre-training and fine-tuning",
     cost="2 bytes of state a matrix's parameter at the default density of 0.25; no products for 'columns' and 'blocks'",
 )
 class Frugal(StatefulOptimizer):
@@ -105,8 +105,8 @@ class Frugal(StatefulOptimizer):
             self._choose(stale, group, period)
         for parameter, gradient in zip(parameters, float_gradients(parameters), strict=True):
             direction = _direction(gradient, self.state[parameter], group)
-            # detached: a compiled `descend` is then kept by shape, not by weight
-            descend([parameter.detach()], [direction], lr=group["lr"], weight_decay=group["weight_decay"])
+            # detached: a compiled `decoupled_step` is then kept by shape, not by weight
+            decoupled_step([parameter.detach()], [direction], lr=group["lr"], weight_decay=group["weight_decay"])
 
     @torch.compiler.disable
     def _choose(self, parameters: list[Tensor], group: Mapping[str, Any], period: int) -> None:

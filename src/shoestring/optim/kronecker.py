@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shoestring.optim.base import StatefulOptimizer
-from shoestring.optim.descent import descend
+from shoestring.optim.decoupled import decoupled_step
 
 STACK = 2**24
 """The most elements of weights in one stack: it bounds the memory a step takes beside its state."""
@@ -57,7 +57,7 @@ class KroneckerOptimizer(StatefulOptimizer):
         direction = self.direction(parameters, gradients, step, group)
         if direction is not None:
             parts = [part.reshape(p.shape) for part, p in zip(direction.split(counts), parameters, strict=True)]
-            descend(parameters, parts, lr=group["lr"], weight_decay=group["weight_decay"])
+            decoupled_step(parameters, parts, lr=group["lr"], weight_decay=group["weight_decay"])
 
     @torch.compiler.disable
     def stack(self, parameters: list[Tensor], key: str, *shape: int) -> Tensor:

@@ -15,7 +15,7 @@ from shoestring.optim.decoupled import decoupled_step
     "optim",
     name="lion",
     paper="Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675",
-    claim="on par with AdamW or better, with half its optimiser state",
+    claim="on language modelling similar to Adam or better, with the momentum as its only state",
     cost="5 passes over the weights and 4 bytes of state a parameter per step",
 )
 class Lion(StatefulOptimizer):

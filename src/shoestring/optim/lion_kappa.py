@@ -50,7 +50,7 @@ class Bound:
     "optim",
     name="lion_kappa",
     paper="Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts, arXiv:2310.05898",
-    claim="minimises the loss within a bound of 1 / weight decay, in a norm that kappa sets; Lion is one of a family",
+    claim="Lion minimises the loss within |x|_inf <= 1 / weight decay; other kappa solve min f(x) + kappa*(x)",
     cost="5 passes over the weights, those of kappa, and 4 bytes of state a parameter per step",
 )
 class LionKappa(StatefulOptimizer):

@@ -15,7 +15,7 @@ from shoestring.optim.base import StatefulOptimizer, float_gradients
     name="sgd",
     paper="Small Batch Size Training for Language Models: When Vanilla SGD Works, and Why Gradient Accumulation Is "
     "Wasteful, arXiv:2507.07101",
-    claim="at batch sizes of one to a few, trains a language model about as well as AdamW a FLOP, with no state",
+    claim="at small batches language models train stably with SGD, without momentum and without any optimiser state",
     cost="one pass over the weights per step; no state without momentum",
 )
 class SGD(StatefulOptimizer):

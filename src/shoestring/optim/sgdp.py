@@ -15,7 +15,8 @@ from shoestring.optim.projection import project_and_decay
     "optim",
     name="sgdp",
     paper="AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights, arXiv:2006.08217",
-    claim="steps on normalised weights do not shrink too early: gains over momentum SGD on image tasks",
+    claim="steps on normalised weights do not shrink too early: uniform gains on 13 benchmarks, of vision, language "
+    "and audio",
     cost="momentum SGD's and six passes over the weights per step; 4 bytes of state a parameter",
 )
 class SGDP(StatefulOptimizer):

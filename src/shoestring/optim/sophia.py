@@ -9,6 +9,7 @@ from torch import Tensor
 from shoestring.method import Count, Decay, NonNegative, Positive, method
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.curvature import Curvature
+from shoestring.optim.decoupled import decoupled_step
 
 
 @method(
@@ -122,9 +123,7 @@ class Sophia(StatefulOptimizer):
         updates = torch._foreach_div(momenta, denominators)
         torch._foreach_clamp_min_(updates, -1.0)
         torch._foreach_clamp_max_(updates, 1.0)
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+        decoupled_step(parameters, list(updates), lr=group["lr"], weight_decay=group["weight_decay"])
         group["steps"] += 1
 
     def _denominators(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

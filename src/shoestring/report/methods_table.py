@@ -7,12 +7,13 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 from shoestring import atomic
+from shoestring.config import build, read_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import Card, methods
 from shoestring.report import quantities
@@ -49,6 +50,51 @@ class Measured:
     new: dict[str, Slot]
     base: dict[str, Slot]
     changed: list[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured of a method by other means than a comparison.
+
+    engine, kind, name: the method. said: the finding, in plain words. evidence: the file it is in, under the evidence folder.
+    """
+
+    engine: str
+    name: str
+    said: str
+    evidence: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """evidence/notes.toml. arms: folder -> arm -> what a reader of its verdict must know of how it was set. findings: a list."""
+
+    arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+
+
+def read_notes(evidence: Path, measured: Sequence[Measured], cards: Sequence[Card]) -> Notes:
+    """The notes beside the evidence; none where there is no notes.toml.
+
+    Raises: UsageError where it is damaged, or speaks of a comparison, an arm, a method or a file that there is not.
+    """
+    path = evidence / "notes.toml"
+    if not path.exists():
+        return Notes()
+    notes = build(Notes, read_toml(path))
+    known = {(one.folder, one.comparison.candidate) for one in measured}
+    slots = {(card.engine, card.kind, card.name) for card in cards}
+    for folder, arms in notes.arms.items():
+        for arm in arms:
+            if (folder, arm) not in known:
+                raise UsageError(f"{path} has a note on {arm} in {folder}, and there is no such candidate")
+    for one in notes.findings:
+        if (one.engine, one.kind, one.name) not in slots:
+            raise UsageError(f"{path} has a finding on {one.engine} {one.kind} {one.name}, and there is no such method")
+        if not (evidence / one.evidence).is_file():
+            raise UsageError(f"{path} refers to {one.evidence}, and there is no such file")
+    return notes
 
 
 def _slots(config: Row, cards: Sequence[Card]) -> dict[str, Slot]:
@@ -133,7 +179,7 @@ def paper(text: str) -> str:
     return "; ".join([*words, _plain(rest)] if rest else words)
 
 
-def _result(measured: Measured, key: str | None, link: str) -> str:
+def _result(measured: Measured, key: str | None, link: str, notes: Notes) -> str:
     """'**better** than adamw: −0.051 nats (95 %: −0.07 to −0.03), 5 pairs at 3m 00s each'."""
     one, verdict = measured.comparison, measured.verdict
     rival = measured.base[key][2] if key in measured.base else one.base
@@ -149,13 +195,20 @@ def _result(measured: Measured, key: str | None, link: str) -> str:
     beside = f", with {_code(beside)}" if beside else ""
     name = measured.new[key][2] if key else one.candidate
     arm = "" if one.candidate == name else f"as {_code(one.candidate)}: "
-    return f"{arm}[{word} {_plain(rival)}]({link}/{measured.folder}/){numbers}, {pairs}{beside}"
+    told = notes.arms.get(measured.folder, {}).get(one.candidate, "")
+    note = f"; note: {_plain(told)}" if told else ""
+    return f"{arm}[{word} {_plain(rival)}]({link}/{measured.folder}/){numbers}, {pairs}{beside}{note}"
 
 
-def _of(card: Card, evidence: Sequence[Measured], link: str) -> str:
+def _of(card: Card, evidence: Sequence[Measured], link: str, notes: Notes) -> str:
     """What was measured of a method, a line for each comparison."""
     slot = (card.engine, card.kind, card.name)
-    lines = [_result(one, key, link) for one in evidence for key, new in one.new.items() if new == slot]
+    lines = [_result(one, key, link, notes) for one in evidence for key, new in one.new.items() if new == slot]
+    lines += [
+        f"{_plain(one.said)} ([figures]({link}/{one.evidence}))"
+        for one in notes.findings
+        if (one.engine, one.kind, one.name) == slot
+    ]
     bases = dict.fromkeys(one.folder for one in evidence if slot in one.base.values())
     if bases:
         lines.append("the base of " + ", ".join(f"[{_plain(name)}]({link}/{name}/)" for name in bases))
@@ -181,19 +234,20 @@ def methods_page(cards: Sequence[Card], evidence: Path, link: str = "../evidence
     Raises: UsageError when `evidence` is no folder; ShoestringError when one of its files is missing or damaged.
     """
     measured = read_evidence(evidence, cards)
+    notes = read_notes(evidence, measured, cards)
     parts = [_OPENING]
     for (engine, kind), group in groupby(cards, key=lambda card: (card.engine, card.kind)):
         parts.append(f"## {engine}{f': {kind}' if kind else ''}\n")
         parts.append("| method | paper | its source claims | cost | measured here |\n| --- | --- | --- | --- | --- |")
         for card in group:
             cells = [_code(card.name), paper(card.paper) or quantities.NONE, _plain(card.claim), _plain(card.cost),
-                     _of(card, measured, link)]  # fmt: skip
+                     _of(card, measured, link, notes)]  # fmt: skip
             parts.append(f"| {' | '.join(cells)} |")
         parts.append("")
     rest = [one for one in measured if not one.new]
     if rest:
         parts.append("## Settings\n\nComparisons of the same methods, set differently.\n")
-        parts += [f"- {_code(one.comparison.candidate)}: {_result(one, None, link)}" for one in rest]
+        parts += [f"- {_code(one.comparison.candidate)}: {_result(one, None, link, notes)}" for one in rest]
         parts.append("")
     return "\n".join(parts)
 

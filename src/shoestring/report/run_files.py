@@ -16,7 +16,14 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.report.json_files import Row, check_numbers, damaged, read_file, read_json, read_lines
 
 _COMMON = {"step", "progress", "seconds", "flops", "tokens", "loss"}
-_METRICS = _COMMON | {"learning_rate_factor", "gradient_norm", "tokens_per_second", "bits_per_byte", "targets"}
+_METRICS = _COMMON | {
+    "learning_rate_factor",
+    "gradient_norm",
+    "gradient_norm_1",
+    "tokens_per_second",
+    "bits_per_byte",
+    "targets",
+}
 _LEDGER = {"at", "flops", "tokens", "discarded", "flops_discarded", "sent", "received", "peak_memory"}
 _SUMMARY = {"heldout_loss", "bits_per_byte", "steps", "tokens", "seconds", "flops", "parameters"}
 

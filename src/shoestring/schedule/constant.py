@@ -10,7 +10,7 @@ from shoestring.schedule.progress import checked
     "schedule",
     name="constant",
     paper="The Road Less Scheduled, arXiv:2405.15682",
-    claim="under Schedule-Free, which averages the weights, as good as a tuned decay, and the run may stop anywhere",
+    claim="under Schedule-Free, which averages the weights, no schedule is needed and the run may stop anywhere",
     cost="none; without averaging, the loss at the end is that of an undecayed rate",
 )
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ COOLDOWNS: dict[str, Callable[[float], float]] = {
     "schedule",
     name="infinite",
     paper="Beyond Cosine Decay: On the effectiveness of Infinite Learning Rate Schedule ..., arXiv:2503.02844",
-    claim="in continual pre-training forgets less than repeated cosine decay: no re-warming, and no length to fix",
+    claim="surpasses repeated cosine decay in continual pre-training, without a fixed iteration budget",
     cost="none; the length of the run must be known only when the annealing begins",
 )
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from shoestring.schedule.progress import between, checked
     "schedule",
     name="linear",
     paper="Straight to Zero: Why Linearly Decaying the Learning Rate to Zero Works Best for LLMs, arXiv:2502.15938",
-    claim="to zero, beats cosine decay to a tenth at compute-optimal data and beyond",
+    claim="to zero, consistently beats other schedules at compute-optimal data sizes, at the best peak rate; more "
+    "so with more data",
     cost="none; the length of the run must be known",
 )
 @dataclass(frozen=True, kw_only=True)

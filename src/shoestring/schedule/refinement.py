@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,12 @@ ENOUGH = 0.9
 """The share of its budget that the past run must have reached: a norm near the end decides the decay."""
 
 
-def _measured(path: Path, number: int, line: bytes) -> tuple[float, float] | None:
+Norm = Literal["l1", "l2"]
+FIGURES: dict[Norm, str] = {"l1": "gradient_norm_1", "l2": "gradient_norm"}
+"""The key of each norm in a run's metrics."""
+
+
+def _measured(path: Path, number: int, line: bytes, figure: str) -> tuple[float, float] | None:
     """(progress, gradient norm) of a line of metrics; None where it is not a step of training."""
     try:
         row: Any = json.loads(line)
@@ -33,16 +38,20 @@ def _measured(path: Path, number: int, line: bytes) -> tuple[float, float] | Non
     if row.get("kind") != "train":
         return None
     found = []
-    for key, least in (("progress", 0.0), ("gradient_norm", math.ulp(0.0))):
+    for key, least in (("progress", 0.0), (figure, math.ulp(0.0))):
         value = row.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
-            raise UsageError(f"{path}, line {number}, has no {key} that a schedule can be refined from: {value!r}")
+            older = value is None and key == FIGURES["l1"] and FIGURES["l2"] in row
+            more = "; a run of an older version has the 2-norm alone: give norm = 'l2'" if older else ""
+            raise UsageError(
+                f"{path}, line {number}, has no {key} that a schedule can be refined from: {value!r}{more}"
+            )
         found.append(float(value))
     return found[0], found[1]
 
 
-def gradient_norms(run: Path | str) -> tuple[list[float], list[float]]:
-    """The progress, rising strictly, and the gradient norm there, of each measured step of a run folder.
+def gradient_norms(run: Path | str, norm: Norm = "l1") -> tuple[list[float], list[float]]:
+    """The progress, rising strictly, and the gradient's 1-norm or 2-norm there, of each measured step of a run folder.
 
     A last line without its newline was torn by a crash and does not count; where a resumed run took a step again, the
     last time counts. Raises: UsageError where there is no such run, or its metrics are damaged, short or unfinished.
@@ -59,7 +68,7 @@ def gradient_norms(run: Path | str) -> tuple[list[float], list[float]]:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     kept: list[tuple[float, float]] = []
     for number, line in enumerate(lines, start=1):
-        found = _measured(path, number, line) if line.strip() else None
+        found = _measured(path, number, line, FIGURES[norm]) if line.strip() else None
         if found is not None:
             while kept and kept[-1][0] >= found[0]:
                 kept.pop()
@@ -69,6 +78,19 @@ def gradient_norms(run: Path | str) -> tuple[list[float], list[float]]:
     if kept[-1][0] < ENOUGH:
         raise UsageError(f"{folder} stopped at {kept[-1][0]:.0%} of its budget: a schedule is refined from a whole run")
     return [progress for progress, _ in kept], [norm for _, norm in kept]
+
+
+def cost_of(run: Path | str) -> dict[str, float]:
+    """What a finished run spent, by its summary: seconds, flops, tokens.
+
+    Raises: UsageError where it has no summary, or a damaged one.
+    """
+    path = Path(run) / "summary.json"
+    try:
+        summary: Any = json.loads(path.read_bytes())
+        return {unit: float(summary[unit]) for unit in ("seconds", "flops", "tokens")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{path} does not say what the run spent: a schedule is refined from a finished run") from None
 
 
 def median_filter(values: np.ndarray, width: int) -> np.ndarray:
@@ -90,7 +112,8 @@ def refined_points(
 
         w_t = hat G_t^-exponent,    eta_t = w_t sum_{p=t+1..T} w_p,    the schedule eta / max eta.
 
-    The paper takes the 2-norm and an exponent of 2 for SGD, the 1-norm and an exponent of 1 for Adam. Equal norms give
+    The paper takes the 2-norm and an exponent of 2 for SGD, the 1-norm and an exponent of 1 for Adam, which are the defaults
+    of `gradient_norms` and here. Equal norms give
     linear decay; large early norms give a warm-up; norms that rise at the end make the decay faster.
     """
     grid = np.linspace(0.0, 1.0, STEPS + 1)

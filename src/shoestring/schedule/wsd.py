@@ -12,7 +12,8 @@ from shoestring.schedule.shapes import SHAPES
     "schedule",
     name="wsd",
     paper="MiniCPM: Unveiling the Potential of Small Language Models ..., arXiv:2404.06395",
-    claim="as good as cosine, and one constant trunk serves every length of run",
+    claim="conducive to continuous training and domain adaptation: data scaling is studied without training anew "
+    "for each length",
     cost="none; the length must be known only when the decay begins",
 )
 @dataclass(frozen=True, kw_only=True)

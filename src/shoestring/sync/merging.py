@@ -19,7 +19,7 @@ Module = TypeVar("Module", bound=nn.Module)
     kind="merge",
     name="weighted_average",
     paper="Branch-Train-Merge, arXiv:2208.03306",
-    claim="experts branched from one seed collapse into one model that beats the seed, for the inference cost of one",
+    claim="experts of one seed can be averaged into one model for efficient inference",
     cost="one pass over the weights of each expert",
 )
 def weighted_average(

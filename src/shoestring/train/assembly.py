@@ -12,6 +12,7 @@ from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite
 from shoestring.optim.partition import members, partition
+from shoestring.schedule.batch_rule.rule import BatchRule, scale_to_batch
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.config import RunConfig
@@ -148,6 +149,8 @@ def _stepper(config: RunConfig) -> tuple[Stepper, str]:
     rules = rules_for(config)
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     scale_groups(rules, optimizer.param_groups)
+    rule: BatchRule = config.batch_rule.build()
+    rescaled = scale_to_batch(rule, optimizer.param_groups, config.train.batch / config.workers)
     prepare_blocks(model, config.execution)
     stepper = Stepper(
         model,
@@ -161,4 +164,5 @@ def _stepper(config: RunConfig) -> tuple[Stepper, str]:
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,
         noise_scale_every=max(config.train.noise_scale_every, 1),
     )
-    return stepper, "\n".join(line for line in (quantised, claimed.describe()) if line)
+    ruled = [f"{config.batch_rule.name}: {line}" for line in rescaled]
+    return stepper, "\n".join(line for line in (quantised, claimed.describe(), *ruled) if line)

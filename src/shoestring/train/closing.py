@@ -44,6 +44,11 @@ def _drawn(
     return text + stream.finish()
 
 
+def spent_before(config: RunConfig) -> dict[str, float]:
+    """seconds, flops and tokens of earlier runs that the configuration is drawn from, as a refined schedule is; {}: of none."""
+    return dict(getattr(config.schedule.build(), "spent_before", {}))
+
+
 def summary(
     config: RunConfig, model: Transformer, steps: int, ledger: Ledger, stopped: str, processes: int = 1
 ) -> dict[str, Any]:
@@ -65,6 +70,7 @@ def summary(
         "flops_discarded": totals.flops_discarded * processes,
         "accounts": {name: charge.as_dict() for name, charge in totals.accounts.items()},
         "peak_memory": totals.peak_memory,
+        "spent_before": spent_before(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_per_second": totals.tokens * processes / compute if compute else None,
         **stated(model),

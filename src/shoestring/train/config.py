@@ -12,6 +12,7 @@ from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive
 from shoestring.model.config import ModelConfig
+from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
 from shoestring.train.lowbit import LowBit, LowBitSection
 
@@ -69,8 +70,8 @@ class ExecutionConfig:
 @dataclass(frozen=True)
 class StartConfig:
     """Where the first weights are from. run: the folder of an earlier run of the same model and tokenizer; '' draws them
-    anew. step: of its checkpoint; None is the newest. optimizer: take the optimiser's state along; learning rates and
-    weight decay are those of the new run all the same."""
+    anew. step: of its checkpoint; None is the newest. optimizer: take the optimiser's state along; learning rates,
+    weight decay, betas and epsilon are those of the new run all the same."""
 
     run: str = ""
     step: Count | None = None
@@ -102,6 +103,7 @@ OPTIM = Pick("optim", default="muon_hypersphere")
 FALLBACK = Pick("optim", default="adamw")
 SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
+BATCH_RULE = Pick("schedule", "batch rule", default="none")
 TRANSFER = Pick("schedule", "transfer", default="standard")
 LOWBIT = LowBitSection()
 QUANTISE = Pick("schedule", "quantise", default="always")
@@ -113,8 +115,10 @@ class RunConfig:
     """A run. budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
 
     optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
-    train.batch that a step takes, as the budget is spent. transfer: how learning rates and first weights follow from those
-    that suit another size. start: an earlier run to go on from, with a budget and data of its own.
+    train.batch that a step takes, as the budget is spent. batch_rule: how learning rates and betas follow from those that suit
+    another batch; its batch is what one worker's step takes, train.batch over the workers. transfer: how learning rates and
+    first weights follow from those that suit another size. start: an earlier run to go on from, with a budget and data of
+    its own.
 
     lowbit: the number format that the matrices of the blocks are trained for, what the inputs of those layers are rounded to,
     and which layers stay in full precision. quantise: the share of the budget from which on they are quantised.
@@ -136,6 +140,7 @@ class RunConfig:
     fallback: Annotated[Choice, FALLBACK] = field(default_factory=FALLBACK.choice)
     schedule: Annotated[Choice, SCHEDULE] = field(default_factory=SCHEDULE.choice)
     batch_size: Annotated[Choice, BATCH_SIZE] = field(default_factory=BATCH_SIZE.choice)
+    batch_rule: Annotated[Choice, BATCH_RULE] = field(default_factory=BATCH_RULE.choice)
     transfer: Annotated[Choice, TRANSFER] = field(default_factory=TRANSFER.choice)
     lowbit: Annotated[LowBit, LOWBIT] = field(default_factory=LOWBIT.choice)
     quantise: Annotated[Choice, QUANTISE] = field(default_factory=QUANTISE.choice)
@@ -157,6 +162,7 @@ class RunConfig:
                 raise UsageError(f"memory: {error}") from None
         for section in ("schedule", "batch_size", "transfer", "sync", "quantise"):
             getattr(self, section).build()  # options that do not go together are refused here, before any work
+        require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
         self.lowbit.format.build()
         if not self.lowbit.on and self.quantise.name != "always":
             raise ValueError(f"quantise = {self.quantise.name} has nothing to quantise: give --lowbit ternary, say")

@@ -12,7 +12,7 @@ from shoestring.train.config import StartConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.step import Stepper
 
-OWN = ("lr", "base_lr", "weight_decay")
+OWN = ("lr", "base_lr", "weight_decay", "beta1", "beta2", "betas", "epsilon", "eps")
 """Options of a parameter group that are the new run's, whatever the state of the earlier one says."""
 
 

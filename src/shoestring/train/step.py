@@ -26,13 +26,14 @@ class StepResult:
     """What a step came to.
 
     loss: mean over the targets of the batch, nats.
-    gradient_norm: before clipping.
+    gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the gradient before clipping.
     targets: how many counted.
     spent: what the step takes, the optimiser's own work included, by the account that pays.
     """
 
     loss: float
     gradient_norm: float
+    gradient_norm_1: float
     targets: int
     spent: Mapping[str, Charge]
 
@@ -44,11 +45,13 @@ class Accumulated:
 
     loss: Tensor
     gradient_norm: Tensor
+    gradient_norm_1: Tensor
     targets: int
     spent: Mapping[str, Charge]
 
     def read(self) -> StepResult:
-        return StepResult(float(self.loss), float(self.gradient_norm), self.targets, self.spent)
+        norms = float(self.gradient_norm), float(self.gradient_norm_1)
+        return StepResult(float(self.loss), *norms, self.targets, self.spent)
 
 
 def together(*spent: Mapping[str, Charge]) -> dict[str, Charge]:
@@ -173,13 +176,14 @@ class Stepper:
             spent = together(spent, loss.spent)
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
+        norm_1 = self._norm(1.0)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, targets, together(spent, self._curvature(parts[0], at)))
+        return Accumulated(total, norm, norm_1, targets, together(spent, self._curvature(parts[0], at)))
 
-    def _norm(self) -> Tensor:
-        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+    def _norm(self, order: float = 2.0) -> Tensor:
+        return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], order)
 
     def _curvature(self, batch: Batch, at: At) -> dict[str, Charge]:
         """Give the optimiser the second derivatives it asks for. Returns what that took."""

@@ -100,6 +100,7 @@ class Team:
         return StepResult(
             sum(result.loss * result.targets for result in results) / max(targets, 1),
             max(result.gradient_norm for result in results),
+            max(result.gradient_norm_1 for result in results),
             targets,
             together(*(result.spent for result in results)),
         )

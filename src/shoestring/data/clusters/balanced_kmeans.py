@@ -24,7 +24,8 @@ def squared_distances(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
     name="balanced_kmeans",
     paper="Scaling Expert Language Models with Unsupervised Domain Discovery, arXiv:2303.14177; "
     "Breaking the Curse of Multilinguality with Cross-lingual Expert Language Models, arXiv:2401.10440",
-    claim="experts trained on clusters of equal size beat one dense model at equal compute, and experts on random splits",
+    claim="experts on clusters of balanced size beat dense models at equal compute; with several languages (X-ELM), "
+    "jointly trained ones in all of them",
     cost="documents x clusters x dimensions operations an iteration, some tens of iterations, a few starts",
 )
 def balanced_kmeans(

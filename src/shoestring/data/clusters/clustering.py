@@ -1,6 +1,6 @@
 """Clusters that were found: kept in a file, asked which of them a document, or the beginning of a text, is nearest to."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +47,6 @@ class Clustering:
     def members(self, cluster: int) -> np.ndarray:
         """int64, ascending: the training documents of a cluster."""
         return np.flatnonzero(self.labels == cluster)
-
-    def with_cluster(self, documents: TokenStore) -> "Clustering":
-        """These clusters and one more, its centre the mean of new documents: what a new expert is added with, the others
-        left as they are. The labels of earlier documents do not change."""
-        centre = self.embedding.documents(documents).mean(axis=0, keepdims=True)
-        return replace(self, centres=np.concatenate([self.centres, centre]).astype(np.float32))
 
     def write(self, path: Path) -> None:
         """Keep everything in one safetensors file."""

@@ -86,8 +86,8 @@ class Fit:
     name="parametric",
     paper="Training Compute-Optimal Large Language Models, arXiv:2203.15556; "
     "Spectra 1.1: Scaling Laws and Efficient Inference for Ternary Language Models, arXiv:2506.23025",
-    claim="predicts the loss of a size and a number of tokens; "
-    "for ternary models alpha = 0.32 and beta = 0.81, for float models 0.56 and 0.53: ternary ones gain more from data",
+    claim="the loss of a size and a number of tokens as one formula; ternary models gain more from training data "
+    "than from parameters",
     cost="a grid of small runs; the fit takes seconds",
 )
 def fit_parametric(

@@ -11,7 +11,7 @@ from shoestring.schedule.progress import Share, between, checked
     kind="batch",
     name="ramp",
     paper="Language Models are Few-Shot Learners, arXiv:2005.14165",
-    claim="more steps from the same tokens early on, while the gradient is clear enough for a small batch",
+    claim="none was measured in the paper, which says that GPT-3 was trained so",
     cost="more steps a token early on, each less efficient on wide hardware",
 )
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ Growth = Annotated[float, Gt(1)]
     kind="batch",
     name="stepped",
     paper="Don't Decay the Learning Rate, Increase the Batch Size, arXiv:1711.00489",
-    claim="the curve of a run that divides its learning rate at these points, in fewer steps",
+    claim="the same learning curve as with a decaying learning rate, in fewer updates",
     cost="more steps a token early on, each less efficient on wide hardware",
 )
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class SteppedBatch:
     examples, so to multiply B by a factor does what to divide the learning rate by it does; they use a factor of 5 at 0.3,
     0.6 and 0.8 of the run, where step decays had divided by 5. Formula: share(p) = factor^-|{a in at: p < a}|. The default
     factor of 2 gives the doubling form. The learning rate's own schedule is apart: take `constant` with it for the paper's
-    exchange. For Adam the exchange is by the square root, see `schedule.transfer.rates`.
+    exchange. For Adam the exchange is by the square root, see `schedule.batch_rule.square_root`.
     Raises: UsageError where `at` does not rise.
     """
 

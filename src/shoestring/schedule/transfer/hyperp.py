@@ -13,8 +13,8 @@ from shoestring.schedule.transfer.rule import RoleRule, Rules, Scale
     kind="transfer",
     name="hyperp",
     paper="Rethinking Language Model Scaling under Transferable Hypersphere Optimization, arXiv:2603.28743",
-    claim="one learning rate, tuned at the smallest scale, for every width, depth and number of tokens; "
-    "1.58 times the compute efficiency of a strong Muon baseline at 6e21 FLOPs",
+    claim="one base rate, tuned at the smallest scale, transfers over width, depth, tokens and expert granularity; "
+    "1.58 times a strong Muon baseline's compute efficiency at 6e21 FLOPs",
     cost="one product each with the embedded and the final hidden states",
 )
 @dataclass(frozen=True, kw_only=True)

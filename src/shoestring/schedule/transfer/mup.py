@@ -13,7 +13,8 @@ from shoestring.schedule.transfer.rule import RoleRule, Rules, Scale
     name="mup",
     paper="Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer, arXiv:2203.03466; "
     "Robust Layerwise Scaling Rules by Proper Weight Decay Tuning, arXiv:2510.15262",
-    claim="learning rate and weight decay tuned on a narrow model are right on a wide one",
+    claim="learning rate and weight decay transfer from a proxy to target widths without sweeps; LLaMA-style "
+    "Transformers, AdamW",
     cost="one product with the final hidden states",
 )
 @dataclass(frozen=True, kw_only=True)

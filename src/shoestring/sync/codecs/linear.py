@@ -21,7 +21,8 @@ Range = Literal["mse", "absmax", "minmax"]
     kind="codec",
     name="linear",
     paper="MuLoCo: Muon is a Practical Inner Optimizer for DiLoCo, arXiv:2505.23725",
-    claim="2 bits with next to no loss under error feedback, of the pseudo-gradients of Muon",
+    claim="pseudo-gradients of Muon in 2 bits with next to no loss, with an error-feedback accumulator; its own "
+    "grid is `range = minmax`, by the row",
     cost="bits + 16 / (entries of a group) bits an entry ('minmax': + 64); some 10 passes over the tensor to encode",
 )
 class Linear:

@@ -22,7 +22,8 @@ Values = Literal["float32", "bfloat16", "8bit", "4bit", "2bit", "1bit"]
     kind="codec",
     name="top_k",
     paper="Sparse Communication for Distributed Gradient Descent, arXiv:1704.05021",
-    claim="99 % of the entries dropped at little loss, since what is dropped is sent later (error feedback)",
+    claim="99 % of the entries dropped, with error feedback: 49 % faster on MNIST and 22 % on translation, without "
+    "damage to accuracy or BLEU",
     cost="about 8.2 bits for a place at 1 %, and its value; a histogram and some 5 passes to encode",
 )
 class TopK:

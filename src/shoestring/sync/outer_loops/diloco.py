@@ -24,7 +24,7 @@ from shoestring.sync.transport.base import Transport
     kind="outer loop",
     name="diloco",
     paper="DiLoCo: Distributed Low-Communication Training of Language Models, arXiv:2311.08105",
-    claim="the loss of synchronous training with 500 times less communication, eight workers",
+    claim="on C4 with 8 workers as good as fully synchronous optimisation, with 500 times less communication",
     cost="two float32 copies of the weights beside the model, a third for error feedback",
 )
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ PAPER = "All is Not Lost: LLM Recovery without Checkpoints, arXiv:2506.15461"
     kind="recovery",
     name="checkfree",
     paper=PAPER,
-    claim="12 % sooner to the same loss than checkpoints or redundant computation at 5-10 % failures an hour",
+    claim="recovers inner stages; over 12 % better convergence in wall-clock than checkpointing and redundant "
+    "computation at failure rates of 5 to 10 %, on LLaMA models of 124 M to 1.5 B",
     cost="nothing until a stage is lost; then its neighbours send their weights, and its optimiser starts afresh",
 )
 class CheckFree:

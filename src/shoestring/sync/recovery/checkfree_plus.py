@@ -15,7 +15,8 @@ from shoestring.sync.recovery.checkfree import PAPER, CheckFree, need
     kind="recovery",
     name="checkfree_plus",
     paper=PAPER,
-    claim="recovers every stage, the ends too, at little cost in convergence",
+    claim="recovers the end stages too, by out-of-order execution and copies of embedding and head; over 12 % "
+    "better convergence in wall-clock at failure rates of 5 to 10 %",
     cost="the embedding and the head are sent to a neighbour every step; half of the micro-batches go out of order",
 )
 class CheckFreePlus:

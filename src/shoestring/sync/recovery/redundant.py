@@ -15,17 +15,16 @@ from shoestring.sync.recovery.checkfree import need
     "sync",
     kind="recovery",
     name="redundant",
-    paper="Bamboo: Making Preemptible Instances Resilient for Affordable Training of Large DNNs, arXiv:2204.12013",
-    claim="a lost stage goes on where it was",
+    claim="none: a plain copy of each stage at a neighbour",
     cost="all weights and optimiser states sent to a neighbour every step, and twice the memory",
 )
 class Redundant:
     """Every stage is copied to the one before it after each step, and comes back from there as it was.
 
-    After Thorpe et al. (2023), Bamboo, arXiv:2204.12013, whose nodes each hold the stage after their own as well and run it
-    redundantly, so that weights need not travel. Here the state itself is copied, optimiser included: the same
-    recovery for bytes instead of FLOPs. The first stage is held by the second. A stage lost
-    after it took a step and before its copy was there comes back one step behind the others.
+    It is the recovery that `CheckFree` is compared with, and not Bamboo (Thorpe et al. 2023, arXiv:2204.12013), whose nodes
+    each hold the stage after their own as well and compute it redundantly in the pipeline's bubbles, so that weights need not
+    travel. Here the state itself is copied, optimiser included: bytes instead of FLOPs. The first stage is held by the second.
+    A stage lost after it took a step and before its copy was there comes back one step behind the others.
     """
 
     def check(self, stages: Sequence[nn.Module]) -> None:
