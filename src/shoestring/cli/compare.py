@@ -23,6 +23,7 @@ from shoestring.compare.record import RunLog, RunRecord
 from shoestring.compare.reuse import Reused, runs_of
 from shoestring.compare.runner import Trainer
 from shoestring.compare.verdict import Verdict, judge
+from shoestring.compare.wording import UNTUNED, rates
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
@@ -225,6 +226,8 @@ def _run(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     say(f"comparison: {folder.path}")
+    if not design.tuned:
+        say(f"{UNTUNED} Here: {rates(arms)}.")
     threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
     cores = len(available_cores())
     if found.at_once > 1 and threads > cores:
@@ -251,6 +254,8 @@ def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> N
 
 
 def _show(content: Mapping[str, Any], console: Console) -> None:
+    if not any(arm["tuning"] for arm in content["arms"].values()):
+        console.print(UNTUNED, style="bold", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("candidate", "verdict", "nats", "interval", "speed-up", "memory", "step"):
         table.add_column(column, justify="left" if column in ("candidate", "verdict") else "right")
@@ -269,4 +274,8 @@ def _show(content: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for row in content["comparisons"]:
         console.print(row["sentence"], highlight=False, markup=False, soft_wrap=True)
-    console.print(f"[bold]{content['statement']}[/bold]", highlight=False, soft_wrap=True)
+        for flag in row["flags"]:
+            console.print(f"  note: {flag}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        content["statement"].removeprefix(UNTUNED).strip(), style="bold", markup=False, highlight=False, soft_wrap=True
+    )
