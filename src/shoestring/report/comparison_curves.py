@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def _all(lines: Sequence[Lines], scale: float) -> list[Curve]:
 def _draw(axes: "Axes", lines: Lines, scale: float, colour: str) -> None:
     """An arm's curves in a frame whose limits are set; a run that failed beyond the frame has its cross on the edge."""
     for x, y in lines.seeds:
-        dot = {"marker": "o", "markersize": 3, "markeredgewidth": 0} if len(x) == 1 else {}
+        dot: dict[str, Any] = {"marker": "o", "markersize": 3, "markeredgewidth": 0} if len(x) == 1 else {}
         axes.plot(x / scale, y, color=COLOUR[colour], linewidth=0.8, alpha=0.45, **dot)
     for x, y in lines.failed:
         axes.plot(x / scale, y, color=COLOUR["bad"], linewidth=1, linestyle=(0, (4, 2)))
