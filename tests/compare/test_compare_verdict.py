@@ -124,7 +124,7 @@ def test_noise_is_not_a_difference() -> None:
 
 def test_one_seed_says_that_more_are_needed() -> None:
     found = one([*runs("adamw", [3.0]), *runs("muon", [1.0])], design(seeds=1))
-    assert (found.verdict, found.pairs, found.interval) == ("no difference shown", 1, None)
+    assert (found.verdict, found.pairs, found.interval) == ("too few pairs", 1, None)
     assert any("a verdict needs 3 pairs or more" in flag for flag in found.flags)
 
 
@@ -297,13 +297,13 @@ def test_fewer_than_three_pairs_give_no_verdict_and_say_what_is_needed(pairs: in
     plan = design(seeds=pairs)
     records = [*runs("adamw", BASE[:pairs]), *runs("muon", alike[:pairs])]
     found = judge(records, plan)
-    assert found.comparisons[0].verdict == "no difference shown"
-    assert any(flag.startswith(said) and flag.endswith("give --seeds 3") for flag in found.comparisons[0].flags)
+    assert found.comparisons[0].verdict == "too few pairs"
+    assert any(flag.startswith(said) and flag.endswith("give more with --seeds") for flag in found.comparisons[0].flags)
     assert "too few pairs for a verdict" in found.statement
     three = [*runs("adamw", BASE[:3]), *runs("muon", alike[:3])]
     assert one(three, design(seeds=3)).verdict == "better"
     lost = [*runs("adamw", BASE[:3]), *runs("muon", [*alike[:2], None])]
-    assert one(lost, design(seeds=3)).verdict == "no difference shown"
+    assert one(lost, design(seeds=3)).verdict == "too few pairs"
 
 
 def test_seeds_are_added_to_two_pairs_however_alike_they_are() -> None:

@@ -1,7 +1,7 @@
 """The figures of a comparison: intervals, curves over seeds, tuning."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_comparisons import ADAMW, Way, make_comparison, many
 
+from shoestring.compare.standing import Judgement
 from shoestring.report.comparison_curves import Lines, _mean, against_base_figure, arm_lines, outlying, together_figure
 from shoestring.report.comparison_files import read_comparison
 from shoestring.report.comparison_intervals import interval_figure, limits
 from shoestring.report.comparison_tuning import short, tuning_figure, varied
 from shoestring.report.drawing import COLOUR
 from shoestring.report.verdict_records import Comparison, Tried, Tuning
-from shoestring.report.verdict_words import confidence, shortened, signed, usual
+from shoestring.report.verdict_words import LOOKS, confidence, shortened, signed, usual
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -53,6 +54,12 @@ def test_every_row_has_its_interval_its_pairs_and_its_verdict_in_shape_colour_an
     words = {text.replace(SPACE, " ") for text in texts(figure)}
     assert {"a", "b", "c", "d", "−0.050  better", "+0.0010  no difference shown", "not comparable"} <= words
     assert axes.get_xlabel().startswith("difference in held-out loss from adamw, nats per token")
+
+
+def test_every_verdict_that_compare_gives_has_a_look_of_its_own() -> None:
+    assert set(LOOKS) == set(get_args(Judgement))
+    assert len({(look.marker, look.hollow) for look in LOOKS.values()}) == len(LOOKS)
+    interval_figure([row("a", -0.05, verdict="too few pairs")])
 
 
 def test_a_row_that_dwarfs_the_others_is_left_at_the_edge_and_zero_stays_in_sight() -> None:

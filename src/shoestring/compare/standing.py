@@ -12,7 +12,7 @@ from shoestring.compare.sequential import levels
 from shoestring.compare.speed import Pair
 from shoestring.compare.statistics import LEAST_PAIRS, Paired, paired
 
-Judgement = Literal["better", "worse", "no difference shown", "not comparable"]
+Judgement = Literal["better", "worse", "no difference shown", "too few pairs", "not comparable"]
 
 TOKENIZER_TOLERANCE = 0.01
 """Share by which held-out bytes a token may differ between arms: one tokenizer, up to where windows of text are cut."""
@@ -153,6 +153,7 @@ def standing(records: Sequence[RunRecord], design: Design, candidate: str) -> St
         flags.append(f"decided after {len(pairs)} pairs: {len(every) - len(pairs)} later not counted")
     if 0 < found.pairs < LEAST_PAIRS:
         flags.append(few_pairs(found.pairs))
+        verdict = "too few pairs" if verdict == "no difference shown" else verdict
     if found.constant:
         flags.append(_constant(found))
     decided = shown or verdict == "not comparable" or bool(failed) or found.constant
@@ -166,7 +167,7 @@ def few_pairs(pairs: int) -> str:
         if pairs == 1
         else "two pairs show their noise by one number, the gap between them"
     )
-    return f"{why}: a verdict needs {LEAST_PAIRS} pairs or more, so give --seeds {LEAST_PAIRS}"
+    return f"{why}: a verdict needs {LEAST_PAIRS} pairs or more, so give more with --seeds"
 
 
 def _prefixes(ran: Sequence[Pair], planned: int) -> list[list[Pair]]:

@@ -7,8 +7,6 @@ from shoestring.budget.units import show
 from shoestring.compare.arms import ArmSummary
 from shoestring.compare.comparison import Comparison
 from shoestring.compare.design import Design
-from shoestring.compare.standing import few_pairs
-from shoestring.compare.statistics import LEAST_PAIRS
 from shoestring.train.config import RunConfig
 
 UNTUNED = (
@@ -40,7 +38,7 @@ def headline(one: Comparison) -> str:
     """Names and verdict: 'muon is better than adamw'."""
     if one.verdict in ("better", "worse"):
         return f"{one.candidate} is {one.verdict} than {one.base}"
-    if one.verdict == "no difference shown" and 0 < one.pairs < LEAST_PAIRS:
+    if one.verdict == "too few pairs":
         return f"{one.candidate} against {one.base}: too few pairs for a verdict"
     return f"{one.candidate} against {one.base}: {one.verdict}"
 
@@ -142,9 +140,6 @@ def sentence(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) ->
     near = against_margin(one, design)
     near = f"By its interval it is {near}." if near else ""
     unsure = detectable(one) if one.verdict == "no difference shown" else ""
-    if unsure and one.pairs < LEAST_PAIRS:
-        why = few_pairs(one.pairs)
-        unsure = f"{why[:1].upper()}{why[1:]}."
     return " ".join(part for part in (opening, near, unsure, speed(one), cost(one), tuning(one, arms, design)) if part)
 
 
