@@ -9,7 +9,11 @@ from synthetic_objective import Objective, design, luck, record, silent
 
 from shoestring.compare import Design, RunLog, RunRecord, conduct, judge
 from shoestring.compare.comparison import Comparison
+from shoestring.compare.standing import standing
+from shoestring.compare.wording import rates
+from shoestring.config import build
 from shoestring.errors import UsageError
+from shoestring.train.config import RunConfig
 
 SPENT = {"seconds", "flops", "tokens"}
 ARM = {
@@ -75,7 +79,7 @@ def test_a_clear_difference_with_its_interval_and_its_price() -> None:
     assert found.flags == ()
     verdict = judge([*cheap, *dear], design())
     for words in ("muon is better than adamw", "0.1000 nats a token lower", "-0.1124 to -0.0876", "12 MB more memory",
-                  "20 ms more a step", "muon is at least 1.02 times as fast", "98 %", "Nothing was tuned"):  # fmt: skip
+                  "20 ms more a step", "muon is at least 1.02 times as fast", "98 %"):  # fmt: skip
         assert words in verdict.sentences[0]
     assert "muon is better than adamw" in verdict.statement
     swapped = one([*cheap, *dear], design("muon", "adamw"))
@@ -121,8 +125,8 @@ def test_noise_is_not_a_difference() -> None:
 
 def test_one_seed_says_that_more_are_needed() -> None:
     found = one([*runs("adamw", [3.0]), *runs("muon", [1.0])], design(seeds=1))
-    assert (found.verdict, found.pairs, found.interval) == ("no difference shown", 1, None)
-    assert any("more seeds are needed" in flag for flag in found.flags)
+    assert (found.verdict, found.pairs, found.interval) == ("too few pairs", 1, None)
+    assert any("a verdict needs 3 pairs or more" in flag for flag in found.flags)
 
 
 def test_identical_runs_show_no_difference_and_a_constant_offset_no_certainty() -> None:
@@ -297,3 +301,51 @@ def test_numbers_that_are_not_finite_do_not_reach_the_file() -> None:
     )
     (row,) = broken.to_json()["comparisons"]
     assert (row["p_value"], row["interval"]) == (None, [None, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"), [(1, "one pair does not show its noise"), (2, "two pairs show their noise by one number")]
+)
+def test_fewer_than_three_pairs_give_no_verdict_and_say_what_is_needed(pairs: int, said: str) -> None:
+    alike = [base - 0.5 - 0.001 * seed for seed, base in enumerate(BASE)]
+    plan = design(seeds=pairs)
+    records = [*runs("adamw", BASE[:pairs]), *runs("muon", alike[:pairs])]
+    found = judge(records, plan)
+    assert found.comparisons[0].verdict == "too few pairs"
+    assert any(flag.startswith(said) and flag.endswith("give more with --seeds") for flag in found.comparisons[0].flags)
+    assert "too few pairs for a verdict" in found.statement
+    three = [*runs("adamw", BASE[:3]), *runs("muon", alike[:3])]
+    assert one(three, design(seeds=3)).verdict == "better"
+    lost = [*runs("adamw", BASE[:3]), *runs("muon", [*alike[:2], None])]
+    assert one(lost, design(seeds=3)).verdict == "too few pairs"
+
+
+def test_seeds_are_added_to_two_pairs_however_alike_they_are() -> None:
+    plan = design(seeds=2, until_decided=4)
+    alike = [base - 0.5 - 0.001 * seed for seed, base in enumerate(BASE)]
+    assert not standing([*runs("adamw", BASE[:2]), *runs("muon", alike[:2])], plan, "muon").settled
+    after = standing([*runs("adamw", BASE[:3]), *runs("muon", alike[:3])], plan, "muon")
+    assert (after.settled, after.verdict) == (True, "better")
+
+
+def test_what_was_not_tuned_is_said_first() -> None:
+    records = [*runs("adamw", BASE), *runs("muon", LOWER)]
+    found = judge(records, design())
+    assert found.statement.startswith(
+        "Nothing was tuned: each arm ran at the learning rates of its recipe, or at defaults"
+    )
+    assert found.sentences[0].startswith("Untuned: muon is better than adamw")
+    plan = design(seeds=3, tuning={"adamw": RATES, "muon": RATES})
+    tuned = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}), RunLog(), silent), plan)
+    assert "uned" not in tuned.statement
+    assert tuned.sentences[0].startswith("muon is better")
+
+
+def test_the_rates_that_were_not_tuned_are_named() -> None:
+    left: dict[str, Any] = {"budget": "1ktok", "model": {}, "train": {"batch": 4}}
+    arms = {
+        "plain": build(RunConfig, {**left, "optim": {"name": "muon"}}),
+        "given": build(RunConfig, {**left, "optim": {"name": "adamw", "lr": 0.5}}),
+    }
+    default = arms["plain"].optim.options["lr"]
+    assert rates(arms) == f"plain has optim.lr = {default:g} (the default of muon), given has optim.lr = 0.5"

@@ -60,8 +60,57 @@ def test_roles_of_a_language_model(head: str) -> None:
     assert found["blocks.1.output.bias"] == found["blocks.0.norm.weight"] == "vector"
 
 
-def test_a_linear_of_another_name_is_no_head() -> None:
-    assert roles(Model(head="classify"))["classify.weight"] == "matrix"
+def test_a_linear_of_another_name_is_the_head_where_an_embedding_has_as_many_rows() -> None:
+    assert roles(Model(head="classify"))["classify.weight"] == "head"
+    other = Model(head="classify")
+    other.classify = nn.Linear(4, 11)
+    assert roles(other)["classify.weight"] == "matrix"
+
+
+def test_the_head_of_a_sequential_goes_where_heads_go(recwarn: pytest.WarningsRecorder) -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10))
+    assert partition(model, Muon, AdamW).describe().splitlines() == [
+        "Muon: matrix, 1 tensor, 40 parameters",
+        "    1.weight",
+        "AdamW: embedding, 1 tensor, 40 parameters",
+        "    0.weight",
+        "AdamW: vector, 2 tensors, 20 parameters",
+        "    1.bias",
+        "    3.bias",
+        "AdamW: head, 1 tensor, 100 parameters",
+        "    3.weight",
+    ]
+    assert not recwarn.list
+
+
+def test_a_block_that_repeats_has_no_head_though_its_width_is_the_vocabulary() -> None:
+    model = nn.Sequential(nn.Embedding(4, 4), nn.ModuleList([Block(), Block()]))
+    assert roles(model)["1.1.output.weight"] == "matrix"
+
+
+def test_the_user_names_the_head_by_a_pattern() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    named = {member.name: member.role for member in members(model, head="2.*")}
+    assert named == {"0.weight": "matrix", "0.bias": "vector", "2.weight": "head", "2.bias": "vector"}
+    shares = partition(model, Muon, AdamW, head="2.*").shares
+    assert [member.name for member in shares[1].members] == ["0.bias", "2.weight", "2.bias"]
+    assert "head" not in {member.role for member in members(Model(), head="")}
+    with pytest.raises(UsageError, match=r"^head = '2.wait' is the name of no parameter: did you mean '2.weight'\?$"):
+        members(model, head="2.wait")
+
+
+def test_a_layer_that_may_be_the_head_does_not_go_to_muon_without_a_word() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.warns(UserWarning, match=r"no output head was found: 2.weight, .* goes to Muon.* head='2.weight'"):
+        partition(model, Muon, AdamW)
+
+
+@pytest.mark.parametrize("silent", [{"head": ""}, {"head": "2.weight"}])
+def test_the_warning_ends_once_the_user_has_said_so(silent: dict[str, str], recwarn: pytest.WarningsRecorder) -> None:
+    partition(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), Muon, AdamW, **silent)
+    partition(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)), AdamW)
+    partition(Hub(), Muon, AdamW)
+    assert not recwarn.list
 
 
 def test_the_last_linear_of_a_numbered_block_is_no_head() -> None:
@@ -122,8 +171,12 @@ def test_what_cannot_be_shared_out_is_refused_in_one_line() -> None:
         partition(Model(), Choice.of("optim", "muon"))
     with pytest.raises(UsageError, match="no optimiser was given"):
         partition(Model())
-    with pytest.raises(UsageError, match=r"SGD does not say which roles it accepts"):
-        partition(Model(), torch.optim.SGD)
+    with pytest.raises(UsageError, match=r"^torch.optim.AdamW does not say which .*: use shoestring.optim.AdamW, or"):
+        partition(Model(), Muon, torch.optim.AdamW)
+    with pytest.raises(UsageError, match=r"^torch.optim.Rprop does not say which parameters it takes: give a subclass"):
+        partition(Model(), torch.optim.Rprop)
+    with pytest.raises(UsageError, match=r"made already .* give its class, torch.optim.AdamW"):
+        partition(Model(), Muon, torch.optim.AdamW(Model().parameters()))
     with pytest.raises(UsageError, match="no trainable parameter"):
         partition(Model().requires_grad_(False), AdamW)
 
@@ -170,6 +223,6 @@ def test_every_trainable_parameter_of_any_module_is_claimed_exactly_once(layers:
         return kinds[str(layer)]()
 
     model = make(["linear", layers])
-    optimizer = partition(model, *((Muon, AdamW) if muon_first else (AdamW, Muon))).build()
+    optimizer = partition(model, *((Muon, AdamW) if muon_first else (AdamW, Muon)), head="").build()
     claimed = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(claimed) == sorted({id(parameter) for parameter in model.parameters() if parameter.requires_grad})

@@ -1,7 +1,7 @@
 """The figures of a comparison: intervals, curves over seeds, tuning."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_comparisons import ADAMW, Way, make_comparison, many
 
+from shoestring.compare.standing import Judgement
 from shoestring.report.comparison_curves import Lines, _mean, against_base_figure, arm_lines, outlying, together_figure
 from shoestring.report.comparison_files import read_comparison
 from shoestring.report.comparison_intervals import interval_figure, limits
 from shoestring.report.comparison_tuning import short, tuning_figure, varied
 from shoestring.report.drawing import COLOUR
 from shoestring.report.verdict_records import Comparison, Tried, Tuning
-from shoestring.report.verdict_words import confidence, shortened, signed, usual
+from shoestring.report.verdict_words import LOOKS, confidence, shortened, signed, usual
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -52,7 +53,13 @@ def test_every_row_has_its_interval_its_pairs_and_its_verdict_in_shape_colour_an
     assert spans == [one.ends for one in rows[:3]]
     words = {text.replace(SPACE, " ") for text in texts(figure)}
     assert {"a", "b", "c", "d", "−0.050  better", "+0.0010  no difference shown", "not comparable"} <= words
-    assert "adamw" in axes.get_xlabel()
+    assert axes.get_xlabel().startswith("difference in held-out loss from adamw, nats per token")
+
+
+def test_every_verdict_that_compare_gives_has_a_look_of_its_own() -> None:
+    assert set(LOOKS) == set(get_args(Judgement))
+    assert len({(look.marker, look.hollow) for look in LOOKS.values()}) == len(LOOKS)
+    interval_figure([row("a", -0.05, verdict="too few pairs")])
 
 
 def test_a_row_that_dwarfs_the_others_is_left_at_the_edge_and_zero_stays_in_sight() -> None:
@@ -86,7 +93,8 @@ def test_the_mean_runs_where_every_seed_was_measured() -> None:
     assert x.tolist() == [1.5, 2.0, 2.5, 3.0]
     assert y.tolist() == pytest.approx([4.25, 3.75, 3.25, 2.75])
     assert _mean([]) is None
-    assert _mean([(np.array([1.0]), np.array([1.0])), (np.array([2.0]), np.array([1.0]))]) is None
+    x, y = _mean([(np.array([1.0]), np.array([1.0])), (np.array([2.0]), np.array([3.0]))]) or (x, y)
+    assert (x.tolist(), y.tolist()) == ([1.5], [2.0])  # nothing in common: the mean of their ends
 
 
 def test_curves_are_every_judged_seed_against_the_unit_up_to_the_final_loss(tmp_path: Path) -> None:
@@ -121,6 +129,33 @@ def test_curves_together_end_at_their_names_and_against_the_base_in_its_grey() -
     bold = [line.get_color() for line in one.axes[0].lines if line.get_linewidth() == 2.2]
     assert bold == [COLOUR["muted"], COLOUR["s1"]]
     assert one.axes[0].get_ylim() == (2.5, 3.5)
+
+
+@pytest.mark.parametrize("width", [1000, 400])
+def test_a_curve_that_leaves_the_frame_says_how_far(width: float) -> None:
+    steep = (np.array([0.1, 0.5, 1.0]), np.array([8.25, 3.1, 3.0]))
+    arms = {"base": Lines([steep], [], steep), "a": lines_at(2.0)}
+    assert "↑ up to 8.25" in texts(together_figure(arms, {"base": "ink", "a": "s3"}, "tokens", width=width))
+    low = (np.array([0.1, 0.5, 1.0]), np.array([0.5, 3.1, 3.0]))
+    figure = against_base_figure(arms["base"], Lines([low], [], low), "s1", "tokens", 1.0, (2.5, 3.5))
+    assert {"↑ up to 8.25", "↓ down to 0.5"} <= set(texts(figure))
+    assert not [word for word in texts(together_figure({"a": lines_at(2.0)}, {"a": "s3"}, "tokens")) if "↑" in word]
+
+
+def test_a_run_that_failed_beyond_the_frame_has_its_cross_on_the_edge() -> None:
+    wild = (np.array([0.1, 0.2]), np.array([9.0, 99.0]))
+    figure = against_base_figure(lines_at(3.0), Lines([], [wild], None), "s1", "tokens", 1.0, (2.5, 3.5))
+    (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert list(cross.get_ydata()) == [3.5]
+    assert not cross.get_clip_on()
+
+
+def test_seeds_of_one_evaluation_each_are_points_and_so_is_their_mean() -> None:
+    seeds = [(np.array([at]), np.array([loss])) for at, loss in ((0.9, 3.0), (1.0, 2.0))]
+    lines = Lines(seeds, [], _mean(seeds))
+    points = list(together_figure({"a": lines}, {"a": "s3"}, "seconds").axes[0].lines)
+    assert [line.get_marker() for line in points] == ["o", "o", "o"]
+    assert list(points[-1].get_ydata()) == [2.5]
 
 
 def tuned(*tried: tuple[dict[str, Any], float | None], chosen: int, edge: bool = False) -> Tuning:

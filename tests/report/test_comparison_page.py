@@ -96,6 +96,27 @@ def test_twenty_arms_get_a_panel_each_and_a_tally(twenty: Path) -> None:
     assert page.source.count("<svg") == 2 + 19 + tuned
 
 
+def test_a_page_says_first_that_nothing_was_tuned(tmp_path: Path, two: Path) -> None:
+    said = "Nothing was tuned: each arm ran"
+    for place, ways in enumerate(([ADAMW, MUON], [ADAMW, *(Way(f"m{i}", optim=MUON.optim) for i in range(6))])):
+        text = Page(write_comparison(make_comparison(tmp_path / f"{place}", ways))).text
+        assert text.count(said) == 1
+        later = ("The effect", "Verdicts", "no difference", "better")
+        assert text.index(said) < min(text.index(word) for word in later if word in text)
+    statement = f"{said} as it did. At 1m 00s a run: no more."
+    already = make_comparison(tmp_path / "already", [ADAMW, MUON], statement=statement)
+    assert Page(write_comparison(already)).text.count(said) == 1
+    assert said not in Page(two / "report.html").text
+
+
+def test_the_caption_of_the_curves_tells_what_is_drawn(tmp_path: Path) -> None:
+    one = Page(write_comparison(make_comparison(tmp_path / "one", [ADAMW, MUON], seeds=1))).text
+    assert "One seed. The frame" in one
+    assert "Bold" not in one
+    more = Page(write_comparison(make_comparison(tmp_path / "more", [ADAMW, Way("lion", fails=1)], seeds=3))).text
+    assert "Thin: each seed. Bold: their mean. Dashed, ending in a cross: a run that failed." in more
+
+
 def test_failures_and_edges_are_told_even_where_no_flag_does(tmp_path: Path) -> None:
     ways = [ADAMW, Way("lion", fails=2, tune=LRS, edge=True, optim={"name": "lion", "lr": 1.0})]
     folder = make_comparison(tmp_path / "one", ways)

@@ -75,6 +75,16 @@ def test_overlaid_lines_end_at_their_letters_and_many_runs_stay_apart(tmp_path: 
     assert len({str(look) for look in looks}) == 10
 
 
+def test_a_line_under_another_is_wider_and_the_frame_shows_how_runs_end(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / f"{index}", steps=40, seed=7)) for index in range(3)]
+    axes = overlay_figure(runs, list("ABC"), "train", "seconds").axes[0]
+    widths = [line.get_linewidth() for line in axes.lines]
+    assert widths == sorted(set(widths), reverse=True)
+    ends = [row["loss"] for row in runs[0].train[20:]]
+    assert axes.get_ylim()[1] < max(ends) + 0.5
+    assert any(text.get_text().startswith("↑ up to") for text in axes.texts)
+
+
 @pytest.mark.parametrize(("name", "start"), [("loss.png", b"\x89PNG"), ("loss.SVG", b"<?xml")])
 def test_the_loss_curve_is_saved_as_a_file_the_same_each_time(tmp_path: Path, name: str, start: bytes) -> None:
     folder = make_run(tmp_path / "run", steps=60)

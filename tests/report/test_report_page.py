@@ -135,6 +135,24 @@ def test_what_a_model_writes_is_shown_not_obeyed(tmp_path: Path) -> None:
     assert "\0" not in page.source
 
 
+def test_what_a_model_writes_keeps_its_indentation(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    sample = {"step": 9, "prompt": "def f():", "text": "def f():\n    if x:\n\treturn"}
+    write_lines(folder / "samples.jsonl", [sample])
+    page = Page(write_report([folder])).source
+    assert '<pre class="sample"><span class="prompt">def f():</span>\n    if x:\n\treturn</pre>' in page
+    assert re.search(r"(^|, )pre \{ font-family: [^}]*monospace", page, flags=re.MULTILINE)
+
+
+def test_a_caption_promises_a_mean_only_where_one_is_drawn(tmp_path: Path) -> None:
+    short = Page(write_report([make_run(tmp_path / "short", steps=16)])).text
+    assert "Bold" not in short
+    assert "the mean over" not in short
+    long = Page(write_report([make_run(tmp_path / "long", steps=200)])).text
+    assert long.count("the mean over 4 records") == 2
+    assert "its mean over 4 records" in long
+
+
 def test_a_run_still_going_on_or_killed_says_so(folders: list[Path], tmp_path: Path) -> None:
     text = Page(write_report([folders[2]], tmp_path / "page.html")).text
     assert "This run has not finished" in text

@@ -23,6 +23,7 @@ from shoestring.compare.record import RunLog, RunRecord
 from shoestring.compare.reuse import Reused, runs_of
 from shoestring.compare.runner import Trainer
 from shoestring.compare.verdict import Verdict, judge
+from shoestring.compare.wording import UNTUNED, rates
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
@@ -34,9 +35,10 @@ from shoestring.train.execution import keep_compiled_code
 from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.session import resolve
 
-DESCRIPTION = """Judge recipes at equal cost: the first is the base, each other one a candidate that takes what it leaves
-open from the base. Arms are interleaved, seeds paired (same data order, same first weights where the shapes allow), and
-every arm spends the same budget. Flags of the configuration (--section.key value) hold for all arms."""
+DESCRIPTION = """Judge recipes at equal cost. The first recipe is the base. Each other one is a candidate, and takes what it
+leaves open from the base. Every run spends the same budget. Seeds are paired: the same data order, and the same first weights
+where the shapes allow. Without --tune each arm runs at the rates it has, and the verdict says so first. Flags of the
+configuration (--section.key value) hold for all arms."""
 
 TUNING_SEED = 9001
 """The seed of tuning trials, outside those that are judged: a setting is not chosen on the runs it is judged by."""
@@ -50,39 +52,47 @@ def share(text: str) -> float:
 def _arguments() -> Arguments:
     parser = Arguments("compare", DESCRIPTION, KEYS)
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="TOML files, the base first")
-    parser.add_argument("--seeds", type=int, default=3, help="how many paired seeds (default 3)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--seeds", type=int, default=3, help="how many paired seeds (default 3; fewer give no verdict)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument(
         "--tune",
         action="append",
         default=[],
         metavar="KEY=V1,V2",
-        help="try these values in every arm first and charge it for them; '*2' is twice the arm's own value; "
+        help="every arm tries these values first, and pays for it; '*2' is twice its own value; "
         "'lr' is optim.lr, and with '*' the fallback's rate too",
     )
-    parser.add_argument("--until-decided", type=int, metavar="N", help="add seeds until decided, up to N pairs")
+    parser.add_argument(
+        "--until-decided", type=int, metavar="N", help="add seeds until every verdict is decided, up to N pairs"
+    )
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
     parser.add_argument(
         "--margin",
         type=share,
         metavar="SHARE",
-        help="say too which differences above this share of the loss are excluded: 0.5%%",
+        help="also say whether differences above this share of the loss are excluded: 0.5%%",
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1), not at a budget in seconds"
+        "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1); not with a budget in seconds"
     )
-    parser.add_argument("--out", type=Path, help="the comparison's folder (default: comparisons/DATE-TIME)")
-    parser.add_argument("--keep-runs", action="store_true", help="keep the runs' checkpoints")
+    parser.add_argument("--out", type=Path, help="folder of the comparison (default: comparisons/DATE-TIME)")
+    parser.add_argument("--keep-runs", action="store_true", help="keep the checkpoints of all runs")
     parser.add_argument(
         "--runs-of",
         type=Path,
         metavar="FOLDER",
-        help="take from this comparison the runs that would be made again exactly: same configuration, seed, versions",
+        help="take runs from this comparison where configuration, seed and versions are the same",
     )
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a comparison that was stopped")
-    parser.add_argument("--again", type=Path, metavar="FOLDER", help="run a folder's arms and design anew, into --out")
-    parser.add_argument("--from", type=Path, dest="source", metavar="FOLDER", help="judge a folder's figures again")
-    parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm instead, and write nothing")
+    parser.add_argument("--again", type=Path, metavar="FOLDER", help="make all runs of this folder anew, into --out")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        dest="source",
+        metavar="FOLDER",
+        help="judge the figures of this folder again, without running",
+    )
+    parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm; nothing is written")
     return parser
 
 
@@ -91,15 +101,17 @@ def run(words: Sequence[str]) -> int:
     found, rest = parser.read_with_configuration(words)
     modes = [name for name in ("resume", "again", "source") if getattr(found, name)]
     if len(modes) > 1 or (modes and (found.recipes or rest)):
-        raise UsageError("--resume, --again and --from each take a folder as it is: no recipes, no other of the three")
+        raise UsageError(
+            "--resume, --again and --from each take a folder as it is: give no recipes, and no other of the three"
+        )
     if found.runs_of and found.source:
-        raise UsageError("--runs-of spares runs that are to be made: --from judges those that there are")
+        raise UsageError("--runs-of goes with runs to be made, and --from makes none: give one of the two")
     if modes and found.margin is not None:
-        raise UsageError("--margin is set before the first run: a folder keeps its own")
+        raise UsageError("--margin is set before the first run: a folder keeps its own, so leave it out")
     if found.base is not None and not found.source:
-        raise UsageError("--base goes with --from: the base of runs to be made is the first recipe")
+        raise UsageError("--base goes with --from; without it the base is the first recipe")
     if found.source and found.at_once != 1:
-        raise UsageError("--at-once is about runs to be made: --from judges those that there are")
+        raise UsageError("--at-once goes with runs to be made, and --from makes none: leave it out")
     console = Console()
     if found.source:
         folder = ComparisonFolder.open(found.source)
@@ -109,7 +121,7 @@ def run(words: Sequence[str]) -> int:
             return 0
         _show(judge(records, design.against(found.base)).to_json(), console)
         console.print(
-            f"{found.source} was planned with {design.base} as its base, and keeps that verdict: this one is not written",
+            f"not written: {found.source} was planned with {design.base} as its base, and keeps that verdict",
             highlight=False,
             soft_wrap=True,
         )
@@ -146,7 +158,7 @@ def _fresh_name() -> Path:
 def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Console) -> dict[str, RunConfig]:
     """Complete configurations by name, nothing left to decide. Raises: UsageError."""
     if len(recipes) < 2:
-        raise UsageError("a comparison needs two recipes or more, the base first")
+        raise UsageError("a comparison needs two recipes or more: give the base first, then the candidates")
     names = [path.stem for path in recipes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -227,12 +239,14 @@ def _run(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     say(f"comparison: {folder.path}")
+    if not design.tuned:
+        say(f"{UNTUNED} Here: {rates(arms)}.")
     threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
     cores = len(available_cores())
     if found.at_once > 1 and threads > cores:
         say(
-            f"{found.at_once} runs at once have {threads} threads on {cores} cores: they wait for each other; "
-            "--execution.threads makes a run's fewer"
+            f"{found.at_once} runs at once have {threads} threads on {cores} cores, so they wait for each other; "
+            "give each fewer with --execution.threads"
         )
     run = Reused(trainer, before, arms, say)
     try:
@@ -253,6 +267,8 @@ def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> N
 
 
 def _show(content: Mapping[str, Any], console: Console) -> None:
+    if not any(arm["tuning"] for arm in content["arms"].values()):
+        console.print(UNTUNED, style="bold", highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("candidate", "verdict", "nats", "interval", "speed-up", "memory", "step"):
         table.add_column(column, justify="left" if column in ("candidate", "verdict") else "right")
@@ -271,4 +287,8 @@ def _show(content: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     for row in content["comparisons"]:
         console.print(row["sentence"], highlight=False, markup=False, soft_wrap=True)
-    console.print(f"[bold]{content['statement']}[/bold]", highlight=False, soft_wrap=True)
+        for flag in row["flags"]:
+            console.print(f"  note: {flag}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        content["statement"].removeprefix(UNTUNED).strip(), style="bold", markup=False, highlight=False, soft_wrap=True
+    )

@@ -26,7 +26,7 @@ COMMANDS = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shoestring",
-        description="Plan, train, shrink and serve language models within a budget.",
+        description="Plan, train, compare and shrink language models within a budget.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"shoestring {__version__}")

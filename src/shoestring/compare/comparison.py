@@ -8,7 +8,7 @@ from shoestring.compare.design import Design
 from shoestring.compare.record import RunRecord
 from shoestring.compare.speed import Pair, SpeedUp, speed_up
 from shoestring.compare.standing import Judgement, differences, standing
-from shoestring.compare.statistics import Paired, pairs_needed
+from shoestring.compare.statistics import LEAST_PAIRS, Paired, pairs_needed
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def compare(records: Sequence[RunRecord], design: Design, candidate: str) -> Com
 def _needed(found: Paired, confidence: float) -> int | None:
     if not found.difference or not found.standard_deviation or found.constant:
         return None
-    return pairs_needed(found.difference, found.standard_deviation, confidence)
+    needed = pairs_needed(found.difference, found.standard_deviation, confidence)
+    return None if needed is None else max(needed, LEAST_PAIRS)
 
 
 def _extra_step_seconds(pairs: Sequence[Pair]) -> float | None:

@@ -10,9 +10,9 @@ from shoestring.compare.design import Design
 from shoestring.compare.record import RunRecord
 from shoestring.compare.sequential import levels
 from shoestring.compare.speed import Pair
-from shoestring.compare.statistics import Paired, paired
+from shoestring.compare.statistics import LEAST_PAIRS, Paired, paired
 
-Judgement = Literal["better", "worse", "no difference shown", "not comparable"]
+Judgement = Literal["better", "worse", "no difference shown", "too few pairs", "not comparable"]
 
 TOKENIZER_TOLERANCE = 0.01
 """Share by which held-out bytes a token may differ between arms: one tokenizer, up to where windows of text are cut."""
@@ -44,7 +44,9 @@ def _test(pairs: Sequence[Pair], confidence: float) -> Paired:
 def _look(prefixes: Sequence[Sequence[Pair]], design: Design) -> tuple[Sequence[Pair], Paired]:
     """(pairs counted, what they show) at the first look that decides, else at the last. prefixes: pairs at each look."""
     confidence = design.confidence
-    by_size = {len(pairs): pairs for pairs in reversed(prefixes) if len(pairs) > 1}  # a lost pair adds no look
+    by_size = {
+        len(pairs): pairs for pairs in reversed(prefixes) if len(pairs) >= LEAST_PAIRS
+    }  # a lost pair adds no look
     looks = [by_size[size] for size in sorted(by_size)]
     if not (design.sequential and looks):
         pairs = prefixes[-1]
@@ -117,8 +119,8 @@ def _constant(found: Paired) -> str:
 def standing(records: Sequence[RunRecord], design: Design, candidate: str) -> Standing:
     """Judge one candidate against the base. records: all of the comparison, or any part of it.
 
-    No verdict is drawn before every planned seed has run, and none that a failure could have bought: an arm that fails
-    where the other finishes is not called the better one.
+    No verdict is drawn before every planned seed has run, none from fewer than `LEAST_PAIRS` pairs, and none that a failure
+    could have bought: an arm that fails where the other finishes is not called the better one.
     """
     bases, others = judged(records, design.base), judged(records, candidate)
     ran = [seed for seed in design.all_seeds if seed in bases and seed in others]
@@ -133,12 +135,13 @@ def standing(records: Sequence[RunRecord], design: Design, candidate: str) -> St
     flags += unequal
     failed = [seed for seed in ran if bases[seed].complete and not others[seed].complete]
     base_failed = [seed for seed in ran if others[seed].complete and not bases[seed].complete]
+    shown = found.shown and found.pairs >= LEAST_PAIRS
     verdict: Judgement = "no difference shown"
     if untuned or unequal or (ran and not every):
         verdict = "not comparable"
     elif missing:
         flags.append(f"{len(missing)} of {len(design.seeds)} planned seeds have not run: no verdict before they have")
-    elif found.shown and found.difference is not None:
+    elif shown and found.difference is not None:
         better = found.difference < 0
         if failed if better else base_failed:
             flags.append(
@@ -148,12 +151,23 @@ def standing(records: Sequence[RunRecord], design: Design, candidate: str) -> St
             verdict = "better" if better else "worse"
     if len(pairs) < len(every):
         flags.append(f"decided after {len(pairs)} pairs: {len(every) - len(pairs)} later not counted")
-    if found.pairs == 1:
-        flags.append("one pair has no noise to be held against: more seeds are needed")
+    if 0 < found.pairs < LEAST_PAIRS:
+        flags.append(few_pairs(found.pairs))
+        verdict = "too few pairs" if verdict == "no difference shown" else verdict
     if found.constant:
         flags.append(_constant(found))
-    decided = found.shown or verdict == "not comparable" or bool(failed) or found.constant
+    decided = shown or verdict == "not comparable" or bool(failed) or found.constant
     return Standing(verdict, tuple(pairs), found, tuple(flags), bool(untuned) or (not missing and decided))
+
+
+def few_pairs(pairs: int) -> str:
+    """Why so few pairs have no verdict, and what to do."""
+    why = (
+        "one pair does not show its noise"
+        if pairs == 1
+        else "two pairs show their noise by one number, the gap between them"
+    )
+    return f"{why}: a verdict needs {LEAST_PAIRS} pairs or more, so give more with --seeds"
 
 
 def _prefixes(ran: Sequence[Pair], planned: int) -> list[list[Pair]]:

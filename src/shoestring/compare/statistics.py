@@ -23,6 +23,11 @@ from scipy import optimize, special, stats
 POWER = 0.8
 """Chance with which a minimum detectable effect would be shown: the custom of trial design."""
 
+LEAST_PAIRS = 3
+"""The fewest pairs that a verdict is drawn from. Two have one degree of freedom: their noise is one number, the gap between
+them, and where the two happen to be alike the interval is narrow whatever the seeds would do. Its 5 % holds for
+differences that are exactly normal, which two of them cannot show to be so."""
+
 RESOLUTION = float(np.finfo(np.float32).eps)
 """Relative size of the differences that rounding makes in a float32 loss: less than this is no measure of noise."""
 

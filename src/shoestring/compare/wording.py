@@ -7,6 +7,25 @@ from shoestring.budget.units import show
 from shoestring.compare.arms import ArmSummary
 from shoestring.compare.comparison import Comparison
 from shoestring.compare.design import Design
+from shoestring.train.config import RunConfig
+
+UNTUNED = (
+    "Nothing was tuned: each arm ran at the learning rates of its recipe, or at defaults where the recipe gives none. "
+    "Another rate may turn the verdict; --tune gives every arm the same trials."
+)
+"""What is said first of a comparison without tuning."""
+
+
+def rates(arms: Mapping[str, RunConfig]) -> str:
+    """The learning rate of each arm, and whether it is its optimiser's default: 'a 0.02 (the default of muon), b 0.01'."""
+    found = []
+    for name, config in arms.items():
+        rate = config.optim.options.get("lr")
+        own = config.optim.card.options().model_fields.get("lr")
+        if rate is not None:
+            default = f" (the default of {config.optim.name})" if own is not None and rate == own.default else ""
+            found.append(f"{name} has optim.lr = {rate:g}{default}")
+    return ", ".join(found)
 
 
 def percentage(share: float) -> str:
@@ -19,6 +38,8 @@ def headline(one: Comparison) -> str:
     """Names and verdict: 'muon is better than adamw'."""
     if one.verdict in ("better", "worse"):
         return f"{one.candidate} is {one.verdict} than {one.base}"
+    if one.verdict == "too few pairs":
+        return f"{one.candidate} against {one.base}: too few pairs for a verdict"
     return f"{one.candidate} against {one.base}: {one.verdict}"
 
 
@@ -95,10 +116,10 @@ def cost(one: Comparison) -> str:
 
 
 def tuning(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> str:
-    """What the choice of settings cost, and whether a better one may lie beyond those tried."""
+    """What the choice of settings cost, and whether a better one may lie beyond those tried; '' where nothing was tuned."""
     charged, against = arms[one.candidate].tuning, arms[one.base].tuning
     if charged is None or against is None:
-        return f"Nothing was tuned.{before(one, arms, design)}"
+        return before(one, arms, design).strip()  # that nothing was tuned is said first
     spent, base_spent = (show(design.unit, getattr(each.spent, design.unit)) for each in (charged, against))
     words = f"Tuning: {len(charged.tried)} tries ({spent}) charged to {one.candidate}, "
     words += f"{len(against.tried)} ({base_spent}) to {one.base}."
@@ -120,10 +141,12 @@ def before(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> s
 
 
 def sentence(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) -> str:
-    """One comparison whole: names, verdict, effect, speed, cost, tuning."""
+    """One comparison whole: whether it was tuned, names, verdict, effect, speed, cost, what tuning cost."""
     opening = f"{headline(one)} at {show(design.unit, design.amount)} a run: it {effect(one)}."
     if one.difference is None:
         opening = f"{headline(one)} at {show(design.unit, design.amount)} a run: {effect(one)}."
+    if not design.tuned:
+        opening = f"Untuned: {opening}"
     near = against_margin(one, design)
     near = f"By its interval it is {near}." if near else ""
     unsure = detectable(one) if one.verdict == "no difference shown" else ""
@@ -131,12 +154,14 @@ def sentence(one: Comparison, arms: Mapping[str, ArmSummary], design: Design) ->
 
 
 def statement(comparisons: tuple[Comparison, ...], design: Design) -> str:
-    """The verdict of all comparisons, in one line."""
+    """The verdict of all comparisons, in one line; first, where it is so, that nothing was tuned."""
     each = "; ".join(
         ", ".join(part for part in (f"{headline(one)}: {effect(one)}", against_margin(one, design)) if part)
         for one in comparisons
     )
     line = f"At {show(design.unit, design.amount)} a run: {each}."
+    if not design.tuned:
+        line = f"{UNTUNED} {line}"
     if len(comparisons) > 1:
         false = 1 - design.confidence
         line += (

@@ -10,6 +10,7 @@ from shoestring.report.differences import differing, flat, written
 from shoestring.report.verdict_records import Arm, Comparison, Spent, Verdict
 from shoestring.report.verdict_words import LOOKS, Look, confidence, interval, look, signed
 
+_UNTUNED = "Nothing was tuned"
 OPEN = 4
 """Up to this many candidates have what is said of each unfolded."""
 
@@ -45,6 +46,14 @@ def terms(verdict: Verdict) -> str:
         *([alone] if len(verdict.comparisons) > 1 else []),
     ]
     return " · ".join(parts)
+
+
+def untuned(verdict: Verdict) -> str:
+    """What comes first where nothing was tuned; '' where something was, or the statement below already begins so."""
+    said = verdict.statement.startswith(_UNTUNED) and not tally(verdict)
+    if said or any(arm.tuning for arm in verdict.arms.values()):
+        return ""
+    return f"{_UNTUNED}: each arm ran at the learning rates of its recipe, or at defaults where the recipe gives none."
 
 
 def tally(verdict: Verdict) -> list[tuple[Look, str]]:

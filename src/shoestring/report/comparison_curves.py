@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shoestring.report.comparison_files import Compared
-from shoestring.report.curves import Curve, along, finite, frame
-from shoestring.report.drawing import COLOUR, label_ends, name_axes, panel, style
+from shoestring.report.curves import Curve, along, finite, frame, from_middle
+from shoestring.report.drawing import COLOUR, label_ends, mark_cut, name_axes, panel, style
 from shoestring.report.verdict_words import shortened, usual
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NATS = "nats per token"
-_LATE = 0.5
-"""The share of a curve that does not set the height of its frame: what matters here is how the curves end."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,18 @@ class Lines:
 
 
 def _mean(curves: Sequence[Curve]) -> Curve | None:
-    """The mean over curves where all of them have values, at every x that one of them was measured at."""
+    """The mean over curves where all of them have values, at every x that one of them was measured at.
+
+    Curves that have no stretch in common, as those of one evaluation each at its own second, have the mean of their ends.
+    """
     if not curves:
         return None
     first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.unique(np.concatenate([x for x, _ in curves]))
     places = places[(places >= first) & (places <= last)]
     if not len(places):
-        return None
+        ends = np.array([(x[-1], y[-1]) for x, y in curves]).mean(axis=0)
+        return ends[:1], ends[1:]
     return places, np.mean([np.interp(places, x, y) for x, y in curves], axis=0)
 
 
@@ -76,16 +78,23 @@ def reach(lines: Sequence[Lines]) -> float:
 def height(lines: Sequence[Lines], most: float) -> tuple[float, float]:
     """Vertical limits that show best how these curves end; `most`: where their axis ends."""
     curves = [curve for one in lines for curve in one.seeds] or [curve for one in lines for curve in one.failed]
-    late = [(x[x >= _LATE * most], y[x >= _LATE * most]) for x, y in curves]
-    return frame([curve for curve in late if len(curve[0])])
+    return frame(from_middle(curves, most))
+
+
+def _all(lines: Sequence[Lines], scale: float) -> list[Curve]:
+    """Every seed's curve, failed ones too, in the units of the axes."""
+    return [(x / scale, y) for one in lines for x, y in [*one.seeds, *one.failed]]
 
 
 def _draw(axes: "Axes", lines: Lines, scale: float, colour: str) -> None:
+    """An arm's curves in a frame whose limits are set; a run that failed beyond the frame has its cross on the edge."""
     for x, y in lines.seeds:
-        axes.plot(x / scale, y, color=COLOUR[colour], linewidth=0.8, alpha=0.45)
+        dot: dict[str, Any] = {"marker": "o", "markersize": 3, "markeredgewidth": 0} if len(x) == 1 else {}
+        axes.plot(x / scale, y, color=COLOUR[colour], linewidth=0.8, alpha=0.45, **dot)
     for x, y in lines.failed:
         axes.plot(x / scale, y, color=COLOUR["bad"], linewidth=1, linestyle=(0, (4, 2)))
-        axes.plot(x[-1:] / scale, y[-1:], "x", color=COLOUR["bad"], markersize=6, markeredgewidth=1.6)
+        axes.plot(x[-1:] / scale, np.clip(y[-1:], *axes.get_ylim()), "x", color=COLOUR["bad"], markersize=6,
+                  markeredgewidth=1.6, clip_on=False)  # fmt: skip
     if lines.mean is not None:
         x, y = lines.mean
         axes.plot(x / scale, y, color=COLOUR[colour], linewidth=2.2, marker="o" if len(x) == 1 else "", markersize=4)
@@ -103,10 +112,11 @@ def together_figure(
     figure, axes = panel(width, height_of, right=right, size=size)
     most = reach(list(lines.values()))
     scale, label = along(unit, most)
-    for arm, one in lines.items():
-        _draw(axes, one, scale, colours[arm])
     axes.set_ylim(*height(list(lines.values()), most))
     axes.set_xlim(0, 1.01 * most / scale)
+    for arm, one in lines.items():
+        _draw(axes, one, scale, colours[arm])
+    mark_cut(axes, _all(list(lines.values()), scale), size)
     name_axes(axes, label, NATS, size)
     means = {arm: one.mean for arm, one in lines.items()}
     ends = [
@@ -125,9 +135,10 @@ def against_base_figure(
     """One candidate over the base, which is grey. most: where the axis ends, in base units. limits: in nats."""
     figure, axes = panel(340, 230)
     scale, label = along(unit, most)
-    _draw(axes, base, scale, "muted")
-    _draw(axes, candidate, scale, colour)
     axes.set_ylim(*limits)
     axes.set_xlim(0, 1.01 * most / scale)
+    _draw(axes, base, scale, "muted")
+    _draw(axes, candidate, scale, colour)
+    mark_cut(axes, _all([base, candidate], scale))
     name_axes(axes, label, NATS)
     return figure

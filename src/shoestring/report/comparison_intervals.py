@@ -75,8 +75,8 @@ def interval_figure(rows: Sequence[Comparison], *, width: float = 1000) -> "Figu
         _row(axes, one, place, narrow, size, longest)
     axes.set_yticks([])
     base = shortened(rows[0].base, 20)
-    words = f"held-out loss less that of {base}, nats per token"
-    name_axes(axes, f"{words}\n← lower, better{8 * _SPACE}higher, worse →", "", size)
+    words = f"difference in held-out loss from {base}, nats per token"
+    name_axes(axes, f"{words}\n← the candidate is better{8 * _SPACE}the candidate is worse →", "", size)
     return figure
 
 

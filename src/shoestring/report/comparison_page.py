@@ -1,5 +1,6 @@
 """The page of a comparison: the statement, the intervals, the curves behind them, and how to do it again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from markupsafe import Markup
 
 from shoestring.report import comparison_contents as contents
 from shoestring.report.comparison_curves import (
+    Lines,
     against_base_figure,
     arm_lines,
     height,
@@ -47,13 +49,23 @@ def _intervals(compared: Compared) -> Drawing:
     return Drawing("The effect", _svg(wide, "effect", label), caption, _svg(narrow, "effect-narrow", label))
 
 
+def _caption(drawn: Sequence[Lines]) -> str:
+    """What the lines are, as far as they are there."""
+    seeds = max((len(one.seeds) for one in drawn), default=0)
+    words = "Thin: each seed. Bold: their mean." if seeds > 1 else "One seed."
+    if any(one.failed for one in drawn):
+        words += " Dashed, ending in a cross: a run that failed."
+    return f"{words} The frame fits how the runs end; an arrow says how far a curve goes beyond it."
+
+
 def _curves(compared: Compared) -> dict[str, Any]:
     """Either one drawing of all arms with its key, or a panel for each candidate."""
     verdict = compared.verdict
     lines = {name: arm_lines(compared, name) for name in compared.configs}
     drawn = {name: one for name, one in lines.items() if one.seeds or one.failed}
+    caption = _caption(list(drawn.values()))
     if not drawn:
-        return {"together": None, "panels": [], "key": []}
+        return {"together": None, "panels": [], "key": [], "caption": caption}
     if len(lines) <= TOGETHER:
         # the first two of the series stand for verdicts elsewhere on the page
         colours = {name: "ink" if name == verdict.base else SERIES[place + 1] for place, name in enumerate(lines)}
@@ -61,7 +73,8 @@ def _curves(compared: Compared) -> dict[str, Any]:
         wide = together_figure(drawn, colours, verdict.unit)
         narrow = together_figure(drawn, colours, verdict.unit, width=400, height_of=320)
         one = Drawing("", _svg(wide, "curves", label), "", _svg(narrow, "curves-narrow", label))
-        return {"together": one, "panels": [], "key": [(colours[name], name) for name in drawn]}
+        key = [(colours[name], name) for name in drawn]
+        return {"together": one, "panels": [], "key": key, "caption": caption}
     most, aside, base = reach(list(lines.values())), outlying(lines, verdict.base), lines[verdict.base]
     shared = height([one for name, one in lines.items() if name not in aside], most)
     panels = []
@@ -78,7 +91,7 @@ def _curves(compared: Compared) -> dict[str, Any]:
         caption += ", on a scale of its own" if candidate.candidate in aside else ""
         label = f"Held-out loss of {candidate.candidate} over that of {verdict.base}"
         panels.append(Drawing(candidate.candidate, _svg(figure, f"curve{place}", label), caption))
-    return {"together": None, "panels": panels, "key": []}
+    return {"together": None, "panels": panels, "key": [], "caption": caption}
 
 
 def _tuning(compared: Compared) -> list[Drawing]:
@@ -102,6 +115,7 @@ def render_comparison(compared: Compared) -> str:
         "title": contents.title(verdict),
         "terms": contents.terms(verdict),
         "tally": contents.tally(verdict),
+        "untuned": contents.untuned(verdict),
         "intervals": _intervals(compared) if verdict.comparisons else None,
         "verdicts": contents.verdict_table(verdict),
         "certainty": contents.certainty_table(verdict),

@@ -10,16 +10,24 @@ from shoestring.report import facts
 from shoestring.report.curves import broken, finite, window
 from shoestring.report.differences import differing, flat, marked, written
 from shoestring.report.drawing import DASHES, SERIES, to_svg
-from shoestring.report.figures import CAUSES, loss_figure, overlay_figure, progress_figure, shares, time_figure
+from shoestring.report.figures import (
+    CAUSES,
+    OVERLAID,
+    loss_figure,
+    overlay_figure,
+    progress_figure,
+    shares,
+    time_figure,
+)
 from shoestring.report.quantities import percent, time
 from shoestring.report.run_files import Run
 
 # control characters a model may emit are shown as their pictures: a page may hold no others than these two
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
 _PROGRESS = (
-    ("learning_rate_factor", "Learning rate", "share of its peak", False, "What the schedule multiplied it by."),
-    ("gradient_norm", "Gradient norm", "2-norm over all parameters", True, "As recorded faint, averaged bold."),
-    ("tokens_per_second", "Speed", "tokens per second", True, "As recorded faint, averaged bold."),
+    ("learning_rate_factor", "Learning rate", "share of its peak", False),
+    ("gradient_norm", "Gradient norm", "2-norm over all parameters", True),
+    ("tokens_per_second", "Speed", "tokens per second", True),
 )
 _RESOURCES = (("seconds", "time"), ("flops", "computation"), ("tokens", "tokens"))
 
@@ -42,10 +50,11 @@ def _loss(run: Run) -> Drawing | None:
     if not (run.train or run.heldout):
         return None
     lines = window(len(finite(run.train, "seconds", "loss")[1]))
-    caption = "Training loss as it was recorded"
-    caption += f", faint, and its mean over {lines} records, bold." if lines > 1 else "."
+    caption = "Line: training loss as recorded."
+    if lines > 1:
+        caption = f"Faint: training loss as recorded. Bold: its mean over {lines} records."
     if run.heldout:
-        caption += " Points: loss on text held out from training."
+        caption += " Points: loss on held-out text, which the model never trains on."
     lost = len(broken(run.train, "seconds", "loss"))
     if lost:
         caption += f" {lost} of {len(run.train)} recorded losses are not finite: crosses on the upper edge show where."
@@ -55,15 +64,18 @@ def _loss(run: Run) -> Drawing | None:
 
 
 def _progress(run: Run) -> list[Drawing]:
-    return [
-        Drawing(
-            title,
-            _svg(progress_figure(run.train, key, unit, smoothed=smoothed), f"progress{place}", f"{title}: {unit}"),
-            caption,
-        )
-        for place, (key, title, unit, smoothed, caption) in enumerate(_PROGRESS)
-        if len(finite(run.train, "progress", key)[0])
-    ]
+    drawings = []
+    for place, (key, title, unit, smoothed) in enumerate(_PROGRESS):
+        records = len(finite(run.train, "progress", key)[0])
+        if not records:
+            continue
+        figure = progress_figure(run.train, key, unit, smoothed=smoothed)
+        mean = window(records)
+        caption = "What the schedule multiplied it by."
+        if smoothed:
+            caption = f"Faint: as recorded. Bold: the mean over {mean} records." if mean > 1 else "As recorded."
+        drawings.append(Drawing(title, _svg(figure, f"progress{place}", f"{title}: {unit}"), caption))
+    return drawings
 
 
 def _time(run: Run) -> Drawing | None:
@@ -122,8 +134,21 @@ def _panels(runs: Sequence[Run], letters: Sequence[str], kind: str, title: str) 
             label = f"{title} of {len(runs)} runs against {word}"
             drawings.append(Drawing(f"against {word}", _svg(figure, f"{kind}-{against}", label)))
     lost = [len(broken(getattr(run, kind), "seconds", "loss")) for run in runs]
-    note = ", ".join(f"{count} of run {name}" for name, count in zip(letters, lost, strict=True) if count)
-    return title, drawings, f"Losses that are not finite, and not drawn: {note}." if note else ""
+    gone = ", ".join(f"{count} of run {name}" for name, count in zip(letters, lost, strict=True) if count)
+    note = "The frame fits the second half of the runs; an arrow says how far a curve goes beyond it."
+    if kind == "train":
+        means = [window(len(finite(run.train, "seconds", "loss")[1]), OVERLAID) for run in runs]
+        if max(means) > 1:
+            note += f" Each line is the mean over {_range(means)} records."
+    if gone:
+        note += f" Losses that are not finite, and not drawn: {gone}."
+    return title, drawings, note
+
+
+def _range(counts: Sequence[int]) -> str:
+    """'8', '3 to 8'."""
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def several(runs: Sequence[Run]) -> dict[str, Any]:
@@ -146,7 +171,7 @@ def several(runs: Sequence[Run]) -> dict[str, Any]:
         }
         for index, run in enumerate(runs)
     ]
-    kinds = (("heldout", "Held-out loss"), ("train", "Training loss, smoothed"))
+    kinds = (("heldout", "Held-out loss"), ("train", "Training loss"))
     return {
         "runs": described,
         "panels": [_panels(runs, letters, kind, title) for kind, title in kinds],

@@ -30,9 +30,9 @@ def broken(rows: Sequence[Row], across: str, up: str) -> np.ndarray:
     return x[recorded & ~np.isfinite(column(rows, up)) & np.isfinite(x)]
 
 
-def window(points: int) -> int:
-    """How many of a curve's points its smoothed line averages: a fiftieth of them."""
-    return max(1, points // 50)
+def window(points: int, share: int = 50) -> int:
+    """How many of a curve's points its smoothed line averages: a fiftieth of them, or another share."""
+    return max(1, points // share)
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -73,6 +73,15 @@ def frame(curves: Sequence[Curve], floor: float | None = None) -> tuple[float, f
     short = max(0.0, least - (high - low)) / 2
     room = short + 0.06 * max(high - low, least)
     return low - (room if floor is None else 0.0), high + room
+
+
+def from_middle(curves: Sequence[Curve], most: float) -> list[Curve]:
+    """What the curves have in the second half of an axis that ends at `most`; all of them where none reaches so far.
+
+    Runs are told apart by how they end: their first half would set the height of a frame and flatten that.
+    """
+    late = [(x[x >= 0.5 * most], y[x >= 0.5 * most]) for x, y in curves]
+    return [curve for curve in late if len(curve[0])] or list(curves)
 
 
 def along(key: str, most: float) -> tuple[float, str]:

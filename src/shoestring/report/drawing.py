@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -88,6 +89,41 @@ def name_axes(axes: "Axes", across: str, up: str, size: float = 11.5) -> None:
     axes.annotate(
         up, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=size, color=COLOUR["muted"]
     )
+
+
+def mark_cut(axes: "Axes", curves: Sequence[tuple["np.ndarray", "np.ndarray"]], size: float = 11.5) -> None:
+    """Say on the edge of the frame how far curves go beyond it: '↑ up to 9.08', '↓ down to 0.2'.
+
+    curves: (x, y) in the units of the axes, whose limits are set already; of several, the one that goes furthest is told.
+    The words stand before the first curve comes into the frame, or, where there is no room, after the last.
+    """
+    low, high = axes.get_ylim()
+    end = axes.get_xlim()[1]
+    for sign, edge, place, arrow in ((1, high, 1.0, "↑ up to"), (-1, low, 0.0, "↓ down to")):
+        beyond = [(x, y) for x, y in curves if len(y) and (sign * y).max() > sign * edge]
+        if not beyond:
+            continue
+        entries = [_entry(x, sign * y, sign * edge) for x, y in beyond]
+        furthest = sign * max((sign * y).max() for _, y in beyond)
+        before = min(entries) > 0.35 * end
+        where = min(entries) if before else min(max(entries), end)
+        before = before or where > 0.65 * end
+        axes.annotate(
+            f"{arrow} {furthest:.3g}", (where, place), (-8 if before else 8, -4 * sign),
+            xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="right" if before else "left",
+            va="top" if sign > 0 else "bottom", fontsize=size - 1, color=COLOUR["muted"],
+        )  # fmt: skip
+
+
+def _entry(x: "np.ndarray", y: "np.ndarray", edge: float) -> float:
+    """Where a curve comes back below `edge` after its highest point; its end where it does not."""
+    peak = int(y.argmax())
+    inside = (y[peak:] <= edge).nonzero()[0]
+    if not len(inside):
+        return float(x[-1])
+    after = peak + int(inside[0])
+    share = (y[after - 1] - edge) / (y[after - 1] - y[after])
+    return float(x[after - 1] + share * (x[after] - x[after - 1]))
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -11,8 +11,8 @@ from shoestring import atomic
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.report import quantities
-from shoestring.report.curves import Curve, along, broken, finite, frame, smooth, thin, window
-from shoestring.report.drawing import COLOUR, DASHES, SERIES, label_ends, name_axes, panel, save, style
+from shoestring.report.curves import along, broken, finite, frame, from_middle, smooth, thin, window
+from shoestring.report.drawing import COLOUR, DASHES, SERIES, label_ends, mark_cut, name_axes, panel, save, style
 from shoestring.report.json_files import Row
 from shoestring.report.run_files import Run, read_run
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NATS = "nats per token"
+OVERLAID = 20
+"""Curves laid over each other are averaged over a 20th of their points: the noise of one hides the others."""
 CAUSES = {
     "compute": "computing",
     "data": "reading data",
@@ -32,6 +34,8 @@ CAUSES = {
     "sync_hidden": "exchange, hidden",
 }
 _POINTS, _TEXT = 600, 11.5
+_WIDEST, _THINNEST, _WIDTHS = 2.8, 1.2, 4
+"""Widths of the lines of runs laid over each other: the first, the last, and how many there are."""
 
 
 def _raw(axes: "Axes", x: np.ndarray, y: np.ndarray) -> None:
@@ -59,22 +63,6 @@ def _line(axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str = "s1", **look
     axes.plot(x[kept], y[kept], color=COLOUR[colour], **look)
 
 
-def _fit(axes: "Axes", shown: Sequence[Curve], whole: Sequence[Curve], size: float, floor: float | None = None) -> None:
-    """Frame the curves `shown`, and say how far `whole` goes where it leaves the frame; x as on the axes."""
-    axes.set_ylim(*frame(shown, floor))
-    top = axes.get_ylim()[1]
-    x, y = max(whole, key=lambda curve: curve[1].max(initial=-np.inf))
-    if not len(y) or y.max() <= top:
-        return
-    peak = int(y.argmax())
-    inside = np.flatnonzero(y[peak:] <= top)
-    place = x[peak + inside[0]] if len(inside) else x[-1]
-    right = place > 0.6 * x[-1]
-    axes.annotate(f"↑ up to {y.max():.3g}", (place, 1), (-8 if right else 8, -4), xycoords=axes.get_xaxis_transform(),
-                  textcoords="offset points", ha="right" if right else "left", va="top", fontsize=size - 1,
-                  color=COLOUR["muted"])  # fmt: skip
-
-
 @style()
 def loss_figure(run: Run, against: str = "seconds", *, width: float = 900, height: float = 380) -> "Figure":
     """Training loss (as recorded, faint; smoothed, bold) and held-out loss (points), in nats per token.
@@ -91,9 +79,10 @@ def loss_figure(run: Run, against: str = "seconds", *, width: float = 900, heigh
     _line(axes, line[0] / scale, line[1])
     axes.plot(held[0] / scale, held[1], "o-", color=COLOUR["s2"], linewidth=1, markersize=4.5,
               markeredgecolor=COLOUR["paper"], markeredgewidth=1)  # fmt: skip
-    _fit(axes, [raw, held], [(raw[0] / scale, raw[1]), (held[0] / scale, held[1])], size)
-    _crosses(axes, broken(run.train, against, "loss") / scale)
+    axes.set_ylim(*frame([raw, held]))
     axes.set_xlim(0, 1.01 * most / scale)
+    mark_cut(axes, [(raw[0] / scale, raw[1]), (held[0] / scale, held[1])], size)
+    _crosses(axes, broken(run.train, against, "loss") / scale)
     name_axes(axes, label, NATS, size)
     lines = (("training", line[1], "s1"), ("held out", held[1], "s2"))
     named = [(name, float(y[-1]), colour) for name, y, colour in lines if len(y)]
@@ -113,9 +102,10 @@ def progress_figure(rows: Sequence[Row], key: str, unit: str, *, smoothed: bool 
     if smoothed:
         _raw(axes, x / scale, y)
     _line(axes, x / scale, line)
-    _fit(axes, [(x, y)], [(x / scale, y)], _TEXT, floor=0.0)
-    _crosses(axes, broken(rows, "progress", key) / scale)
+    axes.set_ylim(*frame([(x, y)], floor=0.0))
     axes.set_xlim(0, 101)
+    mark_cut(axes, [(x / scale, y)], _TEXT)
+    _crosses(axes, broken(rows, "progress", key) / scale)
     axes.set_xticks([0, 25, 50, 75, 100])
     name_axes(axes, label, prefix + unit)
     return figure
@@ -157,22 +147,28 @@ def time_figure(totals: Totals, *, width: float = 520) -> "Figure":
 
 @style()
 def overlay_figure(runs: Sequence[Run], letters: Sequence[str], kind: str, against: str) -> "Figure":
-    """The loss of several runs against one resource; `kind` is 'heldout' or 'train'. Each line ends at its letter."""
+    """The loss of several runs against one resource; `kind` is 'heldout' or 'train'. Each line ends at its letter.
+
+    The frame shows the second half of the runs best. Earlier lines are wider, so that one shows beside one drawn over it.
+    """
     figure, axes = panel(340, 270, right=26)
     curves = [finite(run.heldout if kind == "heldout" else run.train, against, "loss") for run in runs]
     if kind == "train":
-        curves = [(x, smooth(y, window(len(y)))) for x, y in curves]
+        curves = [(x, smooth(y, window(len(y), OVERLAID))) for x, y in curves]
     most = max((float(x.max()) for x, _ in curves if len(x)), default=0.0) or 1.0
     scale, label = along(against, most)
     ends = []
+    steps = max(1, min(len(runs), _WIDTHS) - 1)
     for index, (x, y) in enumerate(curves):
+        width = _WIDEST - (_WIDEST - _THINNEST) * min(index, steps) / steps
         colour = SERIES[index % len(SERIES)]
         dash = DASHES[index // len(SERIES) % len(DASHES)]
         mark = "o" if kind == "heldout" else ""
-        _line(axes, x / scale, y, colour, linestyle=dash, linewidth=1.5, marker=mark)
+        _line(axes, x / scale, y, colour, linestyle=dash, linewidth=width, marker=mark)
         ends += [(float(x[-1] / scale), float(y[-1]), letters[index], colour)] if len(y) else []
-    _fit(axes, curves, [(x / scale, y) for x, y in curves], _TEXT)
+    axes.set_ylim(*frame(from_middle(curves, most)))
     axes.set_xlim(0, 1.01 * most / scale)
+    mark_cut(axes, [(x / scale, y) for x, y in curves], _TEXT)
     name_axes(axes, label, NATS)
     label_ends(axes, ends)
     return figure

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import pydantic
 
 Number = float | None
-Word = Literal["better", "worse", "no difference shown", "not comparable"]
+Word = Literal["better", "worse", "no difference shown", "too few pairs", "not comparable"]
 
 
 class Record(pydantic.BaseModel):

@@ -22,6 +22,7 @@ LOOKS: dict[Word, Look] = {
     "better": Look("better", "s1", "o", "●"),
     "worse": Look("worse", "s2", "s", "■"),
     "no difference shown": Look("no difference shown", "muted", "o", "○", hollow=True),
+    "too few pairs": Look("too few pairs", "muted", "d", "◇", hollow=True),
     "not comparable": Look("not comparable", "muted", "x", "×"),
 }
 
