@@ -19,7 +19,11 @@ BUCKETS = 1 << 16
 """Stretches of positions that are weighed where more documents differ."""
 
 
-def digest(document: str) -> bytes:
+Key = bytes
+"""The `digest` of a document."""
+
+
+def digest(document: str) -> Key:
     """16 bytes that stand for a document: 8 decide its side of the split, the other 8 if it is in the sample."""
     return hashlib.blake2b(document.encode(), digest_size=16).digest()
 
@@ -46,12 +50,12 @@ class Survey:
     bytes: int
     cut: int
     sample: tuple[str, ...]
-    kept: frozenset[bytes] = frozenset()
+    kept: frozenset[Key] = frozenset()
     distinct: int | None = None
     heldout_bytes: int = 0
     by_weight: bool = False
 
-    def holds_out(self, key: bytes) -> bool:
+    def holds_out(self, key: Key) -> bool:
         """Whether the document of this `digest` is held out."""
         return position(key) <= self.cut and key not in self.kept
 

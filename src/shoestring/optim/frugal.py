@@ -12,6 +12,7 @@ from shoestring.optim import frugal_selection
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.descent import descend
 from shoestring.optim.frugal_selection import Selection, chosen_blocks, chosen_columns, density_within, upright
+from shoestring.optim.uncompiled import uncompiled
 
 DENSITY = 0.25
 
@@ -95,7 +96,7 @@ class Frugal(StatefulOptimizer):
             for each in self.param_groups:
                 each["density"] = density_within(budget, weights, selection)
 
-    @torch.compiler.disable(recursive=False)  # what it calls is compiled; in it every new gradient would compile anew
+    @uncompiled(recursive=False)  # what it calls is compiled; in it every new gradient would compile anew
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of these weights, of which a new part is chosen where it is time."""
         period = group["step"] // group["every"]
@@ -108,7 +109,7 @@ class Frugal(StatefulOptimizer):
             # detached: a compiled `descend` is then kept by shape, not by weight
             descend([parameter.detach()], [direction], lr=group["lr"], weight_decay=group["weight_decay"])
 
-    @torch.compiler.disable
+    @uncompiled()
     def _choose(self, parameters: list[Tensor], group: Mapping[str, Any], period: int) -> None:
         """Choose the part of these weights that Adam moves in this period, and start its moments at zero."""
         places = {parameter: place for place, parameter in enumerate(group["params"])}
