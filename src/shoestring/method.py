@@ -19,15 +19,23 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 
 from shoestring.errors import UsageError, did_you_mean
 
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Interval(gt=0, le=1e6)]
+NonNegative = Annotated[float, Interval(ge=0, le=1e6)]
+Epsilon = Annotated[float, Interval(gt=0, le=1)]
+"""What keeps a division from dividing by zero."""
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
+Iterations = Annotated[int, Interval(ge=1, le=1000)]
+"""How often something is repeated within one step, or until it is good enough."""
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Tokens = Annotated[float, Interval(ge=0, le=1e18)]
+"""A number of tokens, of which a budget may hold very many."""
 
 ENGINES = ("optim", "schedule", "data", "model", "objective", "sync", "lowbit", "shrink", "decode", "route", "plan")
 """The packages of `shoestring` that are searched for methods."""

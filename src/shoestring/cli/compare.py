@@ -12,7 +12,7 @@ from rich.table import Table
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import Request, planned, prepared
 from shoestring.compare.conduct import check_at_once, conduct
@@ -49,8 +49,8 @@ def share(text: str) -> float:
 def _arguments() -> Arguments:
     parser = Arguments("compare", DESCRIPTION, KEYS)
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="TOML files, the base first")
-    parser.add_argument("--seeds", type=int, default=3, help="how many paired seeds (default 3)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
+    parser.add_argument("--seeds", type=whole(1, 1000), default=3, help="how many paired seeds (default 3)")
+    parser.add_argument("--first-seed", type=whole(0, 2**62), default=0, help="the first of them (default 0)")
     parser.add_argument(
         "--tune",
         action="append",
@@ -59,7 +59,9 @@ def _arguments() -> Arguments:
         help="try these values in every arm first and charge it for them; '*2' is twice the arm's own value; "
         "'lr' is optim.lr, and with '*' the fallback's rate too",
     )
-    parser.add_argument("--until-decided", type=int, metavar="N", help="add seeds until decided, up to N pairs")
+    parser.add_argument(
+        "--until-decided", type=whole(2, 1000), metavar="N", help="add seeds until decided, up to N pairs"
+    )
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
     parser.add_argument(
         "--margin",
@@ -68,7 +70,11 @@ def _arguments() -> Arguments:
         help="say too which differences above this share of the loss are excluded: 0.5%%",
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1), not at a budget in seconds"
+        "--at-once",
+        type=whole(1, 1024),
+        default=1,
+        metavar="N",
+        help="runs at a time (default 1), not at a budget in seconds",
     )
     parser.add_argument("--out", type=Path, help="the comparison's folder (default: comparisons/DATE-TIME)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the runs' checkpoints")

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from torch import Tensor
 
-from shoestring.method import Count, Decay, Fraction, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Epsilon, Fraction, NonNegative, Positive, Seed, method
 from shoestring.optim import frugal_selection
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.descent import descend
@@ -59,14 +59,14 @@ class Frugal(StatefulOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
         density: Fraction = DENSITY,
-        state_bytes_budget: Annotated[int, Ge(0)] = 0,
+        state_bytes_budget: Annotated[int, Interval(ge=0, le=2**50)] = 0,
         selection: Selection = "columns",
         every: Count = 200,
         free_lr_ratio: NonNegative = 1.0,
-        seed: Annotated[int, Ge(0)] = 0,
+        seed: Seed = 0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         defaults |= {"weight_decay": weight_decay, "density": density, "state_bytes_budget": state_bytes_budget}
