@@ -14,6 +14,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import Request, planned, prepared
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
@@ -87,6 +88,7 @@ def _arguments() -> Arguments:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a comparison that was stopped")
     parser.add_argument("--again", type=Path, metavar="FOLDER", help="run a folder's arms and design anew, into --out")
     parser.add_argument("--from", type=Path, dest="source", metavar="FOLDER", help="judge a folder's figures again")
+    add_json_flag(parser, "the verdict and where the comparison's files are")
     parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm instead, and write nothing")
     return parser
 
@@ -105,14 +107,17 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--base goes with --from: the base of runs to be made is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once is about runs to be made: --from judges those that there are")
-    console = Console()
+    console = Console(stderr=found.json)
     if found.source:
         folder = ComparisonFolder.open(found.source)
         design, records = folder.read_design(), RunLog(folder.records).read()
         if found.base is None:
-            _conclude(folder, judge(records, design), console)
+            _conclude(folder, judge(records, design), console, as_json=found.json)
             return 0
-        _show(judge(records, design.against(found.base)).to_json(), console)
+        against = judge(records, design.against(found.base)).to_json()
+        if found.json:
+            print_json({**against, "folder": folder.path})
+        _show(against, console)
         console.print(
             f"{found.source} was planned with {design.base} as its base, and keeps that verdict: this one is not written",
             highlight=False,
@@ -246,14 +251,17 @@ def _run(
         raise
     if found.runs_of:
         say(f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs")
-    _conclude(folder, judge(records, design), console)
+    _conclude(folder, judge(records, design), console, as_json=found.json)
 
 
-def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:
+def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console, *, as_json: bool) -> None:
     content = verdict.to_json()
     folder.write_verdict(content)
     _show(content, console)
-    console.print(f"report: {write_comparison(folder.path)}", highlight=False, soft_wrap=True)
+    report = write_comparison(folder.path)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({**content, "folder": folder.path, "report": report})
 
 
 def _show(content: Mapping[str, Any], console: Console) -> None:

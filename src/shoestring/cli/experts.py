@@ -13,6 +13,7 @@ from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
 from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.dataset import require
@@ -122,8 +123,9 @@ def run(words: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="the folder (default: runs/experts-DATE-TIME)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on; what is finished is not done again")
+    add_json_flag(parser, "the figures of all experts and where their files are")
     found, rest = parser.read_with_configuration(words)
-    console = Console()
+    console = Console(stderr=found.json)
 
     def say(line: str) -> None:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -145,4 +147,6 @@ def run(words: Sequence[str]) -> int:
     console.print(f"experts: {folder.path}", highlight=False)
     done = conduct(folder, say)
     _conclude(folder, done, console)
+    if found.json:
+        print_json({"stopped": done.stopped, **done.summary, "folder": folder.path})
     return 0 if done.signal is None else 128 + done.signal
