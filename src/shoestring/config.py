@@ -5,6 +5,7 @@ the method's `name` beside that method's own options, so a new method brings its
 """
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -22,6 +23,25 @@ from shoestring.method import Card, find
 
 C = TypeVar("C")
 Tree = dict[str, Any]
+
+DEEPEST = 32
+"""Tables and lists within each other that a configuration may have; the deepest that is used has five."""
+
+Flag = Callable[[str], str | None]
+"""The command-line flag that gives a key ('train.batch'), for messages; None where there is none."""
+
+
+class OptionError(UsageError):
+    """An option of a method is wrong. key: the option, as in a recipe's section for the method."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def as_flag(key: str) -> str:
+    """The flag of a key of the configuration: every key has one."""
+    return f"--{key}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +63,7 @@ class Choice:
         try:
             checked = card.options()(**options)
         except pydantic.ValidationError as error:
-            raise UsageError(_one_line(error, card.options(), name)) from None
+            raise OptionError(_one_line(error, card.options(), name), _key(error)) from None
         return cls(engine, kind, name, MappingProxyType(checked.model_dump()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Choice":
@@ -100,7 +120,8 @@ class Pick:
             try:
                 return Choice.of(self.engine, str(value["name"]), kind=self.kind, **options)
             except UsageError as error:
-                raise PydanticCustomError("choice", "{reason}", {"reason": str(error)}) from None
+                key = error.key if isinstance(error, OptionError) else ""
+                raise PydanticCustomError("choice", "{reason}", {"reason": str(error), "key": key}) from None
 
         def write(choice: Choice) -> Tree:
             return {"name": choice.name, **choice.options}
@@ -119,6 +140,22 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {}
 
 
+def _key(error: pydantic.ValidationError) -> str:
+    """The key of the first thing wrong, down to the option of a method."""
+    first = error.errors()[0]
+    below = first.get("ctx", {}).get("key", "") if first["type"] == "choice" else ""
+    return ".".join([*(str(part) for part in first["loc"]), *([below] if below else [])])
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, in printable characters and not at length."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not _is_text(value) else repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
 def _one_line(error: pydantic.ValidationError, kind: Any, prefix: str = "") -> str:
     """The first thing wrong, as `section.key = value: what is wrong`."""
     first = error.errors()[0]
@@ -135,7 +172,7 @@ def _one_line(error: pydantic.ValidationError, kind: Any, prefix: str = "") -> s
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a section's parts do not go together
         return f"{where}: {message}" if where else message
-    return f"{where} = {first['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where} = {_shown(first['input'])}: {message[:1].lower()}{message[1:]}"
 
 
 def _adapter(kind: type[C]) -> pydantic.TypeAdapter[C]:
@@ -152,13 +189,66 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Non
             _refuse_unknown(known[key], value, f"{prefix}{key}.")
 
 
-def build(kind: type[C], tree: Mapping[str, Any]) -> C:
-    """The configuration a tree of plain values describes. Raises: UsageError, in one line."""
+def build(kind: type[C], tree: Mapping[str, Any], flag: Flag | None = None) -> C:
+    """The configuration a tree of plain values describes.
+
+    flag: what names the flags of keys, where the values may come from a command line.
+    Raises: UsageError, in one line.
+    """
+    require_plain(tree)
     _refuse_unknown(kind, tree)
     try:
         return _adapter(kind).validate_python(dict(tree))
     except pydantic.ValidationError as error:
-        raise UsageError(_one_line(error, kind)) from None
+        line = _one_line(error, kind)
+        flags = [] if flag is None else [named for key in _keys_of(error, kind, line) if (named := flag(key))]
+        raise UsageError(f"{line} ({', '.join(flags)})" if flags else line) from None
+
+
+def _keys_of(error: pydantic.ValidationError, kind: Any, line: str) -> list[str]:
+    """The keys that an error is about: one, or those that do not go together, where a message writes `key = value`."""
+    first = error.errors()[0]
+    if first["type"] != "value_error":
+        key = _key(error)
+        return [key] if key else []
+    section = [str(part) for part in first["loc"]]
+    for part in section:
+        kind = _fields(kind).get(part)
+    if not _fields(kind):
+        return [".".join(section)]
+    named = [word for word in re.findall(r"([a-z_][a-z_.]*) = ", line) if word.partition(".")[0] in _fields(kind)]
+    return [".".join([*section, word]) for word in dict.fromkeys(named)]
+
+
+def require_plain(tree: Mapping[str, Any]) -> None:
+    """Check that values can be read and written: of a bounded depth, whole numbers of 64 bits, text that UTF-8 can hold.
+
+    Raises: UsageError.
+    """
+    queue: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while queue:
+        where, value, depth = queue.pop()
+        if depth > DEEPEST:
+            raise UsageError(f"'{where[:40]}...' is nested more than {DEEPEST} levels deep")
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if not _is_text(str(key)):
+                    raise UsageError(f"the key {key!a} is not UTF-8 text")
+                queue.append((f"{where}.{key}" if where else str(key), item, depth + 1))
+        elif isinstance(value, list | tuple):
+            queue += ((where, item, depth + 1) for item in value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise UsageError(f"{where} = {_shown(value)}: a whole number of more than 64 bits")
+        elif isinstance(value, str) and not _is_text(value):
+            raise UsageError(f"{where} = {_shown(value)}: this is not UTF-8 text")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as Python has it for bytes that are not UTF-8
+        return False
+    return True
 
 
 def tree(configuration: Any) -> Tree:
@@ -181,10 +271,16 @@ def to_toml(configuration: Any) -> str:
 def read_toml(path: Path) -> Tree:
     """The plain values of a TOML file. Raises: UsageError when it is missing or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        require_plain(found)
+        return found
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{path} is not TOML that can be read: it is nested too deeply") from None
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
         raise UsageError(f"{path} is not TOML: {error}") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
@@ -207,9 +303,16 @@ def overrides(words: Iterable[str]) -> Tree:
                 raise UsageError(f"--{key} needs a value")
             text = queue.pop(0)
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            read = tomllib.loads(f"value = {text}")
+            value = read["value"] if len(read) == 1 else text  # a text of several lines may hold other keys
+        except (ValueError, RecursionError):
             value = text
+        try:
+            require_plain({key: value})
+        except UsageError as error:
+            raise UsageError(f"--{error}") from None
+        if key.count(".") > DEEPEST:
+            raise UsageError(f"--{key[:40]}... is nested more than {DEEPEST} levels deep")
         branch = found
         *sections, last = key.replace("-", "_").split(".")
         for section in sections:

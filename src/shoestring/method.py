@@ -8,7 +8,9 @@ whoever calls, so a plain PyTorch loop gets the same clear error as a recipe.
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
+import os
 import pkgutil
 import typing
 from collections.abc import Callable
@@ -17,15 +19,23 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
 
 import pydantic
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 
 from shoestring.errors import UsageError, did_you_mean
 
-Positive = Annotated[float, Gt(0)]
-NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Interval(gt=0, le=1e6)]
+NonNegative = Annotated[float, Interval(ge=0, le=1e6)]
+Epsilon = Annotated[float, Interval(gt=0, le=1)]
+"""What keeps a division from dividing by zero."""
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 Decay = Annotated[float, Interval(ge=0, lt=1)]
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Interval(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Interval(ge=0, le=2**31 - 1)]
+Iterations = Annotated[int, Interval(ge=1, le=1000)]
+"""How often something is repeated within one step, or until it is good enough."""
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Tokens = Annotated[float, Interval(ge=0, le=1e18)]
+"""A number of tokens, of which a budget may hold very many."""
 
 ENGINES = (
     "optim",
@@ -147,6 +157,22 @@ def _discover(engine: str) -> None:
             point.load()
 
 
+@functools.cache
+def _modules(engine: str) -> dict[str, list[str]]:
+    """The modules of an engine's package by their last names, found without importing any but the package."""
+    found: dict[str, list[str]] = {}
+    package = importlib.util.find_spec(f"shoestring.{engine}")
+    queue = [] if package is None else [(package.name, list(package.submodule_search_locations or ()))]
+    while queue:
+        above, paths = queue.pop()
+        for module in pkgutil.iter_modules(paths):
+            name = f"{above}.{module.name}"
+            found.setdefault(module.name, []).append(name)
+            if module.ispkg:
+                queue.append((name, [os.path.join(path, module.name) for path in paths]))
+    return found
+
+
 def methods(engine: str | None = None, kind: str | None = None) -> list[Card]:
     """All cards, or those of one engine (and one kind of part within it), in order of engine, kind and name."""
     for name in ENGINES if engine is None else (engine,):
@@ -156,10 +182,16 @@ def methods(engine: str | None = None, kind: str | None = None) -> list[Card]:
 
 
 def find(engine: str, name: str, kind: str = "") -> Card:
-    """The card of a method by name.
+    """The card of a method by name. The module of that name is imported first, the others only where it has none.
 
     Raises: UsageError, with the nearest name, where there is none.
     """
+    key = (engine, kind, name)
+    if key not in _cards:
+        for module in _modules(engine).get(name.replace("-", "_"), ()):
+            importlib.import_module(module)
+    if key in _cards:
+        return _cards[key]
     cards = {card.name: card for card in methods(engine, kind)}
     if name not in cards:
         raise UsageError(f"no {kind or engine} method is named '{name}': {did_you_mean(name, cards)}")

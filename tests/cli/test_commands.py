@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,26 @@ def test_a_plan_is_printed_with_reasons_and_as_a_recipe_that_trains(
     assert main(["report", str(run), str(run), "--out", str(tmp_path / "both.html")]) == 0
     shown = capsys.readouterr().out
     assert "held-out loss" in shown
+    assert main(["report", str(run), "--out", str(tmp_path / "one.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "one.html")}
+    assert main(["plan", "--json", *words]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["expected"]["binding"] == "tokens"
+    assert printed["expected"]["tokens"] == 20_000
+    assert {row["key"] for row in printed["decisions"]} >= {"optim.lr", "schedule.name"}
+    assert build(RunConfig, printed["configuration"]) == build(RunConfig, read_toml(recipe))
+    assert main(["plan", "--json", "--toml", *words]) == 2
+
+
+def test_a_verdict_is_printed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RECIPES[0].parent.parent / "evidence" / "schedules-tokens"
+    base = json.loads((folder / "verdict.json").read_text())["base"]
+    assert main(["compare", "--from", str(folder), "--base", base, "--json"]) == 0
+    shown = capsys.readouterr()
+    printed = json.loads(shown.out)
+    assert printed["folder"] == str(folder)
+    assert printed["statement"] in shown.err.replace("\n", " ")
+    assert {row["candidate"] for row in printed["comparisons"]}
 
 
 def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,12 @@ def test_a_ternary_run_keeps_its_loss_and_writes(
     assert before == pytest.approx(reported, abs=2e-3)
     # int8 activations and an 8-bit embedding
     assert after == pytest.approx(before, abs=0.02)
+    assert main(["shrink", str(run), "--to", "ternary1.6", "--out", str(tmp_path / "again"), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["heldout_before"]["loss"] == pytest.approx(before, abs=1e-4)
+    assert measured["heldout_after"]["loss"] == pytest.approx(after, abs=1e-4)
+    assert (measured["path"], measured["matrices"]["trained"]) == (str(tmp_path / "again"), 4)
+    assert measured["bytes"] == sum(part["bytes"] for part in measured["parts"])
     size = (out / "model.safetensors").stat().st_size
     counted = [int(count.replace(",", "")) for count in re.findall(r"weights +([\d,]+) bytes", shown)]
     assert sum(counted) == size
@@ -175,6 +181,11 @@ def test_the_doctor_names_the_kernel(capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(doctor, "matmul_rate", lambda *given: 1e9)
     monkeypatch.setattr(doctor.kernels, "kernel_in_use", lambda: "torch")
     monkeypatch.setattr(doctor.kernels, "reason", lambda: "no library; slow")
+    assert main(["doctor", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["packed_kernel"] == "torch"
+    assert "packed models: no library; slow" in printed["slow"]
+    assert printed["machine"]["matmul"] == machine.matmul
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "the kernel 'torch'" in shown

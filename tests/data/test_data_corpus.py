@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from shoestring.config import build
 from shoestring.data import DataConfig, open_corpus
+from shoestring.data.config import TextOptions
 from shoestring.data.corpora.hub import Hub
+from shoestring.data.reading import Reading
 from shoestring.errors import UsageError
 from shoestring.method import method, methods
 
 
 def read(where: str | Path, text_field: str = "text") -> tuple[list[str], list[str]]:
     said: list[str] = []
-    return list(open_corpus(str(where), text_field).documents(said.append)), said
+    return list(open_corpus(str(where), TextOptions(text_field)).documents(said.append)), said
 
 
 @pytest.fixture
@@ -140,9 +143,9 @@ def test_a_hub_corpus_read_from_a_local_folder(tmp_path: Path, monkeypatch: pyte
     assert list(corpus.documents(print)) == ["one", "two", "three"]
     assert open_corpus(f"hf:{local}").stamp() == corpus.stamp()
     with pytest.raises(UsageError, match=r"no column 'txt' .*did you mean 'text'"):
-        open_corpus(f"hf:{local}", "txt")
+        open_corpus(f"hf:{local}", TextOptions("txt"))
     with pytest.raises(UsageError, match="column 'n' is not text"):
-        open_corpus(f"hf:{local}", "n")
+        open_corpus(f"hf:{local}", TextOptions("n"))
     (local / "train.jsonl").write_text('{"text": "changed"}')
     changed = open_corpus(f"hf:{local}")
     assert list(changed.documents(print)) == ["changed"]
@@ -156,7 +159,7 @@ def test_a_hub_corpus_read_from_a_local_folder(tmp_path: Path, monkeypatch: pyte
 def test_without_its_package_the_hub_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'shoestring\[hub\]'"):
-        Hub("name")
+        Hub("name", TextOptions())
 
 
 def test_corpora_and_formats_are_methods_with_cards() -> None:
@@ -169,7 +172,7 @@ def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("shoestring.method._cards", dict(sys.modules["shoestring.method"]._cards))
 
     @method("data", kind="format", name="shout", claim="upper case", cost="none")
-    def shout(path: Path, text_field: str) -> list[str]:
+    def shout(path: Path, reading: Reading) -> list[str]:
         return [path.read_text().upper()]
 
     (tmp_path / "a.shout").write_text("hey")
@@ -182,3 +185,25 @@ def test_a_vocabulary_smaller_than_the_bytes_is_refused(vocabulary: int) -> None
     with pytest.raises(UsageError, match="at least 257"):
         DataConfig(vocabulary=vocabulary)
     assert DataConfig(tokenizer="bytes", vocabulary=vocabulary).vocabulary == vocabulary
+
+
+def test_a_vocabulary_beyond_any_in_use_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"vocabulary = 2147483648: .*less than or equal to 1048576"):
+        build(DataConfig, {"vocabulary": 2147483648})
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "hex", "", "a\0b"])
+def test_an_unknown_encoding_is_refused(encoding: str) -> None:
+    with pytest.raises(UsageError, match="is no text encoding"):
+        DataConfig(encoding=encoding)
+
+
+def test_what_of_a_folder_was_not_read_is_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_bytes(b"fine\nnot f\xefne\n")
+    (tmp_path / "c").write_bytes(b"\x7fELF\0")
+    said: list[str] = []
+    assert list(open_corpus(str(tmp_path), TextOptions(invalid="skip")).documents(said.append)) == ["fine\n"] * 2
+    assert "left out 1 of 3 files" in said[0]
+    assert "skipped 2 lines" in said[1]
+    assert f"{tmp_path}/a.txt, line 2; {tmp_path}/b.txt, line 2" in said[1]

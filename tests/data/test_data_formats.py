@@ -12,10 +12,17 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoestring.data.config import Invalid, TextOptions
 from shoestring.data.formats.jsonl import jsonl
 from shoestring.data.formats.parquet import parquet
-from shoestring.data.formats.text import NotText, passages, text
+from shoestring.data.formats.text import text
+from shoestring.data.passages import PASSAGE, passages
+from shoestring.data.reading import NotText, Reading
 from shoestring.errors import UsageError
+
+
+def of(text_field: str = "text", encoding: str = "auto", invalid: Invalid = "refuse") -> Reading:
+    return Reading(TextOptions(text_field, encoding, invalid))
 
 
 @settings(deadline=None)
@@ -44,14 +51,14 @@ def test_passages_end_at_a_blank_line_else_a_line_else_a_word(whole: str, cut: l
 
 def test_text_is_exact_and_read_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
-    path.write_bytes(("\ufeffé日😀\r\n" * 1_000_000).encode())
+    path.write_bytes(("\ufeff" + "é日😀\r\n" * 1_000_000).encode())
     tracemalloc.start()
     try:
-        size = sum(len(passage.encode()) for passage in text(path, ""))
+        size = sum(len(passage.encode()) for passage in text(path, Reading()))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert size == path.stat().st_size == 14_000_000
+    assert size == path.stat().st_size - 3 == 11_000_000
     assert peak < 5_000_000
 
 
@@ -63,7 +70,7 @@ def test_what_is_not_text_is_refused_before_any_of_it_is_yielded(
 ) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(NotText, match=rf"a\.txt is not .*{complaint}"):
-        next(text(tmp_path / "a.txt", "", passage=2))
+        next(text(tmp_path / "a.txt", Reading(), passage=2))
 
 
 LINES = b"".join(json.dumps({"text": f"line {n} é", "id": n}).encode() + b"\n" for n in range(2000))
@@ -74,7 +81,7 @@ def test_jsonl_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
     compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(LINES) + compress(b'\n{"text": null}\n{"text": "last"}'))  # two frames, joined
-    found = list(jsonl(path, "text"))
+    found = list(jsonl(path, Reading()))
     assert len(found) == 2001
     assert found[-2:] == ["line 1999 é", "last"]
 
@@ -86,7 +93,7 @@ def test_a_compressed_file_cut_short_or_damaged_is_refused(tmp_path: Path, suffi
     for content in (compress(LINES)[:-1], compress(LINES)[:50], b"not compressed"):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=f"a.jsonl{suffix} cannot be read: ") as caught:
-            list(jsonl(path, "text"))
+            list(jsonl(path, Reading()))
         assert "\n" not in str(caught.value)
 
 
@@ -105,8 +112,8 @@ def test_a_compressed_file_cut_short_or_damaged_is_refused(tmp_path: Path, suffi
 def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, complaint: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
-    with pytest.raises(UsageError, match=rf"a\.jsonl, line 3: .*{complaint}"):
-        list(jsonl(path, "text"))
+    with pytest.raises(UsageError, match=rf"a\.jsonl, line 3[:,] .*{complaint}"):
+        list(jsonl(path, Reading()))
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
@@ -115,12 +122,141 @@ def test_parquet(tmp_path: Path, kind: pyarrow.DataType) -> None:
     wanted = [f"row {n}" for n in range(600)]
     column = pyarrow.array([*wanted, None], kind)
     pyarrow.parquet.write_table(pyarrow.table({"body": column, "n": range(601)}), path, row_group_size=100)
-    assert list(parquet(path, "body")) == wanted
+    assert list(parquet(path, of("body"))) == wanted
     with pytest.raises(UsageError, match=r"no column 'bodi' .*did you mean 'body'"):
-        list(parquet(path, "bodi"))
+        list(parquet(path, of("bodi")))
     with pytest.raises(UsageError, match="column 'n' is int64, not text"):
-        list(parquet(path, "n"))
+        list(parquet(path, of("n")))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UsageError, match="cannot be read as Parquet") as caught:
-        list(parquet(path, "body"))
+        list(parquet(path, of("body")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        ("auto", "\ufeffcafé 日\n".encode()),
+        ("auto", "\ufeffcafé 日\n".encode("utf-16-le")),
+        ("auto", "\ufeffcafé 日\n".encode("utf-16-be")),
+        ("auto", "\ufeffcafé 日\n".encode("utf-32-le")),
+        ("utf-16-le", "café 日\n".encode("utf-16-le")),
+        ("shift_jisx0213", "café 日\n".encode("shift_jisx0213")),
+        ("gb18030", "café 日\n".encode("gb18030")),
+    ],
+)
+def test_text_and_lines_in_every_encoding(tmp_path: Path, encoding: str, content: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert list(text(path, of(encoding=encoding))) == ["café 日\n"]
+    named = "utf-16" if encoding == "auto" else encoding
+    path.write_bytes('{"text": "café 日"}\n{"text": "two"}\n'.encode(named))
+    assert list(jsonl(path, of(encoding=encoding))) == ["café 日", "two"]
+
+
+def told(reading: Reading) -> str:
+    said: list[str] = []
+    reading.report(said.append)
+    return "; ".join(said)
+
+
+BAD = b"one\ntw\xe9o\nthree\n" + b"x" * 10_000 + b"\nfo\0ur\xff\n"
+
+
+def test_invalid_bytes_are_refused_with_their_place_replaced_or_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(BAD)
+    with pytest.raises(
+        NotText, match=r"a\.txt is not UTF-8 text: byte 0xe9 .* at line 2, character 3 .*--data\.invalid"
+    ) as caught:
+        list(text(path, of()))
+    assert "\n" not in str(caught.value)
+    replacing, skipping = of(invalid="replace"), of(invalid="skip")
+    long = "x" * 10_000
+    assert "".join(text(path, replacing)) == f"one\ntw\ufffdo\nthree\n{long}\nfo\ufffdur\ufffd\n"
+    assert "replaced 3 invalid places" in told(replacing)
+    assert "line 2; " in told(replacing)
+    assert "".join(text(path, skipping)) == f"one\nthree\n{long}\n"
+    assert told(skipping) == (
+        f"skipped 2 lines or documents that are not valid text in 1 file: {path}, line 2; {path}, line 5"
+    )
+    assert "".join(text(path, of(encoding="cp1252", invalid="replace"))).startswith("one\ntwéo")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        return bool(line.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+@settings(deadline=None)
+@given(content=st.lists(st.sampled_from([b"word", "é日".encode(), b"\n", b"\xff", b"\xe6\x97"]), max_size=40))
+def test_replacing_is_what_python_does_and_skipping_leaves_whole_lines(
+    tmp_path_factory: pytest.TempPathFactory, content: list[bytes]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "property.txt"
+    whole = b" " * 100 + b"".join(content)
+    path.write_bytes(whole)
+    assert "".join(text(path, of(invalid="replace"))) == whole.decode(errors="replace")
+    valid = b"".join(line for line in whole.splitlines(keepends=True) if _is_utf8(line))
+    assert "".join(text(path, of(invalid="skip"))) == valid.decode()
+
+
+@pytest.mark.parametrize("invalid", ["refuse", "replace", "skip"])
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"%PDF-1.7\n" + b"text " * 50, "a PDF file"),
+        (bytes(range(1, 256)) * 4, "control characters"),
+        ("Привет, мир! ".encode("cp1251") * 9, "of its beginning stand for nothing|UTF-8"),
+        (b"\x7fELF\0\0", "NUL"),
+    ],
+)
+def test_a_binary_file_is_never_read_as_text(tmp_path: Path, content: bytes, complaint: str, invalid: Invalid) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    with pytest.raises(NotText, match=complaint):
+        list(text(path, of(invalid=invalid)))
+
+
+def test_json_lines_that_are_not_valid_text_are_replaced_or_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "caf\xe9"}\n{"text": "\\ud800!"}\n{"text": \n{"text": "fine"}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl, line 1, character 4: byte 0xe9 .*--data\.invalid"):
+        list(jsonl(path, of()))
+    skipping = of(invalid="skip")
+    assert list(jsonl(path, skipping)) == ["fine"]
+    assert "skipped 3 lines" in told(skipping)
+    replacing = jsonl(path, of(invalid="replace"))
+    assert [next(replacing), next(replacing)] == ["caf\ufffd", "\ufffd!"]
+    with pytest.raises(UsageError, match="line 3: not JSON"):
+        next(replacing)
+
+
+def test_parquet_text_that_is_not_utf8_and_columns_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    invalid = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\4\0\0\0\6\0\0\0"), pyarrow.py_buffer(b"caf\xe9ok")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": invalid}), path)
+    with pytest.raises(UsageError, match=r"a\.parquet, row 1, character 4: byte 0xe9"):
+        list(parquet(path, of()))
+    assert list(parquet(path, of(invalid="skip"))) == ["ok"]
+    assert list(parquet(path, of(invalid="replace"))) == ["caf\ufffd", "ok"]
+    assert list(parquet(path, of(encoding="latin-1"))) == ["café", "ok"]
+    column = pyarrow.array(["a"])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column, column], ["text", "text"]), path)
+    with pytest.raises(UsageError, match="2 columns are named 'text'"):
+        list(parquet(path, of()))
+
+
+def test_a_long_document_is_cut_by_one_rule_in_every_format(tmp_path: Path) -> None:
+    long = "word " * 30_000
+    (tmp_path / "a.txt").write_text(long)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": long}))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [long]}), tmp_path / "a.parquet")
+    for name, found in (("txt", text), ("jsonl", jsonl), ("parquet", parquet)):
+        reading = of()
+        assert list(reading.documents(found(tmp_path / f"a.{name}", reading))) == list(passages([long], PASSAGE))
+        assert name == "txt" or "cut 1 documents of more than 65,536 characters into 3" in told(reading)

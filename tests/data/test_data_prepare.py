@@ -149,6 +149,26 @@ def test_tiny_corpora_say_what_there_is_and_what_is_needed(tmp_path: Path) -> No
         said_by(DataConfig(str(tmp_path / "void.txt")), tmp_path / "cache")
 
 
+def test_repeated_documents_are_told_and_do_not_starve_training(tmp_path: Path) -> None:
+    lines = [f"line {n} of the file" for n in range(60)]
+    repeated = ["the same words again and again"] * 600
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines + repeated))
+    for heldout in (0.02, 0.1):
+        dataset, said = said_by(DataConfig(str(tmp_path / "a.jsonl"), "bytes", heldout=heldout), tmp_path / "cache")
+        assert heldout / 4 < len(dataset.heldout) / (len(dataset.train) + len(dataset.heldout)) < heldout * 4
+        assert "only 61 of the 660 documents differ" in " ".join(said)
+
+
+def test_a_long_document_of_json_lines_is_cut_and_told(tmp_path: Path) -> None:
+    word = "acgt" * (1 << 16)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in (word, "two", "three")))
+    dataset, said = said_by(DataConfig(str(tmp_path / "a.jsonl"), "bytes"), tmp_path / "cache")
+    assert any("cut 1 documents" in line for line in said)
+    found = sorted(texts(dataset)["train"] + texts(dataset)["heldout"], key=len)
+    assert found[:2] == ["two", "three"]
+    assert sum(map(len, found[2:])) == len(word)
+
+
 def test_a_damaged_or_foreign_entry_is_refused_in_one_line(config: DataConfig, tmp_path: Path) -> None:
     dataset, _ = said_by(config, tmp_path / "cache")
     (folder,) = (path.parent for path in (tmp_path / "cache" / "tokens").glob("*/manifest.json"))

@@ -1,6 +1,8 @@
 """Tokenizers: nothing lost, every byte counted, the same every time, and read by transformers."""
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from shoestring.data import TextTokenizer, byte_tokenizer, train_bpe
+from shoestring.data import TextTokenizer, bpe, byte_tokenizer, train_bpe
 from shoestring.errors import UsageError
 
 CODE = Path(json.__file__).read_text() + Path(json.decoder.__file__).read_text()
@@ -153,3 +155,19 @@ def test_no_end_token_is_refused(tmp_path: Path) -> None:
     rules.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match="no end-of-document token"):
         TextTokenizer.load(tmp_path)
+
+
+def test_one_huge_word_trains_quickly() -> None:
+    """Every pair merged takes a pass over the words that hold it: in one word of half a million letters, minutes."""
+    word = "".join(random.Random(0).choices("acgt", k=1 << 19))
+    start = time.process_time()
+    assert train_bpe([word], 1024).vocabulary == 1024
+    assert time.process_time() - start < 15
+
+
+@pytest.mark.parametrize("run", ["a", "=", " ", "é"])
+def test_words_of_the_usual_length_are_trained_on_whole(run: str) -> None:
+    whole = f"def {run * bpe.LONGEST}1 {run}: return 1"
+    assert "".join(bpe._without_long_words(whole)) == whole
+    assert list(bpe._without_long_words("a" + run * (bpe.LONGEST - 2) + "b")) == ["a" + run * (bpe.LONGEST - 2) + "b"]
+    assert max(map(len, bpe._without_long_words(run * 100_000))) == bpe.LONGEST

@@ -54,6 +54,9 @@ def test_what_cannot_be_is_refused() -> None:
         plan(Budget(seconds=60), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, memory=1e8)
     with pytest.raises(UsageError, match="preparing the data"):
         plan(Budget(seconds=5), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, seconds_spent=6)
+    for text, said in (("1e30flops", "years"), ("1e20tok", "years"), ("1e9h", "years"), ("400d", "400 days")):
+        with pytest.raises(UsageError, match=f"{said} on this machine"):
+            plan(Budget.parse(text), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={})
     with pytest.raises(UsageError, match="how long to train"):
         plan(Budget(bytes=1e6), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={})
 

@@ -31,7 +31,32 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
         (["train", "--optm.lr", "1"], "did you mean 'optim'"),
         (["train", "--optim.lrr", "1"], "did you mean 'lr'"),
         (["train", "--optim.lr", "-1"], "optim: muon_hypersphere.lr = -1"),
+        (["train", "--optim.lr", "-1"], "(--optim.lr)"),
         (["train", "--train.batch", "0"], "train.batch = 0"),
+        (["train", "--train.batch", "0"], "(--train.batch)"),
+        (["train", "--sync", "muloco", "--sync.codec", "linear", "--sync.codec.bits", "5"], "(--sync.codec.bits)"),
+        (["train", "--workers", "3", "--sync", "muloco", "--train.batch", "8"], "(--train.batch)"),
+        (["train", "--execution.threads", "-1"], "(--execution.threads)"),
+        (["train", "--execution.threads", "1000000"], "execution.threads = 1000000"),
+        (["train", "--optim.steps", "9223372036854775807"], "(--optim.steps)"),
+        (["train", "--elastic.patience", "inf"], "(--elastic.patience)"),
+        (["train", "--optim", "adamw", "--optim.epsilon", "1e308"], "(--optim.epsilon)"),
+        (["train", "--model.width", "1" + "0" * 30], "more than 64 bits"),
+        (["train", "--model.width", "1048577"], "(--model.width)"),
+        (["train", "--model.width", "9" * 5000], "model.width"),
+        (["train", "--seed", "-1"], "(--seed)"),
+        (["train", "--workers", "100000"], "(--workers)"),
+        (["train", "--data.vocabulary", "2147483648"], "(--data.vocabulary)"),
+        (["train", "--train.sample", "\ud800"], "not UTF-8 text"),
+        (["train", "--a" + ".a" * 3000, "1"], "nested more than 32 levels"),
+        (["train", "--optim.betas", "[" * 3000 + "]" * 3000], "unknown key"),
+        (["train", "--budget", "9" * 100_000], "too long"),
+        (["compare", "a.toml", "b.toml", "--seeds", "1000000000"], "--seeds: 1000000000 is not between 1 and 1000"),
+        (["compare", "a.toml", "b.toml", "--seeds", "9" * 5000], "is not a whole number"),
+        (["generate", "/nowhere", "def", "--top-k", "-1"], "(--top-k)"),
+        (["generate", "/nowhere", "def", "--tokens", "0"], "(--tokens)"),
+        (["experts", "--experts", "1"], "--experts: 1 is not between 2 and 1024"),
+        (["experts", "--experts.temperature", "0"], "(--experts.temperature)"),
         (["train", "--train.batch", "6", "--train.micro_batch", "4"], "does not divide"),
         (["train", "--model.heads", "3", "--model.width", "64"], "heads"),
         (["train", "--schedule", "cosin"], "did you mean 'cosine'"),
@@ -73,6 +98,14 @@ def test_broken_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("budget = '2m'\n[optim\n")
     assert "is not TOML" in refused(capsys, "train", recipe)[1]
+    for broken, said in (
+        ("a = " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("[" + ".".join(["a"] * 3000) + "]", "nested more than 32 levels"),
+        (f"seed = {'9' * 5000}", "is not TOML"),
+        (f"seed = {10**30}", "more than 64 bits"),
+    ):
+        recipe.write_text(broken)
+        assert said in refused(capsys, "train", recipe)[1]
     recipe.write_text("budget = '2m'\n[optim]\nname = 'muon'\nmomentun = 0.9\n")
     assert "did you mean 'momentum'" in refused(capsys, "train", recipe)[1]
 

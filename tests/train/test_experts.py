@@ -55,9 +55,10 @@ def experts(corpus: Path, out: Path, *more: object, steps: int = 60) -> dict[str
         "--out",
         out,
     )
-    status, output, errors = shoestring("experts", *words, *QUICK, *more)
+    status, output, errors = shoestring("experts", *words, *QUICK, *more, "--json")
     assert status == 0, errors + output
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    assert json.loads(output) == {"stopped": "finished", **summary, "folder": str(out)}
     return summary
 
 

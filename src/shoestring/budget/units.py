@@ -8,7 +8,7 @@ from shoestring.errors import UsageError
 _SECONDS = {"s": 1.0, "sec": 1.0, "seconds": 1.0, "m": 60.0, "min": 60.0, "minutes": 60.0, "h": 3600.0, "d": 86400.0}
 _PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
+_NUMBER = re.compile(r"\s*((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def _units() -> dict[str, tuple[str, float]]:
@@ -30,8 +30,14 @@ UNITS = _units()
 EXAMPLES = "2m, 8h, 1e15flops, 20Mtok, 200MB"
 
 
+LONGEST = 64
+"""Characters of an amount; more are no amount that anyone means."""
+
+
 def parse_amount(text: str) -> tuple[str, float]:
     """(resource, amount in its base unit: seconds, flops, tokens, bytes, dollars). Raises: UsageError."""
+    if len(text) > LONGEST:
+        raise UsageError(f"'{text[:LONGEST]}...' is too long for an amount: write it like {EXAMPLES}")
     found = _NUMBER.fullmatch(text)
     if not found:
         raise UsageError(f"'{text}' is not an amount: write it like {EXAMPLES}")
@@ -75,14 +81,18 @@ def show(resource: str, amount: float) -> str:
 
 
 def show_seconds(seconds: float) -> str:
-    """'850 ms', '12.3 s', '2m 05s', '3h 20m'."""
+    """'850 ms', '12.3 s', '2m 05s', '3h 20m', '45 days', '12 years'."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
         return f"{int(seconds // 60)}m {int(seconds % 60):02d}s"
-    return f"{int(seconds // 3600)}h {int(seconds % 3600 // 60):02d}m"
+    if seconds < 30 * 86400:
+        return f"{int(seconds // 3600)}h {int(seconds % 3600 // 60):02d}m"
+    if seconds < 730 * 86400:
+        return f"{seconds / 86400:.0f} days"
+    return f"{seconds / (365.25 * 86400):,.3g} years" if seconds < 1e12 else f"{seconds / (365.25 * 86400):.2g} years"
 
 
 def write_amount(resource: str, amount: float) -> str:

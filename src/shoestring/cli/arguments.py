@@ -1,10 +1,25 @@
 """Command-line arguments that end in one clear line and exit status 2 when they are wrong."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from shoestring.errors import UsageError, did_you_mean
+
+
+def whole(at_least: int, at_most: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number between two, both allowed."""
+
+    def read(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number") from None
+        if not at_least <= found <= at_most:
+            raise argparse.ArgumentTypeError(f"{text[:40]} is not between {at_least} and {at_most}")
+        return found
+
+    return read
 
 
 class Arguments(argparse.ArgumentParser):

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import Request, planned, prepared
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
@@ -52,8 +53,10 @@ def share(text: str) -> float:
 def _arguments() -> Arguments:
     parser = Arguments("compare", DESCRIPTION, KEYS)
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE", help="TOML files, the base first")
-    parser.add_argument("--seeds", type=int, default=3, help="how many paired seeds (default 3; fewer give no verdict)")
-    parser.add_argument("--first-seed", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument(
+        "--seeds", type=whole(1, 1000), default=3, help="how many paired seeds (default 3; fewer give no verdict)"
+    )
+    parser.add_argument("--first-seed", type=whole(0, 2**62), default=0, help="the first seed (default 0)")
     parser.add_argument(
         "--tune",
         action="append",
@@ -63,7 +66,10 @@ def _arguments() -> Arguments:
         "'lr' is optim.lr, and with '*' the fallback's rate too",
     )
     parser.add_argument(
-        "--until-decided", type=int, metavar="N", help="add seeds until every verdict is decided, up to N pairs"
+        "--until-decided",
+        type=whole(2, 1000),
+        metavar="N",
+        help="add seeds until every verdict is decided, up to N pairs",
     )
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and verdicts (default 0.95)")
     parser.add_argument(
@@ -73,7 +79,11 @@ def _arguments() -> Arguments:
         help="also say whether differences above this share of the loss are excluded: 0.5%%",
     )
     parser.add_argument(
-        "--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1); not with a budget in seconds"
+        "--at-once",
+        type=whole(1, 1024),
+        default=1,
+        metavar="N",
+        help="runs at a time (default 1); not with a budget in seconds",
     )
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: comparisons/DATE-TIME)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the checkpoints of all runs")
@@ -92,6 +102,7 @@ def _arguments() -> Arguments:
         metavar="FOLDER",
         help="judge the figures of this folder again, without running",
     )
+    add_json_flag(parser, "the verdict and where the comparison's files are")
     parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm; nothing is written")
     return parser
 
@@ -112,14 +123,17 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--base goes with --from; without it the base is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once goes with runs to be made, and --from makes none: leave it out")
-    console = Console()
+    console = Console(stderr=found.json)
     if found.source:
         folder = ComparisonFolder.open(found.source)
         design, records = folder.read_design(), RunLog(folder.records).read()
         if found.base is None:
-            _conclude(folder, judge(records, design), console)
+            _conclude(folder, judge(records, design), console, as_json=found.json)
             return 0
-        _show(judge(records, design.against(found.base)).to_json(), console)
+        against = judge(records, design.against(found.base)).to_json()
+        if found.json:
+            print_json({**against, "folder": folder.path})
+        _show(against, console)
         console.print(
             f"not written: {found.source} was planned with {design.base} as its base, and keeps that verdict",
             highlight=False,
@@ -256,14 +270,17 @@ def _run(
         raise
     if found.runs_of:
         say(f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs")
-    _conclude(folder, judge(records, design), console)
+    _conclude(folder, judge(records, design), console, as_json=found.json)
 
 
-def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:
+def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console, *, as_json: bool) -> None:
     content = verdict.to_json()
     folder.write_verdict(content)
     _show(content, console)
-    console.print(f"report: {write_comparison(folder.path)}", highlight=False, soft_wrap=True)
+    report = write_comparison(folder.path)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({**content, "folder": folder.path, "report": report})
 
 
 def _show(content: Mapping[str, Any], console: Console) -> None:

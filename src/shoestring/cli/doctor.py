@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from shoestring import __version__
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.lowbit import gpu, kernels
 
 
@@ -39,10 +41,28 @@ def findings(machine: Machine) -> list[str]:
     return found
 
 
+def _measured(machine: Machine) -> dict[str, Any]:
+    """What `--json` prints; rates are FLOP/s and bytes/s."""
+    on_gpu = gpu.kernel_in_use()[0] if torch.cuda.is_available() else None
+    return {
+        "shoestring": __version__,
+        "torch": torch.__version__,
+        "machine": machine,
+        "packed_kernel": kernels.kernel_in_use(),
+        "packed_kernel_gpu": on_gpu,
+        "kept_in": cache_folder(),
+        "slow": findings(machine),
+    }
+
+
 def run(words: Sequence[str]) -> int:
     parser = Arguments("doctor", "Measure this machine afresh and say what is slow on it and why.")
-    parser.read(words)
+    add_json_flag(parser, "what was measured and found")
+    found = parser.read(words)
     machine = probe(fresh=True)
+    if found.json:
+        print_json(_measured(machine))
+        return 0
     console = Console(highlight=False)
     console.print(f"shoestring {__version__}, torch {torch.__version__}")
     console.print(

@@ -11,10 +11,11 @@ from rich.table import Table
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show, show_seconds
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
-from shoestring.config import Tree, build, merge, overrides, read_toml, tree
+from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.dataset import require
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
@@ -42,11 +43,10 @@ def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: 
     asked.setdefault("budget", DEFAULT_BUDGET)
     if "run" in section or "dense" in section:
         raise UsageError("the [experts] section holds neither a run nor a dense one: those are the rest of the recipe")
-    first = build(RunConfig, merge({"model": {}}, asked))
+    first = build(RunConfig, merge({"model": {}}, asked), as_flag)
     # refused before any work where it can be; sizes need the width of a head, which may be planned
-    early = build(
-        ExpertsConfig, {key: value for key, value in section.items() if key != "sizes"} | {"run": tree(first)}
-    )
+    sized = {key: value for key, value in section.items() if key != "sizes"}
+    early = build(ExpertsConfig, sized | {"run": tree(first)}, _flag)
 
     request = Request(asked, first.budget)
     dataset = prepare(request.data(), cache_folder(), say=say)
@@ -54,7 +54,12 @@ def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: 
     part = replace(request, budget=scaled(first.budget, (1 - early.seed_share) / early.count))
     _, run = planned(part, machine(), dataset, 0.0)
     whole = {"dense": tree(planned(request, machine(), dataset, 0.0)[1])} if dense else {}
-    return build(ExpertsConfig, {**section, "run": tree(run), **whole})
+    return build(ExpertsConfig, {**section, "run": tree(run), **whole}, _flag)
+
+
+def _flag(key: str) -> str:
+    """The flag of a key of the experts' configuration, in which `run` holds the other sections of a recipe."""
+    return as_flag(key.removeprefix("run.")) if key.startswith("run.") else as_flag(f"experts.{key}")
 
 
 def _conclude(folder: ExpertsFolder, done: Conducted, console: Console) -> None:
@@ -110,16 +115,17 @@ def run(words: Sequence[str]) -> int:
         HELP + KEYS,
     )
     parser.add_argument("recipe", nargs="?", type=Path, help="a TOML file; what it leaves open is planned")
-    parser.add_argument("--experts", type=int, metavar="N", help="how many (default 4)")
+    parser.add_argument("--experts", type=whole(2, 1024), metavar="N", help="how many (default 4)")
     parser.add_argument("--sizes", help="LAYERSxWIDTH of each expert or of all, as in 2x64,3x96,3x96,4x128")
-    parser.add_argument("--parallel", type=int, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument("--parallel", type=whole(1, 1024), metavar="N", help="runs at a time (default 1)")
     parser.add_argument(
         "--dense", action="store_true", help="train one model on everything too, with as much budget again"
     )
     parser.add_argument("--out", type=Path, help="the folder (default: runs/experts-DATE-TIME)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on; what is finished is not done again")
+    add_json_flag(parser, "the figures of all experts and where their files are")
     found, rest = parser.read_with_configuration(words)
-    console = Console()
+    console = Console(stderr=found.json)
 
     def say(line: str) -> None:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -141,4 +147,6 @@ def run(words: Sequence[str]) -> int:
     console.print(f"experts: {folder.path}", highlight=False)
     done = conduct(folder, say)
     _conclude(folder, done, console)
+    if found.json:
+        print_json({"stopped": done.stopped, **done.summary, "folder": folder.path})
     return 0 if done.signal is None else 128 + done.signal

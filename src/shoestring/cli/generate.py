@@ -34,6 +34,7 @@ def run(words: Sequence[str]) -> int:
             "seed": found.seed,
             "max_new_tokens": found.tokens,
         },
+        {"max_new_tokens": "--tokens", "top_k": "--top-k", "top_p": "--top-p"}.get,
     )
     prompt = sys.stdin.read() if found.prompt == "-" else found.prompt
     if not prompt:

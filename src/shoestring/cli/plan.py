@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -9,22 +10,31 @@ from rich.console import Console
 from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
-from shoestring.cli.planning import Request, add_noise_scale_flag, planned, prepared, show_plan
-from shoestring.config import to_toml
+from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, planned, prepared, show_plan
+from shoestring.config import to_toml, tree
+from shoestring.errors import UsageError
 
 
 def run(words: Sequence[str]) -> int:
     parser = Arguments("plan", "Decide on a run for a budget and say why, without training.", KEYS)
     parser.add_argument("recipe", nargs="?", type=Path, help="a TOML file; what it leaves open is planned")
     parser.add_argument("--toml", action="store_true", help="print the complete recipe instead")
+    add_json_flag(parser, "the plan, what it is expected to cost and the complete configuration")
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
+    if found.json and found.toml:
+        raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = Request.read(found.recipe, rest, found.noise_scale_of)
-    console = Console(stderr=found.toml)
+    console = Console(stderr=found.toml or found.json)
     dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}", highlight=False, markup=False))
     machine = probe()
     made, config = planned(request, machine, dataset, 0.0)
-    if found.toml:
+    if found.json:
+        expected = {key: value for key, value in asdict(made).items() if key != "decisions"}
+        decided = decisions(request, made)
+        print_json({"machine": machine, "decisions": decided, "expected": expected, "configuration": tree(config)})
+    elif found.toml:
         print(to_toml(config), end="")
     else:
         show_plan(console, request, made, machine)

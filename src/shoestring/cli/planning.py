@@ -14,7 +14,7 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory, show, show_seconds
 from shoestring.cli.arguments import Arguments
-from shoestring.config import Tree, build, merge, overrides, read_toml
+from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
@@ -57,7 +57,7 @@ class Request:
             asked.setdefault("workers", processes)
         asked.setdefault("budget", DEFAULT_BUDGET)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
-        config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked))
+        config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
         critical = critical_batch(noise_scale_of) if noise_scale_of else None
         return cls(asked, config.budget, critical, config.workers, config.transport)
 
@@ -110,7 +110,7 @@ def planned(request: Request, machine: Machine, dataset: Dataset, seconds_spent:
         seconds_spent=seconds_spent,
         critical_batch=request.critical_batch,
     )
-    config = build(RunConfig, merge(made.tree(), request.asked))
+    config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
     require(dataset, config.model.context)
     return made, config
 

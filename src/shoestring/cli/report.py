@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.cli.arguments import Arguments
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.report.page import write_report
 
 
@@ -13,6 +14,10 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, help="where to write (default: report.html in the first run, or here for several)"
     )
+    add_json_flag(parser, "where the page is")
     found = parser.read(words)
+    if found.json:
+        print_json({"report": write_report(found.runs, found.out)})
+        return 0
     print(write_report(found.runs, found.out))
     return 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -9,6 +10,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments
+from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.lowbit.packing import LAYOUTS
@@ -44,12 +46,13 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--unmeasured", action="store_true", help="measure no held-out losses: the corpus is not needed then"
     )
+    add_json_flag(parser, "sizes, held-out losses and where the model is")
     found = parser.read(words)
     known = {name.lower(): name for name in (*LAYOUTS, *KINDS)}
     if found.to.lower() not in known:
         raise UsageError(f"--to {found.to}: {did_you_mean(found.to, known.values())}")
     target = known[found.to.lower()]
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, stderr=found.json)
     ledger = Ledger()
     trained = load_trained(found.run)
     with ledger.clock("data"):
@@ -63,6 +66,8 @@ def run(words: Sequence[str]) -> int:
         outcome = shrink_to_gguf(trained, kind, found.embedding or 16, out, text, ledger, console.print)
     _tell(console, trained, outcome)
     console.print(f"written to   {out}")
+    if found.json:
+        print_json(_measured(trained, outcome, target, out, ledger))
     if target in LAYOUTS:
         console.print(f"use it with  shoestring generate {out} 'some text'")
     return 0
@@ -75,6 +80,23 @@ def _text(trained: Trained, console: Console) -> HeldoutText:
         return HeldoutText(trained.config, dataset, trained.tokenizer)
     except UsageError as error:
         raise UsageError(f"{error}; --unmeasured does without the held-out text") from None
+
+
+def _measured(trained: Trained, outcome: Outcome, target: str, out: Path, ledger: Ledger) -> dict[str, Any]:
+    """What `--json` prints; losses are in nats a token, and None where they were not measured."""
+    chosen = outcome.chosen
+    return {
+        "path": out,
+        "format": target,
+        "weights": sum(parameter.numel() for parameter in trained.model.parameters()),
+        "bytes": outcome.bytes,
+        "parts": outcome.parts,
+        "matrices": {"trained": len(chosen.trained), "rounded": len(chosen.rounded), "kept": len(chosen.kept)},
+        "heldout_before": outcome.before,
+        "heldout_after": outcome.after,
+        "seconds": ledger.totals.wall_clock,
+        "flops": ledger.totals.flops,
+    }
 
 
 def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:

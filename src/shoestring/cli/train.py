@@ -12,7 +12,7 @@ from rich.console import Console
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.budget.units import show, show_seconds
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.crew import (
     common_step,
@@ -218,7 +218,9 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run from its newest checkpoint, exactly"
     )
-    parser.add_argument("--from-step", type=int, metavar="STEP", help="with --resume: from this step's checkpoint")
+    parser.add_argument(
+        "--from-step", type=whole(0, 2**62), metavar="STEP", help="with --resume: from this step's checkpoint"
+    )
     parser.add_argument("--restart", action="store_true", help="with --transport torchft: start workers that die again")
     parser.add_argument(
         "--listen",

@@ -5,7 +5,8 @@ Units" (2016), arXiv:1508.07909; on bytes rather than characters: Radford et al.
 Multitask Learners" (2019).
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -28,6 +29,13 @@ PATTERN = "|".join(
 """How text is split before pairs are merged: no token crosses these bounds, and every character is in one piece."""
 
 
+LONGEST = 256
+"""Characters of a word, a run of marks or of white space that a vocabulary is trained on in one piece: training takes time
+in proportion to them for every pair that is merged. The longest in Python's own library has 138."""
+
+_LONG = re.compile(rf"[^\s\d]{{{LONGEST + 1},}}|\s{{{LONGEST + 1},}}")
+
+
 def train_bpe(sample: Iterable[str], vocabulary: int) -> TextTokenizer:
     """A byte-level BPE of `vocabulary` tokens, or of as many as the sample has pairs that occur twice.
 
@@ -41,8 +49,18 @@ def train_bpe(sample: Iterable[str], vocabulary: int) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rules.train_from_iterator(sample, trainer)
+    rules.train_from_iterator((piece for text in sample for piece in _without_long_words(text)), trainer)
     return TextTokenizer(rules, end=rules.get_vocab()[END])
+
+
+def _without_long_words(text: str) -> Iterator[str]:
+    """A text cut so that none of its words exceeds `LONGEST`; whole, where none does."""
+    done = 0
+    for long in _LONG.finditer(text):
+        yield text[done : long.start()]
+        yield from (text[at : min(at + LONGEST, long.end())] for at in range(long.start(), long.end(), LONGEST))
+        done = long.end()
+    yield text[done:]
 
 
 def byte_tokenizer() -> TextTokenizer:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from shoestring.data.config import TextOptions
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import find, methods
 
@@ -16,7 +17,7 @@ Say = Callable[[str], None]
 class Corpus(Protocol):
     """Documents in an order that does not change.
 
-    A method of kind 'corpus' makes one from what follows its name and `:`; every one takes the option `text_field`.
+    A method of kind 'corpus' makes one from what follows its name and `:`, and from the options of its text.
     """
 
     def stamp(self) -> str:
@@ -26,16 +27,19 @@ class Corpus(Protocol):
         """The documents, never an empty one, a bounded amount in memory; what is left out is told to `say`."""
 
 
-def open_corpus(where: str, text_field: str = "text") -> Corpus:
+def open_corpus(where: str, text: TextOptions | None = None) -> Corpus:
     """The corpus a recipe names: `python-stdlib`, `hf:NAME[:config]`, any other registered corpus, or a path or glob.
+
+    text: how its text is found and decoded; None: the defaults.
 
     Raises: UsageError where there is no such corpus.
     """
+    text = text or TextOptions()
     scheme, _, rest = where.partition(":")
     known = {card.name for card in methods("data", "corpus")}
     path = Path(where).expanduser()
     if scheme in known:
-        corpus: Corpus = find("data", scheme, "corpus").target(rest, text_field=text_field)
+        corpus: Corpus = find("data", scheme, "corpus").target(rest, text)
         return corpus
     if not where:
         raise UsageError("data.corpus is empty: name a corpus, a folder or a file")
@@ -43,7 +47,7 @@ def open_corpus(where: str, text_field: str = "text") -> Corpus:
         raise UsageError(
             f"no corpus '{where}': no such file or folder, nor a corpus of that name ({did_you_mean(where, known)})"
         )
-    files: Corpus = find("data", "files", "corpus").target(where, text_field=text_field)
+    files: Corpus = find("data", "files", "corpus").target(where, text)
     return files
 
 

@@ -20,7 +20,7 @@ from shoestring.data.corpus import Corpus, Say, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
 from shoestring.data.store import StoreWriter
 from shoestring.data.subset import read_index, subset
-from shoestring.data.survey import Content, Survey, digest, position, survey
+from shoestring.data.survey import Content, Survey, digest, survey
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
 
@@ -45,9 +45,9 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
 
 
 def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
-    corpus = open_corpus(config.corpus, config.text_field)
+    corpus = open_corpus(config.corpus, config.text)
     ready, shape = _tokenizer(config)
-    request = _key(corpus.stamp(), config.corpus, config.text_field, shape)
+    request = _key(corpus.stamp(), config.corpus, config.text_field, config.encoding, config.invalid, shape)
     index = cache / "index" / f"{request}.json"
     known = _indexed(index)
     if known and (cache / "tokens" / known / MANIFEST).exists():
@@ -58,7 +58,8 @@ def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
     if not found.documents:
         raise UsageError(f"corpus '{config.corpus}' holds no text")
     say(f"{found.documents:,} documents, {found.bytes / 1e6:,.1f} MB of text")
-    key = _key(found.content, shape)
+    _tell_split(found, config.heldout, say)
+    key = _key(found.content, shape, *(["by weight"] if found.by_weight else []))
     folder = cache / "tokens" / key
     try:
         atomic.write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
@@ -69,6 +70,22 @@ def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
     except OSError as error:
         raise ShoestringError(f"cannot write the cache {cache}: {error.strerror or error}") from None
     return open_dataset(folder)
+
+
+def _tell_split(found: Survey, asked: float, say: Say) -> None:
+    """Say where documents repeat, and where the held-out share is not what was asked."""
+    share = found.heldout_bytes / found.bytes
+    if found.distinct is not None and found.distinct < 0.9 * found.documents:
+        say(f"only {found.distinct:,} of the {found.documents:,} documents differ: copies are on one side of the split")
+    if found.distinct == 1:
+        return  # nothing is held out, which whoever needs held-out text will say
+    if found.by_weight:
+        say(
+            "the heaviest documents (long, or repeated often) are for training: drawn by their hash alone, the held-out "
+            f"ones would be far from {asked:.1%}"
+        )
+    if not asked / 2 <= share <= 2 * asked:
+        say(f"{share:.1%} of the text is held out, not {asked:.1%}: the documents are few or uneven")
 
 
 def _tokenizer(config: DataConfig) -> tuple[TextTokenizer | None, str]:
@@ -132,7 +149,7 @@ def _build(
                 key = digest(document)
                 content.add(key)
                 stands_for += int(lengths[ids].sum())
-                (heldout if position(key) <= found.cut else train).add(ids, len(document.encode()))
+                (heldout if found.holds_out(key) else train).add(ids, len(document.encode()))
         if content.hexdigest() != found.content:
             raise ShoestringError(f"corpus '{config.corpus}' changed while it was being read: run this again")
         parts = train.close(), heldout.close()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from torch import Tensor
 
-from shoestring.method import Count, NonNegative
+from shoestring.method import Count, NonNegative, Seed, Whole
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class SamplingConfig:
     """
 
     temperature: NonNegative = 0.8
-    top_k: Annotated[int, Ge(0)] = 0
+    top_k: Whole = 0
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
-    seed: int = 0
+    seed: Seed = 0
     max_new_tokens: Count = 256
 
     def __post_init__(self) -> None:

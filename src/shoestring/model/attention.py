@@ -1,5 +1,8 @@
 """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
+from typing import Annotated
+
+from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,7 +10,7 @@ from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cache import KeyValues
 from shoestring.contract.cost import Shape
-from shoestring.method import Positive, method
+from shoestring.method import Epsilon, method
 from shoestring.model.cache import KeyValueShape
 from shoestring.model.chunked import chunked_attention
 from shoestring.model.norm import RMSNorm
@@ -41,8 +44,8 @@ class Attention(nn.Module):
         head_width: int,
         *,
         qk_norm: bool = True,
-        rope_theta: Positive = 10000.0,
-        epsilon: Positive = 1e-6,
+        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
+        epsilon: Epsilon = 1e-6,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.rope_theta = heads, head_width, rope_theta

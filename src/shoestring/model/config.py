@@ -4,16 +4,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Interval
 
 from shoestring.config import Choice, Pick
-from shoestring.method import Count, Positive
+from shoestring.method import Positive
 
 TOKEN_MIXER = Pick("model", "token mixer", default="attention")
 CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
 NORM = Pick("model", "norm", default="rmsnorm")
 
-OrAuto = Annotated[int, Ge(0)]
+Size = Annotated[int, Interval(ge=1, le=1 << 20)]
+OrAuto = Annotated[int, Interval(ge=0, le=1 << 24)]
 """A count, or 0 to have it worked out."""
 
 
@@ -33,14 +34,14 @@ class ModelConfig:
     Raises: ValueError where the sizes cannot go together.
     """
 
-    layers: Count = 6
-    width: Count = 256
-    heads: Count = 4
+    layers: Annotated[int, Interval(ge=1, le=4096)] = 6
+    width: Size = 256
+    heads: Size = 4
     key_value_heads: OrAuto = 0
     head_width: OrAuto = 0
     hidden: OrAuto = 0
     vocabulary: OrAuto = 0
-    context: Count = 256
+    context: Annotated[int, Interval(ge=1, le=1 << 24)] = 256
     token_mixer: Annotated[Choice, TOKEN_MIXER] = field(default_factory=TOKEN_MIXER.choice)
     channel_mixer: Annotated[Choice, CHANNEL_MIXER] = field(default_factory=CHANNEL_MIXER.choice)
     norm: Annotated[Choice, NORM] = field(default_factory=NORM.choice)

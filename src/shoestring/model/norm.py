@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.method import Positive, method
+from shoestring.method import Epsilon, method
 
 
 @method(
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
     x: [..., width], of any floating type; the mean is taken in float32 whatever the type.
     """
 
-    def __init__(self, width: int, *, epsilon: Positive = 1e-6) -> None:
+    def __init__(self, width: int, *, epsilon: Epsilon = 1e-6) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(width))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, NonNegative, Positive, method
 from shoestring.optim.base import StatefulOptimizer
 from shoestring.optim.row_blocks import RowBlocks, row_blocks
 
@@ -46,7 +46,7 @@ class AdamMini(StatefulOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Decay, Fraction, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, Fraction, NonNegative, Positive, method
 from shoestring.optim.adam_direction import adam_direction
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.projection import project_and_decay
@@ -43,7 +43,7 @@ class AdamP(StatefulOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
         delta: NonNegative = 0.1,
         decay_ratio: Fraction = 0.1,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, NonNegative, Positive, method
 
 FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 """The devices for which torch has a fused AdamW kernel."""
@@ -43,7 +43,7 @@ class AdamW(torch.optim.AdamW):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
         amsgrad: bool = False,
     ) -> None:

@@ -4,14 +4,15 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from torch import Tensor
 
-from shoestring.method import Count, Decay, Fraction, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Epsilon, Fraction, NonNegative, Positive, Seed, method
 from shoestring.optim import frugal_selection
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.decoupled import decoupled_step
 from shoestring.optim.frugal_selection import Selection, chosen_blocks, chosen_columns, density_within, upright
+from shoestring.optim.uncompiled import uncompiled
 
 DENSITY = 0.25
 
@@ -58,14 +59,14 @@ class Frugal(StatefulOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
         density: Fraction = DENSITY,
-        state_bytes_budget: Annotated[int, Ge(0)] = 0,
+        state_bytes_budget: Annotated[int, Interval(ge=0, le=2**50)] = 0,
         selection: Selection = "columns",
         every: Count = 200,
         free_lr_ratio: NonNegative = 1.0,
-        seed: Annotated[int, Ge(0)] = 0,
+        seed: Seed = 0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "epsilon": epsilon}
         defaults |= {"weight_decay": weight_decay, "density": density, "state_bytes_budget": state_bytes_budget}
@@ -95,7 +96,7 @@ class Frugal(StatefulOptimizer):
             for each in self.param_groups:
                 each["density"] = density_within(budget, weights, selection)
 
-    @torch.compiler.disable(recursive=False)  # what it calls is compiled; in it every new gradient would compile anew
+    @uncompiled(recursive=False)  # what it calls is compiled; in it every new gradient would compile anew
     def move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of these weights, of which a new part is chosen where it is time."""
         period = group["step"] // group["every"]
@@ -108,7 +109,7 @@ class Frugal(StatefulOptimizer):
             # detached: a compiled `decoupled_step` is then kept by shape, not by weight
             decoupled_step([parameter.detach()], [direction], lr=group["lr"], weight_decay=group["weight_decay"])
 
-    @torch.compiler.disable
+    @uncompiled()
     def _choose(self, parameters: list[Tensor], group: Mapping[str, Any], period: int) -> None:
         """Choose the part of these weights that Adam moves in this period, and start its moments at zero."""
         places = {parameter: place for place, parameter in enumerate(group["params"])}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from shoestring.optim.base import StatefulOptimizer
 from shoestring.optim.decoupled import decoupled_step
+from shoestring.optim.uncompiled import uncompiled
 
 STACK = 2**24
 """The most elements of weights in one stack: it bounds the memory a step takes beside its state."""
@@ -59,7 +60,7 @@ class KroneckerOptimizer(StatefulOptimizer):
             parts = [part.reshape(p.shape) for part, p in zip(direction.split(counts), parameters, strict=True)]
             decoupled_step(parameters, parts, lr=group["lr"], weight_decay=group["weight_decay"])
 
-    @torch.compiler.disable
+    @uncompiled()
     def stack(self, parameters: list[Tensor], key: str, *shape: int) -> Tensor:
         """The float32 state `key` of all matrices of these parameters, [k, *shape]; zeros where there was none."""
         for parameter in parameters:

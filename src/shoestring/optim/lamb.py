@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, NonNegative, Positive, method
 from shoestring.optim.adam_direction import adam_direction
 from shoestring.optim.base import StatefulOptimizer
 from shoestring.optim.trust_ratio import layer_norms, layers, trust_ratios
@@ -42,7 +42,7 @@ class LAMB(StatefulOptimizer):
         lr: Positive = 0.02,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-6,
+        epsilon: Epsilon = 1e-6,
         weight_decay: NonNegative = 0.01,
         lower: NonNegative = 0.0,
         upper: Positive | None = None,

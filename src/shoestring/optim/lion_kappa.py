@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from torch import Tensor
 
 from shoestring.method import Decay, NonNegative, Positive, method
@@ -14,7 +14,7 @@ from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.decoupled import decoupled_step
 from shoestring.optim.kappa import KappaName, by_element, gauge, subgradient
 
-Exponent = Annotated[float, Ge(1)]
+Exponent = Annotated[float, Interval(ge=1, le=1000)]
 Share = Annotated[float, Interval(gt=0, le=1)]
 
 

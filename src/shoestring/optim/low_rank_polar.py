@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from shoestring.optim.uncompiled import uncompiled
+
 
 def low_rank_basis(matrices: Tensor, *, size: int, power: int, seed: int) -> Tensor:
     """Orthonormal columns Q [..., m, size], float32, that span about the `size` leading left directions of [..., m, n].
@@ -21,7 +23,7 @@ def low_rank_basis(matrices: Tensor, *, size: int, power: int, seed: int) -> Ten
     return torch.linalg.qr(sketch).Q
 
 
-@torch.compiler.disable(reason="a generator cannot be traced")
+@uncompiled(reason="a generator cannot be traced")
 def _normal(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 

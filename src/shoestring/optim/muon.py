@@ -3,20 +3,18 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
-from shoestring.method import Count, Decay, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Iterations, NonNegative, Positive, Seed, Whole, method
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.decoupled import decoupled_step
 from shoestring.optim.polar import PolarMethod, Sketch, fast_precision, polar_factor, polar_flops
 from shoestring.optim.polar_report import PolarReport, polar_report
 
 Precision = Literal["auto", "bfloat16", "float32"]
-Whole = Annotated[int, Ge(0)]
 BATCH = {"cpu": 5 * 2**18, "other": 2**24}
 """The most elements orthogonalised at once, by device; on a CPU, as many as stay in its cache."""
 
@@ -65,13 +63,13 @@ class Muon(StatefulOptimizer):
         weight_decay: NonNegative = 0.01,
         scaling: Literal["spectral", "rms"] = "spectral",
         polar: PolarMethod = "jordan",
-        steps: Count = 5,
+        steps: Iterations = 5,
         precision: Precision = "auto",
         compile: bool = False,
         rank: Count = 64,
         oversampling: Whole = 8,
         power: Whole = 1,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         defaults |= {"scaling": scaling, "polar": polar, "steps": steps, "precision": precision}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shoestring.method import Count, Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Iterations, NonNegative, Positive, method
 from shoestring.optim.muon import Muon, Precision
 from shoestring.optim.polar import fast_precision
 
@@ -61,7 +61,7 @@ class MuonHypersphere(Muon):
         weight_decay: NonNegative = 0.0,
         zero_radius: Positive = 0.1,
         polar: Literal["jordan", "polar_express", "svd"] = "jordan",
-        steps: Count = 5,
+        steps: Iterations = 5,
         precision: Precision = "auto",
         compile: bool = False,
     ) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Interval
 from torch import Tensor
 
-from shoestring.method import Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, NonNegative, Positive, method
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 
-Span = Annotated[int, Ge(2)]
+Span = Annotated[int, Interval(ge=2, le=1000)]
 
 
 @method(
@@ -55,7 +55,7 @@ class OptAMSGrad(StatefulOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.99,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
         prediction: Literal["last", "extrapolation"] = "last",
         span: Span = 5,

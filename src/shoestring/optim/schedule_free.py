@@ -5,15 +5,14 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from schedulefree import AdamWScheduleFree
 from torch import Tensor
 
-from shoestring.method import Decay, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, NonNegative, Positive, Whole, method
 from shoestring.optim.base import StatefulOptimizer
 
 Share = Annotated[float, Interval(gt=0, lt=1)]
-Steps = Annotated[int, Ge(0)]
 
 
 @method(
@@ -59,9 +58,9 @@ class ScheduleFreeAdamW(AdamWScheduleFree, StatefulOptimizer):
         lr: Positive = 5e-3,
         beta1: Share = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.1,
-        warmup_steps: Steps = 0,
+        warmup_steps: Whole = 0,
         power: NonNegative = 0.0,
         lr_power: NonNegative = 2.0,
     ) -> None:

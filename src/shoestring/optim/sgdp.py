@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Decay, Fraction, NonNegative, Positive, method
+from shoestring.method import Decay, Epsilon, Fraction, NonNegative, Positive, method
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.projection import project_and_decay
 
@@ -46,7 +46,7 @@ class SGDP(StatefulOptimizer):
         weight_decay: NonNegative = 1e-4,
         delta: NonNegative = 0.1,
         decay_ratio: Fraction = 0.1,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         defaults |= {"delta": delta, "decay_ratio": decay_ratio, "epsilon": epsilon}

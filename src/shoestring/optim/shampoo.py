@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shoestring.method import Count, Decay, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Epsilon, NonNegative, Positive, method
 from shoestring.optim.kronecker import (
     TINY,
     KroneckerOptimizer,
@@ -59,7 +59,7 @@ class Shampoo(KroneckerOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         damping: Positive = 1e-6,
         weight_decay: NonNegative = 0.1,
         root: Literal[2, 4] = 4,

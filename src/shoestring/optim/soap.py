@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.method import Count, Decay, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Epsilon, NonNegative, Positive, method
 from shoestring.optim.kronecker import (
     KroneckerOptimizer,
     Sides,
@@ -65,7 +65,7 @@ class SOAP(KroneckerOptimizer):
         lr: Positive = 3e-3,
         beta1: Decay = 0.9,
         beta2: Decay = 0.95,
-        epsilon: Positive = 1e-8,
+        epsilon: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.01,
         every: Count = 10,
         max_side: Count = MAX_SIDE,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from shoestring.method import Count, Decay, NonNegative, Positive, method
+from shoestring.method import Count, Decay, Epsilon, NonNegative, Positive, Seed, method
 from shoestring.optim.base import StatefulOptimizer, float_gradients
 from shoestring.optim.curvature import Curvature
 from shoestring.optim.decoupled import decoupled_step
@@ -56,12 +56,12 @@ class Sophia(StatefulOptimizer):
         beta1: Decay = 0.96,
         beta2: Decay = 0.99,
         gamma: Positive = 0.05,
-        epsilon: Positive = 1e-12,
+        epsilon: Epsilon = 1e-12,
         weight_decay: NonNegative = 0.2,
         estimator: Literal["gnb", "hutchinson"] = "gnb",
         interval: Count = 10,
         correct_bias: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "beta1": beta1, "beta2": beta2, "gamma": gamma, "epsilon": epsilon}
         defaults |= {"weight_decay": weight_decay, "estimator": estimator, "interval": interval}

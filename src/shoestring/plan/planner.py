@@ -9,7 +9,7 @@ import torch
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
-from shoestring.budget.units import show
+from shoestring.budget.units import show, show_seconds
 from shoestring.config import Tree, build, merge
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
@@ -232,6 +232,8 @@ def plan(
     expected = min(total / rate / rules.OVERHEAD, budget.seconds or math.inf)
     if binding == "seconds" and budget.seconds:
         expected = budget.seconds
+    if expected > rules.LONGEST_SECONDS:
+        raise UsageError(f"a budget of {budget} takes {show_seconds(expected)} on this machine: give less, 8h say")
     warnings = []
     if not rules.TRIED_SECONDS[0] <= expected <= rules.TRIED_SECONDS[1]:
         warnings.append("this budget is outside those the rules were tuned on: take the plan as a first guess")

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 TRIED_SECONDS = (60.0, 120.0)
 """Budgets, in seconds on two cores, that the rules were tuned on."""
 
+LONGEST_SECONDS = 366 * 86400.0
+"""A run that takes longer is refused: nobody means it."""
+
 UTILISATION = 0.42
 """Share of the large-matrix rate that training reaches, all in: measured on models of 1 to 10 M parameters."""
 

@@ -3,18 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Interval
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.units import parse_memory
 from shoestring.config import Choice, Pick
 from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
-from shoestring.method import Count, Fraction, Positive
+from shoestring.method import Count, Fraction, Positive, Seed, Whole
 from shoestring.model.config import ModelConfig
 from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
 from shoestring.train.lowbit import LowBit, LowBitSection
+
+Seconds = Annotated[float, Interval(gt=0, le=1e7)]
+"""A time to wait, of at most 116 days."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,17 @@ class TrainConfig:
     spike: a smoothed loss this many nats above its lowest stops the run.
     """
 
-    batch: Count = 16
+    batch: Annotated[int, Interval(ge=1, le=1 << 20)] = 16
     micro_batch: Count | None = None
     gradient_clip: Positive = 1.0
     warmup: Fraction = 0.02
     evaluate_every: Share = 0.25
     heldout_tokens: Count = 65536
-    checkpoint_every: Positive = 60.0
+    checkpoint_every: Seconds = 60.0
     keep: Count = 2
-    noise_scale_every: Annotated[int, Ge(0)] = 0
+    noise_scale_every: Whole = 0
     sample: str = "def main("
-    sample_tokens: Annotated[int, Ge(0)] = 160
+    sample_tokens: Whole = 160
     spike: Positive = 2.0
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class ExecutionConfig:
     compile: Literal["auto", "none", "blocks"] = "auto"
     attention: Literal["auto", "flash", "chunked"] = "auto"
     loss: Literal["auto", "plain", "fused", "fused_compiled"] = "auto"
-    threads: Annotated[int, "threads"] = 0
+    threads: Annotated[int, Interval(ge=0, le=4096)] = 0
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ class ElasticConfig:
     to take part in gives up.
     """
 
-    silence: Positive = 5.0
-    exchange: Positive = 30.0
-    stragglers: Positive = 120.0
-    patience: Positive = 600.0
+    silence: Seconds = 5.0
+    exchange: Seconds = 30.0
+    stragglers: Seconds = 120.0
+    patience: Seconds = 600.0
 
 
 OBJECTIVE = Pick("objective", default="next_token")
@@ -132,7 +135,7 @@ class RunConfig:
 
     budget: Budget
     model: ModelConfig
-    seed: int = 0
+    seed: Seed = 0
     memory: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     objective: Annotated[Choice, OBJECTIVE] = field(default_factory=OBJECTIVE.choice)
@@ -145,7 +148,7 @@ class RunConfig:
     lowbit: Annotated[LowBit, LOWBIT] = field(default_factory=LOWBIT.choice)
     quantise: Annotated[Choice, QUANTISE] = field(default_factory=QUANTISE.choice)
     start: StartConfig = field(default_factory=StartConfig)
-    workers: Count = 1
+    workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
     transport: Literal["distributed", "local", "torchft"] = "distributed"
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
@@ -153,8 +156,6 @@ class RunConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.seed >= 2**63:
-            raise ValueError(f"seed = {self.seed} is not a whole number in [0, 2^63)")
         if self.memory is not None:
             try:
                 parse_memory(self.memory)

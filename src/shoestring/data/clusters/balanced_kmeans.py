@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from shoestring.data.clusters.assignment import balanced
-from shoestring.method import Count, method
+from shoestring.method import Iterations, method
 
 Labelled = tuple[np.ndarray, np.ndarray]
 """(centres float32 [k, d], labels int64 [n])."""
@@ -35,8 +35,8 @@ def balanced_kmeans(
     seed: int,
     *,
     balance: Literal["tokens", "documents", "none"] = "tokens",
-    iterations: Count = 50,
-    starts: Count = 4,
+    iterations: Iterations = 50,
+    starts: Iterations = 4,
 ) -> Labelled:
     """Lloyd's k-means under Euclidean distance, each document given to a cluster that still has room.
 

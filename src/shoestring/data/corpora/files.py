@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shoestring.data.config import TextOptions
 from shoestring.data.corpus import Say, stamp_files
-from shoestring.data.formats.text import NotText
 from shoestring.data.opening import suffix
+from shoestring.data.passages import PASSAGE
+from shoestring.data.reading import NotText, Reading
 from shoestring.errors import UsageError
 from shoestring.method import Card, method, methods
 
@@ -31,8 +33,8 @@ class Files:
     Raises: UsageError where there is no such file, none in the folder, or the only one is not text.
     """
 
-    def __init__(self, where: str, *, text_field: str = "text") -> None:
-        self.text_field = text_field
+    def __init__(self, where: str, text: TextOptions) -> None:
+        self.text = text
         self.paths = find_files(where)
 
     def stamp(self) -> str:
@@ -40,31 +42,31 @@ class Files:
 
     def documents(self, say: Say) -> Iterator[str]:
         formats = {card.name: card for card in methods("data", "format")}
+        reading = Reading(self.text)
         if len(self.paths) == 1:
-            return read_alone(self.paths[0], self.text_field, formats)
-        return read_all(self.paths, self.text_field, formats, say)
+            return read_alone(self.paths[0], reading, formats, say)
+        return read_all(self.paths, reading, formats, say)
 
 
-def read_alone(path: Path, text_field: str, formats: dict[str, Card]) -> Iterator[str]:
-    """The documents of the one file of a corpus."""
+def read_alone(path: Path, reading: Reading, formats: dict[str, Card], say: Say) -> Iterator[str]:
+    """The documents of the one file of a corpus; `say` is told what of it was not read."""
     card = formats.get(suffix(path), formats["text"])
     options = {}
     if card.name == "text":
-        options["passage"] = min(max(path.stat().st_size // PASSAGES, 2048), 65536)
-    yield from filter(None, card.target(path, text_field, **options))
+        options["passage"] = min(max(path.stat().st_size // PASSAGES, 2048), PASSAGE)
+    yield from reading.documents(card.target(path, reading, **options))
+    reading.report(say)
 
 
-def read_all(paths: Sequence[Path], text_field: str, formats: dict[str, Card], say: Say) -> Iterator[str]:
-    """The documents of many files; those that are not text are left out, and `say` is told how many and why."""
-    left_out: list[str] = []
+def read_all(paths: Sequence[Path], reading: Reading, formats: dict[str, Card], say: Say) -> Iterator[str]:
+    """The documents of many files; those that are not text are left out, and `say` is told what was not read and why."""
     for path in paths:
         card = formats.get(suffix(path), formats["text"])
         try:
-            yield from filter(None, card.target(path, text_field))
+            yield from reading.documents(card.target(path, reading))
         except NotText as error:
-            left_out.append(str(error))
-    if left_out:
-        say(f"left out {len(left_out)} of {len(paths)} files that are not text; the first: {left_out[0]}")
+            reading.left_out.append(str(error))
+    reading.report(say, len(paths))
 
 
 def find_files(where: str) -> list[Path]:

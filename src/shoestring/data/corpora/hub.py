@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shoestring.data.config import TextOptions
 from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.reading import Reading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
 
@@ -27,11 +29,11 @@ class Hub:
     Raises: UsageError where the package is missing, or the dataset, its train split or its text column is.
     """
 
-    def __init__(self, where: str, *, text_field: str = "text") -> None:
+    def __init__(self, where: str, text: TextOptions) -> None:
         name, _, configuration = where.partition(":")
         if not name:
             raise UsageError("'hf' needs a name: hf:NAME or hf:NAME:config")
-        self.text_field = text_field
+        self.text, self.where, text_field = text, f"hf:{where}", text.text_field
         self.rows = _load(name, configuration or None)
         if text_field not in self.rows.column_names:
             near = did_you_mean(text_field, self.rows.column_names)
@@ -43,8 +45,18 @@ class Hub:
         return stamp_files(Path(file["filename"]) for file in self.rows.cache_files)
 
     def documents(self, say: Say) -> Iterator[str]:
-        for batch in self.rows.select_columns([self.text_field]).iter(batch_size=ROWS):
-            yield from filter(None, batch[self.text_field])
+        reading = Reading(self.text)
+        yield from reading.documents(self._values(reading))
+        reading.report(say)
+
+    def _values(self, reading: Reading) -> Iterator[str | None]:
+        import pyarrow
+
+        number, field = 0, self.text.text_field
+        for table in self.rows.select_columns([field]).with_format("arrow").iter(batch_size=ROWS):
+            for value in table.column(field).cast(pyarrow.large_binary()).to_pylist():
+                number += 1
+                yield None if value is None else reading.value(value, self.where, f"row {number:,}")
 
 
 def _load(name: str, configuration: str | None) -> Any:

@@ -4,8 +4,10 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoestring.data.config import TextOptions
 from shoestring.data.corpora.files import read_all, walk
 from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.reading import Reading
 from shoestring.errors import UsageError
 from shoestring.method import method, methods
 
@@ -24,11 +26,12 @@ class PythonStdlib:
     """The .py files of the standard library of the Python that runs this.
 
     Left out: tests, installed packages, files that are not UTF-8 (test data of lib2to3), and the build's own settings
-    (`_sysconfigdata*` and `config-*`), which differ from one machine to the next. The text is another with every
+    (`_sysconfigdata*` and `config-*`), which differ from one machine to the next. Its
+    encoding is known, so that `text` is not heeded. The text is another with every
     version of Python, so compare figures within one. Raises: UsageError where the library is not on disk as source.
     """
 
-    def __init__(self, where: str, *, text_field: str = "text") -> None:
+    def __init__(self, where: str, text: TextOptions) -> None:
         if where:
             raise UsageError(f"'python-stdlib' takes nothing after its name, not ':{where}'")
         folder = Path(sysconfig.get_path("stdlib"))
@@ -40,7 +43,7 @@ class PythonStdlib:
         return stamp_files(self.paths)
 
     def documents(self, say: Say) -> Iterator[str]:
-        return read_all(self.paths, "", {card.name: card for card in methods("data", "format")}, say)
+        return read_all(self.paths, Reading(), {card.name: card for card in methods("data", "format")}, say)
 
 
 def _of_the_build(path: Path) -> bool:

@@ -1,16 +1,12 @@
 """Plain text: a file is a document, and a long file several."""
 
-import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from shoestring.data.opening import BLOCK, opened
-from shoestring.errors import UsageError
+from shoestring.data.opening import opened
+from shoestring.data.passages import PASSAGE, passages
+from shoestring.data.reading import Reading
 from shoestring.method import Count, method
-
-
-class NotText(UsageError):
-    """The file holds NUL bytes or is not UTF-8."""
 
 
 @method(
@@ -18,53 +14,20 @@ class NotText(UsageError):
     kind="format",
     name="text",
     claim="a file is a document; a long one is cut into passages at blank lines where it can be",
-    cost="the file is read twice: once to see that it is text",
+    cost="the file is read twice, once to see that it is text, unless invalid text is replaced or skipped",
 )
-def text(path: Path, text_field: str, *, passage: Count = 65536) -> Iterator[str]:
+def text(path: Path, reading: Reading, *, passage: Count = PASSAGE) -> Iterator[str]:
     """The text of a file in passages of at most `passage` characters, which joined are the file exactly.
 
-    Cutting keeps a file larger than memory readable, and lets part of one be held out. `text_field` is not used.
+    Left out: a byte order mark, and what `reading` skips. Cutting keeps a file larger than memory readable, and lets
+    part of one be held out.
+
+    passage: the most characters of a document.
     Raises: NotText before anything is yielded, so that a folder can leave the whole file out.
     """
-    for _ in _blocks(path):
-        pass
-    yield from passages(_blocks(path), passage)
-
-
-def _blocks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
+    if reading.options.invalid == "refuse":
         with opened(path) as file:
-            while block := file.read(BLOCK):
-                if b"\0" in block:
-                    raise NotText(f"{path} is not text: it holds NUL bytes")
-                yield decoder.decode(block)
-            yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise NotText(f"{path} is not UTF-8 text: {error.reason}") from None
-
-
-def passages(blocks: Iterable[str], limit: int) -> Iterator[str]:
-    """Text cut into pieces of at most `limit` characters, wherever the blocks it comes in happen to end.
-
-    A cut falls after the last blank line, line or word of the piece's second half, else at the limit itself.
-    """
-    held = ""
-    for block in blocks:
-        held += block
-        start = 0
-        while len(held) - start > limit:
-            cut = _cut(held, start + limit // 2, start + limit)
-            yield held[start:cut]
-            start = cut
-        held = held[start:]
-    if held:
-        yield held
-
-
-def _cut(held: str, first: int, last: int) -> int:
-    for mark in ("\n\n", "\n", " "):
-        at = held.rfind(mark, first, last)
-        if at >= 0:
-            return at + len(mark)
-    return last
+            for _ in reading.text(file, path):
+                pass
+    with opened(path) as file:
+        yield from passages(reading.text(file, path), passage)

@@ -1,15 +1,13 @@
 """Experts weighed by how near the text so far is to the cluster each was trained on."""
 
 from collections.abc import Callable
-from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from shoestring.decode.expert_weights.base import keep_top, spread, updates
-from shoestring.method import Count, Positive, method
+from shoestring.method import Count, Positive, Whole, method
 
 Distances = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(tokens [B, T], ends [N], ascending) -> [B, N, E], squared distances of the first `end` tokens of each row from the centre
@@ -43,7 +41,7 @@ class ClusterDistance:
         distances: Distances,
         *,
         temperature: Positive = 0.1,
-        top_k: Annotated[int, Ge(0)] = 0,
+        top_k: Whole = 0,
         every: Count = 32,
     ) -> None:
         self.distances, self.temperature, self.top_k, self.every = distances, temperature, top_k, every

@@ -1,15 +1,13 @@
 """Experts weighed by how well each has foretold the text so far: Bayes' rule."""
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from shoestring.decode.expert_weights.base import keep_top, spread, updates
 from shoestring.errors import UsageError
-from shoestring.method import Count, method
+from shoestring.method import Count, Whole, method
 
 
 @method(
@@ -33,9 +31,7 @@ class RunningLikelihood:
 
     needs_likelihood = True
 
-    def __init__(
-        self, prior: Sequence[float] | None = None, *, top_k: Annotated[int, Ge(0)] = 0, every: Count = 1
-    ) -> None:
+    def __init__(self, prior: Sequence[float] | None = None, *, top_k: Whole = 0, every: Count = 1) -> None:
         if prior is not None and (min(prior) < 0 or sum(prior) <= 0):
             raise UsageError("a prior over experts is not negative, and not 0 for all")
         self.prior = None if prior is None else torch.tensor(prior, dtype=torch.float64)

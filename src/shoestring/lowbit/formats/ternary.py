@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shoestring.lowbit.format import Format
-from shoestring.method import Positive, method
+from shoestring.method import Epsilon, method
 
 SIGNIFICANT = 2.0**11
 """The significant bits of a float16, its leading one with them."""
@@ -48,7 +48,7 @@ class Ternary(Format):
     linear layer; no such norm is added here. Differs: latent weights are float32 here, float16 there.
     """
 
-    epsilon: Positive = 1e-5
+    epsilon: Epsilon = 1e-5
 
     @property
     def bits(self) -> float:

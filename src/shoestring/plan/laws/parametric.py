@@ -4,12 +4,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.method import Count, Fraction, Positive, method
+from shoestring.method import Fraction, Positive, Seed, method
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 LEAST_POINTS = 7
@@ -94,9 +95,9 @@ def fit_parametric(
     points: Sequence[Point],
     *,
     huber: Positive = 1e-3,
-    resamples: Count = 300,
+    resamples: Annotated[int, Interval(ge=1, le=100_000)] = 300,
     confidence: Fraction = 0.9,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Fit:
     """Fit the law to runs, with an interval for every constant.
 

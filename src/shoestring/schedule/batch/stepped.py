@@ -5,13 +5,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Annotated
 
-from annotated_types import Gt, MinLen
+from annotated_types import Interval, MinLen
 
 from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.schedule.progress import Share, checked
 
-Growth = Annotated[float, Gt(1)]
+Growth = Annotated[float, Interval(gt=1, le=1e6)]
 
 
 @method(

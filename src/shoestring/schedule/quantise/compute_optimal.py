@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from shoestring.errors import UsageError
-from shoestring.method import NonNegative, Positive, method
+from shoestring.method import Positive, Tokens, method
 from shoestring.schedule.progress import Schedule, Share
 from shoestring.schedule.quantise.rule import Extent, fused
 
@@ -42,7 +42,7 @@ class ComputeOptimal:
 
     fused: bool = True
     least: Share = 0.1
-    tokens: NonNegative = 0.0
+    tokens: Tokens = 0.0
     rate: Positive = RATE
 
     def start(self, extent: Extent) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring.errors import UsageError
-from shoestring.method import Count, NonNegative, method
+from shoestring.method import Count, NonNegative, Tokens, method
 from shoestring.schedule.transfer.rule import RoleRule, Rules, Scale
 
 
@@ -44,7 +44,7 @@ class HyperP:
 
     base_width: Count = 256
     base_depth: Count = 6
-    base_tokens: NonNegative = 0.0
+    base_tokens: Tokens = 0.0
     token_exponent: NonNegative = 0.32
 
     def __call__(self, scale: Scale) -> Rules:

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
 from torch import nn
 
 from shoestring.config import Choice
 from shoestring.errors import UsageError
-from shoestring.method import Count, Decay, Fraction, Positive, method
+from shoestring.method import Count, Decay, Fraction, Positive, Whole, method
 from shoestring.sync.codec import CODEC
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback, Held
@@ -52,7 +51,7 @@ class DiLoCoLoop:
     held: Held = "accumulator"
     fragments: Count = 1
     pattern: Literal["strided", "sequential"] = "strided"
-    overlap: Annotated[int, Ge(0)] = 0
+    overlap: Whole = 0
     mixing: Fraction = 0.5
     average: Literal["auto", "gather", "scatter"] = "auto"
 

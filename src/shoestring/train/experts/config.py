@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 
 from shoestring.config import Choice
 from shoestring.data.clusters.clustering import CLUSTERS
@@ -35,18 +35,18 @@ class ExpertsConfig:
     """
 
     run: RunConfig
-    count: Annotated[int, Ge(2)] = 4
+    count: Annotated[int, Interval(ge=2, le=1024)] = 4
     sizes: tuple[str, ...] = ()
     allocate: Allocate = "tokens"
     spread: Annotated[float, Interval(ge=0, lt=1)] = 0.25
-    difficulty: tuple[float, ...] = ()
+    difficulty: tuple[Annotated[float, Interval(ge=-1e6, le=1e6)], ...] = ()
     seed_share: Decay = 0.25
     embedding: Annotated[Choice, EMBEDDING] = field(default_factory=EMBEDDING.choice)
     clusters: Annotated[Choice, CLUSTERS] = field(default_factory=CLUSTERS.choice)
     temperature: Positive = 0.1
     top_k: Count = 2
     every: Count = 32
-    parallel: Count = 1
+    parallel: Annotated[int, Interval(ge=1, le=1024)] = 1
     dense: RunConfig | None = None
 
     def __post_init__(self) -> None:
