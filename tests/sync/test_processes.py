@@ -24,7 +24,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync import processes
 from shoestring.sync.admission import Passport
 from shoestring.sync.frame import TOKEN
-from shoestring.sync.joining import join, leave
+from shoestring.sync.joining import PLACE, join, leave
 from shoestring.sync.processes import Team, WorkerFailed, available_cores, launch, share_of_cores
 
 Start = Callable[..., Team]
@@ -244,7 +244,9 @@ def _join(changes: dict[str, Any], rank: int, path: str) -> None:
     passport = Passport(**changes["passport"]) if changes["passport"] else None
     said: dict[str, Any] = {}
     try:
-        transport = join(5, passport=passport)
+        transport = join(20, passport=passport, heartbeat_timeout=changes.get("heartbeat_timeout", 5))
+        if rank == changes.get("frozen"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         mine = torch.tensor([transport.rank], dtype=torch.uint8)
         found = transport.exchange([mine] * transport.size, [1] * transport.size, tag=0).result()
         said = {"found": [each.tolist() for each in found if each is not None], "size": transport.size}
@@ -308,6 +310,36 @@ def test_workers_that_differ_end_with_status_2_and_one_line(
     assert said[0]["line"].startswith(line)
 
 
+@pytest.mark.parametrize(("agent", "frozen"), [(True, 1), (False, 0)], ids=["a worker", "the store's holder"])
+def test_a_frozen_worker_is_told_within_the_heartbeats_timeout(tmp_path: Path, agent: bool, frozen: int) -> None:
+    """The exchange itself would wait for 20 s; the others end at once, and are not held up by the exchange in hand."""
+    store = processes.open_store()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = store.port if agent else free.getsockname()[1]
+    workers = []
+    for rank in range(3):
+        place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
+        place["TORCHELASTIC_USE_AGENT_STORE"] = agent or None
+        changes = {"environment": place, "passport": None, "frozen": frozen, "heartbeat_timeout": 0.5}
+        workers.append(_forks().Process(target=_join, args=(changes, rank, str(tmp_path / str(rank)))))
+    began = time.monotonic()
+    for worker in workers:
+        worker.start()
+    others = [worker for rank, worker in enumerate(workers) if rank != frozen]
+    try:
+        for worker in others:
+            worker.join(15)
+        assert time.monotonic() - began < 15
+        assert [worker.exitcode for worker in others] == [1, 1]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    lines = [json.loads((tmp_path / str(rank)).read_text())["line"] for rank in range(3) if rank != frozen]
+    reason = "no heartbeat for 0.5 s: its process is frozen, or its machine is out of reach"
+    assert lines == [f"worker {frozen} is lost: {reason}"] * 2
+
+
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = processes.open_store()
     place = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
@@ -323,7 +355,9 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_environment_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="RANK is not in the environment"):
         join(1)
     place = {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -340,10 +374,21 @@ def test_an_environment_without_a_place_is_refused(monkeypatch: pytest.MonkeyPat
         join(0.1)
 
 
+def test_a_process_that_nobody_started_as_one_of_several_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    transport = join(1)
+    mine = torch.tensor([7], dtype=torch.uint8)
+    assert (transport.rank, transport.size, transport.exchange([mine], [1], tag=0).result()) == (0, 1, [mine])
+    leave(transport)
+    with pytest.raises(UsageError, match="the run is of 3 workers, and this process was started alone"):
+        join(1, passport=Passport(workers=3))
+
+
 WORKER = """
 import sys, torch
 from pathlib import Path
-from shoestring.sync.joining import join, leave
+from shoestring.sync.joining import PLACE, join, leave
 transport = join(30)
 found = transport.exchange([torch.tensor([transport.rank], dtype=torch.uint8)] * transport.size, None, tag=0).result()
 leave(transport)

@@ -43,7 +43,7 @@ def shown(place: pytest.MonkeyPatch) -> list[Passport]:
     """The passports that this worker shows; it then turns back."""
     found: list[Passport] = []
 
-    def join(timeout: float, *, passport: Passport) -> None:
+    def join(timeout: float, *, passport: Passport, heartbeat_timeout: float) -> None:
         found.append(passport)
         raise UsageError("turned back")
 

@@ -1,5 +1,7 @@
 """`shoestring train` by several processes: the command starts itself once for each worker, or torchrun has done so."""
 
+import argparse
+import math
 import os
 import sys
 import time
@@ -13,6 +15,7 @@ from shoestring.config import Tree, build, tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.admission import Passport
+from shoestring.sync.heartbeat import TIMEOUT
 from shoestring.sync.joining import join, leave, world_size
 from shoestring.sync.processes import launch
 from shoestring.sync.sharing import share
@@ -76,14 +79,39 @@ def own_folder(run: Path, rank: int) -> Path:
     return run if rank == 0 else run / "workers" / str(rank)
 
 
+def add_heartbeat_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --heartbeat-timeout."""
+    parser.add_argument(
+        "--heartbeat-timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="with --workers or torchrun: a worker without a heartbeat for so long counts as frozen, and the run ends "
+        f"(default {TIMEOUT:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    return seconds
+
+
 @contextmanager
-def joined(asked: Tree, workers: int, start: str = "anew") -> Iterator[Transport]:
-    """The link to the other workers, all of whom were asked for the same. asked: the plain values of recipe and flags, or of
-    the configuration of a run that goes on. start: as in `Passport`."""
+def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "anew") -> Iterator[Transport]:
+    """The link to the other workers, all of whom were asked for the same.
+
+    asked: the plain values of recipe and flags, or of the configuration of a run that goes on.
+    workers: how many the run has.
+    heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen.
+    start: as in `Passport`.
+    """
     recipe = {key: value for key, value in asked.items() if key not in ("model", "data")}
     parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
     fingerprints = {name: digest(part) for name, part in parts.items()}
-    transport = join(PATIENCE, passport=Passport(workers=workers, start=start, **fingerprints))
+    passport = Passport(workers=workers, start=start, **fingerprints)
+    transport = join(PATIENCE, passport=passport, heartbeat_timeout=heartbeat_timeout)
     try:
         yield transport
     finally:

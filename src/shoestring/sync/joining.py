@@ -12,7 +12,13 @@ import torch.distributed as dist
 from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.sync.admission import Passport, admit
 from shoestring.sync.frame import TOKEN, derive_key
+from shoestring.sync.heartbeat import TIMEOUT, Heartbeat
+from shoestring.sync.transport.base import Transport
 from shoestring.sync.transport.distributed import DistributedTransport
+from shoestring.sync.transport.local import LocalGroup
+
+PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables by which `launch` and torchrun tell a worker its place."""
 
 
 def _variable(name: str) -> str:
@@ -60,17 +66,22 @@ def _await_answer(address: str, port: int, timeout: float) -> bool:
             time.sleep(0.05)
 
 
-def join(timeout: float, *, passport: Passport | None = None) -> DistributedTransport:
+def join(timeout: float, *, passport: Passport | None = None, heartbeat_timeout: float = TIMEOUT) -> Transport:
     """A worker's way in, under `launch` as under torchrun: meet the others, admit or be refused, connect.
 
+    A process that nobody started as one of several is a world of one: it gets the transport of a single worker.
+
     timeout: seconds to wait for the others, and the transport's own for an exchange. passport: what must be alike
-    (`admission.admit`), None for the program's version alone. gloo is bound to the loopback interface where the master is
+    (`admission.admit`), None for the program's version alone. heartbeat_timeout: seconds without a heartbeat until a worker
+    counts as frozen (`Heartbeat`). gloo is bound to the loopback interface where the master is
     there, unless $GLOO_SOCKET_IFNAME says otherwise. The token is $SHOESTRING_TOKEN. It may be empty among workers that meet
     on the loopback interface: frames are then only checksummed, and anybody on the machine is admitted. `leave` undoes it.
 
     Raises: UsageError for an environment that says no worker's place, or no token where other machines come near, and where
     workers differ; ShoestringError where some do not come, or cannot be reached.
     """
+    if not any(os.environ.get(name) for name in PLACE):
+        return _world_of_one(passport)
     rank, size = _whole_number("RANK"), world_size()
     address, port = _variable("MASTER_ADDR"), _whole_number("MASTER_PORT")
     passport = passport or Passport(workers=size)
@@ -85,29 +96,50 @@ def join(timeout: float, *, passport: Passport | None = None) -> DistributedTran
             f"{TOKEN} is empty, and the workers meet where other machines come near: set it to one secret for all of them"
         )
     key = derive_key(token)
-    theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # who starts the workers holds the store
-    holds = rank == 0 and not theirs
-    if not holds and not _await_answer(address, port, timeout):
-        holder = "what started the workers" if theirs else "worker 0"
-        raise ShoestringError(f"{holder} does not answer at {address}:{port} within {timeout:g} s")
-    patience = timedelta(seconds=timeout)
-    try:
-        store = dist.TCPStore(
-            address, port, is_master=holds, timeout=patience, wait_for_workers=False, multi_tenant=True
-        )
-    except dist.DistError as error:
-        reason = first_line(error)
-        raise ShoestringError(f"no store for the workers to meet in at {address}:{port}: {reason}") from error
+    held_by = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    store, own_store = _stores(address, port, held_by=held_by, rank=rank, timeout=timeout)
+    # made before the others are admitted, so that all of them find its first heartbeat
+    heartbeat = Heartbeat(own_store, rank=rank, size=size, timeout=heartbeat_timeout, holder=held_by)
     admit(passport, store, rank=rank, key=key, timeout=timeout)
+    heartbeat.start()
     try:
         meeting = dist.PrefixStore("shoestring/group", store)
-        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=size, timeout=patience)
-        return DistributedTransport(key=key, timeout=timeout)
+        dist.init_process_group("gloo", store=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+        return DistributedTransport(key=key, timeout=timeout, heartbeat=heartbeat)
     except RuntimeError as error:
+        heartbeat.close()
         raise ShoestringError(f"worker {rank} cannot connect to the others: {str(error).splitlines()[0]}") from error
 
 
-def leave(transport: DistributedTransport) -> None:
-    """Close a transport that `join` gave, and its process group."""
+def _stores(
+    address: str, port: int, *, held_by: int | None, rank: int, timeout: float
+) -> tuple[dist.TCPStore, dist.TCPStore]:
+    """Two connections to the store that the workers share; a request that waits holds up its own connection alone.
+
+    held_by: the rank of the worker whose process holds the store; None where what started the workers holds it.
+    """
+    if held_by != rank and not _await_answer(address, port, timeout):
+        holder = "what started the workers" if held_by is None else f"worker {held_by}"
+        raise ShoestringError(f"{holder} does not answer at {address}:{port} within {timeout:g} s")
+    wait = timedelta(seconds=timeout)
+    try:
+        first = dist.TCPStore(
+            address, port, is_master=held_by == rank, timeout=wait, wait_for_workers=False, multi_tenant=True
+        )
+        return first, dist.TCPStore(address, port, is_master=False, timeout=wait, wait_for_workers=False)
+    except dist.DistError as error:
+        reason = first_line(error)
+        raise ShoestringError(f"no store for the workers to meet in at {address}:{port}: {reason}") from error
+
+
+def _world_of_one(passport: Passport | None) -> Transport:
+    if passport is not None and passport.workers != 1:
+        raise UsageError(f"the run is of {passport.workers} workers, and this process was started alone")
+    return LocalGroup(1).transports[0]
+
+
+def leave(transport: Transport) -> None:
+    """Close a transport that `join` gave, and the process group that it made."""
     transport.close()
-    dist.destroy_process_group()
+    if isinstance(transport, DistributedTransport):
+        dist.destroy_process_group()
