@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.admission import Passport
-from shoestring.sync.door import Door, Entry, Listener
+from shoestring.sync.door import Door, Entry, Listener, RefusalLog
 from shoestring.sync.frame import derive_key
 from shoestring.sync.handshake import LINE, Malformed, Refused, admit, enter, hear
 
@@ -231,3 +231,33 @@ def test_a_door_that_closes_hangs_up(service: tuple[str, int]) -> None:
         opened.close()
         with contextlib.suppress(ConnectionResetError):
             assert link.recv(1) == b""
+
+
+def test_forged_handshakes_are_a_few_lines_and_a_count(
+    service: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Door(token=TOKEN, passport=PASSPORT, services={"lighthouse": service}) as opened:
+        for _ in range(40):
+            with pytest.raises(Refused):
+                enter(opened.address, derive_key("forged"), PASSPORT, {"service": "lighthouse"}, patience=2)
+        for thread in threading.enumerate():
+            if thread.name == "shoestring-link":
+                thread.join(5)
+    lines = [record.message for record in caplog.records]
+    assert lines == [
+        *["a worker was refused: its token is not the run's"] * 5,
+        "35 more workers were refused since, the last because its token is not the run's",
+    ]
+
+
+def test_each_window_of_the_log_begins_with_what_the_last_one_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    refusals = RefusalLog(lines=1, window=60)
+    for now in (0, 10, 20, 59.9, 60, 200):
+        refusals.add(f"at {now}", now)
+    refusals.close()
+    assert [record.message for record in caplog.records] == [
+        "a worker was refused: at 0",
+        "3 more workers were refused since, the last because at 59.9",
+        "a worker was refused: at 60",
+        "a worker was refused: at 200",
+    ]

@@ -23,6 +23,43 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class RefusalLog:
+    """Logs why connections were refused: the first few in a minute by a line each, the others by their number alone.
+
+    Anybody who reaches the address can be refused as often as he likes; the log must not grow with it.
+
+    lines: at most so many lines in a window; what came beyond them is one more line, once the window has passed.
+    window: seconds.
+    """
+
+    def __init__(self, *, lines: int = 5, window: float = 60.0) -> None:
+        self._lines, self._window = lines, window
+        self._lock = threading.Lock()
+        self._began, self._told, self._untold, self._last = -window, 0, 0, ""
+
+    def add(self, reason: str, now: float) -> None:
+        """Log a refusal, or count it. now: the monotonic clock, seconds."""
+        with self._lock:
+            if now - self._began >= self._window:
+                self._tell_untold()
+                self._began, self._told = now, 0
+            if self._told < self._lines:
+                self._told += 1
+                log.warning("a worker was refused: %s", reason)
+            else:
+                self._untold, self._last = self._untold + 1, reason
+
+    def close(self) -> None:
+        """Log how many were not told of yet."""
+        with self._lock:
+            self._tell_untold()
+
+    def _tell_untold(self) -> None:
+        if self._untold:
+            log.warning("%d more workers were refused since, the last because %s", self._untold, self._last)
+        self._untold = 0
+
+
 class Listener(Generic[T]):
     """Accepts connections in a thread: `greet` each (at most `strangers` at a time, more are turned away), then `serve`.
 
@@ -48,6 +85,7 @@ class Listener(Generic[T]):
         self._links: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._open = True
+        self._refusals = RefusalLog()
         threading.Thread(target=self._accept, name="shoestring-listener", daemon=True).start()
 
     def _accept(self) -> None:
@@ -74,7 +112,7 @@ class Listener(Generic[T]):
                 self._places.release()
             self._serve(link, greeted)
         except Refused as error:
-            log.warning("a worker was refused: %s", error)
+            self._refusals.add(str(error), time.monotonic())
         except (OSError, ShoestringError) as error:
             log.info("a connection ended: %s", error)
         finally:
@@ -88,6 +126,7 @@ class Listener(Generic[T]):
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self._refusals.close()
         with self._lock:
             links = list(self._links)
         for link in links:
