@@ -32,6 +32,10 @@ TABLES = {16: "F16", 8: "Q8_0"}
 """The types of embedding and head, by their bits. Q8_0: int8 with a float16 scale for 32 columns."""
 
 
+QWEN3_HEAD_SIZE = "qwen3_moe.attention.key_length"
+"""The key from which transformers takes a head size for any architecture (its `integrations/ggml.py`)."""
+
+
 @dataclass(frozen=True)
 class Written:
     """What was written. bytes: of the file. wide: matrices in float16. rounding: by how
@@ -161,6 +165,9 @@ def _describe(writer: "GGUFWriter", config: ModelConfig, kind: Kind, gguf: Any) 
     writer.add_key_length(config.head_width)
     writer.add_value_length(config.head_width)
     writer.add_rope_dimension_count(config.head_width)
+    if config.token_mixer.options["qk_norm"]:
+        # transformers reads no head size from a qwen3's own keys, and takes 128; it does read this one, llama.cpp ignores it
+        writer.add_uint32(QWEN3_HEAD_SIZE, config.head_width)
     writer.add_rope_freq_base(config.token_mixer.options["rope_theta"])
     writer.add_layer_norm_rms_eps(config.norm.options["epsilon"])
     writer.add_vocab_size(config.vocabulary)
