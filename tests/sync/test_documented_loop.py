@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.optim.adamw import AdamW
-from shoestring.sync.joining import PLACE
+from shoestring.sync.rendezvous.joining import PLACE
 
 PAGE = Path(__file__).parents[2] / "docs" / "slow-links.md"
 

@@ -14,12 +14,12 @@ from shoestring.cli.fingerprint import digest
 from shoestring.config import Tree, build, tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.admission import Passport
-from shoestring.sync.heartbeat import TIMEOUT
-from shoestring.sync.joining import join, leave, world_size
 from shoestring.sync.processes import launch
-from shoestring.sync.sharing import share
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.all_gather import all_gather
+from shoestring.sync.rendezvous.joining import join, leave, world_size
 from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
@@ -105,13 +105,13 @@ def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "an
     asked: the plain values of recipe and flags, or of the configuration of a run that goes on.
     workers: how many the run has.
     heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen.
-    start: as in `Passport`.
+    start: as in `RunFingerprint`.
     """
     recipe = {key: value for key, value in asked.items() if key not in ("model", "data")}
     parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
     fingerprints = {name: digest(part) for name, part in parts.items()}
-    passport = Passport(workers=workers, start=start, **fingerprints)
-    transport = join(PATIENCE, passport=passport, heartbeat_timeout=heartbeat_timeout)
+    fingerprint = RunFingerprint(workers=workers, start=start, **fingerprints)
+    transport = join(PATIENCE, fingerprint=fingerprint, heartbeat_timeout=heartbeat_timeout)
     try:
         yield transport
     finally:
@@ -125,13 +125,13 @@ def settle_run(transport: Transport, mine: tuple[Path, RunConfig] | None) -> tup
     if mine is not None:
         path, config = mine
         content = {"run": str(path), "config": tree(config)}
-    said = share(transport, content, number=0)[0]
+    said = all_gather(transport, content, number=0)[0]
     return Path(said["run"]), build(RunConfig, said["config"])
 
 
 def require_same_data(transport: Transport, dataset: Dataset) -> None:
     """Raises: UsageError at every worker where one of them reads other data."""
-    first, *others = share(transport, dataset.fingerprint, number=1)
+    first, *others = all_gather(transport, dataset.fingerprint, number=1)
     for rank, found in enumerate(others, start=1):
         if found != first:
             raise UsageError(
@@ -144,7 +144,7 @@ def common_step(transport: Transport, folder: RunFolder) -> int | None:
 
     Raises: ShoestringError where they have, and none in common.
     """
-    each = [set(steps) for steps in share(transport, list_checkpoints(folder.checkpoints), number=2)]
+    each = [set(steps) for steps in all_gather(transport, list_checkpoints(folder.checkpoints), number=2)]
     common = set.intersection(*each)
     if not common and any(each):
         raise ShoestringError(f"{folder.path} cannot go on: the workers have no checkpoint of the same step")

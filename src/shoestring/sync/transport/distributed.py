@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.frame import HEADER_BYTES, seal
-from shoestring.sync.heartbeat import Heartbeat
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.frame import HEADER_BYTES, seal
 from shoestring.sync.transport.framing import GLOO_TAGS, framed, one_for_each, opened, reason_of_loss
+from shoestring.sync.transport.heartbeat import Heartbeat
 from shoestring.sync.transport.queued import ExchangeThread, Queued
 
 _LENGTHS, _PAYLOADS = 0, 1
