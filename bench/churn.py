@@ -72,7 +72,7 @@ class Run:
 
     def start(self, name: str, again: bool = False) -> None:
         if name not in self.proxies:
-            self.proxies[name] = Proxy(self.host.door.address)
+            self.proxies[name] = Proxy(self.host.listener.address)
         self.fleet.start(name, again=again, through=self.proxies[name].address)
 
     def alive(self, name: str) -> bool:
@@ -126,7 +126,7 @@ class Run:
         for number, fault in enumerate(trace):
             heapq.heappush(agenda, (fault.at, 2 * number, self.begin, fault))
             heapq.heappush(agenda, (fault.at + fault.seconds, 2 * number + 1, self.finish, fault))
-        while not self.host.board.over():
+        while not self.host.run_status.finished_by():
             now = time.monotonic() - began
             if agenda and agenda[0][0] <= now:
                 _, _, act, fault = heapq.heappop(agenda)
@@ -157,7 +157,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def figures(run: Run, took: float) -> dict[str, Any]:
     """What came of a run."""
     workers = run.folder.path / "workers"
-    judge = run.host.board.over()
+    judge = run.host.run_status.finished_by()
     summary = json.loads((workers / judge / "summary.json").read_text())
     rounds = {path.parent.name: lines(path) for path in sorted(workers.glob("*/rounds.jsonl"))}
     credited, found = summary["credited"], accounts(workers, summary["credited"])

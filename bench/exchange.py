@@ -19,7 +19,7 @@ import torch
 from shoestring import atomic
 from shoestring.budget.machine import probe
 from shoestring.model.config import ModelConfig
-from shoestring.sync import pieces
+from shoestring.sync.codecs import pieces
 from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback

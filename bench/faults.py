@@ -1,4 +1,4 @@
-"""Faults for workers that come and go: a seeded trace of them, and a way to a door that can be cut."""
+"""Faults for workers that come and go: a seeded trace of them, and a proxy to a run's listener that can be cut."""
 
 import random
 import socket
@@ -45,7 +45,7 @@ def draw(seed: int, faults: int, seconds: float, workers: int, scale: float = 1.
 
 
 class Proxy:
-    """A way to a door that can be cut."""
+    """A proxy to a run's listener that can be cut."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target, self.whole = target, True

@@ -22,8 +22,8 @@ from torch import nn
 from shoestring.sync.codec import Codec
 from shoestring.sync.exchange import STAGES
 from shoestring.sync.fragments import Named
-from shoestring.sync.frame import HEADER_BYTES
 from shoestring.sync.message import Layout, header_bytes
+from shoestring.sync.transport.frame import HEADER_BYTES
 
 SEGMENT, CARRIED, ACKNOWLEDGEMENT = 1514, 1448, 66
 """Bytes of a full Ethernet frame (MTU 1500, TCP with timestamps) and of payload in it, and of a frame with none."""

@@ -18,7 +18,7 @@ from links import Links
 
 from shoestring.config import merge
 from shoestring.errors import ShoestringError
-from shoestring.sync.frame import TOKEN, new_token
+from shoestring.sync.transport.frame import TOKEN, new_token
 
 PATIENCE = 300.0
 """Seconds that workers wait for each other."""

@@ -29,16 +29,16 @@ from shoestring.config import build
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Batch
 from shoestring.errors import ShoestringError
-from shoestring.sync.joining import join, leave
 from shoestring.sync.processes import available_cores, share_of_cores
-from shoestring.sync.sharing import share
+from shoestring.sync.rendezvous.all_gather import all_gather
+from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.distributed import DistributedTransport
-from shoestring.train.agreement import Wish
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.step import Steps
 from shoestring.train.teamwork import join_workers
+from shoestring.train.vote import Vote
 
 BEGIN, END, WARM = 11, 12, 2
 """Occasions of `share`, and steps before the clock starts."""
@@ -70,7 +70,7 @@ def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequenc
     ended = []
     for step in range(first, first + count):
         batch = parts.source.batch(step * sequences, sequences)
-        steps.settle(step, Wish(left=total - step))
+        steps.decide(step, Vote(left=total - step))
         steps.gradients(batch, step)
         steps.apply(parts.schedule(step / total))
         ended.append(time.monotonic())
@@ -92,7 +92,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
         take(warm, warm.stepper, 0, WARM, total, batch)
         team = join_workers(config, parts, ledger, transport, print)
         steps = team or steps
-    share(transport, None, number=BEGIN)
+    all_gather(transport, None, number=BEGIN)
     counted, traffic = read_counters(INTERFACE), asdict(transport.traffic)
     began, taken = time.monotonic(), time.process_time()
     ended = take(parts, steps, WARM if specification["ddp"] else 0, count, total + WARM, batch)
@@ -100,7 +100,7 @@ def train(specification: dict[str, Any], transport: DistributedTransport) -> dic
     concluded, taken = time.monotonic(), time.process_time() - taken
     kernel = read_counters(INTERFACE).since(counted)
     own = {name: getattr(transport.traffic, name) - traffic[name] for name in ("sent", "received")}
-    share(transport, None, number=END)
+    all_gather(transport, None, number=END)
     return {
         "rank": transport.rank,
         "began": began,

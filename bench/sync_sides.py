@@ -37,8 +37,8 @@ from shoestring.optim.partition import members
 from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
-from shoestring.sync.joining import join, leave
 from shoestring.sync.outer import OuterSGD
+from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.distributed import DistributedTransport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble

@@ -12,7 +12,7 @@ import pytest
 from shoestring.cli.host import Host
 from shoestring.config import build, overrides, to_toml
 from shoestring.data.prepare import prepare
-from shoestring.sync.frame import TOKEN
+from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from tests.train.command import TINY, shoestring, start
@@ -68,7 +68,7 @@ def test_a_worker_comes_by_an_address_that_other_machines_reach(
     status, shown, errors = shoestring(*words, "--name=guest", **{TOKEN: found.token})
     assert status == 0, errors
     assert "guest: 4,096 tokens trained into the run, 0 lost" in shown
-    assert found.board.over() == "guest"
+    assert found.run_status.finished_by() == "guest"
 
 
 @pytest.mark.slow

@@ -24,13 +24,16 @@ from tests.train.command import TINY
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run trained with ternary weights, and the same weights as a run in float32 would leave them."""
+    """A run trained with ternary weights, the same weights as a run in float32 would leave them, and a run of whole blocks
+    of GGUF."""
     folder = tmp_path_factory.mktemp("runs")
     words = ["--budget=8ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--lowbit=ternary"]
     assert main(["train", *words, "--out", str(folder / "ternary")]) == 0
     run = RunFolder.open(Path(shutil.copytree(folder / "ternary", folder / "float")))
     run.write_config(build(RunConfig, {**tree(run.read_config()), "lowbit": "none"}))
-    return {"ternary": folder / "ternary", "float": folder / "float"}
+    wide = ["--model.width=256", "--model.hidden=256", "--budget=1ktok"]
+    assert main(["train", *words, *wide, "--out", str(folder / "wide")]) == 0
+    return {name: folder / name for name in ("ternary", "float", "wide")}
 
 
 def losses(shown: str) -> tuple[float, float]:
@@ -120,12 +123,31 @@ def test_a_checkpoint_from_before_quantising_is_not_called_ternary(
 def test_it_becomes_gguf(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
     out = tmp_path / "model.gguf"
-    assert main(["shrink", str(runs["ternary"]), "--to", "tq2_0", "--out", str(out), "--unmeasured"]) == 0
+    assert main(["shrink", str(runs["wide"]), "--to", "tq2_0", "--out", str(out), "--unmeasured"]) == 0
     shown = capsys.readouterr().out
-    assert "stored in F16" in shown, "32 columns are no block"
+    assert "stored in F16" not in shown
+    assert "matrices     4, the ternary ones" in shown
+    assert "in the file  7 ternary matrices and 0 in F16" in shown
     assert "held-out" not in shown
-    assert len(gguf.GGUFReader(out).tensors) == 13
-    assert main(["shrink", str(runs["ternary"]), "--to", "TQ2_0", "--out", str(out)]) == 2
+    types = [tensor.tensor_type.name for tensor in gguf.GGUFReader(out).tensors]
+    assert len(types) == 13
+    assert types.count("TQ2_0") == 7
+    assert main(["shrink", str(runs["wide"]), "--to", "TQ2_0", "--out", str(out)]) == 2
+
+
+@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0"])
+def test_a_file_that_would_hold_nothing_ternary_is_refused_and_the_fix_is_named(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    out = tmp_path / "model.gguf"
+    for run in ("ternary", "float"):
+        assert main(["shrink", str(runs[run]), "--to", kind, "--out", str(out)]) == 2
+        assert capsys.readouterr().err == (
+            f"shoestring: {kind} has blocks of 256 columns, and no matrix of this model has a multiple of that (32, 96): train "
+            "it with --model.width 256 --model.hidden 768, or pack this one with --to ternary2, which takes any width\n"
+        )
+    assert not out.exists()
 
 
 def test_gguf_is_measured_as_it_is_stored(
@@ -140,14 +162,14 @@ def test_gguf_is_measured_as_it_is_stored(
 
     monkeypatch.setattr(shrink, "_text", lambda trained, console: text)
     out = tmp_path / "model.gguf"
-    assert main(["shrink", str(runs["ternary"]), "--to", "TQ2_0", "--embedding", "8", "--out", str(out)]) == 0
+    assert main(["shrink", str(runs["wide"]), "--to", "TQ2_0", "--embedding", "8", "--out", str(out)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     said = "2.0000 before, 3.0000 after rounding, computed here in float32 (+1.0000 nats a token; llama.cpp rounds"
     assert said in shown
     table = next(one for one in gguf.GGUFReader(out).tensors if one.name == "token_embd.weight")
     stored = torch.from_numpy(gguf.quants.dequantize(table.data, table.tensor_type))
-    assert torch.equal(measured["after"].embedding.weight, stored.view(-1, 32))
-    assert not torch.equal(measured["before"].embedding.weight, stored.view(-1, 32))
+    assert torch.equal(measured["after"].embedding.weight, stored.view(-1, 256))
+    assert not torch.equal(measured["before"].embedding.weight, stored.view(-1, 256))
 
 
 def test_wrong_words_are_refused_in_one_line(

@@ -166,3 +166,18 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         other = model(channel_mixer="squared_relu")
         write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
+def test_transformers_reads_the_head_size_and_computes_the_same(tmp_path: Path, qk_norm: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    mixer = {"name": "attention", "qk_norm": qk_norm, "rope_theta": 500.0}
+    made = model(token_mixer=mixer, key_value_heads=2)
+    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0", say=lambda line: None)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    assert theirs.config.head_dim == made.config.head_width == 64
+    ids = torch.arange(20)[None] * 7 % 256
+    with torch.no_grad():
+        expected = as_stored(made, 16)(ids)
+        torch.testing.assert_close(theirs(ids).logits, expected, atol=1e-4, rtol=1e-4)

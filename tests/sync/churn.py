@@ -13,30 +13,32 @@ from typing import Any
 import torch
 
 from shoestring.errors import ShoestringError
-from shoestring.sync.admission import Passport
-from shoestring.sync.door import Door, Entry
-from shoestring.sync.lighthouse import Lighthouse
-from shoestring.sync.transport import mesh
+from shoestring.sync.elastic import mesh
+from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.lighthouse import Lighthouse
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.listener import RunListener, ServiceTunnel
 from shoestring.sync.transport.base import PeerLost
-from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
 
 TOKEN = "the token of this run"
-PASSPORT = Passport(workers=0, recipe="r", model="m", data="d")
+FINGERPRINT = RunFingerprint(workers=0, recipe="r", model="m", data="d")
 HEARTBEAT_TIMEOUT = 1.5
 TIMEOUT = 2.0
 LENGTH = 50_000
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["shoestring.sync.transport.fault_tolerant", "torchft.process_group"])
+context.set_forkserver_preload(["shoestring.sync.elastic.fault_tolerant", "torchft.process_group"])
 
 
 def keep_lighthouse(pipe: Connection, port: int) -> None:
-    """The process of the lighthouse and its door, until it is killed."""
+    """The process of the lighthouse and its listener, until it is killed."""
     with (
         Lighthouse(join_timeout=20, heartbeat_timeout=HEARTBEAT_TIMEOUT, quorum_tick=0.02) as lighthouse,
-        Door(("127.0.0.1", port), token=TOKEN, passport=PASSPORT, services=lighthouse.services) as door,
+        RunListener(
+            ("127.0.0.1", port), token=TOKEN, fingerprint=FINGERPRINT, services=lighthouse.services
+        ) as listener,
     ):
-        pipe.send(door.address)
+        pipe.send(listener.address)
         pipe.recv()
 
 
@@ -99,17 +101,17 @@ def a_round(transport: FaultTolerantTransport, model: Model, number: int, how: s
     }
 
 
-def work(pipe: Connection, door: tuple[str, int], number: int) -> None:
+def work(pipe: Connection, listener: tuple[str, int], number: int) -> None:
     """A worker: answers the word 'round' (and how) with what came of it, 'state' with its step, lineage and vector."""
     torch.set_num_threads(1)
     model = Model()
-    entry = Entry(*door, TOKEN, PASSPORT)
+    tunnel = ServiceTunnel(*listener, TOKEN, FINGERPRINT)
     transport = FaultTolerantTransport(
         f"worker{number}",
-        lighthouse=entry.lighthouse,
-        store=entry.store,
+        lighthouse=tunnel.lighthouse,
+        store=tunnel.store,
         token=TOKEN,
-        passport=PASSPORT,
+        fingerprint=FINGERPRINT,
         save=model.save,
         load=model.load,
         timeout=TIMEOUT,
@@ -128,16 +130,16 @@ def work(pipe: Connection, door: tuple[str, int], number: int) -> None:
         except ShoestringError as error:
             pipe.send(error)
     transport.close()
-    entry.close()
+    tunnel.close()
 
 
 class Worker:
     """One worker's process, from outside."""
 
-    def __init__(self, door: tuple[str, int], number: int) -> None:
+    def __init__(self, listener: tuple[str, int], number: int) -> None:
         self.number = number
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, door, number), daemon=True)
+        self.process = context.Process(target=work, args=(other, listener, number), daemon=True)
         self.process.start()
         other.close()
 
@@ -160,14 +162,14 @@ class Worker:
 
 
 class Run:
-    """A lighthouse behind a door, and three workers."""
+    """A lighthouse behind a listener, and three workers."""
 
     def __init__(self) -> None:
         os.environ.setdefault(
             "RUST_LOG", "warn"
         )  # torchft is imported early, by the process that the others are forked from
         self.light()
-        self.workers = [Worker(self.door, number) for number in range(3)]
+        self.workers = [Worker(self.listener, number) for number in range(3)]
         for worker in self.workers:
             assert worker.hear() == "ready"
 
@@ -177,7 +179,7 @@ class Run:
         self.keeper.start()
         other.close()
         assert self.pipe.poll(40)
-        self.door = self.pipe.recv()
+        self.listener = self.pipe.recv()
 
     def darken(self) -> None:
         self.keeper.kill()
@@ -214,7 +216,7 @@ class Run:
                         worker.say("round")
 
     def restart(self, number: int) -> None:
-        self.workers[number] = Worker(self.door, number)
+        self.workers[number] = Worker(self.listener, number)
         assert self.workers[number].hear() == "ready"
 
     def states(self) -> list[Any]:

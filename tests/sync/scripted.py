@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shoestring.sync.membership import Membership
+from shoestring.sync.elastic.membership import Membership
 from shoestring.sync.transport.base import PeerLost, Traffic
 
 

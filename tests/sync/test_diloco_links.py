@@ -43,7 +43,7 @@ class Broken(Run):
 def test_an_abandoned_round_leaves_everything_as_it_was(average: Any, overlap: int) -> None:
     options = {**HARD, "every": 3, "fragments": Fragments(), "overlap": overlap, "average": average}
     stages = 2 if average == "gather" else 3
-    Broken.faults = {(1, 1 + stages)}  # after the introduction: the first stage of the second round, at one worker
+    Broken.faults = {(1, 1 + stages)}  # after the settings check: the first stage of the second round, at one worker
     run = Broken(3, **options).step(5 + overlap)
     assert all(r.committed for own in run.rounds for r in own)
     rounds = run.workers[0].rounds

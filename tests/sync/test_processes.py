@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from shoestring import __version__
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync import processes
-from shoestring.sync.admission import Passport
-from shoestring.sync.frame import TOKEN
-from shoestring.sync.joining import join, leave
 from shoestring.sync.processes import Team, WorkerFailed, available_cores, launch, share_of_cores
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.joining import PLACE, join, leave
+from shoestring.sync.transport.frame import TOKEN
 
 Start = Callable[..., Team]
 
@@ -241,10 +241,12 @@ def _join(changes: dict[str, Any], rank: int, path: str) -> None:
     """A worker that joins, exchanges its rank, and leaves; its line and its interface are written to `path`."""
     for name, value in changes["environment"].items():
         os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, str(value))
-    passport = Passport(**changes["passport"]) if changes["passport"] else None
+    fingerprint = RunFingerprint(**changes["fingerprint"]) if changes["fingerprint"] else None
     said: dict[str, Any] = {}
     try:
-        transport = join(5, passport=passport)
+        transport = join(20, fingerprint=fingerprint, heartbeat_timeout=changes.get("heartbeat_timeout", 5))
+        if rank == changes.get("frozen"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         mine = torch.tensor([transport.rank], dtype=torch.uint8)
         found = transport.exchange([mine] * transport.size, [1] * transport.size, tag=0).result()
         said = {"found": [each.tolist() for each in found if each is not None], "size": transport.size}
@@ -260,7 +262,7 @@ def _join(changes: dict[str, Any], rank: int, path: str) -> None:
 def _joined(
     tmp_path: Path, size: int, *, agent: bool = True, odd: dict[str, Any] | None = None, **last: Any
 ) -> tuple[list[dict[str, Any]], list[int | None]]:
-    """What workers said and how they ended. `last`, `odd`: of the last one's passport and environment."""
+    """What workers said and how they ended. `last`, `odd`: of the last one's fingerprint and environment."""
     store = processes.open_store()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = store.port if agent else free.getsockname()[1]
@@ -268,11 +270,11 @@ def _joined(
     for rank in range(size):
         environment = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
         environment["TORCHELASTIC_USE_AGENT_STORE"] = agent or None
-        passport = {"workers": size, "recipe": "aa11"}
+        fingerprint = {"workers": size, "recipe": "aa11"}
         if rank == size - 1:
             environment |= odd or {}
-            passport |= last
-        changes = {"environment": environment, "passport": passport}
+            fingerprint |= last
+        changes = {"environment": environment, "fingerprint": fingerprint}
         workers.append(_forks().Process(target=_join, args=(changes, rank, str(tmp_path / str(rank)))))
     for worker in workers:
         worker.start()
@@ -292,7 +294,7 @@ def test_workers_join_whoever_holds_the_store(tmp_path: Path, agent: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("agent", "odd", "passport", "line"),
+    ("agent", "odd", "fingerprint", "line"),
     [
         (True, {TOKEN: "theirs"}, {}, "worker 2 does not know this run's token"),
         (True, {}, {"version": "9.9"}, f"worker 2 runs shoestring 9.9 and worker 0 runs {__version__}: "),
@@ -300,12 +302,42 @@ def test_workers_join_whoever_holds_the_store(tmp_path: Path, agent: bool) -> No
     ],
 )
 def test_workers_that_differ_end_with_status_2_and_one_line(
-    tmp_path: Path, agent: bool, odd: dict[str, Any], passport: dict[str, Any], line: str
+    tmp_path: Path, agent: bool, odd: dict[str, Any], fingerprint: dict[str, Any], line: str
 ) -> None:
-    said, statuses = _joined(tmp_path, 3, agent=agent, odd=odd, **passport)
+    said, statuses = _joined(tmp_path, 3, agent=agent, odd=odd, **fingerprint)
     assert statuses == [2, 2, 2], said
     assert len({one["line"] for one in said}) == 1
     assert said[0]["line"].startswith(line)
+
+
+@pytest.mark.parametrize(("agent", "frozen"), [(True, 1), (False, 0)], ids=["a worker", "the store's holder"])
+def test_a_frozen_worker_is_told_within_the_heartbeats_timeout(tmp_path: Path, agent: bool, frozen: int) -> None:
+    """The exchange itself would wait for 20 s; the others end at once, and are not held up by the exchange in hand."""
+    store = processes.open_store()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = store.port if agent else free.getsockname()[1]
+    workers = []
+    for rank in range(3):
+        place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
+        place["TORCHELASTIC_USE_AGENT_STORE"] = agent or None
+        changes = {"environment": place, "fingerprint": None, "frozen": frozen, "heartbeat_timeout": 0.5}
+        workers.append(_forks().Process(target=_join, args=(changes, rank, str(tmp_path / str(rank)))))
+    began = time.monotonic()
+    for worker in workers:
+        worker.start()
+    others = [worker for rank, worker in enumerate(workers) if rank != frozen]
+    try:
+        for worker in others:
+            worker.join(15)
+        assert time.monotonic() - began < 15
+        assert [worker.exitcode for worker in others] == [1, 1]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+    lines = [json.loads((tmp_path / str(rank)).read_text())["line"] for rank in range(3) if rank != frozen]
+    reason = "no heartbeat for 0.5 s: its process is frozen, or its machine is out of reach"
+    assert lines == [f"worker {frozen} is lost: {reason}"] * 2
 
 
 def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +345,7 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     place = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     for name, value in {**place, "TORCHELASTIC_USE_AGENT_STORE": True}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(ShoestringError, match=r"worker 0 did not come within 0\.3 s"):
+    with pytest.raises(ShoestringError, match=r"worker 0 did not arrive within 0\.3 s"):
         join(0.3)
     with socket.create_server(("127.0.0.1", 0)) as free:
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
@@ -323,7 +355,9 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_environment_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RANK", raising=False)
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="RANK is not in the environment"):
         join(1)
     place = {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -333,17 +367,28 @@ def test_an_environment_without_a_place_is_refused(monkeypatch: pytest.MonkeyPat
         join(1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="the run is of 3 workers, and 2 were started"):
-        join(1, passport=Passport(workers=3))
+        join(1, fingerprint=RunFingerprint(workers=3))
     for name, value in {"MASTER_ADDR": "192.0.2.7", TOKEN: ""}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="SHOESTRING_TOKEN is empty"):
         join(0.1)
 
 
+def test_a_process_that_nobody_started_as_one_of_several_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    transport = join(1)
+    mine = torch.tensor([7], dtype=torch.uint8)
+    assert (transport.rank, transport.size, transport.exchange([mine], [1], tag=0).result()) == (0, 1, [mine])
+    leave(transport)
+    with pytest.raises(UsageError, match="the run is of 3 workers, and this process was started alone"):
+        join(1, fingerprint=RunFingerprint(workers=3))
+
+
 WORKER = """
 import sys, torch
 from pathlib import Path
-from shoestring.sync.joining import join, leave
+from shoestring.sync.rendezvous.joining import PLACE, join, leave
 transport = join(30)
 found = transport.exchange([torch.tensor([transport.rank], dtype=torch.uint8)] * transport.size, None, tag=0).result()
 leave(transport)

@@ -1,4 +1,4 @@
-"""A run of a toy model by workers that come and go, as processes, for the tests of `Elastic`."""
+"""A run of a toy model by workers that come and go, as processes, for the tests of `ElasticLoop`."""
 
 import multiprocessing
 import os
@@ -11,25 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from churn import HEARTBEAT_TIMEOUT, PASSPORT, TIMEOUT, TOKEN
+from churn import FINGERPRINT, HEARTBEAT_TIMEOUT, TIMEOUT, TOKEN
 from torch import nn
 
-from shoestring.sync.board import Board
 from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
-from shoestring.sync.door import Door, Entry
-from shoestring.sync.elastic import Elastic, Meeting, RunOver
+from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.lighthouse import Lighthouse
+from shoestring.sync.elastic.loop import ElasticLoop, RoundAttempt, RunOver
+from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.feedback import ErrorFeedback, Held
-from shoestring.sync.lighthouse import Lighthouse
 from shoestring.sync.outer import OuterSGD
-from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.rendezvous.listener import RunListener, ServiceTunnel
 from shoestring.train.inner import InnerState
 
 EVERY, SEQUENCES, TOKENS = 5, 2, 7
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["shoestring.sync.elastic", "shoestring.sync.board", "shoestring.sync.codecs.linear", "torchft.process_group"]
+    [
+        "shoestring.sync.elastic.loop",
+        "shoestring.sync.elastic.run_status",
+        "shoestring.sync.codecs.linear",
+        "torchft.process_group",
+    ]
 )
 
 
@@ -56,32 +61,34 @@ class Toy(nn.Module):
         return DiLoCo(self, every=EVERY, codec=Linear(bits=4), feedback=feedback, outer=OuterSGD(0.7, 0.6), **more)
 
 
-def take_part(pipe: Connection, door: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:
+def take_part(pipe: Connection, listener: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:
     """Train until the file `enough` is there. Every sequence is written to the log after its step."""
     torch.set_num_threads(1)
     toy, meetings = Toy(), []
-    with Entry(*door, TOKEN, PASSPORT) as entry:
-        board = Board(entry.store)
-        elastic = Elastic(
+    with ServiceTunnel(*listener, TOKEN, FINGERPRINT) as tunnel:
+        status = RunStatus(tunnel.store)
+        elastic = ElasticLoop(
             toy.outer(),
             f"worker{number}",
             sequences=SEQUENCES,
             inner=InnerState(toy.inner),
-            over=lambda: bool(board.over()),
+            over=lambda: bool(status.finished_by()),
             record=meetings.append,
         )
-        link = partial(FaultTolerantTransport, f"worker{number}", lighthouse=entry.lighthouse, store=entry.store)
-        elastic.connect(partial(link, token=TOKEN, passport=PASSPORT, timeout=TIMEOUT, patience=40, heartbeat=0.1))
-        board.assemble(f"worker{number}", [f"worker{each}" for each in range(first)], patience=30)
+        link = partial(FaultTolerantTransport, f"worker{number}", lighthouse=tunnel.lighthouse, store=tunnel.store)
+        elastic.connect(
+            partial(link, token=TOKEN, fingerprint=FINGERPRINT, timeout=TIMEOUT, patience=40, heartbeat=0.1)
+        )
+        status.wait_for_start(f"worker{number}", [f"worker{each}" for each in range(first)], timeout=30)
         try:
             with open(log, "a", buffering=1) as written:
-                elastic.meet()
+                elastic.run_round()
                 while not enough.exists():
                     train_a_period(elastic, toy, written)
-                    elastic.meet()
-            board.close_run(f"worker{number}")
+                    elastic.run_round()
+            status.mark_finished(f"worker{number}")
             while True:
-                elastic.meet()
+                elastic.run_round()
         except RunOver:
             pass
         weights = {name: weight.tolist() for name, weight in elastic.outer.weights.items()}
@@ -90,7 +97,7 @@ def take_part(pipe: Connection, door: tuple[str, int], number: int, log: Path, e
         elastic.transport.close()
 
 
-def train_a_period(elastic: Elastic, toy: Toy, written: Any) -> None:
+def train_a_period(elastic: ElasticLoop, toy: Toy, written: Any) -> None:
     for _ in range(EVERY):
         start = elastic.tally.start_of(elastic.rank, elastic.outer.steps, SEQUENCES)
         sequences = range(start, start + SEQUENCES)
@@ -103,9 +110,9 @@ def train_a_period(elastic: Elastic, toy: Toy, written: Any) -> None:
 def keep(pipe: Connection) -> None:
     with (
         Lighthouse(join_timeout=20, heartbeat_timeout=HEARTBEAT_TIMEOUT, quorum_tick=0.02) as lighthouse,
-        Door(token=TOKEN, passport=PASSPORT, services=lighthouse.services) as door,
+        RunListener(token=TOKEN, fingerprint=FINGERPRINT, services=lighthouse.services) as listener,
     ):
-        pipe.send(door.address)
+        pipe.send(listener.address)
         pipe.recv()
 
 
@@ -137,12 +144,12 @@ class ToyRun:
         os.environ.setdefault("RUST_LOG", "warn")
         self.folder, self.workers = folder, workers
         self.keeper = Process(keep)
-        self.door = self.keeper.hear()
+        self.listener = self.keeper.hear()
         self.running = {number: self.start(number) for number in range(workers)}
 
     def start(self, number: int) -> Process:
         log = self.folder / f"worker{number}.txt"
-        return Process(take_part, self.door, number, log, self.folder / "enough", self.workers)
+        return Process(take_part, self.listener, number, log, self.folder / "enough", self.workers)
 
     def trained(self, number: int) -> list[int]:
         """Sequences that a worker has trained on, in order, whatever became of them."""
@@ -168,7 +175,7 @@ class ToyRun:
     def thaw(self, number: int) -> None:
         self.running[number].signal(signal.SIGCONT)
 
-    def results(self) -> list[tuple[Any, Any, list[Meeting]]]:
+    def results(self) -> list[tuple[Any, Any, list[RoundAttempt]]]:
         """End the run: (global weights, tally, attempts at rounds) of each worker."""
         (self.folder / "enough").touch()
         found = [self.running[number].hear() for number in sorted(self.running)]

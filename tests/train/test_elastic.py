@@ -17,7 +17,7 @@ from shoestring.cli.elastic import accounts
 from shoestring.cli.host import Host
 from shoestring.config import build, overrides, to_toml
 from shoestring.data.prepare import prepare
-from shoestring.sync.admission import Passport
+from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from tests.train.command import TINY, newest_weights, shoestring_here, start
@@ -152,18 +152,20 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
     assert "only a run with --transport torchft can be joined" in refused([*words, "--transport=local"], out)
     with monkeypatch.context() as patch:
         patch.setattr(
-            taking_part, "passport", lambda config, data: Passport(workers=2, **vars_of(config, data), version="0.0.1")
+            taking_part,
+            "fingerprint",
+            lambda config, data: RunFingerprint(workers=2, **vars_of(config, data), version="0.0.1"),
         )
         line = refused(words, out)
     assert f"the run is of shoestring {__version__}, this worker of 0.0.1" in line
-    found.board.close_run("0")
+    found.run_status.mark_finished("0")
     status, _, errors = shoestring_here(*words)
     assert (status, errors.count("\n")) == (2, 1)
     assert "the run has ended" in errors
 
 
 def vars_of(config: RunConfig, data: Any) -> dict[str, str]:
-    papers = host.passport(config, data)
+    papers = host.fingerprint(config, data)
     return {"recipe": papers.recipe, "model": papers.model, "data": papers.data}
 
 

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from shoestring.cli import crew, train
 from shoestring.config import build, overrides, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync import admission
-from shoestring.sync.admission import Passport, admit
-from shoestring.sync.frame import TOKEN
+from shoestring.sync.rendezvous import admission
+from shoestring.sync.rendezvous.admission import RunFingerprint, admit
+from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.config import RunConfig
 from tests.train.command import TINY, newest_weights, shoestring_here
 
@@ -39,12 +39,12 @@ def place(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.fixture
-def shown(place: pytest.MonkeyPatch) -> list[Passport]:
-    """The passports that this worker shows; it then turns back."""
-    found: list[Passport] = []
+def shown(place: pytest.MonkeyPatch) -> list[RunFingerprint]:
+    """The fingerprints that this worker shows; it then turns back."""
+    found: list[RunFingerprint] = []
 
-    def join(timeout: float, *, passport: Passport) -> None:
-        found.append(passport)
+    def join(timeout: float, *, fingerprint: RunFingerprint, heartbeat_timeout: float) -> None:
+        found.append(fingerprint)
         raise UsageError("turned back")
 
     place.setattr(crew, "join", join)
@@ -63,11 +63,11 @@ def new(corpus: Path, out: Path, *flags: str) -> list[object]:
 
 
 def test_the_workers_that_were_started_are_those_of_the_run(
-    corpus: Path, tmp_path: Path, shown: list[Passport]
+    corpus: Path, tmp_path: Path, shown: list[RunFingerprint]
 ) -> None:
     refused(*new(corpus, tmp_path / "run"))
     refused(*new(corpus, tmp_path / "run", "--workers=3"))
-    assert [passport.workers for passport in shown] == [2, 3]
+    assert [fingerprint.workers for fingerprint in shown] == [2, 3]
     assert not (tmp_path / "run").exists()
 
 
@@ -117,17 +117,17 @@ def test_a_run_by_another_transport_is_not_resumed(corpus: Path, tmp_path: Path,
     assert [path.name for path in run.iterdir()] == ["config.toml"]
 
 
-def meet(passports: list[Passport]) -> list[str]:
+def admit_all(fingerprints: list[RunFingerprint]) -> list[str]:
     """What each worker is told; '' where it is admitted."""
-    store, lines = dist.HashStore(), [""] * len(passports)
+    store, lines = dist.HashStore(), [""] * len(fingerprints)
 
     def worker(rank: int) -> None:
         try:
-            admit(passports[rank], store, rank=rank, key=b"", timeout=5)
+            admit(fingerprints[rank], store, rank=rank, key=b"", timeout=5)
         except ShoestringError as error:
             lines[rank] = str(error)
 
-    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(len(passports))]
+    threads = [threading.Thread(target=worker, args=(rank,)) for rank in range(len(fingerprints))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -150,20 +150,20 @@ def meet(passports: list[Passport]) -> list[str]:
 def test_who_goes_on_with_another_run_is_refused(
     corpus: Path,
     tmp_path: Path,
-    shown: list[Passport],
+    shown: list[RunFingerprint],
     place: pytest.MonkeyPatch,
     flags: list[str] | None,
     words: list[object],
     line: str,
 ) -> None:
-    place.setattr(admission, "FAREWELL", 0.1)
+    place.setattr(admission, "LINGER", 0.1)
     refused("--resume", begun(tmp_path / "one", corpus))
     if flags is None:
         refused(*new(corpus, tmp_path / "new"))
     else:
         other = "one" if line else "another"  # what differs is found at one path, and no other path makes a difference
         refused("--resume", begun(tmp_path / other, corpus, *flags), *words)
-    for told in meet(shown):
+    for told in admit_all(shown):
         assert told.startswith(line) if line else told == ""
 
 

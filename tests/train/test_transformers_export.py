@@ -21,3 +21,9 @@ def test_a_trained_run_loads_in_transformers_with_the_same_logits(corpus: Path, 
     with torch.no_grad():
         inputs = torch.tensor([ids])
         torch.testing.assert_close(theirs(inputs).logits, ours.model(inputs), atol=1e-4, rtol=0)
+    batch = tokenizer([text, text * 20], padding=True, truncation=True, return_tensors="pt")
+    assert tokenizer.model_max_length == ours.config.model.context == 32
+    assert batch["input_ids"].shape == (2, 32)
+    assert tokenizer.pad_token_id == theirs.generation_config.pad_token_id == ours.tokenizer.end
+    assert theirs.get_input_embeddings().padding_idx is None
+    assert batch["input_ids"][0].tolist() == [*ids, *[ours.tokenizer.end] * (32 - len(ids))]

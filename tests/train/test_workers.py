@@ -12,11 +12,11 @@ import torch
 
 from shoestring.budget.ledger import read_ledger
 from shoestring.contract.batch import Batch, Inputs
-from shoestring.sync.frame import HEADER_BYTES
 from shoestring.sync.transport.base import PeerLost
-from shoestring.train.agreement import Agreement, Wish
+from shoestring.sync.transport.frame import HEADER_BYTES
 from shoestring.train.part import Part
 from shoestring.train.team import Team
+from shoestring.train.vote import Vote, VoteCount
 from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
 
 MULOCO = "--sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8".split()
@@ -38,21 +38,21 @@ def test_the_parts_of_the_workers_are_the_batch() -> None:
 
 
 def test_workers_end_at_the_fewest_steps_left() -> None:
-    agreement = Agreement(gap=10)
-    notes = [Wish(left=12).note(), Wish(left=25).note()]
-    agreement.hear(30, notes)
-    assert agreement.settle(30, Wish()) == Wish(math.inf)
-    agreement.hear(40, [Wish(left=4).note(), None, Wish(left=3).note()])
-    assert [agreement.settle(step, Wish()).left for step in (40, 42, 43)] == [3, 1, 0]
+    vote_count = VoteCount(gap=10)
+    notes = [Vote(left=12).note(), Vote(left=25).note()]
+    vote_count.count(30, notes)
+    assert vote_count.decide(30) == Vote(math.inf)
+    vote_count.count(40, [Vote(left=4).note(), None, Vote(left=3).note()])
+    assert [vote_count.decide(step).left for step in (40, 42, 43)] == [3, 1, 0]
 
 
 def test_any_worker_stops_all_and_only_the_leader_saves() -> None:
-    agreement = Agreement(gap=10)
-    agreement.hear(10, [Wish(save=False).note(), Wish(save=True).note()])
-    assert not agreement.settle(10, Wish()).save
-    agreement.hear(20, [Wish(save=True).note(), Wish(stop=True).note()])
-    assert agreement.settle(20, Wish()) == Wish(math.inf, stop=True, save=True)
-    assert not agreement.settle(21, Wish()).save
+    vote_count = VoteCount(gap=10)
+    vote_count.count(10, [Vote(save=False).note(), Vote(save=True).note()])
+    assert not vote_count.decide(10).save
+    vote_count.count(20, [Vote(save=True).note(), Vote(stop=True).note()])
+    assert vote_count.decide(20) == Vote(math.inf, stop=True, save=True)
+    assert not vote_count.decide(21).save
 
 
 def run(corpus: Path, out: Path, *flags: str, budget: str = "4ktok") -> None:

@@ -37,9 +37,10 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
 
-    def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """Parse, refusing what is unknown."""
-        found, unknown = self.parse_known_args(words)
+    def read(self, words: Sequence[str], *, mixed: bool = False) -> argparse.Namespace:
+        """Parse, refusing what is unknown. mixed: a list of positional words may go on after flags."""
+        parse = self.parse_known_intermixed_args if mixed else self.parse_known_args
+        found, unknown = parse(words)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown[0].partition("=")[0]

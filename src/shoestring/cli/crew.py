@@ -1,5 +1,7 @@
 """`shoestring train` by several processes: the command starts itself once for each worker, or torchrun has done so."""
 
+import argparse
+import math
 import os
 import sys
 import time
@@ -12,11 +14,12 @@ from shoestring.cli.fingerprint import digest
 from shoestring.config import Tree, build, tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.admission import Passport
-from shoestring.sync.joining import join, leave, world_size
 from shoestring.sync.processes import launch
-from shoestring.sync.sharing import share
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.all_gather import all_gather
+from shoestring.sync.rendezvous.joining import join, leave, world_size
 from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
@@ -76,14 +79,39 @@ def own_folder(run: Path, rank: int) -> Path:
     return run if rank == 0 else run / "workers" / str(rank)
 
 
+def add_heartbeat_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --heartbeat-timeout."""
+    parser.add_argument(
+        "--heartbeat-timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="with --workers or torchrun: a worker without a heartbeat for so long counts as frozen, and the run ends "
+        f"(default {TIMEOUT:g})",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    return seconds
+
+
 @contextmanager
-def joined(asked: Tree, workers: int, start: str = "anew") -> Iterator[Transport]:
-    """The link to the other workers, all of whom were asked for the same. asked: the plain values of recipe and flags, or of
-    the configuration of a run that goes on. start: as in `Passport`."""
+def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "anew") -> Iterator[Transport]:
+    """The link to the other workers, all of whom were asked for the same.
+
+    asked: the plain values of recipe and flags, or of the configuration of a run that goes on.
+    workers: how many the run has.
+    heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen.
+    start: as in `RunFingerprint`.
+    """
     recipe = {key: value for key, value in asked.items() if key not in ("model", "data")}
     parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
     fingerprints = {name: digest(part) for name, part in parts.items()}
-    transport = join(PATIENCE, passport=Passport(workers=workers, start=start, **fingerprints))
+    fingerprint = RunFingerprint(workers=workers, start=start, **fingerprints)
+    transport = join(PATIENCE, fingerprint=fingerprint, heartbeat_timeout=heartbeat_timeout)
     try:
         yield transport
     finally:
@@ -97,13 +125,13 @@ def settle_run(transport: Transport, mine: tuple[Path, RunConfig] | None) -> tup
     if mine is not None:
         path, config = mine
         content = {"run": str(path), "config": tree(config)}
-    said = share(transport, content, number=0)[0]
+    said = all_gather(transport, content, number=0)[0]
     return Path(said["run"]), build(RunConfig, said["config"])
 
 
 def require_same_data(transport: Transport, dataset: Dataset) -> None:
     """Raises: UsageError at every worker where one of them reads other data."""
-    first, *others = share(transport, dataset.fingerprint, number=1)
+    first, *others = all_gather(transport, dataset.fingerprint, number=1)
     for rank, found in enumerate(others, start=1):
         if found != first:
             raise UsageError(
@@ -116,7 +144,7 @@ def common_step(transport: Transport, folder: RunFolder) -> int | None:
 
     Raises: ShoestringError where they have, and none in common.
     """
-    each = [set(steps) for steps in share(transport, list_checkpoints(folder.checkpoints), number=2)]
+    each = [set(steps) for steps in all_gather(transport, list_checkpoints(folder.checkpoints), number=2)]
     common = set.intersection(*each)
     if not common and any(each):
         raise ShoestringError(f"{folder.path} cannot go on: the workers have no checkpoint of the same step")

@@ -21,7 +21,7 @@ from shoestring.train.session import Outcome
 
 @dataclass(frozen=True)
 class Terms:
-    """restart: workers that die are started again. listen: where the run's door is. since: the monotonic clock when the
+    """restart: workers that die are started again. listen: where the run's listener is. since: the monotonic clock when the
     command was given."""
 
     restart: bool = False
@@ -62,7 +62,7 @@ def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, view: LiveV
         names = [str(rank) for rank in range(config.workers)]
         fleet = Fleet(host, names, restart=terms.restart, since=terms.since or time.monotonic(), say=view.say)
         status = fleet.watch(_Tail(folder.path / "workers", view).look)
-        judge = host.board.over()
+        judge = host.run_status.finished_by()
     if status:
         return Outcome("interrupted", status - 128, _newest_summary(folder), "")
     return _adopt(folder, judge)

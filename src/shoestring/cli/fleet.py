@@ -13,8 +13,8 @@ from types import FrameType
 from shoestring.cli.crew import STARTED
 from shoestring.cli.host import Host
 from shoestring.errors import ShoestringError
-from shoestring.sync.frame import TOKEN
 from shoestring.sync.processes import GRACE, available_cores, share_of_cores, tied
+from shoestring.sync.transport.frame import TOKEN
 
 LOOK = 0.2
 """Seconds between two looks at the workers."""
@@ -39,7 +39,7 @@ class Fleet:
         return self.host.folder.path / "workers" / name
 
     def start(self, name: str, *, again: bool = False, through: str = "") -> subprocess.Popen[bytes]:
-        """Start a worker. again: it comes to a run that goes on. through: the address it is given, '' for the door's own."""
+        """Start a worker. again: it comes to a run that goes on. through: the address it is given, '' for the listener's own."""
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         place = self.names.index(name) if name in self.names else 0
@@ -82,10 +82,10 @@ class Fleet:
                 tick()
                 for name in [name for name, process in self.running.items() if process.poll() is not None]:
                     self._ended(name, self.running.pop(name).returncode)
-                if self.running and self.host.board.over():
+                if self.running and self.host.run_status.finished_by():
                     self._part()
         tick()
-        if self.host.board.over():
+        if self.host.run_status.finished_by():
             return 0
         if self.asked is not None:
             return 128 + self.asked

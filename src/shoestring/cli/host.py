@@ -1,4 +1,4 @@
-"""Where a run of workers that come and go is at home: its folder, its token, its lighthouse, and the door before it."""
+"""The host of a run whose workers come and go: its folder, its token, its lighthouse, and the listener before it."""
 
 import contextlib
 import importlib.util
@@ -12,11 +12,11 @@ from shoestring.cli.fingerprint import digest, without_places
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.admission import Passport
-from shoestring.sync.board import Board
-from shoestring.sync.door import Door
-from shoestring.sync.frame import TOKEN, new_token
-from shoestring.sync.lighthouse import Lighthouse
+from shoestring.sync.elastic.lighthouse import Lighthouse
+from shoestring.sync.elastic.run_status import RunStatus
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.listener import RunListener
+from shoestring.sync.transport.frame import TOKEN, new_token
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 
@@ -32,11 +32,11 @@ def require_torchft() -> None:
         raise UsageError("workers that come and go need torchft: pip install shoestring[elastic]")
 
 
-def passport(config: RunConfig, dataset: Dataset) -> Passport:
+def run_fingerprint(config: RunConfig, dataset: Dataset) -> RunFingerprint:
     """What all workers of a run must have alike: a resolved configuration save for what is each one's own, and the data."""
     recipe = {key: value for key, value in without_places(tree(config)).items() if key not in OWN}
     shape = recipe.pop("model")
-    return Passport(workers=config.workers, recipe=digest(recipe), model=digest(shape), data=dataset.fingerprint)
+    return RunFingerprint(workers=config.workers, recipe=digest(recipe), model=digest(shape), data=dataset.fingerprint)
 
 
 def address(text: str) -> tuple[str, int]:
@@ -48,7 +48,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def listening(text: str | None) -> tuple[str, int]:
-    """Where the door is to be: on the loopback, port 0 for any that is free, unless an address is given.
+    """Where the run's listener is to be: on the loopback, port 0 for any that is free, unless an address is given.
 
     Raises: UsageError for none, or one that stands for all interfaces: the workers here come in by it too, and are known to
     those elsewhere by the address that leads there.
@@ -78,25 +78,28 @@ def token_of(folder: Path) -> str:
 
 
 class Host:
-    """The lighthouse, store and door of a run; a context manager. listen: where the door is, port 0 for any that is free."""
+    """The lighthouse, store and listener of a run; a context manager. listen: its address, port 0 for any that is free."""
 
     def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, listen: tuple[str, int]) -> None:
         self.config, self.folder = config, folder
         self.token = token_of(folder.path)
         self.lighthouse = Lighthouse(join_timeout=config.elastic.stragglers, heartbeat_timeout=config.elastic.silence)
         try:
-            self.door = Door(
-                listen, token=self.token, passport=passport(config, dataset), services=self.lighthouse.services
+            self.listener = RunListener(
+                listen,
+                token=self.token,
+                fingerprint=run_fingerprint(config, dataset),
+                services=self.lighthouse.services,
             )
         except BaseException:
             self.lighthouse.close()
             raise
-        self.board = Board(self.lighthouse.store_address)
+        self.run_status = RunStatus(self.lighthouse.store_address)
 
     @property
     def address(self) -> str:
         """Where workers come in: 'HOST:PORT'."""
-        host, port = self.door.address
+        host, port = self.listener.address
         return f"{host}:{port}"
 
     @property
@@ -104,12 +107,12 @@ class Host:
         """Lines for people: how others join."""
         recipe, token = self.folder.path / "config.toml", self.folder.path / "token"
         lines = [f"workers may join at {self.address}; the run's token is in {token}"]
-        if ipaddress.ip_address(self.door.address[0]).is_loopback:
+        if ipaddress.ip_address(self.listener.address[0]).is_loopback:
             return [*lines, "from this machine alone; for other machines: --listen HOST:PORT"]
         return [*lines, f"from elsewhere: {TOKEN}=... shoestring worker --lighthouse {self.address} {recipe}"]
 
     def close(self) -> None:
-        self.door.close()
+        self.listener.close()
         self.lighthouse.close()
 
     def __enter__(self) -> Self:

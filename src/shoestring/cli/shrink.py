@@ -22,7 +22,8 @@ from shoestring.train.trained import Trained, load_trained
 PURPOSES = """\
   ternary2     2 bits a weight, packed for the kernels here: a folder that `shoestring generate` reads
   ternary1.6   1.6 bits a weight, likewise
-  TQ2_0        2.06 bits a weight, for llama.cpp: a GGUF file (needs the package 'gguf')
+  TQ2_0        2.06 bits a weight, for llama.cpp: a GGUF file (needs the package 'gguf'). Its blocks have 256 columns:
+               plan the model with --model.width and --model.hidden in multiples of 256
   TQ1_0        1.69 bits a weight, likewise
 """
 
@@ -113,6 +114,11 @@ def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:
         )
     if chosen.kept:
         console.print(f"             {len(chosen.kept)} kept in higher precision, as the run had them")
+    if outcome.written:
+        ternary, wide = len(outcome.written.ternary), len(outcome.written.wide)
+        console.print(
+            f"in the file  {ternary} ternary matrices and {wide} in F16: GGUF has queries, keys and values apart, gate and up too"
+        )
     weights = sum(parameter.numel() for parameter in trained.model.parameters())
     before = 4 * weights
     console.print(
@@ -123,8 +129,10 @@ def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:
         each = f", {part.each:.3f} a weight" if part.weights else ""
         scales = f" ({part.scales:,} of them scales)" if part.scales else ""
         console.print(f"  {part.name:28} {part.weights:>13,} weights {part.bytes:>13,} bytes{each}{scales}")
-    if outcome.rounding:
-        console.print(f"scales       in float16, which moves them by up to {outcome.rounding:.1e} of their size")
+    if outcome.written and outcome.written.rounding:
+        console.print(
+            f"scales       in float16, which moves them by up to {outcome.written.rounding:.1e} of their size"
+        )
     if outcome.before and outcome.after:
         more = f"{outcome.after.loss - outcome.before.loss:+.4f} nats a token"
         how = f"after ({more})"

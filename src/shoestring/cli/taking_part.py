@@ -17,16 +17,16 @@ from rich.console import Console
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.cli.crew import started
-from shoestring.cli.host import address, passport, require_torchft
+from shoestring.cli.host import address, require_torchft, run_fingerprint
 from shoestring.cli.live import LiveView
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.plan.planner import flops_per_token
-from shoestring.sync.board import Board
-from shoestring.sync.door import Entry
-from shoestring.sync.frame import TOKEN
-from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.run_status import RunStatus
+from shoestring.sync.rendezvous.listener import ServiceTunnel
+from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic_session import ElasticSession
@@ -123,9 +123,9 @@ def take_part(
     dataset = prepare(config.data, cache_folder(), say=console.print)
     preparing = Ledger()
     config = resolve(config, dataset, machine, preparing, console.print)
-    papers = passport(config, dataset)
+    fingerprint = run_fingerprint(config, dataset)
     with contextlib.ExitStack() as stack:
-        entry = stack.enter_context(Entry(host, port, token, papers))
+        tunnel = stack.enter_context(ServiceTunnel(host, port, token, fingerprint))
         folder = _folder(out)
         stack.enter_context(alone(folder))
         identity = _name(folder, name)
@@ -133,7 +133,7 @@ def take_part(
             dataset.tokenizer.save(folder.tokenizer)
             folder.write_json("environment.json", environment(machine))
             folder.write_config(config)
-        elif passport(folder.read_config(), dataset) != papers:
+        elif run_fingerprint(folder.read_config(), dataset) != fingerprint:
             raise UsageError(f"{folder.path} is of another run: name another folder with --out")
         ledger = Ledger(folder.ledger, since=began)
         ledger.write("start")
@@ -142,10 +142,10 @@ def take_part(
         link = partial(
             FaultTolerantTransport,
             identity,
-            lighthouse=entry.lighthouse,
-            store=entry.store,
+            lighthouse=tunnel.lighthouse,
+            store=tunnel.store,
             token=token,
-            passport=papers,
+            fingerprint=fingerprint,
             host=own,
             timeout=config.elastic.exchange,
             patience=config.elastic.patience,
@@ -160,7 +160,7 @@ def take_part(
             view.show,
             identity=identity,
             companions=companions,
-            board=Board(entry.store, timeout=config.elastic.exchange),
+            run_status=RunStatus(tunnel.store, timeout=config.elastic.exchange),
             link=link,
             since=began,
         )

@@ -15,6 +15,7 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.crew import (
+    add_heartbeat_flag,
     common_step,
     is_worker,
     joined,
@@ -90,9 +91,11 @@ def _decide(
     return dataset, config
 
 
-def _begin_as_worker(request: Request, out: Path | None, console: Console) -> tuple[RunFolder, Outcome]:
+def _begin_as_worker(
+    request: Request, out: Path | None, heartbeat_timeout: float, console: Console
+) -> tuple[RunFolder, Outcome]:
     """As `_begin`, one of several processes: the leader decides, and all train."""
-    with joined(request.asked, request.workers) as transport:
+    with joined(request.asked, request.workers, heartbeat_timeout) as transport:
         mine = None
         if transport.rank == 0:
             machine = probe()
@@ -124,10 +127,12 @@ def _go_on(path: Path, step: int | None, console: Console) -> tuple[RunFolder, O
         return folder, resume(folder, config, ledger, dataset, view.say, view.show, step)
 
 
-def _go_on_as_worker(path: Path, step: int | None, console: Console) -> tuple[RunFolder, Outcome]:
+def _go_on_as_worker(
+    path: Path, step: int | None, heartbeat_timeout: float, console: Console
+) -> tuple[RunFolder, Outcome]:
     config = RunFolder.open(path).read_config()
     start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
-    with joined(without_places(tree(config)), config.workers, start) as transport:
+    with joined(without_places(tree(config)), config.workers, heartbeat_timeout, start) as transport:
         folder = RunFolder(own_folder(path, transport.rank))
         if not (folder.path / "config.toml").is_file():  # killed before this worker had begun
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -227,6 +232,7 @@ def run(words: Sequence[str]) -> int:
         metavar="HOST:PORT",
         help="with --transport torchft: where other machines may join (default: none can)",
     )
+    add_heartbeat_flag(parser)
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
     terms = Terms(found.restart, listening(found.listen), time.monotonic())
@@ -250,8 +256,10 @@ def run(words: Sequence[str]) -> int:
             return start_workers(words, config.workers, found.resume / "workers")
         if config.transport == "torchft":
             folder, outcome = _go_on_elastic(found.resume, terms, console)
+        elif is_worker():
+            folder, outcome = _go_on_as_worker(found.resume, found.from_step, found.heartbeat_timeout, console)
         else:
-            folder, outcome = (_go_on_as_worker if is_worker() else _go_on)(found.resume, found.from_step, console)
+            folder, outcome = _go_on(found.resume, found.from_step, console)
     else:
         if found.from_step is not None:
             raise UsageError("--from-step goes with --resume RUN")
@@ -264,8 +272,10 @@ def run(words: Sequence[str]) -> int:
             return start_workers([*words, *named], request.workers, folder.path / "workers")
         if request.transport == "torchft":
             folder, outcome = _begin_elastic(request, found.out, terms, console)
+        elif is_worker():
+            folder, outcome = _begin_as_worker(request, found.out, found.heartbeat_timeout, console)
         else:
-            folder, outcome = (_begin_as_worker if is_worker() else _begin)(request, found.out, console)
+            folder, outcome = _begin(request, found.out, console)
     if leads():
         _report(folder, outcome, console)
     return 0 if outcome.signal is None else 128 + outcome.signal

@@ -5,6 +5,7 @@ fused matrices are split by rows, or stacked again, and nothing is rounded; but 
 `output_scale`, which the stock classes have not, leaves with them multiplied into its embedding and its last norm.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from shoestring.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 _TOP = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -78,8 +81,11 @@ def export(
 ) -> None:
     """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load.
 
-    tokenizer: the folder of the tokenizer's files, copied as they are; None = no tokenizer. dtype: of the weights.
-    end: the id of the token at which generation stops. Nothing appears at `folder` unless all of it is written.
+    tokenizer: the folder of the tokenizer's files; None = no tokenizer. They are copied, and its tokenizer_config.json is
+    given the model's context as `model_max_length` and, where it names no pad token, its end token as that.
+    dtype: of the weights.
+    end: the id of the token at which generation stops, and which fills up its batches.
+    Nothing appears at `folder` unless all of it is written.
 
     Raises: UsageError where `folder` holds something, or no stock class holds the architecture.
     """
@@ -87,6 +93,8 @@ def export(
         raise UsageError(f"{folder} exists already: export into a new folder")
     copy = to_transformers(model).to(dtype)
     copy.config.eos_token_id = copy.generation_config.eos_token_id = end
+    # not in copy.config: its embedding would take no gradient for that token, which also separates documents
+    copy.generation_config.pad_token_id = end
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -98,6 +106,17 @@ def export(
         for file in sorted(tokenizer.iterdir()) if tokenizer else ():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)
+        if (temporary / TOKENIZER_SETTINGS).exists():
+            _complete(temporary / TOKENIZER_SETTINGS, model.config.context)
+
+
+def _complete(path: Path, context: int) -> None:
+    """Add what `Trainer`, data collators and truncation need to know of a tokenizer."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["model_max_length"] = context
+    if not settings.get("pad_token") and settings.get("eos_token"):
+        settings["pad_token"] = settings["eos_token"]
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _names(model: Transformer) -> dict[str, tuple[str, ...]]:

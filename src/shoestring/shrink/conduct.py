@@ -13,7 +13,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.folder import MODEL, load_packed, save_packed
-from shoestring.shrink.gguf_file import Kind, as_stored, write_gguf
+from shoestring.shrink.gguf_file import Kind, Written, as_stored, require_ternary, write_gguf
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.rounding import Ternaries, pack, ternaries
 from shoestring.shrink.sizes import Part, parts
@@ -27,14 +27,14 @@ LEDGER = "ledger.jsonl"
 class Outcome:
     """What was made. before, after: held-out loss of the run's model, and of the small one as the kernels here compute it, or,
     where it is GGUF, of its numbers in float32 arithmetic; None where they were not measured. bytes: of the file. parts: of it,
-    where it is a packed model. rounding: by how much float16 moved a scale, where it is GGUF."""
+    where it is a packed model. written: where it is GGUF."""
 
     chosen: Ternaries
     before: Heldout | None
     after: Heldout | None
     bytes: int
     parts: tuple[Part, ...] = ()
-    rounding: float = 0.0
+    written: Written | None = None
 
 
 def shrink_to_packed(
@@ -69,17 +69,24 @@ def shrink_to_gguf(
     ledger: Ledger,
     say: Callable[[str], None],
 ) -> Outcome:
-    """Write a GGUF file. The loss after is that of the file's numbers in float32 arithmetic here; llama.cpp's, which rounds
-    activations, is its own. say: told, in a line each, what a reader may not expect. Raises: UsageError where `out` exists."""
+    """Write a GGUF file.
+
+    The loss after is that of the file's numbers in float32 arithmetic here; llama.cpp's, which rounds activations, is its own.
+
+    say: told, in a line each, what a reader may not expect.
+    Raises: UsageError where `out` exists, or no matrix would be ternary in the file.
+    """
     _refuse_taken(out)
-    before = text(trained.model, ledger, "before") if text else None
     with ledger.clock("compute"):
         chosen = ternaries(trained.model, trained.quantised)
         plain = dense(trained.model, chosen)
+        require_ternary(plain, kind)
+    before = text(trained.model, ledger, "before") if text else None
+    with ledger.clock("compute"):
         written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
     ledger.write("write", kind=kind, embedding=embedding)
     after = text(as_stored(plain, embedding), ledger, "after") if text else None
-    return Outcome(chosen, before, after, written.bytes, rounding=written.rounding)
+    return Outcome(chosen, before, after, written.bytes, written=written)
 
 
 @torch.no_grad()

@@ -32,14 +32,44 @@ TABLES = {16: "F16", 8: "Q8_0"}
 """The types of embedding and head, by their bits. Q8_0: int8 with a float16 scale for 32 columns."""
 
 
+QWEN3_HEAD_SIZE = "qwen3_moe.attention.key_length"
+"""The key from which transformers takes a head size for any architecture (its `integrations/ggml.py`)."""
+
+
 @dataclass(frozen=True)
 class Written:
-    """What was written. bytes: of the file. wide: matrices in float16. rounding: by how
-    much, relatively, float16 moved a scale at most."""
+    """What was written.
+
+    bytes: of the file.
+    ternary: the names there of the matrices in ternary blocks. A fused matrix of ours is several there.
+    wide: the same of the matrices of blocks that are stored in float16.
+    rounding: by how much, relatively, float16 moved a scale at most.
+    """
 
     bytes: int
+    ternary: tuple[str, ...]
     wide: tuple[str, ...]
     rounding: float
+
+
+def require_ternary(model: Transformer, kind: Kind) -> None:
+    """Raises: UsageError where no matrix of `model`, plain float32 ones, can be stored in blocks of this kind."""
+    matrices = [
+        weight for name, weight in model.state_dict().items() if name.startswith("blocks.") and weight.dim() > 1
+    ]
+    if any(is_ternary(weight) for weight in matrices):
+        return
+    columns = sorted({weight.shape[1] for weight in matrices})
+    listed = ", ".join(map(str, columns))
+    if any(each % BLOCK == 0 for each in columns):
+        raise UsageError(f"{kind} holds one number and its negative in {BLOCK} columns, and no matrix here is so")
+    config = model.config
+    width = -(-config.width // BLOCK) * BLOCK
+    hidden = -(-config.hidden * width // config.width // BLOCK) * BLOCK
+    raise UsageError(
+        f"{kind} has blocks of {BLOCK} columns, and no matrix of this model has a multiple of that ({listed}): train it with "
+        f"--model.width {width} --model.hidden {hidden}, or pack this one with --to ternary2, which takes any width"
+    )
 
 
 def write_gguf(
@@ -53,19 +83,22 @@ def write_gguf(
 ) -> Written:
     """Write `model` to `path`, whole or not at all.
 
-    model: with plain float32 matrices. kind: the type of those in its blocks that are ternary, 0 or plus or minus one number
-    in every run of 256 columns of a row; others are stored in float16, which is told. embedding: bits of embedding and head,
-    16 or 8. say: told, in one line each, what a reader may not expect.
+    model: with plain float32 matrices.
+    kind: the type of those in its blocks that are ternary: 0 or plus or minus one number in every run of 256 columns of a row.
+    At least one must be. Others are stored in float16, which is told.
+    embedding: bits of embedding and head, 16 or 8.
+    say: told, in one line each, what a reader may not expect.
 
-    Raises: UsageError without the `gguf` package, or where no stock class holds the architecture; ShoestringError where
-    float16 cannot hold a scale or a weight.
+    Raises: UsageError without the `gguf` package, where no stock class holds the architecture, or where no matrix is
+    ternary; ShoestringError where float16 cannot hold a scale or a weight.
     """
     gguf = _package(embedding)
+    require_ternary(model, kind)
     stock = to_transformers(model)
     name = str(stock.config.model_type)
     architecture = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}[name]
     names = gguf.get_tensor_name_map(architecture, model.config.layers)
-    wide, moved = [], 0.0
+    ternary, wide, moved = list[str](), list[str](), 0.0
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=path.parent) as folder:
         temporary = Path(folder) / "model.gguf"
@@ -89,6 +122,7 @@ def write_gguf(
                 wide.append(target)
             else:
                 found, moved = kind, max(moved, rounding(weight))
+                ternary.append(target)
             data, given = _encoded(theirs, weight, found, gguf)
             writer.add_tensor(target, data, raw_dtype=given)
         writer.write_header_to_file()
@@ -97,11 +131,13 @@ def write_gguf(
         writer.close()
         atomic.write_bytes(path, temporary.read_bytes())
     if wide:
+        count = len(ternary) + len(wide)
         say(
-            f"{len(wide)} matrices are stored in F16: their columns are no multiple of {BLOCK}, or they have other numbers than "
-            f"one and its negative in a block of so many ({wide[0]}{' ...' if wide[1:] else ''})"
+            f"{len(wide)} of the {count} matrices of blocks in the file are stored in F16: their columns are no multiple of "
+            f"{BLOCK}, or they have other numbers than one and its negative in a block of so many "
+            f"({wide[0]}{' ...' if wide[1:] else ''})"
         )
-    return Written(path.stat().st_size, tuple(wide), moved)
+    return Written(path.stat().st_size, tuple(ternary), tuple(wide), moved)
 
 
 def _package(embedding: int) -> Any:
@@ -161,6 +197,9 @@ def _describe(writer: "GGUFWriter", config: ModelConfig, kind: Kind, gguf: Any) 
     writer.add_key_length(config.head_width)
     writer.add_value_length(config.head_width)
     writer.add_rope_dimension_count(config.head_width)
+    if config.token_mixer.options["qk_norm"]:
+        # transformers reads no head size from a qwen3's own keys, and takes 128; it does read this one, llama.cpp ignores it
+        writer.add_uint32(QWEN3_HEAD_SIZE, config.head_width)
     writer.add_rope_freq_base(config.token_mixer.options["rope_theta"])
     writer.add_layer_norm_rms_eps(config.norm.options["epsilon"])
     writer.add_vocab_size(config.vocabulary)

@@ -18,9 +18,9 @@ from shoestring.sync.feedback import ErrorFeedback, Residuals
 from shoestring.sync.flight import Flight, Round
 from shoestring.sync.fragments import Fragments
 from shoestring.sync.inner import forget, prepare
-from shoestring.sync.introduction import Introduction, Sight, sight
 from shoestring.sync.message import write_note
 from shoestring.sync.outer import OuterSGD, outer_for
+from shoestring.sync.rendezvous.settings_check import Settings, SettingsCheck, settings_to_compare
 from shoestring.sync.saved import Resumable
 from shoestring.sync.transport.base import Transport
 from shoestring.sync.transport.local import LocalGroup
@@ -97,7 +97,7 @@ class DiLoCo(Resumable):
         self.model, self.inner, self.every, self.overlap, self.mixing = model, inner, every, overlap, mixing
         self.codec, self.average_codec = Float32() if codec is None else codec, average_codec
         self.transport = LocalGroup(1).transports[0] if transport is None else transport
-        self.alone, self.introduction = self.transport.size == 1, Introduction(self._sight)
+        self.alone, self.settings_check = self.transport.size == 1, SettingsCheck(self._settings)
         self.outer = outer_for(inner) if outer is None else outer
         self.average, self.roles = average, dict(roles or {})
         self.fragments = fragments.of(model)
@@ -220,10 +220,10 @@ class DiLoCo(Resumable):
         )
         exchange = average(self.average, kept["deltas"], terms)
         if not self.alone:
-            exchange = self.introduction.before(exchange, self.transport, first=kept["sequence"] == 0)
+            exchange = self.settings_check.before(exchange, self.transport, first=kept["sequence"] == 0)
         return Flight(**kept, exchange=exchange)
 
-    def _sight(self) -> Sight:
+    def _settings(self) -> Settings:
         """What all workers must begin with alike."""
         settings = {
             "every": self.every,
@@ -233,7 +233,7 @@ class DiLoCo(Resumable):
             "average_codec": None if self.average_codec is None else _settings_of(self.average_codec),
             "outer": self.outer,
         }
-        return sight(settings, self.fragments, self.weights)
+        return settings_to_compare(settings, self.fragments, self.weights)
 
     @torch.no_grad()
     def finish(self, flight: Flight, averaged: Averaged, exposed: float = 0.0) -> Round:

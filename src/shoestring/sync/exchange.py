@@ -20,9 +20,9 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.sync.codec import Codec
+from shoestring.sync.codecs.pieces import compressed
 from shoestring.sync.feedback import PART, Residuals
 from shoestring.sync.message import Holds, Layout, Opened, header_bytes, open_message, seal, write_note
-from shoestring.sync.pieces import compressed
 from shoestring.sync.transport.base import Pending, Transport
 
 Average = Literal["auto", "gather", "scatter"]

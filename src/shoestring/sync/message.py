@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shoestring.sync.codec import Codec
 from shoestring.sync.codecs.floats import Float32
-from shoestring.sync.pieces import pieces
+from shoestring.sync.codecs.pieces import pieces
 
 NOTE_BYTES = 128
 HEADER = struct.Struct("<BxxxI")

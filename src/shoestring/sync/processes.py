@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 import torch.distributed as dist
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.frame import TOKEN, new_token
+from shoestring.sync.transport.frame import TOKEN, new_token
 
 GRACE = 5.0
 """Seconds between asking the other workers to end and ending them."""

@@ -19,12 +19,12 @@ from shoestring.contract.batch import Batch
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
 from shoestring.optim.state import flatten_state, restore_state
-from shoestring.sync.elastic import Elastic, Meeting
-from shoestring.sync.tally import Tally, Work
-from shoestring.train.agreement import Wish
+from shoestring.sync.elastic.loop import ElasticLoop, RoundAttempt
+from shoestring.sync.elastic.tally import Tally, Work
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper, StepResult
 from shoestring.train.team import Exchanges
+from shoestring.train.vote import Vote
 
 FIRST_PERIOD = 5
 """Inner steps before the first exchange of a run with a budget in seconds: until then nobody knows what a step takes."""
@@ -35,7 +35,7 @@ class Share:
     take together in the next one, the part of its rank. Which these are follows from (sequences handed out before, rank,
     number of members) alone; `start` and `count`, which are of a run with a fixed number of workers, have no say."""
 
-    def __init__(self, source: BatchSource, elastic: Elastic) -> None:
+    def __init__(self, source: BatchSource, elastic: ElasticLoop) -> None:
         self.source, self.elastic = source, elastic
 
     def batch(self, start: int, count: int) -> Batch:
@@ -60,7 +60,7 @@ class ElasticTeam:
     def __init__(
         self,
         stepper: Stepper,
-        elastic: Elastic,
+        elastic: ElasticLoop,
         ledger: Ledger,
         budget: Budget,
         *,
@@ -105,7 +105,7 @@ class ElasticTeam:
             seconds={"idle": self.elastic.seconds},
             tokens=tally.tokens + tally.size * work.tokens,
             flops=tally.flops + tally.size * work.flops,
-            sent=tally.sent + tally.size * self.elastic.untold,
+            sent=tally.sent + tally.size * self.elastic.unreported,
         )
 
     def spent(self, own: Totals) -> Totals:
@@ -119,7 +119,7 @@ class ElasticTeam:
         steps = max(0, rounds * self.every - self.elastic.period)
         return replace(found, sent=math.floor(self.budget.bytes - steps / self.every * each))
 
-    def settle(self, step: int, wish: Wish) -> Wish:
+    def decide(self, step: int, vote: Vote) -> Vote:
         """Hold the round that is due, if any. The run ends, and a checkpoint is written, right after a round alone: nothing
         that was learnt is left out then. A worker that is asked to stop leaves after the next round; the others go on."""
         now = time.monotonic()
@@ -127,11 +127,11 @@ class ElasticTeam:
             self._seconds.append(now - self._began)
             self.ledger.write("step", step=self.elastic.outer.steps)  # whatever a round counts is in the ledger before
         if self.elastic.period and self.elastic.period >= min(self._length, self.left):
-            self.meet()
+            self.run_round()
         self._began = time.monotonic()
         if self.elastic.period:
-            return Wish()
-        return Wish(left=self.left, stop=wish.stop, save=wish.save and self.elastic.outer.steps > 0)
+            return Vote()
+        return Vote(left=self.left, stop=vote.stop, save=vote.save and self.elastic.outer.steps > 0)
 
     @property
     def _length(self) -> int:
@@ -139,28 +139,28 @@ class ElasticTeam:
         new = self.budget.seconds is not None and not self.elastic.tally.credited
         return min(self.every, FIRST_PERIOD) if new else self.every
 
-    def meet(self) -> Meeting:
+    def run_round(self) -> RoundAttempt:
         """A round: join the run, or exchange what was learnt."""
         with self.ledger.clock("sync_exposed"):
             left = min(self._time_left(), self._bytes_left())
-            meeting = self.elastic.meet({"left": int(left) if math.isfinite(left) else None})
+            attempt = self.elastic.run_round({"left": int(left) if math.isfinite(left) else None})
         self.reconcile()
-        self._round_bytes = meeting.sent
-        self.left = self._steps_left(meeting)
-        return meeting
+        self._round_bytes = attempt.sent
+        self.left = self._steps_left(attempt)
+        return attempt
 
-    def count(self, meeting: Meeting) -> None:
+    def count(self, attempt: RoundAttempt) -> None:
         """Account for an attempt at a round, and report pseudo-gradients that were not finite."""
         self.exchanges.rounds += 1
-        self.exchanges.add_bytes(meeting.sent, meeting.received, meeting.sent_by_role)
-        self.exchanges.exposed += meeting.seconds
-        self.exchanges.abandoned += not meeting.committed
-        self.exchanges.dropped += len(meeting.dropped)
-        for rank in meeting.dropped:
+        self.exchanges.add_bytes(attempt.sent, attempt.received, attempt.sent_by_role)
+        self.exchanges.exposed += attempt.seconds
+        self.exchanges.abandoned += not attempt.committed
+        self.exchanges.dropped += len(attempt.dropped)
+        for rank in attempt.dropped:
             self.say(
-                f"round {meeting.round}: the pseudo-gradient of worker {meeting.ids[rank]} is not finite and was left out"
+                f"round {attempt.round}: the pseudo-gradient of worker {attempt.ids[rank]} is not finite and was left out"
             )
-        self.ledger.charge(Charge(sent=meeting.sent, received=meeting.received))
+        self.ledger.charge(Charge(sent=attempt.sent, received=attempt.received))
 
     def _time_left(self) -> float:
         """Inner steps that there is time for, infinite where that is not known."""
@@ -182,19 +182,19 @@ class ElasticTeam:
         remaining = self.budget.bytes - self.counted().sent - each
         return max(0, math.floor(remaining / each)) * self.every
 
-    def _steps_left(self, meeting: Meeting) -> float:
+    def _steps_left(self, attempt: RoundAttempt) -> float:
         """Inner steps until the budget is spent: all members find the same, for it follows from what all were told."""
         tally, limits = self.elastic.tally, self.budget.limits
-        shares = len(meeting.contributed) * meeting.steps
+        shares = len(attempt.contributed) * attempt.steps
         left = math.inf
         for resource, spent, nominal in (
             ("tokens", tally.tokens, self.nominal.tokens),
             ("flops", tally.flops, self.nominal.flops),
         ):
-            each = meeting.added / shares if resource == "tokens" and shares else nominal
+            each = attempt.added / shares if resource == "tokens" and shares else nominal
             if resource in limits:
                 left = min(left, math.ceil((limits[resource] - spent) / (tally.size * each)))
-        told = [note["left"] for note in meeting.notes if note is not None and note["left"] is not None]
+        told = [note["left"] for note in attempt.notes if note is not None and note["left"] is not None]
         left = min(left, min(told, default=math.inf))
         if tally.seconds >= limits.get("seconds", math.inf) or tally.sent >= limits.get("bytes", math.inf):
             left = 0
@@ -248,7 +248,7 @@ class ElasticTeam:
             "inner": record,
             "round": self.elastic.round,
             "lineage": self.elastic.lineage,
-            "untold": self.elastic.untold,
+            "untold": self.elastic.unreported,
         }
 
     @torch.no_grad()
@@ -256,7 +256,7 @@ class ElasticTeam:
         elastic = self.elastic
         elastic.outer.join(_under(tensors, "shared:"), values["shared"]["outer"])
         elastic.tally = Tally.of(values["shared"]["tally"])
-        elastic.round, elastic.lineage, elastic.untold = values["round"], values["lineage"], values["untold"]
+        elastic.round, elastic.lineage, elastic.unreported = values["round"], values["lineage"], values["untold"]
         restore_state(self.stepper.optimizer, _under(tensors, "inner:"), values["inner"])
 
 

@@ -9,10 +9,10 @@ from shoestring.budget.ledger import Ledger
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.optim.partition import members
-from shoestring.sync.board import Board
-from shoestring.sync.elastic import Elastic, Meeting, RunOver
-from shoestring.sync.tally import Work
-from shoestring.sync.transport.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
+from shoestring.sync.elastic.loop import ElasticLoop, RoundAttempt, RunOver
+from shoestring.sync.elastic.run_status import RunStatus
+from shoestring.sync.elastic.tally import Work
 from shoestring.sync.transport.local import LocalGroup
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, planned_flops
@@ -32,9 +32,11 @@ ASSEMBLY = 60.0
 class ElasticSession(Session):
     """A worker's run in hand. Its folder holds what a run's folder does, and rounds.jsonl: a line for every attempt at one.
 
-    identity: its name in the run. companions: the names of those who begin the run together. board: the run's notices.
-    link: makes the transport (see `Elastic.connect`). since: the monotonic clock when the run's time began, for its first
-    workers; None for one that joins.
+    identity: its name in the run.
+    companions: the names of those that begin the run together.
+    run_status: the run's, in the store of its lighthouse.
+    link: makes the transport (see `ElasticLoop.connect`).
+    since: the monotonic clock when the run's time began, for its first workers; None for one that joins.
     """
 
     def __init__(
@@ -48,11 +50,17 @@ class ElasticSession(Session):
         *,
         identity: str,
         companions: Sequence[str],
-        board: Board,
+        run_status: RunStatus,
         link: Callable[..., FaultTolerantTransport],
         since: float | None = None,
     ) -> None:
-        self.identity, self.companions, self.board, self.link, self.since = identity, companions, board, link, since
+        self.identity, self.companions, self.run_status, self.link, self.since = (
+            identity,
+            companions,
+            run_status,
+            link,
+            since,
+        )
         self.rounds = JsonLines(folder.path / "rounds.jsonl")
         super().__init__(config, folder, ledger, dataset, say, view)
         self.crew.reserve = lambda: self.loop.reserve
@@ -66,7 +74,7 @@ class ElasticSession(Session):
         roles = {member.name: member.role for member in members(stepper.model)}
         outer = loop.attach(stepper.model, stepper.optimizer, LocalGroup(1).transports[0], roles=roles)
         own = config.train.batch // config.workers
-        elastic = Elastic(
+        elastic = ElasticLoop(
             outer,
             self.identity,
             sequences=own,
@@ -90,7 +98,7 @@ class ElasticSession(Session):
         return self.crew
 
     @property
-    def elastic(self) -> Elastic:
+    def elastic(self) -> ElasticLoop:
         return self.crew.elastic
 
     def run(self) -> Outcome:
@@ -98,14 +106,14 @@ class ElasticSession(Session):
 
         Raises: UsageError where the run has ended; ShoestringError where no round is to be had.
         """
-        if self.board.over():
+        if self.run_status.finished_by():
             raise UsageError("the run has ended: there is nothing to join")
         self.elastic.connect(self.link)
         try:
-            self.board.assemble(self.identity, list(self.companions), patience=ASSEMBLY)
-            meeting = self.crew.meet()
-            how = ", with the state of another" if meeting.healed else ""
-            self.say(f"joined as {self.identity}: {len(meeting.ids)} workers, step {self.elastic.outer.steps}{how}")
+            self.run_status.wait_for_start(self.identity, list(self.companions), timeout=ASSEMBLY)
+            attempt = self.crew.run_round()
+            how = ", with the state of another" if attempt.healed else ""
+            self.say(f"joined as {self.identity}: {len(attempt.ids)} workers, step {self.elastic.outer.steps}{how}")
             return super().run()
         except RunOver:
             self.crew.reconcile()
@@ -122,8 +130,8 @@ class ElasticSession(Session):
             while True:
                 if self.steps.leads and outcome is None:
                     outcome = super()._finish()
-                    self.board.close_run(self.identity)
-                self.crew.meet()
+                    self.run_status.mark_finished(self.identity)
+                self.crew.run_round()
         except RunOver:
             if outcome is None:
                 self.loop.save()
@@ -132,7 +140,7 @@ class ElasticSession(Session):
 
     def _over(self) -> bool:
         try:
-            return bool(self.board.over())
+            return bool(self.run_status.finished_by())
         except ShoestringError as error:
             self.say(f"{error}; going on")  # a later round says so again
             return False
@@ -143,9 +151,9 @@ class ElasticSession(Session):
             checkpoint.remove(self.folder.checkpoints, step)  # of a past that the run did not go on from
         super()._checkpoint()
 
-    def _record_round(self, meeting: Meeting) -> None:
-        self.crew.count(meeting)
-        named = {"round": meeting.round, "at": time.time(), "step": self.elastic.outer.steps, **asdict(meeting)}
+    def _record_round(self, attempt: RoundAttempt) -> None:
+        self.crew.count(attempt)
+        named = {"round": attempt.round, "at": time.time(), "step": self.elastic.outer.steps, **asdict(attempt)}
         del named["notes"]
         self.rounds.append(named | {"tokens": self.elastic.tally.tokens, "run_seconds": self.elastic.tally.seconds})
 

@@ -11,13 +11,13 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import EVALUATION, MODEL, Ledger
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
-from shoestring.train.agreement import Wish
 from shoestring.train.config import TrainConfig
 from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
 from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
+from shoestring.train.vote import Vote
 
 LOG_SECONDS = 0.5
 """Least time between two lines of metrics."""
@@ -120,7 +120,7 @@ class Loop:
         while True:
             progress, left = self._spent()
             due = time.monotonic() - last_checkpoint >= self.settings.checkpoint_every
-            agreed = self.stepper.settle(self.position.step, Wish(left, stop.asked is not None, due))
+            agreed = self.stepper.decide(self.position.step, Vote(left, stop.asked is not None, due))
             if self.stepper.at(self.position.step) != self.position.step:
                 progress = self._go_on_from_others()
             if agreed.left < 1 or agreed.stop:

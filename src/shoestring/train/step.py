@@ -15,10 +15,10 @@ from shoestring.contract.objective import At, Objective
 from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
-from shoestring.train.agreement import Wish
 from shoestring.train.curvature import curvature_of
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
+from shoestring.train.vote import Vote
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Steps(Protocol):
 
     def apply(self, learning_rate_factor: float) -> None: ...
 
-    def settle(self, step: int, wish: Wish) -> Wish:
-        """What all workers do now, where this one would do `wish` after `step` steps."""
+    def decide(self, step: int, vote: Vote) -> Vote:
+        """What all workers do after `step` steps, where this one would do as `vote` says."""
         ...
 
     def figures(self) -> dict[str, float]:
@@ -217,9 +217,9 @@ class Stepper:
     def spent(self, own: Totals) -> Totals:
         return own
 
-    def settle(self, step: int, wish: Wish) -> Wish:
+    def decide(self, step: int, vote: Vote) -> Vote:
         """One worker does what it would."""
-        return wish
+        return vote
 
     def figures(self) -> dict[str, float]:
         return {}

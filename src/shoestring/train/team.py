@@ -16,15 +16,14 @@ from shoestring.errors import ShoestringError
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.sync.diloco import DiLoCo, Round
 from shoestring.sync.lockstep import Lockstep
-from shoestring.sync.sharing import share
+from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.transport.base import Transport
-from shoestring.train.agreement import Agreement, Wish
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper, StepResult, together
+from shoestring.train.vote import Vote, VoteCount
 
-FIRST_WORD = 5
-"""Steps after which workers of one run first tell each other how many they have budget for, where no exchange comes before:
-the first one may come too late."""
+FIRST_VOTE = 5
+"""Steps after which the workers of a run first vote on its end, where no exchange comes before: the first may come too late."""
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Team:
     """The workers of this process (all of a run, in lock-step, or one of several processes) and what joins them.
 
     steppers, outers: of each of its workers. transport: to the other processes, None where this one has all workers. gap:
-    steps from one exchange to the next (`Agreement`). say: takes a line for people. On the ledger, 'sync_exposed' is all
+    steps from one exchange to the next (`VoteCount`). say: takes a line for people. On the ledger, 'sync_exposed' is all
     that a step waited for an exchange, packing and unpacking included.
     """
 
@@ -71,15 +70,15 @@ class Team:
     ) -> None:
         self.say = say
         self.steppers, self.outers, self.ledger, self.transport = list(steppers), list(outers), ledger, transport
-        self.agreement = None if transport is None else Agreement(gap)
+        self.vote_count = None if transport is None else VoteCount(gap)
         self.lockstep = Lockstep(self.outers) if transport is None else None
         self.model = steppers[0].model
         self.noise_scale: NoiseScale | None = None
         self.exchanges = Exchanges()
-        self.wish = Wish()
+        self.vote = Vote()
         self.steps = 0
         # while no exchange is under way, as one beside the steps may meet the others' at any moment
-        self.first_word = min(FIRST_WORD, min(offset or outers[0].every for offset in outers[0].offsets) - 1)
+        self.first_vote = min(FIRST_VOTE, min(offset or outers[0].every for offset in outers[0].offsets) - 1)
 
     @property
     def leads(self) -> bool:
@@ -111,12 +110,12 @@ class Team:
             stepper.apply(learning_rate_factor)
         self.steps += 1
         with self.ledger.clock("sync_exposed"):
-            note = self.wish.note()
+            note = self.vote.note()
             if self.lockstep is not None:
                 self._take(self.lockstep.step([note] * len(self.outers)))
             else:
-                if self.steps == self.first_word and self.transport is not None:
-                    self._hear(self.steps, share(self.transport, note, number=FIRST_WORD))
+                if self.steps == self.first_vote and self.transport is not None:
+                    self._count_votes(self.steps, all_gather(self.transport, note, number=FIRST_VOTE))
                 self._take([self.outers[0].step(note)])
 
     def _take(self, rounds: Sequence[Sequence[Round]]) -> None:
@@ -137,18 +136,18 @@ class Team:
         for rank in ended.dropped:
             self.say(f"step {ended.step}: the pseudo-gradient of worker {rank} is not finite and was left out")
         self.ledger.overlap(SYNC_HIDDEN, ended.hidden_seconds)
-        self._hear(ended.step, ended.notes)
+        self._count_votes(ended.step, ended.notes)
 
-    def _hear(self, step: int, notes: Sequence[Mapping[str, Any] | None]) -> None:
-        if self.agreement is not None:
-            self.agreement.hear(step, notes)
+    def _count_votes(self, step: int, notes: Sequence[Mapping[str, Any] | None]) -> None:
+        if self.vote_count is not None:
+            self.vote_count.count(step, notes)
 
-    def settle(self, step: int, wish: Wish) -> Wish:
-        if self.agreement is None:
-            return wish
+    def decide(self, step: int, vote: Vote) -> Vote:
+        if self.vote_count is None:
+            return vote
         # the step that is about to be taken is counted when its note travels
-        self.wish = Wish(wish.left - 1, wish.stop, wish.save)
-        return self.agreement.settle(step, wish)
+        self.vote = Vote(vote.left - 1, vote.stop, vote.save)
+        return self.vote_count.decide(step)
 
     def figures(self) -> dict[str, float]:
         found = self.exchanges
@@ -169,7 +168,7 @@ class Team:
     def conclude(self) -> None:
         """Exchange everything once more: from here on every model holds the global weights."""
         with self.ledger.clock("sync_exposed"):
-            note = self.wish.note()
+            note = self.vote.note()
             if self.lockstep is not None:
                 self._take(self.lockstep.synchronise([note] * len(self.outers)))
             else:
@@ -193,7 +192,7 @@ class Team:
             for place, part in {"local": local, "inner": moments, "outer": kept}.items():
                 tensors |= {f"{worker}:{place}:{name}": tensor for name, tensor in part.items()}
             values.append({"inner": record, "outer": numbers})
-        end = None if self.agreement is None else self.agreement.end
+        end = None if self.vote_count is None else self.vote_count.end
         return tensors, {"steps": self.steps, "end": end, "workers": values}
 
     def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
@@ -204,8 +203,8 @@ class Team:
                 "on: the run's transport was another"
             )
         self.steps = values["steps"]
-        if self.agreement is not None:
-            self.agreement.end = values["end"]
+        if self.vote_count is not None:
+            self.vote_count.end = values["end"]
         for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
             stepper.model.load_state_dict(weights)
             local, inner, kept = (_under(tensors, f"{worker}:{place}:") for place in ("local", "inner", "outer"))

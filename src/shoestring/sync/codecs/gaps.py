@@ -12,7 +12,7 @@ Payload: b, one byte; the low bits of all gaps, packed; the unary digits, packed
 import torch
 from torch import Tensor
 
-from shoestring.sync.packing import pack, packed_bytes, unpack
+from shoestring.sync.codecs.packing import pack, packed_bytes, unpack
 
 
 def most_bytes(count: int, total: int) -> int:

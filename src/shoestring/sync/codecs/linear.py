@@ -8,9 +8,9 @@ from torch import Tensor
 
 from shoestring.method import Count, method
 from shoestring.sync.codecs.groups import Groups, Scope, tiles
+from shoestring.sync.codecs.packing import pack, packed_bytes, unpack
 from shoestring.sync.codecs.payload import LARGEST, Reader, as_bytes, flat_float32, narrow
 from shoestring.sync.codecs.step import best_steps
-from shoestring.sync.packing import pack, packed_bytes, unpack
 
 Bits = Literal[8, 4, 3, 2, 1]
 Range = Literal["mse", "absmax", "minmax"]

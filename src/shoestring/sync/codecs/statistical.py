@@ -11,8 +11,8 @@ from shoestring.sync.codecs.codebook import Samples, midpoints
 from shoestring.sync.codecs.groups import TILE, Groups, Scope, tiles
 from shoestring.sync.codecs.histogram import MAGNITUDES, distribution, keys
 from shoestring.sync.codecs.linear import Bits
+from shoestring.sync.codecs.packing import pack, packed_bytes, unpack
 from shoestring.sync.codecs.payload import LARGEST, Reader, as_bytes, flat_float32
-from shoestring.sync.packing import pack, packed_bytes, unpack
 
 Levels = Literal["quantile", "deviation", "lloyd"]
 SORTED_AT_ONCE = 8 * TILE

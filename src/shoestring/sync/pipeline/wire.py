@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.sync.frame import code
+from shoestring.sync.transport.frame import code
 
 PREFIX = struct.Struct("!4sQ16s")
 MAGIC = b"SPL1"

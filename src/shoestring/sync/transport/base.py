@@ -14,7 +14,7 @@ class PeerLost(ShoestringError):
     """A worker that took part in an exchange is gone, or did not answer in time. rank: which, -1 where it is not known."""
 
     def __init__(self, rank: int, reason: str) -> None:
-        self.rank = rank
+        self.rank, self.reason = rank, reason
         super().__init__(f"worker {rank} is lost: {reason}" if rank >= 0 else f"a worker is lost: {reason}")
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
@@ -10,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.frame import HEADER_BYTES, seal
 from shoestring.sync.transport.base import PeerLost, Traffic
+from shoestring.sync.transport.frame import HEADER_BYTES, seal
 from shoestring.sync.transport.framing import GLOO_TAGS, framed, one_for_each, opened, reason_of_loss
-from shoestring.sync.transport.queued import Queued
+from shoestring.sync.transport.heartbeat import Heartbeat
+from shoestring.sync.transport.queued import ExchangeThread, Queued
 
 _LENGTHS, _PAYLOADS = 0, 1
 _LENGTH_BYTES = 8
@@ -30,7 +30,8 @@ class DistributedTransport:
     the caller's tensors: a frame is hashed and checked on the CPU, so that NCCL would carry it there and back for
     nothing; messages on another device are taken to the CPU when an exchange starts. rank and size are those in the group.
     key: of the run's frames (`frame.derive_key`). timeout: seconds that one exchange may take, the wait for slower
-    workers among them. limit: the most bytes a message of unannounced size may have.
+    workers among them. limit: the most bytes a message of unannounced size may have. heartbeat: asked several times a
+    second while a result is waited for; where a worker is frozen, the exchange is given up at once. It is closed with this.
 
     Exchanges are carried out one after another, in the order they were started. A message whose check fails is None in
     the result. Where the sizes are not known, 8-byte lengths travel first, framed too; a length that does not pass its
@@ -43,7 +44,13 @@ class DistributedTransport:
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, *, key: bytes, timeout: float, limit: int = 2**30
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        key: bytes,
+        timeout: float,
+        limit: int = 2**30,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         if group is not None and "cpu:gloo" not in dist.get_backend_config(group):
             raise UsageError(f"messages go over gloo, and the group's backend is {dist.get_backend_config(group)}")
@@ -53,7 +60,8 @@ class DistributedTransport:
         self.traffic = Traffic()
         self._key, self._timeout, self._limit = key, timeout, limit
         self._lost: tuple[int, str] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shoestring-exchange")
+        self._heartbeat, self._given_up = heartbeat, False
+        self._thread = ExchangeThread()
         self._closed = False
 
     def exchange(self, messages: Sequence[Tensor], sizes: Sequence[int] | None, *, tag: int) -> Queued:
@@ -68,15 +76,31 @@ class DistributedTransport:
         longest = max(message.numel() for message in messages)
         if sizes is None and longest > self._limit:
             raise ShoestringError(f"a message of {longest} bytes: the transport's limit is {self._limit}")
-        return Queued(self._thread.submit(self._carry_out, taken, None if sizes is None else list(sizes), tag))
+        future = self._thread.submit(self._carry_out, taken, None if sizes is None else list(sizes), tag)
+        return Queued(future, None if self._heartbeat is None else self._watch)
 
     def close(self) -> None:
-        """End the thread, after the exchange in hand (at most `timeout` seconds); those that wait behind it are dropped."""
+        """End the thread, after the exchange in hand (at most `timeout` seconds); those that wait behind it are dropped.
+
+        An exchange that was given up is not waited for: gloo has no way to interrupt it.
+        """
         if not self._closed:
             self._closed = True
-            self._thread.shutdown(wait=True, cancel_futures=True)
+            if self._heartbeat is not None:
+                self._heartbeat.close()
+            self._thread.close(wait=not self._given_up)
             if self._made is not None:
                 dist.destroy_process_group(self._made)
+
+    def _watch(self) -> None:
+        if self._given_up and self._lost is not None:
+            raise PeerLost(*self._lost)
+        assert self._heartbeat is not None
+        try:
+            self._heartbeat.check()
+        except PeerLost as error:
+            self._lost, self._given_up = (error.rank, error.reason), True
+            raise
 
     def _sealed(self, payload: Tensor, tag: int) -> Tensor:
         return seal(payload, key=self._key, tag=tag, sender=self.rank)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from shoestring.sync.frame import CorruptFrame, open_frame
+from shoestring.sync.transport.frame import CorruptFrame, open_frame
 
 GLOO_TAGS = 2**31
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from shoestring.errors import UsageError
-from shoestring.sync.frame import HEADER_BYTES
 from shoestring.sync.transport.base import Traffic
+from shoestring.sync.transport.frame import HEADER_BYTES
 
 
 class LocalGroup:

@@ -1,0 +1,130 @@
+"""`shoestring generate`: where prompts come from, what it says of them, when it stops, and its --json."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shoestring.cli.main import main
+from tests.train.command import TINY
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate") / "run"
+    words = ["train", "--budget=2ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0"]
+    assert main([*words, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def generate(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main(["generate", str(trained), "--tokens", "6", *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return generate
+
+
+def samples(output: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def give(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def test_prompts_come_from_words_files_and_standard_input(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.txt").write_text("from a file")
+    (tmp_path / "two.txt").write_text("and another")
+    files = ["--file", tmp_path / "one.txt", "--file", tmp_path / "two.txt"]
+    give(monkeypatch, "gegeben: äöü".encode())
+    status, output, _ = run("line 1", "-", *files, "--json", "line 2")
+    assert status == 0
+    prompts = [sample["prompt"] for sample in samples(output)]
+    assert prompts == ["line 1", "gegeben: äöü", "line 2", "from a file", "and another"]
+    give(monkeypatch, b"line 3")
+    status, output, errors = run()
+    assert (status, output.startswith("line 3")) == (0, True)
+    assert "6 tokens read, 6 written in" in errors
+    assert "tokens/s" in errors
+
+
+def test_json_is_one_object_a_sample_and_each_sample_has_its_seed(run: Run) -> None:
+    found = samples(run("line 1", "text", "--samples", 2, "--seed", 5, "--json")[1])
+    assert [(sample["prompt"], sample["sample"]) for sample in found] == [
+        ("line 1", 1),
+        ("line 1", 2),
+        ("text", 1),
+        ("text", 2),
+    ]
+    for sample in found:
+        assert set(sample) == {"prompt", "sample", "text", "prompt_tokens", "tokens", "seconds", "stopped"}
+        assert sample["prompt_tokens"] == len(str(sample["prompt"]))
+        assert (sample["tokens"], sample["stopped"]) == (6, "length")
+        assert isinstance(sample["seconds"], float)
+        assert sample["seconds"] > 0
+    (second,) = samples(run("line 1", "--seed", 6, "--json")[1])
+    assert found[1]["text"] == second["text"] != found[0]["text"]
+    shown = run("line 1", "--samples", 2, "--seed", 5)[1]
+    assert shown == "".join(
+        f"--- prompt 1 of 1, sample {number} of 2\nline 1{found[number - 1]['text']}\n" for number in (1, 2)
+    )
+
+
+def test_it_ends_before_a_stop_string(run: Run) -> None:
+    (whole,) = samples(run("line 1", "--seed", 3, "--json")[1])
+    text = str(whole["text"])
+    stop = text[2:4]
+    (cut,) = samples(run("line 1", "--seed", 3, "--json", "--stop", "never", "--stop", stop)[1])
+    assert cut["text"] == text[: text.index(stop)]
+    assert cut["stopped"] == "stop"
+    assert run("line 1", "--seed", 3, "--stop", stop)[1] == f"line 1{cut['text']}\n"
+
+
+def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
+    status, output, errors = run("ok", "x" * 40)
+    assert (status, output) == (2, "")
+    assert errors == (
+        "shoestring: the prompt has 40 tokens, and this model reads 32: "
+        "shorten it, or give --keep-last to go on from its last tokens\n"
+    )
+    status, output, errors = run("x" * 40, "--keep-last", "--json")
+    assert status == 0
+    assert "(the prompt has 40 tokens, and this model reads 32: the last 26 are kept)" in errors
+    (sample,) = samples(output)
+    assert (sample["prompt"], sample["prompt_tokens"], sample["tokens"]) == ("x" * 40, 26, 6)
+    (full,) = samples(run("x" * 30, "--json")[1])
+    assert (full["tokens"], full["stopped"]) == (3, "context")
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "line"),
+    [
+        ([], b"one\ntwo \xff", "standard input is not UTF-8: byte 0xff at offset 8, line 2; convert it first"),
+        (["a\udcffb"], b"", "the prompt is not UTF-8: character 2 of it is no text"),
+        (["\ud800"], b"", "the prompt is not UTF-8: character 1 of it is no text"),
+        ([], b"", "the prompt is empty: give some text to go on from"),
+        (["-", "-"], b"", "'-' is given twice, and standard input is read once"),
+        (["--file", "/nowhere.txt"], b"", "/nowhere.txt cannot be read: No such file or directory"),
+        (["a", "--samples", "0"], b"", "argument --samples: 0 is not 1 or more"),
+        (["a", "--stop", ""], b"", "argument --stop: a stop string needs at least one character"),
+        (["a", "--samples", "3", "--temperature", "0"], b"", "--samples 3 at --temperature 0 is one text 3 times"),
+    ],
+)
+def test_bad_prompts_are_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str], given: bytes, line: str
+) -> None:
+    give(monkeypatch, given)
+    status, output, errors = run(*words)
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"shoestring: {line}")
+    assert errors.count("\n") == 1
