@@ -1,6 +1,5 @@
 """Refinement: the schedule that a past run's gradient norms call for."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shoestring.errors import UsageError
+from shoestring.json_files import NotJson, parse_json
 
 STEPS = 1000
 """The steps of equal progress, T in the formula, to which a past run is brought."""
@@ -25,8 +25,8 @@ ENOUGH = 0.9
 def _measured(path: Path, number: int, line: bytes) -> tuple[float, float] | None:
     """(progress, gradient norm) of a line of metrics; None where it is not a step of training."""
     try:
-        row: Any = json.loads(line)
-    except ValueError:
+        row: Any = parse_json(line)
+    except NotJson:
         raise UsageError(f"{path}, line {number}, is damaged: not JSON") from None
     if not isinstance(row, dict):
         raise UsageError(f"{path}, line {number}, is damaged: not an object")

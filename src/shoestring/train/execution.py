@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine, timed
 from shoestring.config import to_toml
+from shoestring.errors import ShoestringError
+from shoestring.json_files import is_number, read_json
 from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
@@ -75,9 +77,10 @@ class _Timings:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self.known: dict[str, float] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self.known = {}  # nothing measured yet
+            known = read_json(path, dict, "an object") or {}
+        except ShoestringError:
+            known = {}  # damaged: measured again
+        self.known: dict[str, float] = {name: value for name, value in known.items() if is_number(value)}
 
     def get(self, name: str, measure: Callable[[], float]) -> float:
         if name not in self.known:
