@@ -4,10 +4,10 @@ import argparse
 import datetime
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from shoestring.budget.ledger import Ledger
@@ -15,6 +15,7 @@ from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import Request, planned, prepared
+from shoestring.cli.screen import Screen
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
@@ -99,7 +100,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--base goes with --from: the base of runs to be made is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once is about runs to be made: --from judges those that there are")
-    console = Console()
+    console = Screen()
     if found.source:
         folder = ComparisonFolder.open(found.source)
         design, records = folder.read_design(), RunLog(folder.records).read()
@@ -113,6 +114,11 @@ def run(words: Sequence[str]) -> int:
             soft_wrap=True,
         )
         return 0
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    at_work: AbstractContextManager[object]
     keep_compiled_code(cache_folder())
     machine = probe()
     earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
@@ -120,6 +126,7 @@ def run(words: Sequence[str]) -> int:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
+        at_work = folder.held(say)
         before = runs_of(earlier, design, machine) if earlier else {}
     else:
         if found.again:
@@ -132,9 +139,12 @@ def run(words: Sequence[str]) -> int:
         check_at_once(design, found.at_once)
         check_workers(arms)
         before = runs_of(earlier, design, machine) if earlier else {}
-        folder = ComparisonFolder.create(found.out or _fresh_name())
-        folder.write(design, arms, machine)
-    _run(folder, design, arms, machine, before, found, console)
+        folder = ComparisonFolder(found.out or _fresh_name())
+        at_work = ComparisonFolder.create(folder.path, say)
+    with at_work:
+        if not found.resume:
+            folder.write(design, arms, machine)
+        _run(folder, design, arms, machine, before, found, console)
     return 0
 
 
@@ -142,7 +152,7 @@ def _fresh_name() -> Path:
     return Path("comparisons") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
-def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Console) -> dict[str, RunConfig]:
+def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Screen) -> dict[str, RunConfig]:
     """Complete configurations by name, nothing left to decide. Raises: UsageError."""
     if len(recipes) < 2:
         raise UsageError("a comparison needs two recipes or more, the base first")
@@ -155,7 +165,7 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
     request = Request.read(recipes[0], rest)
 
     def say(line: str) -> None:
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}")
 
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
@@ -172,7 +182,7 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
 
 
 def _resolved(
-    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, console: Console
+    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, console: Screen
 ) -> RunConfig:
     """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
     if config.data != base.data:
@@ -180,9 +190,7 @@ def _resolved(
     resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
     way = resolved.execution
     compiled = "compiled" if way.compile == "blocks" else "not compiled"
-    console.print(
-        f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}", highlight=False
-    )
+    console.print(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
     return resolved
 
 
@@ -217,12 +225,12 @@ def _run(
     machine: Machine,
     before: Mapping[str, RunRecord],
     found: argparse.Namespace,
-    console: Console,
+    console: Screen,
 ) -> None:
     trainer, log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     say(f"comparison: {folder.path}")
     threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
@@ -243,14 +251,14 @@ def _run(
     _conclude(folder, judge(records, design), console)
 
 
-def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console) -> None:
+def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Screen) -> None:
     content = verdict.to_json()
     folder.write_verdict(content)
     _show(content, console)
-    console.print(f"report: {write_comparison(folder.path)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {write_comparison(folder.path)}", soft_wrap=True)
 
 
-def _show(content: Mapping[str, Any], console: Console) -> None:
+def _show(content: Mapping[str, Any], console: Screen) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("candidate", "verdict", "nats", "interval", "speed-up", "memory", "step"):
         table.add_column(column, justify="left" if column in ("candidate", "verdict") else "right")
@@ -268,5 +276,5 @@ def _show(content: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     for row in content["comparisons"]:
-        console.print(row["sentence"], highlight=False, markup=False, soft_wrap=True)
-    console.print(f"[bold]{content['statement']}[/bold]", highlight=False, soft_wrap=True)
+        console.print(row["sentence"], soft_wrap=True)
+    console.print(content["statement"], style="bold", soft_wrap=True)

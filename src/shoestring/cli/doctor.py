@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
 
 from shoestring import __version__
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
+from shoestring.cli.screen import Screen
 from shoestring.lowbit import gpu, kernels
 
 
@@ -43,7 +43,7 @@ def run(words: Sequence[str]) -> int:
     parser = Arguments("doctor", "Measure this machine afresh and say what is slow on it and why.")
     parser.read(words)
     machine = probe(fresh=True)
-    console = Console(highlight=False)
+    console = Screen()
     console.print(f"shoestring {__version__}, torch {torch.__version__}")
     console.print(
         f"device      {machine.device}: {machine.name}, {machine.threads} threads, {machine.memory / 2**30:.1f} GiB"

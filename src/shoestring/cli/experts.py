@@ -2,10 +2,10 @@
 
 import datetime
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from shoestring.budget.budget import Budget
@@ -14,6 +14,7 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
+from shoestring.cli.screen import Screen
 from shoestring.config import Tree, build, merge, overrides, read_toml, tree
 from shoestring.data.dataset import require
 from shoestring.data.prepare import prepare
@@ -57,9 +58,9 @@ def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: 
     return build(ExpertsConfig, {**section, "run": tree(run), **whole})
 
 
-def _conclude(folder: ExpertsFolder, done: Conducted, console: Console) -> None:
+def _conclude(folder: ExpertsFolder, done: Conducted, console: Screen) -> None:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     if done.stopped == "interrupted":
         say(f"stopped; go on with: shoestring experts --resume {folder.path}")
@@ -119,11 +120,12 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the folder (default: runs/experts-DATE-TIME)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on; what is finished is not done again")
     found, rest = parser.read_with_configuration(words)
-    console = Console()
+    console = Screen()
 
     def say(line: str) -> None:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
 
+    at_work: AbstractContextManager[object]
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     if found.resume:
@@ -131,14 +133,17 @@ def run(words: Sequence[str]) -> int:
             raise UsageError("--resume goes on with experts as they are: give nothing else with it")
         forbid(rest, "experts that are resumed keep their configuration; begin new ones to change it")
         folder = ExpertsFolder.open(found.resume)
+        at_work = folder.held(say)
     else:
         own: Tree = {"count": found.experts, "parallel": found.parallel}
         own["sizes"] = [size.strip() for size in found.sizes.split(",")] if found.sizes else None
         given = {key: value for key, value in own.items() if value is not None}
         config = _configuration(found.recipe, rest, given, found.dense, say)
         name = datetime.datetime.now().strftime("experts-%Y-%m-%d-%H%M%S")
-        folder = ExpertsFolder.create(found.out or Path("runs") / name, config)
-    console.print(f"experts: {folder.path}", highlight=False)
-    done = conduct(folder, say)
-    _conclude(folder, done, console)
+        folder = ExpertsFolder(found.out or Path("runs") / name)
+        at_work = ExpertsFolder.create(folder.path, config, say)
+    with at_work:
+        console.print(f"experts: {folder.path}", soft_wrap=True)
+        done = conduct(folder, say)
+        _conclude(folder, done, console)
     return 0 if done.signal is None else 128 + done.signal

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from rich.console import Console
-
 from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import Request, add_noise_scale_flag, planned, prepared, show_plan
+from shoestring.cli.screen import Screen
 from shoestring.config import to_toml
 
 
@@ -20,8 +19,8 @@ def run(words: Sequence[str]) -> int:
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
     request = Request.read(found.recipe, rest, found.noise_scale_of)
-    console = Console(stderr=found.toml)
-    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}", highlight=False, markup=False))
+    console = Screen(stderr=found.toml)
+    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}"))
     machine = probe()
     made, config = planned(request, machine, dataset, 0.0)
     if found.toml:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.cli.arguments import Arguments
+from shoestring.errors import printable
 from shoestring.report.page import write_report
 
 
@@ -14,5 +15,5 @@ def run(words: Sequence[str]) -> int:
         "--out", type=Path, help="where to write (default: report.html in the first run, or here for several)"
     )
     found = parser.read(words)
-    print(write_report(found.runs, found.out))
+    print(printable(str(write_report(found.runs, found.out))))
     return 0

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from shoestring.compare.design import Design
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
-from shoestring.train.run_folder import RunFolder, environment
+from shoestring.train.run_folder import RunFolder, Say, environment
 
 
 class ComparisonFolder:
@@ -27,10 +28,18 @@ class ComparisonFolder:
         self.verdict = path / "verdict.json"
 
     @classmethod
-    def create(cls, path: Path) -> "ComparisonFolder":
-        """A new, empty folder. Raises: UsageError when `path` holds something, ShoestringError when it cannot be made."""
-        RunFolder.create(path)
-        return cls(path)
+    @contextmanager
+    def create(cls, path: Path, say: Say) -> Iterator["ComparisonFolder"]:
+        """A new folder, which this process alone works in. Raises: UsageError when `path` holds something, ShoestringError
+        when it cannot be made."""
+        with RunFolder.create(path, say):
+            yield cls(path)
+
+    @contextmanager
+    def held(self, say: Say) -> Iterator[None]:
+        """While this process alone works here. Raises: UsageError where another one does."""
+        with RunFolder(self.path).held(say):
+            yield
 
     @classmethod
     def open(cls, path: Path) -> "ComparisonFolder":
