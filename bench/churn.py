@@ -224,7 +224,7 @@ def run_in(options: argparse.Namespace, path: Path) -> Iterator[Run]:
     dataset = prepare(config.data, cache_folder(), say=print)
     config = resolve(config, dataset, probe(), Ledger(), print)
     with RunFolder.create(path) as folder:
-        folder.write_config(config, dataset.fingerprint)
+        folder.write_config(config, dataset)
         run = Run(options, folder, config, dataset)
         try:
             yield run

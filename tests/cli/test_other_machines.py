@@ -39,7 +39,7 @@ def host(corpus: Path, tmp_path: Path) -> Iterator[Callable[[str], Host]]:
     dataset = prepare(config.data, Path(os.environ["SHOESTRING_CACHE"]), say=lambda line: None)
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.create(tmp_path / "run"))
-        folder.write_config(config, dataset.fingerprint)
+        folder.write_config(config, dataset)
         yield lambda address: stack.enter_context(Host(config, dataset, folder, (address, 0)))
 
 

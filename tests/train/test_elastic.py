@@ -116,7 +116,7 @@ def waiting(corpus: Path, tmp_path: Path) -> Iterator[tuple[Host, list[str]]]:
     config = build(RunConfig, overrides([*flags, "--model.vocabulary=257"]))
     dataset = prepare(config.data, host_cache(), say=lambda line: None)
     with RunFolder.create(tmp_path / "run") as folder, Host(config, dataset, folder, ("127.0.0.1", 0)) as found:
-        folder.write_config(config, dataset.fingerprint)
+        folder.write_config(config, dataset)
         yield (
             found,
             ["worker", "--lighthouse", found.address, str(folder.path / "config.toml"), "--out", str(tmp_path / "w")],

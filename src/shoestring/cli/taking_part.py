@@ -32,8 +32,9 @@ from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic_session import ROUNDS, ElasticSession
 from shoestring.train.execution import keep_compiled_code
-from shoestring.train.run_folder import LOCK, OUTPUTS, PREPARED, RunFolder, environment
+from shoestring.train.run_folder import RUN, RunFolder, environment
 from shoestring.train.session import Outcome, resolve
+from shoestring.train.work_folder import LOCK
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
@@ -79,7 +80,8 @@ def _folder(out: Path | None) -> RunFolder:
     path = out or Path("runs") / datetime.datetime.now().strftime("worker-%Y-%m-%d-%H%M%S")
     path.mkdir(parents=True, exist_ok=True)
     folder = RunFolder(path)
-    if not folder.begun and any(each.name not in (LOCK, *PREPARED, *OUTPUTS, ROUNDS) for each in path.iterdir()):
+    left = {LOCK, *RUN.prepared, *RUN.outputs, ROUNDS}  # by a worker that was stopped before it had begun
+    if not folder.begun and any(each.name not in left for each in path.iterdir()):
         raise UsageError(f"{path} exists and is not a worker's folder: name another with --out")
     return folder
 
@@ -119,7 +121,7 @@ def take_part(
         if not folder.begun:
             dataset.tokenizer.save(folder.tokenizer)
             folder.write_json("environment.json", environment(machine))
-            folder.write_config(config, dataset.fingerprint)
+            folder.write_config(config, dataset)
         elif passport(folder.read_config(), dataset) != papers:
             raise UsageError(f"{folder.path} is of another run: name another folder with --out")
         ledger = Ledger(folder.ledger, since=began)

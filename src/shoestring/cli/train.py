@@ -162,7 +162,7 @@ def _begin_elastic(
     config = replace(config, execution=replace(config.execution, threads=threads))
     config = resolve(config, dataset, machine, ledger, console.print)
     folder.write_json("environment.json", environment(machine))
-    folder.write_config(config, dataset.fingerprint)
+    folder.write_config(config, dataset)
     ledger.close()
     with _view(console, config, machine) as view:
         return folder, host_run(config, dataset, folder, view, terms)
@@ -182,7 +182,7 @@ def _go_on_elastic(
         origin = folder.read_origin()
         if origin is not None and origin.data:
             require_same_text(origin.data, dataset, config)
-        folder.write_config(config, dataset.fingerprint)
+        folder.write_config(config, dataset)
         return folder, host_run(config, dataset, folder, view, terms)
 
 

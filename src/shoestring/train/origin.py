@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,15 @@ def absolute(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class Origin:
-    """config: the plain values of the configuration that the run began with. data: the fingerprint of its dataset, or ''."""
+    """config: the plain values of the configuration that the run began with. data, tokenizer: fingerprints of its dataset and
+    of its tokenizer, or ''."""
 
     config: Tree
     data: str
+    tokenizer: str
 
     def write(self, folder: Path) -> None:
-        content = {"config": self.config, "data": self.data}
+        content = asdict(self)
         described = {"format": FORMAT, "version": VERSION, "sha256": _digest(content), **content}
         atomic.write_text(folder / NAME, json.dumps(described, indent=1) + "\n")
 
@@ -49,14 +51,15 @@ class Origin:
         found = read_json(path, dict, "an object")
         if found is None:
             return None
-        config, data = found.get("config"), found.get("data")
-        if found.get("format") != FORMAT or not isinstance(config, dict) or not isinstance(data, str):
+        content = {key: found.get(key) for key in ("config", "data", "tokenizer")}
+        kinds = tuple(type(value) for value in content.values())
+        if found.get("format") != FORMAT or kinds != (dict, str, str):
             raise ShoestringError(f"{path} is damaged: it does not say what the run began with")
         if found.get("version") != VERSION:
             raise ShoestringError(f"{path} has version {found.get('version')!r}, this program reads version {VERSION}")
-        if found.get("sha256") != _digest({"config": config, "data": data}):
+        if found.get("sha256") != _digest(content):
             raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded")
-        return cls(config, data)
+        return cls(**content)
 
     def require_unedited(self, path: Path, plain: Mapping[str, Any]) -> None:
         """plain: the values that config.toml, at `path`, has now. Raises: UsageError, which says what was edited."""

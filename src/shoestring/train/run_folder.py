@@ -1,12 +1,10 @@
 """A run is a folder: its configuration, environment, measurements, ledger, samples, checkpoints and summary."""
 
 import json
-import os
 import platform
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,28 +15,26 @@ import torch
 from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine
 from shoestring.config import build, read_toml, to_toml, tree
+from shoestring.data.dataset import Dataset
+from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json, read_lines
-from shoestring.locks import Held, hold
 from shoestring.train.config import RunConfig
+from shoestring.train.origin import NAME as ORIGIN
 from shoestring.train.origin import Origin, absolute
+from shoestring.train.work_folder import Kind, Say, held
+
+RUN = Kind(
+    begins_with="config.toml",
+    prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer"),
+    outputs=("output.txt", "workers", "name", "token"),
+)
+"""A run's folder. Outputs are those of its workers, and of whoever starts them."""
 
 METRICS = {"step", "progress", "seconds", "flops", "tokens", "loss", "tokens_per_second", "bits_per_byte", "targets"}
 """Keys of a line of metrics that hold numbers."""
 
 _PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pydantic", "matplotlib")
-
-
-LOCK = "lock"
-"""The file whose lock is held by the process that writes in a run's folder."""
-
-PREPARED = ("ledger.jsonl", "decisions.json", "environment.json", "origin.json", "tokenizer")
-"""What a run's folder may hold before config.toml, with which the run has begun."""
-
-OUTPUTS = ("output.txt", "workers", "name", "token")
-"""What may be there besides: of the workers, or of whoever started the run."""
-
-Say = Callable[[str], None]
 
 
 class JsonLines:
@@ -87,87 +83,40 @@ class RunFolder:
     @classmethod
     @contextmanager
     def create(cls, path: Path, say: Say = print, *, workers: bool = False) -> Iterator["RunFolder"]:
-        """A new run's folder, which this process alone writes in. What a run left there that was stopped before it had begun
-        is removed first; a run that fails before it has begun leaves nothing.
-
-        workers: there are some at work in it already, whose files stay.
-        Raises: UsageError when `path` holds something else, or another process is at work there; ShoestringError when it
-        cannot be written.
-        """
-        made = not path.exists()
-        _refuse_taken(path)
-        folder = cls._made(path)
-        with folder.held(say):
-            _refuse_taken(path)  # another process may have been quicker
-            for name in PREPARED if workers else (*PREPARED, *OUTPUTS):
-                _remove(path / name)
-            try:
-                yield folder
-            except BaseException:
-                if not folder.begun:
-                    folder._discard(made)
-                raise
-
-    @classmethod
-    def _made(cls, path: Path) -> "RunFolder":
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ShoestringError(f"{path} cannot be made: {error.strerror}") from None
-        if not os.access(path, os.W_OK):
-            raise ShoestringError(f"{path} is read-only")
-        return cls(path)
-
-    def _discard(self, made: bool) -> None:
-        for name in PREPARED:
-            _remove(self.path / name)
-        if made and all(entry.name == LOCK for entry in self.path.iterdir()):
-            with suppress(OSError):
-                (self.path / LOCK).unlink()
-                self.path.rmdir()
+        """A new run's folder, which this process alone writes in: see `Kind.created`. workers: there are some at work in it
+        already. Raises: UsageError, ShoestringError."""
+        with RUN.created(path, say, keep_outputs=workers):
+            yield cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """A run that has begun. Raises: UsageError when `path` is not one."""
         if not path.is_dir():
             raise UsageError(f"no such run: {path}")
-        folder = cls(path)
-        if not folder.begun:
-            if _is_unbegun(path):
+        if not RUN.begun(path):
+            if RUN.unbegun(path):
                 raise UsageError(f"{path} was stopped before its first step: begin it again with --out {path}")
             raise UsageError(f"{path} is not a run: it has no config.toml")
-        return folder
+        return cls(path)
 
     @property
     def begun(self) -> bool:
         """Whether there is a run to go on with."""
-        return (self.path / "config.toml").is_file()
+        return RUN.begun(self.path)
 
     @contextmanager
     def held(self, say: Say = print, *, wait: str = "") -> Iterator[None]:
-        """While this process alone writes here. What killed processes left half written is removed.
+        """While this process alone writes here: see `work_folder.held`. Raises: UsageError where another one does."""
+        with held(self.path, say, wait=wait):
+            atomic.sweep(self.checkpoints)
+            yield
 
-        wait: said where another process is at work here, which is then waited for. Raises: UsageError where none is waited
-        for.
-        """
-        try:
-            with hold(self.path / LOCK, wait=wait, say=say):
-                atomic.sweep(self.path)
-                atomic.sweep(self.checkpoints)
-                yield
-        except Held as held:
-            raise self.in_use(held) from None
-
-    def in_use(self, held: Held) -> UsageError:
-        """The error that says that another process is at work here."""
-        process = f" (process {held.holder})" if held.holder else ""
-        return UsageError(f"another process{process} is at work in {self.path}: wait for it, or stop it first")
-
-    def write_config(self, config: RunConfig, data: str = "") -> None:
+    def write_config(self, config: RunConfig, dataset: Dataset | None = None) -> None:
         """Write config.toml, with which the run has begun, and beside it what tells later whether it was edited. Files are
-        named by absolute paths, so that the run can be gone on with from any folder. data: the dataset's fingerprint."""
+        named by absolute paths, so that the run can be gone on with from any folder. dataset: the run's, where it is known."""
         config = absolute(config)
-        Origin(tree(config), data).write(self.path)
+        data, tokenizer = ("", "") if dataset is None else (dataset.fingerprint, dataset.tokenizer.fingerprint)
+        Origin(tree(config), data, tokenizer).write(self.path)
         atomic.write_text(self.path / "config.toml", to_toml(config))
 
     def read_config(self) -> RunConfig:
@@ -182,6 +131,13 @@ class RunFolder:
     def read_origin(self) -> Origin | None:
         """What the run began with; None where it was begun by a version that did not keep it."""
         return Origin.read(self.path)
+
+    def read_tokenizer(self) -> TextTokenizer:
+        """The run's own copy of its tokenizer. Raises: UsageError, ShoestringError where it is not what the run began with."""
+        found, origin = TextTokenizer.load(self.tokenizer), self.read_origin()
+        if origin is not None and origin.tokenizer not in ("", found.fingerprint):
+            raise ShoestringError(f"{self.tokenizer} is damaged: it is not the tokenizer that the run began with")
+        return found
 
     def write_json(self, name: str, content: Any) -> None:
         atomic.write_text(self.path / name, json.dumps(content, indent=1) + "\n")
@@ -211,26 +167,3 @@ class RunFolder:
         kept = {place for place, row in numbered if row["step"] <= step}
         lines = [line for line in self.metrics.read_bytes().split(b"\n")[:-1] if line.strip()]
         atomic.write_bytes(self.metrics, b"".join(line + b"\n" for place, line in enumerate(lines) if place in kept))
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _is_unbegun(path: Path) -> bool:
-    """Whether a folder holds nothing but what a run leaves that was stopped before it had begun."""
-    names = {entry.name for entry in path.iterdir()}
-    return names <= {LOCK, *PREPARED, *OUTPUTS} and not names.isdisjoint({LOCK, "ledger.jsonl"})
-
-
-def _refuse_taken(path: Path) -> None:
-    if path.is_dir():
-        if not any(path.iterdir()) or _is_unbegun(path):
-            return
-    elif not path.exists():
-        return
-    raise UsageError(f"{path} exists and is not empty: name another with --out, or continue it with --resume")

@@ -86,7 +86,7 @@ def begin(
     """As `start`, for a configuration that is resolved already. transport: to the other workers, where this process is one
     of several; the folder is then this worker's own."""
     folder.write_json("environment.json", environment(machine))
-    folder.write_config(config, dataset.fingerprint)
+    folder.write_config(config, dataset)
     ledger.write("start")
     session = Session(config, folder, ledger, dataset, say, view, transport)
     return session.run()
@@ -115,7 +115,7 @@ def resume(
         require_same_text(origin.data, dataset, config)
     session = Session(config, folder, ledger, dataset, say, view, transport)
     session.restore(step)
-    folder.write_config(config, dataset.fingerprint)
+    folder.write_config(config, dataset)
     return session.run()
 
 

@@ -15,10 +15,13 @@ from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.train.experts.config import ExpertsConfig
 from shoestring.train.origin import absolute
-from shoestring.train.run_folder import RunFolder, Say
+from shoestring.train.work_folder import Kind, Say, held
 
 JUDGING = "judge"
 """The event of ledger lines that are no part of training: they count in no budget."""
+
+
+EXPERTS = Kind(begins_with="experts.toml")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ExpertsFolder:
     @contextmanager
     def create(cls, path: Path, config: ExpertsConfig, say: Say) -> Iterator["ExpertsFolder"]:
         """A new one, which this process alone works in. Raises: UsageError where `path` holds something already."""
-        with RunFolder.create(path, say):
+        with EXPERTS.created(path, say):
             folder = cls(path)
             atomic.write_text(folder.recipe, to_toml(replace(config, run=absolute(config.run))))
             yield folder
@@ -63,14 +66,14 @@ class ExpertsFolder:
     @contextmanager
     def held(self, say: Say) -> Iterator[None]:
         """While this process alone works here. Raises: UsageError where another one does."""
-        with RunFolder(self.path).held(say):
+        with held(self.path, say):
             yield
 
     @classmethod
     def open(cls, path: Path) -> "ExpertsFolder":
         """One that was begun. Raises: UsageError when `path` is not one."""
         folder = cls(path)
-        if not folder.recipe.is_file():
+        if not EXPERTS.begun(path):
             raise UsageError(f"{path} holds no experts: it has no {folder.recipe.name}")
         return folder
 
