@@ -22,7 +22,7 @@ class Shard:
     """A file of numbers as its manifest tells it.
 
     items: how many numbers. sha256: of the whole file, which tells one dataset from another. xxh3: XXH3 of the whole file in 128
-    bits, which finds damage ten times as fast (`bench/integrity.py` measures it), and so whenever the file is opened.
+    bits, which finds damage several times as fast (`bench/integrity.py` measures it), and so whenever the file is opened.
     """
 
     file: str
