@@ -220,16 +220,16 @@ def _rejoined(done: Sequence[dict[str, Any]], rounds: dict[str, list[dict[str, A
 @contextmanager
 def run_in(options: argparse.Namespace, path: Path) -> Iterator[Run]:
     shutil.rmtree(path, ignore_errors=True)
-    folder = RunFolder.create(path)
     config = build(RunConfig, overrides(recipe(options)))
     dataset = prepare(config.data, cache_folder(), say=print)
     config = resolve(config, dataset, probe(), Ledger(), print)
-    folder.write_config(config)
-    run = Run(options, folder, config, dataset)
-    try:
-        yield run
-    finally:
-        run.close()
+    with RunFolder.create(path) as folder:
+        folder.write_config(config, dataset)
+        run = Run(options, folder, config, dataset)
+        try:
+            yield run
+        finally:
+            run.close()
 
 
 def recipe(options: argparse.Namespace) -> list[str]:

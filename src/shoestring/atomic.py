@@ -1,6 +1,13 @@
-"""Files that are either the old one or the new one, never half of one: write beside, flush to disk, rename."""
+"""Files that are either the old one or the new one, never half of one: write beside, flush to disk, rename.
 
+What is half written lies beside, as `.NAME.PID.tmp`, and is locked while its writer lives. What a killed writer left there
+has no lock, and the next writer of the same name removes it.
+"""
+
+import contextlib
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +22,54 @@ def _sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` with `content` atomically; on any error the old file stands and no temporary file is left."""
+def _temporary(path: Path) -> Path:
+    """Where this process writes what is to be at `path`, after what killed processes left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep(path.parent, path.name)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _claim(handle: int) -> bool:
+    """Lock what is being written; False where another process has. A file system without locks has none to be swept."""
     try:
-        with open(temporary, "wb") as file:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half written in `folder`: of the file or folder `name`, or of any."""
+    half = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.\d+\.tmp")
+    try:
+        found = [entry.name for entry in os.scandir(folder) if half.fullmatch(entry.name)]
+    except OSError:
+        return  # there is nothing, or nothing that may be looked at
+    for each in found:
+        left = folder / each
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if _claim(handle):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` with `content` atomically; on any error the old file stands and no temporary file is left.
+
+    mode: of the new file, less what the process's umask takes away.
+    """
+    temporary = _temporary(path)
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(handle, "wb") as file:
+            _claim(handle)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -42,11 +87,12 @@ def directory(path: Path) -> Iterator[Path]:
 
     `path` must not exist, or must be empty: a directory cannot be replaced atomically.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _claim(handle)
         yield temporary
         for child in temporary.rglob("*"):
             if child.is_file():
@@ -57,4 +103,6 @@ def directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
     _sync_directory(path.parent)

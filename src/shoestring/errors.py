@@ -1,13 +1,27 @@
-"""The two ways a command can end badly, each with one clear line and an exit status."""
+"""The two ways a command can end badly, each with one clear line and an exit status; and text that a terminal may be given."""
 
 import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text in which each character that is none to see is escaped as Python writes it: a name, or a file's content, may hold
+    what ends a line, moves a terminal's cursor or sets its title. keep: those left as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 class ShoestringError(Exception):
-    """Something failed while working: a full disk, a damaged checkpoint, a loss that is not finite. Exit status 1."""
+    """Something failed while working: a full disk, a damaged checkpoint, a loss that is not finite. Exit status 1.
+
+    As text it is one printable line, whatever names and contents its message quotes.
+    """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(ShoestringError):

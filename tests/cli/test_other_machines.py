@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from shoestring.cli.host import Host
-from shoestring.config import build, overrides, to_toml
+from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
 from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.config import RunConfig
@@ -34,12 +34,12 @@ def outward() -> str:
 @pytest.fixture
 def host(corpus: Path, tmp_path: Path) -> Iterator[Callable[[str], Host]]:
     """Makes the host of a run that nobody takes part in yet, at an address."""
-    folder = RunFolder.create(tmp_path / "run")
     flags = ["--budget=4ktok", f"--data.corpus={corpus}", *TINY, *ELASTIC, "--model.vocabulary=257"]
     config = build(RunConfig, overrides(flags))
-    (folder.path / "config.toml").write_text(to_toml(config))
     dataset = prepare(config.data, Path(os.environ["SHOESTRING_CACHE"]), say=lambda line: None)
     with ExitStack() as stack:
+        folder = stack.enter_context(RunFolder.create(tmp_path / "run"))
+        folder.write_config(config, dataset)
         yield lambda address: stack.enter_context(Host(config, dataset, folder, (address, 0)))
 
 

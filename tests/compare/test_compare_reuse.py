@@ -76,7 +76,7 @@ def plain_record(arm: str, seed: int, purpose: str) -> RunRecord:
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> ComparisonFolder:
-    folder = ComparisonFolder.create(tmp_path / "earlier")
+    folder = ComparisonFolder(tmp_path / "earlier")
     folder.write(design(), ARMS, MACHINE)
     log = RunLog(folder.records)
     for arm in ARMS:
@@ -129,7 +129,7 @@ def test_only_trials_that_were_not_tried_are_made(earlier: ComparisonFolder, tmp
 
 
 def test_a_comparison_that_tunes_takes_runs_of_one_that_did_not(tmp_path: Path) -> None:
-    folder = ComparisonFolder.create(tmp_path / "earlier")
+    folder = ComparisonFolder(tmp_path / "earlier")
     folder.write(design(tuning={}), ARMS, MACHINE)
     log = RunLog(folder.records)
     for arm in ARMS:

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import normalizers
 
 from shoestring.data import DataConfig, Dataset, Windows, byte_tokenizer, open_dataset, prepare, require, train_bpe
+from shoestring.data.dataset import _digest as manifest_digest
 from shoestring.data.dataset import token_type
 from shoestring.errors import ShoestringError, UsageError
 
@@ -172,17 +173,27 @@ def test_a_long_document_of_json_lines_is_cut_and_told(tmp_path: Path) -> None:
 def test_a_damaged_or_foreign_entry_is_refused_in_one_line(config: DataConfig, tmp_path: Path) -> None:
     dataset, _ = said_by(config, tmp_path / "cache")
     (folder,) = (path.parent for path in (tmp_path / "cache" / "tokens").glob("*/manifest.json"))
-    assert open_dataset(folder, thorough=True).fingerprint == dataset.fingerprint
+    assert open_dataset(folder).fingerprint == dataset.fingerprint
     manifest = folder / "manifest.json"
     whole = manifest.read_text()
     described = json.loads(whole)
+
+    def signed(**changed: object) -> str:
+        content = described | changed
+        return json.dumps(content | {"sha256": manifest_digest(content)})
+
     for content, complaint in (
         (whole[: len(whole) // 2], "manifest.json is damaged"),
         (json.dumps(described | {"version": 99}), "of version 99"),
         ("[]", "of version None"),
-        (json.dumps(described | {"train": {}}), "damaged at 'train.tokens'"),
-        (json.dumps(described | {"heldout": described["train"]}), "do not belong together"),
-        (json.dumps(described | {"tokenizer": "another"}), "do not belong together"),
+        (json.dumps(described | {"corpus": "another"}), "checksum"),
+        (json.dumps(described | {"train": described["train"] | {"bytes": 1}}), "checksum"),
+        ("[" * 100_000, "nested"),
+        (signed(train={}), "damaged at 'train.tokens'"),
+        (signed(heldout=described["train"]), "do not belong together"),
+        (signed(tokenizer="another"), "do not belong together"),
+        (signed(vocabulary=999), "do not belong together"),
+        (signed(train=described["train"] | {"documents": 1}), "not those that its manifest describes"),
     ):
         manifest.write_text(content)
         with pytest.raises(ShoestringError, match=complaint) as caught:

@@ -1,3 +1,6 @@
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,40 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with atomic.directory(tmp_path / "made") as half:
         (half / "a").write_text("1")
     assert (tmp_path / "made" / "a").read_text() == "1"
+
+
+HALF = """
+import os, signal, sys
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from shoestring import atomic
+path = Path(sys.argv[1])
+if sys.argv[2] == "directory":
+    with atomic.directory(path) as half:
+        (half / "a").write_text("1")
+        os.kill(os.getpid(), signal.SIGKILL)
+else:
+    os.replace = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+    atomic.write_text(path, "1")
+"""
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_a_killed_process_left_is_removed_by_the_next_and_no_living_one_s(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "made"
+    assert subprocess.run([sys.executable, "-c", HALF, path, kind]).returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    other = tmp_path / ".made.too.7.tmp"  # half of another name
+    other.write_text("")
+    with atomic.directory(tmp_path / "other"):  # of another name: it is left
+        pass
+    assert left.exists()
+    with atomic.directory(path) as half:
+        assert not left.exists()
+        atomic.sweep(tmp_path, "made")  # as another writer would
+        assert half.exists()
+        assert other.exists()
+        atomic.sweep(tmp_path)  # of any name
+        assert not other.exists()

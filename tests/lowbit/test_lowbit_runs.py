@@ -44,12 +44,12 @@ def train(run: Path, data: Dataset, steps: int, *words: str) -> tuple[dict[str, 
     """(the summary, what was said), of a run without the plan and the pages about it."""
     asked = overrides([*TINY, "--train.sample_tokens=0", *words])
     config = build(RunConfig, merge({"budget": f"{steps * PER_STEP}tok"}, asked))
-    folder = RunFolder.create(run)
-    data.tokenizer.save(folder.tokenizer)
     said: list[str] = []
-    ledger = Ledger(folder.ledger)
-    found = start(config, folder, ledger, data, MACHINE, said.append, lambda line: None)
-    ledger.close()
+    with RunFolder.create(run) as folder:
+        data.tokenizer.save(folder.tokenizer)
+        ledger = Ledger(folder.ledger)
+        found = start(config, folder, ledger, data, MACHINE, said.append, lambda line: None)
+        ledger.close()
     return found.summary, "\n".join(said)
 
 

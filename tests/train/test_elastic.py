@@ -15,7 +15,7 @@ from shoestring import __version__
 from shoestring.cli import host, taking_part
 from shoestring.cli.elastic import accounts
 from shoestring.cli.host import Host
-from shoestring.config import build, overrides, to_toml
+from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.train.config import RunConfig
@@ -113,11 +113,10 @@ def test_a_worker_comes_back_another_joins_and_all_may_stop_and_go_on(corpus: Pa
 def waiting(corpus: Path, tmp_path: Path) -> Iterator[tuple[Host, list[str]]]:
     """The host of a run that nobody takes part in, and the words of a worker that fits."""
     flags = ["--budget=4ktok", f"--data.corpus={corpus}", *TINY, *ELASTIC, "--execution.device=cpu"]
-    folder = RunFolder.create(tmp_path / "run")
     config = build(RunConfig, overrides([*flags, "--model.vocabulary=257"]))
-    (folder.path / "config.toml").write_text(to_toml(config))
     dataset = prepare(config.data, host_cache(), say=lambda line: None)
-    with Host(config, dataset, folder, ("127.0.0.1", 0)) as found:
+    with RunFolder.create(tmp_path / "run") as folder, Host(config, dataset, folder, ("127.0.0.1", 0)) as found:
+        folder.write_config(config, dataset)
         yield (
             found,
             ["worker", "--lighthouse", found.address, str(folder.path / "config.toml"), "--out", str(tmp_path / "w")],
@@ -176,10 +175,10 @@ def test_a_folder_has_one_worker(
     monkeypatch.setenv("SHOESTRING_TOKEN", found.token)
     out = tmp_path / "w"
     out.mkdir()
-    with taking_part.alone(RunFolder(out)):
+    with RunFolder(out).held():
         status, _, errors = shoestring_here(*words)
     assert status == 2
-    assert "another worker is at work" in errors
+    assert f"another process (process {os.getpid()}) is at work in {out}" in errors
 
 
 def test_without_torchft_a_line_says_what_to_install(

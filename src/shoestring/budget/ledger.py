@@ -10,6 +10,7 @@ computed, overlaps the others and stays out of that sum.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,8 @@ from typing import IO, Any
 import psutil
 
 from shoestring.budget.charge import FIELDS, NOTHING, Charge
-from shoestring.errors import ShoestringError, did_you_mean
+from shoestring.errors import did_you_mean
+from shoestring.json_files import damaged, is_number, read_lines
 
 _causes: dict[str, str] = {}
 _overlapping: set[str] = set()
@@ -105,6 +107,7 @@ class Totals:
 
 _COUNTED = ("flops", "tokens", "discarded", "flops_discarded", "sent", "received")
 """What stands in a line by itself: of the account 'model', as ledgers had it before there were others."""
+_NUMBERS = frozenset({*_COUNTED, "peak_memory", "at"})
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
@@ -112,16 +115,17 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
     Raises: ShoestringError when any other line is damaged.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    entries = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            raise ShoestringError(f"{path}, line {number}, is damaged: not a ledger line") from None
-    return entries
+    rows = read_lines(path, _NUMBERS, unfinished=False)
+    for number, row in rows:
+        seconds = row.get("seconds", {})
+        if not isinstance(seconds, dict) or any(row.get(key, 0) is None for key in _NUMBERS):
+            raise damaged(path, number, "not a line of a ledger")
+        if not all(is_number(spent) and math.isfinite(spent) for spent in seconds.values()):
+            raise damaged(path, number, "'seconds' is not an amount for each cause")
+        for key in _NUMBERS & row.keys():
+            if not math.isfinite(row[key]):
+                raise damaged(path, number, f"'{key}' is not a finite number")
+    return [row for _, row in rows]
 
 
 def peak_memory() -> int:

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from shoestring import atomic
+from shoestring.json_files import parse_json
 
 _FEATURES = (
     "avx2",
@@ -154,7 +155,7 @@ def probe(device: str | None = None, *, cache: Path | None = None, fresh: bool =
     path = (cache or cache_folder()) / f"machine-{fingerprint(device)}.json"
     if not fresh:
         try:
-            known = json.loads(path.read_text())
+            known = parse_json(path.read_bytes())
             machine = Machine(**{**known, "features": tuple(known["features"])})
             if not _too_low(machine):
                 return machine

@@ -4,10 +4,10 @@ import argparse
 import datetime
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from shoestring.budget.ledger import Ledger
@@ -16,6 +16,7 @@ from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import Request, planned, prepared
+from shoestring.cli.screen import Screen
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
@@ -123,7 +124,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--base goes with --from; without it the base is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once goes with runs to be made, and --from makes none: leave it out")
-    console = Console(stderr=found.json)
+    console = Screen(stderr=found.json)
     if found.source:
         folder = ComparisonFolder.open(found.source)
         design, records = folder.read_design(), RunLog(folder.records).read()
@@ -140,6 +141,11 @@ def run(words: Sequence[str]) -> int:
             soft_wrap=True,
         )
         return 0
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    at_work: AbstractContextManager[object]
     keep_compiled_code(cache_folder())
     machine = probe()
     earlier = ComparisonFolder.open(found.runs_of) if found.runs_of else None
@@ -147,6 +153,7 @@ def run(words: Sequence[str]) -> int:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
+        at_work = folder.held(say)
         before = runs_of(earlier, design, machine) if earlier else {}
     else:
         if found.again:
@@ -159,9 +166,12 @@ def run(words: Sequence[str]) -> int:
         check_at_once(design, found.at_once)
         check_workers(arms)
         before = runs_of(earlier, design, machine) if earlier else {}
-        folder = ComparisonFolder.create(found.out or _fresh_name())
-        folder.write(design, arms, machine)
-    _run(folder, design, arms, machine, before, found, console)
+        folder = ComparisonFolder(found.out or _fresh_name())
+        at_work = ComparisonFolder.create(folder.path, say)
+    with at_work:
+        if not found.resume:
+            folder.write(design, arms, machine)
+        _run(folder, design, arms, machine, before, found, console)
     return 0
 
 
@@ -169,7 +179,7 @@ def _fresh_name() -> Path:
     return Path("comparisons") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
-def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Console) -> dict[str, RunConfig]:
+def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Screen) -> dict[str, RunConfig]:
     """Complete configurations by name, nothing left to decide. Raises: UsageError."""
     if len(recipes) < 2:
         raise UsageError("a comparison needs two recipes or more: give the base first, then the candidates")
@@ -182,7 +192,7 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
     request = Request.read(recipes[0], rest)
 
     def say(line: str) -> None:
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}")
 
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
@@ -199,7 +209,7 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
 
 
 def _resolved(
-    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, console: Console
+    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, console: Screen
 ) -> RunConfig:
     """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
     if config.data != base.data:
@@ -207,9 +217,7 @@ def _resolved(
     resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
     way = resolved.execution
     compiled = "compiled" if way.compile == "blocks" else "not compiled"
-    console.print(
-        f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}", highlight=False
-    )
+    console.print(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
     return resolved
 
 
@@ -245,12 +253,12 @@ def _run(
     machine: Machine,
     before: Mapping[str, RunRecord],
     found: argparse.Namespace,
-    console: Console,
+    console: Screen,
 ) -> None:
     trainer, log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     say(f"comparison: {folder.path}")
     if not design.tuned:
@@ -273,19 +281,19 @@ def _run(
     _conclude(folder, judge(records, design), console, as_json=found.json)
 
 
-def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Console, *, as_json: bool) -> None:
+def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Screen, *, as_json: bool) -> None:
     content = verdict.to_json()
     folder.write_verdict(content)
     _show(content, console)
     report = write_comparison(folder.path)
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
     if as_json:
         print_json({**content, "folder": folder.path, "report": report})
 
 
-def _show(content: Mapping[str, Any], console: Console) -> None:
+def _show(content: Mapping[str, Any], console: Screen) -> None:
     if not any(arm["tuning"] for arm in content["arms"].values()):
-        console.print(UNTUNED, style="bold", highlight=False, soft_wrap=True)
+        console.print(UNTUNED, style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("candidate", "verdict", "nats", "interval", "speed-up", "memory", "step"):
         table.add_column(column, justify="left" if column in ("candidate", "verdict") else "right")
@@ -303,9 +311,7 @@ def _show(content: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     for row in content["comparisons"]:
-        console.print(row["sentence"], highlight=False, markup=False, soft_wrap=True)
+        console.print(row["sentence"], soft_wrap=True)
         for flag in row["flags"]:
-            console.print(f"  note: {flag}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        content["statement"].removeprefix(UNTUNED).strip(), style="bold", markup=False, highlight=False, soft_wrap=True
-    )
+            console.print(f"  note: {flag}", soft_wrap=True)
+    console.print(content["statement"].removeprefix(UNTUNED).strip(), style="bold", soft_wrap=True)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from shoestring import __version__
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.screen import Screen
 from shoestring.lowbit import gpu, kernels
 
 
@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> int:
     if found.json:
         print_json(_measured(machine))
         return 0
-    console = Console(highlight=False)
+    console = Screen()
     console.print(f"shoestring {__version__}, torch {torch.__version__}")
     console.print(
         f"device      {machine.device}: {machine.name}, {machine.threads} threads, {machine.memory / 2**30:.1f} GiB"

@@ -1,6 +1,5 @@
 """A run whose workers come and go, from where it was started: its lighthouse, its workers here, and what they come to."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from shoestring.cli.host import LOOPBACK, Host
 from shoestring.cli.live import LiveView
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError
+from shoestring.json_files import NotJson, parse_json, read_lines
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
@@ -45,8 +45,12 @@ class _Tail:
                     if not text.endswith(b"\n"):
                         break
                     self.read[path] = self.read.get(path, 0) + len(text)
-                    line = json.loads(text)
-                    if line["kind"] == "heldout" or line["step"] > self.step:
+                    try:
+                        line = parse_json(text)
+                        newer = line["kind"] == "heldout" or line["step"] > self.step
+                    except (NotJson, LookupError, TypeError):
+                        continue  # damaged: who watches does without it, and the report names it
+                    if newer:
                         self.step = max(self.step, line["step"])
                         self.view.show(line)
 
@@ -69,7 +73,7 @@ def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, view: LiveV
 
 
 def _newest_summary(folder: RunFolder) -> dict[str, Any]:
-    found = [json.loads(path.read_text()) for path in (folder.path / "workers").glob("*/summary.json")]
+    found = [RunFolder(path.parent).read_summary() for path in (folder.path / "workers").glob("*/summary.json")]
     if not found:
         raise ShoestringError("the run was stopped before any worker had joined it")
     return max(found, key=lambda summary: summary["steps"])
@@ -95,7 +99,7 @@ def accounts(workers: Path, credited: Mapping[str, int]) -> dict[str, Any]:
 def _adopt(folder: RunFolder, judge: str) -> Outcome:
     """Make the result of the worker that judged the run the run's own."""
     theirs = RunFolder(folder.path / "workers" / judge)
-    summary = theirs.read_json("summary.json")
+    summary = theirs.read_object("summary.json")
     if summary is None:
         raise ShoestringError(f"the run has ended, and {judge}, a worker elsewhere, has its result")
     summary["accounts"] = accounts(folder.path / "workers", summary["credited"])
@@ -106,6 +110,6 @@ def _adopt(folder: RunFolder, judge: str) -> Outcome:
         if (theirs.path / name).exists():
             shutil.copyfile(theirs.path / name, folder.path / name)
     folder.write_json("summary.json", summary)
-    samples = theirs.path / "samples.jsonl"
-    sample = json.loads(samples.read_text().splitlines()[-1]) if samples.exists() else {"prompt": "", "text": ""}
+    samples = read_lines(theirs.path / "samples.jsonl")
+    sample = samples[-1][1] if samples else {"prompt": "", "text": ""}
     return Outcome("finished", None, summary, sample["prompt"] + sample["text"])

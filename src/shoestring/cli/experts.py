@@ -2,10 +2,10 @@
 
 import datetime
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from shoestring.budget.budget import Budget
@@ -15,6 +15,7 @@ from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
+from shoestring.cli.screen import Screen
 from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.dataset import require
 from shoestring.data.prepare import prepare
@@ -62,9 +63,9 @@ def _flag(key: str) -> str:
     return as_flag(key.removeprefix("run.")) if key.startswith("run.") else as_flag(f"experts.{key}")
 
 
-def _conclude(folder: ExpertsFolder, done: Conducted, console: Console) -> None:
+def _conclude(folder: ExpertsFolder, done: Conducted, console: Screen) -> None:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
     if done.stopped == "interrupted":
         say(f"stopped; go on with: shoestring experts --resume {folder.path}")
@@ -125,11 +126,12 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on; what is finished is not done again")
     add_json_flag(parser, "the figures of all experts and where their files are")
     found, rest = parser.read_with_configuration(words)
-    console = Console(stderr=found.json)
+    console = Screen(stderr=found.json)
 
     def say(line: str) -> None:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
 
+    at_work: AbstractContextManager[object]
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     if found.resume:
@@ -137,16 +139,19 @@ def run(words: Sequence[str]) -> int:
             raise UsageError("--resume goes on with experts as they are: give nothing else with it")
         forbid(rest, "experts that are resumed keep their configuration; begin new ones to change it")
         folder = ExpertsFolder.open(found.resume)
+        at_work = folder.held(say)
     else:
         own: Tree = {"count": found.experts, "parallel": found.parallel}
         own["sizes"] = [size.strip() for size in found.sizes.split(",")] if found.sizes else None
         given = {key: value for key, value in own.items() if value is not None}
         config = _configuration(found.recipe, rest, given, found.dense, say)
         name = datetime.datetime.now().strftime("experts-%Y-%m-%d-%H%M%S")
-        folder = ExpertsFolder.create(found.out or Path("runs") / name, config)
-    console.print(f"experts: {folder.path}", highlight=False)
-    done = conduct(folder, say)
-    _conclude(folder, done, console)
-    if found.json:
-        print_json({"stopped": done.stopped, **done.summary, "folder": folder.path})
+        folder = ExpertsFolder(found.out or Path("runs") / name)
+        at_work = ExpertsFolder.create(folder.path, config, say)
+    with at_work:
+        console.print(f"experts: {folder.path}", soft_wrap=True)
+        done = conduct(folder, say)
+        _conclude(folder, done, console)
+        if found.json:
+            print_json({"stopped": done.stopped, **done.summary, "folder": folder.path})
     return 0 if done.signal is None else 128 + done.signal

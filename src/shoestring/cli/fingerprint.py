@@ -4,9 +4,7 @@ import hashlib
 import json
 
 from shoestring.config import Tree
-
-PLACES = ("corpus", "tokenizer", "documents")
-"""Keys of [data] that say where it lies: the same text may lie elsewhere on another machine, and has a fingerprint of its own."""
+from shoestring.data.places import PLACES
 
 
 def digest(values: object) -> str:

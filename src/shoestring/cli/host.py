@@ -3,15 +3,17 @@
 import contextlib
 import importlib.util
 import ipaddress
-import os
+import re
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shoestring import atomic
 from shoestring.cli.fingerprint import digest, without_places
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import read_file
 from shoestring.sync.elastic.lighthouse import Lighthouse
 from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.rendezvous.admission import RunFingerprint
@@ -19,6 +21,9 @@ from shoestring.sync.rendezvous.listener import RunListener
 from shoestring.sync.transport.frame import TOKEN, new_token
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
+
+TOKEN_TEXT = re.compile(rb"[A-Za-z0-9_-]{22,}")
+"""What `new_token` makes, and enough of it."""
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -63,17 +68,22 @@ def listening(text: str | None) -> tuple[str, int]:
 
 
 def token_of(folder: Path) -> str:
-    """The token of a run, which only the user can read: a new one where there is none yet."""
+    """The token of a run, which only the user can read: a new one where there is none yet, or where a kill or a full disk has
+    left the file empty.
+
+    Raises: ShoestringError where the file holds anything but a token, or cannot be written.
+    """
     path = folder / "token"
-    if path.exists():
-        return path.read_text().strip()
+    kept = (read_file(path) or b"").strip()
+    if kept:
+        if not TOKEN_TEXT.fullmatch(kept):
+            raise ShoestringError(f"{path} holds no token of a run: delete it, and the run has a new one")
+        return kept.decode()
     token = new_token()
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        atomic.write_bytes(path, f"{token}\n".encode(), mode=0o600)
     except OSError as error:
         raise ShoestringError(f"{path} cannot be written: {error.strerror}") from None
-    with os.fdopen(handle, "w") as file:
-        file.write(token + "\n")
     return token
 
 

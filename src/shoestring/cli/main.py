@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from shoestring import __version__
-from shoestring.errors import ShoestringError, did_you_mean
+from shoestring.errors import ShoestringError, UsageError, did_you_mean, printable
 
 COMMANDS = {
     "plan": "what a budget buys on this machine, each choice with its reason",
@@ -48,8 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0 if words else 2
         command, rest = words[0], words[1:]
         if command not in COMMANDS:
-            print(f"shoestring: no command '{command}': {did_you_mean(command, COMMANDS)}", file=sys.stderr)
-            return 2
+            raise UsageError(f"no command '{command}': {did_you_mean(command, COMMANDS)}")
         return int(importlib.import_module(f"shoestring.cli.{command}").run(rest))
     except ShoestringError as error:
         print(f"shoestring: {error}", file=sys.stderr)
@@ -63,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         full = " (free some space; what was saved before stands)" if error.errno == errno.ENOSPC else ""
-        print(f"shoestring: {(error.strerror or str(error)).lower()}{where}{full}", file=sys.stderr)
+        print(printable(f"shoestring: {(error.strerror or str(error)).lower()}{where}{full}"), file=sys.stderr)
         return 1
     except MemoryError:
         print("shoestring: out of memory: make --train.micro_batch smaller", file=sys.stderr)

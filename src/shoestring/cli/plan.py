@@ -5,13 +5,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, planned, prepared, show_plan
+from shoestring.cli.screen import Screen
 from shoestring.config import to_toml, tree
 from shoestring.errors import UsageError
 
@@ -26,8 +25,8 @@ def run(words: Sequence[str]) -> int:
     if found.json and found.toml:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = Request.read(found.recipe, rest, found.noise_scale_of)
-    console = Console(stderr=found.toml or found.json)
-    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}", highlight=False, markup=False))
+    console = Screen(stderr=found.toml or found.json)
+    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}"))
     machine = probe()
     made, config = planned(request, machine, dataset, 0.0)
     if found.json:

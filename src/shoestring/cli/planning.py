@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine, cache_folder
@@ -18,7 +19,8 @@ from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import is_number
 from shoestring.plan.planner import Plan, plan
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
@@ -77,13 +79,15 @@ def add_noise_scale_flag(parser: Arguments) -> None:
 
 def critical_batch(run: Path) -> float:
     """The critical batch in tokens that a finished run measured. Raises: UsageError where it did not."""
-    summary = RunFolder.open(run).read_json("summary.json") or {}
+    summary = RunFolder.open(run).read_summary()
     found = summary.get("critical_batch")
     if not found:
         raise UsageError(
             f"{run} has measured no critical batch: train with --train.noise_scale_every 5 and a --train.micro_batch below "
             "the batch, for long enough"
         )
+    if not is_number(found):
+        raise ShoestringError(f"{run / 'summary.json'} is damaged: 'critical_batch' is not a number")
     return float(found)
 
 
@@ -134,8 +138,11 @@ def show_plan(console: Console, request: Request, made: Plan, machine: Machine) 
     """Print the machine, every decision with its reason, what binds, and the cost expected."""
     peak = machine.matmul[machine.best_precision]
     console.print(
-        f"[bold]{machine.name}[/bold], {machine.threads} threads: {peak / 1e9:,.0f} GFLOP/s in {machine.best_precision}, "
-        f"{machine.bandwidth / 1e9:.0f} GB/s",
+        Text.assemble(
+            (machine.name, "bold"),
+            f", {machine.threads} threads: {peak / 1e9:,.0f} GFLOP/s in {machine.best_precision}, "
+            f"{machine.bandwidth / 1e9:.0f} GB/s",
+        ),
         highlight=False,
         soft_wrap=True,
     )

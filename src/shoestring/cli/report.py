@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.errors import printable
 from shoestring.report.page import write_report
 
 
@@ -19,5 +20,5 @@ def run(words: Sequence[str]) -> int:
     if found.json:
         print_json({"report": write_report(found.runs, found.out)})
         return 0
-    print(write_report(found.runs, found.out))
+    print(printable(str(write_report(found.runs, found.out))))
     return 0

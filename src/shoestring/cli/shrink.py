@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.screen import Screen
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.lowbit.packing import LAYOUTS
@@ -53,7 +52,7 @@ def run(words: Sequence[str]) -> int:
     if found.to.lower() not in known:
         raise UsageError(f"--to {found.to}: {did_you_mean(found.to, known.values())}")
     target = known[found.to.lower()]
-    console = Console(highlight=False, soft_wrap=True, stderr=found.json)
+    console = Screen(soft_wrap=True, stderr=found.json)
     ledger = Ledger()
     trained = load_trained(found.run)
     with ledger.clock("data"):
@@ -74,13 +73,16 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _text(trained: Trained, console: Console) -> HeldoutText:
+def _text(trained: Trained, console: Screen) -> HeldoutText:
     """The run's held-out text. Raises: UsageError where it cannot be had."""
     try:
         dataset = prepare(trained.config.data, cache_folder(), say=console.print)
         return HeldoutText(trained.config, dataset, trained.tokenizer)
     except UsageError as error:
-        raise UsageError(f"{error}; --unmeasured does without the held-out text") from None
+        raise UsageError(
+            f"{error}; --unmeasured does without the held-out text, and data.corpus in the run's config.toml may be changed "
+            "where the text was moved"
+        ) from None
 
 
 def _measured(trained: Trained, outcome: Outcome, target: str, out: Path, ledger: Ledger) -> dict[str, Any]:
@@ -100,7 +102,7 @@ def _measured(trained: Trained, outcome: Outcome, target: str, out: Path, ledger
     }
 
 
-def _tell(console: Console, trained: Trained, outcome: Outcome) -> None:
+def _tell(console: Screen, trained: Trained, outcome: Outcome) -> None:
     chosen = outcome.chosen
     if chosen.trained:
         console.print(f"matrices     {len(chosen.trained)}, the ternary ones that the run was trained with, exactly")

@@ -2,26 +2,27 @@
 
 import contextlib
 import datetime
-import fcntl
 import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import psutil
-from rich.console import Console
 
+from shoestring import atomic
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.cli.crew import started
 from shoestring.cli.host import address, require_torchft, run_fingerprint
 from shoestring.cli.live import LiveView
+from shoestring.cli.screen import Screen
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
+from shoestring.json_files import read_file
 from shoestring.plan.planner import flops_per_token
 from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
 from shoestring.sync.elastic.run_status import RunStatus
@@ -29,10 +30,11 @@ from shoestring.sync.rendezvous.listener import ServiceTunnel
 from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.elastic_session import ElasticSession
+from shoestring.train.elastic_session import ROUNDS, ElasticSession
 from shoestring.train.execution import keep_compiled_code
-from shoestring.train.run_folder import RunFolder, environment
+from shoestring.train.run_folder import RUN, RunFolder, environment
 from shoestring.train.session import Outcome, resolve
+from shoestring.train.work_folder import LOCK
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
@@ -74,37 +76,24 @@ def _bind_gloo(own: str) -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-@contextlib.contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder, so that one worker alone writes there; its lock names the process. Raises: UsageError where another
-    one does."""
-    with open(folder.path / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another worker is at work in {folder.path}: name another folder with --out") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
-
-
 def _folder(out: Path | None) -> RunFolder:
     path = out or Path("runs") / datetime.datetime.now().strftime("worker-%Y-%m-%d-%H%M%S")
     path.mkdir(parents=True, exist_ok=True)
-    strange = [each.name for each in path.iterdir() if each.name not in ("output.txt", "lock")]
-    if strange and "config.toml" not in strange:
+    folder = RunFolder(path)
+    left = {LOCK, *RUN.prepared, *RUN.outputs, ROUNDS}  # by a worker that was stopped before it had begun
+    if not folder.begun and any(each.name not in left for each in path.iterdir()):
         raise UsageError(f"{path} exists and is not a worker's folder: name another with --out")
-    return RunFolder(path)
+    return folder
 
 
 def _name(folder: RunFolder, given: str | None) -> str:
     """This worker's name: the one given, the one it had, or a new one."""
     kept = folder.path / "name"
-    name = given or (kept.read_text().strip() if kept.exists() else f"guest-{secrets.token_hex(4)}")
+    had = (read_file(kept) or b"").decode(errors="replace").strip()
+    name = given or had or f"guest-{secrets.token_hex(4)}"
     if not NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot name a worker: letters, digits, '-', '_' and '.' can, 40 of them at most")
-    kept.write_text(name + "\n")
+    atomic.write_text(kept, name + "\n")
     return name
 
 
@@ -114,7 +103,7 @@ def take_part(
     """Join the run at `where` and train until it ends. Returns the exit status."""
     require_torchft()
     host, port = address(where)
-    config, token, console = _recipe(recipe, words), _token(), Console()
+    config, token, console = _recipe(recipe, words), _token(), Screen()
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     own = _own_address(host, port)
@@ -127,12 +116,12 @@ def take_part(
     with contextlib.ExitStack() as stack:
         tunnel = stack.enter_context(ServiceTunnel(host, port, token, fingerprint))
         folder = _folder(out)
-        stack.enter_context(alone(folder))
+        stack.enter_context(folder.held(console.print))
         identity = _name(folder, name)
-        if not (folder.path / "config.toml").exists():
+        if not folder.begun:
             dataset.tokenizer.save(folder.tokenizer)
             folder.write_json("environment.json", environment(machine))
-            folder.write_config(config)
+            folder.write_config(config, dataset)
         elif run_fingerprint(folder.read_config(), dataset) != fingerprint:
             raise UsageError(f"{folder.path} is of another run: name another folder with --out")
         ledger = Ledger(folder.ledger, since=began)
@@ -171,7 +160,7 @@ def take_part(
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _conclude(outcome: Outcome, identity: str, console: Console) -> None:
+def _conclude(outcome: Outcome, identity: str, console: Screen) -> None:
     found = outcome.summary
     worker = found["worker"]
     line = f"{identity}: {worker['tokens']:,} tokens trained into the run, {worker['tokens_discarded']:,} lost"
@@ -179,4 +168,4 @@ def _conclude(outcome: Outcome, identity: str, console: Console) -> None:
         line = f"left at step {found['steps']}; {line}"
     elif "heldout_loss" in found:
         line = f"held-out loss {found['heldout_loss']:.4f} after {found['steps']} steps; {line}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)

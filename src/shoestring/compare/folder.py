@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from shoestring.compare.design import Design
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
-from shoestring.train.run_folder import RunFolder, environment
+from shoestring.train.run_folder import environment
+from shoestring.train.work_folder import Kind, Say, held
+
+COMPARISON = Kind(begins_with="design.toml", prepared=("arms", "environment.json"))
 
 
 class ComparisonFolder:
@@ -27,21 +31,29 @@ class ComparisonFolder:
         self.verdict = path / "verdict.json"
 
     @classmethod
-    def create(cls, path: Path) -> "ComparisonFolder":
-        """A new, empty folder. Raises: UsageError when `path` holds something, ShoestringError when it cannot be made."""
-        RunFolder.create(path)
-        return cls(path)
+    @contextmanager
+    def create(cls, path: Path, say: Say = print) -> Iterator["ComparisonFolder"]:
+        """A new folder, which this process alone works in. Raises: UsageError when `path` holds something, ShoestringError
+        when it cannot be made."""
+        with COMPARISON.created(path, say):
+            yield cls(path)
+
+    @contextmanager
+    def held(self, say: Say) -> Iterator[None]:
+        """While this process alone works here. Raises: UsageError where another one does."""
+        with held(self.path, say):
+            yield
 
     @classmethod
     def open(cls, path: Path) -> "ComparisonFolder":
         """One that has begun. Raises: UsageError when `path` is not one."""
-        if not (path / "design.toml").is_file():
+        if not COMPARISON.begun(path):
             raise UsageError(f"{path} is not a comparison: it has no design.toml")
         return cls(path)
 
     def write(self, design: Design, arms: Mapping[str, RunConfig], machine: Machine) -> None:
         """Write what there is to know before the first run. design.toml comes last: with it the folder has begun."""
-        self.arms.mkdir(exist_ok=True)
+        self.arms.mkdir(parents=True, exist_ok=True)
         for name, config in arms.items():
             atomic.write_text(self.arms / f"{name}.toml", to_toml(config))
         atomic.write_text(self.path / "environment.json", json.dumps(environment(machine), indent=1) + "\n")

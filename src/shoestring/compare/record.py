@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pydantic
 
 from shoestring.errors import ShoestringError
+from shoestring.json_files import NotJson, parse_json
 
 Purpose = Literal["tune", "judge"]
 Key = tuple[str, str, int, str]
@@ -92,7 +93,7 @@ _FIELDS = {field.name for field in dataclasses.fields(RunRecord)}
 
 def _parse(line: bytes) -> RunRecord:
     """Raises: ValueError, in one line."""
-    row = json.loads(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError("not an object")
     if row.keys() != _FIELDS:
@@ -135,7 +136,7 @@ class RunLog:
             try:
                 record = _parse(line)
             except ValueError as error:
-                reason = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+                reason = "not JSON" if isinstance(error, NotJson) else error
                 raise ShoestringError(f"{path}, line {number}, is damaged: {reason}") from None
             if record.key in keys:
                 raise ShoestringError(f"{path}, line {number}, is damaged: the same run stands above it")

@@ -14,6 +14,7 @@ from shoestring.compare.recipes import with_settings
 from shoestring.compare.record import Purpose, RunLog, RunRecord
 from shoestring.config import to_toml
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import read_json
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import environment
 
@@ -67,13 +68,13 @@ def _whole(config: RunConfig, seed: int, settings: Mapping[str, Any]) -> str:
 
 def _require_environment(earlier: Path, present: Mapping[str, Any]) -> None:
     path = earlier / "environment.json"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ShoestringError(f"{path} cannot be read: {error}") from None
+    content = read_json(path, dict, "an object")
+    if content is None:
+        raise ShoestringError(f"{path} is missing: it says where the runs were made")
     written = json.loads(json.dumps(present))  # as it would be read back
     for section, names in {"packages": ("torch",), "machine": ("device", "name", "features")}.items():
         for name in names:
-            was, now = content.get(section, {}).get(name), written[section].get(name)
+            there = content.get(section)
+            was, now = there.get(name) if isinstance(there, dict) else None, written[section].get(name)
             if was != now:
                 raise UsageError(f"--runs-of {earlier}: its runs were made with {name} {was}, here it is {now}")

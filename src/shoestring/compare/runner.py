@@ -1,6 +1,5 @@
 """Runs of the real trainer for a comparison, and the records made of what they leave behind."""
 
-import json
 import multiprocessing
 import shutil
 import threading
@@ -60,7 +59,7 @@ class Trainer:
         config = replace(with_settings(self.arms[arm], settings), seed=seed)
         words = [arm, purpose, *(f"{key.split('.')[-1]}-{value}" for key, value in settings.items()), f"seed-{seed}"]
         path = self.folder / "-".join(words if purpose == "tune" else [arm, f"seed-{seed}"])
-        shutil.rmtree(path, ignore_errors=True)
+        _clear(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         recipe = path.with_suffix(".toml") if "." not in path.name else path.parent / f"{path.name}.toml"
         atomic.write_text(recipe, to_toml(config))
@@ -93,11 +92,11 @@ def record(
 ) -> RunRecord:
     """The record of the run in the folder `path`, whose process ended with `status`."""
     folder = RunFolder(path)
-    summary: dict[str, Any] = folder.read_json("summary.json") or {}
+    summary = folder.read_summary()
     stopped = summary.get("stopped", "failed")
     if stopped == "interrupted":
         raise KeyboardInterrupt
-    lines = _metrics(folder)
+    lines = folder.read_metrics()
     return RunRecord(
         arm=arm,
         seed=seed,
@@ -118,10 +117,11 @@ def record(
     )
 
 
-def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    if not folder.metrics.exists():
-        return []
-    return [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+def _clear(path: Path) -> None:
+    """Remove what a killed comparison left of a run. The run may have outlived it by a moment: its end is waited for."""
+    if path.is_dir():
+        with RunFolder(path).held(wait=f"waiting for a run of an earlier process in {path}"):
+            shutil.rmtree(path)
 
 
 def _step_seconds(lines: list[dict[str, Any]]) -> float | None:

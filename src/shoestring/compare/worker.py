@@ -22,22 +22,22 @@ OUTPUT = "output.txt"
 def train(recipe: str, path: str) -> None:
     """Train the complete configuration in the file `recipe` in the new folder `path`. Leaves with 1 when it fails."""
     config = build(RunConfig, read_toml(Path(recipe)))
-    folder = RunFolder.create(Path(path))
     stop_with_parent()
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)
-    output = open(folder.path / OUTPUT, "w", buffering=1)  # noqa: SIM115 (the process ends with it)
-    sys.stdout = sys.stderr = output  # a traceback goes there as well
+    with RunFolder.create(Path(path)) as folder:
+        output = open(folder.path / OUTPUT, "w", buffering=1)  # noqa: SIM115 (the process ends with it)
+        sys.stdout = sys.stderr = output  # a traceback goes there as well
 
-    def say(line: str) -> None:
-        output.write(line + "\n")
+        def say(line: str) -> None:
+            output.write(line + "\n")
 
-    ledger = Ledger(folder.ledger)
-    try:
-        with ledger.clock("data"):
-            dataset = prepare(config.data, cache_folder(), say=say)
-        start(config, folder, ledger, dataset, machine, say, lambda line: None)
-    except ShoestringError as error:
-        say(f"failed: {error}")
-        sys.exit(1)
+        ledger = Ledger(folder.ledger)
+        try:
+            with ledger.clock("data"):
+                dataset = prepare(config.data, cache_folder(), say=say)
+            start(config, folder, ledger, dataset, machine, say, lambda line: None)
+        except ShoestringError as error:
+            say(f"failed: {error}")
+            sys.exit(1)

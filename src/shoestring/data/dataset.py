@@ -5,17 +5,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
 
 from shoestring import atomic
-from shoestring.data.store import Part, TokenStore, verify
+from shoestring.data.shards import ADVICE
+from shoestring.data.store import Part, TokenStore
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import NotJson, parse_json
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -35,7 +37,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The folder's description of itself. corpus: what it was prepared from, for people. tokenizer: its fingerprint."""
+    """The folder's description of itself. corpus: what it was prepared from, for people. tokenizer: its fingerprint. sha256: of
+    the rest of it."""
 
     version: int
     corpus: str
@@ -45,6 +48,7 @@ class Manifest:
     dtype: Literal["uint16", "uint32"]
     train: Part
     heldout: Part
+    sha256: str
 
 
 def fingerprint(tokenizer: str, train: Part, heldout: Part) -> str:
@@ -60,7 +64,14 @@ def write_manifest(folder: Path, corpus: str, tokenizer: TextTokenizer, train: P
     named = {"corpus": corpus, "fingerprint": whole, "tokenizer": tokenizer.fingerprint, "dtype": dtype}
     parts = {"train": dataclasses.asdict(train), "heldout": dataclasses.asdict(heldout)}
     content = {"version": VERSION, **named, "vocabulary": tokenizer.vocabulary, **parts}
+    content["sha256"] = _digest(content)
     atomic.write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of a manifest, without its own entry."""
+    plain = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def token_type(vocabulary: int) -> np.dtype:
@@ -68,42 +79,45 @@ def token_type(vocabulary: int) -> np.dtype:
     return np.dtype(np.uint16 if vocabulary <= 1 << 16 else np.uint32)
 
 
-def open_dataset(folder: Path, *, thorough: bool = False) -> Dataset:
+def open_dataset(folder: Path) -> Dataset:
     """The dataset in a folder that `prepare` made, wherever the folder was moved to.
 
-    The manifest, the tokenizer, and the length and both ends of every file are checked; every byte with `thorough`.
-    Raises: ShoestringError where the folder is damaged, foreign, or of another version.
+    The manifest, the tokenizer and every byte of the tokens are checked first, at the speed at which memory, or the disk, is
+    read (`bench/integrity.py`). Raises: ShoestringError where the folder is damaged, foreign, or of another version.
     """
     manifest = _read_manifest(folder / MANIFEST)
-    tokenizer = TextTokenizer.load(folder)
+    try:
+        tokenizer = TextTokenizer.load(folder)
+    except UsageError as error:  # of the user's own file it would be one; this file is the cache's
+        raise ShoestringError(f"{error}: {ADVICE}") from None
     whole = fingerprint(tokenizer.fingerprint, manifest.train, manifest.heldout)
-    if (tokenizer.fingerprint, whole) != (manifest.tokenizer, manifest.fingerprint):
-        raise ShoestringError(f"{folder}: tokenizer and manifest do not belong together: prepare the corpus anew")
+    made = tokenizer.fingerprint, whole, tokenizer.vocabulary
+    if made != (manifest.tokenizer, manifest.fingerprint, manifest.vocabulary):
+        raise ShoestringError(f"{folder}: tokenizer and manifest do not belong together: {ADVICE}")
     dtype = np.dtype(manifest.dtype)
-    train, heldout = (TokenStore.open(folder, part, dtype) for part in (manifest.train, manifest.heldout))
-    if thorough:
-        verify(folder, manifest.train)
-        verify(folder, manifest.heldout)
+    train, heldout = (
+        TokenStore.open(folder, part, dtype, manifest.vocabulary) for part in (manifest.train, manifest.heldout)
+    )
     return Dataset(train, heldout, tokenizer, manifest.fingerprint)
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise ShoestringError(f"no prepared corpus at {path.parent}: {path.name}: {error.strerror}") from None
-    except ValueError:
-        raise ShoestringError(f"{path} is damaged: delete its folder and it will be prepared anew") from None
+    except NotJson as error:
+        raise ShoestringError(f"{path} is damaged: {error}: {ADVICE}") from None
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise ShoestringError(f"{path} is of version {version}, and this reads version {VERSION}: prepare it anew")
+    if content.get("sha256") != _digest(content):
+        raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded: {ADVICE}")
     try:
         return pydantic.TypeAdapter(Manifest).validate_python(content)
     except pydantic.ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ShoestringError(
-            f"{path} is damaged at '{where}': delete its folder and it will be prepared anew"
-        ) from None
+        raise ShoestringError(f"{path} is damaged at '{where}': {ADVICE}") from None
 
 
 def require(dataset: Dataset, context: int) -> None:

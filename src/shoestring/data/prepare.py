@@ -5,10 +5,9 @@ tokens; and `index/REQUEST.json`, which says what KEY a corpus in a certain stat
 unchanged corpus is not even read. What the stamp trusts is said at `shoestring.data.corpus.stamp_files`.
 """
 
-import fcntl
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,17 @@ from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import Corpus, Say, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
+from shoestring.data.places import absolute_corpus
 from shoestring.data.store import StoreWriter
 from shoestring.data.subset import read_index, subset
 from shoestring.data.survey import Content, Survey, digest, survey
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
+from shoestring.json_files import NotJson, parse_json
+from shoestring.locks import hold
+
+KEY = re.compile(r"[0-9a-f]{32}")
+"""The name of a prepared corpus in the cache."""
 
 BATCH = 1 << 20
 """Characters of text tokenised at a time, on all cores."""
@@ -47,7 +52,9 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
 def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
     corpus = open_corpus(config.corpus, config.text)
     ready, shape = _tokenizer(config)
-    request = _key(corpus.stamp(), config.corpus, config.text_field, config.encoding, config.invalid, shape)
+    request = _key(
+        corpus.stamp(), absolute_corpus(config.corpus), config.text_field, config.encoding, config.invalid, shape
+    )
     index = cache / "index" / f"{request}.json"
     known = _indexed(index)
     if known and (cache / "tokens" / known / MANIFEST).exists():
@@ -107,25 +114,19 @@ def _key(*parts: str | float) -> str:
 def _indexed(index: Path) -> str | None:
     """The key an earlier call recorded; None where there is none, or where the record is not one of ours."""
     try:
-        recorded = json.loads(index.read_bytes())
-    except (OSError, ValueError):
+        recorded = parse_json(index.read_bytes())
+    except (OSError, NotJson):
         return None  # the corpus is read again, and the record written anew
     key = recorded.get("tokens") if isinstance(recorded, dict) else None
-    return key if isinstance(key, str) else None
+    return key if isinstance(key, str) and KEY.fullmatch(key) else None
 
 
 @contextmanager
 def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Hold the lock of a cache entry, which ends with the process; then sweep up what a killed process left there."""
+    """Hold the lock of a cache entry, which ends with the process."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process that is preparing the same corpus")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        for half in folder.parent.glob(f".{folder.name}.*.tmp"):
-            shutil.rmtree(half)
+    wait = "waiting for another process that is preparing the same corpus"
+    with hold(folder.parent / f".{folder.name}.lock", wait=wait, say=say):
         yield
 
 

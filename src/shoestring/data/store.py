@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shoestring.data.shards import SHARD_ITEMS, Shard, ShardWriter, open_shard, verify_shard
+from shoestring.data.shards import ADVICE, SHARD_ITEMS, Shard, ShardWriter, open_shard
+from shoestring.errors import ShoestringError
 
 STARTS = np.dtype(np.int64)
 
@@ -44,10 +45,27 @@ class TokenStore:
         return cls([row], starts, text_bytes)
 
     @classmethod
-    def open(cls, folder: Path, part: Part, dtype: np.dtype) -> "TokenStore":
-        """The store a manifest describes. Raises: ShoestringError where a file is missing, cut short or another's."""
-        shards = [open_shard(folder, shard, dtype) for shard in part.shards]
-        return cls(shards, open_shard(folder, part.starts, STARTS), part.bytes)
+    def open(cls, folder: Path, part: Part, dtype: np.dtype, vocabulary: int) -> "TokenStore":
+        """The store a manifest describes, read once from end to end to be checked: its checksums, that no id is `vocabulary` or
+        more, and that the starts of documents ascend from 0.
+
+        Raises: ShoestringError where a file is missing, cut short, damaged or another's.
+        """
+        highest = [0]
+
+        def look(piece: np.ndarray) -> None:
+            highest[0] = max(highest[0], int(piece.max()))
+
+        shards = [open_shard(folder, shard, dtype, look) for shard in part.shards]
+        starts = open_shard(folder, part.starts, STARTS)
+        store = cls(shards, starts, part.bytes)
+        if highest[0] >= vocabulary:
+            raise ShoestringError(
+                f"{folder} holds the token {highest[0]}, and its tokenizer has {vocabulary} of them: {ADVICE}"
+            )
+        if (len(store), len(starts)) != (part.tokens, part.documents) or not _ascend(starts, len(store)):
+            raise ShoestringError(f"{folder}: its documents are not those that its manifest describes: {ADVICE}")
+        return store
 
     def __len__(self) -> int:
         """Tokens, end tokens included."""
@@ -98,7 +116,8 @@ class StoreWriter:
         return Part(self._tokens.items, documents, self._bytes, self._tokens.close(), starts)
 
 
-def verify(folder: Path, part: Part) -> None:
-    """Check every byte of a split's files. Raises: ShoestringError."""
-    for shard in (*part.shards, part.starts):
-        verify_shard(folder, shard)
+def _ascend(starts: np.ndarray, tokens: int) -> bool:
+    """Whether these are where documents of one token or more start that are `tokens` long together."""
+    if not len(starts):
+        return not tokens
+    return bool(starts[0] == 0 and starts[-1] < tokens and (starts[1:] > starts[:-1]).all())

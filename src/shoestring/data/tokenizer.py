@@ -12,13 +12,18 @@ import tokenizers
 import torch
 
 from shoestring import atomic
-from shoestring.errors import UsageError
+from shoestring.errors import UsageError, first_line
+from shoestring.json_files import NotJson, parse_json
 
 END = "<|endoftext|>"
 """The end-of-document token of the tokenizers made here."""
 
 KNOWN_ENDS = (END, "<|end_of_text|>", "</s>", "<eos>")
 """End tokens looked for in a tokenizer.json that comes without a tokenizer_config.json to name its own."""
+
+
+MOST_TOKENS = 1 << 24
+"""More ids than any vocabulary has: tables of this program have a row for each."""
 
 
 def _byte_characters() -> dict[str, int]:
@@ -109,7 +114,7 @@ class TextTokenizer:
         described = _read_json(file)
         if not isinstance(described.get("model"), dict) or "ByteLevel" not in _types(described.get("decoder")):
             raise UsageError(f"{file} is not a byte-level tokenizer (GPT-2, Llama 3 and Qwen have such)")
-        rules = tokenizers.Tokenizer.from_str(json.dumps(described))
+        rules = _rules(described, file)
         return cls(rules, _end(rules, file))
 
 
@@ -131,21 +136,37 @@ class TextStream:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except NotJson as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} is not a JSON object")
     return content
 
 
+def _rules(described: dict[str, Any], file: Path) -> tokenizers.Tokenizer:
+    """The tokenizer that a tokenizer.json describes. Raises: UsageError where the package makes none of it."""
+    try:
+        rules = tokenizers.Tokenizer.from_str(json.dumps(described))
+        ids = rules.get_vocab(with_added_tokens=True).values()
+    except Exception as error:  # the package raises Exception itself
+        raise UsageError(f"{file} is not a tokenizer that can be used: {first_line(error)}") from None
+    if not ids or max(ids) >= MOST_TOKENS:
+        what = (
+            f"has an id of {max(ids)}, and {MOST_TOKENS - 1} is the highest that is taken" if ids else "has no tokens"
+        )
+        raise UsageError(f"{file} {what}")
+    return rules
+
+
 def _types(decoder: Any) -> set[str]:
     """The kinds of decoder in a tokenizer.json: one, or those of a sequence."""
     if not isinstance(decoder, dict):
         return set()
-    return {str(decoder.get("type"))}.union(*(_types(inner) for inner in decoder.get("decoders", ())))
+    within = decoder.get("decoders")
+    return {str(decoder.get("type"))}.union(*(_types(inner) for inner in (within if isinstance(within, list) else ())))
 
 
 def _end(rules: tokenizers.Tokenizer, file: Path) -> int:
@@ -153,9 +174,20 @@ def _end(rules: tokenizers.Tokenizer, file: Path) -> int:
     named = _read_json(beside).get("eos_token") if beside.exists() else None
     if isinstance(named, dict):
         named = named.get("content")
+    if named is not None and not (isinstance(named, str) and _is_text(named)):
+        raise UsageError(f"{beside} names an end token that is no text")
     for token in [named] if named else KNOWN_ENDS:
-        end = rules.token_to_id(str(token))
+        end = rules.token_to_id(token)
         if end is not None:
             return int(end)
     wanted = f"'{named}', which {beside.name} names," if named else f"any of {', '.join(KNOWN_ENDS)}"
     raise UsageError(f"{file} has no end-of-document token: {wanted} is not in it")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.report.json_files import Row, damaged, read_json, read_lines
+from shoestring.json_files import Row, damaged, read_json, read_lines
 from shoestring.report.run_files import read_settings
 from shoestring.report.verdict_records import ArmRun, Record, Verdict
 

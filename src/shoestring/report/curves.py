@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shoestring.json_files import Row
 from shoestring.report import quantities
-from shoestring.report.json_files import Row
 from shoestring.report.run_files import column
 
 Curve = tuple[np.ndarray, np.ndarray]

@@ -10,10 +10,10 @@ import numpy as np
 from shoestring import atomic
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import Row
 from shoestring.report import quantities
 from shoestring.report.curves import along, broken, finite, frame, from_middle, smooth, thin, window
 from shoestring.report.drawing import COLOUR, DASHES, SERIES, label_ends, mark_cut, name_axes, panel, save, style
-from shoestring.report.json_files import Row
 from shoestring.report.run_files import Run, read_run
 
 if TYPE_CHECKING:

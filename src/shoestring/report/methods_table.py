@@ -15,11 +15,11 @@ from pathlib import Path
 from shoestring import atomic
 from shoestring.config import build, read_toml
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import Row
 from shoestring.method import Card, methods
 from shoestring.report import quantities
 from shoestring.report.comparison_files import read_arm, read_verdict
 from shoestring.report.differences import differing, flat
-from shoestring.report.json_files import Row
 from shoestring.report.verdict_records import Comparison, Verdict
 from shoestring.report.verdict_words import confidence, interval, signed
 

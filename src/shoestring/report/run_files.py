@@ -13,7 +13,7 @@ import numpy as np
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.report.json_files import Row, check_numbers, damaged, read_file, read_json, read_lines
+from shoestring.json_files import Row, check_numbers, damaged, read_file, read_json, read_lines
 
 _COMMON = {"step", "progress", "seconds", "flops", "tokens", "loss"}
 _METRICS = _COMMON | {

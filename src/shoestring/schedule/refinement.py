@@ -1,6 +1,5 @@
 """Refinement: the schedule that a past run's gradient norms call for."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shoestring.errors import UsageError
+from shoestring.json_files import NotJson, parse_json
 
 STEPS = 1000
 """The steps of equal progress, T in the formula, to which a past run is brought."""
@@ -30,8 +30,8 @@ FIGURES: dict[Norm, str] = {"l1": "gradient_norm_1", "l2": "gradient_norm"}
 def _measured(path: Path, number: int, line: bytes, figure: str) -> tuple[float, float] | None:
     """(progress, gradient norm) of a line of metrics; None where it is not a step of training."""
     try:
-        row: Any = json.loads(line)
-    except ValueError:
+        row: Any = parse_json(line)
+    except NotJson:
         raise UsageError(f"{path}, line {number}, is damaged: not JSON") from None
     if not isinstance(row, dict):
         raise UsageError(f"{path}, line {number}, is damaged: not an object")
@@ -87,9 +87,9 @@ def cost_of(run: Path | str) -> dict[str, float]:
     """
     path = Path(run) / "summary.json"
     try:
-        summary: Any = json.loads(path.read_bytes())
+        summary: Any = parse_json(path.read_bytes())
         return {unit: float(summary[unit]) for unit in ("seconds", "flops", "tokens")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, NotJson, ValueError, KeyError, TypeError):
         raise UsageError(f"{path} does not say what the run spent: a schedule is refined from a finished run") from None
 
 

@@ -6,6 +6,8 @@ manifest.json, which lists the SHA-256 of the others. It is filled under another
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoestring import atomic
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError, UsageError, first_line
+from shoestring.json_files import read_json
 
 FORMAT = "shoestring-checkpoint"
 VERSION = 1
+
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json")
+"""What a checkpoint holds beside its manifest: all of these, and nothing else."""
+
+_FOLDER = re.compile(r"step-(\d{8,18})")
 
 
 @dataclass(frozen=True)
@@ -37,10 +47,12 @@ def _name(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[int]:
-    """The steps of the checkpoints in `folder`, oldest first."""
+    """The steps of the checkpoints in `folder`, oldest first. What has another name than a checkpoint's is passed over."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name.removeprefix("step-")) for p in folder.iterdir() if p.name.startswith("step-"))
+    found = [(path, _FOLDER.fullmatch(path.name)) for path in folder.iterdir() if path.is_dir()]
+    steps = [(path, int(match[1])) for path, match in found if match]
+    return sorted(step for path, step in steps if path.name == _name(step))
 
 
 def _digest(path: Path) -> str:
@@ -63,9 +75,9 @@ def save(folder: Path, step: int, snapshot: Snapshot, *, keep: int, spared: Coll
             save_file(snapshot.optimizer, building / "optimizer.safetensors")
             save_file({"cpu": torch.get_rng_state()}, building / "rng.safetensors")
             (building / "state.json").write_text(json.dumps(snapshot.state))
-            digests = {p.name: _digest(p) for p in sorted(building.iterdir())}
+            digests = {name: _digest(building / name) for name in FILES}
             manifest = {"format": FORMAT, "version": VERSION, "step": step, "sha256": digests}
-            (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            (building / MANIFEST).write_text(json.dumps(manifest, indent=1))
     except Exception as error:
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
@@ -81,8 +93,10 @@ def save(folder: Path, step: int, snapshot: Snapshot, *, keep: int, spared: Coll
 
 
 def remove(folder: Path, step: int) -> None:
-    """Drop the checkpoint of `step`. It is renamed first, so that one half removed is not taken for a checkpoint."""
-    doomed = folder / f".{_name(step)}.removed"
+    """Drop the checkpoint of `step`. It is renamed first, so that one half removed is not taken for a checkpoint; what a kill
+    leaves of it has a name that `atomic.sweep` knows."""
+    doomed = folder / f".{_name(step)}.{os.getpid()}.tmp"
+    shutil.rmtree(doomed, ignore_errors=True)
     (folder / _name(step)).rename(doomed)
     shutil.rmtree(doomed)
 
@@ -96,25 +110,58 @@ def load(folder: Path, step: int | None = None) -> tuple[int, Snapshot]:
     chosen = steps[-1] if step is None else step
     if chosen not in steps:
         raise UsageError(f"{folder} has no checkpoint of step {chosen}: it has {', '.join(map(str, steps))}")
-    path = folder / _name(chosen)
-    others = [s for s in steps if s != chosen]
-    advice = f"; go on from another with --from-step {others[-1]}" if others else ""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError("not a checkpoint of shoestring")
-        digests = manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShoestringError(f"{path / 'manifest.json'} is damaged: {error}{advice}") from None
-    if manifest.get("version") != VERSION:
-        raise ShoestringError(f"{path} has version {manifest.get('version')}, this program reads version {VERSION}")
-    for name, expected in digests.items():
+        return chosen, _read(folder / _name(chosen), chosen)
+    except ShoestringError as error:
+        others = [s for s in steps if s != chosen]
+        if not others or isinstance(error, UsageError):
+            raise
+        raise ShoestringError(f"{error}; go on from another with --from-step {others[-1]}") from None
+
+
+def _read(path: Path, step: int) -> Snapshot:
+    """What a checkpoint's folder holds. Raises: ShoestringError, naming the file, where any of it is not what was written."""
+    for name, expected in _read_manifest(path, step).items():
         try:
             found = _digest(path / name)
         except OSError as error:
-            raise ShoestringError(f"{path / name} cannot be read: {error.strerror}{advice}") from None
+            raise ShoestringError(f"{path / name} cannot be read: {error.strerror}") from None
         if found != expected:
-            raise ShoestringError(f"{path / name} is damaged: its checksum is not the one recorded{advice}")
-    torch.set_rng_state(load_file(path / "rng.safetensors")["cpu"])
-    state = json.loads((path / "state.json").read_text())
-    return chosen, Snapshot(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), state)
+            raise ShoestringError(f"{path / name} is damaged: its checksum is not the one recorded")
+    state = read_json(path / "state.json", dict, "an object")
+    tensors = {}
+    for name in FILES[:-1]:
+        try:
+            tensors[name] = load_file(path / name)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ShoestringError(f"{path / name} holds no tensors: {first_line(error)}") from None
+    try:
+        torch.set_rng_state(tensors["rng.safetensors"]["cpu"])
+    except (KeyError, RuntimeError, TypeError):
+        raise ShoestringError(f"{path / 'rng.safetensors'} holds no state of torch's random numbers") from None
+    return Snapshot(tensors["model.safetensors"], tensors["optimizer.safetensors"], state)
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, str]:
+    """The digests by file: of each file that a checkpoint has, and there are no others. Raises: ShoestringError."""
+    file = path / MANIFEST
+    manifest = read_json(file, dict, "an object")
+    if manifest is None:
+        raise ShoestringError(f"{file} is missing: without it {path.name} is no checkpoint")
+    if manifest.get("format") != FORMAT:
+        raise ShoestringError(f"{file} is damaged: it does not say '{FORMAT}'")
+    if manifest.get("version") != VERSION:
+        raise ShoestringError(f"{path} has version {manifest.get('version')!r}, this program reads version {VERSION}")
+    if manifest.get("step") != step or isinstance(manifest["step"], bool):
+        raise ShoestringError(f"{file} is of step {manifest.get('step')!r}, and its folder's name says {step}")
+    digests = manifest.get("sha256")
+    if not isinstance(digests, dict) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise ShoestringError(f"{file} is damaged: 'sha256' is not a checksum for each file")
+    for name in sorted(digests.keys() ^ set(FILES)):
+        what = "does not vouch for" if name in FILES else "names, and no checkpoint has,"
+        raise ShoestringError(f"{file} is damaged: it {what} the file {name}")
+    for name in sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *FILES}):
+        if name.startswith("."):  # a file manager's, or a network file system's: nothing here reads it
+            continue
+        raise ShoestringError(f"{path / name} is no part of a checkpoint: move it elsewhere")
+    return digests

@@ -22,8 +22,11 @@ from shoestring.train.elastic import ElasticTeam, Share
 from shoestring.train.inner import InnerState
 from shoestring.train.part import Part
 from shoestring.train.run_folder import JsonLines, RunFolder
-from shoestring.train.session import Outcome, Record, Say, Session
+from shoestring.train.session import Outcome, Record, Say, Session, require_same_text
 from shoestring.train.step import Steps
+
+ROUNDS = "rounds.jsonl"
+"""The file of a worker's rounds, in its folder."""
 
 ASSEMBLY = 60.0
 """Seconds that the first workers of a run wait for each other before it begins without those who are missing."""
@@ -61,7 +64,7 @@ class ElasticSession(Session):
             link,
             since,
         )
-        self.rounds = JsonLines(folder.path / "rounds.jsonl")
+        self.rounds = JsonLines(folder.path / ROUNDS)
         super().__init__(config, folder, ledger, dataset, say, view)
         self.crew.reserve = lambda: self.loop.reserve
 
@@ -189,8 +192,7 @@ class ElasticSession(Session):
         if not checkpoint.list_checkpoints(self.folder.checkpoints):
             return
         found, snapshot = checkpoint.load(self.folder.checkpoints, step)
-        if snapshot.state["data"] != self.dataset.fingerprint:
-            raise ShoestringError("the corpus or the tokenizer has changed since this worker's checkpoint")
+        require_same_text(snapshot.state["data"], self.dataset, self.config)
         self.steps.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
         self.loop.restore(snapshot.state)
         self.say(f"this worker's own checkpoint is of step {found}")

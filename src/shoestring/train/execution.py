@@ -21,6 +21,8 @@ from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine, timed
 from shoestring.config import to_toml
 from shoestring.contract.batch import Inputs
+from shoestring.errors import ShoestringError
+from shoestring.json_files import is_number, read_json
 from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
@@ -77,9 +79,10 @@ class _Timings:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self.known: dict[str, float] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self.known = {}  # nothing measured yet
+            known = read_json(path, dict, "an object") or {}
+        except ShoestringError:
+            known = {}  # damaged: measured again
+        self.known: dict[str, float] = {name: value for name, value in known.items() if is_number(value)}
 
     def get(self, name: str, measure: Callable[[], float]) -> float:
         if name not in self.known:

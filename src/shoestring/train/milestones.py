@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from shoestring.json_files import damaged, read_json
 from shoestring.train.evaluate import Heldout
 from shoestring.train.run_folder import RunFolder
 
@@ -15,7 +16,10 @@ class Milestones:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self.entries: list[dict[str, Any]] = folder.read_json(NAME) or []
+        path = folder.path / NAME
+        self.entries: list[dict[str, Any]] = read_json(path, list, "a list of milestones") or []
+        if not all(isinstance(entry, dict) and isinstance(entry.get("step"), int) for entry in self.entries):
+            raise damaged(path, 1, "a list of milestones, each with its step, is expected")
 
     def steps(self) -> frozenset[int]:
         """Steps whose checkpoints are kept."""

@@ -1,10 +1,10 @@
 """A run is a folder: its configuration, environment, measurements, ledger, samples, checkpoints and summary."""
 
 import json
-import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +14,25 @@ import torch
 
 from shoestring import __version__, atomic
 from shoestring.budget.machine import Machine
-from shoestring.config import build, read_toml, to_toml
+from shoestring.config import build, read_toml, to_toml, tree
+from shoestring.data.dataset import Dataset
+from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import read_json, read_lines
 from shoestring.train.config import RunConfig
+from shoestring.train.origin import NAME as ORIGIN
+from shoestring.train.origin import Origin, absolute
+from shoestring.train.work_folder import Kind, Say, held
+
+RUN = Kind(
+    begins_with="config.toml",
+    prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer"),
+    outputs=("output.txt", "workers", "name", "token"),
+)
+"""A run's folder. Outputs are those of its workers, and of whoever starts them."""
+
+METRICS = {"step", "progress", "seconds", "flops", "tokens", "loss", "tokens_per_second", "bits_per_byte", "targets"}
+"""Keys of a line of metrics that hold numbers."""
 
 _PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pydantic", "matplotlib")
 
@@ -65,49 +81,89 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, path: Path) -> "RunFolder":
-        """A new, empty run. Raises: UsageError when `path` holds something, ShoestringError when it cannot be written."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists and is not empty: name another with --out, or continue it with --resume")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ShoestringError(f"{path} cannot be made: {error.strerror}") from None
-        if not os.access(path, os.W_OK):
-            raise ShoestringError(f"{path} is read-only")
-        return cls(path)
+    @contextmanager
+    def create(cls, path: Path, say: Say = print, *, workers: bool = False) -> Iterator["RunFolder"]:
+        """A new run's folder, which this process alone writes in: see `Kind.created`. workers: there are some at work in it
+        already. Raises: UsageError, ShoestringError."""
+        with RUN.created(path, say, keep_outputs=workers):
+            yield cls(path)
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
         """A run that has begun. Raises: UsageError when `path` is not one."""
         if not path.is_dir():
             raise UsageError(f"no such run: {path}")
-        if not (path / "config.toml").is_file():
+        if not RUN.begun(path):
+            if RUN.unbegun(path):
+                raise UsageError(f"{path} was stopped before its first step: begin it again with --out {path}")
             raise UsageError(f"{path} is not a run: it has no config.toml")
         return cls(path)
 
-    def write_config(self, config: RunConfig) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return RUN.begun(self.path)
+
+    @contextmanager
+    def held(self, say: Say = print, *, wait: str = "") -> Iterator[None]:
+        """While this process alone writes here: see `work_folder.held`. Raises: UsageError where another one does."""
+        with held(self.path, say, wait=wait):
+            atomic.sweep(self.checkpoints)
+            yield
+
+    def write_config(self, config: RunConfig, dataset: Dataset | None = None) -> None:
+        """Write config.toml, with which the run has begun, and beside it what tells later whether it was edited. Files are
+        named by absolute paths, so that the run can be gone on with from any folder. dataset: the run's, where it is known."""
+        config = absolute(config)
+        data, tokenizer = ("", "") if dataset is None else (dataset.fingerprint, dataset.tokenizer.fingerprint)
+        Origin(tree(config), data, tokenizer).write(self.path)
         atomic.write_text(self.path / "config.toml", to_toml(config))
 
     def read_config(self) -> RunConfig:
-        return build(RunConfig, read_toml(self.path / "config.toml"))
+        """Raises: UsageError where config.toml was edited since the run began, save for where its files lie."""
+        path = self.path / "config.toml"
+        plain = read_toml(path)
+        origin = Origin.read(self.path)
+        if origin is not None:
+            origin.require_unedited(path, plain)
+        return build(RunConfig, plain)
+
+    def read_origin(self) -> Origin | None:
+        """What the run began with; None where it was begun by a version that did not keep it."""
+        return Origin.read(self.path)
+
+    def read_tokenizer(self) -> TextTokenizer:
+        """The run's own copy of its tokenizer. Raises: UsageError, ShoestringError where it is not what the run began with."""
+        found, origin = TextTokenizer.load(self.tokenizer), self.read_origin()
+        if origin is not None and origin.tokenizer not in ("", found.fingerprint):
+            raise ShoestringError(f"{self.tokenizer} is damaged: it is not the tokenizer that the run began with")
+        return found
 
     def write_json(self, name: str, content: Any) -> None:
         atomic.write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file of the run, or None where it is absent. Raises: ShoestringError when damaged."""
-        path = self.path / name
-        try:
-            return json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ShoestringError(f"{path} is damaged: {error}") from None
+    def read_object(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file of the run, or None where it is absent. Raises: ShoestringError when damaged."""
+        found: dict[str, Any] | None = read_json(self.path / name, dict, "an object")
+        return found
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json; empty while there is none. Raises: ShoestringError when damaged."""
+        return self.read_object("summary.json") or {}
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl. Raises: ShoestringError, naming the line, where one is damaged."""
+        rows = read_lines(self.metrics, METRICS, unfinished=False)
+        for number, row in rows:
+            if not isinstance(row.get("step"), int) or row.get("kind") not in ("train", "heldout"):
+                raise ShoestringError(f"{self.metrics}, line {number}, is damaged: not a line of metrics")
+        return [row for _, row in rows]
 
     def roll_back_metrics(self, step: int) -> None:
-        """Drop the measurements of steps after `step`, which the resumed run makes again."""
+        """Drop the measurements of steps after `step`, which the resumed run makes again. Raises: as `read_metrics`."""
         if not self.metrics.exists():
             return
-        lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        atomic.write_bytes(self.metrics, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))
+        numbered = enumerate(self.read_metrics())
+        kept = {place for place, row in numbered if row["step"] <= step}
+        lines = [line for line in self.metrics.read_bytes().split(b"\n")[:-1] if line.strip()]
+        atomic.write_bytes(self.metrics, b"".join(line + b"\n" for place, line in enumerate(lines) if place in kept))

@@ -85,8 +85,8 @@ def begin(
 ) -> Outcome:
     """As `start`, for a configuration that is resolved already. transport: to the other workers, where this process is one
     of several; the folder is then this worker's own."""
-    folder.write_config(config)
     folder.write_json("environment.json", environment(machine))
+    folder.write_config(config, dataset)
     ledger.write("start")
     session = Session(config, folder, ledger, dataset, say, view, transport)
     return session.run()
@@ -102,13 +102,30 @@ def resume(
     step: int | None = None,
     transport: Transport | None = None,
 ) -> Outcome:
-    """Go on exactly from the newest checkpoint, or from the one of `step`. Raises: UsageError when the run has finished."""
-    ended = folder.read_json("summary.json") or {}
-    if ended.get("stopped") == "finished" and step is None:
+    """Go on exactly from the newest checkpoint, or from the one of `step`. config: the run's, whose data may lie elsewhere now.
+
+    Raises: UsageError when the run has finished; ShoestringError where the data is not what it began with.
+    """
+    if folder.read_summary().get("stopped") == "finished" and step is None:
         raise UsageError(f"{folder.path} has finished: its budget of {config.budget} is spent")
+    origin = folder.read_origin()
+    if origin is None:
+        say("begun by an earlier version, which kept no copy of the configuration: config.toml is taken as it is")
+    elif origin.data:
+        require_same_text(origin.data, dataset, config)
     session = Session(config, folder, ledger, dataset, say, view, transport)
     session.restore(step)
+    folder.write_config(config, dataset)
     return session.run()
+
+
+def require_same_text(fingerprint: str, dataset: Dataset, config: RunConfig) -> None:
+    """Raises: ShoestringError where a dataset is not the one of that fingerprint."""
+    if fingerprint != dataset.fingerprint:
+        raise ShoestringError(
+            f"the corpus {config.data.corpus} or the tokenizer is not what this run began with: it cannot go on exactly; "
+            "--data.corpus PATH says where the same text is, and --start.run RUN begins a new run from its weights"
+        )
 
 
 class Session:
@@ -261,10 +278,7 @@ class Session:
             self.milestones.roll_back(0)
             return
         found, snapshot = checkpoint.load(self.folder.checkpoints, step)
-        if snapshot.state["data"] != self.dataset.fingerprint:
-            raise ShoestringError(
-                "the corpus or the tokenizer has changed since this run began: it cannot go on exactly"
-            )
+        require_same_text(snapshot.state["data"], self.dataset, self.config)
         self.steps.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
         self.loop.restore(snapshot.state)
         self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from shoestring.data.dataset import Dataset
-from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.optim.state import restore_state
 from shoestring.train import checkpoint
@@ -23,7 +22,7 @@ def begin_from(start: StartConfig, parts: Parts, dataset: Dataset) -> str:
     Raises: UsageError where that run has another tokenizer, model or optimiser; ShoestringError where it is damaged.
     """
     folder = RunFolder.open(Path(start.run))
-    if TextTokenizer.load(folder.tokenizer).fingerprint != dataset.tokenizer.fingerprint:
+    if folder.read_tokenizer().fingerprint != dataset.tokenizer.fingerprint:
         its = folder.tokenizer / "tokenizer.json"
         raise UsageError(f"{start.run} has another tokenizer than this run: give --data.tokenizer {its}")
     step, snapshot = checkpoint.load(folder.checkpoints, start.step)

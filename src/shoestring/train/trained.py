@@ -40,4 +40,4 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
         ) from None
     start = join_schedule(config, model)[1]
     quantised = config.lowbit.on and snapshot.state["position"]["progress"] >= start
-    return Trained(config, model.eval(), TextTokenizer.load(folder.tokenizer), found, quantised)
+    return Trained(config, model.eval(), folder.read_tokenizer(), found, quantised)

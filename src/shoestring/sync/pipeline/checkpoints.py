@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shoestring import atomic
 from shoestring.errors import ShoestringError
+from shoestring.json_files import read_json
 
 MANIFEST = "manifest.json"
 
@@ -20,8 +21,10 @@ def stage_file(folder: Path, step: int, stage: int) -> Path:
 
 
 def complete(folder: Path) -> list[int]:
-    """The steps whose checkpoints are complete, oldest first."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{MANIFEST}"))
+    """The steps whose checkpoints are complete, oldest first. What has another name than a checkpoint's is passed over."""
+    found = [(path.parent, path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{MANIFEST}")]
+    steps = [(path, int(digits)) for path, digits in found if digits.isdecimal()]
+    return sorted(step for path, step in steps if path == stage_file(folder, step, 0).parent)
 
 
 def seal(folder: Path, step: int, digests: Sequence[str], keep: int) -> None:
@@ -38,7 +41,10 @@ def seal(folder: Path, step: int, digests: Sequence[str], keep: int) -> None:
 def digests(folder: Path, step: int) -> list[str]:
     """The SHA-256 of each stage's file. Raises: ShoestringError where the manifest is damaged."""
     path = stage_file(folder, step, 0).parent / MANIFEST
-    try:
-        return [str(digest) for digest in json.loads(path.read_text())["sha256"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShoestringError(f"{path} is damaged: {error}") from None
+    manifest = read_json(path, dict, "an object") or {}
+    found = manifest.get("sha256")
+    if not isinstance(found, list) or not all(isinstance(digest, str) for digest in found):
+        raise ShoestringError(f"{path} is damaged: 'sha256' is not a list of checksums")
+    if manifest.get("step") != step:
+        raise ShoestringError(f"{path} is of step {manifest.get('step')!r}, and its folder's name says {step}")
+    return found

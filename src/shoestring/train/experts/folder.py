@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ from shoestring.budget.ledger import Ledger, Totals, read_ledger
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.train.experts.config import ExpertsConfig
-from shoestring.train.run_folder import RunFolder
+from shoestring.train.origin import absolute
+from shoestring.train.work_folder import Kind, Say, held
 
 JUDGING = "judge"
 """The event of ledger lines that are no part of training: they count in no budget."""
+
+
+EXPERTS = Kind(begins_with="experts.toml")
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,25 @@ class ExpertsFolder:
         self.ledger = path / "ledger.jsonl"
 
     @classmethod
-    def create(cls, path: Path, config: ExpertsConfig) -> "ExpertsFolder":
-        """A new one. Raises: UsageError where `path` holds something already."""
-        folder = cls(RunFolder.create(path).path)
-        atomic.write_text(folder.recipe, to_toml(config))
-        return folder
+    @contextmanager
+    def create(cls, path: Path, config: ExpertsConfig, say: Say) -> Iterator["ExpertsFolder"]:
+        """A new one, which this process alone works in. Raises: UsageError where `path` holds something already."""
+        with EXPERTS.created(path, say):
+            folder = cls(path)
+            atomic.write_text(folder.recipe, to_toml(replace(config, run=absolute(config.run))))
+            yield folder
+
+    @contextmanager
+    def held(self, say: Say) -> Iterator[None]:
+        """While this process alone works here. Raises: UsageError where another one does."""
+        with held(self.path, say):
+            yield
 
     @classmethod
     def open(cls, path: Path) -> "ExpertsFolder":
         """One that was begun. Raises: UsageError when `path` is not one."""
         folder = cls(path)
-        if not folder.recipe.is_file():
+        if not EXPERTS.begun(path):
             raise UsageError(f"{path} holds no experts: it has no {folder.recipe.name}")
         return folder
 

@@ -194,7 +194,7 @@ def _arms(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    summary = RunFolder(path).read_json("summary.json") or {}
+    summary = RunFolder(path).read_summary()
     kept = ("budget", "steps", "tokens", "flops", "seconds", "parameters", "heldout_loss")
     return {key: summary.get(key) for key in kept}
 

@@ -1,11 +1,10 @@
 """One of the runs that a set of experts is made of: begun, gone on with, or found finished."""
 
-import fcntl
 import functools
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from shoestring.budget.ledger import Ledger
@@ -13,6 +12,7 @@ from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.config import build
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
+from shoestring.locks import hold
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
@@ -31,7 +31,7 @@ def machine(device: str = "auto") -> Machine:
 
 def finished(path: Path) -> bool:
     """Whether the run in a folder has spent its budget."""
-    return (RunFolder(path).read_json("summary.json") or {}).get("stopped") == "finished"
+    return RunFolder(path).read_summary().get("stopped") == "finished"
 
 
 def train_run(config: RunConfig, path: Path, say: Say) -> int | None:
@@ -40,38 +40,36 @@ def train_run(config: RunConfig, path: Path, say: Say) -> int | None:
 
     Returns the signal that interrupted it, or None. Raises: UsageError, ShoestringError.
     """
-    with _alone(path, say):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wait = f"waiting for the process that trains {path.name}"
+    with hold(path.parent / f".{path.name}.lock", wait=wait, say=say):
+        folder = RunFolder(path)
         if finished(path):
             return None
-        begun = (path / "config.toml").is_file()
-        if not begun:
-            shutil.rmtree(path, ignore_errors=True)  # a run killed before its first step has nothing to go on from
-        folder = RunFolder.open(path) if begun else RunFolder.create(path)
-        config = folder.read_config() if begun else config
-        ledger = Ledger(folder.ledger)
-        try:
+        if not folder.begun:
+            with RunFolder.create(path, say), _ledger(folder) as ledger:
+                with ledger.clock("data"):
+                    dataset = prepare(config.data, cache_folder(), say=say)
+                dataset.tokenizer.save(folder.tokenizer)
+                found = machine(config.execution.device)
+                return start(config, folder, ledger, dataset, found, say, lambda line: None).signal
+        with folder.held(say), _ledger(folder) as ledger:
+            # its files lie where they do now, should the experts' folder or the corpus have been moved
+            own = folder.read_config()
+            start_from = replace(own.start, run=config.start.run) if own.start.run else own.start
+            config = replace(own, data=config.data, start=start_from)
             with ledger.clock("data"):
                 dataset = prepare(config.data, cache_folder(), say=say)
-            if begun:
-                return resume(folder, config, ledger, dataset, say, lambda line: None).signal
-            dataset.tokenizer.save(folder.tokenizer)
-            found = machine(config.execution.device)
-            return start(config, folder, ledger, dataset, found, say, lambda line: None).signal
-        finally:
-            ledger.close()
+            return resume(folder, config, ledger, dataset, say, lambda line: None).signal
 
 
 @contextmanager
-def _alone(path: Path, say: Say) -> Iterator[None]:
-    """Hold the lock of a run, which ends with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for the process that trains {path.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _ledger(folder: RunFolder) -> Iterator[Ledger]:
+    ledger = Ledger(folder.ledger)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
 
 
 def work(tree: dict[str, object], path: str) -> None:
