@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from shoestring import __version__
+from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.lowbit import gpu, kernels
@@ -55,6 +56,8 @@ def run(words: Sequence[str]) -> int:
     console.print(f"packed      matrices of few bits are multiplied by the kernel '{kernels.kernel_in_use()}'")
     if torch.cuda.is_available():
         console.print(f"            and on the GPU by the kernel '{gpu.kernel_in_use()[0]}'")
+    for line in busy_waiting.describe():
+        console.print(line)
     console.print(f"kept in     {cache_folder()}")
     lines = findings(machine)
     console.print("slow here:" if lines else "nothing is slow here")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
-from shoestring.cli.planning import Request, add_noise_scale_flag, planned, prepared, show_plan
+from shoestring.cli.planning import Request, add_noise_scale_flag, prepared, show_plan, tried
 from shoestring.config import to_toml
 
 
@@ -21,9 +22,14 @@ def run(words: Sequence[str]) -> int:
     found, rest = parser.read_with_configuration(words)
     request = Request.read(found.recipe, rest, found.noise_scale_of)
     console = Console(stderr=found.toml)
-    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}", highlight=False, markup=False))
+
+    def say(line: str) -> None:
+        console.print(f"  {line}", highlight=False, markup=False)
+
+    dataset = prepared(request, nullcontext(), say)
     machine = probe()
-    made, config = planned(request, machine, dataset, 0.0)
+    # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
+    made, config = tried(request, machine, dataset, Ledger(), say)
     if found.toml:
         print(to_toml(config), end="")
     else:

@@ -32,7 +32,7 @@ from shoestring.cli.elastic import Terms, host_run
 from shoestring.cli.fingerprint import without_places
 from shoestring.cli.host import LOOPBACK, listening, require_torchft
 from shoestring.cli.live import LiveView
-from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, forbid, planned, prepared, show_plan
+from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, forbid, prepared, show_plan, tried
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
@@ -44,7 +44,7 @@ from shoestring.report.page import write_report
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.execution import keep_compiled_code
+from shoestring.train.execution import keep_compiled_code, require_device
 from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, begin, resolve, resume, start
@@ -66,28 +66,28 @@ def _begin(request: Request, out: Path | None, console: Console) -> tuple[RunFol
     machine = probe()
     folder = RunFolder.create(out or _fresh_name())
     ledger = Ledger(folder.ledger)
-    dataset, config = _decide(request, folder, ledger, machine, console)
+    dataset, config, expected = _decide(request, folder, ledger, machine, console)
     with _view(console, config, machine) as view:
-        return folder, start(config, folder, ledger, dataset, machine, view.say, view.show)
+        return folder, start(config, folder, ledger, dataset, machine, view.say, view.show, expected)
 
 
 def _decide(
     request: Request, folder: RunFolder, ledger: Ledger, machine: Machine, console: Console
-) -> tuple[Dataset, RunConfig]:
-    """The data, and the plan laid under what was asked for; both are shown and kept in the run's folder."""
+) -> tuple[Dataset, RunConfig, float]:
+    """The data, the plan laid under what was asked for, and the seconds it expects; shown, and kept in the run's folder."""
 
     def say(line: str) -> None:
         console.print(f"  {line}", highlight=False, markup=False)
 
     dataset = prepared(request, ledger.clock("data"), say)
-    with ledger.clock("compile"):
-        made, config = planned(request, machine, dataset, ledger.totals.wall_clock)
+    with ledger.clock("measure"):
+        made, config = tried(request, machine, dataset, ledger, say)
         config = with_planned_tokens(config, made.tokens)
         show_plan(console, request, made, machine)
         folder.write_json("decisions.json", decisions(request, made))
         dataset.tokenizer.save(folder.tokenizer)
     console.print(f"run: {folder.path}", highlight=False)
-    return dataset, config
+    return dataset, config, made.seconds
 
 
 def _begin_as_worker(request: Request, out: Path | None, console: Console) -> tuple[RunFolder, Outcome]:
@@ -98,8 +98,8 @@ def _begin_as_worker(request: Request, out: Path | None, console: Console) -> tu
             machine = probe()
             folder = RunFolder(out) if started() is not None and out else RunFolder.create(out or _fresh_name())
             ledger = Ledger(folder.ledger, since=started())
-            dataset, config = _decide(request, folder, ledger, machine, console)
-            config = resolve(config, dataset, machine, ledger, console.print)
+            dataset, config, expected = _decide(request, folder, ledger, machine, console)
+            config = resolve(config, dataset, machine, ledger, console.print, expected)
             mine = (folder.path, config)
         path, config = settle_run(transport, mine)
         if transport.rank != 0:
@@ -146,10 +146,10 @@ def _begin_elastic(request: Request, out: Path | None, terms: Terms, console: Co
     require_torchft()
     machine, folder = probe(), RunFolder.create(out or _fresh_name())
     ledger = Ledger(folder.ledger, since=terms.since)
-    dataset, config = _decide(request, folder, ledger, machine, console)
+    dataset, config, expected = _decide(request, folder, ledger, machine, console)
     threads = config.execution.threads or len(share_of_cores(0, config.workers, available_cores()))
     config = replace(config, execution=replace(config.execution, threads=threads))
-    config = resolve(config, dataset, machine, ledger, console.print)
+    config = resolve(config, dataset, machine, ledger, console.print, expected)
     folder.write_config(config)
     folder.write_json("environment.json", environment(machine))
     ledger.close()
@@ -242,6 +242,7 @@ def run(words: Sequence[str]) -> int:
             "--start.run RUN begins a new one from its weights",
         )
         config = RunFolder.open(found.resume).read_config()
+        require_device(config.execution)
         _check_elastic(terms, config.transport, found.from_step)
         require_distributed(config.transport)
         if needs_processes(config.workers, config.transport):

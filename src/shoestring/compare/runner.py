@@ -97,6 +97,8 @@ def record(
     stopped = summary.get("stopped", "failed")
     if stopped == "interrupted":
         raise KeyboardInterrupt
+    if summary.get("heldout_cut_short"):
+        stopped, summary["reason"] = "failed", "its last evaluation was cut short, so its loss is of less text than the others'"
     lines = _metrics(folder)
     return RunRecord(
         arm=arm,
@@ -125,8 +127,7 @@ def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
-    """Median over the stretches between two lines of the seconds of a step; None where there are fewer than three. A
-    stretch with an evaluation in it is too long, which the median forgives."""
+    """Median over the stretches between two lines of the seconds of a step; None where there are fewer than three."""
     each = [
         (now["tokens"] - before["tokens"]) / now["tokens_per_second"] / (now["step"] - before["step"])
         for before, now in pairwise(lines)

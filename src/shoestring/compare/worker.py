@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import build, read_toml
@@ -25,6 +26,7 @@ def train(recipe: str, path: str) -> None:
     folder = RunFolder.create(Path(path))
     stop_with_parent()
     keep_freed_memory()
+    busy_waiting.begin()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)
     output = open(folder.path / OUTPUT, "w", buffering=1)  # noqa: SIM115 (the process ends with it)

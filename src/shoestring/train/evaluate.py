@@ -22,11 +22,13 @@ HELDOUT_ORDER = 0
 @dataclass(frozen=True)
 class Heldout:
     """loss: nats per token. bits_per_byte: the same likelihood per byte of text, comparable across tokenizers.
-    targets: how many tokens were predicted."""
+    targets: how many tokens were predicted. sequences: windows that were read. cut_short: whether there were more."""
 
     loss: float
     bits_per_byte: float
     targets: int
+    sequences: int = 0
+    cut_short: bool = False
 
 
 def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
@@ -73,9 +75,13 @@ class Evaluator:
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
 
-    def __call__(self, model: Transformer) -> Heldout:
-        nats, targets, text = 0.0, 0, 0
+    def __call__(self, model: Transformer, enough: Callable[[], bool] = lambda: False) -> Heldout:
+        """enough: asked after each batch, whether to leave it at that."""
+        nats, targets, text, read = 0.0, 0, 0, 0
         for start in range(0, self.sequences, self.rows):
+            if start and enough():
+                break
+            read = min(start + self.rows, self.sequences)
             batch = self.source.batch(start, min(self.rows, self.sequences - start))
             counted = batch.targets[batch.targets != IGNORED]
             text += int(self.byte_lengths[counted].sum())
@@ -85,7 +91,7 @@ class Evaluator:
                 nats += _summed_loss(model.logits, hidden, moved.targets)
             targets += len(counted)
         loss = nats / max(targets, 1)
-        return Heldout(loss, nats / math.log(2) / max(text, 1), targets)
+        return Heldout(loss, nats / math.log(2) / max(text, 1), targets, read, read < self.sequences)
 
 
 @torch.no_grad()
