@@ -63,9 +63,10 @@ def _view(console: Console, config: RunConfig, machine: Machine) -> LiveView:
 
 
 def _begin(request: Request, out: Path | None, console: Console) -> tuple[RunFolder, Outcome]:
-    machine = probe()
     folder = RunFolder.create(out or _fresh_name())
     ledger = Ledger(folder.ledger)
+    with ledger.clock("measure"):
+        machine = probe()
     dataset, config, expected = _decide(request, folder, ledger, machine, console)
     with _view(console, config, machine) as view:
         return folder, start(config, folder, ledger, dataset, machine, view.say, view.show, expected)

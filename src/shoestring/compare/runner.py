@@ -98,7 +98,10 @@ def record(
     if stopped == "interrupted":
         raise KeyboardInterrupt
     if summary.get("heldout_cut_short"):
-        stopped, summary["reason"] = "failed", "its last evaluation was cut short, so its loss is of less text than the others'"
+        stopped, summary["reason"] = (
+            "failed",
+            "its last evaluation was cut short, so its loss is of less text than the others'",
+        )
     lines = _metrics(folder)
     return RunRecord(
         arm=arm,

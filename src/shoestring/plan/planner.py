@@ -123,16 +123,21 @@ class _Means:
             bought["seconds"] = seconds / pace.per_token
         if not bought:
             raise UsageError(f"a budget of {budget} says nothing about how long to train: add seconds, FLOPs or tokens")
-        heldout = self._heldout(min(bought.values()))
+        heldout = self._heldout(min(bought.values()), pace, seconds)
         beside = self._beside(count, pace, heldout, seconds)
         if seconds is not None:
             bought["seconds"] = max(seconds - sum(beside.values()), 0.0) / pace.per_token
         binding = min(bought, key=lambda resource: bought[resource])
         return _Size(model, count, each, pace, bought[binding], heldout, beside), binding
 
-    def _heldout(self, tokens: float) -> int:
-        """Tokens of an evaluation: a hundredth of the time that training on `tokens` takes."""
-        return max(8192, min(65536, int(0.012 * tokens * 3 / 1024) * 1024))
+    def _heldout(self, tokens: float, pace: Pace, seconds: float | None) -> int:
+        """Tokens of an evaluation: a hundredth of the time that training on `tokens` takes; enough for a loss to be told by,
+        but not more than there is time for."""
+        wanted = max(8192, min(65536, int(0.012 * tokens * 3 / 1024) * 1024))
+        if seconds is None:
+            return wanted
+        most = rules.EVALUATING * max(seconds, 0.0) / (pace.forward_share * pace.per_token)
+        return max(2048, min(wanted, int(most / 1024) * 1024))
 
     def _beside(self, count: int, pace: Pace, heldout: int, seconds: float | None) -> dict[str, float]:
         """Seconds that go on anything but steps."""
@@ -280,7 +285,8 @@ def plan(
     expected = beside + size.tokens * pace.per_token
     if binding == "seconds" and budget.seconds:
         expected = budget.seconds
-    few = math.ceil(beside + rules.FEW_STEPS * batch * model.context * pace.per_token)
+    # a little more than by now, as a longer run measures and evaluates a little more
+    few = math.ceil(1.2 * (beside + rules.FEW_STEPS * batch * model.context * pace.per_token))
     if binding == "seconds" and size.tokens <= 0:
         most = ", ".join(f"{show_seconds(took)} of {what}" for what, took in size.beside.items() if took >= 0.05)
         raise UsageError(

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.generate import generate
@@ -62,7 +61,6 @@ def summary(
         "tokens_discarded": totals.discarded * processes,
         "seconds": totals.wall_clock,
         "seconds_by_cause": dict(totals.seconds),
-        "seconds_beside_others": round(busy_waiting.crowded_seconds(), 1),
         "flops": totals.flops * processes,
         "flops_discarded": totals.flops_discarded * processes,
         "peak_memory": totals.peak_memory,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to_dict
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
@@ -153,6 +154,7 @@ class Session:
         self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
         self.say, self.view, self.transport = say, view, transport
         self.team: Team | None = None
+        self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
             self.parts: Parts = self._assemble()
             if config.start.run:
@@ -256,6 +258,7 @@ class Session:
         content = summary(
             self.config, self.parts.model, self.loop.position.step, self.ledger, stopped, processes
         ) | dict(found)
+        content["seconds_beside_others"] = round(busy_waiting.crowded_seconds() - self._beside_others, 1)
         if self.team is not None:
             content["workers"], content["processes"] = self.config.workers, processes
             content["exchanges"] = asdict(self.team.exchanges)
