@@ -1,3 +1,7 @@
+import re
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +12,8 @@ from shoestring.config import build, merge
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
-from shoestring.plan.planner import flops_per_token, parameters, plan
+from shoestring.plan.pace import Pace
+from shoestring.plan.planner import Plan, flops_per_token, paces_for, parameters, plan
 from shoestring.train.config import RunConfig
 
 LAPTOP = Machine("cpu", "a laptop", 2, 16 * 2**30, (), {"float32": 1.5e11, "bfloat16": 4e11}, 2e10)
@@ -98,3 +103,71 @@ def test_a_measured_critical_batch_bounds_the_batch() -> None:
     small, reason = batch(4 * 256 * 2)
     assert small == 4 < by_rule
     assert "critical batch of 2,048 tokens" in reason
+
+
+def _plan(seconds: float, **more: Any) -> Plan:
+    options = {"corpus_tokens": 10**8, "vocabulary": 4096, "fixed": {}, **more}
+    return plan(Budget(seconds=seconds), LAPTOP, **options)
+
+
+@pytest.mark.parametrize("seconds", [20.0, 40.0, 60.0, 120.0, 3600.0])
+def test_what_is_expected_adds_up_to_the_budget(seconds: float) -> None:
+    made = _plan(seconds, seconds_spent=2.0)
+    assert 2.0 + sum(made.beside.values()) + made.tokens * made.pace.per_token == pytest.approx(seconds)
+    assert made.beside["measuring"] <= 0.1 * seconds
+
+
+@pytest.mark.parametrize(
+    ("rate", "layers", "width", "seconds", "trained"),
+    [
+        (850e9, 3, 128, 120.0, 2.82e6),  # the README's demo of 0.1.0: 4.3 M were expected
+        (427e9, 2, 64, 60.0, 2.10e6),  # evidence/default-seconds
+    ],
+)
+def test_tokens_expected_by_rule_are_near_those_that_were_trained(
+    rate: float, layers: int, width: int, seconds: float, trained: float
+) -> None:
+    machine = replace(LAPTOP, matmul={"float32": rate / 3, "bfloat16": rate})
+    shape = {"layers": layers, "width": width, "heads": width // 32, "vocabulary": 4096}
+    options: dict[str, Any] = {"corpus_tokens": 3_200_000, "vocabulary": 4096, "heldout_tokens": 29_000}
+    made = plan(Budget(seconds=seconds), machine, fixed={"model": shape}, **options)
+    assert made.tokens == pytest.approx(trained, rel=0.25)
+
+
+def test_a_measured_pace_is_what_the_plan_goes_by() -> None:
+    by_rule = _plan(120.0)
+    shape = build(RunConfig, merge(by_rule.tree(), {"budget": "120s"})).model
+    paces = paces_for(LAPTOP, Budget(seconds=120.0), {})
+    paces.add(shape, flops_per_token(shape), Pace(by_rule.pace.per_token * 3, 0.3, 0.1, memory=2e9, measured=True))
+    found = plan(
+        Budget(seconds=120),
+        LAPTOP,
+        corpus_tokens=10**8,
+        vocabulary=4096,
+        fixed={"model": {"width": shape.width, "layers": shape.layers, "heads": shape.heads}},
+        paces=paces,
+    )
+    assert found.pace.measured
+    assert found.tokens == pytest.approx(by_rule.tokens / 3, rel=0.1)
+    assert found.memory == 2e9
+    other = plan(Budget(seconds=120), LAPTOP, corpus_tokens=10**8, vocabulary=4096, fixed={}, paces=paces)
+    assert other.parameters <= by_rule.parameters  # three times slower than by rule, whatever the shape
+    assert other.tokens < by_rule.tokens
+
+
+def test_a_budget_that_buys_no_step_is_refused_and_one_of_few_is_told() -> None:
+    with pytest.raises(
+        UsageError, match=r"buys no step: 2.0 s are spent, and a run takes 3.0 s of starting.* give at least \d+s"
+    ):
+        _plan(5.0, seconds_spent=2.0)
+    said = " ".join(_plan(20.0, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}}).warnings)
+    assert "too few to learn from" in said
+    least = float(re.search(r"(\d+)s would buy 20", said)[1])  # type: ignore[index]
+    enough = _plan(least, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}})
+    assert enough.steps >= 20
+    assert "too few" not in " ".join(enough.warnings)
+
+
+def test_memory_is_at_least_what_the_process_has_held() -> None:
+    assert _plan(60.0, held=3e9).memory == 3e9
+    assert _plan(60.0, held=1.0).memory > 5e8

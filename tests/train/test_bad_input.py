@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
+from shoestring.cli.planning import Request
 from tests.train.command import TINY, newest_weights, shoestring
 
 
@@ -123,6 +124,50 @@ def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert main([*words, *TINY]) == 0
     return run
+
+
+@pytest.fixture
+def nothing_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where data is prepared, or anything measured."""
+
+    def refuse(*given: object, **more: object) -> None:
+        pytest.fail("it has begun to work")
+
+    for name in ("prepare", "try_out"):
+        monkeypatch.setattr(f"shoestring.cli.planning.{name}", refuse)
+    monkeypatch.setattr("shoestring.train.session.settle", refuse)
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_prepared: None,
+    tmp_path: Path,
+    command: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    status, line = refused(capsys, command, "--execution.device", "cuda")
+    assert status == 2
+    assert "torch finds no GPU here" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--model.width=64"], "model.width = 64"), (["--model.layers=3"], "model.layers = 3"), ([], "")],
+)
+def test_a_start_of_another_shape_is_refused_before_any_work(
+    capsys: pytest.CaptureFixture[str], nothing_prepared: None, finished: Path, more: list[str], said: str
+) -> None:
+    words = ["--start.run", str(finished), *more]
+    if said:
+        status, line = refused(capsys, "train", *words)
+        assert status == 2
+        assert f"{said} is not the shape of {finished}" in line
+    else:
+        assert Request.read(None, words).asked["model"]["width"] == 32  # left open, the shape is that of the start
 
 
 def test_a_run_is_not_written_over(capsys: pytest.CaptureFixture[str], finished: Path) -> None:

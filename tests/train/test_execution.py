@@ -1,8 +1,10 @@
+import math
 from pathlib import Path
 
 import pytest
 
-from shoestring.budget.machine import Machine
+from shoestring.budget.machine import Machine, timed
+from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.train import execution
 from shoestring.train.config import ExecutionConfig
@@ -93,3 +95,75 @@ def test_it_really_measures(tmp_path: Path) -> None:
     assert found.config.compile == "none"
     assert any("in bfloat16" in reason for reason in found.reasons)
     assert settle(tmp_path, 10).reasons == found.reasons
+
+
+class Clock:
+    """A clock that what is timed sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A machine on which timing a block or a loss takes five seconds."""
+    clock = Clock()
+
+    def timed(self: object, config: ExecutionConfig) -> float:
+        clock.now += 5.0
+        return 1.0 if config.precision == "bfloat16" else 2.0
+
+    monkeypatch.setattr(execution._Bench, "_block", timed)
+    monkeypatch.setattr(execution._Bench, "_loss", timed)
+    return clock
+
+
+@pytest.mark.parametrize(
+    ("allowed", "spent", "said"),
+    [(0.0, 0.0, "NOT measured"), (12.0, 10.0, "not tried within 12.0 s"), (1e3, 40.0, "take")],
+)
+def test_measuring_keeps_to_its_allowance_and_says_what_it_left_out(
+    slow: Clock, tmp_path: Path, allowed: float, spent: float, said: str
+) -> None:
+    config, allowance = ExecutionConfig(compile="none"), execution.Allowance(allowed, slow)
+    words = {"rows": 2, "seconds": 10 * allowed, "machine": MACHINE, "cache": tmp_path, "say": lambda line: None}
+    found = execution.settle(config, MODEL, allowance=allowance, **words)  # type: ignore[arg-type]
+    assert slow.now == spent
+    assert any(said in reason for reason in found.reasons)
+    assert "auto" not in vars(found.config).values()
+    assert found.config.precision == "bfloat16"  # the machine's best, and tried first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left", "allowed"), [(100.0, 90.0, 10.0), (100.0, 6.0, 3.0), (100.0, -2.0, 0.0), (None, None, math.inf)]
+)
+def test_measuring_is_allowed_a_share_of_the_budget(seconds: float | None, left: float | None, allowed: float) -> None:
+    assert execution.Allowance.share(seconds, left).seconds == allowed
+
+
+def test_a_first_compile_takes_a_longer_budget_beside_other_processes(
+    timings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoestring.budget.busy_waiting.crowded", lambda: True)
+    found = settle(tmp_path, 200)
+    assert found.config.compile == "none"
+    assert any("beside other processes" in reason for reason in found.reasons)
+    assert settle(tmp_path, 600).config.compile == "blocks"
+
+
+def test_a_slow_call_is_not_repeated() -> None:
+    calls: list[int] = []
+    assert timed(lambda: calls.append(1), least=3, most=0.0) >= 0
+    assert len(calls) == 1
+    timed(lambda: calls.append(1), least=3, seconds=0.0)
+    assert len(calls) == 1 + 4
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    execution.require_device(ExecutionConfig(device="auto"))
+    with pytest.raises(UsageError, match="torch finds no GPU here"):
+        execution.require_device(ExecutionConfig(device="cuda"))

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.config import read_toml
 from shoestring.model.transformer import Transformer
 from shoestring.schedule.refinement import refined_points
-from shoestring.train import checkpoint
+from shoestring.train import checkpoint, speed
 from shoestring.train.evaluate import Evaluator, Heldout
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
@@ -188,11 +189,12 @@ def test_no_evaluation_is_made_twice_of_the_same_weights(
 ) -> None:
     quick = Evaluator.__call__
 
-    def slow(self: Evaluator, model: Transformer) -> Heldout:
+    def slow(self: Evaluator, model: Transformer, enough: Callable[[], bool] = lambda: False) -> Heldout:
         time.sleep(0.4)
-        return quick(self, model)
+        return quick(self, model, enough)
 
     monkeypatch.setattr(Evaluator, "__call__", slow)
+    monkeypatch.setattr(speed, "EVALUATING", 1.0)  # they take a tenth of the budget each
     run = tmp_path / "run"
     words = ("--budget=4s", f"--data.corpus={corpus}", "--out", run, *MODEL, "--train.evaluate_every=0.02")
     status, _, errors = shoestring("train", *words)

@@ -54,7 +54,9 @@ SYNC_EXPOSED = cause("sync_exposed", "waiting for an exchange")
 SYNC_HIDDEN = cause("sync_hidden", "an exchange beside the steps", overlaps=True)
 EVALUATE = cause("evaluate", "held-out evaluations and samples")
 CHECKPOINT = cause("checkpoint", "writing checkpoints")
-COMPILE = cause("compile", "building and compiling the model")
+MEASURE = cause("measure", "timing which arithmetic pays, and planning by it")
+START = cause("start", "building the model, and a first step, where torch sets itself up")
+COMPILE = cause("compile", "the compiler, and a first step that compiles; in ledgers of 0.1.0 the two above too")
 IDLE = cause("idle", "nothing of these")
 
 MODEL = account("model", "training the model: the only account that a budget of FLOPs or tokens limits")
@@ -170,6 +172,10 @@ class Ledger:
             whole = sum(len(line) + 1 for line in path.read_bytes().split(b"\n")[:-1]) if path.exists() else 0
             self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
             self._file.truncate(whole)
+
+    def now(self) -> float:
+        """The ledger's clock, in seconds: for whoever must agree with it."""
+        return self._clock()
 
     def _settle(self) -> None:
         now = self._clock()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import time
@@ -69,11 +70,18 @@ Summary = Callable[[list[float]], float]
 
 
 def timed(
-    work: Callable[[], object], *, device: str = "cpu", seconds: float = 0.15, least: int = 3, of: Summary = median
+    work: Callable[[], object],
+    *,
+    device: str = "cpu",
+    seconds: float = 0.15,
+    least: int = 3,
+    of: Summary = median,
+    most: float = math.inf,
 ) -> float:
     """Median seconds of one call of `work`, over as many calls as fit into `seconds` (at least `least`).
 
-    of: what stands for the calls instead of their median.
+    of: what stands for the calls instead of their median. most: seconds from which on no other call is begun, be it fewer
+    than `least`; where the first one takes as long, which warms up, it is what is told.
     """
 
     def once() -> float:
@@ -83,11 +91,10 @@ def timed(
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    once()
-    runs = [once() for _ in range(least)]
-    while sum(runs) < seconds and len(runs) < 200:
+    first, runs = once(), list[float]()
+    while first + sum(runs) < most and (len(runs) < least or (sum(runs) < seconds and len(runs) < 200)):
         runs.append(once())
-    return of(runs)
+    return of(runs or [first])
 
 
 def matmul_rate(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from shoestring import __version__
+from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
@@ -75,6 +76,8 @@ def run(words: Sequence[str]) -> int:
     console.print(f"packed      matrices of few bits are multiplied by the kernel '{kernels.kernel_in_use()}'")
     if torch.cuda.is_available():
         console.print(f"            and on the GPU by the kernel '{gpu.kernel_in_use()[0]}'")
+    for line in busy_waiting.describe():
+        console.print(line)
     console.print(f"kept in     {cache_folder()}")
     lines = findings(machine)
     console.print("slow here:" if lines else "nothing is slow here")

@@ -22,7 +22,7 @@ from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.execution import keep_compiled_code
+from shoestring.train.execution import keep_compiled_code, require_device
 from shoestring.train.experts.allocation import scaled
 from shoestring.train.experts.conduct import Conducted, conduct
 from shoestring.train.experts.config import ExpertsConfig
@@ -45,6 +45,7 @@ def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: 
     if "run" in section or "dense" in section:
         raise UsageError("the [experts] section holds neither a run nor a dense one: those are the rest of the recipe")
     first = build(RunConfig, merge({"model": {}}, asked), as_flag)
+    require_device(first.execution)
     # refused before any work where it can be; sizes need the width of a head, which may be planned
     sized = {key: value for key, value in section.items() if key != "sizes"}
     early = build(ExpertsConfig, sized | {"run": tree(first)}, _flag)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.units import show, show_seconds
 
 PLAIN_SECONDS = 10.0
@@ -61,6 +62,7 @@ class LiveView:
         text = (
             f"loss {line['loss']:.3f}  {rate:,.0f} tok/s  {share:.0%} of peak  "
             f"left {self._left(line)}{self.heldout}{_exchanged(line)}"
+            f"{'  (other processes take this machine)' * busy_waiting.crowded()}"
         )
         if self.console.is_terminal:
             self.progress.update(self.task, completed=line["progress"], text=text)

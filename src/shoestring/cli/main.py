@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from shoestring import __version__
+from shoestring.budget import busy_waiting
 from shoestring.errors import ShoestringError, UsageError, did_you_mean, printable
 
 COMMANDS = {
@@ -49,6 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command, rest = words[0], words[1:]
         if command not in COMMANDS:
             raise UsageError(f"no command '{command}': {did_you_mean(command, COMMANDS)}")
+        busy_waiting.begin()
         return int(importlib.import_module(f"shoestring.cli.{command}").run(rest))
     except ShoestringError as error:
         print(f"shoestring: {error}", file=sys.stderr)
@@ -67,6 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("shoestring: out of memory: make --train.micro_batch smaller", file=sys.stderr)
         return 1
+    finally:
+        busy_waiting.end()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
-from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, planned, prepared, show_plan
+from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, prepared, show_plan, tried
 from shoestring.cli.screen import Screen
 from shoestring.config import to_toml, tree
 from shoestring.errors import UsageError
@@ -26,9 +27,14 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = Request.read(found.recipe, rest, found.noise_scale_of)
     console = Screen(stderr=found.toml or found.json)
-    dataset = prepared(request, nullcontext(), lambda line: console.print(f"  {line}"))
+
+    def say(line: str) -> None:
+        console.print(f"  {line}")
+
+    dataset = prepared(request, nullcontext(), say)
     machine = probe()
-    made, config = planned(request, machine, dataset, 0.0)
+    # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
+    made, config = tried(request, machine, dataset, Ledger(), say)
     if found.json:
         expected = {key: value for key, value in asdict(made).items() if key != "decisions"}
         decided = decisions(request, made)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shoestring.budget.budget import Budget
+from shoestring.budget.ledger import Ledger, peak_memory
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory, show, show_seconds
 from shoestring.cli.arguments import Arguments
@@ -21,11 +22,18 @@ from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
-from shoestring.plan.planner import Plan, plan
+from shoestring.plan.pace import Paces
+from shoestring.plan.planner import Plan, flops_per_token, paces_for, plan
 from shoestring.train.config import RunConfig
+from shoestring.train.execution import require_device
 from shoestring.train.run_folder import RunFolder
+from shoestring.train.starting import with_start
+from shoestring.train.trial import allowed, try_out
 
 DEFAULT_BUDGET = "2m"
+TRIALS = 3
+"""Shapes that are tried out at most for one plan."""
+
 Say = Callable[[str], None]
 
 
@@ -60,8 +68,16 @@ class Request:
         asked.setdefault("budget", DEFAULT_BUDGET)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
+        require_device(config.execution)
+        if config.start.run:
+            asked = with_start(asked, config.start)
         critical = critical_batch(noise_scale_of) if noise_scale_of else None
         return cls(asked, config.budget, critical, config.workers, config.transport)
+
+    @property
+    def at_once(self) -> int:
+        """Workers that compute at the same time, each with the cores that one has."""
+        return 1 if self.transport == "local" else self.workers
 
     def data(self) -> DataConfig:
         return build(DataConfig, self.asked.get("data", {}))
@@ -99,24 +115,46 @@ def prepared(request: Request, clock: AbstractContextManager[None], say: Say) ->
     return dataset
 
 
-def planned(request: Request, machine: Machine, dataset: Dataset, seconds_spent: float) -> tuple[Plan, RunConfig]:
-    """The plan for what the request leaves open, and the complete configuration."""
+def planned(
+    request: Request, machine: Machine, dataset: Dataset, seconds_spent: float, paces: Paces | None = None
+) -> tuple[Plan, RunConfig]:
+    """The plan for what the request leaves open, and the complete configuration. paces: what was measured."""
     memory = request.asked.get("memory")
     made = plan(
         request.budget,
         machine,
         workers=request.workers,
-        at_once=1 if request.transport == "local" else request.workers,
+        at_once=request.at_once,
         corpus_tokens=len(dataset.train),
         vocabulary=dataset.tokenizer.vocabulary,
         fixed=request.asked,
         memory=parse_memory(memory) if memory else None,
         seconds_spent=seconds_spent,
         critical_batch=request.critical_batch,
+        paces=paces,
+        heldout_tokens=len(dataset.heldout),
+        held=peak_memory(),
     )
     config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
     require(dataset, config.model.context)
     return made, config
+
+
+def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, say: Say) -> tuple[Plan, RunConfig]:
+    """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
+    another shape may be the one to plan, which is tried then too."""
+    paces = paces_for(machine, request.budget, request.asked, request.at_once)
+    for _ in range(TRIALS):
+        made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
+        if request.workers > 1 or paces.knows(config.model):
+            return made, config
+        left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
+        seconds = allowed(request.budget.seconds, made.seconds, left)
+        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds, say)
+        if pace is None:
+            return made, config
+        paces.add(config.model, flops_per_token(config.model), pace)
+    return planned(request, machine, dataset, ledger.totals.wall_clock, paces)
 
 
 def _given(asked: Mapping[str, Any], key: str) -> bool:
@@ -154,10 +192,15 @@ def show_plan(console: Console, request: Request, made: Plan, machine: Machine) 
     console.print(table)
     console.print(
         f"bound by {made.binding} ({request.budget}); expected: {show_seconds(made.seconds)}, "
-        f"{show('tokens', made.tokens)}, {show('flops', made.flops)}, {show('bytes', made.memory)} of memory at most",
+        f"{show('tokens', made.tokens)} in {made.steps:,.0f} steps, {show('flops', made.flops)}, "
+        f"{show('bytes', made.memory)} of memory at most",
         highlight=False,
         soft_wrap=True,
     )
+    rate = f"{1 / made.pace.per_token:,.0f} tok/s"
+    how = f"{rate}, measured on steps of this shape" if made.pace.measured else f"{rate}, by rule and not measured"
+    beside = ", ".join(f"{show_seconds(took)} {what}" for what, took in made.beside.items() if took >= 0.05)
+    console.print(f"at {how}; beside the steps: {beside or 'nothing much'}", highlight=False, soft_wrap=True)
     for warning in made.warnings:
         console.print(f"note: {warning}", highlight=False, style="yellow")
 

@@ -35,7 +35,7 @@ from shoestring.cli.elastic import Terms, host_run
 from shoestring.cli.fingerprint import without_places
 from shoestring.cli.host import LOOPBACK, listening, require_torchft
 from shoestring.cli.live import LiveView
-from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, planned, prepared, show_plan
+from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, prepared, show_plan, tried
 from shoestring.cli.resuming import moved_places, resumed_config
 from shoestring.cli.screen import Screen
 from shoestring.config import Tree, tree
@@ -49,7 +49,7 @@ from shoestring.report.page import write_report
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.execution import keep_compiled_code
+from shoestring.train.execution import keep_compiled_code, require_device
 from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, begin, require_same_text, resolve, resume, start
@@ -68,31 +68,32 @@ def _view(console: Screen, config: RunConfig, machine: Machine) -> LiveView:
 
 
 def _begin(request: Request, out: Path | None, console: Screen, held: ExitStack) -> tuple[RunFolder, Outcome]:
-    machine = probe()
     folder = held.enter_context(RunFolder.create(out or _fresh_name(), console.print))
     ledger = Ledger(folder.ledger)
-    dataset, config = _decide(request, folder, ledger, machine, console)
+    with ledger.clock("measure"):
+        machine = probe()
+    dataset, config, expected = _decide(request, folder, ledger, machine, console)
     with _view(console, config, machine) as view:
-        return folder, start(config, folder, ledger, dataset, machine, view.say, view.show)
+        return folder, start(config, folder, ledger, dataset, machine, view.say, view.show, expected)
 
 
 def _decide(
     request: Request, folder: RunFolder, ledger: Ledger, machine: Machine, console: Screen
-) -> tuple[Dataset, RunConfig]:
-    """The data, and the plan laid under what was asked for; both are shown and kept in the run's folder."""
+) -> tuple[Dataset, RunConfig, float]:
+    """The data, the plan laid under what was asked for, and the seconds it expects; shown, and kept in the run's folder."""
 
     def say(line: str) -> None:
         console.print(f"  {line}")
 
     dataset = prepared(request, ledger.clock("data"), say)
-    with ledger.clock("compile"):
-        made, config = planned(request, machine, dataset, ledger.totals.wall_clock)
+    with ledger.clock("measure"):
+        made, config = tried(request, machine, dataset, ledger, say)
         config = with_planned_tokens(config, made.tokens)
         show_plan(console, request, made, machine)
         folder.write_json("decisions.json", decisions(request, made))
         dataset.tokenizer.save(folder.tokenizer)
     console.print(f"run: {folder.path}", soft_wrap=True)
-    return dataset, config
+    return dataset, config, made.seconds
 
 
 def _begin_as_worker(
@@ -106,8 +107,8 @@ def _begin_as_worker(
             path = out or _fresh_name()
             folder = held.enter_context(RunFolder.create(path, console.print, workers=started() is not None))
             ledger = Ledger(folder.ledger, since=started())
-            dataset, config = _decide(request, folder, ledger, machine, console)
-            config = resolve(config, dataset, machine, ledger, console.print)
+            dataset, config, expected = _decide(request, folder, ledger, machine, console)
+            config = resolve(config, dataset, machine, ledger, console.print, expected)
             mine = (folder.path, config)
         path, config = settle_run(transport, mine)
         if transport.rank != 0:
@@ -160,10 +161,10 @@ def _begin_elastic(
     require_torchft()
     machine, folder = probe(), held.enter_context(RunFolder.create(out or _fresh_name(), console.print))
     ledger = Ledger(folder.ledger, since=terms.since)
-    dataset, config = _decide(request, folder, ledger, machine, console)
+    dataset, config, expected = _decide(request, folder, ledger, machine, console)
     threads = config.execution.threads or len(share_of_cores(0, config.workers, available_cores()))
     config = replace(config, execution=replace(config.execution, threads=threads))
-    config = resolve(config, dataset, machine, ledger, console.print)
+    config = resolve(config, dataset, machine, ledger, console.print, expected)
     folder.write_json("environment.json", environment(machine))
     folder.write_config(config, dataset)
     ledger.close()
@@ -279,6 +280,7 @@ def _train(
             raise UsageError("--resume goes on with a run as it is: give no recipe, --out or --noise-scale-of with it")
         moved = moved_places(rest)
         config = resumed_config(RunFolder.open(found.resume), moved)
+        require_device(config.execution)
         _check_elastic(terms, config.transport, found.from_step)
         require_distributed(config.transport)
         if needs_processes(config.workers, config.transport):

@@ -96,6 +96,11 @@ def record(
     stopped = summary.get("stopped", "failed")
     if stopped == "interrupted":
         raise KeyboardInterrupt
+    if summary.get("heldout_cut_short"):
+        stopped, summary["reason"] = (
+            "failed",
+            "its last evaluation was cut short, so its loss is of less text than the others'",
+        )
     lines = folder.read_metrics()
     return RunRecord(
         arm=arm,
@@ -125,8 +130,7 @@ def _clear(path: Path) -> None:
 
 
 def _step_seconds(lines: list[dict[str, Any]]) -> float | None:
-    """Median over the stretches between two lines of the seconds of a step; None where there are fewer than three. A
-    stretch with an evaluation in it is too long, which the median forgives."""
+    """Median over the stretches between two lines of the seconds of a step; None where there are fewer than three."""
     each = [
         (now["tokens"] - before["tokens"]) / now["tokens_per_second"] / (now["step"] - before["step"])
         for before, now in pairwise(lines)

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import build, read_toml
@@ -24,6 +25,7 @@ def train(recipe: str, path: str) -> None:
     config = build(RunConfig, read_toml(Path(recipe)))
     stop_with_parent()
     keep_freed_memory()
+    busy_waiting.begin()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)
     with RunFolder.create(Path(path)) as folder:

@@ -16,6 +16,7 @@ from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.plan import rules
+from shoestring.plan.pace import Pace, Paces
 
 RUNTIME_MEMORY = 0.6e9
 """Bytes that Python, torch and the tokens in use take before any model does."""
@@ -32,7 +33,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """decisions: in the order they were made. binding: what limits the run. seconds, memory (bytes), tokens, flops: expected."""
+    """decisions: in the order they were made. binding: what limits the run. seconds, memory (bytes), tokens, flops, steps:
+    expected. beside: seconds that go on anything but steps, by what. pace: by which tokens and seconds are reckoned."""
 
     decisions: tuple[Decision, ...]
     binding: str
@@ -40,7 +42,10 @@ class Plan:
     memory: float
     tokens: float
     flops: float
+    steps: float
     parameters: int
+    beside: dict[str, float]
+    pace: Pace
     warnings: tuple[str, ...]
 
     def tree(self) -> Tree:
@@ -60,7 +65,10 @@ class _Size:
     model: ModelConfig
     parameters: int
     flops_per_token: float
+    pace: Pace
     tokens: float
+    heldout: int
+    beside: dict[str, float]
 
 
 def _costs(model: ModelConfig) -> tuple[int, int, int]:
@@ -96,21 +104,66 @@ def training_memory(model: ModelConfig, count: int, rows: int) -> float:
     return RUNTIME_MEMORY + 16 * count + activations + logits
 
 
-def _affordable(budget: Budget, machine: Machine, model: ModelConfig, seconds_left: float | None) -> tuple[float, str]:
-    """(tokens the budget buys for this model, the resource that binds)."""
-    each = flops_per_token(model)
-    rate = rules.UTILISATION * machine.matmul[machine.best_precision]
-    bought: dict[str, float] = {}
-    if seconds_left is not None:
-        bought["seconds"] = seconds_left * rules.OVERHEAD * rate / each
-    if budget.flops is not None:
-        bought["flops"] = budget.flops / each
-    if budget.tokens is not None:
-        bought["tokens"] = budget.tokens
-    if not bought:
-        raise UsageError(f"a budget of {budget} says nothing about how long to train: add seconds, FLOPs or tokens")
-    binding = min(bought, key=lambda resource: bought[resource])
-    return bought[binding], binding
+@dataclass(frozen=True)
+class _Means:
+    """What a plan has to divide. seconds_spent: of a budget in seconds, by now. heldout: tokens held out, None where not known.
+    fixed: the [train] section as given."""
+
+    budget: Budget
+    paces: Paces
+    seconds_spent: float
+    heldout: int | None
+    fixed: Mapping[str, Any]
+
+    def size(self, model: ModelConfig) -> tuple[_Size, str]:
+        """(what the budget buys of this model, the resource that binds)."""
+        count, each = parameters(model), flops_per_token(model)
+        pace, budget = self.paces.of(model, each), self.budget
+        bought: dict[str, float] = {}
+        if budget.flops is not None:
+            bought["flops"] = budget.flops / each
+        if budget.tokens is not None:
+            bought["tokens"] = budget.tokens
+        seconds = None if budget.seconds is None else budget.seconds - self.seconds_spent
+        if seconds is not None:
+            bought["seconds"] = seconds / pace.per_token
+        if not bought:
+            raise UsageError(f"a budget of {budget} says nothing about how long to train: add seconds, FLOPs or tokens")
+        heldout = self._heldout(min(bought.values()), pace, seconds)
+        beside = self._beside(count, pace, heldout, seconds)
+        if seconds is not None:
+            bought["seconds"] = max(seconds - sum(beside.values()), 0.0) / pace.per_token
+        binding = min(bought, key=lambda resource: bought[resource])
+        return _Size(model, count, each, pace, bought[binding], heldout, beside), binding
+
+    def _heldout(self, tokens: float, pace: Pace, seconds: float | None) -> int:
+        """Tokens of an evaluation: a hundredth of the time that training on `tokens` takes; enough for a loss to be told by,
+        but not more than there is time for."""
+        wanted = max(8192, min(65536, int(0.012 * tokens * 3 / 1024) * 1024))
+        if seconds is None:
+            return wanted
+        most = rules.EVALUATING * max(seconds, 0.0) / (pace.forward_share * pace.per_token)
+        return max(2048, min(wanted, int(most / 1024) * 1024))
+
+    def _beside(self, count: int, pace: Pace, heldout: int, seconds: float | None) -> dict[str, float]:
+        """Seconds that go on anything but steps."""
+        heldout = int(self.fixed.get("heldout_tokens", heldout))
+        if self.heldout is not None:
+            heldout = min(heldout, self.heldout)
+        evaluation = heldout * pace.forward_share * pace.per_token
+        often = math.ceil(1 / float(self.fixed.get("evaluate_every", 0.25)) - 1e-9)
+        between = max(often - 1, 0) * evaluation
+        if seconds is not None:  # those that take too much are skipped, and steps come between the others
+            between = min(between, seconds / 2) if evaluation <= rules.EVALUATING * seconds else 0.0
+        saving = rules.saving_seconds(4 * count)
+        on_the_way = 0.0 if seconds is None else seconds / float(self.fixed.get("checkpoint_every", 60.0))
+        return {
+            "starting": pace.starting,
+            "measuring": pace.measuring,
+            "evaluating": between + evaluation,
+            "saving": saving * (1 + int(on_the_way)),
+            "a sample": rules.sampling_seconds(int(self.fixed.get("sample_tokens", 160))),
+        }
 
 
 def _model(shape: rules.Shape, vocabulary: int, context: int, fixed: Mapping[str, Any]) -> ModelConfig:
@@ -127,22 +180,15 @@ def _model(shape: rules.Shape, vocabulary: int, context: int, fixed: Mapping[str
 
 
 def _choose_size(
-    budget: Budget,
-    machine: Machine,
-    corpus_tokens: int,
-    vocabulary: int,
-    fixed: Mapping[str, Any],
-    seconds: float | None,
-    limit: float,
+    means: _Means, corpus_tokens: int, vocabulary: int, fixed: Mapping[str, Any], limit: float
 ) -> tuple[_Size, str, str]:
     """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
     chosen: tuple[_Size, str, str] | None = None
     for shape in rules.LADDER:
         context = rules.context_for(chosen[0].tokens if chosen else 0.0)
         model = _model(shape, vocabulary, context, fixed)
-        tokens, binding = _affordable(budget, machine, model, seconds)
-        count = parameters(model)
-        size = _Size(model, count, flops_per_token(model), tokens)
+        size, binding = means.size(model)
+        tokens, count = size.tokens, size.parameters
         reason = (
             f"the largest rung that still sees {rules.TOKENS_PER_PARAMETER:g} tokens a parameter: "
             f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
@@ -152,6 +198,8 @@ def _choose_size(
             chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
             break
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
+            if tokens < rules.TOKENS_PER_PARAMETER * count:
+                reason = f"the smallest rung: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
             chosen = (size, binding, reason)
         elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
             reason = f"a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
@@ -163,6 +211,15 @@ def _choose_size(
             break
     assert chosen is not None
     return chosen
+
+
+def paces_for(machine: Machine, budget: Budget, fixed: Mapping[str, Any], at_once: int = 1) -> Paces:
+    """The paces of a plan before anything is measured; the arguments are those of `plan`."""
+    execution = fixed.get("execution", {})
+    open_ways = [key for key in ("precision", "compile", "loss") if execution.get(key, "auto") == "auto"]
+    share = math.inf if budget.seconds is None else rules.MEASURING_SHARE * budget.seconds
+    measuring = min(rules.MEASURING_SECONDS, share) if open_ways else 0.0
+    return Paces(at_once * machine.matmul[machine.best_precision], measuring)
 
 
 def plan(
@@ -177,26 +234,29 @@ def plan(
     critical_batch: float | None = None,
     workers: int = 1,
     at_once: int = 1,
+    paces: Paces | None = None,
+    heldout_tokens: int | None = None,
+    held: float = 0.0,
 ) -> Plan:
     """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
 
     corpus_tokens: training tokens of the corpus. memory: bytes the run may take (None: the machine's).
     seconds_spent: what preparing the data has taken from a budget in seconds. critical_batch: tokens, as measured.
     workers: between which each batch is divided. at_once: how many of them compute at the same time, each at the rate of
-    `machine`; the others, in one process with those, take their turns.
+    `machine`; the others, in one process with those, take their turns. paces: what was measured (None: all by rule).
+    heldout_tokens: that are held out. held: bytes that the process which is to train has held at most by now.
     Raises: UsageError when nothing fits.
     """
-    if at_once > 1:
-        machine = replace(machine, matmul={kind: rate * at_once for kind, rate in machine.matmul.items()})
-    seconds = None if budget.seconds is None else budget.seconds - seconds_spent
-    if seconds is not None and seconds <= 1.0:
+    if budget.seconds is not None and budget.seconds - seconds_spent <= 1.0:
         raise UsageError(
             f"a budget of {budget} is spent on preparing the data: give more time, or run again with it prepared"
         )
     given = dict(fixed.get("model", {}))
     limit = memory if memory is not None else 0.8 * machine.memory
-    size, binding, reason = _choose_size(budget, machine, corpus_tokens, vocabulary, given, seconds, limit)
-    model = size.model
+    paces = paces or paces_for(machine, budget, fixed, at_once)
+    means = _Means(budget, paces, seconds_spent, heldout_tokens, fixed.get("train", {}))
+    size, binding, reason = _choose_size(means, corpus_tokens, vocabulary, given, limit)
+    model, pace = size.model, size.pace
     decisions = [
         Decision("model.layers", model.layers, reason),
         Decision("model.width", model.width, "goes with the layers"),
@@ -225,23 +285,44 @@ def plan(
             Decision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
         )
     decisions += _rates(fixed)
-    evaluation = max(8192, min(65536, int(0.012 * size.tokens * 3 / 1024) * 1024))
-    decisions.append(Decision("train.heldout_tokens", evaluation, "an evaluation takes about 1 % of the budget"))
+    decisions.append(Decision("train.heldout_tokens", size.heldout, "an evaluation takes about 1 % of the budget"))
     total = size.flops_per_token * size.tokens
-    rate = rules.UTILISATION * machine.matmul[machine.best_precision]
-    expected = min(total / rate / rules.OVERHEAD, budget.seconds or math.inf)
+    beside = seconds_spent + sum(size.beside.values())
+    expected = beside + size.tokens * pace.per_token
     if binding == "seconds" and budget.seconds:
         expected = budget.seconds
     if expected > rules.LONGEST_SECONDS:
         raise UsageError(f"a budget of {budget} takes {show_seconds(expected)} on this machine: give less, 8h say")
+    # a little more than by now, as a longer run measures and evaluates a little more
+    few = math.ceil(1.2 * (beside + rules.FEW_STEPS * batch * model.context * pace.per_token))
+    if binding == "seconds" and size.tokens <= 0:
+        most = ", ".join(f"{show_seconds(took)} of {what}" for what, took in size.beside.items() if took >= 0.05)
+        raise UsageError(
+            f"a budget of {budget} buys no step: {show_seconds(seconds_spent)} are spent, and a run takes {most} beside its "
+            f"steps: give at least {few}s"
+        )
     warnings = []
+    if binding == "seconds" and steps < rules.FEW_STEPS:
+        warnings.append(f"this buys about {steps:.0f} steps, too few to learn from: {few}s would buy {rules.FEW_STEPS}")
     if not rules.TRIED_SECONDS[0] <= expected <= rules.TRIED_SECONDS[1]:
         warnings.append("this budget is outside those the rules were tuned on: take the plan as a first guess")
     if size.tokens > rules.MOST_EPOCHS * corpus_tokens:
         warnings.append(
             f"the corpus is passed over {size.tokens / corpus_tokens:.1f} times: more text would help more than more compute"
         )
-    return Plan(tuple(decisions), binding, expected, needed, size.tokens, total, size.parameters, tuple(warnings))
+    return Plan(
+        decisions=tuple(decisions),
+        binding=binding,
+        seconds=expected,
+        memory=max(pace.memory or needed, held),
+        tokens=size.tokens,
+        flops=total,
+        steps=steps,
+        parameters=size.parameters,
+        beside=size.beside,
+        pace=pace,
+        warnings=tuple(warnings),
+    )
 
 
 def _batch(size: _Size, critical_batch: float | None) -> tuple[int, str]:

@@ -13,24 +13,44 @@ TRIED_SECONDS = (60.0, 120.0)
 LONGEST_SECONDS = 366 * 86400.0
 """A run that takes longer is refused: nobody means it."""
 
-UTILISATION = 0.42
-"""Share of the large-matrix rate that training reaches, all in: measured on models of 1 to 10 M parameters."""
+WIDE = 0.5
+HALF_AT = 100
+"""Share of the large-matrix rate that training of very wide models reaches, not compiled, and the width that reaches half of
+it: what is no matrix product grows with the width, the products with its square. By this 0.20 at width 64, 0.28 at 128 and
+0.38 at 320; measured were 0.22 (evidence/default-seconds), 0.27 and 0.44 (evidence/throughput-10m.json, its compiler taken
+off)."""
 
-OVERHEAD = 0.88
-"""Share of a budget in seconds that is left for training after compiling, evaluation and checkpoints."""
+STARTING_SECONDS = 3.0
+"""Of a process's first step, most of it torch's own imports: 2 to 4 s on two cores."""
 
-TOKENS_PER_PARAMETER = 1.2
+MEASURING_SHARE = 0.1
+"""The most of a budget in seconds that measuring may take, which decides how to compute."""
+
+MEASURING_SECONDS = 4.0
+"""What it takes for a shape that was never measured here, where there is time."""
+
+FORWARD_SHARE = 0.4
+"""An evaluation's share of the time of training on as many tokens, until one is measured."""
+
+EVALUATING = 0.05
+"""Share of a budget in seconds that one evaluation on the way may take."""
+
+FEW_STEPS = 20
+"""Steps below which a run is too short to learn from."""
+
+TOKENS_PER_PARAMETER = 0.8
 """Training tokens per parameter at which a step up in size pays, at small scale; Chinchilla (Training Compute-Optimal
-Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest."""
+Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest. It was 1.2 of
+the tokens that plans expected when this was tuned, of which two thirds were trained."""
 
 MOST_EPOCHS = 4.0
 """Passes over the corpus that are worth nearly as much as new text (Scaling Data-Constrained Language Models,
 arXiv:2305.16264)."""
 
-BATCH_AT = 1.2e6
+BATCH_AT = 0.8e6
 BATCH_TOKENS = 2048
 BATCH_EXPONENT = 0.5
-"""Tokens a step: 2048 for 1.2 M training tokens, growing with the square root of the tokens."""
+"""Tokens a step: 2048 for 0.8 M training tokens, growing with the square root of the tokens."""
 
 CRITICAL_SHARE = 0.5
 """The most of a measured critical batch that a step takes: at a share s of it the same loss takes 1 + s times the tokens
@@ -79,6 +99,21 @@ LADDER = (
     Shape(24, 2048),
     Shape(32, 2560),
 )
+
+
+def utilisation(width: int) -> float:
+    """Share of the large-matrix rate that training reaches, all in, at a width."""
+    return WIDE * width / (width + HALF_AT)
+
+
+def sampling_seconds(tokens: int) -> float:
+    """Of the sample at the end, at some 200 tokens/s."""
+    return 0.15 + tokens / 200
+
+
+def saving_seconds(size: float) -> float:
+    """Of a checkpoint: `size` bytes of weights, and moments, written and hashed at some 200 MB/s."""
+    return 3 * size / 2e8
 
 
 def context_for(tokens: float) -> int:

@@ -29,6 +29,8 @@ CAUSES = {
     "sync_exposed": "waiting for exchange",
     "evaluate": "evaluating",
     "checkpoint": "saving checkpoints",
+    "measure": "measuring",
+    "start": "starting",
     "compile": "compiling",
     "idle": "idle",
     "sync_hidden": "exchange, hidden",

@@ -1,6 +1,7 @@
 """Held-out loss, in nats per token and bits per byte."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +27,16 @@ class Heldout:
     loss: nats per token.
     bits_per_byte: the same likelihood per byte of text, comparable across tokenizers.
     targets: how many tokens were predicted.
+    sequences: windows that were read.
+    cut_short: whether there were more.
     spent: what that took.
     """
 
     loss: float
     bits_per_byte: float
     targets: int
+    sequences: int = 0
+    cut_short: bool = False
     spent: Charge = NOTHING
 
 
@@ -62,10 +67,16 @@ class Evaluator:
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
 
-    def __call__(self, model: LanguageModel) -> Heldout:
-        """The loss of `model`, which stays in the mode that it is in."""
-        nats, targets, text, flops, read = 0.0, 0, 0, 0, 0
+    def __call__(self, model: LanguageModel, enough: Callable[[], bool] = lambda: False) -> Heldout:
+        """The loss of `model`, which stays in the mode that it is in.
+
+        enough: asked after each batch, whether to leave it at that.
+        """
+        nats, targets, text, flops, read, done = 0.0, 0, 0, 0, 0, 0
         for start in range(0, self.sequences, self.rows):
+            if start and enough():
+                break
+            done = min(start + self.rows, self.sequences)
             batch = self.source.batch(start, min(self.rows, self.sequences - start))
             counted = batch.targets[batch.targets != IGNORED]
             text += int(self.byte_lengths[counted].sum())
@@ -77,7 +88,8 @@ class Evaluator:
             read += moved.targets.numel()
             flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
         loss = nats / max(targets, 1)
-        return Heldout(loss, nats / math.log(2) / max(text, 1), targets, Charge(flops=flops, read=read))
+        spent = Charge(flops=flops, read=read)
+        return Heldout(loss, nats / math.log(2) / max(text, 1), targets, done, done < self.sequences, spent)
 
 
 @torch.no_grad()

@@ -3,13 +3,17 @@
 Each 'auto' of `ExecutionConfig` is settled by timing the alternatives at the run's own shapes: one block forward and
 backward, and the output layer with its loss, which together make a step. Compiling costs seconds before it saves any: it
 is first tried in a run long enough to earn them back, and chosen where what it saves exceeds what it costs. The timings
-are kept in the cache, so that the next run on this machine with these shapes decides at once.
+are kept in the cache, so that the next run on this machine with these shapes decides at once. Measuring has an allowance, a
+share of what the run has: what it does not reach is not tried, and that is said.
 """
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +22,19 @@ import torch
 from torch import Tensor, nn
 
 from shoestring import __version__, atomic
+from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine, timed
 from shoestring.config import to_toml
 from shoestring.contract.batch import Inputs
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number, read_json
 from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
+from shoestring.plan import rules
+from shoestring.plan.pace import seconds_per_token
+from shoestring.plan.planner import flops_per_token
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.precision import autocast
 
@@ -37,6 +45,12 @@ and saved a third of each step, where this was measured: it is earned back after
 AGAIN = 4.0
 """Seconds that compiling takes once the compiler has its own cache."""
 
+BESIDE_OTHERS = 3.0
+"""How many times longer compiling takes, at most, beside other processes: the budget for a first try is to be as much longer."""
+
+EACH = 0.3
+"""Seconds for which a way of computing is timed."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -44,6 +58,42 @@ class Execution:
 
     config: ExecutionConfig
     reasons: tuple[str, ...]
+
+
+class Allowance:
+    """Seconds that measuring may take in all, from now on. clock: in seconds."""
+
+    def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self._clock = seconds, clock
+        self._until = clock() + seconds
+
+    @classmethod
+    def share(cls, seconds: float | None, left: float | None) -> "Allowance":
+        """The share for measuring of a run of `seconds`, of which `left` are not spent; None: not limited in time."""
+        if seconds is None or left is None:
+            return cls()
+        return cls(max(0.0, min(rules.MEASURING_SHARE * seconds, left / 2)))
+
+    @property
+    def left(self) -> float:
+        return self._until - self._clock()
+
+
+class _NoTimeLeft(Exception):
+    """The allowance does not reach for a measurement."""
+
+
+def require_device(config: ExecutionConfig) -> None:
+    """Raises: UsageError where the device that is asked for is not here."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "execution.device = cuda: torch finds no GPU here; leave it out, or give --execution.device cpu"
+        )
+
+
+def compiles(config: ExecutionConfig) -> bool:
+    """Whether the first step has the compiler work."""
+    return config.compile == "blocks" or config.loss == "fused_compiled"
 
 
 def keep_compiled_code(cache: Path) -> None:
@@ -92,18 +142,36 @@ class _Timings:
 
 
 class _Bench:
-    """Times one block, and the output layer, at a run's shapes. rows: sequences at once."""
+    """Times one block, and the output layer, at a run's shapes. rows: sequences at once. allowance: for all that is timed,
+    save where it is compiled: whether to compile is decided before. guess: seconds that a first measurement may take.
 
-    def __init__(self, model: ModelConfig, rows: int, timings: _Timings) -> None:
+    What is to be timed raises _NoTimeLeft where it would, by what others took, take longer than is left.
+    """
+
+    def __init__(
+        self, model: ModelConfig, rows: int, timings: _Timings, allowance: Allowance | None = None, guess: float = 0.0
+    ) -> None:
         self.model, self.rows, self.timings = model, rows, timings
+        self.allowance, self._longest = allowance or Allowance(), guess
 
     @staticmethod
     def name(config: ExecutionConfig) -> str:
         return f"block {config.precision} {config.compile} {config.attention}"
 
+    def _get(self, name: str, measure: Callable[[], float], config: ExecutionConfig) -> float:
+        if name in self.timings.known or compiles(config):
+            return self.timings.get(name, measure)
+        left = self.allowance.left
+        if left <= self._longest:
+            raise _NoTimeLeft
+        found = self.timings.get(name, measure)
+        if math.isfinite(left):
+            self._longest = max(self._longest, left - self.allowance.left)
+        return found
+
     def block(self, config: ExecutionConfig) -> float:
         """Seconds of a block forward and backward at its fastest, compiled before the clock starts."""
-        return self.timings.get(self.name(config), lambda: self._block(config))
+        return self._get(self.name(config), lambda: self._block(config), config)
 
     def _block(self, config: ExecutionConfig) -> float:
         small = Transformer(replace(self.model, layers=1, vocabulary=64)).to(config.device)
@@ -115,22 +183,36 @@ class _Bench:
                 hidden = small.read(Inputs(tokens)).hidden
             hidden.float().sum().backward()
 
-        return timed(work, device=config.device, seconds=0.3, least=3, of=min)
+        return self._timed(work, config)
+
+    def _timed(self, work: Callable[[], None], config: ExecutionConfig) -> float:
+        if compiles(config):
+            return timed(work, device=config.device, seconds=EACH, least=3, of=min)
+        left = self.allowance.left
+        return timed(work, device=config.device, seconds=min(EACH, left / 8), least=3, of=min, most=left / 2)
 
     def step(self, config: ExecutionConfig) -> float:
         """Seconds of forward and backward passes: every block, and the output layer with the fastest of its losses."""
         return self.model.layers * self.block(config) + min(self.losses(config).values())
 
     def losses(self, config: ExecutionConfig) -> dict[str, float]:
-        """The seconds of the output layer by the loss that may be chosen."""
+        """The seconds of the output layer by the loss that may be chosen, of those that there is time for."""
         names = [config.loss] if config.loss != "auto" else ["plain", "fused"]
         if config.loss == "auto" and config.compile == "blocks":
             names.append("fused_compiled")
-        return {name: self.loss(_with(config, loss=name)) for name in names}
+        found = {}
+        for name in names:
+            try:
+                found[name] = self.loss(_with(config, loss=name))
+            except _NoTimeLeft:
+                if not found:
+                    raise
+        return found
 
     def loss(self, config: ExecutionConfig) -> float:
         """Seconds of the output layer with its loss, forward and backward, at its fastest."""
-        return self.timings.get(f"loss {config.precision} {config.loss}", lambda: self._loss(config))
+        name = f"loss {config.precision} {config.loss}"
+        return self._get(name, lambda: self._loss(config), _with(config, compile="none"))
 
     def _loss(self, config: ExecutionConfig) -> float:
         shape, loss = (self.rows, self.model.context), cross_entropy(config)
@@ -143,7 +225,7 @@ class _Bench:
                 value: Tensor = loss(hidden, weight, targets)
             value.backward()
 
-        return timed(work, device=config.device, seconds=0.3, least=3, of=min)
+        return self._timed(work, config)
 
 
 def settle(
@@ -155,17 +237,26 @@ def settle(
     machine: Machine,
     cache: Path,
     say: Callable[[str], None],
+    allowance: Allowance | None = None,
+    clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
 ) -> Execution:
-    """Decide every 'auto'. rows: sequences at once. seconds: what the run has (None: not limited in time)."""
+    """Decide every 'auto'. rows: sequences at once. seconds: what the run has (None: not limited in time). allowance: for
+    measuring (None: as long as it takes). clock: puts what compiling takes on the ledger.
+    """
     config = _with(config, device=machine.device if config.device == "auto" else config.device)
     said = [__version__, torch.__version__, machine.name, torch.get_num_threads(), config.device, to_toml(model), rows]
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
-    bench = _Bench(model, rows, _Timings(cache / f"timings-{key}.json"))
+    allowance = allowance or Allowance()
+    # the first measurement builds a block, warms up and times three passes; the machine may be busier than at its probe
+    block = replace(model, layers=1)
+    rate = machine.matmul[machine.best_precision]
+    guess = 8 * rows * model.context * seconds_per_token(flops_per_token(block), model.width, rate)
+    bench = _Bench(model, rows, _Timings(cache / f"timings-{key}.json"), allowance, guess)
     if not bench.timings.known and "auto" in (config.precision, config.compile, config.loss):
         say("measuring which arithmetic pays at these shapes")
     reasons: list[str] = []
     if "auto" in (config.precision, config.compile):
-        config = _settle_blocks(config, bench, machine.best_precision, seconds, reasons)
+        config = _settle_blocks(config, bench, machine.best_precision, seconds, reasons, clock)
     if config.attention == "auto":
         config = _with(config, attention=_attentions(config, model)[-1] if config.compile == "blocks" else "flash")
     if config.loss == "auto":
@@ -186,7 +277,12 @@ def _attentions(config: ExecutionConfig, model: ModelConfig) -> tuple[str, ...]:
 
 
 def _settle_blocks(
-    config: ExecutionConfig, bench: _Bench, best_precision: str, seconds: float | None, reasons: list[str]
+    config: ExecutionConfig,
+    bench: _Bench,
+    best_precision: str,
+    seconds: float | None,
+    reasons: list[str],
+    clock: Callable[[str], AbstractContextManager[None]],
 ) -> ExecutionConfig:
     """Precision, attention and compiling together, by a whole step: each changes what the others are worth.
 
@@ -197,17 +293,34 @@ def _settle_blocks(
     if config.compile != "blocks":
         attentions = _attentions(config, bench.model)
         ways += [_with(config, precision=p, compile="none", attention=a) for p in precisions for a in attentions]
+        # what pays most often first, for where there is no time to try all: as `_attentions` says
+        ways.sort(
+            key=lambda w: (w.precision != best_precision, (w.attention == "flash") == (w.precision == "bfloat16"))
+        )
     compiled = _with(config, compile="blocks", precision=best_precision if len(precisions) > 1 else config.precision)
     compiled = _with(compiled, attention=_attentions(compiled, bench.model)[-1])
-    times = {way: bench.step(way) for way in ways}
+    times, untried = {}, []
+    for way in ways:
+        try:
+            times[way] = bench.step(way)
+        except _NoTimeLeft:
+            untried.append(way)
     if config.compile != "none" and _worth_trying(config, compiled, bench, seconds, reasons):
         try:
-            times[compiled] = bench.step(compiled)
+            with clock("compile"):
+                times[compiled] = bench.step(compiled)
         except (RuntimeError, OSError) as error:  # torch wraps a missing or failing C++ compiler in RuntimeError
             if config.compile == "blocks":
                 raise
             reason = str(error).strip().splitlines()[0][:120]
             reasons.append(f"blocks NOT compiled, so this run is slower: the compiler failed: {reason}")
+    if not times:
+        chosen = ways[0]
+        reasons.append(
+            f"{chosen.precision}, {chosen.attention} attention, blocks not compiled: taken as it most often pays, and NOT "
+            f"measured, as the budget allows {bench.allowance.seconds:.1f} s of measuring"
+        )
+        return chosen
     chosen = min(times, key=lambda way: times[way])
     if chosen == compiled and ways and seconds is not None:
         plainly = min(ways, key=lambda way: times[way])
@@ -218,8 +331,15 @@ def _settle_blocks(
         for w, t in times.items()
     )
     words = f"{chosen.precision}, {chosen.attention} attention, blocks {'' if chosen.compile == 'blocks' else 'not '}compiled"
-    reasons.append(f"{words}: the passes of a step take {measured}")
+    reasons.append(f"{words}: the passes of a step take {measured}{_left_out(untried, bench.allowance)}")
     return chosen
+
+
+def _left_out(untried: list[ExecutionConfig], allowance: Allowance) -> str:
+    if not untried:
+        return ""
+    names = ", ".join(f"{way.precision} {way.attention}" for way in untried)
+    return f"; not tried within {allowance.seconds:.1f} s of measuring: {names}"
 
 
 def _worth_trying(
@@ -228,16 +348,22 @@ def _worth_trying(
     """Whether to time the compiled block: it is asked for, or known already, or the budget is long enough to try."""
     if config.compile == "blocks" or bench.name(compiled) in bench.timings.known or seconds is None:
         return True
-    if seconds < FIRST_TRY:
+    least = FIRST_TRY * (BESIDE_OTHERS if busy_waiting.crowded() else 1.0)
+    if seconds < least:
+        beside = " beside other processes" if least > FIRST_TRY else ""
         reasons.append(
-            f"compiling not tried: the first time takes up to a minute, and the budget is under {FIRST_TRY:.0f} s; "
-            "once run with --execution.compile blocks, these shapes compile in seconds"
+            f"compiling not tried: the first time takes up to a minute{' or three' * bool(beside)}{beside}, and the run is to "
+            f"take under {least:.0f} s; once run with --execution.compile blocks, these shapes compile in seconds"
         )
-    return seconds >= FIRST_TRY
+    return seconds >= least
 
 
 def _settle_loss(config: ExecutionConfig, bench: _Bench, reasons: list[str]) -> ExecutionConfig:
-    times = bench.losses(config)
+    try:
+        times = bench.losses(config)
+    except _NoTimeLeft:
+        reasons.append("loss plain: NOT measured, for want of time")
+        return _with(config, loss="plain")
     fastest = min(times, key=lambda name: times[name])
     reasons.append(f"loss {fastest}: " + ", ".join(f"{name} takes {t * 1e3:.1f} ms" for name, t in times.items()))
     return _with(config, loss=fastest)

@@ -1,20 +1,21 @@
 """The loop: steps until the budget is spent, with evaluations and checkpoints on the way, all on the ledger."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
 from typing import Any
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import EVALUATION, MODEL, Ledger
+from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
+from shoestring.errors import ShoestringError
 from shoestring.train.config import TrainConfig
 from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
+from shoestring.train.speed import Speed
 from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
 from shoestring.train.vote import Vote
@@ -22,8 +23,9 @@ from shoestring.train.vote import Vote
 LOG_SECONDS = 0.5
 """Least time between two lines of metrics."""
 
-FORWARD_SHARE = 0.4
-"""An evaluation's share of the time of training on as many tokens: a guess until one is measured."""
+
+class NothingTrained(ShoestringError):
+    """The budget was spent before the first step."""
 
 
 @dataclass
@@ -40,20 +42,22 @@ class Position:
 
 @dataclass
 class Window:
-    """Running sums between two lines of metrics."""
+    """Running sums between two lines of metrics. since: when it began, put off by all that was no training meanwhile."""
 
+    since: float
     losses: list[float] = field(default_factory=list)
     targets: int = 0
-    since: float = field(default_factory=time.monotonic)
 
 
 class Loop:
     """Trains until `budget` is spent. The parts it joins know nothing of each other.
 
     record: takes each line of metrics.
+    say: takes a line for people.
     checkpoint: writes one.
-    closing_seconds: what follows the last step (held-out evaluation, checkpoint, sample), kept back from a budget in seconds;
-    corrected as these are measured.
+    speed: of this run, by which what follows the last step (held-out evaluation, checkpoint, sample) is kept back from a budget
+    in seconds.
+    first_cause: of the ledger, for a process's first step.
     budget, ledger, source: of this process, where several work on one run; `Steps.leads` says which of them evaluates.
     sequences: how many a step takes of all, by progress.
     milestones: shares of the budget, in order, at which `milestone` is called with the share and the held-out loss there.
@@ -74,77 +78,107 @@ class Loop:
         milestone: Callable[[float, Heldout], None],
         record: Callable[[Mapping[str, Any]], None],
         checkpoint: Callable[[], None],
-        closing_seconds: float,
+        speed: Speed,
+        say: Callable[[str], None] = lambda line: None,
+        first_cause: str = "start",
     ) -> None:
         self.stepper, self.schedule, self.source, self.evaluator = stepper, schedule, source, evaluator
         self.budget, self.ledger, self.settings = budget, ledger, settings
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
-        self.record, self.checkpoint = record, checkpoint
+        self.record, self.checkpoint, self.say = record, checkpoint, say
+        self.speed, self.first_cause = speed, first_cause
         self.watch = LossWatch(settings.spike)
         self.position = Position()
-        self.other_closing = closing_seconds
-        self.evaluation_seconds, self.evaluated = 0.0, False
-        self.step_seconds: list[float] = []
+        self.window = Window(ledger.now())
         self.latest: dict[str, float] = {}
         self.last_cost: dict[str, int] = {}
 
     @property
     def reserve(self) -> float:
         """Seconds kept back for what follows the last step."""
-        return self.evaluation_seconds + self.other_closing
+        return self.speed.reserve
 
-    def _spent(self, waiting: float = 0.0) -> tuple[float, float]:
-        """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet).
+    def _seconds_left(self) -> float:
+        """Of the budget, all told; infinite where it has no seconds."""
+        limit = self.budget.seconds
+        return math.inf if limit is None else limit - self.stepper.spent(self.ledger.totals).wall_clock
 
-        waiting: seconds that are about to pass without a step.
-        """
+    def _spent(self) -> tuple[float, float]:
+        """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet)."""
         totals = self.stepper.spent(self.ledger.totals)
         spent = self.budget.spent(totals, self.reserve)
         progress = max(self.position.progress, spent.progress)
         if spent.progress >= 1.0:
             return progress, 0
         limits, left = self.budget.limits, math.inf
-        if "seconds" in limits and self.step_seconds:
-            # the step that would cross the end by more than half is not begun
-            remaining = limits["seconds"] - self.reserve - totals.wall_clock - waiting
-            left = math.floor(remaining / max(median(self.step_seconds[-9:]), 1e-9) + 0.5)
+        if "seconds" in limits:
+            left = self.speed.steps_left(limits["seconds"] - self.reserve - totals.wall_clock)
         for resource, each in self.last_cost.items():
             if resource in limits and each:
                 left = min(left, math.ceil((limits[resource] - getattr(totals, resource)) / each))
         return progress, left
 
     def run(self, stop: StopRequest) -> str:
-        """Returns 'finished' when the budget is spent, 'interrupted' when asked to stop. Raises: Diverged."""
-        window, last_checkpoint = Window(), time.monotonic()
+        """Returns 'finished' when the budget is spent, 'interrupted' when asked to stop.
+
+        Raises: Diverged; NothingTrained where it was spent before the first step.
+        """
+        now = self.ledger.now
+        self.window, last_checkpoint = Window(now()), now()
         while True:
             progress, left = self._spent()
-            due = time.monotonic() - last_checkpoint >= self.settings.checkpoint_every
+            due = now() - last_checkpoint >= self.settings.checkpoint_every
             agreed = self.stepper.decide(self.position.step, Vote(left, stop.asked is not None, due))
             if self.stepper.at(self.position.step) != self.position.step:
                 progress = self._go_on_from_others()
             if agreed.left < 1 or agreed.stop:
-                if window.losses:
-                    self._log(progress, window)
+                if self.window.losses:
+                    self._log(progress)
+                if agreed.left < 1 and self.position.step == 0:
+                    raise NothingTrained(self._where_it_went())
                 return "finished" if agreed.left < 1 else "interrupted"
             if agreed.save:
                 self.save()
-                last_checkpoint = time.monotonic()
+                last_checkpoint = now()
             if self.schedule.switches(self.position.progress, progress):
                 self.watch = LossWatch(self.settings.spike)  # the loss jumps, as it must, and falls again
             self.position.progress = progress
-            self._step(progress, window)
-            if time.monotonic() - window.since >= LOG_SECONDS or self.position.step == 1:
-                self._log(progress, window)
-                window = Window()
+            self._step(progress)
+            if now() - self.window.since >= LOG_SECONDS or self.position.step == 1:
+                self._log(progress)
             spent = self._spent()[0]
             self._pass_milestone(spent)
-            evaluations = int(spent / self.settings.evaluate_every)
-            if evaluations > self.position.evaluations and evaluations * self.settings.evaluate_every < 1:
-                self.position.evaluations = evaluations
-                # one that no step can follow would be made again at the end, of the same weights
-                if self.stepper.leads and self._spent(self.evaluation_seconds)[1] >= 1:
-                    self.evaluate()
+            self._evaluate_on_the_way(spent)
+
+    def _where_it_went(self) -> str:
+        """Why there was no budget left for a step."""
+        seconds = sorted(self.ledger.totals.seconds.items(), key=lambda item: -item[1])
+        most = " and ".join(f"{show_seconds(took)} of '{cause}'" for cause, took in seconds[:2])
+        return (
+            f"no step was trained: the budget of {self.budget} was spent before the first one ({most}); give more, or try "
+            "again when the machine is less busy: what was prepared and measured is kept"
+        )
+
+    def _evaluate_on_the_way(self, spent: float) -> None:
+        """Evaluate where a share of `evaluate_every` was passed and there is time for it."""
+        evaluations = int(spent / self.settings.evaluate_every)
+        if evaluations <= self.position.evaluations or evaluations * self.settings.evaluate_every >= 1:
+            return
+        if self.budget.seconds is not None and not self.speed.known:
+            return  # after the next step it is known what an evaluation takes
+        self.position.evaluations = evaluations
+        # one that no step can follow would be made again at the end, of the same weights
+        if not self.stepper.leads or self._spent()[1] < 1:
+            return
+        left = self._seconds_left()
+        if self.speed.may_evaluate(left - self.reserve):
+            self.evaluate()
+        else:
+            self.say(
+                f"held-out evaluation at {spent:.0%} skipped: it would take {show_seconds(self.speed.evaluation)} of the "
+                f"{show_seconds(max(left, 0))} that are left; a smaller --train.heldout_tokens takes less"
+            )
 
     def _go_on_from_others(self) -> float:
         """This worker has taken over the state of a run that went on without it. Returns the progress there."""
@@ -160,12 +194,12 @@ class Loop:
             self.position.milestones = passed
             self.milestone(self.milestones[passed - 1], self.evaluate())
 
-    def _step(self, progress: float, window: Window) -> None:
-        began = time.monotonic()
+    def _step(self, progress: float) -> None:
+        began = self.ledger.now()
         count = self.sequences(progress)
         with self.ledger.clock("data"):
             batch = self.source.batch(self.position.sequences, count)
-        cause = "compile" if self.position.step == 0 or not self.step_seconds else "compute"
+        cause = "compute" if self.speed.started else self.first_cause
         with self.ledger.clock(cause), self.schedule.step(progress):
             result = self.stepper.gradients(batch, At(self.position.step, progress))
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
@@ -176,14 +210,9 @@ class Loop:
         self.ledger.charge_all(result.spent)
         self.position.step += 1
         self.position.sequences += count
-        took = time.monotonic() - began
-        if self.step_seconds and not self.evaluated:  # the first step of a process compiles: it tells nothing
-            per_sequence = min([took, *self.step_seconds[1:]]) / count
-            self.evaluation_seconds = FORWARD_SHARE * per_sequence * self.evaluator.sequences
-        self.step_seconds.append(took)
-        del self.step_seconds[:-9]
-        window.losses.append(result.loss)
-        window.targets += result.targets
+        self.speed.took_step(self.ledger.now() - began, count)
+        self.window.losses.append(result.loss)
+        self.window.targets += result.targets
         self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
         self.latest["gradient_norm_1"] = result.gradient_norm_1
         noise = self.stepper.noise_scale
@@ -200,8 +229,9 @@ class Loop:
             "tokens": totals.tokens,
         }
 
-    def _log(self, progress: float, window: Window) -> None:
-        seconds = max(time.monotonic() - window.since, 1e-9)
+    def _log(self, progress: float) -> None:
+        window, now = self.window, self.ledger.now()
+        seconds = max(now - window.since, 1e-9)
         loss = sum(window.losses) / len(window.losses)
         rate = window.targets / seconds
         self.record(
@@ -215,15 +245,26 @@ class Loop:
             }
         )
         self.ledger.write("train", step=self.position.step)
+        self.window = Window(now)
 
-    def evaluate(self) -> Heldout:
-        """Held-out loss now, recorded."""
-        began = time.monotonic()
+    def evaluate(self, last: bool = False) -> Heldout:
+        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long. last: nothing but the
+        checkpoint and the sample follow."""
+        began = self.ledger.now()
+        until = began + self.speed.evaluation_limit(self._seconds_left(), last)
         with self.ledger.clock("evaluate"), self.stepper.evaluation_weights():
-            found = self.evaluator(self.stepper.model)
+            found = self.evaluator(self.stepper.model, lambda: self.ledger.now() >= until)
         self.ledger.charge(found.spent, EVALUATION)
-        self.evaluation_seconds, self.evaluated = time.monotonic() - began, True
+        took = self.ledger.now() - began
+        self.speed.took_evaluation(took, found.sequences)
+        self.window.since += took
         line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
+        if found.cut_short:
+            line["cut_short"] = True
+            self.say(
+                f"held-out evaluation cut short after {show_seconds(took)}: its loss is of {found.sequences} of "
+                f"{self.evaluator.sequences} windows of held-out text"
+            )
         self.record({"kind": "heldout", **self._where(), **line})
         self.ledger.write("evaluate", step=self.position.step)
         return found
@@ -244,6 +285,10 @@ class Loop:
         """A checkpoint of this position."""
         # written first: whatever a checkpoint holds is in the ledger, should the process die between the two
         self.ledger.write("train", step=self.position.step)
+        began = self.ledger.now()
         with self.ledger.clock("checkpoint"):
             self.checkpoint()
+        took = self.ledger.now() - began
+        self.speed.took_checkpoint(took)
+        self.window.since += took
         self.ledger.write("checkpoint", step=self.position.step)

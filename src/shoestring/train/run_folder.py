@@ -13,6 +13,7 @@ from typing import IO, Any
 import torch
 
 from shoestring import __version__, atomic
+from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine
 from shoestring.config import build, read_toml, to_toml, tree
 from shoestring.data.dataset import Dataset
@@ -66,6 +67,7 @@ def environment(machine: Machine) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "torch": {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()},
+        "waiting": busy_waiting.policy(),
         "machine": asdict(machine),
     }
 

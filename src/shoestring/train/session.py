@@ -6,22 +6,25 @@ from typing import Any
 
 import torch
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to_dict
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.plan import rules
 from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.closing import draw_sample, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Heldout
-from shoestring.train.execution import settle
+from shoestring.train.execution import Allowance, compiles, require_device, settle
 from shoestring.train.health import Diverged
-from shoestring.train.loop import Loop
+from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
-from shoestring.train.starting import begin_from
+from shoestring.train.speed import Speed
+from shoestring.train.starting import begin_from, require_start
 from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
 from shoestring.train.team import Team
@@ -42,20 +45,36 @@ class Outcome:
     sample: str
 
 
-def resolve(config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, say: Say) -> RunConfig:
-    """The configuration with nothing left open: the vocabulary from the tokenizer, every 'auto' measured."""
+def resolve(
+    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, say: Say, expected: float | None = None
+) -> RunConfig:
+    """The configuration with nothing left open: the vocabulary from the tokenizer, every 'auto' measured.
+
+    expected: seconds that the run is planned to take, where its budget has none: neither measuring nor compiling is to take
+    much of them. None there: as long as it takes.
+    Raises: UsageError where the device is not here, or the run to start from does not fit.
+    """
+    require_device(config.execution)
+    if config.start.run:
+        require_start(config.start, config.model, dataset)
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
     config = with_transfer(replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary)))
-    with ledger.clock("compile"):
+    seconds = config.budget.seconds or expected
+    left = None
+    if seconds is not None:
+        left = seconds - (ledger.totals.wall_clock if config.budget.seconds else 0.0)
+    with ledger.clock("measure"):
         execution = settle(
             config.execution,
             config.model,
             rows=config.train.micro_batch or config.train.batch // config.workers,
-            seconds=config.budget.seconds,
+            seconds=seconds,
             machine=machine,
             cache=cache_folder(),
             say=say,
+            allowance=Allowance.share(seconds, left),
+            clock=ledger.clock,
         )
     for reason in execution.reasons:
         say(reason)
@@ -63,13 +82,21 @@ def resolve(config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledge
 
 
 def start(
-    config: RunConfig, folder: RunFolder, ledger: Ledger, dataset: Dataset, machine: Machine, say: Say, view: Record
+    config: RunConfig,
+    folder: RunFolder,
+    ledger: Ledger,
+    dataset: Dataset,
+    machine: Machine,
+    say: Say,
+    view: Record,
+    expected: float | None = None,
 ) -> Outcome:
     """Train `config` in an empty run folder, on the ledger that already holds what preparing the data cost.
 
-    view: is given every line of metrics, as it is written. Raises: UsageError, ShoestringError (Diverged among them).
+    view: is given every line of metrics, as it is written. expected: as for `resolve`.
+    Raises: UsageError, ShoestringError (Diverged and NothingTrained among them).
     """
-    config = resolve(config, dataset, machine, ledger, say)
+    config = resolve(config, dataset, machine, ledger, say, expected)
     return begin(config, folder, ledger, dataset, machine, say, view)
 
 
@@ -144,7 +171,8 @@ class Session:
         self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
         self.say, self.view, self.transport = say, view, transport
         self.team: Team | None = None
-        with ledger.clock("compile"):
+        self._beside_others = busy_waiting.crowded_seconds()
+        with ledger.clock("start"):
             self.parts: Parts = self._assemble()
             if config.start.run:
                 say(begin_from(config.start, self.parts, dataset))
@@ -167,8 +195,14 @@ class Session:
             milestone=self._milestone,
             record=self._record,
             checkpoint=self._checkpoint,
-            # a sample at some 200 tokens/s; weights and moments written and hashed at some 200 MB/s
-            closing_seconds=0.15 + config.train.sample_tokens / 200 + 3 * size / 2e8,
+            speed=Speed(
+                config.budget.seconds,
+                evaluated=self.parts.evaluator.sequences,
+                sampling=rules.sampling_seconds(config.train.sample_tokens),
+                saving=rules.saving_seconds(size),
+            ),
+            say=say,
+            first_cause="compile" if compiles(config.execution) else "start",
         )
 
     def _assemble(self) -> Parts:
@@ -186,6 +220,9 @@ class Session:
             with StopRequest() as stop:
                 try:
                     ended = self.loop.run(stop)
+                except NothingTrained as error:
+                    self._summarise("failed", {"reason": str(error)})
+                    raise
                 except Diverged as error:
                     self._summarise("failed", {"reason": str(error)})
                     raise self._with_advice(error) from None
@@ -207,7 +244,7 @@ class Session:
         if not self.steps.leads:
             self.loop.save()
             return Outcome("finished", None, self._summarise("finished", {}), "")
-        heldout = self.loop.evaluate()
+        heldout = self.loop.evaluate(last=True)
         self.steps.finish()
         self.loop.save()
         if self.parts.milestones:
@@ -224,6 +261,8 @@ class Session:
             "bits_per_byte": heldout.bits_per_byte,
             "heldout_targets": heldout.targets,
         }
+        if heldout.cut_short:
+            found["heldout_cut_short"] = True
         noise = self.steps.noise_scale
         if noise is not None:
             found["critical_batch"] = noise.critical_batch
@@ -235,6 +274,7 @@ class Session:
         content = summary(
             self.config, self.parts.model, self.loop.position.step, self.ledger, stopped, processes
         ) | dict(found)
+        content["seconds_beside_others"] = round(busy_waiting.crowded_seconds() - self._beside_others, 1)
         if self.team is not None:
             content["workers"], content["processes"] = self.config.workers, processes
             content["exchanges"] = asdict(self.team.exchanges)

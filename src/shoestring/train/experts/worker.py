@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.config import build
@@ -77,6 +78,7 @@ def work(tree: dict[str, object], path: str) -> None:
     the status of a command."""
     stop_with_parent()
     keep_freed_memory()
+    busy_waiting.begin()
     keep_compiled_code(cache_folder())
     output = open(f"{path}.log", "a", buffering=1)  # noqa: SIM115 (the process ends with it)
     sys.stdout = sys.stderr = output  # a traceback goes there as well
