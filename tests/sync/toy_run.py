@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from churn import HEARTBEAT_TIMEOUT, PASSPORT, TIMEOUT, TOKEN
+from churning import HEARTBEAT_TIMEOUT, PASSPORT, TIMEOUT, TOKEN
 from torch import nn
 
 from shoestring.sync.board import Board
