@@ -5,6 +5,7 @@ import json
 import random
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,14 +103,15 @@ def test_mutations_differ_and_come_again_with_their_seed() -> None:
     plain = {"a": [1, 2.5, {"b": "text"}], "c": {"d": None}, "e": True}
     text, lines = json.dumps(plain), "\n".join(json.dumps({"row": row}) for row in range(5))
     table = 'a = [1, 2]\n[b]\nc = "text"\n'
+    make: Any
     for make, given in (
         (mutations.mutate_json, text),
         (mutations.mutate_json_lines, lines),
         (mutations.mutate_toml, table),
         (mutations.mutate_bytes, text.encode()),
     ):
-        made = [make(given, random.Random(seed)) for seed in range(300)]  # type: ignore[operator]
-        assert made == [make(given, random.Random(seed)) for seed in range(300)]  # type: ignore[operator]
+        made = [make(given, random.Random(seed)) for seed in range(300)]
+        assert made == [make(given, random.Random(seed)) for seed in range(300)]
         assert len(set(made)) > 150
     good = 0
     for seed in range(300):

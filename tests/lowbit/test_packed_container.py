@@ -188,7 +188,7 @@ def test_a_file_of_another_model_is_refused(file: Path, tmp_path: Path, words: s
         container.install(path, container.read(path), model(packed=False))
     found = container.read(file)
     smaller = model(packed=False)
-    smaller["whole"] = nn.Linear(9, 6, bias=False)  # type: ignore[operator, index]
+    smaller["whole"] = nn.Linear(9, 6, bias=False)  # type: ignore[operator]
     with pytest.raises(ShoestringError, match=r"7 x 9, and the model has one of \(6, 9\)"):
         container.install(file, found, smaller)
     with pytest.raises(ShoestringError, match="none there"):

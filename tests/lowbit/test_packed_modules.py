@@ -104,4 +104,4 @@ def test_what_does_not_fit_together_is_refused() -> None:
         (weight.half(), scales, 4, 6, 16),
     ):
         with pytest.raises(ShoestringError, match=r"table|matrix of|4, 8 or 16"):
-            PackedEmbedding(*table)  # type: ignore[arg-type]
+            PackedEmbedding(*table)

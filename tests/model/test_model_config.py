@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_saved_configuration_is_complete(config: ModelConfig) -> None:
         ({"hidden": -1}, "hidden"),
     ],
 )
-def test_sizes_that_cannot_go_together_get_one_clear_line(wrong: dict[str, int], words: str) -> None:
+def test_sizes_that_cannot_go_together_get_one_clear_line(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ModelConfig(**{"width": 32, "heads": 4, **wrong})
     with pytest.raises(UsageError, match=words) as raised:
@@ -70,5 +71,5 @@ def test_a_new_channel_mixer_is_one_class_and_nothing_else(monkeypatch: pytest.M
     choice = {"name": "half_swiglu", "factor": 3.0}
     config = build(ModelConfig, {"width": 64, "vocabulary": 10, "channel_mixer": choice})
     assert config.hidden == 96
-    assert config.build().blocks[0].channel_mixer.factor == 3.0
+    assert config.build().blocks[0].channel_mixer.factor == 3.0  # type: ignore[union-attr]
     assert tree(config)["channel_mixer"] == choice

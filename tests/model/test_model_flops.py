@@ -46,5 +46,5 @@ def test_flops_of_cached_decoding(model: Transformer, past: int, new: int) -> No
 def test_parts_add_up(model: Transformer) -> None:
     head = model.flops(2, 8, True) - model.flops(2, 8, True, outputs=0)
     assert head == 3 * 2 * 2 * 8 * 32 * 50
-    parts = sum(b.token_mixer.flops(2, 8, True) + b.channel_mixer.flops(2, 8, True) for b in model.blocks)
+    parts = sum(b.token_mixer.flops(2, 8, True) + b.channel_mixer.flops(2, 8, True) for b in model.blocks)  # type: ignore[operator, union-attr]
     assert model.flops(2, 8) == parts + head

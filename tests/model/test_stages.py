@@ -12,7 +12,7 @@ from shoestring.model.stages import cut
 def test_the_stages_together_are_the_model_and_share_its_weights() -> None:
     torch.manual_seed(0)
     shape = {"layers": 4, "width": 32, "heads": 2, "vocabulary": 50, "context": 16}
-    model = ModelConfig(**shape, tied=False, input_scale=0.5, output_scale=2.0).build()
+    model = ModelConfig(**shape, tied=False, input_scale=0.5, output_scale=2.0).build()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)

@@ -213,7 +213,7 @@ def test_what_is_no_door_is_said_so() -> None:
 
         threading.Thread(target=greet).start()
         with pytest.raises(Malformed, match=rf"127.0.0.1:{other.getsockname()[1]} is not a run's"):
-            Entry(*other.getsockname(), TOKEN, PASSPORT)
+            Entry(*other.getsockname(), TOKEN, PASSPORT)  # type: ignore[arg-type, call-arg]
     with pytest.raises(ShoestringError, match=re.escape("no way in at 127.0.0.1:")):
         Entry(*other_address(), TOKEN, PASSPORT, patience=0.3)
 

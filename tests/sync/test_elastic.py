@@ -28,7 +28,7 @@ from shoestring.train.inner import InnerState
 def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, Elastic]:
     toy = Toy()
     elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), **more)
-    elastic.connect(lambda **given: Script(words, state=state, **given))
+    elastic.connect(lambda **given: Script(words, state=state, **given))  # type: ignore[arg-type]
     return toy, elastic
 
 
@@ -171,7 +171,7 @@ def test_where_nobody_has_a_finite_pseudo_gradient_all_say_so_and_end() -> None:
             elastic.meet()
         return str(error.value)
 
-    said = together(*(lambda elastic=elastic: ended(elastic) for elastic in both))  # type: ignore[misc]
+    said = together(*(lambda elastic=elastic: ended(elastic) for elastic in both))
     assert said == ["this worker's pseudo-gradient is not finite, and no other worker has one"] * 2
     for meetings in seen:
         assert len(meetings) == 2
@@ -248,7 +248,7 @@ def test_the_clock_of_the_run_counts_exchanges_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("shoestring.sync.elastic.time", clock)
     toy = Toy()
     elastic = Elastic(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), since=990.0)
-    elastic.connect(lambda **given: Slow(["", "no", "lost", ""], **given))
+    elastic.connect(lambda **given: Slow(["", "no", "lost", ""], **given))  # type: ignore[arg-type]
     for _ in range(3):
         elastic.meet()
         period(toy, elastic)
@@ -282,7 +282,8 @@ def test_a_clock_that_is_behind_is_set_and_the_run_is_no_faster_for_it(
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8), st.integers(1, 3))
 def test_every_sequence_is_handed_out_once_and_in_order(rounds: list[tuple[int, int]], count: int) -> None:
     """rounds: (members of the next period, inner steps of it)."""
-    tally, step, seen = Tally(), 0, []
+    tally, step = Tally(), 0
+    seen: list[Any] = []
     for size, steps in rounds:
         tally.commit(step=step, count=count, ids=[str(r) for r in range(size)], added={}, seconds=0.0)
         for _ in range(steps):

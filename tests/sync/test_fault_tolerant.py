@@ -196,8 +196,8 @@ def test_a_worker_needs_a_name_and_a_token() -> None:
     }
     passport = SimpleNamespace(version="1", recipe="", model="", data="")
     with pytest.raises(UsageError, match="cannot name"):
-        FaultTolerantTransport("a:b", token="t", passport=passport, **settings)
+        FaultTolerantTransport("a:b", token="t", passport=passport, **settings)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="token"):
-        FaultTolerantTransport("a", token="", passport=passport, **settings)
+        FaultTolerantTransport("a", token="", passport=passport, **settings)  # type: ignore[arg-type]
     with pytest.raises(ShoestringError, match="no lighthouse answers"):
-        FaultTolerantTransport("a", token="t", passport=passport, timeout=0.3, **settings)
+        FaultTolerantTransport("a", token="t", passport=passport, timeout=0.3, **settings)  # type: ignore[arg-type]

@@ -59,7 +59,8 @@ class Toy(nn.Module):
 def take_part(pipe: Connection, door: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:
     """Train until the file `enough` is there. Every sequence is written to the log after its step."""
     torch.set_num_threads(1)
-    toy, meetings = Toy(), []
+    toy = Toy()
+    meetings: list[Any] = []
     with Entry(*door, TOKEN, PASSPORT) as entry:
         board = Board(entry.store)
         elastic = Elastic(

@@ -32,7 +32,7 @@ CPU_ATTENTION: dict[Any, Any] = {
 
 def make(variant: str = "tied") -> Transformer:
     torch.manual_seed(1)
-    model = build(ModelConfig, {**SIZES, **VARIANTS[variant]}).build()
+    model = build(ModelConfig, {**SIZES, **VARIANTS[variant]}).build()  # type: ignore[dict-item]
     with torch.no_grad():
         for parameter in model.parameters():  # away from its start, where every block gives zero
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
@@ -68,13 +68,13 @@ def test_hessian_vector_products_are_differences_of_gradients(variant: str, pack
 
     def gradients(shift: float) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            torch._foreach_add_(parameters, vectors, alpha=shift)
+            torch._foreach_add_(parameters, vectors, alpha=shift)  # type: ignore[arg-type]
         loss = F.cross_entropy(
             model(given.inputs, given.positions, given.documents).flatten(0, 1), given.targets.flatten()
         )
         found = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            torch._foreach_add_(parameters, vectors, alpha=-shift)
+            torch._foreach_add_(parameters, vectors, alpha=-shift)  # type: ignore[arg-type]
         return found
 
     found = curvature(model, given).hessian_vector_products(parameters, vectors)
@@ -121,7 +121,7 @@ def test_sampled_labels_are_counted_where_targets_are_and_follow_the_seed() -> N
 def test_the_first_rows_alone() -> None:
     model, given = make(), batch(True)
     parameters, vectors = list(model.parameters()), probe(model)
-    two = Batch(*(tensor[:2] for tensor in (given.inputs, given.targets, given.positions, given.documents)))
+    two = Batch(*(tensor[:2] for tensor in (given.inputs, given.targets, given.positions, given.documents)))  # type: ignore[index]
     found = curvature(model, given, rows=2)
     expected = curvature(model, two)
     torch.testing.assert_close(
@@ -135,7 +135,7 @@ def test_the_first_rows_alone() -> None:
 def test_compiled_blocks_and_bfloat16_give_second_derivatives(attention: str) -> None:
     given, plain, compiled = batch(False), make(), make()
     parameters, vectors = list(plain.parameters()), probe(plain)
-    prepare_blocks(compiled, ExecutionConfig(attention=attention))
+    prepare_blocks(compiled, ExecutionConfig(attention=attention))  # type: ignore[arg-type]
     for block in compiled.blocks:
         block.compile(backend="aot_eager", dynamic=False)  # as inductor, it cannot be differentiated twice
     own = list(compiled.parameters())
