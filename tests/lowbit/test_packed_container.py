@@ -19,7 +19,6 @@ from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
 
-torch.set_num_threads(1)
 CONFIG = {"width": 9, "mixer": {"name": "some"}, "tied": True, "epsilon": 1e-6}
 
 

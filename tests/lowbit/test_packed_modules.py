@@ -17,7 +17,6 @@ from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.lowbit.packing import LAYOUTS
 from shoestring.model import flops
 
-torch.set_num_threads(1)
 SHAPES = st.tuples(st.integers(0, 40), st.integers(1, 70))
 
 

@@ -22,7 +22,6 @@ from shoestring.shrink.packed_transformer import PackedTransformer
 from shoestring.shrink.rounding import pack, table, ternaries
 from shoestring.shrink.sizes import parts
 
-torch.set_num_threads(1)
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 257, "context": 24}
 
 
