@@ -1,11 +1,16 @@
 # make demo: install, train for two minutes, write a report.   make test: the test suite.   make check: lint, types, layers.
+# make fuzz MINUTES=5: damage files and settings at random.   make bench-smoke: every bench at its smallest setting.
+# make dist: sdist and wheel, tried in fresh environments.
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+WORKERS ?= auto
+MINUTES ?= 5
+SEED ?=
 
-.PHONY: install demo test test-slow test-gpu check bench evidence evidence-quick docs format clean
+.PHONY: install demo test test-slow test-gpu check fuzz bench bench-smoke evidence evidence-quick docs dist format clean
 
 install: $(READY)
 
@@ -20,13 +25,16 @@ demo: $(READY)
 	$(BIN)/shoestring train --budget 2m
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -42,6 +50,12 @@ bench: $(READY)
 	$(BIN)/python bench/throughput.py
 	$(BIN)/python bench/time_to_loss.py
 
+bench-smoke: $(READY)
+	$(BIN)/python bench/smoke.py
+
+dist: $(READY)
+	PYTHON=$(abspath $(BIN))/python .ci/dist
+
 evidence: $(READY)
 	$(BIN)/python bench/evidence.py
 
@@ -52,4 +66,4 @@ docs: $(READY)
 	$(BIN)/python -m shoestring.report.methods_table
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info src/shoestring/lowbit/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/lowbit/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

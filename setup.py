@@ -1,12 +1,14 @@
 """Builds the native kernels where there is a C++ compiler; everything else is in pyproject.toml.
 
-The library is plain C behind ctypes: no Python and no torch headers, one file for every Python. Without a compiler the
-install goes through, and packed matrices are computed with torch, slowly, which is said.
+The library is plain C behind ctypes: no Python and no torch headers, one file for every Python, and so one wheel for
+every Python of a platform. Without a compiler the install goes through, and packed matrices are computed with torch,
+slowly, which is said; a wheel that is built so is one for every platform.
 """
 
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-pthread"]
@@ -27,6 +29,15 @@ class Library(build_ext):
         super().run()
 
 
+class Wheel(bdist_wheel):
+    """A wheel whose tag says what its library needs: a platform, and no version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        *_, platform = super().get_tag()
+        library = Path(self.get_finalized_command("build").build_lib, *NAME.split(".")).with_suffix(".so")
+        return "py3", "none", platform if library.is_file() else "any"
+
+
 setup(
     ext_modules=[
         Extension(
@@ -44,5 +55,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": Library},
+    cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
 )

@@ -146,12 +146,21 @@ def make(name: str, made: Set, out: Path, evidence: Path | None, at_once: int) -
 
 
 def keep(folder: Path, target: Path) -> None:
-    """Copy what is evidence of a finished comparison."""
+    """Copy what is evidence of a finished comparison: of its arms, those of its design.
+
+    Raises: SystemExit where one of them has no run.
+    """
+    names = read_toml(folder / "design.toml")["arms"]
+    ran = {json.loads(line)["arm"] for line in (folder / "runs.jsonl").read_text().splitlines()}
+    if missing := [name for name in names if name not in ran]:
+        raise SystemExit(f"{folder}: no run was made of {', '.join(missing)}")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in LEAN:
         shutil.copy(folder / file, target / file)
-    shutil.copytree(folder / "arms", target / "arms")
+    (target / "arms").mkdir()
+    for name in names:
+        shutil.copy(folder / "arms" / f"{name}.toml", target / "arms")
 
 
 def main(words: Sequence[str]) -> None:

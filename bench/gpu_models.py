@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,7 @@ class Decoder(nn.Module):
         """Read `token` at `place`, put the next one into `token`, go on by one place (round and round)."""
         x = self.embedding[self.token]
         seen = (self.places <= self.place)[None, None, None]
+        layer: Any  # a list of modules
         for index, layer in enumerate(self.layers):
             x = x + self.attention(layer, index, F.rms_norm(x, self.norm.shape, self.norm), seen)
             gate, up = layer[2](F.rms_norm(x, self.norm.shape, self.norm)).chunk(2, -1)
@@ -122,10 +124,10 @@ class Decoder(nn.Module):
         self.token.copy_(logits.argmax(-1))
         self.place.add_(1).remainder_(len(self.places))
 
-    def attention(self, layer: nn.Module, index: int, x: Tensor, seen: Tensor) -> Tensor:
+    def attention(self, layer: Any, index: int, x: Tensor, seen: Tensor) -> Tensor:
         shape = self.shape
         own, shared = shape.heads, shape.key_value_heads
-        heads = layer[0](x).view(1, own + 2 * shared, 1, shape.head_width)  # type: ignore[index]
+        heads = layer[0](x).view(1, own + 2 * shared, 1, shape.head_width)
         query, key, value = heads.split([own, shared, shared], 1)
         keys, values = self.cache[index]
         keys.index_copy_(2, self.place, self.turned(key))
@@ -133,7 +135,7 @@ class Decoder(nn.Module):
         # the heads that share a key are so many queries of it
         queries = self.turned(query).view(1, shared, own // shared, shape.head_width)
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
-        return layer[1](found.reshape(1, own * shape.head_width))  # type: ignore[index]
+        return layer[1](found.reshape(1, own * shape.head_width))
 
     def turned(self, x: Tensor) -> Tensor:
         """With its rotary position."""

@@ -26,14 +26,14 @@ def draw(curves: Sequence[Curve], tokens: int, target: Path) -> None:
     axes.set_yscale("log")
     ends = []
     for curve, series in zip(curves, SERIES, strict=False):
-        rates, seconds = zip(*curve.model, strict=True)
+        rates, seconds = [rate for rate, _ in curve.model], [taken for _, taken in curve.model]
         axes.plot(rates, seconds, color=COLOUR[series], linewidth=1.6)
         for rate, measured, whole in curve.points:
             face = COLOUR[series] if whole else COLOUR["paper"]
             axes.plot([rate], [measured], "o", color=COLOUR[series], markerfacecolor=face, markersize=6.5)
         ends.append((rates[-1], seconds[-1], curve.name, series))
-    rates = sorted({rate for curve in curves for rate, _, _ in curve.points})
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    marks = sorted({rate for curve in curves for rate, _, _ in curve.points})
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
     axes.minorticks_off()
     low, high = axes.get_ylim()
     ticks = [tick for power in range(6) for tick in (10**power, 2 * 10**power, 5 * 10**power) if low <= tick <= high]

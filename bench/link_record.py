@@ -48,7 +48,8 @@ class Record:
     """The JSON file: settings, environment and what each arm gave."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.content = path, {"settings": settings, "environment": {}, "arms": {}}
+        self.path = path
+        self.content: dict[str, Any] = {"settings": settings, "environment": {}, "arms": {}}
         if path.exists():
             self.content = json.loads(path.read_text())
             if self.content["settings"] != json.loads(json.dumps(settings)):

@@ -143,8 +143,8 @@ def main(words: Sequence[str]) -> None:
     ):  # its own cache: nothing measured at another time is used
         machine = probe("cpu", cache=Path(scratch), fresh=True)
         wanted = [
-            (Shape(*size, tokens), options.sides)
-            for size in options.sizes
+            (Shape(rows, columns, tokens), options.sides)
+            for rows, columns in options.sizes
             for tokens in options.tokens
             if options.sides
         ]

@@ -7,8 +7,9 @@ reading weights from memory, as a model with many layers does.
 import importlib
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ class Shape:
 class Side:
     """calls: one for each copy of the matrix. products: that one call makes. bytes: of weights and scales that a product reads."""
 
-    calls: list[Callable[[], object]]
+    calls: Sequence[Callable[[], object]]
     products: int
     bytes: int
 
@@ -60,7 +61,7 @@ def ternary(layout: str) -> Build:
         codes = torch.randint(-1, 2, (shape.rows, shape.columns), dtype=torch.int8)
         x, scales = torch.randn(shape.tokens, shape.columns), torch.rand(shape.rows, 1)
         packed = _copies(pack(codes, layout), rotate)
-        calls = [lambda p=p: kernels.matmul(x, p, scales, shape.rows, shape.columns, layout) for p in packed]
+        calls = [partial(kernels.matmul, x, p, scales, shape.rows, shape.columns, layout) for p in packed]
         return Side(calls, 1, packed[0].numel() + 4 * shape.rows)
 
     return build
@@ -74,7 +75,7 @@ def integers(bits: int) -> Build:
         codes = torch.randint(low, -low, (shape.rows, shape.columns), dtype=torch.int8)
         x, scales = torch.randn(shape.tokens, shape.columns), torch.rand(shape.rows, 1)
         held = _copies(codes if bits == 8 else integer.pack(codes), rotate)
-        calls = [lambda w=w: kernels.int_matmul(x, w, scales, shape.rows, shape.columns, bits) for w in held]
+        calls = [partial(kernels.int_matmul, x, w, scales, shape.rows, shape.columns, bits) for w in held]
         return Side(calls, 1, held[0].numel() + 4 * shape.rows)
 
     return build
@@ -86,7 +87,7 @@ def dense(dtype: torch.dtype) -> Build:
     def build(shape: Shape, rotate: int) -> Side:
         x = torch.randn(shape.tokens, shape.columns).to(dtype)
         weights = _copies(torch.randn(shape.rows, shape.columns).to(dtype), rotate)
-        return Side([lambda w=w: F.linear(x, w) for w in weights], 1, weights[0].numel() * weights[0].element_size())
+        return Side([partial(F.linear, x, w) for w in weights], 1, weights[0].numel() * weights[0].element_size())
 
     return build
 
@@ -101,14 +102,14 @@ def int8_dynamic(shape: Shape, rotate: int) -> Side:
         for _ in range(max(1, -(-rotate // size))):
             whole = torch.nn.Sequential(torch.nn.Linear(shape.columns, shape.rows, bias=False))
             layers.append(torch.ao.quantization.quantize_dynamic(whole, {torch.nn.Linear}, dtype=torch.qint8)[0])
-    return Side([lambda layer=layer: layer(x) for layer in layers], 1, size)
+    return Side([partial(layer, x) for layer in layers], 1, size)
 
 
 def int8_weights(shape: Shape, rotate: int) -> Side:
     """torch's int8 weights with bfloat16 activations (`_weight_int8pack_mm`)."""
     x, scales = torch.randn(shape.tokens, shape.columns).bfloat16(), torch.rand(shape.rows).bfloat16()
     weights = _copies(torch.randint(-127, 128, (shape.rows, shape.columns), dtype=torch.int8), rotate)
-    return Side([lambda w=w: torch._weight_int8pack_mm(x, w, scales) for w in weights], 1, weights[0].numel())
+    return Side([partial(torch._weight_int8pack_mm, x, w, scales) for w in weights], 1, weights[0].numel())
 
 
 def _needed(name: str) -> ModuleType:

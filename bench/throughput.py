@@ -142,7 +142,7 @@ def figures(
         sides[name] = {
             "tokens_per_second": batch * model.context / median(step),
             "share_of_large": share,
-            "share_of_large_with_attention": share * parts.step_flops / linear,
+            "share_of_large_with_attention": share * parts.step_flops(batch) / linear,
             "share_of_own_shapes": median(least / one for least, one in zip(alone, step, strict=True)),
         }
     ratios = [theirs / ours for ours, theirs in zip(seconds["shoestring"], seconds["trainer"], strict=True)]

@@ -277,17 +277,17 @@ def spectra(runs: Runs, arm: str, places: dict[int, float]) -> None:
     narrow, *others = sorted(places)
     k = round(places[narrow])
     values = {w: next((r["singular_values"] for r in runs.of(arm, w) if r["k"] == k), None) for w in places}
-    known = [w for w in others if values[w]]
-    if not values[narrow] or not known or ARMS[arm].optimizer != "adamw":
+    first, known = values[narrow], {w: found for w in others if (found := values[w])}
+    if not first or not known or ARMS[arm].optimizer != "adamw":
         return
-    grown = ", ".join(f"{w}: {mean_growth(values[narrow], values[w]):.2f}" for w in known)
+    grown = ", ".join(f"{w}: {mean_growth(first, found):.2f}" for w, found in known.items())
     settings = runs.lines[0]["settings"]
-    rule = transfer_of(arm, Settings(**settings))
-    one, other = (rule(Scale(width=w, depth=settings["layers"])).matrix for w in (narrow, known[-1]))
+    rule, widest = transfer_of(arm, Settings(**settings)), max(known)
+    one, other = (rule(Scale(width=w, depth=settings["layers"])).matrix for w in (narrow, widest))
     ratios = {"lr": other.lr / one.lr, "weight_decay": other.weight_decay / one.weight_decay}
-    long = expected_growth(known[-1] / narrow, **ratios)
+    long = expected_growth(widest / narrow, **ratios)
     print(f"  top singular values at lr {rate(arm, k):.2g}, over those of width {narrow}: {grown}")
-    print(f"  (in long training sqrt(lr / decay) d^0.75 is {long:.2f} at width {known[-1]})")
+    print(f"  (in long training sqrt(lr / decay) d^0.75 is {long:.2f} at width {widest})")
 
 
 def draw(runs: Runs, places: dict[str, dict[int, float]], seeds: int, target: Path) -> None:
@@ -311,7 +311,9 @@ def draw(runs: Runs, places: dict[str, dict[int, float]], seeds: int, target: Pa
             curve = {k: v for k, v in runs.curve(arm, size, range(seeds)).items() if math.isfinite(v)}
             low = min(curve.values())
             rates = [rate(arm, k) for k in curve]
-            axes.plot(rates, curve.values(), "-o", color=COLOUR[series], markersize=3.5, linewidth=1.6, label=f"{size}")
+            axes.plot(
+                rates, list(curve.values()), "-o", color=COLOUR[series], markersize=3.5, linewidth=1.6, label=f"{size}"
+            )
             axes.plot([rate(arm, 0) * 2 ** (at / 2)], [low], "v", color=COLOUR[series], markersize=9, clip_on=False)
         lows = [min(runs.curve(arm, size, range(seeds)).values()) for size in places[arm]]
         axes.set_ylim(min(lows) - 0.05, max(lows) + 0.45)

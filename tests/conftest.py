@@ -1,19 +1,101 @@
-"""Shared by all tests: two threads, and a cache of their own, never the user's."""
+"""Shared by all tests: one thread of torch, a cache of their own, examples that are the same each time, time limits.
 
-from collections.abc import Iterator
+A test that starts processes has a longer time limit than others, and is begun before them: so the longest do not come last.
+Those are the tests of a module that has something of `STARTERS` in its names; others are marked `processes`.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
+# before torch is loaded: beside other workers, threads that spin while they wait take the cores from those that work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import psutil
 import pytest
 import torch
+
+from shoestring.budget import machine
+
+LIMIT, PROCESSES_LIMIT = 100, 240
+"""Seconds that a test may take, and one that starts processes."""
+WORKER_MEMORY = 3 << 30
+"""Bytes that a worker of pytest-xdist and what it starts may need."""
+
+STARTERS = {"subprocess", "multiprocessing", "torch.multiprocessing", "tests.fuzz.explore", "churning", "toy_run"}
+"""Modules that start processes, or whose functions and classes do."""
+COMMANDS = {"start", "shoestring"}
+"""Functions of `tests.train.command` that do."""
+
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("random", deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: one a core that this process may use, as far as the memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().total // WORKER_MEMORY))
+
+
+@functools.cache
+def starts_processes(module: ModuleType | None) -> bool:
+    """Whether a module of tests imports what starts processes."""
+    for value in vars(module).values() if module else ():
+        home = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if home in STARTERS or (home == "tests.train.command" and getattr(value, "__name__", "") in COMMANDS):
+            return True
+    return False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # a thread ends the whole worker, which pytest-xdist replaces: a signal does not reach a wait within a C library
+    method = "thread" if "PYTEST_XDIST_WORKER" in os.environ else "signal"
+    for item in items:
+        if starts_processes(getattr(item, "module", None)) and item.get_closest_marker("processes") is None:
+            item.add_marker("processes")
+        if item.get_closest_marker("timeout") is None:
+            processes = item.get_closest_marker("processes") is not None
+            limit = pytest.mark.timeout(PROCESSES_LIMIT, method=method) if processes else pytest.mark.timeout(LIMIT)
+            item.add_marker(limit)
+    items.sort(key=lambda item: item.get_closest_marker("processes") is None)
+
+
+def once_each(look: Callable[[machine.Machine], bool]) -> Callable[[machine.Machine], bool]:
+    """A look that is taken once at each machine."""
+    seen: dict[str, bool] = {}
+
+    def found(known: machine.Machine) -> bool:
+        if repr(known) not in seen:
+            seen[repr(known)] = look(known)
+        return seen[repr(known)]
+
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """And one look at the speed of this machine, not one a run: it is a third of the time of a tiny run."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOESTRING_CACHE", str(folder))
+        patch.setattr(machine, "_too_low", once_each(machine._too_low))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A test that changes torch's threads leaves the next one its own."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

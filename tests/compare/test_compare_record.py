@@ -130,7 +130,7 @@ def test_a_damaged_line_is_named_in_one_line(tmp_path: Path, line: bytes, said: 
 def test_an_append_is_on_the_disk_before_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, synced = tmp_path / "runs.jsonl", []
     sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(path.read_bytes()), sync(handle)))
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(path.read_bytes()), sync(handle)))  # type: ignore[func-returns-value]
     RunLog(path).append(record("adamw", 0, 3.0))
     assert synced == [path.read_bytes()]
 

@@ -50,7 +50,7 @@ ARMS = {"base": config(0.1), "other": config(0.3)}
 
 
 def record(arm: str, seed: int, purpose: str, rate: float, **changes: object) -> RunRecord:
-    plain: dict[str, object] = {
+    plain: dict[str, Any] = {
         "arm": arm,
         "seed": seed,
         "purpose": purpose,

@@ -16,7 +16,7 @@ from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
 
 SPENT = {"seconds", "flops", "tokens"}
-ARM = {
+ARM: dict[str, Any] = {
     "runs": None, "failed": None, "reasons": [], "loss": {"mean": None, "sd": None, "values": {}}, "bits_per_byte": None,
     "spent": SPENT, "step_seconds": None, "peak_memory": None, "parameters": None,
     "tuning": {"tried": [{"settings", "loss"}], "chosen": {}, "edge": None, "spent": SPENT}, "total_spent": SPENT,

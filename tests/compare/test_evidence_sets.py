@@ -1,6 +1,7 @@
-"""The sets of bench/evidence.py ask for arms that there are and that can be run."""
+"""The sets of bench/evidence.py ask for arms that can be run; of every arm that is evidence there are the runs."""
 
 import importlib.util
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,3 +41,34 @@ def test_every_arm_of_every_set_is_a_configuration(name: str) -> None:
     check_workers({made.base: base, **arms})
     assert arms
     assert all(config != base for config in arms.values())
+
+
+COMPARISONS = sorted(path.parent.name for path in (ROOT / "evidence").glob("*/design.toml"))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_arm_in_evidence_has_its_runs(name: str) -> None:
+    folder = ROOT / "evidence" / name
+    design = read_toml(folder / "design.toml")
+    records = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    judged = {(record["arm"], record["seed"]) for record in records if record["purpose"] == "judge"}
+    assert {path.name for path in (folder / "arms").iterdir()} == {f"{arm}.toml" for arm in design["arms"]}
+    assert judged == {(arm, seed) for arm in design["arms"] for seed in design["seeds"]}
+
+
+def test_only_the_arms_of_the_design_are_kept(tmp_path: Path) -> None:
+    folder, kept = tmp_path / "comparison", tmp_path / "kept"
+    (folder / "arms").mkdir(parents=True)
+    for file in evidence.LEAN:
+        (folder / file).write_text("")
+    (folder / "design.toml").write_text('arms = ["a", "b"]')
+    (folder / "runs.jsonl").write_text('{"arm": "a"}\n')
+    for name in ("a", "b", "left_out"):
+        (folder / "arms" / f"{name}.toml").write_text("")
+    with pytest.raises(SystemExit, match="no run was made of b"):
+        evidence.keep(folder, kept)
+    assert not kept.exists()
+    with open(folder / "runs.jsonl", "a") as file:
+        file.write('{"arm": "b"}\n')
+    evidence.keep(folder, kept)
+    assert sorted(path.name for path in (kept / "arms").iterdir()) == ["a.toml", "b.toml"]

@@ -4,6 +4,7 @@ import gzip
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -78,7 +79,7 @@ LINES = b"".join(json.dumps({"text": f"line {n} é", "id": n}).encode() + b"\n" 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_jsonl_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
-    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    compress: Any = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(LINES) + compress(b'\n{"text": null}\n{"text": "last"}'))  # two frames, joined
     found = list(jsonl(path, Reading()))
@@ -88,7 +89,7 @@ def test_jsonl_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_compressed_file_cut_short_or_damaged_is_refused(tmp_path: Path, suffix: str) -> None:
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    compress: Any = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     for content in (compress(LINES)[:-1], compress(LINES)[:50], b"not compressed"):
         path.write_bytes(content)

@@ -24,7 +24,6 @@ from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.train.evaluate import Evaluator
 
-torch.set_num_threads(1)
 VOCABULARY, CONTEXT, EXPERTS = 23, 24, 3
 
 

@@ -8,7 +8,6 @@ from shoestring.decode import SamplingConfig, Stop, generate
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 
-torch.set_num_threads(1)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=20)
 
 

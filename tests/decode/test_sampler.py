@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,7 @@ def torch_generator(seed: int) -> torch.Generator:
 @pytest.mark.parametrize(
     "wrong", [{"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_new_tokens": 0}]
 )
-def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingConfig(**wrong)
     with pytest.raises(UsageError, match=next(iter(wrong))):

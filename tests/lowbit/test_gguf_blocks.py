@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from shoestring.errors import ShoestringError
 from shoestring.lowbit.gguf import BLOCK, BLOCK_BYTES, blocks, is_ternary, rounding
 
-torch.set_num_threads(1)
 gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
 
 

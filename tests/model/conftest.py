@@ -6,8 +6,6 @@ import torch
 from shoestring.config import build
 from shoestring.model import ModelConfig, Transformer
 
-torch.set_num_threads(1)
-
 BASE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 48}
 SHAPES = {
     "plain": {},

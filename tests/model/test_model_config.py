@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_a_saved_configuration_is_complete(config: ModelConfig) -> None:
         ({"hidden": -1}, "hidden"),
     ],
 )
-def test_sizes_that_cannot_go_together_get_one_clear_line(wrong: dict[str, int], words: str) -> None:
+def test_sizes_that_cannot_go_together_get_one_clear_line(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ModelConfig(**{"width": 32, "heads": 4, **wrong})
     with pytest.raises(UsageError, match=words) as raised:

@@ -56,8 +56,8 @@ def test_the_input_scale_is_one_over_a_factor_on_what_blocks_add() -> None:
     with torch.no_grad():
         x = model.embedding(ids())
         for block in model.blocks:
-            middle = x + 0.25 * block.token_mixer(block.token_norm(x), cos, sin)
-            x = middle + 0.25 * block.channel_mixer(block.channel_norm(middle))
+            middle = x + 0.25 * block.token_mixer(block.token_norm(x), cos, sin)  # type: ignore[operator]
+            x = middle + 0.25 * block.channel_mixer(block.channel_norm(middle))  # type: ignore[operator]
         # alike up to the epsilon of the norms
         torch.testing.assert_close(scaled.read(Inputs(ids())).hidden, model.norm(x), atol=1e-3, rtol=1e-3)
         assert (model.read(Inputs(ids())).hidden - model.norm(x)).abs().max() > 0.1

@@ -60,7 +60,7 @@ def test_a_packed_row_is_its_documents_apart(model: Transformer) -> None:
         for x, y in zip(inputs.split(lengths, 1), targets.split(lengths, 1), strict=True)
     )
     torch.testing.assert_close(packed, apart)
-    for got, expected in zip(gradients, torch.autograd.grad(apart, list(model.parameters())), strict=True):
+    for got, expected in zip(gradients, torch.autograd.grad(apart, list(model.parameters())), strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
     unmasked = F.cross_entropy(model(inputs, positions).flatten(0, 1), targets.flatten(), reduction="sum")
     assert abs(unmasked - packed) > 1e-3
@@ -83,7 +83,7 @@ def test_a_new_model_is_its_embedding_and_its_inner_features_have_unit_scale(con
     inner = model.blocks[0].token_mixer.qkv(model.norm(model.embedding(inputs)))
     assert 0.8 < inner.square().mean().sqrt() < 1.2
     model(inputs).square().sum().backward()
-    assert all(block.channel_mixer.output.weight.grad.abs().sum() > 0 for block in model.blocks)
+    assert all(block.channel_mixer.output.weight.grad.abs().sum() > 0 for block in model.blocks)  # type: ignore[operator, union-attr]
 
 
 def test_bfloat16_autocast_trains_near_float32_without_a_warning(model: Transformer) -> None:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from shoestring.optim.frugal import Frugal
 from shoestring.optim.frugal_selection import chosen_blocks, count, density_within, projection, state_bytes
 
 SHAPES = [(12, 8), (8, 12), (3, 10, 5), (6, 6)]
-ADAM = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "weight_decay": 0.1}
+ADAM: dict[str, Any] = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "weight_decay": 0.1}
 
 
 def matrices(shapes: list[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
@@ -38,8 +39,8 @@ def taken(optimizer: torch.optim.Optimizer) -> int:
 
 
 @pytest.mark.parametrize("selection", ["columns", "random", "svd"])
-def test_agrees_with_the_reference_over_several_periods(selection: str) -> None:
-    options = {**ADAM, "free_lr_ratio": 0.3, "every": 3}
+def test_agrees_with_the_reference_over_several_periods(selection: Any) -> None:
+    options: dict[str, Any] = {**ADAM, "free_lr_ratio": 0.3, "every": 3}
     parameters, gradients = matrices(), random_gradients(8)
     before = [parameter.detach().clone() for parameter in parameters]
     optimizer = Frugal(parameters, selection=selection, density=0.4, **options)
@@ -81,7 +82,7 @@ def test_blocks_are_adam_or_signs() -> None:
 
 
 @pytest.mark.parametrize("selection", ["columns", "random", "svd", "blocks"])
-def test_the_whole_is_adam_and_nothing_is_signs(selection: str) -> None:
+def test_the_whole_is_adam_and_nothing_is_signs(selection: Any) -> None:
     gradients = random_gradients(3)
     whole, none, adam, start = matrices(), matrices(), matrices(), matrices()
     train(Frugal(whole, selection=selection, density=1.0, **ADAM), whole, gradients)
@@ -129,7 +130,7 @@ def test_choices_come_from_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("selection", ["columns", "random", "svd", "blocks"])
-def test_a_budget_of_bytes_is_kept_and_used(selection: str) -> None:
+def test_a_budget_of_bytes_is_kept_and_used(selection: Any) -> None:
     for budget in (1200, 2000, 3000):
         parameters = matrices()
         optimizer = Frugal(
@@ -150,7 +151,7 @@ def test_a_budget_of_bytes_is_kept_and_used(selection: str) -> None:
     budget=st.integers(1, 4000),
     selection=st.sampled_from(["columns", "random", "svd"]),
 )
-def test_no_larger_density_fits_a_budget(shapes: list[tuple[int, int]], budget: int, selection: str) -> None:
+def test_no_larger_density_fits_a_budget(shapes: list[tuple[int, int]], budget: int, selection: Any) -> None:
     weights = [torch.zeros(shape) for shape in shapes]
     every = sorted({part / side for side in range(1, 10) for part in range(1, side + 1)})
     fitting = [d for d in every if 0 < state_bytes(weights, selection, d) <= budget]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference_lamb import lamb
@@ -9,7 +11,7 @@ from shoestring.optim.lamb import LAMB
 
 @pytest.mark.parametrize(("weight_decay", "lower", "upper"), [(0.0, 0.0, None), (0.3, 0.0, None), (0.1, 3.0, 4.5)])
 def test_agrees_with_the_reference_over_several_steps(weight_decay: float, lower: float, upper: float | None) -> None:
-    options = {
+    options: dict[str, Any] = {
         "beta1": 0.8,
         "beta2": 0.9,
         "epsilon": 1e-3,

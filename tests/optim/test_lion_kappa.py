@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from shoestring.optim.kappa import gauge, subgradient
 from shoestring.optim.lion import Lion
 from shoestring.optim.lion_kappa import LionKappa
 
-CASES = [
+CASES: list[dict[str, Any]] = [
     {"name": "l1"},
     {"name": "lp", "p": 2.0},
     {"name": "lp", "p": 1.5, "scaled": False},

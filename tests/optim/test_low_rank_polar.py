@@ -1,5 +1,6 @@
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def train(optimizer: Muon, parameters: list[nn.Parameter], seeds: range) -> None
         optimizer.step()
 
 
-def muon(parameters: list[nn.Parameter], **options: int) -> Muon:
+def muon(parameters: list[nn.Parameter], **options: Any) -> Muon:
     return Muon(parameters, polar="low_rank", rank=4, oversampling=1, precision="float32", **options)
 
 

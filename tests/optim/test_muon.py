@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference_muon import muon
@@ -29,7 +31,13 @@ def random_gradients(steps: int) -> list[list[Tensor]]:
 @pytest.mark.parametrize("scaling", ["spectral", "rms"])
 @pytest.mark.parametrize(("nesterov", "weight_decay"), [(True, 0.0), (False, 0.2)])
 def test_agrees_with_the_reference_over_several_steps(scaling: str, nesterov: bool, weight_decay: float) -> None:
-    options = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": weight_decay, "scaling": scaling}
+    options: dict[str, Any] = {
+        "lr": 0.05,
+        "momentum": 0.9,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+        "scaling": scaling,
+    }
     parameters, gradients = matrices(), random_gradients(5)
     before = [parameter.detach().clone() for parameter in parameters]
     train(Muon(parameters, precision="float32", **options), parameters, gradients)

@@ -1,5 +1,6 @@
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def norms(parameters: list[nn.Parameter]) -> Tensor:
 
 @pytest.mark.parametrize(("nesterov", "weight_decay"), [(True, 0.0), (False, 0.0), (True, 0.5)])
 def test_agrees_with_the_reference_over_several_steps(nesterov: bool, weight_decay: float) -> None:
-    options = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov, "weight_decay": weight_decay}
     parameters, gradients = matrices(), random_gradients(5)
     before = [parameter.detach().clone() for parameter in parameters]
     train(MuonHypersphere(parameters, precision="float32", **options), parameters, gradients)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference_opt_amsgrad import opt_amsgrad
@@ -12,7 +14,7 @@ OPTIONS = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-4, "regularization": 1e-2}
 @pytest.mark.parametrize(("prediction", "span"), [("last", 2), ("extrapolation", 2), ("extrapolation", 4)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_agrees_with_the_reference_over_several_steps(prediction: str, span: int, weight_decay: float) -> None:
-    options = {**OPTIONS, "prediction": prediction, "span": span, "weight_decay": weight_decay}
+    options: dict[str, Any] = {**OPTIONS, "prediction": prediction, "span": span, "weight_decay": weight_decay}
     assert_agrees(OptAMSGrad, opt_amsgrad, lr=0.02, **options)
 
 
@@ -50,7 +52,7 @@ def test_weights_set_from_outside_stay_set() -> None:
     optimizer.step()
     twin = weight.detach().clone()
     with torch.no_grad():
-        weight += 100
+        weight.add_(100)
     optimizer.step()
     assert (weight - 100 - twin).abs().max() < 1.0
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def spectrum(rows: int, columns: int, values: list[float]) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(SIZES, SIZES, st.integers(1, 8), st.sampled_from(["jordan", "polar_express"]), st.integers(0, 999))
 def test_steps_taken_in_pairs_agree_with_steps_taken_one_by_one(
-    rows: int, columns: int, steps: int, method: str, seed: int
+    rows: int, columns: int, steps: int, method: Any, seed: int
 ) -> None:
     torch.manual_seed(seed)
     matrices = torch.randn(2, 3, rows, columns)
@@ -44,7 +45,7 @@ def test_steps_taken_in_pairs_agree_with_steps_taken_one_by_one(
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32), (4, 24, 60), (2, 3, 60, 24)])
 @pytest.mark.parametrize(("method", "bound"), [("jordan", 0.35), ("polar_express", 0.2), ("svd", 0.01)])
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
-def test_is_near_the_exact_factor(shape: tuple[int, ...], method: str, bound: float, precision: torch.dtype) -> None:
+def test_is_near_the_exact_factor(shape: tuple[int, ...], method: Any, bound: float, precision: torch.dtype) -> None:
     torch.manual_seed(1)
     matrices = torch.randn(shape)
     found = polar_factor(matrices, method=method, precision=precision)
@@ -101,7 +102,7 @@ def test_transposing_and_scaling_pass_through() -> None:
 
 
 @pytest.mark.parametrize("method", ["jordan", "polar_express", "svd"])
-def test_zeros_give_zeros_and_the_input_is_left_alone(method: str) -> None:
+def test_zeros_give_zeros_and_the_input_is_left_alone(method: Any) -> None:
     matrices = torch.stack([torch.zeros(4, 6), torch.ones(4, 6)])
     copy = matrices.clone()
     assert torch.equal(polar_factor(matrices, method=method, precision=torch.float32)[0], torch.zeros(4, 6))

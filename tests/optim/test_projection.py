@@ -1,5 +1,7 @@
 """AdamP and SGDP: what they project, and that they do it as the paper's algorithms."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +14,15 @@ from shoestring.optim.adamp import AdamP
 from shoestring.optim.projection import radial_part
 from shoestring.optim.sgdp import SGDP
 
-ADAMP = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-4, "weight_decay": 0.3, "delta": 0.1, "decay_ratio": 0.2}
-SGDP_OPTIONS = {"momentum": 0.8, "weight_decay": 0.1, "delta": 0.1, "decay_ratio": 0.2}
+ADAMP: dict[str, Any] = {
+    "beta1": 0.8,
+    "beta2": 0.9,
+    "epsilon": 1e-4,
+    "weight_decay": 0.3,
+    "delta": 0.1,
+    "decay_ratio": 0.2,
+}
+SGDP_OPTIONS: dict[str, Any] = {"momentum": 0.8, "weight_decay": 0.1, "delta": 0.1, "decay_ratio": 0.2}
 
 
 def tangential(weight: Tensor, gradient: Tensor, by: str) -> Tensor:

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def step(optimizer: ScheduleFreeAdamW, moved: list[nn.Parameter], gradients: lis
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.1, 0.99), st.floats(0.0, 0.99), st.sampled_from([0.0, 0.3]), st.booleans())
 def test_agrees_with_the_reference(beta1: float, beta2: float, weight_decay: float, warming: bool) -> None:
-    options = {"beta1": beta1, "beta2": beta2, "epsilon": 1e-8, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "epsilon": 1e-8, "weight_decay": weight_decay}
     lrs = [0.0, 0.01, 0.02, 0.03, 0.03, 0.01] if warming else [0.03] * 6
     moved, gradients = parameters(), random(6)
     before = [parameter.detach().double().flatten().tolist() for parameter in moved]

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,15 @@ def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
 
 @pytest.mark.parametrize(("root", "graft"), [(4, "adam"), (4, "none"), (2, "adam"), (2, "none")])
 @pytest.mark.parametrize("every", [1, 3])
-def test_agrees_with_the_reference_over_several_steps(root: int, graft: str, every: int) -> None:
-    options = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "damping": 1e-2, "weight_decay": 0.1}
+def test_agrees_with_the_reference_over_several_steps(root: int, graft: Any, every: int) -> None:
+    options: dict[str, Any] = {
+        "lr": 0.05,
+        "beta1": 0.9,
+        "beta2": 0.8,
+        "epsilon": 1e-8,
+        "damping": 1e-2,
+        "weight_decay": 0.1,
+    }
     options |= {"root": root, "graft": graft, "every": every}
     parameters, gradients = matrices(), random_gradients(7)
     before = [parameter.detach().clone() for parameter in parameters]
@@ -83,7 +91,7 @@ def test_an_inverse_root_is_one() -> None:
 
 @pytest.mark.parametrize("graft", ["adam", "none"])
 @pytest.mark.parametrize("root", [2, 4])
-def test_a_gradient_of_zeros_moves_nothing(graft: str, root: int) -> None:
+def test_a_gradient_of_zeros_moves_nothing(graft: Any, root: Any) -> None:
     parameters = matrices()
     optimizer = Shampoo(parameters, graft=graft, root=root, weight_decay=0.0)
     train(optimizer, parameters, [[torch.zeros_like(p) for p in parameters]] * 2)

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,14 @@ def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
 
 @pytest.mark.parametrize(("every", "max_side"), [(3, 100), (4, 7), (3, 11)])
 def test_agrees_with_the_reference_over_several_steps(every: int, max_side: int) -> None:
-    options = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "weight_decay": 0.1, "every": every}
+    options: dict[str, Any] = {
+        "lr": 0.05,
+        "beta1": 0.9,
+        "beta2": 0.8,
+        "epsilon": 1e-8,
+        "weight_decay": 0.1,
+        "every": every,
+    }
     parameters, gradients = matrices(), random_gradients(9)
     before = [parameter.detach().clone() for parameter in parameters]
     optimizer = SOAP(parameters, max_side=max_side, **options)
@@ -50,7 +58,7 @@ def test_agrees_with_the_reference_over_several_steps(every: int, max_side: int)
         starts = before[index].reshape(-1, rows, columns)
         for layer, found in enumerate(parameter.detach().reshape(-1, rows, columns)):
             own = [step[index].reshape(-1, rows, columns)[layer] for step in gradients]
-            first = tuple(None if q is None else q.reshape(-1, *q.shape[-2:])[layer] for q in bases[index])
+            first: Any = tuple(None if q is None else q.reshape(-1, *q.shape[-2:])[layer] for q in bases[index])
             expected = soap(starts[layer], own, first_bases=first, **options)
             torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
@@ -74,7 +82,7 @@ def test_the_first_gradient_makes_the_bases_and_moves_nothing() -> None:
 def test_without_rotation_it_is_adam() -> None:
     """From the second gradient on, as the first is used up."""
     ours, theirs, gradients = matrices(), matrices(), random_gradients(6)
-    options = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.2}
+    options: dict[str, Any] = {"lr": 0.03, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.2}
     train(SOAP(ours, max_side=1, **options), ours, gradients)
     train(AdamW(theirs, **options), theirs, gradients[1:])
     for one, other in zip(ours, theirs, strict=True):
@@ -96,7 +104,7 @@ def test_its_steps_turn_with_the_gradients() -> None:
 def test_a_refresh_turns_the_moments_with_the_basis() -> None:
     """M' in the basis is the same M without it, so with beta2 = 0 and epsilon large a refresh is not seen at all."""
     often, never, gradients = matrices(), matrices(), random_gradients(7)
-    options = {"epsilon": 1e4, "lr": 1e4, "beta1": 0.9, "weight_decay": 0.0}
+    options: dict[str, Any] = {"epsilon": 1e4, "lr": 1e4, "beta1": 0.9, "weight_decay": 0.0}
     train(SOAP(often, every=1, **options), often, gradients)
     train(SOAP(never, every=100, **options), never, gradients)
     for one, other, start in zip(often, never, matrices(), strict=True):

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -53,9 +54,16 @@ def step(optimizer: Sophia, moved: list[nn.Parameter], gradients: list[Tensor]) 
     st.sampled_from(["gnb", "hutchinson"]),
 )
 def test_agrees_with_the_reference(
-    gamma: float, interval: int, correct_bias: bool, weight_decay: float, estimator: str
+    gamma: float, interval: int, correct_bias: bool, weight_decay: float, estimator: Any
 ) -> None:
-    options = {"lr": 0.05, "beta1": 0.9, "beta2": 0.7, "gamma": gamma, "epsilon": 1e-12, "weight_decay": weight_decay}
+    options: dict[str, Any] = {
+        "lr": 0.05,
+        "beta1": 0.9,
+        "beta2": 0.7,
+        "gamma": gamma,
+        "epsilon": 1e-12,
+        "weight_decay": weight_decay,
+    }
     options["correct_bias"] = correct_bias
     moved, gradients, answers = parameters(), random(6, 1), random(6, 2)
     before = [parameter.detach().double().flatten().tolist() for parameter in moved]
@@ -131,12 +139,12 @@ def test_unclipped_is_the_share_of_coordinates_inside() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["gnb", "hutchinson"])
-def test_observing_leaves_gradients_and_weights_alone_and_draws_from_its_own_seed(estimator: str) -> None:
+def test_observing_leaves_gradients_and_weights_alone_and_draws_from_its_own_seed(estimator: Any) -> None:
     torch.manual_seed(5)
     model, inputs, targets = nn.Linear(4, 3), torch.randn(6, 4), torch.randint(3, (6,))
     start = [parameter.detach().clone() for parameter in model.parameters()]
     nn.functional.cross_entropy(model(inputs), targets).backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]  # type: ignore[union-attr]
 
     def observed(seed: int, times: int = 1) -> Sophia:
         optimizer = Sophia(model.parameters(), estimator=estimator, seed=seed)
@@ -147,7 +155,7 @@ def test_observing_leaves_gradients_and_weights_alone_and_draws_from_its_own_see
     torch.manual_seed(0)
     first, again = observed(1, 2), observed(1, 2)
     for index, parameter in enumerate(model.parameters()):
-        assert torch.equal(parameter.grad, gradients[index])
+        assert torch.equal(parameter.grad, gradients[index])  # type: ignore[arg-type]
         assert torch.equal(parameter, start[index])
         assert torch.equal(first.state[parameter]["hessian"], again.state[parameter]["hessian"])
     other = observed(2, 2)

@@ -82,7 +82,8 @@ def make_comparison(
     """Write a whole comparison folder, its first way the base; returns it."""
     ways = ways or [ADAMW, MUON]
     chance = random.Random(1)
-    rows, losses = [], {}
+    rows: list[dict[str, Any]] = []
+    losses: dict[str, dict[int, float | None]] = {}
     level = [2.8 + chance.gauss(0, 0.02) for _ in range(seeds)]
     for way in ways:
         losses[way.name] = {seed: level[seed] + way.effect + chance.gauss(0, noise) for seed in range(seeds)}
@@ -110,7 +111,8 @@ def make_comparison(
         ]
     amounts = {"seconds": 180.0, "flops": 1.2e15, "tokens": 4_000_000}
     spent = {"seconds": 180.3, "flops": 1.2e15, "tokens": 4_001_000}
-    arms, comparisons = {}, []
+    arms: dict[str, Any] = {}
+    comparisons: list[dict[str, Any]] = []
     for way in ways:
         own = [loss for loss in losses[way.name].values() if loss is not None]
         tuned = tuning(way, fmean(own)) if own else None
@@ -123,8 +125,8 @@ def make_comparison(
             "total_spent": {key: value * (seeds + len(way.tune)) for key, value in spent.items()},
         }  # fmt: skip
     for way in ways[1:]:
-        base, own = losses[ways[0].name], losses[way.name]
-        pairs = [(s, own[s] - base[s]) for s in own if own[s] is not None and base[s] is not None]
+        base, theirs = losses[ways[0].name], losses[way.name]
+        pairs = [(s, a - b) for s in theirs if (a := theirs[s]) is not None and (b := base[s]) is not None]
         found = [difference for _, difference in pairs]
         word, difference, interval, sd = "not comparable", None, None, None
         if len(found) > 1:

@@ -49,7 +49,7 @@ def test_every_row_has_its_interval_its_pairs_and_its_verdict_in_shape_colour_an
     assert marks["s"].get_color() == COLOUR["s2"]
     hollow = [line.get_markerfacecolor() for line in axes.lines if line.get_markersize() == 8.5]
     assert hollow == [COLOUR["s1"], COLOUR["paper"], COLOUR["s2"]]
-    spans = [tuple(line.get_xdata()) for line in axes.lines if line.get_linewidth() == 2.4]
+    spans = [tuple(line.get_xdata()) for line in axes.lines if line.get_linewidth() == 2.4]  # type: ignore[arg-type]
     assert spans == [one.ends for one in rows[:3]]
     words = {text.replace(SPACE, " ") for text in texts(figure)}
     assert {"a", "b", "c", "d", "−0.050  better", "+0.0010  no difference shown", "not comparable"} <= words
@@ -68,7 +68,7 @@ def test_a_row_that_dwarfs_the_others_is_left_at_the_edge_and_zero_stays_in_sigh
     assert low < -0.06
     assert 0.04 < high < 0.06
     chevrons = [line for line in interval_figure(rows).axes[0].lines if line.get_marker() == ">"]
-    assert [list(line.get_ydata()) for line in chevrons] == [[3]]
+    assert [list(line.get_ydata()) for line in chevrons] == [[3]]  # type: ignore[arg-type]
     low, high = limits([row("a", 0.5), row("b", 0.6)])
     assert low < 0 < 0.61 < high
 
@@ -188,7 +188,7 @@ def test_a_try_far_above_the_rest_is_an_arrow_and_does_not_set_the_scale() -> No
 def test_rates_scaled_together_are_one_axis_and_others_a_line_each() -> None:
     together = tuned(*(({"optim.lr": lr, "fallback.lr": lr / 2}, 3 - lr) for lr in (0.1, 0.2, 0.4)), chosen=2)
     assert varied(together.tried) == ["optim.lr"]
-    assert len(tuning_figure(together).axes[0].lines[0].get_xdata()) == 3
+    assert len(tuning_figure(together).axes[0].lines[0].get_xdata()) == 3  # type: ignore[arg-type]
     grid = tuned(*(({"lr": lr, "beta": beta}, 3 - lr) for lr in (0.1, 0.2) for beta in (0.9, 0.99)), chosen=0)
     assert varied(grid.tried) == ["lr", "beta"]
     assert {"beta = 0.9", "beta = 0.99"} <= set(texts(tuning_figure(grid)))
@@ -224,5 +224,5 @@ def test_numbers_are_written_for_people() -> None:
 def test_twenty_arms_are_ranked_and_each_has_a_row(tmp_path: Path) -> None:
     compared = read_comparison(make_comparison(tmp_path / "one", many(19)))
     figure = interval_figure(compared.verdict.ranked)
-    heights = [text.xy[1] for text in figure.axes[0].texts if text.get_ha() == "right"]
+    heights = [text.xy[1] for text in figure.axes[0].texts if text.get_ha() == "right"]  # type: ignore[attr-defined]
     assert heights == list(range(19))

@@ -77,8 +77,8 @@ def test_nearly_level_values_look_level() -> None:
 
 def test_values_that_are_not_finite_are_set_aside_and_counted() -> None:
     rows = [{"x": 1, "y": 2}, {"x": 2, "y": float("nan")}, {"x": 3}, {"x": None, "y": 1}, {"x": 5, "y": float("inf")}]
-    assert [column.tolist() for column in finite(rows, "x", "y")] == [[1.0], [2.0]]
-    assert broken(rows, "x", "y").tolist() == [2.0, 5.0]
+    assert [column.tolist() for column in finite(rows, "x", "y")] == [[1.0], [2.0]]  # type: ignore[arg-type]
+    assert broken(rows, "x", "y").tolist() == [2.0, 5.0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

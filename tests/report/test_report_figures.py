@@ -33,8 +33,8 @@ def test_the_loss_curve_names_its_axes_and_labels_its_lines(tmp_path: Path) -> N
 def test_held_out_points_are_drawn_where_they_were_measured(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     points = next(line for line in loss_figure(run).axes[0].lines if line.get_marker() == "o")
-    assert list(points.get_xdata()) == [row["seconds"] for row in run.heldout]
-    assert list(points.get_ydata()) == [row["loss"] for row in run.heldout]
+    assert list(points.get_xdata()) == [row["seconds"] for row in run.heldout]  # type: ignore[arg-type]
+    assert list(points.get_ydata()) == [row["loss"] for row in run.heldout]  # type: ignore[arg-type]
 
 
 def test_a_long_run_is_drawn_with_few_points_and_loses_no_spike(tmp_path: Path) -> None:
@@ -42,8 +42,8 @@ def test_a_long_run_is_drawn_with_few_points_and_loses_no_spike(tmp_path: Path) 
     run = read_run(folder)
     run.train[1500]["loss"] = 4.9
     axes = loss_figure(run).axes[0]
-    assert sum(len(line.get_xdata()) for line in axes.lines) < 1000
-    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() >= 4.9
+    assert sum(len(line.get_xdata()) for line in axes.lines) < 1000  # type: ignore[arg-type, misc]
+    assert axes.collections[0].get_paths()[0].vertices[:, 1].max() >= 4.9  # type: ignore[index, union-attr]
 
 
 def test_the_shares_of_time_add_up_and_hidden_exchange_stays_out() -> None:
@@ -57,7 +57,7 @@ def test_the_shares_of_time_add_up_and_hidden_exchange_stays_out() -> None:
         ("sync_hidden", 5.0, None),
     ]
     assert sum(seconds for _, seconds, share in rows if share is not None) == totals.wall_clock
-    bars = [bar.get_width() for bar in time_figure(totals).axes[0].patches]
+    bars = [bar.get_width() for bar in time_figure(totals).axes[0].patches]  # type: ignore[attr-defined]
     assert bars == [seconds for _, seconds, _ in rows]
 
 
@@ -71,7 +71,7 @@ def test_overlaid_lines_end_at_their_letters_and_many_runs_stay_apart(tmp_path: 
     letters = list("ABCDEFGHIJ")
     axes = overlay_figure(runs, letters, "train", "seconds").axes[0]
     assert sorted(text.get_text() for text in axes.texts if len(text.get_text()) == 1) == letters
-    looks = [(line.get_color(), line.get_linestyle(), line._dash_pattern) for line in axes.lines]
+    looks = [(line.get_color(), line.get_linestyle(), line._dash_pattern) for line in axes.lines]  # type: ignore[attr-defined]
     assert len({str(look) for look in looks}) == 10
 
 
@@ -105,7 +105,7 @@ def test_a_loss_curve_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
 def test_a_run_of_one_step_shows_its_point(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", steps=8))
     line = loss_figure(replace(run, train=run.train[:1], heldout=[])).axes[0].lines[1]
-    assert (line.get_marker(), list(line.get_ydata())) == ("o", [run.train[0]["loss"]])
+    assert (line.get_marker(), list(line.get_ydata())) == ("o", [run.train[0]["loss"]])  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("error")

@@ -131,7 +131,7 @@ def test_wsd_is_one_until_the_decay_and_joins_without_a_jump(decay: float, shape
 
 
 def test_shapes_of_the_decay() -> None:
-    at = {shape: WSD(decay=0.5, shape=shape)(0.625) for shape in ("linear", "1-sqrt", "cosine")}  # type: ignore[arg-type]
+    at = {shape: WSD(decay=0.5, shape=shape)(0.625) for shape in ("linear", "1-sqrt", "cosine")}
     assert at == pytest.approx({"linear": 0.75, "1-sqrt": 0.5, "cosine": (1 + math.cos(math.pi / 4)) / 2})
     assert Linear(floor=0.2)(0.25) == pytest.approx(0.8)
     assert Cosine(floor=0.0)(0.5) == pytest.approx(0.5)

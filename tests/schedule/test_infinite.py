@@ -21,7 +21,7 @@ def test_phases_follow_the_formula() -> None:
 def test_cooldowns() -> None:
     at = {
         shape: Infinite(constant=0.4, cooldown=0.2, shape=shape)(0.1) for shape in ("cosine", "inverse-sqrt", "linear")
-    }  # type: ignore[arg-type]
+    }
     # the papers' own form of the second: 1 + (constant - 1) g(s) / g(1), g(s) = 1 / sqrt(1 + 10 s) - 1
     inverse = 1 + (0.4 - 1) * (6**-0.5 - 1) / (11**-0.5 - 1)
     assert at == pytest.approx({"cosine": 0.7, "inverse-sqrt": inverse, "linear": 0.7})

@@ -28,7 +28,13 @@ def moved(transfer: Transfer, recipe: str, width: int, tied: bool) -> tuple[floa
     torch.manual_seed(0)
     scales = {"input_scale": rules.input, "output_scale": rules.output}
     model = ModelConfig(
-        layers=2, width=width, heads=width // 16, vocabulary=64, context=16, tied=tied, **scales
+        layers=2,
+        width=width,
+        heads=width // 16,
+        vocabulary=64,
+        context=16,
+        tied=tied,
+        **scales,  # type: ignore[arg-type]
     ).build()
     optimizer = partition(model, *RECIPES[recipe]).build()
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))

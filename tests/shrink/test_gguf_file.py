@@ -19,7 +19,6 @@ from shoestring.shrink.gguf_tokenizer import SPLITS, _pattern
 from shoestring.shrink.rounding import ternaries
 
 gguf = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
-torch.set_num_threads(1)
 
 
 def model(**shape: object) -> Transformer:

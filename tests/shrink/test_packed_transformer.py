@@ -1,6 +1,7 @@
 """A packed model: the numbers of the trained one, its sizes, its text, and no folder that is something else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from shoestring.shrink.packed_transformer import PackedTransformer
 from shoestring.shrink.rounding import pack, table, ternaries
 from shoestring.shrink.sizes import parts
 
-torch.set_num_threads(1)
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 257, "context": 24}
 
 
@@ -51,7 +51,7 @@ def as_packed(model: Transformer, embedding: int) -> Transformer:
     return model
 
 
-SHAPES: dict[str, dict[str, object]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "untied, grouped": {"tied": False, "key_value_heads": 2},
     "no query-key norm": {"token_mixer": {"name": "attention", "qk_norm": False}},
@@ -60,7 +60,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_it_computes_what_the_trained_model_computes(shape: dict[str, object]) -> None:
+def test_it_computes_what_the_trained_model_computes(shape: dict[str, Any]) -> None:
     model = trained(**shape)
     made = {layout: pack(model, ternaries(model), layout, 16) for layout in ("ternary2", "ternary1.6")}
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_layers_that_the_run_kept_stay_as_they_are(tmp_path: Path) -> None:
     packed = pack(model, chosen, "ternary2", 8)
     assert len(packed.packed) == 4
     save_packed(tmp_path, packed, byte_tokenizer())
-    kept = load_packed(tmp_path).model.blocks[0].token_mixer.qkv
+    kept = load_packed(tmp_path).model.blocks[0].token_mixer.qkv  # type: ignore[union-attr]
     assert type(kept) is nn.Linear
     assert torch.equal(kept.weight, model.blocks[0].token_mixer.qkv.weight)  # type: ignore[union-attr, arg-type]
     assert "matrices kept in float32" in [part.name for part in parts(tmp_path / MODEL)]
@@ -127,7 +127,7 @@ def test_a_model_trained_otherwise_is_rounded_and_says_so() -> None:
     model = trained(lowbit=False)
     lower(model, Integer(bits=4))
     assert not ternaries(model).trained
-    model.blocks[0].token_mixer.qkv.weight.data[0, 0] = torch.nan  # type: ignore[union-attr, index, operator]
+    model.blocks[0].token_mixer.qkv.weight.data[0, 0] = torch.nan  # type: ignore[operator, union-attr]
     with pytest.raises(ShoestringError, match="NaN"):
         ternaries(model)
 
@@ -183,7 +183,7 @@ def test_folders_that_are_something_else_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_description_of_another_model_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], words: str
 ) -> None:
     from shoestring.shrink import folder
 

@@ -289,10 +289,11 @@ def test_bad_settings() -> None:
         ({"every": 2, "fragments": Fragments("strided", 3)}, "3 fragments cannot each have a step"),
     ):
         with pytest.raises(UsageError, match=message):
-            DiLoCo(Tower(), **options)  # type: ignore[arg-type]
+            DiLoCo(Tower(), **options)
+    outer: dict[str, Any]
     for outer in ({"lr": 0.0}, {"lr": math.nan}, {"momentum": 1.0}):
         with pytest.raises(ValueError, match=next(iter(outer))):
-            OuterSGD(**outer)
+            OuterSGD(**outer)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="2 replicas need the ranks 0 to 1 in order"):
         Lockstep([DiLoCo(Tower(), transport=t) for t in reversed(LocalGroup(2).transports)])
     worker = DiLoCo(Tower())

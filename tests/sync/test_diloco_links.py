@@ -77,8 +77,8 @@ def test_a_worker_that_is_not_finite_is_dropped_reported_and_mended(overlap: int
     run.inner[1] = torch.optim.SGD(run.models[1].parameters(), lr=INNER_LR, momentum=0.9)
     run.workers[1].inner = run.inner[1]
     run.step(3)
-    run.models[1].blocks[2].weight.data[0, 0] = math.nan
-    run.inner[1].state[run.models[1].blocks[2].weight]["momentum_buffer"][0, 0] = math.nan
+    run.models[1].blocks[2].weight.data[0, 0] = math.nan  # type: ignore[operator]
+    run.inner[1].state[run.models[1].blocks[2].weight]["momentum_buffer"][0, 0] = math.nan  # type: ignore[index]
     run.step(1 + overlap)
     for (ended,) in run.rounds[-3:]:
         assert (ended.committed, ended.participants, ended.dropped) == (True, [0, 2], [1])

@@ -16,7 +16,7 @@ from shoestring.sync.feedback import ErrorFeedback
 @pytest.mark.parametrize("average", ["gather", "scatter"])
 @pytest.mark.parametrize("at", [1, 6, 9, 11])
 def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int, held: Any) -> None:
-    options = {**HARD, "average": average, "feedback": ErrorFeedback(0.9, held)}
+    options: dict[str, Any] = {**HARD, "average": average, "feedback": ErrorFeedback(0.9, held)}
     straight = Run(3, **options).step(at)
     assert len(straight.workers[0].flights) == {1: 0, 6: 2, 9: 2, 11: 2}[at]
     again = Run(3, **options)
@@ -33,7 +33,12 @@ def test_resume_in_mid_flight_is_bit_exact(average: Any, at: int, held: Any) -> 
 
 
 def test_who_goes_on_from_the_last_round_has_what_its_weights_held() -> None:
-    options = {"every": 6, "codec": Grid(), "feedback": ErrorFeedback(0.9, held="weights"), "average": "scatter"}
+    options: dict[str, Any] = {
+        "every": 6,
+        "codec": Grid(),
+        "feedback": ErrorFeedback(0.9, held="weights"),
+        "average": "scatter",
+    }
     straight, again = Run(3, **options).step(6), Run(3, **options)
     for new, old in zip(again.workers, straight.workers, strict=True):
         new.join(*old.shared_state(residuals=True))
@@ -58,7 +63,7 @@ def test_what_the_weights_of_a_worker_held_goes_with_them() -> None:
 
 
 def test_a_state_says_which_fragments_have_not_moved_since() -> None:
-    options = {**HARD, "overlap": 0, "average": "gather"}
+    options: dict[str, Any] = {**HARD, "overlap": 0, "average": "gather"}
     straight, again = Run(2, **options).step(8), Run(2, **options)
     for new, old, model, was in zip(again.workers, straight.workers, again.models, straight.models, strict=True):
         model.load_state_dict(was.state_dict())
@@ -75,7 +80,7 @@ def alike(worker: DiLoCo) -> dict[str, Tensor]:
 
 
 def test_another_number_of_workers_is_refused_or_resharded() -> None:
-    options = {**HARD, "average": "scatter"}
+    options: dict[str, Any] = {**HARD, "average": "scatter"}
     run = Run(3, **options).step(9)
     state = [kept(worker) for worker in run.workers]
     assert any(name.endswith("@part") for name in state[0][0])

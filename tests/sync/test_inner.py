@@ -95,7 +95,7 @@ def test_all_workers_keep_the_spheres_of_the_first_weights() -> None:
     run.lockstep.replicas[:] = run.workers
     assert [radii(inner) for inner in run.inner] == [pytest.approx(first)] * 3
     run.step(1)
-    run.models[1].blocks[2].weight.data[0, 0] = math.nan
+    run.models[1].blocks[2].weight.data[0, 0] = math.nan  # type: ignore[operator]
     run.step(1)
     assert run.rounds[-1][0].dropped == [1]
     run.step(5)

@@ -20,7 +20,7 @@ def models(count: int, tied: bool = True) -> list[nn.Module]:
         with torch.no_grad():
             for parameter in made[-1].parameters():
                 parameter.normal_()
-    return made
+    return made  # type: ignore[return-value]
 
 
 def test_weights_are_averaged_by_name() -> None:
@@ -69,6 +69,6 @@ def test_what_cannot_be_merged_is_refused_in_a_line() -> None:
     wrong = {"1 weights for 2": [1.0], "not negative": [1, -1], "not all 0": [0, 0], "not neg": [1, float("nan")]}
     for words, weights in wrong.items():
         with pytest.raises(UsageError, match=words):
-            weighted_average([a, a], weights)
+            weighted_average([a, a], weights)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="nothing to merge"):
         merge([])

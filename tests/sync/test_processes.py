@@ -408,5 +408,5 @@ def test_torchrun_starts_workers_that_join(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, tmp_path]
-    subprocess.run(command, check=True, timeout=120, env={**os.environ, TOKEN: "ours", "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=120, env={**os.environ, TOKEN: "ours", "OMP_NUM_THREADS": "1"})  # type: ignore[arg-type]
     assert [(tmp_path / f"found-{rank}").read_text() for rank in range(2)] == ["[[0], [1]]"] * 2

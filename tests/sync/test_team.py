@@ -24,7 +24,7 @@ def test_a_pseudo_gradient_that_is_not_finite_is_named() -> None:
     said: list[str] = []
     three = team(3, said)
     with torch.no_grad():
-        three.steppers[1].model.weight[0, 0] = torch.nan  # type: ignore[index, operator]
+        three.steppers[1].model.weight[0, 0] = torch.nan  # type: ignore[operator]
     for _ in range(2 * EVERY):
         three.apply(1.0)
     assert said == [f"step {EVERY}: the pseudo-gradient of worker 1 is not finite and was left out"]
@@ -33,7 +33,8 @@ def test_a_pseudo_gradient_that_is_not_finite_is_named() -> None:
 
 
 def test_a_checkpoint_of_another_number_of_workers_is_refused_in_one_line() -> None:
-    weights, (tensors, values) = {}, team(2, []).state()
+    weights: dict[str, Any] = {}
+    tensors, values = team(2, []).state()
     with pytest.raises(ShoestringError, match="is of 2 workers in one process, and 1 are to go on") as refused:
         team(1, []).restore(weights, tensors, values)
     assert "\n" not in str(refused.value)

@@ -83,7 +83,7 @@ def test_hessian_vector_products_are_differences_of_gradients(variant: str, pack
         loss = F.cross_entropy(model.read(given.inputs).logits().flatten(0, 1), given.targets.flatten())
         found = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            torch._foreach_add_(parameters, vectors, alpha=-shift)
+            torch._foreach_add_(parameters, vectors, alpha=-shift)  # type: ignore[arg-type]
         return found
 
     found = curvature(model, given).hessian_vector_products(parameters, vectors)
@@ -157,7 +157,7 @@ def test_curvature_is_that_of_the_runs_own_objective() -> None:
 def test_compiled_blocks_and_bfloat16_give_second_derivatives(attention: str) -> None:
     given, plain, compiled = batch(False), make(), make()
     parameters, vectors = list(plain.parameters()), probe(plain)
-    prepare_blocks(compiled, ExecutionConfig(attention=attention))
+    prepare_blocks(compiled, ExecutionConfig(attention=attention))  # type: ignore[arg-type]
     for block in compiled.blocks:
         block.compile(backend="aot_eager", dynamic=False)  # as inductor, it cannot be differentiated twice
     own = list(compiled.parameters())

@@ -92,15 +92,16 @@ def test_is_refused_by_name(corpus: Path, tmp_path: Path, name: str) -> None:
 def test_a_worker_whose_moments_are_forgotten_keeps_the_spheres_of_the_first_weights() -> None:
     """Also where its inner optimiser begins anew, as its work was not finite: its weights are merged ones by then."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 3))
-    first = model[0].weight.norm().item()
+    layer: Any = model[0]
+    first = layer.weight.norm().item()
     optimizer = partition(model, MuonHypersphere, AdamW).build()
     DiLoCo(model, optimizer)
     state = InnerState(optimizer)
     for _ in range(2):
         with torch.no_grad():
-            model[0].weight.mul_(1.5)
+            layer.weight.mul_(1.5)
         state.forget()
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape)
         optimizer.step()
-        assert model[0].weight.norm().item() == pytest.approx(first)
+        assert layer.weight.norm().item() == pytest.approx(first)

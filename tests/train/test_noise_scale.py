@@ -82,7 +82,7 @@ def test_a_signal_or_noise_below_zero_measures_nothing_yet(big_squared: float) -
     for _ in range(2 * LEAST):
         scale.measure(3.0, 1, big_squared, 2)
     assert scale.critical_batch is None
-    assert min(scale.signal, scale.noise) < 0  # type: ignore[type-var]
+    assert min(scale.signal, scale.noise) < 0  # type: ignore[operator, type-var]
 
 
 def test_norms_that_are_not_finite_are_left_out() -> None:

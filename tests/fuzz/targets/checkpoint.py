@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from tests.fuzz.explore import Case
-from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_value
 
 from shoestring.train.checkpoint import FILES, MANIFEST, Snapshot, load, save
+from tests.fuzz.explore import Case
+from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_value
 
 
 def prepare(folder: Path) -> Case:

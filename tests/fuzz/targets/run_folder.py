@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from tests.fuzz.expect import command
-from tests.fuzz.explore import Case
-from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_json_lines, mutate_toml, nested
 
 from shoestring.report.run_files import read_run
 from shoestring.schedule.refinement import gradient_norms
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.trained import load_trained
+from tests.fuzz.expect import command
+from tests.fuzz.explore import Case
+from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_json_lines, mutate_toml, nested
 from tests.train.command import TINY, newest_weights
 
 LIMIT = 30.0

@@ -34,7 +34,7 @@ def quantised(draw: st.DrawFn, most_rows: int = 70, most_groups: int = 5) -> tup
 
 
 def ordered(matrix: Quantised, layout: str) -> tuple[Tensor, Order]:
-    order = Order(*matrix.codes.shape, matrix.scales.shape[1])
+    order = Order(matrix.codes.shape[0], matrix.codes.shape[1], matrix.scales.shape[1])
     return reorder(pack(matrix.codes, layout), order, layout), order
 
 

@@ -128,7 +128,7 @@ def test_every_kind_compiles(capability: int) -> None:
 def test_a_matrix_of_one_number_compiles(bits: int) -> None:
     for kernel in ("narrow", "wide"):
         for splits in (1, 2):
-            compiled(80, Config(kernel, 64, 4, 3, splits), 1, bits, one=True)  # type: ignore[arg-type]
+            compiled(80, Config(kernel, 64, 4, 3, splits), 1, bits, one=True)
 
 
 @pytest.mark.slow

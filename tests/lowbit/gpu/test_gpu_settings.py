@@ -1,5 +1,7 @@
 """The settings of the kernels: every block is worked on once, the table on disk comes back, a damaged one is said to be so."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_settings_that_no_kernel_has(wrong: tuple) -> None:
 
 
 @pytest.fixture
-def _fresh(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))
     monkeypatch.setattr(table, "_kept", None)
     monkeypatch.setattr(table.importlib.metadata, "version", lambda name: "9.9")

@@ -1,5 +1,7 @@
 """The compiled kernels on a real GPU, through the modules that use them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from gpu_cases import SEEDS, TYPES, activations, assert_right, integers, quantised
@@ -94,7 +96,7 @@ def test_compiled_models_take_it() -> None:
     torch.testing.assert_close(torch.compile(layer)(x), layer(x))
 
 
-def test_tuning(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from shoestring.lowbit.gpu import table, tuning
 
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path))

@@ -1,5 +1,7 @@
 """One token through all blocks in one native call: near what the modules compute, the same bits by every kernel."""
 
+from typing import Any
+
 import pytest
 import torch
 from same_bits import THREADS
@@ -19,7 +21,7 @@ from shoestring.shrink.rounding import pack, ternaries
 NATIVE = [kernel for kernel in kernels.available() if kernel != "torch"]
 pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built")
 
-SHAPES: dict[str, dict[str, object]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped": {"key_value_heads": 2},
     "no query-key norm": {"token_mixer": {"name": "attention", "qk_norm": False}},
@@ -52,7 +54,7 @@ def decoded(model: PackedTransformer, length: int = 96, prompt: int = 5) -> Tens
 
 @pytest.mark.parametrize("layout", ["ternary2", "ternary1.6"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_it_is_what_the_modules_compute(shape: dict[str, object], layout: str) -> None:
+def test_it_is_what_the_modules_compute(shape: dict[str, Any], layout: str) -> None:
     model = packed(layout, **shape)
     assert isinstance(model.decoder, Decoder)
     found = decoded(model)
@@ -64,7 +66,7 @@ def test_it_is_what_the_modules_compute(shape: dict[str, object], layout: str) -
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_all_kernels_give_the_same_bits(shape: dict[str, object]) -> None:
+def test_all_kernels_give_the_same_bits(shape: dict[str, Any]) -> None:
     model = packed(**shape)
     kernels.choose("plain")
     wanted = decoded(model)
@@ -98,7 +100,7 @@ def test_sizes_far_from_one_stay_finite(spread: float) -> None:
 
 def test_what_is_no_number_stays_so() -> None:
     model = packed()
-    model.blocks[0].token_norm.weight[3] = torch.nan  # type: ignore[union-attr, index, operator]
+    model.blocks[0].token_norm.weight[3] = torch.nan  # type: ignore[operator, union-attr]
     assert decoded(model, 8).isnan().all()
 
 

@@ -49,7 +49,7 @@ def test_any_bytes_and_tokens_that_are_not_finite() -> None:
     x = torch.randn(5, 70, generator=chance)
     x[3, 69] = torch.nan
     for bits, weights in ((4, packed), (8, packed.repeat(1, 2)[:, :70].contiguous().view(torch.int8))):
-        found = agreed(lambda b=bits, w=weights: kernels.int_matmul(x, w, torch.ones(9, 1), 9, 70, b))
+        found = agreed(lambda b=bits, w=weights: kernels.int_matmul(x, w, torch.ones(9, 1), 9, 70, b))  # type: ignore[misc]
         assert found.isnan().any(1).tolist() == [False, False, False, True, False]
 
 

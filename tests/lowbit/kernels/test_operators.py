@@ -40,23 +40,23 @@ def test_a_trace_has_one_node_and_any_number_of_tokens() -> None:
 
     class Layer(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return kernels.matmul(x.relu(), *rest)
+            return kernels.matmul(x.relu(), *rest)  # type: ignore[arg-type]
 
     tokens = torch.export.Dim("tokens", min=1, max=64)
     traced = torch.export.export(Layer(), (x,), dynamic_shapes={"x": {0: tokens}})
     calls = [node for node in traced.graph.nodes if "ternary_matmul" in str(node.target)]
     assert len(calls) == 1
     other = arguments(tokens=9)[0]
-    assert torch.equal(traced.module()(other), kernels.matmul(other.relu(), *rest))
+    assert torch.equal(traced.module()(other), kernels.matmul(other.relu(), *rest))  # type: ignore[arg-type]
 
 
 def test_backward_says_that_there_is_no_gradient() -> None:
     x, *rest = arguments()
-    found = kernels.matmul(x.requires_grad_(), *rest)
+    found = kernels.matmul(x.requires_grad_(), *rest)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         found.sum().backward()
     with torch.no_grad():
-        assert torch.equal(kernels.matmul(x, *rest), found)
+        assert torch.equal(kernels.matmul(x, *rest), found)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gradient", [False, True], ids=["straight", "through torch"])
@@ -71,6 +71,6 @@ def test_tensors_on_two_devices_are_refused(place: int, name: str, gradient: boo
     )
     for product, given in products:
         moved = list(given)
-        moved[0], moved[place] = given[0].clone().requires_grad_(gradient), given[place].to("meta")  # type: ignore[attr-defined]
+        moved[0], moved[place] = given[0].clone().requires_grad_(gradient), given[place].to("meta")  # type: ignore[union-attr]
         with pytest.raises(ShoestringError, match=f"activations on cpu cannot be multiplied with {name} on meta"):
-            product(*moved)  # type: ignore[operator]
+            product(*moved)  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def test_many_tokens_and_every_width_of_a_block_of_tokens() -> None:
         x = torch.randn(640, tokens, generator=chance).t()
         for layout in LAYOUTS:
             packed, scales = pack(codes, layout), torch.rand(2, 90, generator=chance).t()
-            found = agreed(lambda x=x, p=packed, s=scales, k=layout: kernels.matmul(x, p, s, 90, 640, k))
+            found = agreed(lambda x=x, p=packed, s=scales, k=layout: kernels.matmul(x, p, s, 90, 640, k))  # type: ignore[misc]
             torch.testing.assert_close(found.double(), exact(x, codes, scales), rtol=1e-5, atol=1e-3)
 
 

@@ -114,7 +114,7 @@ def test_the_figure_shows_the_exponents_and_every_run(fits: dict[str, list[Fit]]
     for axes, fit in zip(panels, first.values(), strict=True):
         words = " ".join(text.get_text() for text in axes.texts)
         assert f"α = {fit.law.alpha:.2f}" in words
-        assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o") == 16
+        assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o") == 16  # type: ignore[arg-type, misc]
     assert panels[0].get_ylim() == panels[1].get_ylim()
     with pytest.raises(ValueError, match="no fit"):
         law_figure({})

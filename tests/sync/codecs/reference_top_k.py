@@ -22,7 +22,8 @@ def places(payload: list[int], count: int) -> list[int]:
     low = payload[0]
     start = 1 + -(-count * low // 8)
     remainders = digits(payload[1:start], low, count) if low else [0] * count
-    found, place, zeros = [], -1, 0
+    found: list[int] = []
+    place, zeros = -1, 0
     for digit in digits(payload[start:], 1, 8 * (len(payload) - start)):
         if digit:
             place += 1 + (zeros << low) + remainders[len(found)]

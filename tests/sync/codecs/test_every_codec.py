@@ -15,7 +15,7 @@ from shoestring.config import Choice, build, merge, overrides
 from shoestring.method import methods
 from shoestring.sync.codec import CODEC, Codec, shorthand
 
-CHOICES: list[tuple[str, dict[str, object]]] = [
+CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("float32", {}),
     ("bfloat16", {}),
     *(("linear", {"bits": bits}) for bits in (8, 4, 3, 2, 1)),

@@ -55,7 +55,7 @@ def test_codebooks_and_codes_agree_with_the_reference(
 def test_eight_bits_agree_with_the_reference() -> None:
     values = normal(1, 3000)
     for scope in ("tensor", "row"):
-        payload = Statistical(bits=8, scope=scope, levels="quantile").encode(values)  # type: ignore[arg-type]
+        payload = Statistical(bits=8, scope=scope, levels="quantile").encode(values)
         book = payload[:512].clone().view(torch.bfloat16).double().tolist()
         expected = reference.quantile(values[0].double().tolist(), 256)
         assert book == pytest.approx(expected, rel=2**-7, abs=1e-3)
@@ -73,8 +73,8 @@ def test_bins_are_of_equal_probability_even_where_values_are_equal() -> None:
 def test_an_outlier_does_not_blur_the_other_levels() -> None:
     values = torch.cat([torch.tensor([-1e30]), torch.linspace(1, 2, 999)])
     for scope in ("tensor", "row"):
-        decoded = Statistical(bits=4, scope=scope).encode(values)  # type: ignore[arg-type]
-        decoded = Statistical(bits=4, scope=scope).decode(decoded, (1000,))  # type: ignore[arg-type]
+        decoded = Statistical(bits=4, scope=scope).encode(values)
+        decoded = Statistical(bits=4, scope=scope).decode(decoded, (1000,))
         assert (decoded[1:] - values[1:]).abs().max() < 0.1
 
 
@@ -89,8 +89,8 @@ def test_lloyd_loses_about_the_least_there_is_of_a_normal_signal(bits: Bits) -> 
 def test_a_histogram_is_as_good_as_a_sort() -> None:
     values = normal(1, 40000)
     for bits in (8, 4, 2):
-        by_histogram = relative_loss(Statistical(bits=bits), values)  # type: ignore[arg-type]
-        assert by_histogram == pytest.approx(relative_loss(Statistical(bits=bits, scope="row"), values), rel=1e-2)  # type: ignore[arg-type]
+        by_histogram = relative_loss(Statistical(bits=bits), values)
+        assert by_histogram == pytest.approx(relative_loss(Statistical(bits=bits, scope="row"), values), rel=1e-2)
 
 
 def test_the_histogram_counts_every_entry_in_order_of_value() -> None:

@@ -171,7 +171,7 @@ def test_where_nobody_has_a_finite_pseudo_gradient_all_say_so_and_end() -> None:
             elastic.run_round()
         return str(error.value)
 
-    said = together(*(lambda elastic=elastic: ended(elastic) for elastic in both))  # type: ignore[misc]
+    said = together(*(lambda elastic=elastic: ended(elastic) for elastic in both))
     assert said == ["this worker's pseudo-gradient is not finite, and no other worker has one"] * 2
     for attempts in seen:
         assert len(attempts) == 2
@@ -282,7 +282,8 @@ def test_a_clock_that_is_behind_is_set_and_the_run_is_no_faster_for_it(
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=8), st.integers(1, 3))
 def test_every_sequence_is_handed_out_once_and_in_order(rounds: list[tuple[int, int]], count: int) -> None:
     """rounds: (members of the next period, inner steps of it)."""
-    tally, step, seen = Tally(), 0, []
+    tally, step = Tally(), 0
+    seen: list[Any] = []
     for size, steps in rounds:
         tally.commit(step=step, count=count, ids=[str(r) for r in range(size)], added={}, seconds=0.0)
         for _ in range(steps):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch.distributed as dist
-from churn import HEARTBEAT_TIMEOUT, TIMEOUT, Run
+from churning import HEARTBEAT_TIMEOUT, TIMEOUT, Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

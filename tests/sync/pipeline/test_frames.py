@@ -46,7 +46,7 @@ def test_a_frame_arrives_as_it_was_sent(described: dict[str, tuple[str, list[int
 def sent_bytes(frame: Frame) -> bytearray:
     here, _, _ = pair()
     caught = bytearray()
-    here._socket = type("Catch", (), {"sendall": lambda _, part: caught.extend(part)})()  # type: ignore[assignment]
+    here._socket = type("Catch", (), {"sendall": lambda _, part: caught.extend(part)})()
     here.send(frame)
     return caught
 

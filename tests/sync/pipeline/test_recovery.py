@@ -71,7 +71,7 @@ def test_checkfree_averages_the_neighbours_by_their_squared_gradient_norms() -> 
         for module, values in zip(modules, at_last_step, strict=True):
             module.load_state_dict(values)
         gradients(modules, 1, lambda _, count: in_order(count))
-        left, right = (sum(float((p.grad**2).sum()) for p in modules[part].parameters()) for part in (1, 3))
+        left, right = (sum(float((p.grad**2).sum()) for p in modules[part].parameters()) for part in (1, 3))  # type: ignore[misc, operator]
         for name, value in after[2].items():
             expected = (left * before[1][name] + right * before[3][name]) / (left + right)
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)

@@ -68,7 +68,7 @@ def test_parameters_under_other_names_are_refused() -> None:
 def test_other_first_weights_are_refused_by_name() -> None:
     other = Tower()
     with torch.no_grad():
-        other.blocks[2].bias[1] += 1e-6
+        other.blocks[2].bias[1] += 1e-6  # type: ignore[index, operator]
     assert refused([Tower(), other], [{}] * 2) == (
         "worker 1 begins with other weights than worker 0: blocks.2.bias differs; "
         "load the same into all, or draw them from one seed"

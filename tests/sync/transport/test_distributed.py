@@ -94,7 +94,7 @@ def exchanges(transport: DistributedTransport) -> dict[str, Any]:
     ]
 
     empty = [torch.empty(0, dtype=torch.uint8)] * 3
-    seen["empty"] = [[each.numel() for each in transport.exchange(empty, s, tag=14).result()] for s in (None, [0] * 3)]
+    seen["empty"] = [[each.numel() for each in transport.exchange(empty, s, tag=14).result()] for s in (None, [0] * 3)]  # type: ignore[union-attr]
     own = transport.exchange(mine := [torch.ones(3, dtype=torch.uint8)] * 3, [3] * 3, tag=16).result()[me]
     seen["own"] = own is mine[me]
     try:

@@ -155,10 +155,10 @@ class Worker:
         self.process.join()
 
     def freeze(self) -> None:
-        os.kill(self.process.pid, signal.SIGSTOP)
+        os.kill(self.process.pid, signal.SIGSTOP)  # type: ignore[arg-type]
 
     def thaw(self) -> None:
-        os.kill(self.process.pid, signal.SIGCONT)
+        os.kill(self.process.pid, signal.SIGCONT)  # type: ignore[arg-type]
 
 
 class Run:
