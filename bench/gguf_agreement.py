@@ -1,7 +1,7 @@
 """Greedy continuations of ternary runs by llama.cpp, from their exported GGUF, against ours: do the tokens agree?
 
-    shoestring train --lowbit ternary --model.width 256 --model.hidden 256 --budget 10m --out RUN
-    shoestring train --lowbit ternary --model.width 256 --model.hidden 768 --budget 10m --out WIDER
+    shoestring train --edits ternary --model.width 256 --model.hidden 256 --budget 10m --out RUN
+    shoestring train --edits ternary --model.width 256 --model.hidden 768 --budget 10m --out WIDER
     python bench/gguf_agreement.py RUN WIDER
 
 needs `pip install gguf llama-cpp-python` (the latter is compiled on installation). Prompts are cut from the run's held-out text

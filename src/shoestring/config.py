@@ -8,7 +8,7 @@ import dataclasses
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ import tomli_w
 from pydantic_core import PydanticCustomError, core_schema
 
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.method import Card, find
+from shoestring.method import Card, find, find_in
 
 C = TypeVar("C")
 Tree = dict[str, Any]
@@ -131,6 +131,68 @@ class Pick:
         )
 
 
+class PickList:
+    """The annotation that makes a tuple of `Choice`s, in order, read from a list of tables:
+    `Annotated[tuple[Choice, ...], PickList("edit", ("lowbit", "surgery"))]`.
+
+    Read too are names ("drop_layers, lora"), and from flags a table of options by name: `--edits lora --edits.lora.rank 4`.
+    engines: where a name is looked up.
+    """
+
+    def __init__(self, kind: str, engines: Sequence[str]) -> None:
+        self.kind, self.engines = kind, tuple(engines)
+
+    def _choice(self, value: Any) -> Choice:
+        if isinstance(value, Choice):
+            return value
+        table = {"name": value} if isinstance(value, str) else value
+        if not isinstance(table, Mapping) or not isinstance(table.get("name"), str):
+            raise PydanticCustomError("choice", "each is a name, or a table with one")
+        options = {key: item for key, item in table.items() if key != "name"}
+        try:
+            card = find_in(self.engines, table["name"].strip(), self.kind)
+            return Choice.of(card.engine, card.name, kind=self.kind, **options)
+        except UsageError as error:
+            raise PydanticCustomError("choice", "{reason}", {"reason": str(error)}) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        def read(value: Any) -> tuple[Choice, ...]:
+            if isinstance(value, str | Mapping):
+                value = listed([], value)
+            if not isinstance(value, list | tuple):
+                raise PydanticCustomError("choice", "a list of tables is needed, each with a name")
+            return tuple(self._choice(item) for item in value)
+
+        def write(choices: tuple[Choice, ...]) -> list[Tree]:
+            return [{"name": choice.name, **choice.options} for choice in choices]
+
+        return core_schema.no_info_plain_validator_function(
+            read, serialization=core_schema.plain_serializer_function_ser_schema(write)
+        )
+
+
+def listed(lower: Sequence[Any], upper: Any) -> list[Any]:
+    """A list of named tables, with what flags say laid over it: `--edits a,b` names them anew, `--edits.a.option value` sets an
+    option of the one of that name, which is added where there is none."""
+    by_name = {"name": upper} if isinstance(upper, str) else dict(upper)
+    names = by_name.pop("name", None)
+    if isinstance(names, str):
+        made: list[Any] = [{"name": name.strip()} for name in names.split(",") if name.strip()]
+    else:
+        made = [{"name": item} if isinstance(item, str) else dict(item) for item in lower]
+    for name, options in by_name.items():
+        if not isinstance(options, Mapping):
+            raise UsageError(
+                f"'{name}' is no option of a list: give the name first, then its options, as --KEY.NAME.OPTION"
+            )
+        place = next((item for item in made if item.get("name") == name), None)
+        if place is None:
+            made.append({"name": name, **options})
+        else:
+            place.update(options)
+    return made
+
+
 def _fields(kind: Any) -> dict[str, Any]:
     """The keys a dataclass or pydantic model takes, with their types; empty for anything else."""
     if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
@@ -184,6 +246,9 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> Non
     known = _fields(kind)
     for key, value in tree.items():
         if key not in known:
+            former: Mapping[str, str] = getattr(kind, "FORMER", {})
+            if key in former:
+                raise UsageError(f"'{prefix}{key}' is a key no more: {former[key]}")
             raise UsageError(f"unknown key '{prefix}{key}': {did_you_mean(key, known)}")
         if dataclasses.is_dataclass(known[key]) and isinstance(value, Mapping) and known[key] is not Choice:
             _refuse_unknown(known[key], value, f"{prefix}{key}.")
@@ -260,6 +325,8 @@ def tree(configuration: Any) -> Tree:
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
     return value
 
 
@@ -336,7 +403,9 @@ def merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Tree:
             below = {"name": below}
         if isinstance(below, Mapping) and isinstance(value, str) and "name" in below:
             value = {"name": value}
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
+        if isinstance(below, list) and isinstance(value, str | Mapping):
+            merged[key] = listed(below, value)
+        elif isinstance(below, Mapping) and isinstance(value, Mapping):
             if "name" in value and value["name"] != below.get("name"):
                 merged[key] = dict(value)
             else:

@@ -13,7 +13,7 @@ import inspect
 import os
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Annotated, Any, TypeVar
@@ -196,3 +196,17 @@ def find(engine: str, name: str, kind: str = "") -> Card:
     if name not in cards:
         raise UsageError(f"no {kind or engine} method is named '{name}': {did_you_mean(name, cards)}")
     return cards[name]
+
+
+def find_in(engines: Sequence[str], name: str, kind: str) -> Card:
+    """The card of a method of this kind that any of these engines may have. Raises: UsageError where none has it."""
+    for engine in engines:
+        if name.replace("-", "_") in _modules(engine):
+            try:
+                return find(engine, name, kind)
+            except UsageError:
+                continue  # a module of that name which holds something else
+    known = [card.name for engine in engines for card in methods(engine, kind)]
+    if name in known:
+        return next(card for engine in engines for card in methods(engine, kind) if card.name == name)
+    raise UsageError(f"no {kind} is named '{name}': {did_you_mean(name, known)}")

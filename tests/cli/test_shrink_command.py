@@ -27,10 +27,10 @@ def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     """A run trained with ternary weights, the same weights as a run in float32 would leave them, and a run of whole blocks
     of GGUF."""
     folder = tmp_path_factory.mktemp("runs")
-    words = ["--budget=8ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--lowbit=ternary"]
+    words = ["--budget=8ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--edits=ternary"]
     assert main(["train", *words, "--out", str(folder / "ternary")]) == 0
     run = RunFolder.open(Path(shutil.copytree(folder / "ternary", folder / "float")))
-    run.write_config(build(RunConfig, {**tree(run.read_config()), "lowbit": "none"}))
+    run.write_config(build(RunConfig, {**tree(run.read_config()), "edits": []}))
     wide = ["--model.width=256", "--model.hidden=256", "--budget=1ktok"]
     assert main(["train", *words, *wide, "--out", str(folder / "wide")]) == 0
     return {name: folder / name for name in ("ternary", "float", "wide")}
@@ -100,7 +100,7 @@ def test_a_run_trained_in_float_is_told_what_it_costs(
 def test_a_checkpoint_from_before_quantising_is_not_called_ternary(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    late = ("--lowbit=ternary", "--quantise=late", "--quantise.fraction=0.5", "--train.keep=100")
+    late = ("--edits=ternary", "--edits.ternary.active=late", "--edits.ternary.active.fraction=0.5", "--train.keep=100")
     words = ["--budget=2560tok", f"--data.corpus={corpus}", *TINY, *late, "--train.checkpoint_every=0.0001"]
     run = tmp_path / "run"
     assert main(["train", *words, "--train.sample_tokens=0", "--out", str(run)]) == 0
@@ -228,7 +228,7 @@ def test_the_doctor_names_the_kernel(capsys: pytest.CaptureFixture[str], monkeyp
 def test_blocks_that_the_native_decoder_does_not_know_are_said_to_be_slow(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--budget=2ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--lowbit=ternary"]
+    words = ["--budget=2ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--edits=ternary"]
     run, out = tmp_path / "run", tmp_path / "packed"
     assert main(["train", *words, "--model.channel_mixer", "squared_relu", "--out", str(run)]) == 0
     assert main(["shrink", str(run), "--to", "ternary2", "--unmeasured", "--out", str(out)]) == 0

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from shoestring.compare import RunLog, judge
+from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import candidate, check_workers
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.train.config import RunConfig
@@ -54,6 +56,14 @@ def test_every_arm_in_evidence_has_its_runs(name: str) -> None:
     judged = {(record["arm"], record["seed"]) for record in records if record["purpose"] == "judge"}
     assert {path.name for path in (folder / "arms").iterdir()} == {f"{arm}.toml" for arm in design["arms"]}
     assert judged == {(arm, seed) for arm in design["arms"] for seed in design["seeds"]}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_evidence_of_earlier_versions_is_read(name: str) -> None:
+    folder = ComparisonFolder.open(ROOT / "evidence" / name)
+    design = folder.read_design()
+    assert set(folder.read_arms(design)) == set(design.arms)
+    assert judge(RunLog(folder.records).read(), design).to_json()["comparisons"]
 
 
 def test_only_the_arms_of_the_design_are_kept(tmp_path: Path) -> None:

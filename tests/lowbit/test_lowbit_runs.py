@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from shoestring.schedule.linear import Linear
 from shoestring.schedule.trilm import TriLM
 from shoestring.train.config import RunConfig
 from shoestring.train.course import Course
-from shoestring.train.lowering import stated, with_planned_tokens
+from shoestring.train.edits import stated, with_planned_tokens
+from shoestring.train.former import translated
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resume, start
 from shoestring.train.trained import load_trained
@@ -64,7 +66,12 @@ def heldout(run: Path) -> list[dict[str, Any]]:
 
 
 def test_it_says_what_is_quantised_and_keeps_latent_weights(data: Dataset, tmp_path: Path) -> None:
-    words = ("--lowbit=ternary", "--lowbit.scale=row", "--lowbit.activations=int8", '--lowbit.keep=["*.gate_up"]')
+    words = (
+        "--edits=ternary",
+        "--edits.ternary.scale=row",
+        "--edits.ternary.activations=int8",
+        '--edits.ternary.keep=["*.gate_up"]',
+    )
     summary, said = train(tmp_path / "run", data, 60, *words)
     assert "ternary weights (scale = row" in said
     assert "activations int8: 3 matrices" in said
@@ -85,7 +92,7 @@ def test_it_says_what_is_quantised_and_keeps_latent_weights(data: Dataset, tmp_p
     latent = weight["blocks.0.token_mixer.qkv.weight"]
     assert len(latent.unique()) > 100  # not three values
     assert torch.equal(layers[0].weight, latent)
-    assert trained.config.lowbit.beside.keep == ("*.gate_up",)
+    assert list(trained.config.edits[0].options["keep"]) == ["*.gate_up"]
     assert summary["heldout_loss"] < 4  # bytes, from about 5.5
 
 
@@ -94,16 +101,16 @@ def test_the_command_plans_the_tokens_and_leaves_a_plain_model_for_transformers(
 
     run, words = (
         tmp_path / "run",
-        (f"--budget={30 * PER_STEP}tok", f"--data.corpus={corpus}", *TINY, "--lowbit=ternary"),
+        (f"--budget={30 * PER_STEP}tok", f"--data.corpus={corpus}", *TINY, "--edits=ternary"),
     )
-    status, shown, errors = shoestring_here("train", *words, "--quantise=compute_optimal", "--out", run)
+    status, shown, errors = shoestring_here("train", *words, "--edits.ternary.active=compute_optimal", "--out", run)
     assert status == 0, errors
     said = " ".join(shown.split())
     assert "over the last 10.0% of the budget, while the learning rate decays" in said
-    assert "its ternary weights as the floats they stand for" in said
+    assert "with ternary folded into plain weights" in said
     trained = load_trained(run)
-    assert trained.config.quantise.options["tokens"] == 30 * PER_STEP
-    assert with_planned_tokens(trained.config, 1.0) == trained.config
+    assert trained.config.edits[0].options["active"]["tokens"] == 30 * PER_STEP
+    assert with_planned_tokens(trained.config.edits, 1.0) == trained.config.edits
     theirs = AutoModelForCausalLM.from_pretrained(run / "transformers")
     tokens = torch.arange(30).view(1, 30)
     with torch.no_grad():
@@ -114,9 +121,15 @@ def test_the_command_plans_the_tokens_and_leaves_a_plain_model_for_transformers(
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--lowbit=ternary", "--lowbit.activations=int8"),
-        ("--lowbit=integer", "--lowbit.bits=4", "--quantise=late", "--quantise.fraction=0.5", "--quantise.fused=true"),
-        ("--lowbit=ternary", "--schedule=trilm", "--optim=adamw", "--optim.weight_decay=1.0"),
+        ("--edits=ternary", "--edits.ternary.activations=int8"),
+        (
+            "--edits=integer",
+            "--edits.integer.bits=4",
+            "--edits.integer.active=late",
+            "--edits.integer.active.fraction=0.5",
+            "--edits.integer.active.fused=true",
+        ),
+        ("--edits=ternary", "--schedule=trilm", "--optim=adamw", "--optim.weight_decay=1.0"),
     ],
     ids=["ternary", "late", "trilm"],
 )
@@ -134,8 +147,13 @@ def test_a_run_resumes_bit_for_bit_on_either_side_of_a_switch(
 
 def test_every_evaluation_is_of_the_quantised_model(data: Dataset, tmp_path: Path) -> None:
     """Also before training is: rounded without having been trained for it, the model is worse than it is afterwards."""
-    late = ("--quantise=late", "--quantise.fraction=0.5", "--train.evaluate_every=0.25", "--train.spike=0.5")
-    summary, said = train(tmp_path / "late", data, 100, "--lowbit=ternary", *late)
+    late = (
+        "--edits.ternary.active=late",
+        "--edits.ternary.active.fraction=0.5",
+        "--train.evaluate_every=0.25",
+        "--train.spike=0.5",
+    )
+    summary, said = train(tmp_path / "late", data, 100, "--edits=ternary", *late)
     losses = {round(line["progress"], 2): line["loss"] for line in heldout(tmp_path / "late")}
     assert "quantised over the last 50.0% of the budget; in full precision before that" in said
     before, after = [loss for at, loss in losses.items() if at < 0.5], list(losses.values())[-1]
@@ -153,9 +171,9 @@ def test_two_workers_train_ternary_weights_together(data: Dataset, tmp_path: Pat
         "--train.keep=100",
     )
     words = (
-        "--lowbit=ternary",
-        "--quantise=late",
-        "--quantise.fraction=0.5",
+        "--edits=ternary",
+        "--edits.ternary.active=late",
+        "--edits.ternary.active.fraction=0.5",
         "--train.checkpoint_every=0.0001",
         *flags,
     )
@@ -171,45 +189,61 @@ def test_two_workers_train_ternary_weights_together(data: Dataset, tmp_path: Pat
 def test_a_transfer_rule_and_a_float_run_to_begin_from(data: Dataset, tmp_path: Path) -> None:
     adamw = ("--optim=adamw", "--train.warmup=0")
     first, _ = train(tmp_path / "float", data, 60, *adamw)
-    words = (*adamw, "--lowbit=ternary", f"--start.run={tmp_path / 'float'}", "--start.optimizer=false")
+    words = (*adamw, "--edits=ternary", f"--start.run={tmp_path / 'float'}", "--start.optimizer=false")
     then, _ = train(tmp_path / "then", data, 60, *words)
     assert then["heldout_loss"] < first["heldout_loss"] + 1
-    train(tmp_path / "mup", data, 4, "--optim=adamw", "--lowbit=ternary", "--transfer=mup", "--transfer.base_width=16")
+    train(tmp_path / "mup", data, 4, "--optim=adamw", "--edits=ternary", "--transfer=mup", "--transfer.base_width=16")
 
 
 def test_a_rule_that_cannot_be_followed_is_refused_before_training(data: Dataset, tmp_path: Path) -> None:
-    fused = ("--lowbit=ternary", "--quantise=compute_optimal")
+    fused = ("--edits=ternary", "--edits.ternary.active=compute_optimal")
     with pytest.raises(UsageError, match="fused = true moves the decay of schedule = wsd"):
         train(tmp_path / "cosine", data, 8, *fused, "--schedule=cosine")
     with pytest.raises(UsageError, match="must know the tokens"):
         train(tmp_path / "seconds", data, 8, *fused, "--budget=5s")
 
 
-def test_the_section_reads_and_writes_itself() -> None:
-    plain = {"budget": "1ktok", "model": {}, "lowbit": {"name": "integer", "bits": 3, "keep": ["blocks.0.*"]}}
+def test_edits_read_and_write_themselves() -> None:
+    plain = {"budget": "1ktok", "model": {}, "edits": [{"name": "integer", "bits": 3, "keep": ["blocks.0.*"]}]}
     config = build(RunConfig, plain)
-    assert tree(config)["lowbit"] == {
-        "name": "integer", "scale": "tensor", "shards": 1, "group": 256, "bits": 3, "activations": "none",
-        "keep": ["blocks.0.*"],
-    }  # fmt: skip
+    assert tree(config)["edits"] == [{
+        "name": "integer", "bits": 3, "scale": "tensor", "shards": 1, "group": 256, "activations": "none",
+        "keep": ["blocks.0.*"], "active": {"name": "always"},
+    }]  # fmt: skip
     assert build(RunConfig, tree(config)) == config
     assert 'name = "integer"' in to_toml(config)
-    assert tree(build(RunConfig, {"budget": "1ktok", "model": {}}))["lowbit"] == {"name": "none"}
-    assert build(RunConfig, {"budget": "1ktok", "model": {}, "lowbit": "ternary"}).lowbit.on
+    assert build(RunConfig, tomllib.loads(to_toml(config))) == config
+    assert tree(build(RunConfig, {"budget": "1ktok", "model": {}}))["edits"] == []
+
+
+def test_edits_are_named_and_set_by_flags_over_those_of_a_recipe() -> None:
+    def names(*flags: str, recipe: Any = None) -> list[tuple[str, Any]]:
+        asked = merge({"budget": "1ktok", "model": {}, **({"edits": recipe} if recipe else {})}, overrides(flags))
+        return [(edit.name, edit.options.get("rank")) for edit in build(RunConfig, asked).edits]
+
+    assert names("--edits", "drop_layers,lora", "--edits.drop_layers.count=1", "--edits.lora.rank=3") == [
+        ("drop_layers", None),
+        ("lora", 3),
+    ]
+    recipe = [{"name": "ternary"}, {"name": "lora", "rank": 4}]
+    assert names("--edits.lora.rank=2", recipe=recipe) == [("ternary", None), ("lora", 2)]
+    assert names("--edits=lora", recipe=recipe) == [("lora", 8)]
 
 
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"lowbit": "ternery"}, "did you mean 'ternary'"),
-        ({"lowbit": {"name": "ternary", "scle": "row"}}, r"unknown key .*did you mean 'scale'"),
-        ({"lowbit": {"name": "ternary", "activations": "int7"}}, "activations = 'int7'"),
-        ({"lowbit": {"name": "ternary", "keep": 3}}, "keep"),
-        ({"lowbit": {"name": "ternary", "scale": "row", "shards": 2}}, "shards = 2 are of scale = tensor"),
-        ({"lowbit": {"activations": "int8"}}, "go with a format"),
-        ({"lowbit": 3}, "a format's name"),
-        ({"quantise": "late"}, "quantise = late has nothing to quantise"),
-        ({"lowbit": "ternary", "quantise": {"name": "late", "fraction": 0}}, "fraction"),
+        ({"edits": ["ternery"]}, "did you mean 'ternary'"),
+        ({"edits": [{"name": "ternary", "scle": "row"}]}, r"unknown key .*did you mean 'scale'"),
+        ({"edits": [{"name": "ternary", "activations": "int7"}]}, "activations = 'int7'"),
+        ({"edits": [{"name": "ternary", "keep": 3}]}, "keep"),
+        ({"edits": [{"name": "ternary", "scale": "row", "shards": 2}]}, "shards = 2 are of scale = tensor"),
+        ({"edits": [{"activations": "int8"}]}, "each is a name, or a table with one"),
+        ({"edits": 3}, "a list of tables is needed"),
+        ({"edits": {"ternary": 3}}, "give the name first, then its options"),
+        ({"edits": [{"name": "ternary", "active": {"name": "late", "fraction": 0}}]}, "fraction"),
+        ({"lowbit": "ternary"}, "'lowbit' is a key no more.*--edits ternary"),
+        ({"quantise": "late"}, "'quantise' is a key no more.*--edits.ternary.active late"),
     ],
 )
 def test_bad_sections_get_one_clear_line(section: dict[str, Any], said: str) -> None:
@@ -218,16 +252,31 @@ def test_bad_sections_get_one_clear_line(section: dict[str, Any], said: str) -> 
     assert "\n" not in str(found.value)
 
 
+def test_a_configuration_of_0_1_0_is_read_in_the_words_of_today() -> None:
+    old = {
+        "budget": "1ktok",
+        "model": {},
+        "lowbit": {"name": "ternary", "scale": "row", "activations": "int8", "keep": []},
+        "quantise": {"name": "late", "fraction": 0.5, "fused": True},
+    }
+    config = build(RunConfig, translated(old))
+    assert [edit.name for edit in config.edits] == ["ternary"]
+    assert config.edits[0].options["activations"] == "int8"
+    assert config.edits[0].options["active"] == {"name": "late", "fraction": 0.5, "fused": True}
+    plain = {"budget": "1ktok", "model": {}, "lowbit": {"name": "none"}, "quantise": {"name": "always"}}
+    assert build(RunConfig, translated(plain)) == build(RunConfig, {"budget": "1ktok", "model": {}})
+
+
 def test_weight_decay_follows_the_schedule_whatever_the_groups_were_given_meanwhile() -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
     optimizer = partition(model, partial(AdamW, weight_decay=0.2)).build()
-    course = Course(Linear(), TriLM(), 0.0, [(model, optimizer)])
+    course = Course(Linear(), TriLM(), [], [(model, optimizer)])
     for progress, factor in ((0.1, 1.0), (0.7, 0.0), (0.6, 1.0)):
         with course.step(progress):
             assert [g["weight_decay"] for g in optimizer.param_groups] == [0.2 * factor, 0.2 * factor, 0.0]
         for group in optimizer.param_groups:
             group["weight_decay"] = 7.0  # as a state that is restored may bring it
     assert course(0.25) == 0.75
-    plain = Course(Linear(), Linear(), 0.0, [(model, optimizer)])
+    plain = Course(Linear(), Linear(), [], [(model, optimizer)])
     with plain.step(0.9):
         assert {group["weight_decay"] for group in optimizer.param_groups} == {7.0}

@@ -28,7 +28,7 @@ SHAPE = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 257, "context": 24}
 
 
 def trained(lowbit: bool = True, keep: tuple[str, ...] = (), **shape: object) -> Transformer:
-    """A model away from its start, its layers those of a run with --lowbit ternary --lowbit.activations int8."""
+    """A model away from its start, its layers those of a run with --edits ternary --edits.ternary.activations int8."""
     torch.manual_seed(1)
     model = Transformer(build(ModelConfig, {**SHAPE, **shape}))
     with torch.no_grad():

@@ -61,6 +61,7 @@ IDLE = cause("idle", "nothing of these")
 
 MODEL = account("model", "training the model: the only account that a budget of FLOPs or tokens limits")
 EVALUATION = account("evaluation", "held-out evaluations")
+CALIBRATION = account("calibration", "text that an edit looks at to decide")
 SAMPLE = account("sample", "text drawn to be looked at")
 
 

@@ -5,6 +5,7 @@ import datetime
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from shoestring.report.comparison_page import write_comparison
 from shoestring.sync.processes import available_cores
 from shoestring.train.closing import spent_before
 from shoestring.train.config import RunConfig
+from shoestring.train.edits import with_planned_tokens
 from shoestring.train.execution import keep_compiled_code
-from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.session import resolve
 
 DESCRIPTION = """Judge recipes at equal cost. The first recipe is the base. Each other one is a candidate, and takes what it
@@ -199,7 +200,8 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
         dataset = prepared(request, ledger.clock("data"), say)
         made, base = planned(request, machine, dataset, 0.0)
         configs = [
-            with_planned_tokens(each, made.tokens) for each in (base, *(candidate(base, tree) for tree in asked[1:]))
+            replace(each, edits=with_planned_tokens(each.edits, made.tokens))
+            for each in (base, *(candidate(base, tree) for tree in asked[1:]))
         ]
         check_workers(dict(zip(names, configs, strict=True)))  # before anything is measured
         return {

@@ -10,6 +10,7 @@ from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.contract.edit import Switched
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.lowbit.packing import LAYOUTS
@@ -30,7 +31,7 @@ PURPOSES = """\
 def run(words: Sequence[str]) -> int:
     parser = Arguments(
         "shrink",
-        "Pack the matrices of a trained run as -1, 0 and 1. A run trained with --lowbit ternary keeps the weights it was\n"
+        "Pack the matrices of a trained run as -1, 0 and 1. A run trained with --edits ternary keeps the weights it was\n"
         "trained for; of any other the weights are rounded now, which costs quality.",
         PURPOSES,
     )
@@ -107,12 +108,12 @@ def _tell(console: Screen, trained: Trained, outcome: Outcome) -> None:
     if chosen.trained:
         console.print(f"matrices     {len(chosen.trained)}, the ternary ones that the run was trained with, exactly")
     else:
-        how = f"for '{trained.config.lowbit.format.name}'" if trained.quantised else "in floating point"
-        if trained.config.lowbit.on and not trained.quantised:
+        how = f"for '{', '.join(one.name for one in trained.applied)}'" if trained.quantised else "in floating point"
+        if any(isinstance(one.edit, Switched) for one in trained.applied) and not trained.quantised:
             how += f" until step {trained.step}, as quantising begins later in this run,"
         console.print(
             f"matrices     {len(chosen.rounded)}, trained {how} and rounded to ternary now: this costs quality, "
-            "see the held-out loss; train with --lowbit ternary to keep it"
+            "see the held-out loss; train with --edits ternary to keep it"
         )
     if chosen.kept:
         console.print(f"             {len(chosen.kept)} kept in higher precision, as the run had them")

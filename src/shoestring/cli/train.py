@@ -42,15 +42,15 @@ from shoestring.config import Tree, tree
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.lowbit.convert import unpack
 from shoestring.model.hf import export
+from shoestring.model.transformer import Transformer
 from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
+from shoestring.train.edits import fold_edits, with_planned_tokens
 from shoestring.train.execution import keep_compiled_code, require_device
-from shoestring.train.lowering import with_planned_tokens
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, begin, require_same_text, resolve, resume, start
 from shoestring.train.trained import load_trained
@@ -88,7 +88,7 @@ def _decide(
     dataset = prepared(request, ledger.clock("data"), say)
     with ledger.clock("measure"):
         made, config = tried(request, machine, dataset, ledger, say)
-        config = with_planned_tokens(config, made.tokens)
+        config = replace(config, edits=with_planned_tokens(config.edits, made.tokens))
         show_plan(console, request, made, machine)
         folder.write_json("decisions.json", decisions(request, made))
         dataset.tokenizer.save(folder.tokenizer)
@@ -225,14 +225,16 @@ def _export(folder: RunFolder, console: Screen) -> None:
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
     trained = load_trained(folder.path)
     try:
-        unpack(trained.model)
-        export(trained.model, folder.tokenizer, target, end=trained.tokenizer.end)
+        plain = fold_edits(trained.model, trained.applied)
+        assert isinstance(plain, Transformer)
+        export(plain, folder.tokenizer, target, end=trained.tokenizer.end)
     except UsageError as error:
         console.print(f"not exported to transformers: {error}")
     else:
-        lowbit = trained.config.lowbit
-        how = f", its {lowbit.format.name} weights as the floats they stand for" if lowbit.on else ""
-        how += ", its activations not rounded" if lowbit.beside.activations != "none" else ""
+        names = [one.name for one in trained.applied]
+        how = f", with {', '.join(names)} folded into plain weights" if names else ""
+        rounded = any(choice.options.get("activations", "none") != "none" for choice in trained.config.edits)
+        how += ", activations not rounded" if rounded else ""
         console.print(f"for transformers: {target}{how}", soft_wrap=True)
 
 

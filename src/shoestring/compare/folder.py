@@ -15,6 +15,7 @@ from shoestring.compare.design import Design
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
+from shoestring.train.former import translated
 from shoestring.train.run_folder import environment
 from shoestring.train.work_folder import Kind, Say, held
 
@@ -66,7 +67,7 @@ class ComparisonFolder:
 
     def read_arms(self, design: Design) -> dict[str, RunConfig]:
         """The configurations, the base's first. Raises: UsageError."""
-        return {name: build(RunConfig, read_toml(self.arms / f"{name}.toml")) for name in design.arms}
+        return {name: build(RunConfig, translated(read_toml(self.arms / f"{name}.toml"))) for name in design.arms}
 
     def write_verdict(self, content: Mapping[str, Any]) -> None:
         atomic.write_text(self.verdict, json.dumps(content, indent=1, allow_nan=False) + "\n")

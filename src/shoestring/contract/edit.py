@@ -6,10 +6,11 @@ deterministic and needs no data. So a model is rebuilt from its folder, and any 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Batch
 
 
@@ -19,10 +20,12 @@ class Decision:
 
     values: JSON values.
     tensors: by name.
+    spent: what deciding took.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    spent: Charge = NOTHING
 
 
 @dataclass(frozen=True)
@@ -59,4 +62,19 @@ class Edit(Protocol):
 
     def describe(self, model: nn.Module, decision: Decision) -> str:
         """What was changed, in a line or a few."""
+        ...
+
+
+@runtime_checkable
+class Switched(Protocol):
+    """What an edit may have beside: a share of the budget before which training goes on as if it were not there."""
+
+    active: Any
+    """The rule that says from when on, as a `Choice` of the kind 'quantise'."""
+
+    bits: float
+    """Of a weight, once it is active."""
+
+    def switch(self, model: nn.Module, active: bool) -> None:
+        """Have the edit take effect in `model`, or not."""
         ...

@@ -1,6 +1,7 @@
 """An edit that trains a model's matrices for a number format: what such edits share."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from torch import nn
 
@@ -29,6 +30,11 @@ class FormatTraining:
     def __init__(self, format: Format, activations: Activations, keep: Sequence[str], active: Choice) -> None:
         self.format, self.activations, self.keep, self.active = format, activations, tuple(keep), active
 
+    @property
+    def bits(self) -> float:
+        """Of a quantised weight."""
+        return self.format.bits
+
     def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
         """Nothing: the options say it all."""
         return Decision()
@@ -49,4 +55,6 @@ class FormatTraining:
 
     def describe(self, model: nn.Module, decision: Decision) -> str:
         rounded = "" if self.activations == "none" else f", activations {self.activations}"
-        return f"{self.format} weights{rounded}: {lowered(model).describe()}"
+        options = ", ".join(f"{key} = {value}" for key, value in asdict(self.format).items())
+        name = type(self.format).__name__.lower()
+        return f"{name} weights ({options}){rounded}: {lowered(model).describe()}"

@@ -1,11 +1,13 @@
 """A configuration made into parts: model, objective, optimiser, schedule, batches, evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from shoestring.contract.cost import Shape
+from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.model import LanguageModel
 from shoestring.data.dataset import Dataset
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
@@ -17,12 +19,15 @@ from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, s
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.config import RunConfig
 from shoestring.train.course import Course
+from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
 from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
-from shoestring.train.lowering import join_schedule, lower_model
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.part import Part
 from shoestring.train.step import Stepper
+
+CALIBRATION = 8192
+"""Tokens of training text that edits may look at, at most."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class Parts:
     steppers: one for each worker that this process has.
     sequences: of a step, of all workers, by progress.
     milestones: shares of the budget at which the schedule has something worth keeping.
-    claims: which layers are quantised and from when, and who optimises which parameters.
+    claims: what the edits did and from when they take effect, and who optimises which parameters.
+    applied: the edits of the model, with what each decided.
     """
 
     steppers: tuple[Stepper, ...]
@@ -42,6 +48,7 @@ class Parts:
     sequences: Callable[[float], int]
     milestones: tuple[float, ...]
     claims: str
+    applied: tuple[Applied, ...] = ()
 
     @property
     def stepper(self) -> Stepper:
@@ -89,20 +96,25 @@ def steps_of(config: RunConfig) -> Callable[[float], int]:
     return lambda progress: max(1, round(ramp(progress) * batch / unit)) * unit
 
 
-def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> Parts:
+def assemble(
+    config: RunConfig, dataset: Dataset, worker: int | None = None, decisions: Sequence[Decision] | None = None
+) -> Parts:
     """Build everything a resolved configuration (no 'auto' left) describes, from its seed.
 
     worker: which of config.workers this process is; None: all of them.
+    decisions: of the run's edits, where they were made before; None: each edit decides now.
     """
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
     device, context, packing = config.execution.device, config.model.context, config.data.packing
     own = config.workers if worker is None else 1
-    claims, steppers = "", []
-    for _ in range(own):
-        stepper, claims = _stepper(config)
-        steppers.append(stepper)
     source: BatchSource = Windows(dataset.train, context, config.seed, packing)
+    evidence = _evidence(config, source)
+    claims, steppers, applied = "", [], list[Applied]()
+    for _ in range(own):
+        stepper, applied, claims = _stepper(config, evidence, decisions)
+        steppers.append(stepper)
+        decisions = [one.decision for one in applied]
     if own < config.workers:
         source = Part(source, worker or 0, config.workers)
     heldout, evaluated = heldout_windows(config, dataset)
@@ -115,17 +127,34 @@ def assemble(config: RunConfig, dataset: Dataset, worker: int | None = None) -> 
         precision=config.execution.precision,
     )
     model = steppers[0].model
-    schedule, start, said = join_schedule(config, model)
+    schedule, switches, said = join_schedule(config.schedule.build(), applied, model, planned_tokens(config, model))
     pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
     return Parts(
         steppers=tuple(steppers),
-        schedule=Course(with_warmup(schedule, config.train.warmup), schedule, start, pairs),
+        schedule=Course(with_warmup(schedule, config.train.warmup), schedule, switches, pairs),
         source=source,
         evaluator=evaluator,
         sequences=steps_of(config),
         milestones=tuple(getattr(schedule, "milestones", ())),
         claims="\n".join(line for line in (claims, said) if line),
+        applied=tuple(applied),
     )
+
+
+def planned_tokens(config: RunConfig, model: LanguageModel) -> float:
+    """The tokens that the budget allows, as far as it says so; 0: it does not."""
+    budget, context = config.budget, config.model.context
+    if budget.tokens or not budget.flops:
+        return budget.tokens or 0.0
+    return budget.flops * context / model.cost(Shape(1, context, backward=True)).flops
+
+
+def _evidence(config: RunConfig, source: BatchSource) -> Evidence:
+    """What the run's edits may look at: some of the text that it trains on."""
+    if "text" not in needs(config.edits):
+        return Evidence(config.seed)
+    rows = max(1, CALIBRATION // config.model.context)
+    return Evidence(config.seed, tuple(source.batch(0, rows).to(config.execution.device).split(4)))
 
 
 def planned_flops(stepper: Stepper, sequences: int, context: int) -> int:
@@ -138,12 +167,18 @@ def _rows(config: RunConfig) -> int:
     return config.train.micro_batch or config.train.batch // config.workers
 
 
-def _stepper(config: RunConfig) -> tuple[Stepper, str]:
-    """(a worker's model and all that trains it, which layers are quantised and who optimises which parameters): the same for
-    each worker."""
+def _stepper(
+    config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None
+) -> tuple[Stepper, list[Applied], str]:
+    """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
+    same for each worker."""
     torch.manual_seed(config.seed)
-    model = Transformer(config.model).to(config.execution.device)
-    quantised = lower_model(config, model)
+    made = Transformer(config.model).to(config.execution.device)
+    edited, applied = apply_edits(made, config.edits, evidence, decisions)
+    assert isinstance(edited, Transformer)
+    model = edited
+    model.changed()
+    edits = describe(model, applied)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()
     rules = rules_for(config)
@@ -165,4 +200,4 @@ def _stepper(config: RunConfig) -> tuple[Stepper, str]:
         noise_scale_every=max(config.train.noise_scale_every, 1),
     )
     ruled = [f"{config.batch_rule.name}: {line}" for line in rescaled]
-    return stepper, "\n".join(line for line in (quantised, claimed.describe(), *ruled) if line)
+    return stepper, applied, "\n".join(line for line in (edits, claimed.describe(), *ruled) if line)

@@ -11,7 +11,7 @@ from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
-from shoestring.train.lowering import stated
+from shoestring.train.edits import stated
 
 
 def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:

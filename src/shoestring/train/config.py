@@ -1,22 +1,23 @@
 """The complete configuration of a run: what `config.toml` holds and what rebuilds the run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.units import parse_memory
-from shoestring.config import Choice, Pick
+from shoestring.config import Choice, Pick, PickList
 from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive, Seed, Whole
 from shoestring.model.config import ModelConfig
 from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
-from shoestring.train.lowbit import LowBit, LowBitSection
+from shoestring.train import former
 
-Seconds = Annotated[float, Interval(gt=0, le=1e7)]
+Seconds = Annotated[float, Interval(gt=0, le=1e9)]
 """A time to wait, of at most 116 days."""
 
 
@@ -108,8 +109,7 @@ SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
 BATCH_RULE = Pick("schedule", "batch rule", default="none")
 TRANSFER = Pick("schedule", "transfer", default="standard")
-LOWBIT = LowBitSection()
-QUANTISE = Pick("schedule", "quantise", default="always")
+EDITS = PickList("edit", ("lowbit", "surgery", "tune"))
 SYNC = Pick("sync", "outer loop", default="none")
 
 
@@ -123,8 +123,7 @@ class RunConfig:
     first weights follow from those that suit another size. start: an earlier run to go on from, with a budget and data of
     its own.
 
-    lowbit: the number format that the matrices of the blocks are trained for, what the inputs of those layers are rounded to,
-    and which layers stay in full precision. quantise: the share of the budget from which on they are quantised.
+    edits: changes of the model, in order: layers that go, adapters, a number format to train for (`contract.edit`).
 
     workers: how many train the model, each on an equal part of every batch; the budget is that of all together, save for
     seconds, which pass for all at once. sync: how and when they exchange what they learnt. transport: 'distributed' is a
@@ -132,6 +131,8 @@ class RunConfig:
     they may die, freeze, come late and come back: `workers` is then the number planned for, each of which takes its part of
     train.batch, however many there are. elastic: when such a worker is given up.
     """
+
+    FORMER: ClassVar[Mapping[str, str]] = former.SECTIONS
 
     budget: Budget
     model: ModelConfig
@@ -145,8 +146,7 @@ class RunConfig:
     batch_size: Annotated[Choice, BATCH_SIZE] = field(default_factory=BATCH_SIZE.choice)
     batch_rule: Annotated[Choice, BATCH_RULE] = field(default_factory=BATCH_RULE.choice)
     transfer: Annotated[Choice, TRANSFER] = field(default_factory=TRANSFER.choice)
-    lowbit: Annotated[LowBit, LOWBIT] = field(default_factory=LOWBIT.choice)
-    quantise: Annotated[Choice, QUANTISE] = field(default_factory=QUANTISE.choice)
+    edits: Annotated[tuple[Choice, ...], EDITS] = ()
     start: StartConfig = field(default_factory=StartConfig)
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
@@ -161,12 +161,11 @@ class RunConfig:
                 parse_memory(self.memory)
             except UsageError as error:
                 raise UsageError(f"memory: {error}") from None
-        for section in ("schedule", "batch_size", "transfer", "sync", "quantise"):
+        for section in ("schedule", "batch_size", "transfer", "sync"):
             getattr(self, section).build()  # options that do not go together are refused here, before any work
         require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
-        self.lowbit.format.build()
-        if not self.lowbit.on and self.quantise.name != "always":
-            raise ValueError(f"quantise = {self.quantise.name} has nothing to quantise: give --lowbit ternary, say")
+        for edit in self.edits:
+            edit.build()
         if self.sync.name != "none":
             self._check_inner()
         if self.workers > 1:

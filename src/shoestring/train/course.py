@@ -6,9 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from shoestring.lowbit.convert import lowered_layers
 from shoestring.optim.composite import Composite
 from shoestring.schedule.progress import Schedule
+from shoestring.train.edits import Switch
 
 
 @runtime_checkable
@@ -23,24 +23,25 @@ class ScalesWeightDecay(Protocol):
 class Course:
     """The factor on the learning rate as a function of progress, and the rest that hangs on progress, set for each step.
 
-    learning_rate: the factor, warm-up included. schedule: the schedule itself, which may say more (`ScalesWeightDecay`).
-    quantised_from: the share of the budget from which on lowered layers are active while training. pairs: the model and the
-    optimiser of each worker of this process.
+    learning_rate: the factor, warm-up included.
+    schedule: the schedule itself, which may say more (`ScalesWeightDecay`).
+    switches: edits that take effect while training from some share of the budget on.
+    pairs: the model and the optimiser of each worker of this process.
 
-    Nothing here has a state: a resumed run, or one healed by another, has what its progress says. Outside a step every lowered
-    layer is active, so that whatever evaluates, samples or keeps the model meets the quantised one.
+    Nothing here has a state: a resumed run, or one healed by another, has what its progress says. Outside a step every edit takes
+    effect, so that whatever evaluates, samples or keeps the model meets the edited one.
     """
 
     def __init__(
         self,
         learning_rate: Schedule,
         schedule: Schedule,
-        quantised_from: float,
+        switches: Sequence[Switch],
         pairs: Sequence[tuple[nn.Module, Composite]],
     ) -> None:
-        self.learning_rate, self.quantised_from = learning_rate, quantised_from
+        self.learning_rate, self.edits = learning_rate, tuple(switches)
         self.decays = schedule if isinstance(schedule, ScalesWeightDecay) else None
-        self.layers = [layer for model, _ in pairs for layer in lowered_layers(model)]
+        self.models = [model for model, _ in pairs]
         self.optimizers = [optimizer for _, optimizer in pairs]
         self.weight_decays = [[group.get("weight_decay") for group in o.param_groups] for o in self.optimizers]
 
@@ -52,18 +53,16 @@ class Course:
         """Around a step of training: weight decay and the precision of the weights are those of `progress`."""
         if self.decays is not None:
             self._scale_weight_decay(self.decays.weight_decay(progress))
-        if progress >= self.quantised_from:
-            yield
-            return
-        self._set_active(False)
+        waiting = [each for each in self.edits if progress < each.start]
+        self._switch(waiting, False)
         try:
             yield
         finally:
-            self._set_active(True)
+            self._switch(waiting, True)
 
     def switches(self, before: float, progress: float) -> bool:
-        """Whether the weights begin to be quantised between these two shares of the budget."""
-        return before < self.quantised_from <= progress
+        """Whether an edit begins to take effect between these two shares of the budget."""
+        return any(before < each.start <= progress for each in self.edits)
 
     def _scale_weight_decay(self, factor: float) -> None:
         # from the values that the run was made with: those of the groups may be another run's, or scaled already
@@ -72,6 +71,7 @@ class Course:
                 if weight_decay is not None:
                     group["weight_decay"] = weight_decay * factor
 
-    def _set_active(self, active: bool) -> None:
-        for layer in self.layers:
-            layer.active = active
+    def _switch(self, edits: Sequence[Switch], active: bool) -> None:
+        for each in edits:
+            for model in self.models:
+                each.edit.switch(model, active)

@@ -15,7 +15,7 @@ from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.elastic.tally import Work
 from shoestring.sync.transport.local import LocalGroup
 from shoestring.train import checkpoint
-from shoestring.train.assembly import Parts, assemble, planned_flops
+from shoestring.train.assembly import planned_flops
 from shoestring.train.closing import summary
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic import ElasticTeam, Share
@@ -68,8 +68,8 @@ class ElasticSession(Session):
         super().__init__(config, folder, ledger, dataset, say, view)
         self.crew.reserve = lambda: self.loop.reserve
 
-    def _assemble(self) -> Parts:
-        return assemble(self.config, self.dataset, 0)
+    def _worker(self) -> int | None:
+        return 0
 
     def _join(self) -> Steps:
         config, stepper, source = self.config, self.parts.stepper, self.parts.source

@@ -21,6 +21,7 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json, read_lines
 from shoestring.train.config import RunConfig
+from shoestring.train.former import translated
 from shoestring.train.origin import NAME as ORIGIN
 from shoestring.train.origin import Origin, absolute
 from shoestring.train.work_folder import Kind, Say, held
@@ -128,7 +129,7 @@ class RunFolder:
         origin = Origin.read(self.path)
         if origin is not None:
             origin.require_unedited(path, plain)
-        return build(RunConfig, plain)
+        return build(RunConfig, translated(plain))
 
     def read_origin(self) -> Origin | None:
         """What the run began with; None where it was begun by a version that did not keep it."""

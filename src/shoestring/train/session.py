@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from shoestring.budget import busy_waiting
-from shoestring.budget.ledger import Ledger, Totals, totals_from_dict, totals_to_dict
+from shoestring.budget.ledger import CALIBRATION, Ledger, Totals, totals_from_dict, totals_to_dict
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
@@ -17,6 +17,7 @@ from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.closing import draw_sample, summary
 from shoestring.train.config import RunConfig
+from shoestring.train.edits import read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
 from shoestring.train.execution import Allowance, compiles, require_device, settle
 from shoestring.train.health import Diverged
@@ -206,7 +207,18 @@ class Session:
         )
 
     def _assemble(self) -> Parts:
-        return assemble(self.config, self.dataset, None if self.transport is None else self.transport.rank)
+        """The parts; what the edits decide is kept in the folder, and taken from there by a run that goes on."""
+        decisions = read_decisions(self.folder.path, self.config.edits)
+        parts = assemble(self.config, self.dataset, self._worker(), decisions)
+        if decisions is None:
+            write_decisions(self.folder.path, parts.applied)
+            for one in parts.applied:
+                self.ledger.charge(one.decision.spent, CALIBRATION)
+        return parts
+
+    def _worker(self) -> int | None:
+        """Which of the run's workers this process is; None: all of them."""
+        return None if self.transport is None else self.transport.rank
 
     def _join(self) -> Steps:
         """What takes the steps: alone, or with others."""

@@ -3,25 +3,34 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from shoestring.contract.edit import Evidence
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError
 from shoestring.model.transformer import Transformer
 from shoestring.train import checkpoint
+from shoestring.train.assembly import planned_tokens
 from shoestring.train.config import RunConfig
-from shoestring.train.lowering import join_schedule, lower_model
+from shoestring.train.edits import Applied, apply_edits, join_schedule, needs, read_decisions
 from shoestring.train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """model: float32, in evaluation mode, on the CPU; where the run trained for a number format, its lowered layers hold the
-    latent weights and compute with the quantised ones. tokenizer: the run's own copy. step: of the checkpoint. quantised: its
-    weights were quantised in training by then; False for a run in full precision, or one that had not begun to quantise."""
+    """A run's model, to be used.
+
+    model: float32, in evaluation mode, on the CPU; where the run trained for a number format, its layers hold the latent weights
+    and compute with the quantised ones.
+    tokenizer: the run's own copy.
+    step: of the checkpoint.
+    applied: the edits of the model.
+    quantised: its weights were quantised in training by then; False for a run in full precision, or one that had not begun to.
+    """
 
     config: RunConfig
     model: Transformer
     tokenizer: TextTokenizer
     step: int
+    applied: tuple[Applied, ...]
     quantised: bool
 
 
@@ -30,14 +39,19 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     folder = RunFolder.open(path)
     config = folder.read_config()
     found, snapshot = checkpoint.load(folder.checkpoints, step)
-    model = Transformer(config.model)
-    lower_model(config, model)
+    decisions = read_decisions(path, config.edits)
+    if decisions is None and needs(config.edits):
+        raise ShoestringError(f"{path} lacks what its edits decided: they cannot be applied again without text")
+    edited, applied = apply_edits(Transformer(config.model), config.edits, Evidence(config.seed), decisions)
+    assert isinstance(edited, Transformer)
     try:
-        model.load_state_dict(snapshot.model)
+        edited.load_state_dict(snapshot.model)
     except RuntimeError:
         raise ShoestringError(
             f"{path}: the weights of step {found} are not of the model that config.toml describes"
         ) from None
-    start = join_schedule(config, model)[1]
-    quantised = config.lowbit.on and snapshot.state["position"]["progress"] >= start
-    return Trained(config, model.eval(), folder.read_tokenizer(), found, quantised)
+    edited.changed()
+    _, switches, _ = join_schedule(config.schedule.build(), applied, edited, planned_tokens(config, edited))
+    progress = snapshot.state["position"]["progress"]
+    quantised = bool(switches) and all(progress >= switch.start for switch in switches)
+    return Trained(config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised)

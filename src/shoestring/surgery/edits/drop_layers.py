@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.anatomy import Anatomy
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.errors import UsageError
@@ -56,6 +57,7 @@ class DropLayers:
             asked = f"layers {list(self.layers)}" if self.layers else f"{self.count} layers"
             raise UsageError(f"{asked} cannot be dropped of a model that has {total}, numbered from 0: one must stay")
         values: dict[str, Any] = {}
+        spent = NOTHING
         if self.layers:
             gone = set(self.layers)
         elif self.by == "last":
@@ -68,10 +70,11 @@ class DropLayers:
         elif self.by == "spread":
             gone = _spread(total, self.count)
         else:
-            found = influences(model, anatomy, evidence)
+            found, spent = influences(model, anatomy, evidence)
             values["influence"] = [round(value, 6) for value in found]
             gone = set(sorted(range(total), key=lambda number: found[number])[: self.count])
-        return Decision({**values, "stay": [number for number in range(total) if number not in gone]})
+        stay = [number for number in range(total) if number not in gone]
+        return Decision({**values, "stay": stay}, spent=spent)
 
     def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
         """The model with the layers that stay."""
@@ -95,16 +98,17 @@ def _spread(total: int, count: int) -> set[int]:
 
 
 @torch.no_grad()
-def influences(model: nn.Module, anatomy: Anatomy, evidence: Evidence) -> list[float]:
-    """The Block Influence of each layer. Raises: UsageError without text."""
+def influences(model: nn.Module, anatomy: Anatomy, evidence: Evidence) -> tuple[list[float], Charge]:
+    """(the Block Influence of each layer, what measuring it took). Raises: UsageError without text."""
     if not evidence.text:
         raise UsageError("drop_layers by influence looks at text: none was given to it")
     names = anatomy.layers
-    sums, tokens = [0.0] * len(names), 0
+    sums, tokens, flops = [0.0] * len(names), 0, 0
     for batch in evidence.text:
         reading = model.read(batch.inputs, tap=(anatomy.embedding, *names))  # type: ignore[operator]
         states: list[Tensor] = [reading.tapped[name].float() for name in (anatomy.embedding, *names)]
         for layer, (before, after) in enumerate(itertools.pairwise(states)):
             sums[layer] += float(torch.nn.functional.cosine_similarity(before, after, dim=-1).sum())
         tokens += batch.targets.numel()
-    return [1 - value / tokens for value in sums]
+        flops += reading.cost.flops
+    return [1 - value / tokens for value in sums], Charge(flops=flops, read=tokens)
