@@ -51,6 +51,9 @@ ENGINES = (
     "decode",
     "route",
     "plan",
+    "base.openers",
+    "shrink.openers",
+    "train.openers",
 )
 """The packages of `shoestring` that are searched for methods."""
 

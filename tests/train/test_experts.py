@@ -131,7 +131,7 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
     dataset = prepare(config.run.data, cache_folder(), say=lambda line: None)
     text = heldout_text(config, dataset, Clustering.read(folder.clusters))
     for name, k in (("top-1", 1), ("all", 0)):
-        ensemble, _ = load_experts(out, top_k=k)
+        ensemble, _, _ = load_experts(out, top_k=k)
         chosen, cost = ensemble.log_probabilities(text.batch.inputs, text.batch.targets)
         found = -chosen.double().mean()
         assert float(found) == pytest.approx(summary["arms"][name]["heldout_loss"], abs=1e-5)
@@ -145,7 +145,7 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
 
 
 def test_trained_experts_write_together(trained: tuple[Path, dict[str, Any]]) -> None:
-    ensemble, tokenizer = load_experts(trained[0])
+    ensemble, tokenizer, _ = load_experts(trained[0])
     spent: list[Charge] = []
     text = list(
         generate(

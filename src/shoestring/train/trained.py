@@ -5,12 +5,13 @@ from pathlib import Path
 
 from shoestring.contract.edit import Evidence
 from shoestring.data.tokenizer import TextTokenizer
+from shoestring.digests import digest_of
 from shoestring.errors import ShoestringError
 from shoestring.model.transformer import Transformer
 from shoestring.train import checkpoint
 from shoestring.train.assembly import planned_tokens
 from shoestring.train.config import RunConfig
-from shoestring.train.edits import Applied, apply_edits, join_schedule, needs, read_decisions
+from shoestring.train.edits import FOLDER, Applied, apply_edits, join_schedule, needs, read_decisions
 from shoestring.train.run_folder import RunFolder
 
 
@@ -23,6 +24,7 @@ class Trained:
     tokenizer: the run's own copy.
     step: of the checkpoint.
     applied: the edits of the model.
+    digest: of the weights, the configuration and what the edits decided.
     quantised: its weights were quantised in training by then; False for a run in full precision, or one that had not begun to.
     """
 
@@ -32,6 +34,7 @@ class Trained:
     step: int
     applied: tuple[Applied, ...]
     quantised: bool
+    digest: str
 
 
 def load_trained(path: Path, step: int | None = None) -> Trained:
@@ -54,4 +57,11 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     _, switches, _ = join_schedule(config.schedule.build(), applied, edited, planned_tokens(config, edited))
     progress = snapshot.state["position"]["progress"]
     quantised = bool(switches) and all(progress >= switch.start for switch in switches)
-    return Trained(config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised)
+    return Trained(
+        config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised, _digest(folder, found)
+    )
+
+
+def _digest(folder: RunFolder, step: int) -> str:
+    weights = folder.checkpoints / f"step-{step:08d}" / "model.safetensors"
+    return digest_of([folder.path / "config.toml", weights, *sorted((folder.path / FOLDER).glob("*"))])

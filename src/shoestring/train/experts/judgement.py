@@ -18,8 +18,9 @@ from shoestring.contract.model import LanguageModel
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.dataset import Dataset
 from shoestring.data.subset import select
+from shoestring.data.tokenizer import TextTokenizer
 from shoestring.data.windows import Windows
-from shoestring.decode.ensemble import likelihood_of_inputs, mixture, token_log_probabilities
+from shoestring.decode.ensemble import Ensemble, likelihood_of_inputs, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, updates
 from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
 from shoestring.decode.expert_weights.fixed import Fixed
@@ -224,20 +225,21 @@ def losses_by_cluster(
     return found
 
 
-def load_experts(path: Path, *, top_k: int | None = None) -> tuple[Any, Any]:
-    """(ensemble, tokenizer) of a finished set of experts, to be decoded or evaluated, weighed by cluster distance.
+def load_experts(
+    path: Path, *, top_k: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[Ensemble, TextTokenizer, list[str]]:
+    """(ensemble, tokenizer, the digest of each expert) of a finished set of experts, weighed by cluster distance.
 
-    top_k: how many experts are consulted at a time; None: as configured. Raises: UsageError, ShoestringError.
+    top_k: how many experts are consulted at a time; None: as configured.
+    dtype: of the experts' weights; None: as they are stored.
+    Raises: UsageError, ShoestringError.
     """
-    from shoestring.decode.ensemble import Ensemble
-
     folder = ExpertsFolder.open(path)
     config, clustering, members = folder.read_config(), Clustering.read(folder.clusters), folder.members()
     if not members:
         raise UsageError(f"{path} has no experts yet: go on with it by --resume")
     trained = [load_trained(folder.experts / member.name) for member in members]
     k = config.top_k if top_k is None else top_k
-    weigher = ClusterDistance(
-        clustering.distances, temperature=config.temperature, top_k=k, every=config.every
-    )  # fmt: skip
-    return Ensemble([one.model for one in trained], weigher), trained[0].tokenizer
+    weigher = ClusterDistance(clustering.distances, temperature=config.temperature, top_k=k, every=config.every)
+    models = [one.model if dtype is None else one.model.to(dtype) for one in trained]
+    return Ensemble(models, weigher), trained[0].tokenizer, [one.digest for one in trained]

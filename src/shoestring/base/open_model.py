@@ -1,0 +1,48 @@
+"""One door for every model: a run, a packed model, experts, a transformers folder, a GGUF file, a model of the hub."""
+
+import torch
+
+from shoestring.base.opened import Opened, Opener
+from shoestring.errors import UsageError, printable
+from shoestring.method import Card, methods
+
+PACKAGES = ("base.openers", "shrink.openers", "train.openers")
+"""Where openers are, by the package that knows what they open."""
+
+
+def openers() -> list[Card]:
+    """The cards of all openers, in the order in which they are asked."""
+    return [card for package in PACKAGES for card in methods(package, "opener")]
+
+
+def open_model(place: str, dtype: torch.dtype | None = None) -> Opened:
+    """The model at `place`, ready to be used.
+
+    place: the folder of a run, a packed model, experts or a transformers model; a GGUF file; 'hf:NAME' or 'hf:NAME@REVISION';
+    'smollm2', the file of the installed package of that name.
+    dtype: of the weights; None: as they are stored.
+    Raises: UsageError where nothing opens it, ShoestringError where it is damaged.
+    """
+    cards = openers()
+    for card in cards:
+        opener: Opener = card.target()
+        if opener.accepts(str(place)):
+            return opener.open(str(place), dtype)
+    known = "; ".join(card.summary.rstrip(".").lower() for card in cards)
+    raise UsageError(f"{printable(str(place))} is no model that can be opened. There are openers for: {known}")
+
+
+_kept: dict[str, Opened] = {}
+
+
+def peek(place: str) -> Opened:
+    """A look at the model at `place`, in float32, which is kept for whoever takes it: not to be changed."""
+    if place not in _kept:
+        _kept.clear()
+        _kept[place] = open_model(place, torch.float32)
+    return _kept[place]
+
+
+def take(place: str) -> Opened:
+    """The model at `place`, in float32, for one's own use: that of the last `peek`, if it was here."""
+    return _kept.pop(place, None) or open_model(place, torch.float32)

@@ -1,0 +1,60 @@
+"""What opening a place gives, and what opens it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from shoestring.contract.model import LanguageModel
+from shoestring.data.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of an opened model.
+
+    place: what was opened, as it was named, and absolute where it is a path.
+    kind: the opener's name: 'run', 'packed', 'experts', 'transformers', 'gguf', 'hub'.
+    digest: of the weights and the configuration; equal digests are equal models, wherever they lie.
+    notes: a line each for what was left out, or is slow here.
+    chat_template: in Jinja, as the model's makers wrote it; None where there is none.
+    values: what else the opener has to say, as JSON values.
+    """
+
+    place: str
+    kind: str
+    digest: str
+    notes: tuple[str, ...] = ()
+    chat_template: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that can be used at once.
+
+    model: in evaluation mode, on the CPU; every engine takes it.
+    tokenizer: its own; None where the place has none.
+    about: where it is from.
+    """
+
+    model: LanguageModel
+    tokenizer: TextTokenizer | None
+    about: About
+
+
+class Opener(Protocol):
+    """Opens one kind of place: a method of the kind 'opener' in a package named `openers`."""
+
+    def accepts(self, place: str) -> bool:
+        """Whether `place` is of this kind, by a look at names and first bytes alone."""
+        ...
+
+    def open(self, place: str, dtype: torch.dtype | None) -> Opened:
+        """The model at `place`. dtype: of its weights; None: as they are stored.
+
+        Nothing from the place is unpickled, and no code from it runs.
+        Raises: UsageError where it cannot be opened, ShoestringError where it is damaged.
+        """
+        ...

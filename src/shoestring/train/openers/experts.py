@@ -1,0 +1,31 @@
+"""The folder of experts that are used together."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from shoestring.base.opened import About, Opened
+from shoestring.method import method
+from shoestring.train.experts.folder import EXPERTS
+from shoestring.train.experts.judgement import load_experts
+
+
+@method(
+    "train.openers",
+    kind="opener",
+    name="experts",
+    claim="the experts' next-token probabilities, mixed as the folder's configuration says",
+    cost="reads the checkpoint of each expert once",
+)
+class ExpertsOpener:
+    """A folder of experts."""
+
+    def accepts(self, place: str) -> bool:
+        return Path(place).is_dir() and EXPERTS.begun(Path(place))
+
+    def open(self, place: str, dtype: torch.dtype | None) -> Opened:
+        ensemble, tokenizer, digests = load_experts(Path(place), dtype=dtype)
+        digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
+        about = About(str(Path(place).absolute()), "experts", digest, values={"experts": len(digests)})
+        return Opened(ensemble, tokenizer, about)

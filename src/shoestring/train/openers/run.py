@@ -1,0 +1,35 @@
+"""The folder of a run."""
+
+from pathlib import Path
+
+import torch
+
+from shoestring.base.opened import About, Opened
+from shoestring.method import method
+from shoestring.train.run_folder import RUN
+from shoestring.train.trained import load_trained
+
+
+@method(
+    "train.openers",
+    kind="opener",
+    name="run",
+    claim="the model of a run's newest checkpoint, edits applied",
+    cost="reads the checkpoint once",
+)
+class RunOpener:
+    """A run's folder.
+
+    The model of its newest checkpoint, with its edits applied.
+    """
+
+    def accepts(self, place: str) -> bool:
+        return Path(place).is_dir() and RUN.begun(Path(place))
+
+    def open(self, place: str, dtype: torch.dtype | None) -> Opened:
+        trained = load_trained(Path(place))
+        if dtype is not None:
+            trained.model.to(dtype)
+        values = {"step": trained.step, "edits": [one.name for one in trained.applied]}
+        about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
+        return Opened(trained.model, trained.tokenizer, about)
