@@ -86,7 +86,7 @@ def run(words: Sequence[str]) -> int:
             if found.json:
                 print(json.dumps(asdict(sample), ensure_ascii=False), flush=True)
             elif sample.stopped == WORDS[Stop.CONTEXT]:
-                print(f"({Stop.CONTEXT}: this model reads {model.model.config.context} tokens)", file=sys.stderr)
+                print(f"({Stop.CONTEXT}: this model reads {model.model.about.context} tokens)", file=sys.stderr)
     read, written = sum(sample.prompt_tokens for sample in samples), sum(sample.tokens for sample in samples)
     seconds = sum(sample.seconds for sample in samples)
     print(
@@ -204,7 +204,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 def _prompt(text: str, model: Trained | Packed, settings: SamplingConfig, *, keep_last: bool) -> Prompt:
     """The prompt in tokens. Raises: UsageError where it is longer than the context, unless its last tokens will do."""
-    ids, context = model.tokenizer.encode(text), model.model.config.context
+    ids, context = model.tokenizer.encode(text), model.model.about.context
     if len(ids) <= context:
         return Prompt(text, ids)
     if not keep_last:

@@ -24,6 +24,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import Plan, flops_per_token, paces_for, plan
+from shoestring.train.base import with_base
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import require_device
 from shoestring.train.run_folder import RunFolder
@@ -71,6 +72,8 @@ class Request:
         require_device(config.execution)
         if config.start.run:
             asked = with_start(asked, config.start)
+        if config.model.base:
+            asked = with_base(asked)
         critical = critical_batch(noise_scale_of) if noise_scale_of else None
         return cls(asked, config.budget, critical, config.workers, config.transport)
 

@@ -49,7 +49,10 @@ class Matrix(NamedTuple):
 class Anatomy(Protocol):
     """The parts of a model, by name."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        ...
 
     @property
     def layers(self) -> Sequence[str]:

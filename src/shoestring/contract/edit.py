@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Batch
+from shoestring.contract.model import LanguageModule
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,19 @@ class Edit(Protocol):
 
     needs: frozenset[str]
 
-    def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
+    def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """Choose what to change; the model stays as it is. Raises: UsageError where the edit does not fit the model."""
         ...
 
-    def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The changed model; the given one may be changed in place. No data, no chance, and meta tensors are enough."""
         ...
 
-    def fold(self, model: nn.Module) -> nn.Module:
+    def fold(self, model: LanguageModule) -> LanguageModule:
         """The model of plain layers that computes the same, for export. Raises: UsageError where there is none."""
         ...
 
-    def describe(self, model: nn.Module, decision: Decision) -> str:
+    def describe(self, model: LanguageModule, decision: Decision) -> str:
         """What was changed, in a line or a few."""
         ...
 
@@ -75,6 +76,6 @@ class Switched(Protocol):
     bits: float
     """Of a weight, once it is active."""
 
-    def switch(self, model: nn.Module, active: bool) -> None:
+    def switch(self, model: LanguageModule, active: bool) -> None:
         """Have the edit take effect in `model`, or not."""
         ...

@@ -1,5 +1,6 @@
 """A language model as every engine sees it: it reads tokens, and its head makes logits of what it has read."""
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from shoestring.contract.anatomy import Anatomy
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
@@ -119,6 +121,41 @@ class LanguageModel(Protocol):
     def cost(self, shape: Shape) -> Cost:
         """What a pass of this shape costs, head and backward pass included; the most it can, where that depends on the text."""
         ...
+
+
+class LanguageModule(nn.Module, abc.ABC):
+    """A `LanguageModel` that is a module: it can be trained, edited and saved. An ensemble is none."""
+
+    @property
+    @abc.abstractmethod
+    def about(self) -> About:
+        """Its sizes."""
+
+    @property
+    @abc.abstractmethod
+    def device(self) -> torch.device:
+        """Where its inputs are wanted."""
+
+    @abc.abstractmethod
+    def read(
+        self, inputs: Inputs, cache: Cache | None = None, *, tap: Sequence[str] = (), depth: Depth | None = None
+    ) -> Reading:
+        """As `LanguageModel.read`."""
+
+    @abc.abstractmethod
+    def new_cache(self, rows: int, room: int) -> Cache:
+        """As `LanguageModel.new_cache`."""
+
+    @abc.abstractmethod
+    def cost(self, shape: Shape) -> Cost:
+        """As `LanguageModel.cost`."""
+
+    @abc.abstractmethod
+    def anatomy(self) -> Anatomy:
+        """Its parts, as surgery sees them."""
+
+    def changed(self) -> None:
+        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from torch import nn
-
 from shoestring.config import Choice, Pick
 from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.lowbit.activations import Activations
 from shoestring.lowbit.convert import lower, lowered, lowered_layers, unpack
 from shoestring.lowbit.format import Format
@@ -35,25 +34,26 @@ class FormatTraining:
         """Of a quantised weight."""
         return self.format.bits
 
-    def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
+    def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """Nothing: the options say it all."""
         return Decision()
 
-    def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The model with its layers lowered. Raises: UsageError where nothing is left to lower, or a matrix does not divide."""
         lower(model, self.format, self.activations, self.keep)
         return model
 
-    def fold(self, model: nn.Module) -> nn.Module:
+    def fold(self, model: LanguageModule) -> LanguageModule:
         """Plain layers with the quantised numbers; a rounding of activations is left out."""
-        return unpack(model)
+        unpack(model)
+        return model
 
-    def switch(self, model: nn.Module, active: bool) -> None:
+    def switch(self, model: LanguageModule, active: bool) -> None:
         """Compute with quantised weights, or with the latent ones."""
         for layer in lowered_layers(model):
             layer.active = active
 
-    def describe(self, model: nn.Module, decision: Decision) -> str:
+    def describe(self, model: LanguageModule, decision: Decision) -> str:
         rounded = "" if self.activations == "none" else f", activations {self.activations}"
         options = ", ".join(f"{key} = {value}" for key, value in asdict(self.format).items())
         name = type(self.format).__name__.lower()

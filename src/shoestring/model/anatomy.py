@@ -17,7 +17,12 @@ class NativeAnatomy:
     """The `Anatomy` of a `Transformer`. A part of a block has a method `axes()`, with names relative to the part."""
 
     def __init__(self, model: "Transformer") -> None:
-        self.model = model
+        self._model = model
+
+    @property
+    def model(self) -> "Transformer":
+        """The model itself."""
+        return self._model
 
     @property
     def layers(self) -> list[str]:

@@ -28,7 +28,8 @@ class ModelConfig:
     tokens; 0 = not known yet, the tokenizer will tell. context: the most tokens of one sequence. tied: one matrix is
     both the embedding and the output head. input_scale: factor on the embedded tokens as they enter the residual stream;
     with a norm at the start of every block it is one over a factor on all the blocks add. output_scale: factor on the
-    logits (the multiplier of muP). A rule of `schedule.transfer` sets both.
+    logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place of a model that exists, which a run
+    trains on; the sizes are then that model's, and `context` is the length of the windows it is trained on. digest: of the base.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -48,6 +49,8 @@ class ModelConfig:
     tied: bool = True
     input_scale: Positive = 1.0
     output_scale: Positive = 1.0
+    base: str = ""
+    digest: str = ""
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):

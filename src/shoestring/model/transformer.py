@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, trains
-from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, LanguageModule, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.anatomy import NativeAnatomy
 from shoestring.model.block import Block
@@ -20,7 +20,7 @@ from shoestring.model.initialise import initialise
 from shoestring.model.rotary import Rotary
 
 
-class Transformer(nn.Module):
+class Transformer(LanguageModule):
     """Token ids in, next-token logits out. Attention Is All You Need, arXiv:1706.03762; pre-norm, as Qwen3 and Llama.
 
     A `LanguageModel`, freshly initialised from torch's global generator. A tied model has no `head`: the embedding is its

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from shoestring.base import peek
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
 from shoestring.budget.units import show, show_seconds
 from shoestring.config import Tree, build, merge
 from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
@@ -85,14 +87,27 @@ def _costs(model: ModelConfig) -> tuple[int, int, int]:
     )
 
 
+def _base(model: ModelConfig) -> LanguageModule:
+    """The base of a run, to be looked at. Raises: UsageError for one that cannot be trained."""
+    opened = peek(model.base)
+    if not isinstance(opened.model, LanguageModule):
+        raise UsageError(f"{model.base} can be used, and not be trained: it is {opened.about.kind}")
+    return opened.model
+
+
 def parameters(model: ModelConfig) -> int:
     """Parameters of a model, embeddings included, without building it."""
+    if model.base:
+        return sum(p.numel() for p in _base(model).parameters())
     outside, block, _ = _costs(model)
     return outside + model.layers * block
 
 
 def flops_per_token(model: ModelConfig) -> float:
     """Forward and backward operations per token at full context."""
+    if model.base:
+        base = _base(model)
+        return float(base.cost(Shape(1, model.context, backward=True)).flops / model.context)
     return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
 
@@ -207,7 +222,8 @@ def _choose_size(
         else:
             break
         if set(fixed) >= {"layers", "width"}:
-            chosen = (size, binding, f"as given: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens")
+            given = f"the shape of {fixed['base']}" if fixed.get("base") else "as given"
+            chosen = (size, binding, f"{given}: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens")
             break
     assert chosen is not None
     return chosen

@@ -46,11 +46,11 @@ def shrink_to_packed(
     Raises: UsageError where `out` holds something.
     """
     _refuse_taken(out)
-    before = text(trained.model, ledger, "before") if text else None
+    before = text(trained.native, ledger, "before") if text else None
     with atomic.directory(out) as half:
         with ledger.clock("compute"):
-            chosen = ternaries(trained.model, trained.quantised)
-            save_packed(half, pack(trained.model, chosen, layout, embedding), trained.tokenizer)
+            chosen = ternaries(trained.native, trained.quantised)
+            save_packed(half, pack(trained.native, chosen, layout, embedding), trained.tokenizer)
             model = load_packed(half).model
         ledger.write("pack", layout=layout, embedding=embedding)
         after = text(model, ledger, "after") if text else None
@@ -78,10 +78,10 @@ def shrink_to_gguf(
     """
     _refuse_taken(out)
     with ledger.clock("compute"):
-        chosen = ternaries(trained.model, trained.quantised)
-        plain = dense(trained.model, chosen)
+        chosen = ternaries(trained.native, trained.quantised)
+        plain = dense(trained.native, chosen)
         require_ternary(plain, kind)
-    before = text(trained.model, ledger, "before") if text else None
+    before = text(trained.native, ledger, "before") if text else None
     with ledger.clock("compute"):
         written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
     ledger.write("write", kind=kind, embedding=embedding)

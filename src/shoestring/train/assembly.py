@@ -7,16 +7,16 @@ import torch
 
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Evidence
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.dataset import Dataset
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
-from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite
 from shoestring.optim.partition import members, partition
 from shoestring.schedule.batch_rule.rule import BatchRule, scale_to_batch
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
+from shoestring.train.base import build_model
 from shoestring.train.config import RunConfig
 from shoestring.train.course import Course
 from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
@@ -55,7 +55,7 @@ class Parts:
         return self.steppers[0]
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> LanguageModule:
         return self.stepper.model
 
     @property
@@ -173,11 +173,8 @@ def _stepper(
     """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
     same for each worker."""
     torch.manual_seed(config.seed)
-    made = Transformer(config.model).to(config.execution.device)
-    edited, applied = apply_edits(made, config.edits, evidence, decisions)
-    assert isinstance(edited, Transformer)
-    model = edited
-    model.changed()
+    made = build_model(config.model).to(config.execution.device)
+    model, applied = apply_edits(made, config.edits, evidence, decisions)
     edits = describe(model, applied)
     claimed = partition(model, config.optim, config.fallback)
     optimizer = claimed.build()

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 
 from shoestring.budget.ledger import SAMPLE, Ledger
+from shoestring.contract.model import LanguageModule
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
-from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated
 
 
-def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:
+def draw_sample(model: LanguageModule, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:
     """What the model writes after the run's sample prompt, its FLOPs charged; a budget in seconds cuts it short."""
     settings = config.train
     if not settings.sample_tokens:
@@ -28,7 +28,7 @@ def draw_sample(model: Transformer, tokenizer: TextTokenizer, config: RunConfig,
 
 
 def _drawn(
-    model: Transformer,
+    model: LanguageModule,
     prompt: list[int],
     sampling: SamplingConfig,
     tokenizer: TextTokenizer,
@@ -50,7 +50,7 @@ def spent_before(config: RunConfig) -> dict[str, float]:
 
 
 def summary(
-    config: RunConfig, model: Transformer, steps: int, ledger: Ledger, stopped: str, processes: int = 1
+    config: RunConfig, model: LanguageModule, steps: int, ledger: Ledger, stopped: str, processes: int = 1
 ) -> dict[str, Any]:
     """The run in figures, as summary.json holds it. processes: that train it, each of which spends as much as this one."""
     totals = ledger.totals

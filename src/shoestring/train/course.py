@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
-from torch import nn
-
+from shoestring.contract.model import LanguageModule
 from shoestring.optim.composite import Composite
 from shoestring.schedule.progress import Schedule
 from shoestring.train.edits import Switch
@@ -37,7 +36,7 @@ class Course:
         learning_rate: Schedule,
         schedule: Schedule,
         switches: Sequence[Switch],
-        pairs: Sequence[tuple[nn.Module, Composite]],
+        pairs: Sequence[tuple[LanguageModule, Composite]],
     ) -> None:
         self.learning_rate, self.edits = learning_rate, tuple(switches)
         self.decays = schedule if isinstance(schedule, ScalesWeightDecay) else None

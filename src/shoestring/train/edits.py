@@ -8,11 +8,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
 
 from shoestring import atomic
 from shoestring.config import Choice
 from shoestring.contract.edit import Decision, Edit, Evidence, Switched
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json
 from shoestring.lowbit.convert import grouped, lowered, lowered_layers
@@ -40,8 +40,8 @@ class Switch:
 
 
 def apply_edits(
-    model: nn.Module, edits: Sequence[Choice], evidence: Evidence, decisions: Sequence[Decision] | None
-) -> tuple[nn.Module, list[Applied]]:
+    model: LanguageModule, edits: Sequence[Choice], evidence: Evidence, decisions: Sequence[Decision] | None
+) -> tuple[LanguageModule, list[Applied]]:
     """(the model with all edits applied in order, what was applied). The model may be changed in place.
 
     decisions: of each edit, from the run's folder; None: each edit decides, by `evidence`.
@@ -60,17 +60,19 @@ def apply_edits(
                 f"what was decided for the edit '{choice.name}' does not fit this model: {error}"
             ) from None
         done.append(Applied(choice.name, edit, decision))
+    model.changed()
     return model, done
 
 
-def fold_edits(model: nn.Module, applied: Sequence[Applied]) -> nn.Module:
+def fold_edits(model: LanguageModule, applied: Sequence[Applied]) -> LanguageModule:
     """The model of plain layers that computes the same. Raises: UsageError where an edit has none."""
     for one in reversed(applied):
         model = one.edit.fold(model)
+    model.changed()
     return model
 
 
-def describe(model: nn.Module, applied: Sequence[Applied]) -> str:
+def describe(model: LanguageModule, applied: Sequence[Applied]) -> str:
     """What was edited, a line or a few for each."""
     return "\n".join(one.edit.describe(model, one.decision) for one in applied)
 
@@ -125,7 +127,7 @@ def with_planned_tokens(edits: Sequence[Choice], tokens: float) -> tuple[Choice,
 
 
 def join_schedule(
-    schedule: Schedule, applied: Sequence[Applied], model: nn.Module, tokens: float
+    schedule: Schedule, applied: Sequence[Applied], model: LanguageModule, tokens: float
 ) -> tuple[Schedule, list[Switch], str]:
     """(the schedule as the edits want it, when each begins to take effect, that in lines).
 
@@ -152,7 +154,7 @@ def _said(active: Choice, start: float) -> str:
     return f"quantised over the last {1 - start:.1%} of the budget{fused}; in full precision before that"
 
 
-def stated(model: nn.Module) -> dict[str, Any]:
+def stated(model: LanguageModule) -> dict[str, Any]:
     """What is quantised, for the summary of a run: empty for a model in full precision.
 
     lowered, kept: the names of the matrices that are and of those that stay in higher precision, as the run said them.

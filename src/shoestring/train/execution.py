@@ -116,7 +116,9 @@ def cross_entropy(config: ExecutionConfig) -> CrossEntropy:
 def prepare_blocks(model: nn.Module, config: ExecutionConfig) -> None:
     """Set a model's blocks to compute as `config` says. Each block is compiled as a region of its own: the blocks are
     alike, so the compiler works once for all of them."""
-    for block in model.blocks:  # type: ignore[union-attr]
+    if not isinstance(model, Transformer):
+        return  # of a wrapped model every part is its makers' own
+    for block in model.blocks:
         if config.attention == "chunked" and hasattr(block.token_mixer, "chunked"):
             block.token_mixer.chunked = True
         if config.compile == "blocks":

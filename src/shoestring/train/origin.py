@@ -18,7 +18,7 @@ NAME = "origin.json"
 FORMAT = "shoestring-run"
 VERSION = 1
 
-MOVABLE = {f"data.{key}" for key in PLACES} | {"start.run"}
+MOVABLE = {f"data.{key}" for key in PLACES} | {"start.run", "model.base"}
 """Keys that say where something lies: it may be moved, and is known by its content."""
 
 

@@ -15,6 +15,7 @@ from shoestring.plan import rules
 from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
+from shoestring.train.base import kept_of, with_frozen
 from shoestring.train.closing import draw_sample, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import read_decisions, write_decisions
@@ -317,7 +318,7 @@ class Session:
             "optimizer": numbers,
             "data": self.dataset.fingerprint,
         }
-        snapshot = checkpoint.Snapshot(self.steps.weights(), tensors, state)
+        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.steps.weights(), self.config), tensors, state)
         keep, spared = self.config.train.keep, self.milestones.steps()
         checkpoint.save(self.folder.checkpoints, self.loop.position.step, snapshot, keep=keep, spared=spared)
 
@@ -331,7 +332,9 @@ class Session:
             return
         found, snapshot = checkpoint.load(self.folder.checkpoints, step)
         require_same_text(snapshot.state["data"], self.dataset, self.config)
-        self.steps.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
+        self.steps.restore(
+            with_frozen(self.parts.model, snapshot.model, self.config), snapshot.optimizer, snapshot.state["optimizer"]
+        )
         self.loop.restore(snapshot.state)
         self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))
         self.folder.roll_back_metrics(found)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.ledger import MODEL, Totals
 from shoestring.contract.batch import Batch
+from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At, Objective
-from shoestring.model.transformer import Transformer
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.train.curvature import curvature_of
@@ -69,7 +69,7 @@ class Steps(Protocol):
     model: as it is to be judged within `evaluation_weights`, and after `finish`. noise_scale: None where it is not measured.
     """
 
-    model: Transformer
+    model: LanguageModule
     noise_scale: NoiseScale | None
 
     @property
@@ -136,7 +136,7 @@ class Stepper:
 
     def __init__(
         self,
-        model: Transformer,
+        model: LanguageModule,
         objective: Objective,
         optimizer: Composite,
         *,

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoestring.contract.edit import Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.digests import digest_of
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.train import checkpoint
 from shoestring.train.assembly import planned_tokens
+from shoestring.train.base import build_model, with_frozen
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import FOLDER, Applied, apply_edits, join_schedule, needs, read_decisions
 from shoestring.train.run_folder import RunFolder
@@ -29,12 +31,21 @@ class Trained:
     """
 
     config: RunConfig
-    model: Transformer
+    model: LanguageModule
     tokenizer: TextTokenizer
     step: int
     applied: tuple[Applied, ...]
     quantised: bool
     digest: str
+
+    @property
+    def native(self) -> Transformer:
+        """The model where it is this program's own. Raises: UsageError for a wrapped one."""
+        if not isinstance(self.model, Transformer):
+            raise UsageError(
+                f"{self.config.model.base} is of a family that is only wrapped here: this works on native models"
+            )
+        return self.model
 
 
 def load_trained(path: Path, step: int | None = None) -> Trained:
@@ -45,10 +56,9 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     decisions = read_decisions(path, config.edits)
     if decisions is None and needs(config.edits):
         raise ShoestringError(f"{path} lacks what its edits decided: they cannot be applied again without text")
-    edited, applied = apply_edits(Transformer(config.model), config.edits, Evidence(config.seed), decisions)
-    assert isinstance(edited, Transformer)
+    edited, applied = apply_edits(build_model(config.model), config.edits, Evidence(config.seed), decisions)
     try:
-        edited.load_state_dict(snapshot.model)
+        edited.load_state_dict(with_frozen(edited, snapshot.model, config))
     except RuntimeError:
         raise ShoestringError(
             f"{path}: the weights of step {found} are not of the model that config.toml describes"

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.anatomy import Anatomy
 from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import method
 
@@ -49,9 +50,9 @@ class DropLayers:
         self.count, self.layers, self.by = count, layers, by
         self.needs = frozenset({"text"} if by == "influence" and count else ())
 
-    def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
+    def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """The numbers of the layers that stay. Raises: UsageError where so many cannot go, and without text to look at."""
-        anatomy: Anatomy = model.anatomy()  # type: ignore[operator]
+        anatomy = model.anatomy()
         total = len(anatomy.layers)
         if len(self.layers) >= total or self.count >= total or any(number >= total for number in self.layers):
             asked = f"layers {list(self.layers)}" if self.layers else f"{self.count} layers"
@@ -76,16 +77,16 @@ class DropLayers:
         stay = [number for number in range(total) if number not in gone]
         return Decision({**values, "stay": stay}, spent=spent)
 
-    def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The model with the layers that stay."""
-        model.anatomy().keep_layers(decision.values["stay"])  # type: ignore[operator]
+        model.anatomy().keep_layers(decision.values["stay"])
         return model
 
-    def fold(self, model: nn.Module) -> nn.Module:
+    def fold(self, model: LanguageModule) -> LanguageModule:
         """The model as it is: its layers are plain."""
         return model
 
-    def describe(self, model: nn.Module, decision: Decision) -> str:
+    def describe(self, model: LanguageModule, decision: Decision) -> str:
         stay = decision.values["stay"]
         return f"drop_layers: {len(stay)} layers stay: {', '.join(map(str, stay))}"
 
@@ -98,14 +99,14 @@ def _spread(total: int, count: int) -> set[int]:
 
 
 @torch.no_grad()
-def influences(model: nn.Module, anatomy: Anatomy, evidence: Evidence) -> tuple[list[float], Charge]:
+def influences(model: LanguageModule, anatomy: Anatomy, evidence: Evidence) -> tuple[list[float], Charge]:
     """(the Block Influence of each layer, what measuring it took). Raises: UsageError without text."""
     if not evidence.text:
         raise UsageError("drop_layers by influence looks at text: none was given to it")
     names = anatomy.layers
     sums, tokens, flops = [0.0] * len(names), 0, 0
     for batch in evidence.text:
-        reading = model.read(batch.inputs, tap=(anatomy.embedding, *names))  # type: ignore[operator]
+        reading = model.read(batch.inputs, tap=(anatomy.embedding, *names))
         states: list[Tensor] = [reading.tapped[name].float() for name in (anatomy.embedding, *names)]
         for layer, (before, after) in enumerate(itertools.pairwise(states)):
             sums[layer] += float(torch.nn.functional.cosine_similarity(before, after, dim=-1).sum())

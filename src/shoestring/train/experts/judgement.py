@@ -122,7 +122,7 @@ class Judge:
 def _load(path: Path) -> tuple[Transformer, str]:
     trained = load_trained(path)
     device = trained.config.execution.device
-    return trained.model.to(device), size_name(trained.config.model)
+    return trained.native.to(device), size_name(trained.config.model)
 
 
 def _pass_flops(model: LanguageModel, context: int) -> int:

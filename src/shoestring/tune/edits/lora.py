@@ -6,10 +6,9 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt
-from torch import nn
 
-from shoestring.contract.anatomy import Anatomy
 from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import Count, method
 from shoestring.tune.low_rank_linear import LowRankLinear
@@ -43,9 +42,9 @@ class LoRA:
     ) -> None:
         self.rank, self.alpha, self.targets = rank, alpha, targets
 
-    def decide(self, model: nn.Module, evidence: Evidence) -> Decision:
+    def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """Which matrices, and the first A of each. Raises: UsageError for a pattern that names none."""
-        anatomy: Anatomy = model.anatomy()  # type: ignore[operator]
+        anatomy = model.anatomy()
         matrices = {matrix.name: matrix.weight for matrix in anatomy.matrices()}
         for pattern in self.targets:
             if not any(fnmatchcase(name, pattern) for name in matrices):
@@ -58,7 +57,7 @@ class LoRA:
             tensors[name] = (torch.rand(self.rank, inputs, generator=generator) * 2 - 1) * bound  # type: ignore[call-overload]
         return Decision({"rank": self.rank, "scale": self.alpha / self.rank}, tensors)
 
-    def apply(self, model: nn.Module, decision: Decision) -> nn.Module:
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The model with adapters, in float32, and every other parameter frozen."""
         model.requires_grad_(False)
         for name, down in decision.tensors.items():
@@ -68,13 +67,13 @@ class LoRA:
             model.set_submodule(name, LowRankLinear(base, down.to(device, copy=True), up, decision.values["scale"]))
         return model
 
-    def fold(self, model: nn.Module) -> nn.Module:
+    def fold(self, model: LanguageModule) -> LanguageModule:
         """Each adapter added to the matrix that it stands beside."""
         for name, module in list(model.named_modules()):
             if isinstance(module, LowRankLinear):
                 model.set_submodule(name, module.merged())
         return model
 
-    def describe(self, model: nn.Module, decision: Decision) -> str:
+    def describe(self, model: LanguageModule, decision: Decision) -> str:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return f"lora: adapters of rank {self.rank} on {len(decision.tensors)} matrices: {trained:,} parameters are trained"

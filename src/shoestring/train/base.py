@@ -1,0 +1,116 @@
+"""A run's model that exists already: its shape, its tokenizer, and the model itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from shoestring.base import Opened, peek, take
+from shoestring.budget.machine import cache_folder
+from shoestring.config import Tree, merge, tree
+from shoestring.contract.model import LanguageModule
+from shoestring.data.places import absolute_path
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from shoestring.train.config import RunConfig
+
+OWN = ("base", "digest", "context")
+"""Keys of [model] that a run on a base may set: the others are the base's."""
+
+WINDOW = 512
+"""Tokens of a window, where nothing is said, for a base whose context is longer."""
+
+TUNING: Tree = {
+    "optim": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
+    "fallback": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
+    "schedule": {"name": "wsd", "decay": 0.5},
+    "train": {"batch": 4, "warmup": 0.1, "heldout_tokens": 16384},
+}
+"""What a run on a base has in place of the plan's rules, which are for models from scratch: the rates at which pretrained models
+of this size are tuned in full by AdamW."""
+
+
+def with_base(asked: Tree) -> Tree:
+    """What was asked for, with the shape and the tokenizer of the base that it names, and what suits training one.
+
+    Raises: UsageError where the base cannot be opened, or another shape or tokenizer is asked for.
+    """
+    model: Mapping[str, Any] = asked["model"]
+    for key in model:
+        if key not in OWN:
+            raise UsageError(f"model.{key} is the base's own: leave it out, as {model['base']} has its shape")
+    if asked.get("transfer", "standard") not in ("standard", {"name": "standard"}):
+        raise UsageError(
+            "a rule of transfer sets the first weights of a model, and this one has weights: leave transfer out"
+        )
+    place = str(model["base"])
+    if Path(place).expanduser().exists():
+        place = absolute_path(place)
+    opened = peek(place)
+    if opened.tokenizer is None:
+        raise UsageError(f"{place} has no tokenizer, and its tokens are not known without one")
+    most = opened.model.about.context
+    shape = _shape(opened) | {"base": place, "digest": opened.about.digest}
+    shape["context"] = int(model.get("context", min(most, WINDOW)))
+    if shape["context"] > most:
+        raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
+    folder = cache_folder() / "tokenizers" / opened.tokenizer.fingerprint
+    if not (folder / "tokenizer.json").exists():
+        opened.tokenizer.save(folder)
+    given = asked.get("data", {}).get("tokenizer")
+    if given is not None and given != str(folder):
+        raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
+    return merge(merge(TUNING, asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+
+
+def _shape(opened: Opened) -> Tree:
+    """The [model] section of an opened model. Of one that is not native the sizes are told, and the parts have no meaning."""
+    if isinstance(opened.model, Transformer):
+        return {key: value for key, value in tree(opened.model.config).items() if key not in OWN}
+    about = opened.model.about
+    return {"layers": about.layers, "width": about.width, "heads": 1, "vocabulary": about.vocabulary}
+
+
+def is_native(config: ModelConfig) -> bool:
+    """Whether the run's model is a `Transformer`, whose parts can be timed and chosen."""
+    return not config.base or isinstance(peek(config.base).model, Transformer)
+
+
+def build_model(config: ModelConfig) -> LanguageModule:
+    """The run's model in float32: the base that it names, or a new one from torch's global generator.
+
+    Raises: UsageError, ShoestringError where the base is not there, or is another one than the run began with.
+    """
+    if not config.base:
+        return Transformer(config)
+    opened = take(config.base)
+    if config.digest and opened.about.digest != config.digest:
+        raise ShoestringError(
+            f"{config.base} is not the model that this run began with: its weights or its shape are others"
+        )
+    model = opened.model
+    if not isinstance(model, LanguageModule):
+        raise UsageError(f"{config.base} can be used, and not be trained: it is {opened.about.kind}")
+    model.requires_grad_(True).train()
+    return model
+
+
+def kept_of(model: LanguageModule, weights: Mapping[str, Tensor], config: "RunConfig") -> dict[str, Tensor]:
+    """Of a model's weights, those that a checkpoint holds: on a base, all but the frozen ones, which the base has."""
+    if not config.model.base:
+        return dict(weights)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in weights.items() if name not in frozen}
+
+
+def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunConfig") -> dict[str, Tensor]:
+    """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is."""
+    if not config.model.base:
+        return dict(kept)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
+    return {**own, **kept}
