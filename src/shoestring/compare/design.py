@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shoestring.compare.record import settings_text
+from shoestring.compare.statistics import LEAST_PAIRS
 from shoestring.errors import UsageError
 
 Unit = Literal["seconds", "flops", "tokens"]
@@ -61,9 +62,9 @@ class Design:
             raise UsageError(f"a tolerance of {self.tolerance:g} is not a share in [0, 1)")
         if self.margin is not None and not 0 < self.margin < 1:
             raise UsageError(f"a margin of {self.margin:g} is not a share in (0, 1): 0.005 is half a percent")
-        if self.until_decided is not None and self.until_decided < max(2, len(self.seeds)):
-            least = max(2, len(self.seeds))
-            raise UsageError(f"until_decided = {self.until_decided} is fewer seeds than the {least} to begin with")
+        least = max(LEAST_PAIRS, len(self.seeds))
+        if self.until_decided is not None and self.until_decided < least:
+            raise UsageError(f"until_decided = {self.until_decided} is too few seeds: give {least} or more")
         self._check_tuning()
         for arm in self.charged:
             if arm not in self.arms:
@@ -89,7 +90,7 @@ class Design:
                     raise UsageError(f"'{arm}' tries {text} twice")
         if self.tuned and self.tuning_seed in self.seeds:
             raise UsageError(
-                f"seed {self.tuning_seed} is both tuned on and judged: a setting chosen at a seed is flattered there"
+                f"seed {self.tuning_seed} is both tuned on and judged: judge on others, as it looks better there"
             )
 
     @property

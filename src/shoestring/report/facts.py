@@ -97,7 +97,7 @@ def headline(run: Run) -> list[Figure]:
         Figure("Held-out loss", plain(loss), "nats per token", measured),
         Figure("Bits per byte", plain(bits), "of held-out text", _perplexity(loss)),
         Figure("Parameters", scaled(parameters), "", ratio),
-        Figure("Speed", scaled(speed(run)), "tokens per second", "over the whole wall clock"),
+        Figure("Speed", scaled(speed(run)), "tokens per second", "over the whole time, evaluation included"),
     ]
     for name, label in RESOURCES.items():
         value, limit = gone[name], run.limits.get(name)

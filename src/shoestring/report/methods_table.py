@@ -184,7 +184,11 @@ def _result(measured: Measured, key: str | None, link: str, notes: Notes) -> str
     one, verdict = measured.comparison, measured.verdict
     rival = measured.base[key][2] if key in measured.base else one.base
     word = {"better": "**better** than", "worse": "**worse** than"}.get(one.verdict, f"**{one.verdict}** to")
-    word = word.replace("comparable** to", "comparable** with").replace("shown** to", "shown** from")
+    word = (
+        word.replace("comparable** to", "comparable** with")
+        .replace("shown** to", "shown** from")
+        .replace("pairs** to", "pairs** against")
+    )
     numbers = "" if one.difference is None else f": {signed(one.difference)} nats"
     if one.difference is not None and one.ends:
         numbers += f" ({confidence(one.confidence or verdict.confidence)}: {interval(one)})"
