@@ -28,7 +28,7 @@ class TrainConfig:
     evaluate_every: share between two held-out evaluations. heldout_tokens: targets in each of them, at most.
     checkpoint_every: seconds. keep: checkpoints kept. noise_scale_every: steps between two measurements of the gradient
     noise scale, which take a step of several micro-batches; 0: never. sample: prompt of the text drawn at the end;
-    sample_tokens: its length.
+    None: the corpus's own ('def main(' of python-stdlib), or the first words of a held-out document. sample_tokens: its length.
     spike: a smoothed loss this many nats above its lowest stops the run.
     """
 
@@ -38,10 +38,10 @@ class TrainConfig:
     warmup: Fraction = 0.02
     evaluate_every: Share = 0.25
     heldout_tokens: Count = 65536
-    checkpoint_every: Seconds = 60.0
+    checkpoint_every: Annotated[float, Interval(gt=0, le=1e9)] = 60.0
     keep: Count = 2
     noise_scale_every: Whole = 0
-    sample: str = "def main("
+    sample: str | None = None
     sample_tokens: Whole = 160
     spike: Positive = 2.0
 
