@@ -46,6 +46,9 @@ class Refined:
     exponent of 2 is the paper's for SGD. The curve is drawn over progress, brought to a thousand equal steps and kept at
     each hundredth.
     Raises: UsageError where the path is no whole run with undamaged metrics.
+
+    smoothing: width of the median filter over the gradient norms, as a share of the run.
+    exponent: of the gradient norm in the refined rate.
     """
 
     smoothing: Share = 0.1

@@ -58,7 +58,12 @@ class TrainConfig:
 class ExecutionConfig:
     """How the arithmetic is carried out. 'auto' is decided by a short measurement and written down in the run.
 
-    threads: 0 keeps torch's own number.
+    device: 'auto', 'cpu' or 'cuda'.
+    precision: of products of matrices; 'auto', 'float32' or 'bfloat16'.
+    compile: 'blocks' compiles the blocks of the model, 'none' nothing.
+    attention: 'auto', 'flash' or 'chunked'.
+    loss: how the loss is computed; 'auto', 'plain', 'fused' or 'fused_compiled'.
+    threads: of the processor; 0 keeps torch's own number.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -113,7 +118,12 @@ SYNC = Pick("sync", "outer loop", default="none")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run. budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
+    """A run.
+
+    budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
+    seed: of all that is drawn at random: first weights, the order of the data. data: what is read. model: what is trained.
+    objective: what is minimised. schedule: the factor on every learning rate, as the budget is spent.
+    train: how the loop runs. execution: how the arithmetic is carried out.
 
     optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
     train.batch that a step takes, as the budget is spent. transfer: how learning rates and first weights follow from those
