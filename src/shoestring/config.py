@@ -237,8 +237,13 @@ def _one_line(error: pydantic.ValidationError, kind: Any, prefix: str = "") -> s
     return f"{where} = {_shown(first['input'])}: {message[:1].lower()}{message[1:]}"
 
 
+_adapters: dict[type, pydantic.TypeAdapter[Any]] = {}
+
+
 def _adapter(kind: type[C]) -> pydantic.TypeAdapter[C]:
-    return pydantic.TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = pydantic.TypeAdapter(kind)  # made once: it takes longer than checking with it
+    return _adapters[kind]
 
 
 def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str = "") -> None:

@@ -261,3 +261,11 @@ def test_a_long_document_is_cut_by_one_rule_in_every_format(tmp_path: Path) -> N
         reading = of()
         assert list(reading.documents(found(tmp_path / f"a.{name}", reading))) == list(passages([long], PASSAGE))
         assert name == "txt" or "cut 1 documents of more than 65,536 characters into 3" in told(reading)
+
+
+def test_an_encoding_that_needs_a_byte_order_mark_and_finds_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes("café\n".encode("utf-16-be"))
+    for found in (text, jsonl):
+        with pytest.raises(NotText, match=r"a is not UTF-16 text: .*BOM"):
+            list(found(path, of(encoding="utf-16")))

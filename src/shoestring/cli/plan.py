@@ -12,14 +12,15 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, prepared, show_plan, tried
 from shoestring.cli.screen import Screen
-from shoestring.config import to_toml, tree
+from shoestring.config import tree
 from shoestring.errors import UsageError
+from shoestring.explain import commented_toml
 
 
 def run(words: Sequence[str]) -> int:
     parser = Arguments("plan", "Decide on a run for a budget and say why, without training.", KEYS)
     parser.add_argument("recipe", nargs="?", type=Path, help="a TOML file; what it leaves open is planned")
-    parser.add_argument("--toml", action="store_true", help="print the complete recipe instead")
+    parser.add_argument("--toml", action="store_true", help="print the complete recipe instead, each key explained")
     add_json_flag(parser, "the plan, what it is expected to cost and the complete configuration")
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
@@ -40,7 +41,7 @@ def run(words: Sequence[str]) -> int:
         decided = decisions(request, made)
         print_json({"machine": machine, "decisions": decided, "expected": expected, "configuration": tree(config)})
     elif found.toml:
-        print(to_toml(config), end="")
+        print(commented_toml(config), end="")
     else:
         show_plan(console, request, made, machine)
     return 0

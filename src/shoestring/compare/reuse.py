@@ -63,7 +63,10 @@ class Reused:
 
 def _whole(config: RunConfig, seed: int, settings: Mapping[str, Any]) -> str:
     """All that decides what a run does."""
-    return to_toml(replace(with_settings(config, settings), seed=seed))
+    whole = replace(with_settings(config, settings), seed=seed)
+    if not whole.train.sample_tokens:  # what is never drawn decides nothing
+        whole = replace(whole, train=replace(whole.train, sample=None))
+    return to_toml(whole)
 
 
 def _require_environment(earlier: Path, present: Mapping[str, Any]) -> None:

@@ -51,6 +51,14 @@ def open_corpus(where: str, text: TextOptions | None = None) -> Corpus:
     return files
 
 
+def own_prompt(where: str) -> str | None:
+    """What a corpus of known content gives as its `PROMPT`, for a model of it to go on from; None of any other."""
+    scheme = where.partition(":")[0]
+    if scheme not in {card.name for card in methods("data", "corpus")}:
+        return None
+    return getattr(find("data", scheme, "corpus").target, "PROMPT", None)
+
+
 def stamp_files(paths: Iterable[Path]) -> str:
     """A digest of the absolute paths, sizes, and times of last modification and change of files.
 

@@ -93,7 +93,10 @@ class Reading:
         head, line, held = True, 1, ""
         while True:
             block = file.read(BLOCK)
-            held += decoder.decode(block, final=not block)
+            try:
+                held += decoder.decode(block, final=not block)
+            except UnicodeError as error:  # of the whole: it lacks the mark that tells its order of bytes
+                raise NotText(f"{path} is not {_shown(encoding)} text: {error}") from None
             if head:
                 held = held.removeprefix("\ufeff")
                 self._require_text(held, file, path, encoding)
@@ -108,8 +111,11 @@ class Reading:
     def lines(self, file: BinaryIO, path: Path) -> Iterator[str]:
         """The lines of an open file, ended by a line feed each; what is invalid in them is marked, for `value` to meet."""
         wrapped = io.TextIOWrapper(file, self._encoding(file), MARK, newline="\n")
-        for number, line in enumerate(wrapped):
-            yield line if number else line.removeprefix("\ufeff")
+        try:
+            for number, line in enumerate(wrapped):
+                yield line if number else line.removeprefix("\ufeff")
+        except UnicodeError as error:
+            raise NotText(f"{path} is not {_shown(self.options.encoding)} text: {error}") from None
 
     def value(self, found: str | bytes, path: Path | str, where: str) -> str | None:
         """A document that stands in a field, as text; None where it is invalid and is to be skipped.
@@ -117,7 +123,10 @@ class Reading:
         Raises: UsageError where it is invalid and `invalid` = 'refuse'.
         """
         if isinstance(found, bytes):
-            found = found.decode(self._named(), MARK)
+            try:
+                found = found.decode(self._named(), MARK)
+            except UnicodeError as error:
+                raise UsageError(f"{path}, {where}: not {_shown(self._named())} text: {error}") from None
         first = _SURROGATE.search(found)
         if first is None:
             return found

@@ -34,6 +34,8 @@ class Attention(nn.Module):
 
     q, k: RMS-normalised over each head with a learnt gain (as Qwen3; the paper divides by the L2 norm and learns one
     scale), then rotated by position. rope_theta: base of the rotary frequencies. epsilon: of the query and key norms.
+
+    qk_norm: whether queries and keys are normalised.
     """
 
     def __init__(

@@ -25,11 +25,13 @@ class ModelConfig:
     layers: blocks. width: of the residual stream. heads: query heads. key_value_heads: heads of keys and values, each
     shared by heads / key_value_heads query heads; 0 = as many as heads. head_width: 0 = width / heads. hidden: inner
     width of the channel mixer; 0 = what its `expansion` asks of the width, rounded up to a multiple of 32. vocabulary:
-    tokens; 0 = not known yet, the tokenizer will tell. context: the most tokens of one sequence. tied: one matrix is
-    both the embedding and the output head. input_scale: factor on the embedded tokens as they enter the residual stream;
-    with a norm at the start of every block it is one over a factor on all the blocks add. output_scale: factor on the
-    logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place of a model that exists, which a run
-    trains on; the sizes are then that model's, and `context` is the length of the windows it is trained on. digest: of the base.
+    tokens; 0 = not known yet, the tokenizer will tell. context: the most tokens of one sequence. token_mixer: what
+    lets a token see those before it. channel_mixer: what works on each token by itself. norm: before each of them.
+    tied: one matrix is both the embedding and the output head. input_scale: factor on the embedded tokens as they
+    enter the residual stream; with a norm at the start of every block it is one over a factor on all the blocks
+    add. output_scale: factor on the logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place
+    of a model that exists, which a run trains on; the sizes are then that model's, and `context` is the length of the
+    windows it is trained on. digest: of the base.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.

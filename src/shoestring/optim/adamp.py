@@ -32,6 +32,10 @@ class AdamP(StatefulOptimizer):
     tested and projected by output channel (the first dimension), and if that fails over the whole layer: see
     `shoestring.optim.projection`. Weights of one dimension are never projected. weight_decay is decoupled; a projected
     weight has less need of it, as its norm no longer grows with the momentum. delta and decay_ratio are the paper's.
+
+    delta: the cosine between weight and gradient, times the root of their size, below which a weight counts as
+    scale-invariant.
+    decay_ratio: factor on the weight decay of a projected weight.
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})

@@ -47,6 +47,7 @@ class Frugal(StatefulOptimizer):
     weight_decay = 0.1 (0), as this library's AdamW has them; shares are rounded down. The state is float32 whatever
     the weights are.
 
+    density: the share of each matrix that has Adam's state.
     Raises: ValueError for a parameter that is no matrix. UsageError for a budget that holds nothing.
     """
 

@@ -47,6 +47,9 @@ class Muon(StatefulOptimizer):
     Inexact Polar Decomposition, arXiv:2605.06884). The sketch is drawn from `seed` and the number of steps, which the
     group counts in `sketches`. `polar_report` says how near a method comes, and how fast.
 
+    rank: leading directions that 'low_rank' orthogonalises.
+    oversampling: further directions of its sketch.
+    power: passes of its sketch over the matrix.
     Raises: ValueError for a parameter that is no matrix.
     """
 

@@ -45,6 +45,8 @@ class MuonHypersphere(Muon):
     matrix outside is put back by the next inner step, one more than 1 % inside grows back by its steps, as one of zeros
     does.
 
+    lr: the share of R that a step moves, about the angle in radians.
+    zero_radius: R of a matrix of zeros, over sqrt(m).
     Raises: ValueError for a parameter that is no matrix (give it to another optimiser, as `partition` does).
     """
 

@@ -44,6 +44,9 @@ class OptAMSGrad(StatefulOptimizer):
     paper has none; gradients extrapolated, where the authors' code extrapolates weights and takes a second gradient
     there; U^T U over its Frobenius norm, which makes `regularization` free of the gradient's unit. What is kept
     is the displacement w_t - w_{t-1/2} rather than w_{t-1/2}, so that weights changed from outside stay changed.
+
+    span: gradients that the extrapolation looks back on.
+    regularization: of the extrapolation's coefficients; more takes them nearer to equal.
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})

@@ -45,6 +45,9 @@ class ScheduleFreeAdamW(AdamWScheduleFree, StatefulOptimizer):
 
     As z, and so x, are its own, an outer loop that moved the parameters would leave them behind: `DiLoCo` refuses it.
 
+    warmup_steps: steps over which lr rises.
+    power: exponent of the step in its weight of the average.
+    lr_power: exponent of the largest learning rate so far in that weight.
     Raises: ValueError for a step between `eval()` and `train()`.
     """
 

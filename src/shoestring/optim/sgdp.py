@@ -32,6 +32,10 @@ class SGDP(StatefulOptimizer):
     `shoestring.optim.projection`. Weights of one dimension are never projected. The divisor 1 - momentum, from the
     authors' code, makes the decay weigh as much as an L2 penalty that went through the momentum. Differs from that
     code: there the projection without Nesterov also writes into the momentum; here, as in the paper, b is left alone.
+
+    delta: the cosine between weight and gradient, times the root of their size, below which a weight counts as
+    scale-invariant.
+    decay_ratio: factor on the weight decay of a projected weight.
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})

@@ -43,6 +43,10 @@ class Sophia(StatefulOptimizer):
     `LogitsCurvature` before each step for which `wants_curvature()` says so, or `update_hessian` with an estimate of
     your own. A step without any estimate is refused.
 
+    gamma: factor on the Hessian; more of it clips fewer coordinates.
+    estimator: of the Hessian's diagonal: 'gnb' or 'hutchinson'.
+    interval: steps between two estimates.
+    correct_bias: whether the start of h at 0 is corrected for.
     Raises: ValueError, in `step`, where a parameter has had no estimate.
     """
 

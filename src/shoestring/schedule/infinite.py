@@ -49,6 +49,11 @@ class Infinite:
     taken before the annealing, and begins at 'constant': no cool-down, and it should have no warm-up either; then its
     first factor is `constant`, on the same learning rate as before. With anneal = 0 a phase leaves only the trunk.
 
+    constant: the factor on the learning rate between cool-down and annealing.
+    cooldown: the share of the budget that the cool-down takes.
+    anneal: the share of the budget that the annealing takes, at its end.
+    shape: of the cool-down: 'cosine', 'inverse-sqrt' or 'linear'.
+    begin: the phase that the run begins with: 'cooldown' or 'constant'.
     Raises: UsageError where the phases are longer than the budget, or the floor is above the constant rate.
     """
 

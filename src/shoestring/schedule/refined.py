@@ -62,6 +62,9 @@ class Refined:
     Differs: the norms are those before clipping of one step in so many; of several workers, the largest. The curve is drawn
     over progress, brought to a thousand equal steps and kept at each hundredth.
     Raises: UsageError where the path is no finished run with undamaged metrics.
+
+    smoothing: width of the median filter over the gradient norms, as a share of the run.
+    exponent: of the gradient norm in the refined rate.
     """
 
     smoothing: Share = 0.1

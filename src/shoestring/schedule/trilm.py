@@ -27,6 +27,9 @@ class TriLM:
     2/3 is the default. That the second line leads to the same end as the first is our reading: the paper gives both peaks
     and 'linear decay', no more. The warm-up is `with_warmup`. The peak learning rates are some 6 times those that the
     authors give float models.
+
+    drop: the share of the budget at which the peak is lowered.
+    release: the share of the budget at which weight decay ends.
     """
 
     drop: Share = 0.5

@@ -23,6 +23,9 @@ class WSD:
     Hu et al. (2024), arXiv:2404.06395; the shape '1-sqrt' is from Hägele et al. (2024), arXiv:2405.18392, who find it
     better than 'linear'. Formula: f(p) = floor + (1 - floor) shape(s), with s = max(0, 1 - (1 - p) / decay).
     The warm-up is `with_warmup`, for this schedule as for any. Differs: MiniCPM decays exponentially, over a tenth.
+
+    decay: the share of the budget that the decay takes, at its end.
+    shape: of the decay: 'linear', '1-sqrt' or 'cosine'.
     """
 
     decay: Share = 0.3

@@ -40,6 +40,8 @@ class WSDS:
     shorter decay, which leaves more of the budget at the full rate.
     Raises: UsageError where the branches do not rise to 1, where a decay would begin before the branch below has ended,
     and where 'inverse' has no floor to fall to.
+
+    shape: of each decay: 'linear', '1-sqrt', 'cosine' or 'inverse'.
     """
 
     branches: Annotated[tuple[Share, ...], MinLen(1)] = (0.25, 0.5, 1.0)

@@ -1,25 +1,57 @@
 """What follows the last step: a sample of the model's writing, and the summary."""
 
+import re
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from shoestring.budget.ledger import SAMPLE, Ledger
 from shoestring.contract.model import LanguageModule
+from shoestring.data.corpus import own_prompt
+from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.generate import generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated
 
+PROMPT_TOKENS = 48
+"""Tokens of a held-out document in which the words of a prompt are looked for."""
 
-def draw_sample(model: LanguageModule, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger) -> str:
-    """What the model writes after the run's sample prompt, its FLOPs charged; a budget in seconds cuts it short."""
+_WORDS = re.compile(r"\S+(?:[^\S\n]+\S+){0,4}")
+
+
+def sample_prompt(config: RunConfig, dataset: Dataset) -> str:
+    """The run's sample prompt: as configured, or the corpus's own, or the first words of a held-out document."""
+    if config.train.sample is not None:
+        return config.train.sample
+    own = own_prompt(config.data.corpus)
+    return _first_words(dataset) if own is None else own
+
+
+def _first_words(dataset: Dataset) -> str:
+    """The first words of the first held-out document that has any; '' where none of the first sixteen has."""
+    store, tokenizer = dataset.heldout, dataset.tokenizer
+    for start in store.document_starts[:16].tolist():
+        ids = store.rows(np.array([start]), min(PROMPT_TOKENS, len(store) - start))[0].tolist()
+        if tokenizer.end in ids:
+            ids = ids[: ids.index(tokenizer.end)]
+        found = _WORDS.search(tokenizer.decode(ids))
+        if found:
+            return found[0][:60].rstrip("\ufffd") or found[0]
+    return ""
+
+
+def draw_sample(
+    model: LanguageModule, tokenizer: TextTokenizer, config: RunConfig, ledger: Ledger, prompt_text: str
+) -> str:
+    """What the model writes after a prompt, its FLOPs charged; a budget in seconds cuts it short."""
     settings = config.train
     if not settings.sample_tokens:
         return ""
-    prompt = tokenizer.encode(settings.sample)[: config.model.context - 1] or [tokenizer.end]
+    prompt = tokenizer.encode(prompt_text)[: config.model.context - 1] or [tokenizer.end]
     sampling = SamplingConfig(temperature=0.7, top_p=0.95, seed=config.seed, max_new_tokens=settings.sample_tokens)
     left = None if config.budget.seconds is None else config.budget.seconds - ledger.totals.wall_clock
     deadline = None if left is None else time.monotonic() + max(left, 0.0)

@@ -30,7 +30,7 @@ class TrainConfig:
     evaluate_every: share between two held-out evaluations. heldout_tokens: targets in each of them, at most.
     checkpoint_every: seconds. keep: checkpoints kept. noise_scale_every: steps between two measurements of the gradient
     noise scale, which take a step of several micro-batches; 0: never. sample: prompt of the text drawn at the end;
-    sample_tokens: its length.
+    None: the corpus's own ('def main(' of python-stdlib), or the first words of a held-out document. sample_tokens: its length.
     spike: a smoothed loss this many nats above its lowest stops the run.
     """
 
@@ -40,10 +40,10 @@ class TrainConfig:
     warmup: Fraction = 0.02
     evaluate_every: Share = 0.25
     heldout_tokens: Count = 65536
-    checkpoint_every: Seconds = 60.0
+    checkpoint_every: Annotated[float, Interval(gt=0, le=1e9)] = 60.0
     keep: Count = 2
     noise_scale_every: Whole = 0
-    sample: str = "def main("
+    sample: str | None = None
     sample_tokens: Whole = 160
     spike: Positive = 2.0
 
@@ -60,7 +60,12 @@ class TrainConfig:
 class ExecutionConfig:
     """How the arithmetic is carried out. 'auto' is decided by a short measurement and written down in the run.
 
-    threads: 0 keeps torch's own number.
+    device: 'auto', 'cpu' or 'cuda'.
+    precision: of products of matrices; 'auto', 'float32' or 'bfloat16'.
+    compile: 'blocks' compiles the blocks of the model, 'none' nothing.
+    attention: 'auto', 'flash' or 'chunked'.
+    loss: how the loss is computed; 'auto', 'plain', 'fused' or 'fused_compiled'.
+    threads: of the processor; 0 keeps torch's own number.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -115,7 +120,12 @@ SYNC = Pick("sync", "outer loop", default="none")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run. budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
+    """A run.
+
+    budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
+    seed: of all that is drawn at random: first weights, the order of the data. data: what is read. model: what is trained.
+    objective: what is minimised. schedule: the factor on every learning rate, as the budget is spent.
+    train: how the loop runs. execution: how the arithmetic is carried out.
 
     optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
     train.batch that a step takes, as the budget is spent. batch_rule: how learning rates and betas follow from those that suit

@@ -16,7 +16,7 @@ from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.base import kept_of, with_frozen
-from shoestring.train.closing import draw_sample, summary
+from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
@@ -263,9 +263,10 @@ class Session:
         if self.parts.milestones:
             self.milestones.add(1.0, self._here(), heldout)
         with self.ledger.clock("evaluate"):
-            sample = draw_sample(self.parts.model, self.dataset.tokenizer, self.config, self.ledger)
+            prompt = sample_prompt(self.config, self.dataset)
+            sample = draw_sample(self.parts.model, self.dataset.tokenizer, self.config, self.ledger, prompt)
         if sample:
-            line = {"step": self.loop.position.step, "prompt": self.config.train.sample, "text": sample}
+            line = {"step": self.loop.position.step, "prompt": prompt, "text": sample}
             samples = JsonLines(self.folder.path / "samples.jsonl")
             samples.append(line)
             samples.close()
@@ -279,7 +280,7 @@ class Session:
         noise = self.steps.noise_scale
         if noise is not None:
             found["critical_batch"] = noise.critical_batch
-        return Outcome("finished", None, self._summarise("finished", found), self.config.train.sample + sample)
+        return Outcome("finished", None, self._summarise("finished", found), prompt + sample)
 
     def _summarise(self, stopped: str, found: Mapping[str, Any]) -> dict[str, Any]:
         self.ledger.write("end", stopped=stopped)

@@ -45,6 +45,9 @@ def balanced_kmeans(
     k-means. The centres start as k-means++ chooses them, and of several `starts` the one of least within-cluster
     squared distance is kept. Papers and code balance the number of documents, by an auction; here tokens are balanced by
     default, as each expert has a like budget to spend on its cluster, by transport prices (`assignment`).
+
+    iterations: rounds of assigning and averaging, at most.
+    starts: how often it begins anew.
     """
     generator = np.random.default_rng(seed)
     weights = {"tokens": tokens, "documents": None, "none": None}[balance]

@@ -30,6 +30,12 @@ def tfidf_projection(
     Achlioptas (2001), "Database-friendly Random Projections", after Johnson and Lindenstrauss. Cheaper than `tfidf_svd` and
     blind to the corpus but for its document frequencies: related words fall in unrelated directions, so it takes more
     dimensions. The options are those of `tfidf_svd`. Raises: UsageError as it does.
+
+    dimensions: numbers of each vector.
+    ngrams: words in the longest term.
+    bits: of the hash of a term: there are 2^bits buckets.
+    sample: documents that the frequencies are counted on.
+    minimum_documents: fewer than these hold a term that is left out.
     """
     buckets = 1 << bits
     _, weights = tfidf(store, sampled(len(store.document_starts), sample, seed), ngrams, buckets, minimum_documents)

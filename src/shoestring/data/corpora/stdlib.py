@@ -31,6 +31,9 @@ class PythonStdlib:
     version of Python, so compare figures within one. Raises: UsageError where the library is not on disk as source.
     """
 
+    PROMPT = "def main("
+    """What a model of this text may be asked to go on from."""
+
     def __init__(self, where: str, text: TextOptions) -> None:
         if where:
             raise UsageError(f"'python-stdlib' takes nothing after its name, not ':{where}'")

@@ -14,7 +14,7 @@ from shoestring.method import Count, method
     kind="format",
     name="text",
     claim="a file is a document; a long one is cut into passages at blank lines where it can be",
-    cost="the file is read twice, once to see that it is text, unless invalid text is replaced or skipped",
+    cost="the file is read twice: once to see that it is text",
 )
 def text(path: Path, reading: Reading, *, passage: Count = PASSAGE) -> Iterator[str]:
     """The text of a file in passages of at most `passage` characters, which joined are the file exactly.

@@ -32,6 +32,8 @@ class ClusterDistance:
     formula, every `every` tokens.
 
     distances: of texts from the centres. top_k: 0 = all experts.
+
+    temperature: T; a lower one gives the nearest expert more weight.
     """
 
     needs_likelihood = False

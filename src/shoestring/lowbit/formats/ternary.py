@@ -46,6 +46,8 @@ class Ternary(Format):
     TriLM quantises no activations, keeps embedding and output head in half precision, and has the norms of the Llama family
     only. BitNet b1.58 quantises activations to 8 bits a token (`activations = "int8"`) and normalises the input of every
     linear layer; no such norm is added here. Differs: latent weights are float32 here, float16 there.
+
+    group: columns of a group, for scale 'group'.
     """
 
     epsilon: Epsilon = 1e-5

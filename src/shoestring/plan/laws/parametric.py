@@ -116,6 +116,8 @@ def fit_parametric(
     chi-squared variable of n - 5 degrees of freedom, so that few runs give wide intervals. Of 30 planted laws on grids of 3 x 3
     and 4 x 4, with noise of 0.3 and 1 %, the 90 % intervals held 83 to 90 % of the exponents: take them as a little narrow.
 
+    resamples: laws that are drawn and fitted for the intervals.
+    confidence: of the intervals.
     Raises: UsageError for fewer than 7 runs, fewer than 3 sizes or token counts, or a run that is no number; ShoestringError
     where no start leads anywhere.
     """

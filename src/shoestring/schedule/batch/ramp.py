@@ -22,6 +22,9 @@ class RampBatch:
     0.5 to 3.2 million over the first 4 to 12 of 300 billion tokens. Formula: share(p) = start + (1 - start) min(1, p / over).
     In a budget of tokens p counts tokens, as there. Why it should pay: the gradient noise scale grows as the loss falls
     (McCandlish et al. 2018, arXiv:1812.06162). Differs: the defaults suit budgets thousands of times smaller.
+
+    start: the share of the batch at the first step.
+    over: the share of the budget in which it grows to the whole.
     """
 
     start: Share = 0.25

@@ -32,6 +32,9 @@ class SteppedBatch:
     factor of 2 gives the doubling form. The learning rate's own schedule is apart: take `constant` with it for the paper's
     exchange. For Adam the exchange is by the square root, see `schedule.batch_rule.square_root`.
     Raises: UsageError where `at` does not rise.
+
+    at: shares of the budget at which the batch is multiplied.
+    factor: by which it is multiplied there.
     """
 
     at: Annotated[tuple[Share, ...], MinLen(1)] = (0.3, 0.6, 0.8)

@@ -38,6 +38,8 @@ class ComputeOptimal:
     rule says 0.15; below that it is an extrapolation, which falls to nothing at 1. tokens: D; 0 is that of the plan or the
     budget. N counts all parameters, also those that are not quantised (our reading). Differs: the authors count tokens, and
     here it is the share of whatever the budget is of.
+
+    rate: a of the formula; more of it quantises a smaller share.
     """
 
     fused: bool = True

@@ -23,6 +23,8 @@ class Late:
     Liu et al. (2025), arXiv:2502.02631, who find a tenth nearly best. Dremov et al. (2025), arXiv:2509.22935, contradict a
     fixed share: theirs grows with the compute (`compute_optimal`). Formula: start = 1 - fraction. fused: the decay of a 'wsd'
     schedule takes just that fraction (see `compute_optimal`); ours, off by default.
+
+    fraction: the share of the budget that is quantised, at its end.
     """
 
     fraction: Share = 0.1

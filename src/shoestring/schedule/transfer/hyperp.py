@@ -37,6 +37,9 @@ class HyperP:
     Differs: the paper's untied head is itself held on a sphere, by an Adam with normalised steps. Embedding and head
     here are AdamW's and have muP's rule (see `mup`), so that they transfer where they are one matrix too.
 
+    base_width: the width that the recipe's rates suit.
+    base_depth: the layers that the recipe's rates suit.
+    token_exponent: how fast the rates fall with the tokens.
     Raises: UsageError where base_tokens is given and the run's tokens are not known.
     """
 

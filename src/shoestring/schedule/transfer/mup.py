@@ -41,6 +41,8 @@ class MuP:
     hold for the others of `optimizers`, which also give all entries of a matrix steps of about one size, is our reading.
 
     Differs: Fan et al. train what maps to and from the vocabulary without weight decay; here it keeps the base recipe's.
+
+    base_width: the width that the recipe's rates suit.
     """
 
     optimizers: ClassVar[frozenset[str]] = frozenset({"adamw", "adam_mini", "lion", "opt_amsgrad"})

@@ -41,6 +41,9 @@ class Linear:
 
     Payload: the scales h, bfloat16 (see `narrow`; for 'minmax' lo and s, float32, since lo may be far from zero), then the
     codes of all entries, packed. A group of zeros decodes to zeros; a single zero among others does not, but to level +h.
+
+    bits: of the code of an entry.
+    range: what the grid is fitted to: 'mse', 'absmax' or 'minmax'.
     """
 
     fixed_size = True

@@ -42,6 +42,10 @@ class Statistical:
     `Groups`; a codebook is L numbers, so 'row' and 'block' are for few bits. For scope 'tensor' the distribution is a
     histogram (see `distribution`): levels and borders are exact to 0.05 % of a magnitude. For 'row' and 'block' entries
     are sorted, which takes longer.
+
+    bits: of the code of an entry.
+    block: entries of a block, for scope 'block'.
+    levels: how the codebook is fitted: 'lloyd', 'quantile' or 'deviation'.
     """
 
     fixed_size = True

@@ -34,6 +34,8 @@ class TopK:
     are kept. values: how the kept ones are coded, in order of place: as floats, or by `Linear` with one scale for all
     ('2bit' ...), which is top-k and quantisation combined. Payload: the coded values, then the places (see `gaps`), whose
     length depends on where they lie.
+
+    fraction: the share of the entries that is kept.
     """
 
     fixed_size = rowwise = False
