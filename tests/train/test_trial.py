@@ -70,6 +70,7 @@ def test_a_trial_may_take_a_share_of_the_run(
     budget: float | None, expected: float, left: float, seconds: float
 ) -> None:
     assert allowed(budget, expected, left) == pytest.approx(seconds)
+    assert allowed(budget, expected, left, used=1e5) == 0.0
 
 
 def test_a_shape_that_turns_out_slow_is_planned_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +104,8 @@ def test_a_budget_without_seconds_is_settled_by_those_expected(
         return Execution(config, ())
 
     monkeypatch.setattr(session, "settle", settle)
-    session.resolve(config_for(budget, dataset), dataset, MACHINE, Ledger(), lambda line: None, expected)
+    session.resolve(
+        config_for(budget, dataset), dataset, MACHINE, Ledger(clock=lambda: 0.0), lambda line: None, expected
+    )
     assert given["seconds"] == seconds
     assert given["allowance"].seconds == pytest.approx(allowed)

@@ -30,9 +30,9 @@ CAUSES = (
     "compile",
     "idle",
 )
-"""What time is spent on. measure: timing which arithmetic pays, and planning by it. start: building the model, and a process's
-first step, where torch sets itself up. compile: the compiler, and a first step that compiles. Ledgers of 0.1.0 have all three
-under 'compile'."""
+"""What time is spent on. measure: timing which arithmetic pays, and planning by it. start: looking at the machine, building
+the model, and a process's first step, where torch sets itself up. compile: the compiler, and a first step that compiles.
+Ledgers of 0.1.0 have all three under 'compile'."""
 
 
 @dataclass(frozen=True)

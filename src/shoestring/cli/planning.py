@@ -151,7 +151,8 @@ def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, 
         if request.workers > 1 or paces.knows(config.model):
             return made, config
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
-        seconds = allowed(request.budget.seconds, made.seconds, left)
+        used = ledger.totals.seconds.get("measure", 0.0)
+        seconds = allowed(request.budget.seconds, made.seconds, left, used)
         pace = try_out(config, dataset, machine, ledger, seconds, made.seconds, say)
         if pace is None:
             return made, config

@@ -65,7 +65,7 @@ def _view(console: Console, config: RunConfig, machine: Machine) -> LiveView:
 def _begin(request: Request, out: Path | None, console: Console) -> tuple[RunFolder, Outcome]:
     folder = RunFolder.create(out or _fresh_name())
     ledger = Ledger(folder.ledger)
-    with ledger.clock("measure"):
+    with ledger.clock("start"):
         machine = probe()
     dataset, config, expected = _decide(request, folder, ledger, machine, console)
     with _view(console, config, machine) as view:
