@@ -65,7 +65,7 @@ def child(options: argparse.Namespace) -> None:
     from shoestring.budget import busy_waiting
     from shoestring.budget.budget import Budget
     from shoestring.budget.machine import cache_folder, probe
-    from shoestring.config import Choice
+    from shoestring.config import Choice, build
     from shoestring.data.config import DataConfig
     from shoestring.data.prepare import prepare
     from shoestring.model.config import ModelConfig
@@ -79,13 +79,14 @@ def child(options: argparse.Namespace) -> None:
     dataset = prepare(DataConfig(), cache_folder(), say=lambda line: None)
     precision = probe().best_precision if options.precision == "auto" else options.precision
     attention = "chunked" if precision == "bfloat16" else "flash"
+    fixed = {"device": "cpu", "compile": "none", "loss": "plain", "threads": torch.get_num_threads()}
     shape = {name: getattr(options, name) for name in ("layers", "width", "heads")}
     config = RunConfig(
         budget=Budget(tokens=1e9),  # ends nothing here: the steps are counted
         model=ModelConfig(vocabulary=dataset.tokenizer.vocabulary, context=256, **shape),
         optim=Choice.of("optim", "muon_hypersphere"),
         train=TrainConfig(batch=options.batch),
-        execution=ExecutionConfig("cpu", precision, "none", attention, "plain", torch.get_num_threads()),
+        execution=build(ExecutionConfig, {"precision": precision, "attention": attention, **fixed}),
     )
     ours = Ours(assemble(config, dataset), options.batch)
     ours(2)
@@ -95,10 +96,9 @@ def child(options: argparse.Namespace) -> None:
         began, settling = time.monotonic(), [0.0]
         while time.monotonic() - began < asked["settle"]:
             settling.append(ours(1))
-        began, steps = time.monotonic(), []
+        began, steps = time.monotonic(), list[float]()
         while len(steps) < asked["steps"] and (not steps or time.monotonic() - began < asked["most"]):
             steps.append(ours(1))
-        # the loss of a step that all ways take: of the first one settled or counted, whatever their speed
         found = {"steps": steps, "reacting": max(settling), "now": busy_waiting.policy().get("now")}
         print(json.dumps(found | {"losses": ours.losses}), flush=True)
 

@@ -112,7 +112,12 @@ def test_a_command_watches_and_the_library_does_not(monkeypatch: pytest.MonkeyPa
     for name in busy_waiting.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     seen = []
-    monkeypatch.setattr("shoestring.cli.methods.run", lambda words: seen.append(busy_waiting.policy()) or 0)
+
+    def run(words: object) -> int:
+        seen.append(busy_waiting.policy())
+        return 0
+
+    monkeypatch.setattr("shoestring.cli.methods.run", run)
     before = dict(os.environ)
     assert busy_waiting.policy() == {"policy": "the OpenMP library's own"}
     assert main(["methods"]) == 0

@@ -142,6 +142,7 @@ def test_measuring_keeps_to_its_allowance_and_says_what_it_left_out(
 )
 def test_measuring_is_allowed_a_share_of_the_budget(seconds: float | None, left: float | None, allowed: float) -> None:
     assert execution.Allowance.share(seconds, left).seconds == allowed
+    assert execution.Allowance.share(seconds, left, used=1e6).seconds == (0.0 if seconds else math.inf)
 
 
 def test_a_first_compile_takes_a_longer_budget_beside_other_processes(

@@ -93,9 +93,9 @@ class Slow:
         budget = Budget(seconds=seconds) if seconds else Budget(tokens=50 * TARGETS)
         schedule: Any = Constant()
         return Loop(
-            stepper=self,
+            stepper=self,  # type: ignore[arg-type]
             schedule=schedule,
-            source=SimpleNamespace(batch=lambda start, count: None),  # type: ignore[arg-type]
+            source=SimpleNamespace(batch=lambda start, count: None),
             evaluator=self,  # type: ignore[arg-type]
             budget=budget,
             ledger=ledger,

@@ -55,7 +55,7 @@ SYNC_HIDDEN = cause("sync_hidden", "an exchange beside the steps", overlaps=True
 EVALUATE = cause("evaluate", "held-out evaluations and samples")
 CHECKPOINT = cause("checkpoint", "writing checkpoints")
 MEASURE = cause("measure", "timing which arithmetic pays, and planning by it")
-START = cause("start", "building the model, and a first step, where torch sets itself up")
+START = cause("start", "looking at the machine, building the model, and a first step, where torch sets itself up")
 COMPILE = cause("compile", "the compiler, and a first step that compiles; in ledgers of 0.1.0 the two above too")
 IDLE = cause("idle", "nothing of these")
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +119,15 @@ def prepared(request: Request, clock: AbstractContextManager[None], say: Say) ->
 
 
 def planned(
-    request: Request, machine: Machine, dataset: Dataset, seconds_spent: float, paces: Paces | None = None
+    request: Request,
+    machine: Machine,
+    dataset: Dataset,
+    seconds_spent: float,
+    paces: Paces | None = None,
+    shape: Tree | None = None,
 ) -> tuple[Plan, RunConfig]:
-    """The plan for what the request leaves open, and the complete configuration. paces: what was measured."""
+    """The plan for what the request leaves open, and the complete configuration. paces: what was measured. shape: of the
+    model, where it is settled although the request leaves it open."""
     memory = request.asked.get("memory")
     made = plan(
         request.budget,
@@ -130,7 +136,7 @@ def planned(
         at_once=request.at_once,
         corpus_tokens=len(dataset.train),
         vocabulary=dataset.tokenizer.vocabulary,
-        fixed=request.asked,
+        fixed=merge({"model": shape or {}}, request.asked),
         memory=parse_memory(memory) if memory else None,
         seconds_spent=seconds_spent,
         critical_batch=request.critical_batch,
@@ -152,12 +158,19 @@ def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, 
         if request.workers > 1 or paces.knows(config.model):
             return made, config
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
-        seconds = allowed(request.budget.seconds, made.seconds, left)
+        used = ledger.totals.seconds.get("measure", 0.0)
+        seconds = allowed(request.budget.seconds, made.seconds, left, used)
         pace = try_out(config, dataset, machine, ledger, seconds, made.seconds, say)
         if pace is None:
             return made, config
         paces.add(config.model, flops_per_token(config.model), pace)
-    return planned(request, machine, dataset, ledger.totals.wall_clock, paces)
+    # between shapes that call for each other, the last one tried out it is
+    shape = {key: getattr(config.model, key) for key in ("layers", "width", "heads", "context")}
+    made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces, shape)
+    first, *others = made.decisions
+    return replace(
+        made, decisions=(replace(first, reason=f"{first.reason}, the last of {TRIALS} tried out"), *others)
+    ), config
 
 
 def _given(asked: Mapping[str, Any], key: str) -> bool:

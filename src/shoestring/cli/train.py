@@ -70,7 +70,7 @@ def _view(console: Screen, config: RunConfig, machine: Machine) -> LiveView:
 def _begin(request: Request, out: Path | None, console: Screen, held: ExitStack) -> tuple[RunFolder, Outcome]:
     folder = held.enter_context(RunFolder.create(out or _fresh_name(), console.print))
     ledger = Ledger(folder.ledger)
-    with ledger.clock("measure"):
+    with ledger.clock("start"):
         machine = probe()
     dataset, config, expected = _decide(request, folder, ledger, machine, console)
     with _view(console, config, machine) as view:

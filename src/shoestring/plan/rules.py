@@ -20,8 +20,8 @@ it: what is no matrix product grows with the width, the products with its square
 0.38 at 320; measured were 0.22 (evidence/default-seconds), 0.27 and 0.44 (evidence/throughput-10m.json, its compiler taken
 off)."""
 
-STARTING_SECONDS = 3.0
-"""Of a process's first step, most of it torch's own imports: 2 to 4 s on two cores."""
+STARTING_SECONDS = 1.0
+"""Of building a small model and of a process's first step, in which torch sets itself up, on two cores."""
 
 MEASURING_SHARE = 0.1
 """The most of a budget in seconds that measuring may take, which decides how to compute."""

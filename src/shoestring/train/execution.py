@@ -68,11 +68,12 @@ class Allowance:
         self._until = clock() + seconds
 
     @classmethod
-    def share(cls, seconds: float | None, left: float | None) -> "Allowance":
-        """The share for measuring of a run of `seconds`, of which `left` are not spent; None: not limited in time."""
+    def share(cls, seconds: float | None, left: float | None, used: float = 0.0) -> "Allowance":
+        """The share for measuring of a run of `seconds`, of which `left` are not spent; None: not limited in time. used: of
+        that share, by now."""
         if seconds is None or left is None:
             return cls()
-        return cls(max(0.0, min(rules.MEASURING_SHARE * seconds, left / 2)))
+        return cls(max(0.0, min(rules.MEASURING_SHARE * seconds - used, left / 2)))
 
     @property
     def left(self) -> float:

@@ -75,7 +75,7 @@ def resolve(
             machine=machine,
             cache=cache_folder(),
             say=say,
-            allowance=Allowance.share(seconds, left),
+            allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
             clock=ledger.clock,
         )
     for reason in execution.reasons:

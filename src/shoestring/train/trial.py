@@ -24,16 +24,17 @@ STEPS = 3
 """Steps that are timed, where there is time for more than one."""
 
 
-def allowed(budget_seconds: float | None, expected: float, left: float) -> float:
-    """Seconds that a trial may take of a run of `expected` seconds, of whose budget `left` are not spent."""
-    share = rules.MEASURING_SHARE * (budget_seconds or expected)
-    return min(LONGEST, share, left / 2)
+def allowed(budget_seconds: float | None, expected: float, left: float, used: float = 0.0) -> float:
+    """Seconds that a trial may take of a run of `expected` seconds, of whose budget `left` are not spent. used: on measuring,
+    by now."""
+    share = rules.MEASURING_SHARE * (budget_seconds or expected) - used
+    return max(0.0, min(LONGEST, share, left / 2))
 
 
 def try_out(
     config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, seconds: float, expected: float, say: Say
 ) -> Pace | None:
-    """The pace of `config`, from a few of its steps; None where `seconds` are, by rule, not enough for any.
+    """The pace of `config`, from a few of its steps; None where `seconds` are not enough for any.
 
     What the steps learn is thrown away. On the ledger they are 'measure', and what only a process's first step takes 'start'.
     expected: seconds of the run. Raises: as `session.resolve`.
@@ -44,8 +45,10 @@ def try_out(
     count = config.train.batch if 6 * config.train.batch * config.model.context * per_token <= seconds else rows
     if 4 * count * config.model.context * per_token > seconds:
         return None
-    config = resolve(config, dataset, machine, ledger, say, expected)
     allowance = Allowance(seconds, ledger.now)
+    config = resolve(config, dataset, machine, ledger, say, expected)
+    if allowance.left <= 0:
+        return None
     with ledger.clock("start"):
         parts = assemble(config, dataset)
         _step(parts, 0, count, ledger)
