@@ -1,7 +1,9 @@
 """Tokenizers: nothing lost, every byte counted, the same every time, and read by transformers."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -152,4 +154,35 @@ def test_no_end_token_is_refused(tmp_path: Path) -> None:
     rules.normalizer = normalizers.NFC()
     rules.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UsageError, match="no end-of-document token"):
+        TextTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d | {"decoder": {"type": "Sequence", "decoders": 5}}, "is not a byte-level tokenizer"),
+        (lambda d: d | {"pre_tokenizer": {"type": "nothing"}}, "is not a tokenizer that can be used"),
+        (lambda d: d | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, "has no tokens"),
+        (lambda d: d | {"model": d["model"] | {"vocab": {"a": 4_000_000_000}}}, "has an id of 4000000000"),
+        (lambda d: d | {"model": d["model"] | {"merges": [["a"]]}}, "is not a tokenizer that can be used"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], complaint: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(change(json.loads(byte_tokenizer().rules.to_str()))))
+    with pytest.raises(UsageError, match=complaint) as caught:
+        TextTokenizer.load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_an_end_token_that_is_no_text_and_endless_nesting_are_refused(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    for named in (5, ["a"], "\ud800"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+        with pytest.raises(UsageError, match="names an end token that is no text"):
+            TextTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not JSON: .*nested"):
         TextTokenizer.load(tmp_path)
