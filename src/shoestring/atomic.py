@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,13 +29,20 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _claim(handle: int) -> bool:
-    """Lock what is being written; False where another process has. A file system without locks has none to be swept."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def _claimed(make: Callable[[], int], path: Path) -> int:
+    """The handle of what `make` makes and opens at `path`, locked: made again where another process has swept it up before
+    it was locked. Where the file system has no locks it has none, and nothing is swept up."""
+    while True:
+        handle = make()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(handle)):
+                return handle
+        except (BlockingIOError, FileNotFoundError):
+            pass  # it is being removed, or has been
+        except OSError:
+            return handle
+        os.close(handle)
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -50,8 +57,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                if _claim(handle):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
 
@@ -63,9 +70,8 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """
     temporary = _temporary(path)
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-        with open(handle, "wb") as file:
-            _claim(handle)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(_claimed(lambda: os.open(temporary, flags, mode), temporary), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -89,10 +95,15 @@ def directory(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    handle = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+
+    def make() -> int:
+        while True:
+            temporary.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # swept up in between
+                return os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+
+    handle = _claimed(make, temporary)
     try:
-        _claim(handle)
         yield temporary
         for child in temporary.rglob("*"):
             if child.is_file():

@@ -3,7 +3,9 @@
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -171,3 +173,34 @@ def test_words_of_the_usual_length_are_trained_on_whole(run: str) -> None:
     assert "".join(bpe._without_long_words(whole)) == whole
     assert list(bpe._without_long_words("a" + run * (bpe.LONGEST - 2) + "b")) == ["a" + run * (bpe.LONGEST - 2) + "b"]
     assert max(map(len, bpe._without_long_words(run * 100_000))) == bpe.LONGEST
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d | {"decoder": {"type": "Sequence", "decoders": 5}}, "is not a byte-level tokenizer"),
+        (lambda d: d | {"pre_tokenizer": {"type": "nothing"}}, "is not a tokenizer that can be used"),
+        (lambda d: d | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, "has no tokens"),
+        (lambda d: d | {"model": d["model"] | {"vocab": {"a": 4_000_000_000}}}, "has an id of 4000000000"),
+        (lambda d: d | {"model": d["model"] | {"merges": [["a"]]}}, "is not a tokenizer that can be used"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_refused_in_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], complaint: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(change(json.loads(byte_tokenizer().rules.to_str()))))
+    with pytest.raises(UsageError, match=complaint) as caught:
+        TextTokenizer.load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_an_end_token_that_is_no_text_and_endless_nesting_are_refused(tmp_path: Path) -> None:
+    byte_tokenizer().save(tmp_path)
+    for named in (5, ["a"], "\ud800"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named}))
+        with pytest.raises(UsageError, match="names an end token that is no text"):
+            TextTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match=r"tokenizer\.json is not JSON: .*nested"):
+        TextTokenizer.load(tmp_path)

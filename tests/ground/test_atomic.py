@@ -63,3 +63,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_no_living_one_s(t
         assert other.exists()
         atomic.sweep(tmp_path)  # of any name
         assert not other.exists()
+
+
+def test_writers_of_one_file_at_once_do_not_sweep_each_other_up(tmp_path: Path) -> None:
+    write = "import sys; from pathlib import Path; from shoestring import atomic\n"
+    write += "for n in range(150): atomic.write_text(Path(sys.argv[1]), str(n))"
+    writers = [subprocess.Popen([sys.executable, "-c", write, tmp_path / "file"]) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "149"
