@@ -1,4 +1,4 @@
-"""CheckFree against checkpoint restart: a pipeline of four processes whose stages are killed, at the same wall-clock.
+"""CheckFree against checkpoint restart: a pipeline of four processes whose stages are killed, at the same wall-clock or tokens.
 
 For each set of stages that may fail (--struck: 'inner', as CheckFree cannot rebuild the ends; 'all'), rate and seed, every
 policy trains the same model from the same first weights on the same batches for --minutes, while stages are killed with
@@ -12,11 +12,19 @@ the chances a step are those of the paper's simulation (0.001 at 5 %, 0.002 at 1
 * loss: on held-out text, in the weights at the end; goodput: the share of the tokens trained on that the final weights are
   made of; useful: the share of the time that went into steps that stand.
 
-Runs that are there are not made again. Four processes of one thread each; run it on a machine with nothing else to do.
+With --tokens the tokens given out to train on take the place of the clock, those of steps that are rolled back or repeated
+included: progress, end and faults go by them, --hour counts steps, and a fault comes between two steps. What is measured
+is then the loss alone, and does not depend on what else the machine does.
+
+Runs that are there are not made again. Four processes of one thread each; by the clock, run it on a machine with nothing
+else to do.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import time
@@ -39,7 +47,7 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.stages import cut
 from shoestring.sync.pipeline.batch import MicroBatch
 from shoestring.sync.pipeline.engine import Pipeline
-from shoestring.sync.pipeline.faults import FaultInjector, draw_faults
+from shoestring.sync.pipeline.faults import Fault, FaultInjector, draw_faults
 
 STAGES = 4
 POLICIES = ("checkpoint", "checkfree", "checkfree_plus", "redundant")
@@ -83,15 +91,39 @@ def recovery(policy: str, options: argparse.Namespace) -> Any:
     return Choice.of("sync", policy, kind="recovery", **own).build()
 
 
+def train_by_the_clock(pipeline: Pipeline, faults: Sequence[Fault], seconds: float) -> list[Fault]:
+    """Steps for so many seconds, a fault at its second. The faults that happened."""
+    injector, began = FaultInjector(pipeline, faults), time.perf_counter()
+    injector.start()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        pipeline.train_step(lr_factor(elapsed / seconds))
+    injector.stop()
+    return injector.done
+
+
+def train_by_tokens(pipeline: Pipeline, faults: Sequence[Fault], tokens: int) -> list[Fault]:
+    """Steps until so many tokens were given out, a fault before the step that takes its token. The faults that happened."""
+    left, done = list(faults), list[Fault]()
+    while (seen := pipeline.accounts.tokens_seen) < tokens:
+        if left and left[0].at <= seen:
+            done.append(left.pop(0))
+            with contextlib.suppress(ProcessLookupError):  # it may have died by itself
+                os.kill(pipeline.processes()[done[-1].stage], signal.SIGKILL)
+        pipeline.train_step(lr_factor(seen / tokens))
+    return done
+
+
 def run(options: argparse.Namespace, struck: str, rate: float, seed: int, policy: str) -> dict[str, Any]:
     """One policy's run of one trace."""
-    text, seconds = Text(options, seed), 60 * options.minutes
+    text, a_step = Text(options, seed), options.batch * options.context
+    extent = options.tokens or 60 * options.minutes
+    hour, gap = (each * a_step if options.tokens else each for each in (options.hour, options.gap))
     torch.manual_seed(seed)
     shape = {"layers": options.layers, "width": options.width, "heads": options.heads, "context": options.context}
     model = ModelConfig(vocabulary=options.vocabulary, tied=False, **shape).build()
     first, stages, last = cut(model, STAGES)
     may_fail = range(STAGES) if struck == "all" else range(1, STAGES - 1)
-    faults = draw_faults(rate, hour=options.hour, seconds=seconds, stages=may_fail, seed=seed, gap=options.gap)
+    faults = draw_faults(rate, hour=hour, seconds=extent, stages=may_fail, seed=seed, gap=gap)
     with tempfile.TemporaryDirectory(dir=options.out) as scratch:
         pipeline = Pipeline(
             first,
@@ -104,12 +136,9 @@ def run(options: argparse.Namespace, struck: str, rate: float, seed: int, policy
             folder=Path(scratch),
         )
         with pipeline:
-            injector, began = FaultInjector(pipeline, faults), time.perf_counter()
-            injector.start()
-            while (elapsed := time.perf_counter() - began) < seconds:
-                pipeline.train_step(lr_factor(elapsed / seconds))
+            began = time.perf_counter()
+            done = (train_by_tokens if options.tokens else train_by_the_clock)(pipeline, faults, extent)
             elapsed = time.perf_counter() - began
-            injector.stop()
             sent = pipeline.bytes_by_role()
             pipeline.collect()
     heldout = text.evaluation()
@@ -127,7 +156,7 @@ def run(options: argparse.Namespace, struck: str, rate: float, seed: int, policy
         "loss": loss,
         "steps": pipeline.step,
         "seconds": elapsed,
-        "failures": len(injector.done),
+        "failures": len(done),
         "tokens": {
             "seen": accounts.tokens_seen,
             "useful": accounts.tokens_useful,
@@ -139,7 +168,7 @@ def run(options: argparse.Namespace, struck: str, rate: float, seed: int, policy
         "steps_per_hour_equivalent": options.hour * len(accounts.steps) / max(accounts.seconds["useful"], 1e-9),
         "bytes_by_role": dict(sent),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "faults": [[fault.at, fault.stage] for fault in injector.done],
+        "faults": [[fault.at, fault.stage] for fault in done],
     }
 
 
@@ -164,15 +193,18 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="of each run, default 4")
+    parser.add_argument("--tokens", type=int, default=0, help="of each run, in the place of --minutes")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.10], help="failures of a stage an hour")
     parser.add_argument(
         "--policies", nargs="+", choices=POLICIES, default=["checkpoint", "checkfree", "checkfree_plus"]
     )
     parser.add_argument("--struck", nargs="+", choices=("inner", "all"), default=["inner", "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--hour", type=float, default=8.0, help="seconds that stand for an hour, default 8")
     parser.add_argument(
-        "--gap", type=float, default=2.0, help="seconds between faults of neighbours, at least; default 2"
+        "--hour", type=float, default=8.0, help="seconds, or steps with --tokens, that stand for an hour; default 8"
+    )
+    parser.add_argument(
+        "--gap", type=float, default=2.0, help="seconds, or steps, between faults of neighbours, at least; default 2"
     )
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints, default 100")
     parser.add_argument("--download", type=float, default=0.0, help="seconds a restart waits for its files, default 0")

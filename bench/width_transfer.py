@@ -135,8 +135,14 @@ def heldout(model: Transformer, windows: Windows, count: int) -> float:
 
 def train(arm: str, width: int, k: int, seed: int, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """One run, as a line of the file."""
+    return {"arm": arm, "width": width, **trained(arm, width, k, seed, settings, dataset, transfer_of(arm, settings))}
+
+
+def trained(
+    arm: str, width: int, k: int, seed: int, settings: Settings, dataset: Dataset, transfer: Transfer
+) -> dict[str, Any]:
+    """One run of a model of this width under a rule of transfer, as it is written down. settings: its layers and steps too."""
     began, lr = time.perf_counter(), rate(arm, k)
-    transfer = transfer_of(arm, settings)
     require_optimizer(transfer, ARMS[arm].optimizer)
     rules = transfer(
         Scale(width=width, depth=settings.layers, tokens=settings.steps * settings.batch * settings.context)
@@ -171,8 +177,6 @@ def train(arm: str, width: int, k: int, seed: int, settings: Settings, dataset: 
     finite = math.isfinite(found)
     matrices = [(member.name, member.parameter) for member in members(model) if member.role == "matrix"]
     return {
-        "arm": arm,
-        "width": width,
         "k": k,
         "seed": seed,
         "lr": lr,

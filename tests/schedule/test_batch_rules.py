@@ -105,8 +105,8 @@ def test_constant_half_life_by_hand() -> None:
 def test_both_rules_for_beta2_agree_to_first_order() -> None:
     for small in (1e-3, 1e-4):
         settings = Settings(1.0, 0.9, 1 - small, 1.0)
-        exact, rule = (each(reference=1)(settings, 4).beta2 for each in (ConstantHalfLife, SquareRootBatchRule))
-        assert abs(exact - rule) < 10 * small**2
+        exact = ConstantHalfLife(reference=1)(settings, 4).beta2
+        assert exact == pytest.approx(SquareRootBatchRule(reference=1)(settings, 4).beta2, abs=10 * small**2)
 
 
 def test_refusals() -> None:

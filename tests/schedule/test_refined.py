@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shoestring.config import Choice
 from shoestring.errors import UsageError
-from shoestring.schedule.refined import Refined
+from shoestring.schedule.refined import Curve, Refined
 from shoestring.schedule.refinement import POINTS, gradient_norms, median_filter, refined_points
 
 GRID = [step / 1000 for step in range(1001)]
@@ -106,10 +106,8 @@ def test_adams_rule_takes_the_1_norm_and_sgds_the_2_norm(tmp_path: Path) -> None
     rows = [{**train(step / 40, 1 + step), "gradient_norm": 2.0} for step in range(41)]
     folder = write(tmp_path / "past", rows)
     progress = [row["progress"] for row in rows]
-    adam, sgd = (
-        Choice.of("schedule", "refined", points=str(folder), **options).build().points.factors
-        for options in ({}, {"norm": "l2", "exponent": 2})
-    )
+    adam = Choice.of("schedule", "refined", points=str(folder)).build().points.factors
+    sgd = Choice.of("schedule", "refined", points=str(folder), norm="l2", exponent=2).build().points.factors
     assert adam == refined_points(progress, [1 + step for step in range(41)])
     assert sgd == pytest.approx([1 - step / 100 for step in range(101)])
 
@@ -132,7 +130,7 @@ def test_a_run_that_does_not_say_what_it_spent_is_refused(tmp_path: Path, summar
 
 
 def test_straight_lines_between_the_points() -> None:
-    schedule = Refined(points=(0.5, 1.0, 0.0))
+    schedule = Refined(points=Curve((0.5, 1.0, 0.0)))
     assert [schedule(p) for p in (0, 0.25, 0.5, 0.75, 1.0)] == [0.5, 0.75, 1.0, 0.5, 0.0]
 
 
