@@ -129,3 +129,11 @@ def test_bad_prompts_are_one_line(
     assert (status, output) == (2, "")
     assert errors.startswith(f"shoestring: {line}")
     assert errors.count("\n") == 1
+
+
+def test_an_export_is_named_as_what_it_is(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.gguf").touch()
+    for place, kind in ((trained / "transformers", "a transformers folder"), (tmp_path / "model.gguf", "a GGUF file")):
+        assert main(["generate", str(place), "text"]) == 2
+        line = f"{place} is {kind}, which cannot be read here yet: give the folder of the run itself"
+        assert capsys.readouterr().err == f"shoestring: {line}\n"

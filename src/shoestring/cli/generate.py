@@ -70,7 +70,7 @@ def run(words: Sequence[str]) -> int:
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
     texts = _texts(found.prompts, found.file)
-    model: Trained | Packed = load_packed(found.run) if is_packed(found.run) else load_trained(found.run)
+    model = _load(found.run)
     if isinstance(model, Packed) and isinstance(model.model.decoder, str):
         print(f"(slow: every token goes module by module, as {model.model.decoder})", file=sys.stderr)
     prompts = [_prompt(text, model, settings, keep_last=found.keep_last) for text in texts]
@@ -144,6 +144,14 @@ def _arguments() -> Arguments:
         help="a line a sample: prompt, sample, text, prompt_tokens, tokens, seconds, stopped (end, length, context or stop)",
     )
     return parser
+
+
+def _load(path: Path) -> Trained | Packed:
+    """Raises: UsageError, also for an export, which cannot be read back yet."""
+    foreign = "a GGUF file" if path.suffix == ".gguf" else "a transformers folder"
+    if (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file():
+        raise UsageError(f"{path} is {foreign}, which cannot be read here yet: give the folder of the run itself")
+    return load_packed(path) if is_packed(path) else load_trained(path)
 
 
 def _count(text: str) -> int:
