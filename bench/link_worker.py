@@ -32,7 +32,7 @@ from shoestring.errors import ShoestringError
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.rendezvous.joining import join, leave
-from shoestring.sync.transport.distributed import DistributedTransport
+from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
@@ -77,7 +77,7 @@ def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequenc
     return ended
 
 
-def train(specification: dict[str, Any], transport: DistributedTransport) -> dict[str, Any]:
+def train(specification: dict[str, Any], transport: Transport) -> dict[str, Any]:
     config = build(RunConfig, specification["config"])
     dataset = prepare(config.data, cache_folder(), say=lambda line: None)
     config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))

@@ -39,7 +39,7 @@ from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.outer import OuterSGD
 from shoestring.sync.rendezvous.joining import join, leave
-from shoestring.sync.transport.distributed import DistributedTransport
+from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
@@ -52,7 +52,7 @@ class Place:
     """Where a side is built. lighthouse: 'host:port' of its own, for torchft."""
 
     settings: dict[str, Any]
-    transport: DistributedTransport
+    transport: Transport
     lighthouse: str
 
 

@@ -115,7 +115,8 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
         ([], b"", "the prompt is empty: give some text to go on from"),
         (["-", "-"], b"", "'-' is given twice, and standard input is read once"),
         (["--file", "/nowhere.txt"], b"", "/nowhere.txt cannot be read: No such file or directory"),
-        (["a", "--samples", "0"], b"", "argument --samples: 0 is not 1 or more"),
+        (["a", "--samples", "0"], b"", "argument --samples: '0' is not a whole number of 1 or more"),
+        (["a", "--samples", "x"], b"", "argument --samples: 'x' is not a whole number of 1 or more"),
         (["a", "--stop", ""], b"", "argument --stop: a stop string needs at least one character"),
         (["a", "--samples", "3", "--temperature", "0"], b"", "--samples 3 at --temperature 0 is one text 3 times"),
     ],
@@ -128,3 +129,11 @@ def test_bad_prompts_are_one_line(
     assert (status, output) == (2, "")
     assert errors.startswith(f"shoestring: {line}")
     assert errors.count("\n") == 1
+
+
+def test_an_export_is_named_as_what_it_is(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.gguf").touch()
+    for place, kind in ((trained / "transformers", "a transformers folder"), (tmp_path / "model.gguf", "a GGUF file")):
+        assert main(["generate", str(place), "text"]) == 2
+        line = f"{place} is {kind}, which cannot be read here yet: give the folder of the run itself"
+        assert capsys.readouterr().err == f"shoestring: {line}\n"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def test_the_documented_loop_trains_under_plain_python(monkeypatch: pytest.Monke
 
     before = loss(model, batches[0]).item()
     inner = AdamW(model.parameters(), lr=0.05)
-    given = {"model": model, "inner": inner, "batches": batches, "loss": loss}
+    given: dict[str, Any] = {"model": model, "inner": inner, "batches": batches, "loss": loss}
     exec(compile(code, str(PAGE), "exec"), given)
     assert given["outer"].rounds == 3, "two after 30 steps each, and one for the 10 that are left"
     assert loss(model, batches[0]).item() < before / 2

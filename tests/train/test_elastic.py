@@ -152,7 +152,7 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(
             taking_part,
-            "fingerprint",
+            "run_fingerprint",
             lambda config, data: RunFingerprint(workers=2, **vars_of(config, data), version="0.0.1"),
         )
         line = refused(words, out)

@@ -76,9 +76,15 @@ def test_the_workers_that_were_started_are_those_of_the_run(
     [
         ({}, ["--workers=3"], "the run is of 3 workers, and 2 were started"),
         ({"WORLD_SIZE": "two"}, [], "WORLD_SIZE is 'two' in the environment: a whole number is needed"),
+        ({}, ["--heartbeat-timeout=0"], "argument --heartbeat-timeout: '0' is not a number of seconds above 0"),
+        ({}, ["--heartbeat-timeout=x"], "argument --heartbeat-timeout: 'x' is not a number of seconds above 0"),
         ({}, ["--transport=torchft"], "transport = torchft: such a run is started by one command, not by torchrun"),
         ({}, ["--transport=local"], "transport = local: such a run is started by one command, not by torchrun"),
-        ({"MASTER_ADDR": "192.0.2.7"}, [], "SHOESTRING_TOKEN is empty, and the workers meet where other machines come"),
+        (
+            {"MASTER_ADDR": "192.0.2.7"},
+            [],
+            "SHOESTRING_TOKEN is empty, and other machines can reach where the workers meet",
+        ),
         ({"MASTER_ADDR": "node-0.example"}, [], "SHOESTRING_TOKEN is empty"),
         ({"GLOO_SOCKET_IFNAME": "eth0"}, [], "SHOESTRING_TOKEN is empty"),
         ({"MASTER_ADDR": "192.0.2.7", TOKEN: " \n"}, [], "SHOESTRING_TOKEN is empty"),
@@ -173,7 +179,7 @@ def test_who_goes_on_with_another_text_is_refused(corpus: Path, tmp_path: Path, 
         yield SimpleNamespace(rank=1)
 
     place.setattr(train, "joined", joined)
-    place.setattr(crew, "share", lambda transport, content, number: ["0123456789", content])
+    place.setattr(crew, "all_gather", lambda transport, content, number: ["0123456789", content])
     line = "worker 1 reads another corpus or tokenizer than worker 0 (fingerprints "
     assert line in (told := refused("--resume", begun(tmp_path / "run", corpus)))
     assert told.endswith(" and 01234567)\n")

@@ -71,7 +71,7 @@ def run(words: Sequence[str]) -> int:
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
     texts = _texts(found.prompts, found.file)
-    model: Trained | Packed = load_packed(found.run) if is_packed(found.run) else load_trained(found.run)
+    model = _load(found.run)
     if isinstance(model, Packed) and isinstance(model.model.decoder, str):
         print(f"(slow: every token goes module by module, as {model.model.decoder})", file=sys.stderr)
     prompts = [_prompt(text, model, settings, keep_last=found.keep_last) for text in texts]
@@ -147,11 +147,18 @@ def _arguments() -> Arguments:
     return parser
 
 
+def _load(path: Path) -> Trained | Packed:
+    """Raises: UsageError, also for an export, which cannot be read back yet."""
+    foreign = "a GGUF file" if path.suffix == ".gguf" else "a transformers folder"
+    if (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file():
+        raise UsageError(f"{path} is {foreign}, which cannot be read here yet: give the folder of the run itself")
+    return load_packed(path) if is_packed(path) else load_trained(path)
+
+
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{count} is not 1 or more")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
 
 
 def _stop_string(text: str) -> str:

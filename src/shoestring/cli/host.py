@@ -28,7 +28,7 @@ TOKEN_TEXT = re.compile(rb"[A-Za-z0-9_-]{22,}")
 LOOPBACK = ("127.0.0.1", 0)
 
 OWN = ("execution", "memory", "elastic")
-"""What each worker may have otherwise than the others: how it computes, and when it gives others up."""
+"""What may differ between workers: how each computes, and when it gives others up."""
 
 
 def require_torchft() -> None:
@@ -55,8 +55,8 @@ def address(text: str) -> tuple[str, int]:
 def listening(text: str | None) -> tuple[str, int]:
     """Where the run's listener is to be: on the loopback, port 0 for any that is free, unless an address is given.
 
-    Raises: UsageError for none, or one that stands for all interfaces: the workers here come in by it too, and are known to
-    those elsewhere by the address that leads there.
+    Raises: UsageError for none, or one that stands for all interfaces: the workers of this machine connect to it too, and
+    those elsewhere know them by the address that leads there.
     """
     if text is None:
         return LOOPBACK
@@ -88,7 +88,10 @@ def token_of(folder: Path) -> str:
 
 
 class Host:
-    """The lighthouse, store and listener of a run; a context manager. listen: its address, port 0 for any that is free."""
+    """The lighthouse, store and listener of a run; a context manager.
+
+    listen: the address of the listener, port 0 for any that is free.
+    """
 
     def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, listen: tuple[str, int]) -> None:
         self.config, self.folder = config, folder
@@ -108,7 +111,7 @@ class Host:
 
     @property
     def address(self) -> str:
-        """Where workers come in: 'HOST:PORT'."""
+        """Where workers connect: 'HOST:PORT'."""
         host, port = self.listener.address
         return f"{host}:{port}"
 

@@ -1,4 +1,4 @@
-"""Frames between the processes of a pipeline: a header, tensors as raw bytes, and a code that tells friends from strangers.
+"""Frames between the processes of a pipeline: a header, tensors as raw bytes, and a code made with the run's key.
 
 A frame is 28 bytes of prefix (magic, bytes of the header, its code), a JSON header, which holds the code of the tensors, and
 the tensors back to back. A code is a keyed BLAKE2b under the run's key: what was altered, or comes from one who does

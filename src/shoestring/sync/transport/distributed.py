@@ -18,29 +18,31 @@ from shoestring.sync.transport.queued import ExchangeThread, Queued
 _LENGTHS, _PAYLOADS = 0, 1
 _LENGTH_BYTES = 8
 
-FAREWELL = 1.0
-"""The most seconds that an exchange goes on among the living after one was lost."""
+GRACE = 1.0
+"""The most seconds that an exchange goes on among the other workers after one was lost."""
 
 
 class DistributedTransport:
     """Framed messages between the workers of a process group, moved by one thread while the caller goes on computing.
 
-    group: None makes a gloo group of all workers, so all must construct the transport; else a gloo group that the caller made
-    for this and uses for nothing else, as its collectives would meet these messages. It is gloo whatever the backend of
-    the caller's tensors: a frame is hashed and checked on the CPU, so that NCCL would carry it there and back for
-    nothing; messages on another device are taken to the CPU when an exchange starts. rank and size are those in the group.
-    key: of the run's frames (`frame.derive_key`). timeout: seconds that one exchange may take, the wait for slower
-    workers among them. limit: the most bytes a message of unannounced size may have. heartbeat: asked several times a
-    second while a result is waited for; where a worker is frozen, the exchange is given up at once. It is closed with this.
+    Exchanges are carried out one after another, in the order in which they were started. A message whose check fails is None
+    in the result. Where the sizes are not known, 8-byte lengths travel first, framed too. A length that fails its check, or is
+    over the limit, makes a message None; the message is still received and thrown away. A message that is shorter than
+    announced in `sizes` is None. At a longer one gloo ends this process: the sizes must follow from what all workers know.
 
-    Exchanges are carried out one after another, in the order they were started. A message whose check fails is None in
-    the result. Where the sizes are not known, 8-byte lengths travel first, framed too; a length that does not pass its
-    check, or is over the limit, makes a message None, which is still taken off the link and thrown away. A message of
-    another size than the one announced in `sizes` is None where it is shorter; where it is longer, gloo ends this
-    process: the sizes must follow from what all workers know alike.
+    The group is gloo whatever the backend of the caller's tensors. A frame is hashed and checked on the CPU, so NCCL would
+    carry it there and back for nothing. Messages on another device are copied to the CPU when an exchange starts.
 
-    After a PeerLost nothing can be exchanged any more (gloo closes its connections when a wait runs out of time): every
-    later exchange raises it again, at once. Those that go on without the lost one make a new group.
+    After a PeerLost nothing can be exchanged any more: gloo closes its connections when a wait times out. Every later
+    exchange raises it again, at once. Workers that go on without the lost one make a new group.
+
+    group: None makes a gloo group of all workers, so all must construct the transport. Else a gloo group that the caller made
+    for this and uses for nothing else, as its collectives would meet these messages. rank and size are those in the group.
+    key: of the run's frames (`frame.derive_key`).
+    timeout: seconds that one exchange may take, the wait for slower workers among them.
+    limit: the most bytes that a message of unannounced size may have.
+    heartbeat: checked several times a second while a result is waited for. Where a worker is frozen, the exchange is given up
+    at once. It is closed with this.
     """
 
     def __init__(
@@ -166,4 +168,4 @@ class DistributedTransport:
         if self._lost is None:
             late = end - time.perf_counter() < 0.005  # gloo counts whole milliseconds
             self._lost = (rank, reason_of_loss(late, self._timeout))
-        return min(end, time.perf_counter() + FAREWELL)
+        return min(end, time.perf_counter() + GRACE)
