@@ -65,7 +65,10 @@ SMOKES = {
         "--minutes 0.05 --rates 0.1 --policies checkpoint checkfree --struck inner --seeds 0 --hour 3 --layers 4 "
         "--width 32 --context 32 --vocabulary 1024 --batch 4 --micros 2 --heldout-rows 4 --every 5"
     ),
-    "churn": Smoke("--faults 2 --minutes 0.3 --workers 2 --every 5 --sequences 2"),
+    "churn": Smoke(
+        "--faults 2 --minutes 0.5 --workers 2 --every 5 --sequences 2 -- --model.layers=1 --execution.compile=none "
+        "--execution.precision=float32 --execution.loss=plain --execution.attention=flash"
+    ),
     "evidence": Smoke("--smoke"),
     "exchange": Smoke("--workers 2 --rounds 1"),
     "experts": Smoke("--smoke --seeds 0"),
