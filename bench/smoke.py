@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PARTS = {"delaying_switch", "link_worker", "smoke", "sync_sides"}
 """Scripts that another one starts, and this one."""
-LIMIT = 300.0
+LIMIT = 600.0
 """Seconds that a bench may take here."""
 
 

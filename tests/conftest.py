@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # before torch is loaded: beside other workers, threads that spin while they wait take the cores from those that work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,8 +34,13 @@ STARTERS = {"subprocess", "multiprocessing", "torch.multiprocessing", "tests.fuz
 COMMANDS = {"start", "shoestring"}
 """Functions of `tests.train.command` that do."""
 
-hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("random", deadline=None, print_blob=True)
+STEADY: dict[str, Any] = {
+    "deadline": None,  # nor is a busy machine a failure
+    "suppress_health_check": [hypothesis.HealthCheck.too_slow],
+    "print_blob": True,
+}
+hypothesis.settings.register_profile("suite", derandomize=True, **STEADY)
+hypothesis.settings.register_profile("random", **STEADY)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "suite")
 """`suite`: the same examples each time. `random`: others each time, of the property tests alone (`make properties`)."""
 hypothesis.settings.load_profile(PROFILE)
