@@ -70,7 +70,7 @@ SMOKES = {
         "--execution.precision=float32 --execution.loss=plain --execution.attention=flash"
     ),
     "evidence": Smoke("--smoke"),
-    "exchange": Smoke("--workers 2 --rounds 1"),
+    "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "gguf_agreement": Smoke(
         "run --prompts 2 --tokens 4 --prompt-tokens 4",
