@@ -1,6 +1,6 @@
 # make demo: install, train for two minutes, write a report.   make test: the test suite.   make check: lint, types, layers.
-# make fuzz MINUTES=5: damage files and settings at random.   make bench-smoke: every bench at its smallest setting.
-# make dist: sdist and wheel, tried in fresh environments.
+# make fuzz MINUTES=5: damage files and settings at random.   make properties: the property tests on other examples.   make bench-smoke: every bench at its smallest setting.
+# make dist: sdist and wheel, tried in fresh environments.   On a slow or busy machine: TEST_PATIENCE=5 make test.
 PYTHON ?= python3
 PIP_ARGS ?=
 VENV := .venv
@@ -10,7 +10,7 @@ WORKERS ?= auto
 MINUTES ?= 5
 SEED ?=
 
-.PHONY: install demo test test-slow test-gpu check fuzz bench bench-smoke evidence evidence-quick docs dist format clean
+.PHONY: install demo test test-slow test-gpu check fuzz properties bench bench-smoke evidence evidence-quick docs dist format clean
 
 install: $(READY)
 
@@ -35,6 +35,10 @@ test-gpu: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+# the property tests alone, on examples of another seed each time; SEED=n does it again
+properties: $(READY)
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-seed=$(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 check: $(READY)
 	$(BIN)/ruff check .

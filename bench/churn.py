@@ -171,6 +171,8 @@ def figures(run: Run, took: float) -> dict[str, Any]:
     shares = {
         name: each["seen"] / each["trained"] if each["trained"] else 0.0 for name, each in found["workers"].items()
     }
+    if not found["trained"]:
+        sys.exit("no worker took a step in that time: this machine is slow or busy, give it more --minutes")
     lived = {name for name, own in rounds.items() if own and own[-1]["round"] >= max(committed)}
     kept = {name: sum(line.get("tokens", 0) for line in ledgers[name]) for name in lived}
     return {

@@ -99,6 +99,18 @@ QUICK = {
     ),
     "quick-schedules": Set("schedules", "cosine", "100ktok", tune=None, candidates=("linear", "wsd", "constant")),
 }
+SMOKE = {
+    "smoke": Set(
+        "optimizers",
+        "adamw",
+        "2ktok",
+        seeds=2,
+        tune=None,
+        candidates=("lion",),
+        flags="--model.layers 1 --model.width 32 --model.heads 2 --model.context 32 --data.vocabulary 1024 --train.batch 4 "
+        "--train.heldout_tokens 256 --execution.compile none --execution.precision float32",
+    )
+}
 
 
 def recipes(made: Set, out: Path, scratch: Path) -> list[Path]:
@@ -167,18 +179,21 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", help=f"some of {', '.join(FULL)}; default all")
     parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK)}, into --out only")
+    parser.add_argument("--smoke", action="store_true", help="two tiny arms, into --out only: does it run?")
     parser.add_argument(
         "--out", type=Path, default=Path("comparisons"), help="where they are made, default comparisons"
     )
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, where the budget is not in seconds")
     parser.add_argument("--evidence", type=Path, default=ROOT / "evidence", help="where finished sets are copied")
     options = parser.parse_args(words)
-    sets = QUICK if options.quick else FULL
+    sets = SMOKE if options.smoke else QUICK if options.quick else FULL
     for name in options.sets:
         if name not in sets:
             parser.error(f"no set is named {name}: there are {', '.join(sets)}")
     for name in options.sets or sets:
-        make(name, sets[name], options.out, None if options.quick else options.evidence, options.at_once)
+        make(
+            name, sets[name], options.out, None if options.quick or options.smoke else options.evidence, options.at_once
+        )
 
 
 if __name__ == "__main__":

@@ -101,10 +101,15 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each way")
+    shapes = [f"{layers}x{width}" for layers, width in SHAPES]
+    parser.add_argument(
+        "--shapes", nargs="+", default=shapes, metavar="LAYERSxWIDTH", help=f"default {' '.join(shapes)}"
+    )
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     options = parser.parse_args(words)
     torch.set_num_threads(1)
-    found = [measured(layers, width, options.workers, options.rounds) for layers, width in SHAPES]
+    sizes = [tuple(int(side) for side in shape.split("x")) for shape in options.shapes]
+    found = [measured(layers, width, options.workers, options.rounds) for layers, width in sizes]
     if options.json:
         content = {"environment": environment(probe()), "workers": options.workers, "models": found}
         atomic.write_text(options.json, json.dumps(content, indent=1) + "\n")

@@ -18,8 +18,8 @@ from shoestring.train.config import RunConfig
 ROOT = Path(__file__).parent.parent.parent
 
 
-def load_evidence() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_evidence", ROOT / "bench" / "evidence.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", ROOT / "bench" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,8 +28,8 @@ def load_evidence() -> ModuleType:
     return module
 
 
-evidence = load_evidence()
-SETS = {**evidence.FULL, **evidence.QUICK}
+evidence, smoke = load("evidence"), load("smoke")
+SETS = {**evidence.FULL, **evidence.QUICK, **evidence.SMOKE}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -82,3 +82,7 @@ def test_only_the_arms_of_the_design_are_kept(tmp_path: Path) -> None:
         file.write('{"arm": "b"}\n')
     evidence.keep(folder, kept)
     assert sorted(path.name for path in (kept / "arms").iterdir()) == ["a.toml", "b.toml"]
+
+
+def test_every_bench_has_a_smallest_setting() -> None:
+    assert set(smoke.SMOKES) == smoke.benches()

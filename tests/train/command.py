@@ -16,6 +16,10 @@ TINY = (
 ).split()
 
 
+LIMIT = 120 * float(os.environ.get("TEST_PATIENCE", "1"))
+"""Seconds that a command may take; tests/conftest.py says what TEST_PATIENCE is."""
+
+
 def start(*words: object, **more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "shoestring", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -25,7 +29,7 @@ def start(*words: object, **more: str) -> subprocess.Popen[str]:
 def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
     """(exit status, standard output, standard error)."""
     process = start(*words, **more)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=LIMIT)
     return process.returncode, output, errors
 
 
