@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shoestring.config import Choice
+from shoestring.contract.role import lineage
 from shoestring.errors import UsageError
 from shoestring.optim.adamw import AdamW
 from shoestring.optim.muon import Muon
@@ -227,3 +228,26 @@ def test_every_trainable_parameter_of_any_module_is_claimed_exactly_once(layers:
     optimizer = partition(model, *((Muon, AdamW) if muon_first else (AdamW, Muon)), head="").build()
     claimed = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(claimed) == sorted({id(parameter) for parameter in model.parameters() if parameter.requires_grad})
+
+
+def test_a_role_of_a_modules_own_is_a_kind_of_another() -> None:
+    from shoestring.optim import Muon, MuonHypersphere
+    from shoestring.tune.low_rank_linear import LowRankLinear
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            base = nn.Linear(4, 4, bias=False).requires_grad_(False)
+            self.inner = LowRankLinear(base, torch.ones(2, 4), torch.zeros(4, 2), 1.0)
+
+    roles = {member.name: member.role for member in members(Adapted(), head="")}
+    assert roles == {"embedding.weight": "embedding", "inner.down": "adapter", "inner.up": "adapter"}
+
+    def taken_by(first: Any) -> list[str]:
+        return [m.name for m in partition(Adapted(), first, AdamW, head="").shares[0].members]
+
+    assert taken_by(Muon) == ["inner.down", "inner.up"]
+    assert taken_by(MuonHypersphere) == []  # an adapter begins at zero: on a sphere it could not grow
+    with pytest.raises(UsageError, match="no role that was declared"):
+        lineage("adaptor")

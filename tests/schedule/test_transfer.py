@@ -134,7 +134,7 @@ def test_groups_are_scaled_by_role() -> None:
     ]
     with pytest.raises(UsageError, match="the role of every parameter group"):
         scale_groups(rules, [{"lr": 0.1}])
-    with pytest.raises(UsageError, match="role 'output'"):
+    with pytest.raises(UsageError, match="'output' is no role"):
         scale_groups(rules, [{"lr": 0.1, "role": "output"}])
 
 

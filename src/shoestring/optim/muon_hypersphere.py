@@ -51,6 +51,8 @@ class MuonHypersphere(Muon):
     """
 
     accepts = frozenset({"matrix"})
+    refuses = frozenset({"adapter"})
+    """An adapter begins at zero, and its size is what it learns: here the size of a matrix stays as it is."""
     anchored = frozenset({"radius"})
 
     def __init__(

@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.config import Choice
+from shoestring.contract.role import lineage
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import methods
 from shoestring.optim.composite import Composite
 
-Role = Literal["embedding", "head", "matrix", "vector"]
 Recipe = Choice | Callable[..., torch.optim.Optimizer]
 """What makes an optimiser of parameter groups: a configured choice, a class, or a `functools.partial` of one."""
 
@@ -31,7 +31,7 @@ class Member:
     """A trainable parameter, under the first of its names, with its role."""
 
     name: str
-    role: Role
+    role: str
     parameter: nn.Parameter
 
 
@@ -91,7 +91,8 @@ class Partition:
 def partition(model: nn.Module, *optimizers: Recipe, head: str | None = None) -> Partition:
     """Give each trainable parameter of `model` to the first of `optimizers` that accepts its role (see `role_of`).
 
-    optimizers: classes, `functools.partial`s of classes, or configured choices. Each class has `accepts`, a set of roles.
+    optimizers: classes, `functools.partial`s of classes, or configured choices. Each class has `accepts`, a set of roles,
+    each of which stands for its kinds too (`contract.role`), and may have `refuses`, a set of kinds that it does not take.
     head: a pattern (as of `fnmatch`) of the names of the output head's parameters; '' where the model has no head; None
     looks for it.
 
@@ -102,10 +103,13 @@ def partition(model: nn.Module, *optimizers: Recipe, head: str | None = None) ->
     if not optimizers:
         raise UsageError("no optimiser was given for the parameters of the model")
     accepts = [_accepts(recipe) for recipe in optimizers]
+    refuses: list[frozenset[str]] = [getattr(_class(recipe), "refuses", frozenset()) for recipe in optimizers]
     given: list[list[Member]] = [[] for _ in optimizers]
     unsure = _possible_head(model) if head is None else None
     for member in members(model, head):
-        taker = next((index for index, roles in enumerate(accepts) if member.role in roles), None)
+        kinds = lineage(member.role)
+        takers = (i for i, roles in enumerate(accepts) if roles.intersection(kinds) and member.role not in refuses[i])
+        taker = next(takers, None)
         if taker is None:
             names = ", ".join(_name(recipe) for recipe in optimizers)
             raise UsageError(f"{member.name} is of the role '{member.role}', which {names} does not take: add adamw")
@@ -130,7 +134,7 @@ def members(model: nn.Module, head: str | None = None) -> list[Member]:
     return [Member(name, role(p), p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def role_of(model: nn.Module, parameter: Tensor) -> Role:
+def role_of(model: nn.Module, parameter: Tensor) -> str:
     """The role of a parameter of `model`.
 
     embedding: the weight of an `nn.Embedding`, or of what `get_input_embeddings()` returns, also where it is tied to
@@ -142,11 +146,18 @@ def role_of(model: nn.Module, parameter: Tensor) -> Role:
     return _roles(model)(parameter)
 
 
-def _roles(model: nn.Module, head: str | None = None) -> Callable[[Tensor], Role]:
+def _roles(model: nn.Module, head: str | None = None) -> Callable[[Tensor], str]:
     embeddings = {id(weight) for weight in _embeddings(model)}
     heads = {id(parameter) for parameter in (_named(model, head) if head is not None else [_head(model)])}
+    own = {
+        id(getattr(module, name)): role
+        for module in model.modules()
+        for name, role in getattr(module, "roles", {}).items()
+    }
 
-    def role(parameter: Tensor) -> Role:
+    def role(parameter: Tensor) -> str:
+        if id(parameter) in own:
+            return own[id(parameter)]
         if id(parameter) in embeddings:
             return "embedding"
         if parameter.ndim < 2:

@@ -1,10 +1,12 @@
 """A linear layer with a low-rank matrix beside its own."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shoestring.contract.role import ADAPTER
 
 
 class LowRankLinear(nn.Module):
@@ -13,12 +15,12 @@ class LowRankLinear(nn.Module):
     base: any layer with `in_features` and `out_features`: plain, quantised in training, or packed.
     """
 
+    roles: ClassVar = {"down": ADAPTER, "up": ADAPTER}
+
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scale: float) -> None:
         super().__init__()
         self.base, self.scale = base, scale
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
-        for parameter in (self.down, self.up):
-            parameter.role = "adapter"  # type: ignore[attr-defined]
         sized: Any = base
         self.in_features: int = sized.in_features
         self.out_features: int = sized.out_features

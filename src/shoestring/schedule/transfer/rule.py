@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from shoestring.contract.role import lineage
 from shoestring.errors import UsageError
 
 
@@ -61,11 +62,12 @@ class Rules:
         return 1 / self.residual
 
     def of(self, role: str) -> RoleRule:
-        """The rule of 'embedding', 'head', 'matrix' or 'vector'. Raises: UsageError for another role."""
-        rule = getattr(self, role, None)
-        if not isinstance(rule, RoleRule):
-            raise UsageError(f"no transfer rule is for parameters of the role '{role}'")
-        return rule
+        """The rule of a role, or of what it is a kind of. Raises: UsageError where there is none."""
+        for name in lineage(role):
+            rule = getattr(self, name, None)
+            if isinstance(rule, RoleRule):
+                return rule
+        raise UsageError(f"no transfer rule is for parameters of the role '{role}'")
 
 
 class Transfer(Protocol):
