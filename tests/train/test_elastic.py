@@ -164,8 +164,8 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
 
 
 def vars_of(config: RunConfig, data: Any) -> dict[str, str]:
-    papers = host.fingerprint(config, data)
-    return {"recipe": papers.recipe, "model": papers.model, "data": papers.data}
+    found = host.run_fingerprint(config, data)
+    return {"recipe": found.recipe, "model": found.model, "data": found.data}
 
 
 def test_a_folder_has_one_worker(
