@@ -51,6 +51,8 @@ def try_out(
         return None
     with ledger.clock("start"):
         parts = assemble(config, dataset)
+        for one in parts.applied:
+            ledger.charge(one.decision.spent, TRIAL)
         _step(parts, 0, count, ledger)
     with ledger.clock("measure"):
         steps = [_step(parts, 1, count, ledger)]
