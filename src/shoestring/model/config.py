@@ -12,6 +12,7 @@ from shoestring.method import Count, Positive
 TOKEN_MIXER = Pick("model", "token mixer", default="attention")
 CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
 NORM = Pick("model", "norm", default="rmsnorm")
+RESIDUAL = Pick("model", "residual", default="pre_norm")
 
 OrAuto = Annotated[int, Ge(0)]
 """A count, or 0 to have it worked out."""
@@ -27,7 +28,7 @@ class ModelConfig:
     tokens; 0 = not known yet, the tokenizer will tell. context: the most tokens of one sequence. tied: one matrix is
     both the embedding and the output head. input_scale: factor on the embedded tokens as they enter the residual stream;
     with a norm at the start of every block it is one over a factor on all the blocks add. output_scale: factor on the
-    logits (the multiplier of muP). A rule of `schedule.transfer` sets both.
+    logits (the multiplier of muP). A rule of `schedule.transfer` sets both. residual: how the two mixers of a block are joined.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -47,6 +48,7 @@ class ModelConfig:
     tied: bool = True
     input_scale: Positive = 1.0
     output_scale: Positive = 1.0
+    residual: Annotated[Choice, RESIDUAL] = field(default_factory=RESIDUAL.choice)
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):
