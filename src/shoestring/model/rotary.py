@@ -74,6 +74,8 @@ def _frequencies(turned: int, context: int, theta: float, scaling: Scaling | Non
     config = SimpleNamespace(  # what those functions read of a configuration
         rope_parameters={**scaling, "rope_theta": theta},
         head_dim=turned,
+        hidden_size=turned,
+        num_attention_heads=1,
         max_position_embeddings=context,
         standardize_rope_params=lambda: None,
     )

@@ -204,9 +204,7 @@ def rotary_tables(config: ModelConfig) -> Rotary:
     # a token mixer without rotary positions takes no such option, and ignores the tables
     options = config.token_mixer.options
     share, scaling = options.get("rotary_share", 1.0), options.get("rope_scaling")
-    return Rotary(
-        config.head_width, config.context, options.get("rope_theta", 10000.0), share=share, scaling=scaling
-    )
+    return Rotary(config.head_width, config.context, options.get("rope_theta", 10000.0), share=share, scaling=scaling)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
