@@ -335,7 +335,7 @@ class _Answer:
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
-        return None
+        return
 
 
 @contextmanager
@@ -355,7 +355,7 @@ def _visible(inputs: Inputs) -> Tensor | None:
     """Which places see which, [B or 1, 1, T, T] bool, without a cache; None: itself and those before it."""
     mask, documents, length = inputs.mask, inputs.documents, inputs.length
     if mask is None and documents is None and inputs.positions is None:
-        return None
+        return
     # given positions alone, transformers would take a step back for the start of another document
     if mask is None:
         mask = torch.ones(1, length, length, dtype=torch.bool, device=inputs.values.device).tril()
