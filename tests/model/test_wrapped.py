@@ -8,13 +8,16 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.contract.batch import Batch, Inputs
-from shoestring.contract.cache import Cache, Pass
+from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Shape
 from shoestring.contract.objective import At
 from shoestring.errors import UsageError
+from shoestring.model.cache import ContiguousLayer
+from shoestring.model.hf import from_transformers
 from shoestring.model.wrapped import Wrapped
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.next_token import NextToken
@@ -134,15 +137,36 @@ def test_bfloat16_reads_with_a_cache(wrapped: Wrapped) -> None:
     torch.testing.assert_close(pieces, whole, atol=0.2, rtol=0.1)
 
 
-class Stingy:
-    """A layer that shows the last token alone."""
+class Sparse(ContiguousLayer):
+    """A layer that hides some of its places, of each key head others; never a token from itself."""
 
-    rewindable, nbytes = False, 0
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, values, visible = super().append(keys, values)
+        queries, places = self._coming.positions, torch.arange(keys.shape[2])
+        causal = places <= queries[:, :, None]
+        heads = torch.arange(keys.shape[1])[:, None, None]
+        hidden = (places % (heads + 2) == 1) & (places != queries[:, None, :, None])
+        return keys, values, (causal[:, None] if visible is None else visible) & ~hidden
 
-    def begin(self, coming: Pass) -> None: ...
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        return keys[:, :, -1:], values[:, :, -1:], None
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_layers_of_a_cache_may_hide_tokens_each_in_its_own_way(way: str) -> None:
+    """As the native model does with the same cache."""
+    theirs = stock("llama", {})
+    theirs.set_attn_implementation(way)
+    answers = []
+    for model in (Wrapped(theirs), from_transformers(theirs)):
+        plain_cache = model.new_cache(2, 20)
+        layers = [Sparse(one.keys, one.values) for one in plain_cache.layers[:1]] + plain_cache.layers[1:]
+        cache = Cache(layers, 2, 20)
+        with torch.no_grad():
+            pieces = [model.read(Inputs(x), cache).logits() for x in ids(2, 14).split([6, 1, 4, 3], 1)]
+            ragged = model.read(Inputs(ids(2, 3), lengths=torch.tensor([3, 1])), cache).logits()
+        answers.append(torch.cat([*pieces, ragged[:, :1]], 1))
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        assert (answers[0][:, :14] - theirs(ids(2, 14)).logits).abs().max() > 1e-2
+    assert theirs.config._attn_implementation == way
 
 
 def test_what_it_cannot_do_is_refused() -> None:
@@ -153,8 +177,10 @@ def test_what_it_cannot_do_is_refused() -> None:
         made.read(Inputs(ids(1, 3)), depth=object())  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="reads token ids"):
         made.read(Inputs(torch.randn(1, 3, 4)))
-    with pytest.raises(UsageError, match="Stingy hides tokens"):
-        made.read(Inputs(ids(1, 3)), Cache([Stingy(), Stingy()], 1, 9))
+    windowed = Wrapped(stock(*WRAPPED["gemma2"]))
+    layers = [Sparse(one.keys, one.values) for one in windowed.new_cache(1, 9).layers]
+    with pytest.raises(UsageError, match="see 5 tokens only"):
+        windowed.read(Inputs(ids(1, 3)), Cache(layers, 1, 9))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ class Attention(nn.Module):
         new = q.shape[2]
         if cache is not None:
             k, v, mask = cache.append(k, v)
+            if mask is not None and mask.shape[1] not in (1, self.heads):  # of each key head
+                mask = mask.repeat_interleave(self.heads // mask.shape[1], 1)
         causal = mask is None
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False

@@ -80,7 +80,7 @@ def _frequencies(turned: int, context: int, theta: float, scaling: Scaling | Non
         standardize_rope_params=lambda: None,
     )
     try:
-        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config)  # type: ignore[index, arg-type]
+        frequencies, factor = ROPE_INIT_FUNCTIONS[kind](config)
     except KeyError as error:
         raise UsageError(f"rope_scaling of type '{kind}' needs {error}") from None
     return frequencies, float(factor)

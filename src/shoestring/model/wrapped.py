@@ -16,7 +16,7 @@ from shoestring.contract.cost import Cost, Shape, bytes_of, trains
 from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
-from shoestring.model.wrapped_cache import Kept, kept_of, view_of
+from shoestring.model.wrapped_cache import Kept, addable, kept_of, masks_differ, viewed
 from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
 
 if TYPE_CHECKING:
@@ -95,13 +95,13 @@ class Wrapped(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and of the cache."""
-        found: torch.dtype = self.get_input_embeddings().weight.dtype  # type: ignore[assignment, union-attr]
+        found: torch.dtype = self.get_input_embeddings().weight.dtype  # type: ignore[assignment]
         return found
 
     @property
     def device(self) -> torch.device:
         """Where token ids are wanted."""
-        found: torch.device = self.get_input_embeddings().weight.device  # type: ignore[assignment, union-attr]
+        found: torch.device = self.get_input_embeddings().weight.device  # type: ignore[assignment]
         return found
 
     def train(self, mode: bool = True) -> Self:
@@ -113,8 +113,8 @@ class Wrapped(nn.Module):
     ) -> Reading:
         """Read token ids with the model's own layers. tap: names of modules, those of `layers()` among them.
 
-        Raises: UsageError when the tokens do not fit, for an unknown tap, for a depth, and for a cache some of whose layers
-        hide tokens in a way of their own.
+        Raises: UsageError when the tokens do not fit, for an unknown tap, for a depth, and for a cache that hides tokens in a
+        way of its own, where layers see a window of the context only.
         """
         past = 0 if cache is None else cache.length
         if past + inputs.length > self.context:
@@ -127,18 +127,20 @@ class Wrapped(nn.Module):
             raise UsageError("a wrapped model reads token ids, [B, T]")
         coming = None if cache is None else cache.begin(inputs)
         visible = _visible(inputs) if coming is None else coming.visible
-        given: dict[str, Any] = {"attention_mask": self._mask(visible, inputs, coming)}
+        given: dict[str, Any] = {"input_ids": inputs.values, "attention_mask": self._mask(visible, inputs, coming)}
         positions = inputs.positions
         if positions is None and coming is not None:
             positions = coming.positions.clamp_max(self.context - 1)
         if positions is not None:
             given["position_ids"] = positions
-        if cache is not None and coming is not None:
-            given["past_key_values"] = view_of(cache, coming)
         with tapping(self, tap) as tapped:
-            hidden = self._run(input_ids=inputs.values, use_cache=cache is not None, **given)
-        if cache is not None:
-            cache.advance()
+            if cache is None or coming is None:
+                hidden = self._run(**given, use_cache=False)
+            else:
+                self._refuse_windows(cache)
+                with viewed(cache, coming, self.config) as theirs:
+                    hidden = self._run(**given, past_key_values=theirs, use_cache=True)
+                cache.advance()
         body = self._body_cost(Shape(inputs.rows, inputs.length, past))
         return Reading(hidden, self._head, body, {}, tapped)
 
@@ -158,7 +160,7 @@ class Wrapped(nn.Module):
         if visible is None:
             return None
         windowed = visible
-        if self.window is not None and (not self.kinds or KINDS[1] in self.kinds):
+        if self.window is not None and self._windowed:
             keys = torch.arange(visible.shape[-1], device=visible.device)
             queries = (
                 coming.positions if coming is not None else torch.arange(inputs.length, device=visible.device)[None]
@@ -172,10 +174,18 @@ class Wrapped(nn.Module):
 
     def _addable(self, visible: Tensor) -> Tensor:
         """The mask in the type that the model's way of attention takes."""
-        if self.config._attn_implementation == "sdpa":
-            return visible
-        hidden = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
-        return hidden.masked_fill(~visible, torch.finfo(self.dtype).min)
+        return visible if self.config._attn_implementation == "sdpa" else addable(visible, self.dtype)
+
+    @property
+    def _windowed(self) -> bool:
+        """Whether some layer sees only so many of the latest tokens."""
+        return self.window is not None and self.window < self.context and (not self.kinds or KINDS[1] in self.kinds)
+
+    def _refuse_windows(self, cache: Cache) -> None:
+        if masks_differ(cache) and self._windowed:
+            raise UsageError(
+                f"layers of this {self.config.model_type} model see {self.window} tokens only: they read with a plain cache"
+            )
 
     @cached_property
     def _head(self) -> Head:
@@ -342,7 +352,7 @@ class _Answer:
 def _reading_as(backbone: nn.Module, hidden: Tensor) -> Iterator[None]:
     """For the block's time the backbone answers with these hidden states, so that the model computes its head alone."""
     before = vars(backbone).get("forward")
-    backbone.forward = lambda *_, **__: _Answer(hidden)  # type: ignore[method-assign, assignment]
+    backbone.forward = lambda *_, **__: _Answer(hidden)
     try:
         yield
     finally:
@@ -355,7 +365,7 @@ def _visible(inputs: Inputs) -> Tensor | None:
     """Which places see which, [B or 1, 1, T, T] bool, without a cache; None: itself and those before it."""
     mask, documents, length = inputs.mask, inputs.documents, inputs.length
     if mask is None and documents is None and inputs.positions is None:
-        return
+        return None
     # given positions alone, transformers would take a step back for the start of another document
     if mask is None:
         mask = torch.ones(1, length, length, dtype=torch.bool, device=inputs.values.device).tril()

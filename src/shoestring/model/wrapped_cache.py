@@ -1,6 +1,9 @@
 """A `Cache` as the layers of transformers see it: one object a layer, which takes in keys and values."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache as once
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from shoestring.contract.cache import Cache, KeyValues, Pass
-from shoestring.errors import UsageError
+from shoestring.model.cache import ContiguousLayer
 
 if TYPE_CHECKING:
     import transformers
@@ -36,24 +39,15 @@ class Recorder:
 
 
 class Appender:
-    """Hands keys and values to a layer of ours, whose mask must be the one that the whole pass was given."""
+    """Hands keys and values to a layer of ours, and holds the mask that it answers with."""
 
     def __init__(self, layer: KeyValues, coming: Pass) -> None:
-        self.layer, self.coming, self.held = layer, coming, coming.longest
+        self.layer, self.held = layer, coming.longest
+        self.mask: Tensor | None = None
 
     def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, mask = self.layer.append(keys, values)
-        given = self.coming.visible
-        same = keys.shape[2] == self.held + self.coming.length and (mask is None) == (given is None)
-        if not same or (mask is not None and given is not None and not _same(mask, given)):
-            raise UsageError(
-                f"{type(self.layer).__name__} hides tokens in a way of its own, layer by layer: a wrapped model cannot read with it"
-            )
+        keys, values, self.mask = self.layer.append(keys, values)
         return keys, values
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
 @once
@@ -90,16 +84,11 @@ def _layer_class() -> type:
     return Layer
 
 
-def _seen(takers: list[Any]) -> "transformers.Cache":
+def _seen(takers: Sequence[Recorder | Appender]) -> "transformers.Cache":
     from transformers import Cache as Theirs
 
     layer = _layer_class()
     return Theirs(layers=[layer(taker) for taker in takers])
-
-
-def view_of(cache: Cache, coming: Pass) -> "transformers.Cache":
-    """What a model of transformers is given for `cache` in the pass `coming`."""
-    return _seen([Appender(layer, coming) for layer in cache.layers])
 
 
 def kept_of(layers: int, run: Callable[["transformers.Cache"], object]) -> list[Kept | None]:
@@ -107,3 +96,65 @@ def kept_of(layers: int, run: Callable[["transformers.Cache"], object]) -> list[
     recorders = [Recorder() for _ in range(layers)]
     run(_seen(recorders))
     return [recorder.kept for recorder in recorders]
+
+
+def masks_differ(cache: Cache) -> bool:
+    """Whether some layer may answer with a mask other than `Pass.visible`, of its own choice."""
+    return any(type(layer) is not ContiguousLayer for layer in cache.layers)
+
+
+@contextmanager
+def viewed(cache: Cache, coming: Pass, config: Any) -> Iterator["transformers.Cache"]:
+    """What a model of transformers is given for `cache` in the pass `coming`, for the time of the block.
+
+    Where `masks_differ`, each layer attends by the mask that its own part of the cache answers with, and not by the one that
+    the model is given. config: of the model.
+    """
+    appenders = [Appender(layer, coming) for layer in cache.layers]
+    if not masks_differ(cache):
+        yield _seen(appenders)
+        return
+    before = config._attn_implementation
+    _register()
+    token = _reading.set((appenders, before))
+    config._attn_implementation = OWN
+    try:
+        yield _seen(appenders)
+    finally:
+        config._attn_implementation = before
+        _reading.reset(token)
+
+
+OWN = "shoestring_own_masks"
+"""The name of `_attend` among the attention functions of transformers."""
+
+_reading: ContextVar[tuple[list[Appender], str]] = ContextVar("reading")
+"""The layers of the pass that is being computed, and the way of attention that the model has otherwise."""
+
+
+@once
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(OWN, _attend)
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, **more: Any) -> Any:
+    """Attention of one layer by the mask of its own part of the cache."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    appenders, way = _reading.get()
+    mask = appenders[module.layer_idx].mask
+    if mask is not None and mask.shape[1] not in (1, query.shape[1]):  # of each key head
+        mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], 1)
+    if way == "sdpa":
+        return ALL_ATTENTION_FUNCTIONS[way](module, query, key, value, mask, **more)
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return eager(module, query, key, value, None if mask is None else addable(mask, query.dtype), **more)
+
+
+def addable(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to scores: 0 where `visible` is True, the least number elsewhere."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
