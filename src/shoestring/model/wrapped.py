@@ -1,23 +1,22 @@
 """Any causal language model of transformers as a `LanguageModel`, without a bridge: its own code computes."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.contract import cost
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, trains
-from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
 from shoestring.model.wrapped_cache import Kept, addable, kept_of, masks_differ, viewed
 from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
+from shoestring.model.wrapped_head import head_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -189,17 +188,7 @@ class Wrapped(nn.Module):
 
     @cached_property
     def _head(self) -> Head:
-        output = self.get_output_embeddings()
-        own = OwnHead(self.stock)
-        if type(output) is not nn.Linear or output.bias is not None or output.weight.is_meta:
-            return own
-        # a cap or a factor shows on large logits
-        draw = torch.Generator().manual_seed(0)
-        hidden = torch.randn(2, output.in_features, generator=draw).to(output.weight)
-        with torch.no_grad():
-            hidden = hidden * (1000 / output(hidden).abs().amax().clamp_min(1e-6))
-            plain = torch.allclose(own.logits(hidden).float(), output(hidden).float(), rtol=1e-2, atol=1e-2)
-        return MatrixHead(output.weight) if plain else own
+        return head_of(self.stock)
 
     def forward(
         self,
@@ -312,53 +301,6 @@ class Wrapped(nn.Module):
         self.changed()
         super()._apply(fn, recurse)
         return self
-
-
-class OwnHead:
-    """A `Head` that lets the model make its logits itself, with whatever cap, factor or bias it has."""
-
-    weight: Tensor | None = None
-
-    def __init__(self, stock: "PreTrainedModel") -> None:
-        self.stock = stock
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(1, -1, hidden.shape[-1])
-        ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)
-        with _reading_as(self.stock.base_model, flat):
-            logits: Tensor = self.stock(input_ids=ids, use_cache=False, return_dict=True).logits
-        return logits.view(*hidden.shape[:-1], -1)
-
-    def flops(self, places: int) -> int:
-        return cost.linear(self.stock.get_output_embeddings(), places)
-
-
-class _Answer:
-    """What a backbone answers: hidden states, and None for all else that some models give."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.last_hidden_state = hidden
-
-    def __getitem__(self, index: Any) -> Any:
-        return (self.last_hidden_state,)[index]
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return
-
-
-@contextmanager
-def _reading_as(backbone: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """For the block's time the backbone answers with these hidden states, so that the model computes its head alone."""
-    before = vars(backbone).get("forward")
-    backbone.forward = lambda *_, **__: _Answer(hidden)
-    try:
-        yield
-    finally:
-        del backbone.forward
-        if before is not None:
-            backbone.forward = before
 
 
 def _visible(inputs: Inputs) -> Tensor | None:
