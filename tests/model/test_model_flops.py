@@ -47,6 +47,17 @@ def test_flops_of_cached_decoding(model: Transformer, past: int, new: int) -> No
     assert model.cost(Shape(2, new, past, outputs=1)).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+@pytest.mark.parametrize("trained", ["token_norm", "channel_norm", "qkv", "channel_mixer", "blocks.1.token_norm"])
+def test_flops_where_some_weights_are_frozen(model: Transformer, trained: str) -> None:
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trained in name
+    model.changed()
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        model(torch.zeros(2, 9, dtype=torch.int64)).sum().backward()
+    assert model.cost(Shape(2, 9, backward=True)).flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 def test_parts_add_up(model: Transformer) -> None:
     whole = model.cost(Shape(2, 8, backward=True)).flops
     head = whole - model.cost(Shape(2, 8, outputs=0, backward=True)).flops

@@ -8,8 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from shoestring.errors import UsageError
 from shoestring.model.attention import Attention
+from shoestring.model.gelu import GELU
+from shoestring.model.layernorm import LayerNorm
 from shoestring.model.norm import RMSNorm
+from shoestring.model.parallel import Parallel
+from shoestring.model.pre_norm import PreNorm
 from shoestring.model.rotary import Rotary, rotate
 from shoestring.model.squared_relu import SquaredReLU
 from shoestring.model.swiglu import SwiGLU
@@ -55,6 +60,43 @@ def test_rmsnorm_is_its_formula(dtype: torch.dtype) -> None:
     torch.testing.assert_close(norm(x), expected.to(dtype), atol=tight, rtol=tight)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.3])
+def test_a_share_of_the_pairs_is_turned_and_the_rest_stays(share: float) -> None:
+    x = torch.randn(1, 3, 2, 12)
+    got = rotate(x, *Rotary(12, 8, 100.0, share=share)(2, 3))
+    turned_pairs = int(12 * share) // 2
+    few = torch.cat((x[..., :turned_pairs], x[..., 6 : 6 + turned_pairs]), -1)
+    expected = rotate(few, *Rotary(2 * turned_pairs, 8, 100.0)(2, 3))
+    torch.testing.assert_close(got[..., :turned_pairs], expected[..., :turned_pairs])
+    torch.testing.assert_close(got[..., 6 : 6 + turned_pairs], expected[..., turned_pairs:])
+    for start in (0, 6):
+        assert torch.equal(got[..., start + turned_pairs : start + 6], x[..., start + turned_pairs : start + 6])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, "rope_type 'dynamic': known are linear, llama3, yarn"),
+        ({"factor": 2.0}, "rope_type 'None'"),
+        ({"rope_type": "linear"}, "of type 'linear' needs 'factor'"),
+    ],
+)
+def test_a_scaling_that_is_not_known_or_not_whole_is_refused(scaling: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Rotary(8, 16, 100.0, scaling=scaling)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layernorm_is_its_formula(dtype: torch.dtype) -> None:
+    norm = LayerNorm(24, epsilon=1e-2).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = torch.randn(5, 24, dtype=dtype) * 3 + 1
+    centred = x - x.mean(-1, keepdim=True)
+    expected = norm.weight * centred / (centred.square().mean(-1, keepdim=True) + 1e-2).sqrt() + norm.bias
+    torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-5)
+
+
 def attended(mixer: Attention, x: Tensor, rotary: Rotary, sees: Tensor) -> Tensor:
     """Grouped-query attention one head and one query at a time. x: [T, width]; sees: bool [T, T]."""
     heads, shared = mixer.heads, mixer.split[1]
@@ -94,9 +136,23 @@ def test_channel_mixers_are_their_formulas() -> None:
     gated = SwiGLU(8, 12).double()
     gate, up = gated.gate_up.weight[:12] @ x.T, gated.gate_up.weight[12:] @ x.T
     torch.testing.assert_close(gated(x), (gated.output.weight @ (gate * gate.sigmoid() * up)).T)
+    smooth = GELU(8, 12, bias=True).double()
+    z = smooth.input.weight @ x.T + smooth.input.bias[:, None]
+    inner = z * (1 + (z / math.sqrt(2)).erf()) / 2
+    torch.testing.assert_close(smooth(x), (smooth.output.weight @ inner + smooth.output.bias[:, None]).T)
+    near = GELU(8, 12, approximate="tanh").double()
+    z = near.input.weight @ x.T
+    inner = z / 2 * (1 + (math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)).tanh())
+    torch.testing.assert_close(near(x), (near.output.weight @ inner).T)
     squared = SquaredReLU(8, 12).double()
     inner = (squared.input.weight @ x.T).clamp(min=0) ** 2
     torch.testing.assert_close(squared(x), (squared.output.weight @ inner).T)
+
+
+def test_a_parallel_residual_reads_the_stream_twice_and_a_sequential_one_in_turn() -> None:
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(Parallel(4)(x, torch.sin, torch.cos), x + x.sin() + x.cos())
+    assert torch.equal(PreNorm(4)(x, torch.sin, torch.cos), x + x.sin() + (x + x.sin()).cos())
 
 
 def test_a_wrong_option_is_refused_in_a_plain_loop_too() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract.batch import Inputs
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from tests.model.conftest import SHAPES
 
 
 def ids(model: Transformer, *shape: int) -> Tensor:
@@ -99,7 +100,9 @@ def test_bfloat16_autocast_trains_near_float32_without_a_warning(model: Transfor
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-@pytest.mark.parametrize("config", [{"key_value_heads": 2}], indirect=True, ids=["grouped"])
+@pytest.mark.parametrize(
+    "config", [{"key_value_heads": 2}, SHAPES["GPT-NeoX"]], indirect=True, ids=["grouped", "GPT-NeoX"]
+)
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_blocks_compile_whole_and_agree(model: Transformer, backend: str) -> None:
     inputs, documents = ids(model, 2, 12), torch.arange(12).expand(2, -1) // 5

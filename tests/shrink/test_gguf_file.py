@@ -164,6 +164,9 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stock transformers class"):
         other = model(channel_mixer="squared_relu")
         write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
+    with pytest.raises(UsageError, match="without scaled positions"):
+        other = model(token_mixer={"name": "attention", "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+        write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
     assert not list(tmp_path.iterdir())
 
 

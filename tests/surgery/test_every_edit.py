@@ -13,9 +13,11 @@ from shoestring.config import Choice
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Edit, Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.wrapped import Wrapped
 from tests.model.test_model_flops import CPU_ATTENTION
 
 SHAPES = {
@@ -37,23 +39,34 @@ def edit(name: str) -> Edit:
     return made
 
 
-def model(shape: str) -> Transformer:
+def stock() -> Wrapped:
+    """A Gemma-like model, of transformers' own code."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    sizes = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24, "sliding_window": 8}
+    return Wrapped(AutoModelForCausalLM.from_config(Gemma2Config(**sizes, **heads), attn_implementation="eager"))
+
+
+def model(shape: str) -> LanguageModule:
     torch.manual_seed(1)
-    made = Transformer(SHAPES[shape])
+    made = stock() if shape == "wrapped" else Transformer(SHAPES[shape])
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
     return made
 
 
-def evidence(of: Transformer) -> Evidence:
+def evidence(of: LanguageModule) -> Evidence:
     torch.manual_seed(2)
-    tokens = torch.randint(of.config.vocabulary, (2, 12))
+    tokens = torch.randint(of.about.vocabulary, (2, 12))
     return Evidence(seed=3, text=(Batch(Inputs(tokens), tokens),))
 
 
-def applied(names: list[str], shape: str, decisions: list[Decision] | None = None) -> tuple[nn.Module, list[Decision]]:
-    made: nn.Module = model(shape)
+def applied(
+    names: list[str], shape: str, decisions: list[Decision] | None = None
+) -> tuple[LanguageModule, list[Decision]]:
+    made = model(shape)
     kept = []
     for place, name in enumerate(names):
         one = edit(name)
@@ -86,7 +99,7 @@ def test_every_edit_has_a_place_in_this_table() -> None:
     assert known == {name.split(",")[0] for name in EDITS}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, "wrapped"])
 @pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
 def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shape: str) -> None:
     first, decisions = applied(names, shape)
@@ -96,9 +109,10 @@ def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shap
     assert sum(p.numel() for p in first.parameters()) > 0
 
 
+@pytest.mark.parametrize("shape", ["native", "wrapped"])
 @pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
-def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str]) -> None:
-    made, _ = applied(names, "native")
+def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], shape: str) -> None:
+    made, _ = applied(names, shape)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
     trained = [p for p in made.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=0.1)
@@ -120,19 +134,27 @@ def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str]) ->
 
 @pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
 @pytest.mark.parametrize("backward", [False, True])
-def test_the_stated_cost_is_the_measured_one(names: list[str], backward: bool) -> None:
-    made, _ = applied(names, "native")
-    made.changed()  # type: ignore[operator]
+@pytest.mark.parametrize("shape", ["native", "wrapped"])
+def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backward: bool) -> None:
+    made, _ = applied(names, shape)
+    with torch.no_grad():
+        logits(made)  # a wrapped model is asked once what it keeps of a token
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.set_grad_enabled(backward):
         found = logits(made)
         if backward:
             found.sum().backward()
-    stated = made.cost(Shape(1, 12, backward=backward)).flops  # type: ignore[operator]
-    assert stated == pytest.approx(counter.get_total_flops(), rel=0.001)
+    stated = made.cost(Shape(1, 12, backward=backward)).flops
+    counted = counter.get_total_flops()
+    if shape == "wrapped" and backward and "lora" in names:
+        # which matrices of a stock layer stand side by side is not known: the first layer's may be counted as one after the other
+        assert counted <= stated < 1.03 * counted
+    else:
+        assert stated == pytest.approx(counted, rel=0.001)
 
 
 def test_influence_is_that_of_its_formula_and_needs_text() -> None:
     made = model("native")
+    assert isinstance(made, Transformer)
     one = edit("drop_layers, by influence")
     assert one.needs == {"text"}
     with pytest.raises(UsageError, match="looks at text"):

@@ -96,6 +96,12 @@ def write_gguf(
     require_ternary(model, kind)
     stock = to_transformers(model)
     name = str(stock.config.model_type)
+    if name not in ("qwen3", "llama") or model.config.token_mixer.options["rope_scaling"] is not None:
+        raise UsageError(
+            f"a GGUF file is written of a llama or qwen3 model without scaled positions; this one is of the class {name}"
+        )
+    if stock.config.attention_bias:
+        raise UsageError("a GGUF file is written of a model without biases: set model.token_mixer.bias to 'none'")
     architecture = {"qwen3": gguf.MODEL_ARCH.QWEN3, "llama": gguf.MODEL_ARCH.LLAMA}[name]
     names = gguf.get_tensor_name_map(architecture, model.config.layers)
     ternary, wide, moved = list[str](), list[str](), 0.0

@@ -25,6 +25,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped": {"key_value_heads": 2},
     "no query-key norm": {"token_mixer": {"name": "attention", "qk_norm": False}},
+    "half of each head turned": {"token_mixer": {"name": "attention", "rotary_share": 0.5}},
     "odd sizes": {"width": 36, "heads": 3, "key_value_heads": 1, "head_width": 22, "hidden": 50, "layers": 3},
     "one head wider than the model": {"heads": 1, "head_width": 80},
 }
@@ -111,11 +112,20 @@ def test_several_rows_and_tokens_go_module_by_module() -> None:
         assert torch.equal(two[:1], model.read(Inputs(torch.tensor([[1]]))).hidden)
 
 
-def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same() -> None:
-    model = packed(channel_mixer="squared_relu", hidden=40)
-    assert (
-        model.decoder == "blocks.0 has Attention and SquaredReLU, where the native decoder knows Attention and SwiGLU"
-    )
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (
+            {"channel_mixer": "squared_relu", "hidden": 40},
+            "Attention and SquaredReLU, where it knows Attention and SwiGLU",
+        ),
+        ({"residual": "parallel"}, "Parallel, where it knows PreNorm"),
+        ({"norm": "layernorm"}, "LayerNorm, where it knows RMSNorm"),
+    ],
+)
+def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same(shape: dict[str, object], reason: str) -> None:
+    model = packed(**shape)
+    assert model.decoder == f"blocks.0 has {reason.replace('it knows', 'the native decoder knows')}"
     found = decoded(model)
     kernels.choose("torch")
     torch.testing.assert_close(found, decoded(model), rtol=0.05, atol=0.05)

@@ -46,6 +46,8 @@ class LoRA:
         """Which matrices, and the first A of each. Raises: UsageError for a pattern that names none."""
         anatomy = model.anatomy()
         matrices = {matrix.name: matrix.weight for matrix in anatomy.matrices()}
+        if not matrices:
+            raise UsageError("this model has no linear layers that an adapter can stand beside")
         for pattern in self.targets:
             if not any(fnmatchcase(name, pattern) for name in matrices):
                 raise UsageError(f"targets = '{pattern}' names no matrix: {did_you_mean(pattern, matrices)}")

@@ -1,0 +1,69 @@
+"""How surgery sees a wrapped model: its layers, and the linear layers within them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shoestring.contract.anatomy import Axis, Matrix
+from shoestring.errors import UsageError
+
+if TYPE_CHECKING:
+    from shoestring.model.wrapped import Wrapped
+
+
+class WrappedAnatomy:
+    """The `Anatomy` of a `Wrapped` model. Its axes are its layers: which weights go together inside a layer its makers know."""
+
+    def __init__(self, model: "Wrapped") -> None:
+        self._model = model
+
+    @property
+    def model(self) -> "Wrapped":
+        """The model itself."""
+        return self._model
+
+    @property
+    def layers(self) -> list[str]:
+        return self._model.layers()
+
+    @property
+    def embedding(self) -> str:
+        return self._name(self._model.get_input_embeddings())
+
+    @property
+    def head(self) -> str | None:
+        head = self._model.get_output_embeddings()
+        return None if head.weight is self._model.get_input_embeddings().weight else self._name(head)
+
+    def _name(self, wanted: nn.Module) -> str:
+        return next(name for name, module in self._model.named_modules() if module is wanted)
+
+    def axes(self, kind: str) -> list[Axis]:
+        """As `Anatomy.axes`; of the kind 'layer' alone."""
+        return [Axis("layer", None, len(self.layers))] if kind == "layer" else []
+
+    def matrices(self) -> Iterator[Matrix]:
+        """As `Anatomy.matrices`. GPT-2's transposed layers (`Conv1D`) are none."""
+        for layer, prefix in enumerate(self.layers):
+            for name, module in self._model.get_submodule(prefix).named_modules():
+                if isinstance(module, nn.Linear):
+                    yield Matrix(f"{prefix}.{name}", layer, module.weight)
+
+    def keep_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.keep_layers`. A layer may be kept once only."""
+        model, names = self._model, self.layers
+        if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < len(names) for n in numbers):
+            raise UsageError(f"layers to keep are numbers from 0 to {len(names) - 1}, each once, not {list(numbers)}")
+        kept = [model.get_submodule(names[number]) for number in numbers]
+        model.set_submodule(names[0].rpartition(".")[0], nn.ModuleList(kept))
+        for place, layer in enumerate(kept):
+            for module in layer.modules():
+                if hasattr(module, "layer_idx"):  # by which it finds its part of the cache
+                    module.layer_idx = place  # type: ignore[assignment]
+        config: Any = model.config
+        config.num_hidden_layers = len(kept)
+        if model.kinds:
+            model.kinds = [model.kinds[number] for number in numbers]
+            config.layer_types = list(model.kinds)
+        model.changed()
