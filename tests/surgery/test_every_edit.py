@@ -13,10 +13,11 @@ from shoestring.config import Choice
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Edit, Evidence
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
-from tests.model.test_model_flops import CPU_ATTENTION
+from tests.flop_counting import CPU_ATTENTION
 
 SHAPES = {
     "native": ModelConfig(layers=4, width=32, heads=4, key_value_heads=2, vocabulary=50, context=24),
@@ -46,18 +47,20 @@ def model(shape: str) -> Transformer:
     return made
 
 
-def evidence(of: Transformer) -> Evidence:
+def evidence(of: LanguageModule) -> Evidence:
     torch.manual_seed(2)
-    tokens = torch.randint(of.config.vocabulary, (2, 12))
+    tokens = torch.randint(of.about.vocabulary, (2, 12))
     return Evidence(seed=3, text=(Batch(Inputs(tokens), tokens),))
 
 
-def applied(names: list[str], shape: str, decisions: list[Decision] | None = None) -> tuple[nn.Module, list[Decision]]:
-    made: nn.Module = model(shape)
+def applied(
+    names: list[str], shape: str, decisions: list[Decision] | None = None
+) -> tuple[LanguageModule, list[Decision]]:
+    made: LanguageModule = model(shape)
     kept = []
     for place, name in enumerate(names):
         one = edit(name)
-        decision = one.decide(made, evidence(made)) if decisions is None else decisions[place]  # type: ignore[arg-type]
+        decision = one.decide(made, evidence(made)) if decisions is None else decisions[place]
         kept.append(decision)
         made = one.apply(made, decision)
         assert one.describe(made, decision)
@@ -122,12 +125,12 @@ def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str]) ->
 @pytest.mark.parametrize("backward", [False, True])
 def test_the_stated_cost_is_the_measured_one(names: list[str], backward: bool) -> None:
     made, _ = applied(names, "native")
-    made.changed()  # type: ignore[operator]
+    made.changed()
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.set_grad_enabled(backward):
         found = logits(made)
         if backward:
             found.sum().backward()
-    stated = made.cost(Shape(1, 12, backward=backward)).flops  # type: ignore[operator]
+    stated = made.cost(Shape(1, 12, backward=backward)).flops
     assert stated == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
