@@ -54,7 +54,7 @@ CHOICES: list[dict[str, Any]] = [
     {},
     {
         "sync": {"name": "muloco", "codec": {"name": "linear", "bits": 4}},
-        "edits": [{"name": "ternary"}],
+        "edits": [{"name": "drop_layers", "count": 1}, {"name": "ternary"}],
         "optim": "muon",
     },
 ]
