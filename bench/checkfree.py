@@ -45,6 +45,7 @@ from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
 from shoestring.model.config import ModelConfig
 from shoestring.model.stages import cut
+from shoestring.model.transformer import Transformer
 from shoestring.sync.pipeline.batch import MicroBatch
 from shoestring.sync.pipeline.engine import Pipeline
 from shoestring.sync.pipeline.faults import Fault, FaultInjector, draw_faults
@@ -74,12 +75,12 @@ class Text:
 
     def batches(self, step: int) -> list[MicroBatch]:
         batch = self.train.batch(step * self.rows, self.rows)
-        pairs = zip(batch.inputs.chunk(self.micros), batch.targets.chunk(self.micros), strict=True)
+        pairs = zip(batch.inputs.values.chunk(self.micros), batch.targets.chunk(self.micros), strict=True)
         return [MicroBatch(inputs, targets) for inputs, targets in pairs]
 
     def evaluation(self) -> MicroBatch:
         batch = self.heldout.batch(0, min(self.heldout_rows, len(self.heldout)))
-        return MicroBatch(batch.inputs, batch.targets)
+        return MicroBatch(batch.inputs.values, batch.targets)
 
 
 def lr_factor(progress: float) -> float:
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace, struck: str, rate: float, seed: int, policy
     hour, gap = (each * a_step if options.tokens else each for each in (options.hour, options.gap))
     torch.manual_seed(seed)
     shape = {"layers": options.layers, "width": options.width, "heads": options.heads, "context": options.context}
-    model = ModelConfig(vocabulary=options.vocabulary, tied=False, **shape).build()
+    model = Transformer(ModelConfig(vocabulary=options.vocabulary, tied=False, **shape))
     first, stages, last = cut(model, STAGES)
     may_fail = range(STAGES) if struck == "all" else range(1, STAGES - 1)
     faults = draw_faults(rate, hour=hour, seconds=extent, stages=may_fail, seed=seed, gap=gap)

@@ -19,6 +19,7 @@ import torch
 from shoestring import atomic
 from shoestring.budget.machine import probe
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.sync.codecs import pieces
 from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
@@ -38,7 +39,7 @@ class Side:
     def __init__(self, layers: int, width: int, workers: int, together: int) -> None:
         torch.manual_seed(0)
         shape = ModelConfig(layers=layers, width=width, heads=width // 32, context=64, vocabulary=1024)
-        self.models, self.together = [shape.build() for _ in range(workers)], together
+        self.models, self.together = [Transformer(shape) for _ in range(workers)], together
         for model in self.models[1:]:
             model.load_state_dict(self.models[0].state_dict())
         outers = [

@@ -58,7 +58,7 @@ def prompts(run: Path, count: int, length: int) -> list[list[int]]:
     trained = load_trained(run)
     dataset = prepare(trained.config.data, cache_folder(), say=print)
     batch = Windows(dataset.heldout, length, HELDOUT_ORDER, "stream").batch(0, count)
-    return [row.tolist() for row in batch.inputs]
+    return [row.tolist() for row in batch.inputs.values]
 
 
 def round_as_there(layer: nn.Linear, given: tuple[torch.Tensor]) -> torch.Tensor:
@@ -91,8 +91,8 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
     import llama_cpp
 
     trained = load_trained(run)
-    chosen = ternaries(trained.model, trained.quantised)
-    ours, plain = pack(trained.model, chosen, "ternary2", 16), as_stored(dense(trained.model, chosen), 16)
+    chosen = ternaries(trained.native, trained.quantised)
+    ours, plain = pack(trained.native, chosen, "ternary2", 16), as_stored(dense(trained.native, chosen), 16)
     settings = SamplingConfig(temperature=0, max_new_tokens=options.tokens)
     for layer in plain.blocks.modules():
         if isinstance(layer, nn.Linear) and layer.in_features % 256 == 0:

@@ -17,6 +17,7 @@ from link_model import (
 from link_model import parameters as count_parameters
 
 from shoestring.config import Tree, build, merge, read_toml
+from shoestring.model.transformer import Transformer
 from shoestring.sync.diloco import DiLoCo
 from shoestring.train.config import RunConfig
 
@@ -78,7 +79,7 @@ class Shape:
     def outer(self, way: Way, every: int) -> DiLoCo:
         """An outer loop around such a model, of one worker: its shapes, fragments and schedule are those of the arm."""
         config = build(RunConfig, merge(self.tree(way, every, 1), {"model": {"vocabulary": self.vocabulary}}))
-        return config.sync.build().attach(config.model.build(), None, None, roles={})
+        return config.sync.build().attach(Transformer(config.model), None, None, roles={})
 
 
 @dataclass(frozen=True)

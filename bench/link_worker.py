@@ -23,11 +23,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shoestring import atomic
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import MODEL, Ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.config import build
+from shoestring.contract import objective as contract
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModel, LanguageModule
+from shoestring.contract.objective import At, Objective
 from shoestring.data.prepare import prepare
-from shoestring.data.windows import Batch
 from shoestring.errors import ShoestringError
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.sync.rendezvous.all_gather import all_gather
@@ -47,21 +52,35 @@ BEGIN, END, WARM = 11, 12, 2
 class Loss(nn.Module):
     """The objective as a module, so that DDP sees the pass whose gradients it averages."""
 
-    def __init__(self, model: nn.Module, objective: Any) -> None:
+    def __init__(self, model: LanguageModule, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self.objective(self.model, Batch(inputs, targets))[0]
+    def forward(self, values: Tensor, targets: Tensor) -> Tensor:
+        return self.objective(self.model, Batch(Inputs(values), targets), At()).mean
+
+
+class Averaged:
+    """The objective of a stepper whose gradients DDP averages. It has no documents and no weights."""
+
+    def __init__(self, model: LanguageModule, objective: Objective) -> None:
+        self.objective = objective
+        self.averaged = DistributedDataParallel(
+            Loss(model, objective), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
+        )
+
+    def count(self, batch: Batch) -> float:
+        return self.objective.count(batch)
+
+    def __call__(self, model: LanguageModel, batch: Batch, at: At) -> contract.Loss:
+        flops = model.cost(Shape(batch.rows, batch.inputs.length, backward=True)).flops
+        return contract.Loss(self.averaged(batch.inputs.values, batch.targets), {MODEL: Charge(flops=flops)})
 
 
 def data_parallel(parts: Parts) -> Steps:
     """The worker's own stepper, its gradients averaged by DDP at every step; all begin at the same weights, from the seed."""
     stepper = parts.stepper
-    averaged = DistributedDataParallel(
-        Loss(stepper.model, stepper.objective), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True
-    )
-    stepper.objective = lambda model, batch: (averaged(batch.inputs, batch.targets), batch.tokens)
+    stepper.objective = Averaged(stepper.model, stepper.objective)
     return stepper
 
 
@@ -71,7 +90,7 @@ def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequenc
     for step in range(first, first + count):
         batch = parts.source.batch(step * sequences, sequences)
         steps.decide(step, Vote(left=total - step))
-        steps.gradients(batch, step)
+        steps.gradients(batch, At(step))
         steps.apply(parts.schedule(step / total))
         ended.append(time.monotonic())
     return ended

@@ -49,7 +49,7 @@ WARMUP = 20
 def heldout(model: Transformer, windows: Windows, count: int) -> float:
     with torch.no_grad():
         data = windows.batch(0, count)
-        return float(F.cross_entropy(model(data.inputs).flatten(0, 1), data.targets.flatten()))
+        return float(F.cross_entropy(model(data.inputs.values).flatten(0, 1), data.targets.flatten()))
 
 
 def squared_norm(model: nn.Module) -> float:
@@ -59,13 +59,15 @@ def squared_norm(model: nn.Module) -> float:
 def train(batch: int, factor: float, options: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """One run, as a line of the file. tokens, steps: at which the target was passed; None where it was not."""
     torch.manual_seed(options.seed)
-    model = ModelConfig(
-        layers=options.layers,
-        width=options.width,
-        heads=options.width // 32,
-        vocabulary=dataset.tokenizer.vocabulary,
-        context=options.context,
-    ).build()
+    model = Transformer(
+        ModelConfig(
+            layers=options.layers,
+            width=options.width,
+            heads=options.width // 32,
+            vocabulary=dataset.tokenizer.vocabulary,
+            context=options.context,
+        )
+    )
     lr = options.lr * factor * math.sqrt(batch / options.middle)
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     scale_to_batch(ConstantHalfLife(reference=options.middle), optimizer.param_groups, batch)
@@ -79,8 +81,8 @@ def train(batch: int, factor: float, options: argparse.Namespace, dataset: Datas
         data = windows.batch((step - 1) * batch, batch)
         first = 0.0
         for part in (slice(0, least), slice(least, None)) if batch > least else (slice(None),):
-            rows = data.inputs[part].shape[0]
-            loss = F.cross_entropy(model(data.inputs[part]).flatten(0, 1), data.targets[part].flatten())
+            rows = data.targets[part].shape[0]
+            loss = F.cross_entropy(model(data.inputs.values[part]).flatten(0, 1), data.targets[part].flatten())
             (loss * (rows / batch)).backward()
             if not first and rows < batch:
                 first = squared_norm(model) * (batch / rows) ** 2

@@ -9,6 +9,7 @@ from typing import Any
 from sides import synchronise
 
 from shoestring.config import Choice
+from shoestring.contract.objective import At
 from shoestring.data.dataset import Dataset
 from shoestring.train.assembly import assemble
 from shoestring.train.config import RunConfig
@@ -43,7 +44,7 @@ def cost(config: RunConfig, dataset: Dataset, options: argparse.Namespace) -> di
         for name, own in parts.items():
             batch = own.source.batch(number * rows, rows)
             began = time.perf_counter()
-            own.stepper.gradients(batch, number)
+            own.stepper.gradients(batch, At(number))
             synchronise()
             between = time.perf_counter()
             own.stepper.apply(1.0)

@@ -41,11 +41,13 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.compare.statistics import paired
 from shoestring.config import Choice
+from shoestring.contract.objective import At
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.optim.muon import Muon
 from shoestring.schedule.warmup import with_warmup
 from shoestring.schedule.wsd import WSD
@@ -70,7 +72,7 @@ class Side:
         self.rates = [group["lr"] for group in made.both.param_groups]
 
     def step(self, batch: Any, factor: float, timed: bool) -> None:
-        self.losses.append(self.stepper.gradients(batch, len(self.losses)).loss)
+        self.losses.append(self.stepper.gradients(batch, At(len(self.losses))).loss)
         # not by `base_lr` in the groups: heavyball has a key of that name too, and makes the present rate of it
         for group, rate in zip(self.made.both.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
@@ -116,7 +118,7 @@ def sides_of(parts: Parts, config: RunConfig, makers: dict[str, Build], method: 
     lr = config.fallback.options["lr"]
     sides = {}
     for name, build in makers.items():
-        model = config.model.build().to(config.execution.device)
+        model = Transformer(config.model).to(config.execution.device)
         model.load_state_dict(parts.model.state_dict())
         prepare_blocks(model, config.execution)
         made = optimizers(model, build, OPTIONS[method], lr)

@@ -41,7 +41,7 @@ def train(
     """(model, steps, seconds taken): trained for `seconds` of wall-clock; the step that crosses the end is finished."""
     start = time.monotonic()
     torch.manual_seed(seed)
-    model = config.build()
+    model = Transformer(config)
     if own_init:
         gpt2_weights(model)
     model.to(device)
@@ -56,7 +56,7 @@ def train(
             group["lr"] = peak * rate_factor(share)
         data = windows.batch(step * batch, batch).to(device)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-            logits = model(data.inputs)
+            logits = model(data.inputs.values)
             loss = F.cross_entropy(logits.float().flatten(0, 1), data.targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

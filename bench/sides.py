@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from shoestring.contract.objective import At
 from shoestring.model.hf import to_transformers
 from shoestring.model.transformer import Transformer
 from shoestring.train.assembly import Parts
@@ -30,7 +31,7 @@ class Ours:
         start = time.perf_counter()
         for _ in range(count):
             batch = self.parts.source.batch(len(self.losses) * self.batch, self.batch)
-            self.losses.append(self.parts.stepper.gradients(batch, len(self.losses)).loss)
+            self.losses.append(self.parts.stepper.gradients(batch, At(len(self.losses))).loss)
             self.parts.stepper.apply(1.0)
         synchronise()
         return time.perf_counter() - start
@@ -69,7 +70,7 @@ class Rounds(TrainerCallback):
 def trainer(model: Transformer, ours: Ours, steps: int, bf16: bool, options: argparse.Namespace, out: str) -> Theirs:
     """A Trainer of the same model on the batches that ours will see, in memory."""
     batches = ours.parts.source.batch(0, steps * options.batch)
-    rows = zip(batches.inputs, batches.targets, strict=True)
+    rows = zip(batches.inputs.values, batches.targets, strict=True)
     arguments = TrainingArguments(
         output_dir=out,
         max_steps=steps,

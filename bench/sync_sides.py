@@ -27,6 +27,7 @@ from shoestring import atomic
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import cache_folder
 from shoestring.config import Choice
+from shoestring.contract.objective import At
 from shoestring.data.config import DataConfig
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Batch
@@ -101,7 +102,7 @@ class Side:
 
     def train(self, batch: Batch, number: int, factor: float, due: bool) -> None:
         began = time.perf_counter()
-        self.losses.append(self.stepper.gradients(batch, number).loss)
+        self.losses.append(self.stepper.gradients(batch, At(number)).loss)
         if not due:
             self.update(factor)
             self.step_seconds.append(time.perf_counter() - began)

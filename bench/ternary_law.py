@@ -88,7 +88,7 @@ class Cell:
 def loss_of(model: Transformer, data: Batch, reduction: str) -> Tensor:
     """Cross-entropy, nats; matrix products in bfloat16, weights and the loss itself in float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(data.inputs)
+        logits = model(data.inputs.values)
     return F.cross_entropy(logits.float().flatten(0, 1), data.targets.flatten(), reduction=reduction)
 
 
@@ -103,13 +103,15 @@ def train(cell: Cell, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """One run, as a line of the file."""
     began, factor = time.perf_counter(), 2.0**cell.k
     torch.manual_seed(cell.seed)
-    model = ModelConfig(
-        layers=settings.layers,
-        width=cell.width,
-        heads=cell.width // settings.head_width,
-        vocabulary=dataset.tokenizer.vocabulary,
-        context=settings.context,
-    ).build()
+    model = Transformer(
+        ModelConfig(
+            layers=settings.layers,
+            width=cell.width,
+            heads=cell.width // settings.head_width,
+            vocabulary=dataset.tokenizer.vocabulary,
+            context=settings.context,
+        )
+    )
     lowered = lower(model, Ternary()).weights if cell.arm == "ternary" else 0
     fallback = partial(AdamW, lr=settings.fallback_lr * factor)
     optimizer = partition(model, partial(Muon, lr=settings.lr * factor), fallback).build()

@@ -37,10 +37,11 @@ from shoestring import atomic
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.config import Choice
+from shoestring.contract.cost import Shape, attention
 from shoestring.data.config import DataConfig
 from shoestring.data.prepare import prepare
-from shoestring.model import flops
 from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
@@ -99,17 +100,19 @@ def main(words: Sequence[str]) -> None:
         machine = probe(cache=Path(scratch), fresh=True)
         config = configure(options, machine, dataset.tokenizer.vocabulary, Path(scratch))
         parts = assemble(config, dataset)
+        model = parts.model
+        assert isinstance(model, Transformer)
         ours, seconds, large, alone = Ours(parts, options.batch), list[float](), list[float](), list[float]()
         total = options.warmup + options.rounds * options.steps
         bf16 = machine.best_precision == "bfloat16"
-        theirs = trainer(parts.model, ours, total, bf16, options, scratch)
+        theirs = trainer(model, ours, total, bf16, options, scratch)
 
         def between() -> None:
             if not ours.losses:
                 ours(options.warmup)
             seconds.append(ours(options.steps))
             large.append(large_matrices(machine))
-            alone.append(products_seconds(config, parts.model))
+            alone.append(products_seconds(config, model))
 
         rounds = Rounds(options.warmup, options.steps, options.rounds, between)
         theirs.add_callback(rounds)
@@ -133,8 +136,8 @@ def figures(
 ) -> dict[str, Any]:
     """What the rounds come to. steps: in a round. seconds: of each round. large: FLOP/s of large matrices, each round."""
     model, batch, alone = config.model, config.train.batch, seconds["products_of_one_step"]
-    square = model.layers * flops.attention(batch, model.heads, model.context, model.context, model.head_width, True)
-    linear = parts.model.flops(batch, model.context, backward=True) - square
+    square = model.layers * attention(batch, model.heads, model.context, model.context, model.head_width, True)
+    linear = parts.model.cost(Shape(batch, model.context, backward=True)).flops - square
     sides = {}
     for name in ("shoestring", "trainer"):
         step = [taken / steps for taken in seconds[name]]
@@ -142,7 +145,7 @@ def figures(
         sides[name] = {
             "tokens_per_second": batch * model.context / median(step),
             "share_of_large": share,
-            "share_of_large_with_attention": share * parts.step_flops(batch) / linear,
+            "share_of_large_with_attention": share * (linear + square) / linear,
             "share_of_own_shapes": median(least / one for least, one in zip(alone, step, strict=True)),
         }
     ratios = [theirs / ours for ours, theirs in zip(seconds["shoestring"], seconds["trainer"], strict=True)]

@@ -86,7 +86,7 @@ def candidate(bench: Bench, seed: int, budget: float) -> dict[str, Any]:
     folder, model = bench.options.out / f"seed-{seed}-{budget:g}s", bench.config.model
     summary, process = budgeted.train(model, folder, seed=seed, budget=budget, warm=bench.options.warm)
     found: dict[str, Any] = {"seed": seed, "budget": budget}
-    found |= {"loss": bench.loss(load_trained(folder).model), "process": process}
+    found |= {"loss": bench.loss(load_trained(folder).native), "process": process}
     kept = ("heldout_loss", "heldout_targets", "seconds", "seconds_by_cause", "steps", "tokens", "parameters")
     found |= {"summary": {key: summary[key] for key in kept}}
     spent = f"{summary['steps']} steps, {summary['seconds']:.1f} s spent, process {process:.1f} s"

@@ -119,7 +119,7 @@ def claimed(arm: str, model: Transformer, settings: Settings, lr: float) -> Part
 def loss_of(model: Transformer, data: Batch, reduction: str) -> Tensor:
     """Cross-entropy, nats; matrix products in bfloat16, weights and the loss itself in float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(data.inputs)
+        logits = model(data.inputs.values)
     return F.cross_entropy(logits.float().flatten(0, 1), data.targets.flatten(), reduction=reduction)
 
 
@@ -148,15 +148,17 @@ def trained(
         Scale(width=width, depth=settings.layers, tokens=settings.steps * settings.batch * settings.context)
     )
     torch.manual_seed(seed)
-    model = ModelConfig(
-        layers=settings.layers,
-        width=width,
-        heads=width // settings.head_width,
-        vocabulary=dataset.tokenizer.vocabulary,
-        context=settings.context,
-        input_scale=rules.input,
-        output_scale=rules.output,
-    ).build()
+    model = Transformer(
+        ModelConfig(
+            layers=settings.layers,
+            width=width,
+            heads=width // settings.head_width,
+            vocabulary=dataset.tokenizer.vocabulary,
+            context=settings.context,
+            input_scale=rules.input,
+            output_scale=rules.output,
+        )
+    )
     optimizer = claimed(arm, model, settings, lr).build()
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     scale_groups(rules, optimizer.param_groups)

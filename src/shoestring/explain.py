@@ -86,7 +86,8 @@ def _of_init(kind: Any) -> str | None:
 
 
 def keys(configuration: Any) -> dict[str, str]:
-    """What each key of a configuration means, by its dotted name: 'train.batch', 'optim.lr'; '' where nothing says so."""
+    """What each key of a configuration means, by its dotted name: 'train.batch', 'optim.lr', 'edits.0.name'; '' where nothing
+    says so."""
     names = [field.name for field in dataclasses.fields(configuration)]
     said = texts(type(configuration).__doc__ or "", names)
     found: dict[str, str] = {}
@@ -100,6 +101,9 @@ def keys(configuration: Any) -> dict[str, str]:
             value, "_fields"
         ):  # what goes with a method stands beside its options
             below = {key: text for part in value for key, text in _part(part).items()}
+        elif isinstance(value, tuple):
+            parts = [part for part in value if isinstance(part, Choice)]
+            below = {f"{place}.{key}": text for place, part in enumerate(parts) for key, text in _part(part).items()}
         else:
             below = {}
         found |= {f"{name}.{key}": text for key, text in below.items()}
@@ -128,12 +132,16 @@ def commented_toml(configuration: Any, width: int = 100) -> str:
     said = keys(configuration)
     lines: list[str] = []
     section = ""
+    entries: dict[str, int] = {}
     for line in to_toml(configuration).split("\n"):
-        table = re.fullmatch(r"\[([\w.-]+)\]", line)
+        table = re.fullmatch(r"\[\[?([\w.-]+)\]\]?", line)
         key = re.match(r"([\w-]+) = ", line)
         if table:
-            section = f"{table[1]}."
-        text = said.get(f"{section}{key[1]}" if key else section.rstrip(".") if table else "", "")
+            first, dot, rest = table[1].partition(".")
+            if line.startswith("[["):
+                entries[first] = entries.get(first, -1) + 1
+            section = f"{first}.{entries[first]}{dot}{rest}." if first in entries else f"{table[1]}."
+        text = said.get(f"{section}{key[1]}" if key else re.sub(r"\.0$", "", section.rstrip(".")) if table else "", "")
         if text:
             lines += textwrap.wrap(text, width, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
         lines.append(line)

@@ -52,7 +52,11 @@ def test_an_option_without_words_has_none() -> None:
 
 CHOICES: list[dict[str, Any]] = [
     {},
-    {"sync": {"name": "muloco", "codec": {"name": "linear", "bits": 4}}, "lowbit": "ternary", "optim": "muon"},
+    {
+        "sync": {"name": "muloco", "codec": {"name": "linear", "bits": 4}},
+        "edits": [{"name": "drop_layers", "count": 1}, {"name": "ternary"}],
+        "optim": "muon",
+    },
 ]
 
 

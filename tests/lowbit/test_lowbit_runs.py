@@ -268,7 +268,7 @@ def test_a_configuration_of_0_1_0_is_read_in_the_words_of_today() -> None:
 
 
 def test_weight_decay_follows_the_schedule_whatever_the_groups_were_given_meanwhile() -> None:
-    model = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
+    model: Any = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
     optimizer = partition(model, partial(AdamW, weight_decay=0.2)).build()
     course = Course(Linear(), TriLM(), [], [(model, optimizer)])
     for progress, factor in ((0.1, 1.0), (0.7, 0.0), (0.6, 1.0)):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.contract import cost
 from shoestring.errors import ShoestringError
 from shoestring.lowbit.activations import fake_tokens
 from shoestring.lowbit.format import Quantised
@@ -15,7 +16,6 @@ from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.lowbit.packing import LAYOUTS
-from shoestring.model import flops
 
 SHAPES = st.tuples(st.integers(0, 40), st.integers(1, 70))
 
@@ -51,7 +51,7 @@ def test_groups_of_columns_have_scales_of_their_own() -> None:
 
 def test_it_costs_what_a_linear_layer_costs_and_has_no_gradient() -> None:
     packed = PackedLinear.of(Ternary().quantise(drawn(7, 9)), "ternary2")
-    assert flops.linear(packed, 5, False) == flops.linear(nn.Linear(9, 7), 5, False)  # type: ignore[arg-type]
+    assert cost.linear(packed, 5) == cost.linear(nn.Linear(9, 7), 5)
     assert not list(packed.parameters())
     assert set(packed.state_dict()) == {"packed", "scales"}
 

@@ -72,5 +72,6 @@ def test_a_new_channel_mixer_is_one_class_and_nothing_else(monkeypatch: pytest.M
     choice = {"name": "half_swiglu", "factor": 3.0}
     config = build(ModelConfig, {"width": 64, "vocabulary": 10, "channel_mixer": choice})
     assert config.hidden == 96
-    assert Transformer(config).blocks[0].channel_mixer.factor == 3.0
+    mixer: Any = Transformer(config).blocks[0].channel_mixer
+    assert mixer.factor == 3.0
     assert tree(config)["channel_mixer"] == choice

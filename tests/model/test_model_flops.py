@@ -1,23 +1,15 @@
 """The modules' own counts against torch's counter."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.model import Transformer
-
-# torch's counter knows the flash kernels of GPUs, not that of CPUs, which does the same products
-CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *given, **_: sdpa_flop_count(*given[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda *given, **_: sdpa_backward_flop_count(*given[:4])
-    ),
-}
+from tests.flop_counting import CPU_ATTENTION
 
 
 @pytest.mark.parametrize("length", [1, 7, 48])

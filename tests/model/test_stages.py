@@ -1,5 +1,7 @@
 """A model in stages is the model."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from shoestring.model.transformer import Transformer
 
 def test_the_stages_together_are_the_model_and_share_its_weights() -> None:
     torch.manual_seed(0)
-    shape = {"layers": 4, "width": 32, "heads": 2, "vocabulary": 50, "context": 16}
+    shape: dict[str, Any] = {"layers": 4, "width": 32, "heads": 2, "vocabulary": 50, "context": 16}
     model = Transformer(ModelConfig(**shape, tied=False, input_scale=0.5, output_scale=2.0))
     with torch.no_grad():
         for parameter in model.parameters():

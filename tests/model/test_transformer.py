@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,8 @@ def test_a_new_model_is_its_embedding_and_its_inner_features_have_unit_scale(con
     model = Transformer(config)
     inputs = ids(model, 4, 48)
     assert torch.equal(model.read(Inputs(inputs)).hidden, model.norm(model.embedding(inputs)))
-    inner = model.blocks[0].token_mixer.qkv(model.norm(model.embedding(inputs)))
+    mixer: Any = model.blocks[0].token_mixer
+    inner = mixer.qkv(model.norm(model.embedding(inputs)))
     assert 0.8 < inner.square().mean().sqrt() < 1.2
     model(inputs).square().sum().backward()
     assert all(block.channel_mixer.output.weight.grad.abs().sum() > 0 for block in model.blocks)  # type: ignore[operator, union-attr]

@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from shoestring.optim.adam_mini import AdamMini
 from shoestring.optim.adamw import AdamW
 from shoestring.optim.row_blocks import mark_heads, row_blocks
 
-OPTIONS = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "weight_decay": 0.1}
+OPTIONS: dict[str, Any] = {"lr": 0.05, "beta1": 0.9, "beta2": 0.8, "epsilon": 1e-8, "weight_decay": 0.1}
 
 
 def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[list[Tensor]]) -> None:

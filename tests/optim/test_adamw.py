@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from reference_adamw import adamw
@@ -10,7 +12,7 @@ def test_agrees_with_the_reference_over_several_steps(weight_decay: float) -> No
     torch.manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(3, 5))
     before = parameter.detach().clone()
-    options = {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "weight_decay": weight_decay}
+    options: dict[str, Any] = {"lr": 0.02, "beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "weight_decay": weight_decay}
     optimizer = AdamW([parameter], **options)
     gradients = [torch.randn(3, 5) for _ in range(6)]
     for gradient in gradients:

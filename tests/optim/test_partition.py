@@ -178,7 +178,7 @@ def test_what_cannot_be_shared_out_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"^torch.optim.Rprop does not say which parameters it takes: give a subclass"):
         partition(Model(), torch.optim.Rprop)
     with pytest.raises(UsageError, match=r"made already .* give its class, torch.optim.AdamW"):
-        partition(Model(), Muon, torch.optim.AdamW(Model().parameters()))
+        partition(Model(), Muon, torch.optim.AdamW(Model().parameters()))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no trainable parameter"):
         partition(Model().requires_grad_(False), AdamW)
 

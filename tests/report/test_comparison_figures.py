@@ -146,7 +146,7 @@ def test_a_run_that_failed_beyond_the_frame_has_its_cross_on_the_edge() -> None:
     wild = (np.array([0.1, 0.2]), np.array([9.0, 99.0]))
     figure = against_base_figure(lines_at(3.0), Lines([], [wild], None), "s1", "tokens", 1.0, (2.5, 3.5))
     (cross,) = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
-    assert list(cross.get_ydata()) == [3.5]
+    assert np.asarray(cross.get_ydata()).tolist() == [3.5]
     assert not cross.get_clip_on()
 
 
@@ -155,7 +155,7 @@ def test_seeds_of_one_evaluation_each_are_points_and_so_is_their_mean() -> None:
     lines = Lines(seeds, [], _mean(seeds))
     points = list(together_figure({"a": lines}, {"a": "s3"}, "seconds").axes[0].lines)
     assert [line.get_marker() for line in points] == ["o", "o", "o"]
-    assert list(points[-1].get_ydata()) == [2.5]
+    assert np.asarray(points[-1].get_ydata()).tolist() == [2.5]
 
 
 def tuned(*tried: tuple[dict[str, Any], float | None], chosen: int, edge: bool = False) -> Tuning:

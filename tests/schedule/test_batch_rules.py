@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from shoestring.config import Choice, build
+from shoestring.contract.edit import Evidence
 from shoestring.errors import UsageError
 from shoestring.method import Card, methods
 from shoestring.schedule.batch_rule.constant_half_life import ConstantHalfLife
@@ -146,7 +147,8 @@ def run_config(**more: Any) -> RunConfig:
 def test_a_run_follows_the_rule_by_what_one_worker_takes(workers: int, beta2: float) -> None:
     more = {} if workers == 1 else {"workers": workers, "sync": "diloco", "transport": "local"}
     rule = {"name": "constant_half_life", "reference": 16}
-    stepper, claims = _stepper(run_config(optim="adamw", batch_rule=rule, train={"batch": 8}, **more))
+    config = run_config(optim="adamw", batch_rule=rule, train={"batch": 8}, **more)
+    stepper, _, claims = _stepper(config, Evidence(), None)
     assert all(group["betas"] == (0.9, pytest.approx(beta2)) for group in stepper.optimizer.param_groups)
     assert "constant_half_life: matrix: beta2 0.95 -> " in claims
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from shoestring.model import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.optim.adamw import AdamW
 from shoestring.optim.muon_hypersphere import MuonHypersphere
 from shoestring.optim.partition import members, partition
@@ -27,15 +28,17 @@ def moved(transfer: Transfer, recipe: str, width: int, tied: bool) -> tuple[floa
     rules = transfer(Scale(width=width, depth=2))
     torch.manual_seed(0)
     scales = {"input_scale": rules.input, "output_scale": rules.output}
-    model = ModelConfig(
-        layers=2,
-        width=width,
-        heads=width // 16,
-        vocabulary=64,
-        context=16,
-        tied=tied,
-        **scales,  # type: ignore[arg-type]
-    ).build()
+    model = Transformer(
+        ModelConfig(
+            layers=2,
+            width=width,
+            heads=width // 16,
+            vocabulary=64,
+            context=16,
+            tied=tied,
+            **scales,  # type: ignore[arg-type]
+        )
+    )
     optimizer = partition(model, *RECIPES[recipe]).build()
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     scale_groups(rules, optimizer.param_groups)

@@ -18,7 +18,7 @@ from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
-from tests.model.test_model_flops import CPU_ATTENTION
+from tests.flop_counting import CPU_ATTENTION
 
 SHAPES = {
     "native": ModelConfig(layers=4, width=32, heads=4, key_value_heads=2, vocabulary=50, context=24),
@@ -70,7 +70,7 @@ def applied(
     kept = []
     for place, name in enumerate(names):
         one = edit(name)
-        decision = one.decide(made, evidence(made)) if decisions is None else decisions[place]  # type: ignore[arg-type]
+        decision = one.decide(made, evidence(made)) if decisions is None else decisions[place]
         kept.append(decision)
         made = one.apply(made, decision)
         assert one.describe(made, decision)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from churn import FINGERPRINT, HEARTBEAT_TIMEOUT, TIMEOUT, TOKEN
+from churning import FINGERPRINT, HEARTBEAT_TIMEOUT, TIMEOUT, TOKEN
 from torch import nn
 
 from shoestring.sync.codecs.linear import Linear
@@ -64,7 +64,7 @@ class Toy(nn.Module):
 def take_part(pipe: Connection, listener: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:
     """Train until the file `enough` is there. Every sequence is written to the log after its step."""
     torch.set_num_threads(1)
-    toy, meetings = Toy(), []
+    toy, attempts = Toy(), list[RoundAttempt]()
     with ServiceTunnel(*listener, TOKEN, FINGERPRINT) as tunnel:
         status = RunStatus(tunnel.store)
         elastic = ElasticLoop(
@@ -73,7 +73,7 @@ def take_part(pipe: Connection, listener: tuple[str, int], number: int, log: Pat
             sequences=SEQUENCES,
             inner=InnerState(toy.inner),
             over=lambda: bool(status.finished_by()),
-            record=meetings.append,
+            record=attempts.append,
         )
         link = partial(FaultTolerantTransport, f"worker{number}", lighthouse=tunnel.lighthouse, store=tunnel.store)
         elastic.connect(
@@ -92,7 +92,7 @@ def take_part(pipe: Connection, listener: tuple[str, int], number: int, log: Pat
         except RunOver:
             pass
         weights = {name: weight.tolist() for name, weight in elastic.outer.weights.items()}
-        pipe.send((weights, elastic.tally.plain(), meetings))
+        pipe.send((weights, elastic.tally.plain(), attempts))
         pipe.recv()
         elastic.transport.close()
 

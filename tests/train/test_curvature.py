@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.config import build
 from shoestring.contract.batch import Batch, Inputs
@@ -22,19 +22,13 @@ from shoestring.optim.curvature import LogitsCurvature
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.curvature import curvature_of
 from shoestring.train.execution import prepare_blocks
+from tests.flop_counting import CPU_ATTENTION
 
 SIZES = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 24}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},
     "untied, grouped": {"tied": False, "key_value_heads": 2},
     "squared ReLU": {"channel_mixer": "squared_relu"},
-}
-# torch's counter does not know the attention kernel of CPUs, which does the products of the GPUs' flash kernel
-CPU_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *given, **_: sdpa_flop_count(*given[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda *given, **_: sdpa_backward_flop_count(*given[:4])
-    ),
 }
 
 
@@ -79,7 +73,7 @@ def test_hessian_vector_products_are_differences_of_gradients(variant: str, pack
 
     def gradients(shift: float) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            torch._foreach_add_(parameters, vectors, alpha=shift)
+            torch._foreach_add_(parameters, vectors, alpha=shift)  # type: ignore[arg-type]
         loss = F.cross_entropy(model.read(given.inputs).logits().flatten(0, 1), given.targets.flatten())
         found = torch.autograd.grad(loss, parameters)
         with torch.no_grad():

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from shoestring import __version__
-from shoestring.cli import host, taking_part
+from shoestring.cli import taking_part
 from shoestring.cli.elastic import accounts
-from shoestring.cli.host import Host
+from shoestring.cli.host import Host, run_fingerprint
 from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
 from shoestring.sync.rendezvous.admission import RunFingerprint
@@ -164,8 +164,8 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
 
 
 def vars_of(config: RunConfig, data: Any) -> dict[str, str]:
-    found = host.run_fingerprint(config, data)
-    return {"recipe": found.recipe, "model": found.model, "data": found.data}
+    own = run_fingerprint(config, data)
+    return {"recipe": own.recipe, "model": own.model, "data": own.data}
 
 
 def test_a_folder_has_one_worker(

@@ -100,7 +100,7 @@ def test_a_worker_whose_moments_are_forgotten_keeps_the_spheres_of_the_first_wei
     for _ in range(2):
         with torch.no_grad():
             layer.weight.mul_(1.5)
-        state.forget()
+        state.reset()
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape)
         optimizer.step()

@@ -180,7 +180,7 @@ def deep(path: Path) -> None:
     path.write_text("[" * 5000 + "\n" + path.read_text())
 
 
-def first_line(text: str) -> Callable[[Path], None]:
+def first_line(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(text + "\n" + path.read_text())
 
 

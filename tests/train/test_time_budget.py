@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from shoestring.train.agreement import Wish
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import Ledger, Totals
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import MODEL, Ledger, Totals
+from shoestring.contract.objective import At
 from shoestring.train import loop as loop_module
 from shoestring.train.config import TrainConfig
 from shoestring.train.evaluate import Heldout
@@ -23,6 +24,7 @@ from shoestring.train.execution import Execution
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.speed import Speed
 from shoestring.train.step import StepResult
+from shoestring.train.vote import Vote
 from tests.train.command import TINY
 from tests.train.command import shoestring_here as shoestring
 
@@ -58,13 +60,13 @@ class Slow:
     def at(self, step: int) -> int:
         return step
 
-    def settle(self, step: int, wish: Wish) -> Wish:
-        return wish
+    def decide(self, step: int, vote: Vote) -> Vote:
+        return vote
 
-    def gradients(self, batch: Any, step: int) -> StepResult:
+    def gradients(self, batch: Any, at: At) -> StepResult:
         self.passes(self.step + (0 if self.steps else self.first))
         self.steps += 1
-        return StepResult(1.0, 1.0, TARGETS)
+        return StepResult(1.0, 1.0, 1.0, TARGETS, {MODEL: Charge(flops=1, tokens=TARGETS)})
 
     def apply(self, factor: float) -> None:
         pass
@@ -101,7 +103,6 @@ class Slow:
             ledger=ledger,
             settings=TrainConfig(**more),
             sequences=lambda progress: SEQUENCES,
-            step_flops=lambda sequences: 1,
             milestones=(),
             milestone=lambda share, heldout: None,
             record=self.lines.append,

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
     cost="one output-layer matrix product a token, forward and twice backward",
 )
 class NextToken:
-    """L = -1/W sum_i w_i log p(x_{i+1} | x_1..x_i) over the targets of a batch that count; W = sum_i w_i, and w_i = 1 in a
-    batch without weights.
+    """The mean negative log-likelihood, in nats, of the targets that count.
+
+    L = -1/W sum_i w_i log p(x_{i+1} | x_1..x_i), with W = sum_i w_i, and w_i = 1 in a batch without weights.
 
     cross_entropy: how the output layer's loss is computed (`objective/cross_entropy.py`), where the head is one matrix and
     all targets count the same; else the logits are left to autograd, which is said once.

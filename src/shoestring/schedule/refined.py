@@ -54,10 +54,14 @@ class Refined:
     points: the path of a finished run's folder, which is read when the option is; or the factors themselves; or a table of
     `factors` and what the run spent that they are from (`seconds`, `flops`, `tokens`). What is kept, and written to a
     configuration, is always that table, so a run is rebuilt when the past one is gone, and what it spent stays charged
-    (`spent_before`). `norm`, `smoothing` (width of the median filter, as a share of the run) and `exponent` (of the norm) say
-    how a path is read, and change nothing where factors are given. The defaults are the paper's for Adam: w = 1 / |g|_1; for
-    SGD it takes w = 1 / |g|_2^2: norm = 'l2', exponent = 2. The curve brings its own warm-up where the norms ask for one: use
-    it without another.
+    (`spent_before`). The curve brings its own warm-up where the norms ask for one: use it without another.
+
+    The other options say how a path is read, and change nothing where factors are given. The defaults are the paper's for
+    Adam: w = 1 / |g|_1; for SGD it takes w = 1 / |g|_2^2: norm = 'l2', exponent = 2.
+
+    norm: of the gradients: 'l1' or 'l2'.
+    smoothing: width of the median filter, as a share of the run.
+    exponent: of the norm.
 
     Differs: the norms are those before clipping of one step in so many; of several workers, the largest. The curve is drawn
     over progress, brought to a thousand equal steps and kept at each hundredth.

@@ -242,11 +242,16 @@ def settle(
     say: Callable[[str], None],
     allowance: Allowance | None = None,
     clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
+    native: bool = True,
 ) -> Execution:
     """Decide every 'auto'. rows: sequences at once. seconds: what the run has (None: not limited in time). allowance: for
-    measuring (None: as long as it takes). clock: puts what compiling takes on the ledger.
+    measuring (None: as long as it takes). clock: puts what compiling takes on the ledger. native: whether the model's parts are
+    this program's own: those of a wrapped model are not timed one by one.
     """
     config = _with(config, device=machine.device if config.device == "auto" else config.device)
+    if not native:
+        return _as_stock(config, machine)
+    model = replace(model, base="", digest="")  # a base computes as any model of its shape
     said = [__version__, torch.__version__, machine.name, torch.get_num_threads(), config.device, to_toml(model), rows]
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
     allowance = allowance or Allowance()
@@ -265,6 +270,19 @@ def settle(
     if config.loss == "auto":
         config = _settle_loss(config, bench, reasons)
     return Execution(config, tuple(reasons))
+
+
+def _as_stock(config: ExecutionConfig, machine: Machine) -> Execution:
+    """What is decided for a wrapped model, by the machine alone. Raises: UsageError for what only a native model has."""
+    for key, only in (("compile", "blocks"), ("attention", "chunked")):
+        if getattr(config, key) == only:
+            raise UsageError(f"execution.{key} = {only} is for native models: this one is wrapped, so leave it out")
+    precision = machine.best_precision if config.precision == "auto" else config.precision
+    loss = "plain" if config.loss == "auto" else config.loss
+    made = _with(config, precision=precision, compile="none", attention="flash", loss=loss)
+    return Execution(
+        made, (f"{precision}, not timed: the model's parts are its makers' own, and computed as they are",)
+    )
 
 
 def _with(config: ExecutionConfig, **changes: Any) -> ExecutionConfig:

@@ -15,7 +15,7 @@ from shoestring.plan import rules
 from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
-from shoestring.train.base import kept_of, with_frozen
+from shoestring.train.base import is_native, kept_of, with_frozen
 from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import read_decisions, write_decisions
@@ -61,7 +61,9 @@ def resolve(
         require_start(config.start, config.model, dataset)
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
-    config = with_transfer(replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary)))
+    if not config.model.base:  # a base has room for more tokens than its tokenizer, often
+        config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
+    config = with_transfer(config)
     seconds = config.budget.seconds or expected
     left = None
     if seconds is not None:
@@ -77,6 +79,7 @@ def resolve(
             say=say,
             allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
             clock=ledger.clock,
+            native=is_native(config.model),
         )
     for reason in execution.reasons:
         say(reason)

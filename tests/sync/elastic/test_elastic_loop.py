@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,8 @@ from shoestring.train.inner import InnerState
 def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, ElasticLoop]:
     toy = Toy()
     elastic = ElasticLoop(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), **more)
-    elastic.connect(lambda **given: Script(words, state=state, **given))
+    link: Any = partial(Script, words, state=state)
+    elastic.connect(link)
     return toy, elastic
 
 
@@ -248,7 +250,8 @@ def test_the_clock_of_the_run_counts_exchanges_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("shoestring.sync.elastic.loop.time", clock)
     toy = Toy()
     elastic = ElasticLoop(toy.outer(), "me", sequences=SEQUENCES, inner=InnerState(toy.inner), since=990.0)
-    elastic.connect(lambda **given: Slow(["", "no", "lost", ""], **given))
+    link: Any = partial(Slow, ["", "no", "lost", ""])
+    elastic.connect(link)
     for _ in range(3):
         elastic.run_round()
         period(toy, elastic)

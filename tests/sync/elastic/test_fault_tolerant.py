@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +16,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
 from shoestring.sync.elastic.membership import Member, run_state
 from shoestring.sync.elastic.round_outcome import RoundOutcomes
+from shoestring.sync.rendezvous.admission import RunFingerprint
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +189,13 @@ def test_an_outcome_that_cannot_be_learnt_is_none() -> None:
 
 
 def test_a_worker_needs_a_name_and_a_token() -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "lighthouse": ("127.0.0.1", 1),
         "store": ("127.0.0.1", 1),
         "save": lambda: ({}, {}),
         "load": lambda *_: None,
     }
-    fingerprint = SimpleNamespace(version="1", recipe="", model="", data="")
+    fingerprint = RunFingerprint(workers=1, recipe="", model="", data="")
     with pytest.raises(UsageError, match="cannot name"):
         FaultTolerantTransport("a:b", token="t", fingerprint=fingerprint, **settings)
     with pytest.raises(UsageError, match="token"):

@@ -226,7 +226,8 @@ def test_what_is_no_listener_is_said_so() -> None:
 
         threading.Thread(target=greet).start()
         with pytest.raises(Malformed, match=rf"no run answers at 127.0.0.1:{other.getsockname()[1]}"):
-            ServiceTunnel(*other.getsockname(), TOKEN, FINGERPRINT)
+            host, port = other.getsockname()
+            ServiceTunnel(host, port, TOKEN, FINGERPRINT)
     with pytest.raises(ShoestringError, match=re.escape("no connection to 127.0.0.1:")):
         ServiceTunnel(*other_address(), TOKEN, FINGERPRINT, timeout=0.3)
 

@@ -1,10 +1,9 @@
 """Dropping whole layers of a model."""
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
@@ -12,7 +11,7 @@ from shoestring.contract.anatomy import Anatomy
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.method import method
+from shoestring.method import Whole, method
 
 By = Literal["influence", "last", "spread"]
 
@@ -40,9 +39,7 @@ class DropLayers:
     by: how they are chosen: 'influence'; 'last', the last ones but the very last; 'spread', evenly between the first and the last.
     """
 
-    def __init__(
-        self, *, count: Annotated[int, Ge(0)] = 0, layers: tuple[Annotated[int, Ge(0)], ...] = (), by: By = "spread"
-    ) -> None:
+    def __init__(self, *, count: Whole = 0, layers: tuple[Whole, ...] = (), by: By = "spread") -> None:
         if bool(count) == bool(layers):
             raise ValueError("drop_layers: give count, or the numbers of the layers, and not both")
         if len(set(layers)) != len(layers):

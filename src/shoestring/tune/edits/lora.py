@@ -2,15 +2,13 @@
 
 import math
 from fnmatch import fnmatchcase
-from typing import Annotated
 
 import torch
-from annotated_types import Gt
 
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.method import Count, method
+from shoestring.method import Count, Positive, method
 from shoestring.tune.low_rank_linear import LowRankLinear
 
 
@@ -37,9 +35,7 @@ class LoRA:
 
     needs: frozenset[str] = frozenset()
 
-    def __init__(
-        self, *, rank: Count = 8, alpha: Annotated[float, Gt(0)] = 16.0, targets: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, *, rank: Count = 8, alpha: Positive = 16.0, targets: tuple[str, ...] = ()) -> None:
         self.rank, self.alpha, self.targets = rank, alpha, targets
 
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
