@@ -146,6 +146,29 @@ def test_an_exported_folder_loads(tmp_path: Path) -> None:
         export(model, None, tmp_path / "full")
 
 
+@pytest.mark.parametrize("bias", ["qkv", "all"])
+def test_an_exported_folder_of_another_family_loads_with_its_scales(bias: str, tmp_path: Path) -> None:
+    """A bias in the last norm is scaled too."""
+    parts = {"norm": "layernorm", "channel_mixer": {"name": "gelu", "bias": True}, "residual": "parallel"}
+    mixer = {"name": "attention", "qk_norm": False, "bias": bias, "rotary_share": 0.5 if bias == "all" else 1.0}
+    model = trained(token_mixer=mixer, output_scale=0.5, tied=bias == "qkv", **(parts if bias == "all" else {}))
+    export(model, None, tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.model_type == {"qkv": "qwen2", "all": "gpt_neox"}[bias]
+    inputs = torch.randint(50, (2, 20))
+    with torch.no_grad():
+        close(loaded(inputs).logits, model(inputs))
+
+
+def test_a_changed_layer_is_not_exported_as_if_it_were_plain() -> None:
+    model = trained()
+    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].channel_mixer.output)
+    with pytest.raises(UsageError, match=r"blocks\.0\.channel_mixer\.output.* fold what was changed"):
+        to_transformers(model)
+    with pytest.raises(UsageError, match="a mistral model cannot hold this one: queries and keys are not normalised"):
+        to_transformers(trained(), "mistral")
+
+
 def test_a_stock_model_generates_as_this_one(tmp_path: Path) -> None:
     mixer = Choice.of("model", "attention", kind="token mixer", qk_norm=False)
     model = trained(token_mixer=mixer).double()

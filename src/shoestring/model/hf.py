@@ -4,6 +4,7 @@
 biases on queries, keys and values a `Qwen2ForCausalLM`, and so on. Weights move over exactly: the fused matrices are
 split by rows, or stacked again, and nothing is rounded; but a model with an `input_scale` or an
 `output_scale`, which the stock classes have not, leaves with them multiplied into its embedding and its last norm.
+A `Transformer` has no dropout: what a configuration says of it is for training there, and changes no logit.
 """
 
 import json
