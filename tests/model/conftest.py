@@ -18,6 +18,27 @@ SHAPES = {
         "token_mixer": {"name": "attention", "rope_theta": 5e5, "epsilon": 1e-5},
         "norm": {"name": "rmsnorm", "epsilon": 1e-5},
     },
+    "biases on queries, keys and values": {"token_mixer": {"name": "attention", "bias": "qkv", "qk_norm": False}},
+    "GPT-NeoX": {
+        "token_mixer": {"name": "attention", "bias": "all", "qk_norm": False, "rotary_share": 0.5},
+        "channel_mixer": {"name": "gelu", "bias": True},
+        "norm": "layernorm",
+        "residual": "parallel",
+        "tied": False,
+    },
+    "scaled positions": {
+        "token_mixer": {
+            "name": "attention",
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+        "channel_mixer": {"name": "gelu", "approximate": "tanh"},
+    },
     "squared ReLU": {"channel_mixer": "squared_relu", "tied": False, "head_width": 6},
 }
 

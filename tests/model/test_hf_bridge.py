@@ -36,8 +36,14 @@ def trained(**more: object) -> Transformer:
 
 
 def test_there_and_back(model: Transformer) -> None:
-    if model.config.channel_mixer.name != "swiglu":
-        with pytest.raises(UsageError, match="channel mixer 'squared_relu'"):
+    config = model.config
+    if config.channel_mixer.name == "squared_relu" or (config.norm.name, config.channel_mixer.name) == (
+        "rmsnorm",
+        "gelu",
+    ):
+        with pytest.raises(
+            UsageError, match=f"qwen2, qwen3: the channel mixer is 'swiglu', not '{config.channel_mixer.name}'"
+        ):
             to_transformers(model)
         return
     inputs = torch.randint(50, (2, 48))
@@ -45,9 +51,9 @@ def test_there_and_back(model: Transformer) -> None:
     theirs = to_transformers(model)
     back = from_transformers(theirs)
     assert torch.equal(torch.get_rng_state(), state)
-    assert type(theirs).__name__ == (
-        "Qwen3ForCausalLM" if model.config.token_mixer.options["qk_norm"] else "LlamaForCausalLM"
-    )
+    options = config.token_mixer.options
+    plain = {"none": "llama", "qkv": "qwen2", "all": "gpt_neox"}[options["bias"]]
+    assert theirs.config.model_type == ("qwen3" if options["qk_norm"] else plain)
     with torch.no_grad():
         close(theirs(inputs).logits, model(inputs))
         assert torch.equal(back(inputs), model(inputs))
@@ -80,12 +86,16 @@ def test_from_a_model_of_theirs(settings: tuple[str, dict[str, object]], tied: b
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("LlamaConfig", {"attention_bias": True}), "biases"),
-        (("LlamaConfig", {"mlp_bias": True}), "biases"),
+        (("LlamaConfig", {"mlp_bias": True}), "biases in its feed"),
         (("LlamaConfig", {"hidden_act": "gelu"}), "activation 'gelu'"),
-        (("Qwen3Config", {"use_sliding_window": True, "max_window_layers": 0}), "sliding window"),
-        (("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}), "linear rot"),
-        (("MistralConfig", {}), "type 'mistral'"),
+        (("Qwen3Config", {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 16}), "sliding window"),
+        (
+            ("LlamaConfig", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+            "dynamic rot",
+        ),
+        (("MistralConfig", {"sliding_window": 16}), "sliding window of 16 tokens"),
+        (("GPTNeoXConfig", {"hidden_act": "relu"}), "activation 'relu'"),
+        (("GemmaConfig", {"head_dim": 8}), "type 'gemma': there is one for gpt_neox, llama, mistral, qwen2, qwen3"),
     ],
 )
 def test_what_this_model_has_not_is_refused(settings: tuple[str, dict[str, object]], words: str) -> None:
@@ -99,7 +109,10 @@ def test_what_this_model_has_not_is_refused(settings: tuple[str, dict[str, objec
     ("more", "words"),
     [
         ({"norm": {"name": "rmsnorm", "epsilon": 1e-5}}, "one epsilon"),
-        ({"heads": 3, "head_width": 8, "token_mixer": {"name": "attention", "qk_norm": False}}, "must divide"),
+        (
+            {"heads": 3, "head_width": 8, "token_mixer": {"name": "attention", "qk_norm": False, "bias": "all"}},
+            "must divide",
+        ),
     ],
 )
 def test_what_no_stock_class_has_is_refused(more: dict[str, object], words: str, tmp_path: Path) -> None:

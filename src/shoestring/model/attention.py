@@ -1,6 +1,6 @@
 """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cache import KeyValues
 from shoestring.contract.cost import Shape
-from shoestring.method import Epsilon, method
+from shoestring.method import Epsilon, Fraction, method
 from shoestring.model.cache import KeyValueShape
 from shoestring.model.chunked import chunked_attention
 from shoestring.model.norm import RMSNorm
@@ -36,6 +36,9 @@ class Attention(nn.Module):
     scale), then rotated by position. rope_theta: base of the rotary frequencies. epsilon: of the query and key norms.
 
     qk_norm: whether queries and keys are normalised.
+    bias: which layers add a learnt vector: none, that of queries, keys and values ('qkv', as Qwen2), or the output too ('all').
+    rotary_share: of the features of a head, how many are rotated; the model's `Rotary` has the tables.
+    rope_scaling: what is done to the frequencies for a longer context, a `rotary.Scaling`.
     """
 
     def __init__(
@@ -48,13 +51,16 @@ class Attention(nn.Module):
         qk_norm: bool = True,
         rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
         epsilon: Epsilon = 1e-6,
+        bias: Literal["none", "qkv", "all"] = "none",
+        rotary_share: Fraction = 1.0,
+        rope_scaling: dict[str, float | int | bool | str] | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.rope_theta = heads, head_width, rope_theta
         self.chunked = False
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
         self.split = (heads, key_value_heads, key_value_heads)
-        self.qkv = nn.Linear(width, sum(self.split) * head_width, bias=False)
+        self.qkv = nn.Linear(width, sum(self.split) * head_width, bias=bias != "none")
         # which rows belong together, for an optimiser (`optim.row_blocks`): a query or key head, a neuron of the values;
         # on the layer too, whose attributes a deep copy keeps
         blocks = ((heads + key_value_heads) * head_width, head_width), (key_value_heads * head_width, 1)
@@ -62,7 +68,7 @@ class Attention(nn.Module):
             setattr(marked, "row_blocks", blocks)  # noqa: B010 (mypy forbids the plain form)
         self.query_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
         self.key_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
-        self.output = nn.Linear(heads * head_width, width, bias=False)
+        self.output = nn.Linear(heads * head_width, width, bias=bias == "all")
 
     def forward(
         self,
@@ -88,6 +94,8 @@ class Attention(nn.Module):
         new = q.shape[2]
         if cache is not None:
             k, v, mask = cache.append(k, v)
+            if mask is not None and mask.shape[1] not in (1, self.heads):  # of each key head
+                mask = mask.repeat_interleave(self.heads // mask.shape[1], 1)
         causal = mask is None
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False

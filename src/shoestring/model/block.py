@@ -1,4 +1,4 @@
-"""A block: mix the tokens, then mix the channels, each added to the residual stream.
+"""A block: mix the tokens, mix the channels, each added to the residual stream.
 
 What fills the two slots is a registered method that is an `nn.Module` with
 
@@ -8,6 +8,8 @@ What fills the two slots is a registered method that is an `nn.Module` with
 * `cache_shape()` for a token mixer: what it keeps of each token, None for nothing;
 * `flops(shape, inputs)`: operations of a pass, `inputs` saying whether x takes a gradient;
 * `output`: the `nn.Linear` that writes to the residual stream, which starts at zero.
+
+A registered method of kind 'residual' joins the two: see `PreNorm`.
 """
 
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from shoestring.model.config import ModelConfig
 
 
 class Block(nn.Module):
-    """x + token_mixer(norm(x)), then x + channel_mixer(norm(x)): the pre-norm arrangement.
+    """token_mixer(norm(x)) and channel_mixer(norm(x)), joined by the residual.
 
     Compiled as a region of its own (`block.compile()`): it takes tensors alone and branches on nothing in them.
     """
@@ -31,6 +33,7 @@ class Block(nn.Module):
         )
         self.channel_norm = config.norm.build(config.width)
         self.channel_mixer = config.channel_mixer.build(config.width, config.hidden)
+        self.residual = config.residual.build(config.width)
 
     def forward(
         self,
@@ -41,12 +44,24 @@ class Block(nn.Module):
         cache: KeyValues | None = None,
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`."""
-        x = x + self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
-        return x + self.channel_mixer(self.channel_norm(x))
+
+        def tokens(x: Tensor) -> Tensor:
+            mixed: Tensor = self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
+            return mixed
+
+        def channels(x: Tensor) -> Tensor:
+            mixed: Tensor = self.channel_mixer(self.channel_norm(x))
+            return mixed
+
+        joined: Tensor = self.residual(x, tokens, channels)
+        return joined
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        mixed: int = self.token_mixer.flops(shape, inputs)
-        inputs = inputs or (shape.backward and (trains(self.token_norm) or trains(self.token_mixer)))
-        channels: int = self.channel_mixer.flops(shape, inputs)
-        return mixed + channels
+        back = shape.backward
+        token_inputs = inputs or (back and trains(self.token_norm))
+        stream = inputs or (back and self.residual.sequential and (token_inputs or trains(self.token_mixer)))
+        channel_inputs = stream or (back and trains(self.channel_norm))
+        tokens: int = self.token_mixer.flops(shape, token_inputs)
+        channels: int = self.channel_mixer.flops(shape, channel_inputs)
+        return tokens + channels

@@ -12,6 +12,7 @@ from shoestring.method import Positive
 TOKEN_MIXER = Pick("model", "token mixer", default="attention")
 CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
 NORM = Pick("model", "norm", default="rmsnorm")
+RESIDUAL = Pick("model", "residual", default="pre_norm")
 
 Size = Annotated[int, Interval(ge=1, le=1 << 20)]
 OrAuto = Annotated[int, Interval(ge=0, le=1 << 24)]
@@ -31,7 +32,8 @@ class ModelConfig:
     enter the residual stream; with a norm at the start of every block it is one over a factor on all the blocks
     add. output_scale: factor on the logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place
     of a model that exists, which a run trains on; the sizes are then that model's, and `context` is the length of the
-    windows it is trained on. digest: of the base.
+    windows it is trained on. digest: of the base. residual: how the two mixers of a block are
+    joined.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -51,6 +53,7 @@ class ModelConfig:
     tied: bool = True
     input_scale: Positive = 1.0
     output_scale: Positive = 1.0
+    residual: Annotated[Choice, RESIDUAL] = field(default_factory=RESIDUAL.choice)
     base: str = ""
     digest: str = ""
 

@@ -7,7 +7,7 @@
   of every residual branch so).
 * The embedding and the head: normal, 1 / (2 sqrt(width)), about the customary 0.02 at width 512. The first loss is a
   little over ln(vocabulary).
-* Gains of norms: 1.
+* Gains of norms: 1. Biases: 0.
 """
 
 from collections.abc import Iterable
@@ -26,5 +26,7 @@ def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module, outputs:
         if isinstance(module, nn.Linear | nn.Embedding):
             scale = 0.5 if module in (embedding, head) else 1.0
             nn.init.normal_(module.weight, std=scale * module.weight.shape[1] ** -0.5)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     for output in outputs:
         nn.init.zeros_(output.weight)  # type: ignore[arg-type]

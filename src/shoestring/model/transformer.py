@@ -207,7 +207,9 @@ class Transformer(LanguageModule):
 def rotary_tables(config: ModelConfig) -> Rotary:
     """The tables of a model's positions: no weights, and so in no checkpoint."""
     # a token mixer without rotary positions takes no such option, and ignores the tables
-    return Rotary(config.head_width, config.context, config.token_mixer.options.get("rope_theta", 10000.0))
+    options = config.token_mixer.options
+    share, scaling = options.get("rotary_share", 1.0), options.get("rope_scaling")
+    return Rotary(config.head_width, config.context, options.get("rope_theta", 10000.0), share=share, scaling=scaling)
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

@@ -9,6 +9,7 @@ from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.lowbit.packing import layout_named
 from shoestring.model.attention import Attention
 from shoestring.model.norm import RMSNorm
+from shoestring.model.pre_norm import PreNorm
 from shoestring.model.swiglu import SwiGLU
 from shoestring.model.transformer import Transformer
 
@@ -34,6 +35,8 @@ def _layer(block: Any) -> Layer | str:
         return (
             f"{type(mixer).__name__} and {type(channels).__name__}, where the native decoder knows Attention and SwiGLU"
         )
+    if type(block.residual) is not PreNorm:
+        return f"{type(block.residual).__name__}, where the native decoder knows PreNorm"
     matrices = []
     for linear in (mixer.qkv, mixer.output, channels.gate_up, channels.output):
         if not isinstance(linear, PackedLinear):

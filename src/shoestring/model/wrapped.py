@@ -1,0 +1,392 @@
+"""Any causal language model of transformers as a `LanguageModel`, without a bridge: its own code computes."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.contract import cost
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cache import Cache, Pass
+from shoestring.contract.cost import Cost, Shape, bytes_of, trains
+from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
+from shoestring.errors import UsageError
+from shoestring.model.cache import ContiguousLayer
+from shoestring.model.wrapped_cache import Kept, addable, kept_of, masks_differ, viewed
+from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+IMPLEMENTATIONS = ("eager", "sdpa")
+"""The ways of attention, in the words of transformers, that take a mask of any kind."""
+
+KINDS = ("full_attention", "sliding_attention")
+"""The types of layer whose mask is known here."""
+
+
+class Wrapped(nn.Module):
+    """An `AutoModelForCausalLM` as it is, behind the interface of every model.
+
+    It is always in evaluation mode, in training too: what a run computes is the same on every resumption, so there is no
+    dropout. A tied matrix is once in its state.
+
+    stock: the model. Its weights are shared, not copied.
+    context: the most tokens of a sequence. None: what the model's configuration says.
+    Raises: UsageError for a model with an encoder, with layers whose masks or costs are not known, or whose context is not.
+    """
+
+    def __init__(self, stock: "PreTrainedModel", context: int | None = None) -> None:
+        super().__init__()
+        self.stock = stock
+        config: Any = stock.config.get_text_config()
+        name = stock.config.model_type
+        if stock.config.is_encoder_decoder or stock.base_model is stock:
+            raise UsageError(f"a {name} model is no decoder with a head on top")
+        if config._attn_implementation not in IMPLEMENTATIONS:
+            raise UsageError(
+                f"attention by '{config._attn_implementation}' takes no mask of ours: load the model with "
+                f"attn_implementation='sdpa', or 'eager'"
+            )
+        self.kinds: list[str] = list(getattr(config, "layer_types", None) or [])
+        if others := sorted(set(self.kinds) - set(KINDS)):
+            raise UsageError(f"a {name} model has layers of the type '{others[0]}', whose masks are not known here")
+        context = context or getattr(config, "max_position_embeddings", None)
+        if not context:
+            raise UsageError(f"the configuration of this {name} model names no context: give one")
+        self.config, self.context = config, int(context)
+        self.window: int | None = getattr(config, "sliding_window", None)
+        refuse_unknown(self, [self.get_submodule(layer) for layer in self.layers()], config)
+        self.register_state_dict_post_hook(_drop_tied)
+        self.register_load_state_dict_pre_hook(_add_tied)
+        self.eval()
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The model without its head."""
+        found: nn.Module = self.stock.base_model
+        return found
+
+    def layers(self) -> list[str]:
+        """The names of the decoder layers, in order, as `named_modules` and a tap have them."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == self.config.num_hidden_layers:
+                return [f"{name}.{index}" for index in range(len(module))]
+        raise UsageError(f"no list of {self.config.num_hidden_layers} layers is in this {self.config.model_type} model")
+
+    def get_input_embeddings(self) -> nn.Module:
+        found: nn.Module = self.stock.get_input_embeddings()
+        return found
+
+    def get_output_embeddings(self) -> Any:
+        """The module that turns hidden states into logits, before whatever the model does to them."""
+        return self.stock.get_output_embeddings()
+
+    @property
+    def about(self) -> About:
+        """Its sizes."""
+        config = self.config
+        return About(config.vocab_size, self.context, config.hidden_size, config.num_hidden_layers)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the cache."""
+        found: torch.dtype = self.get_input_embeddings().weight.dtype  # type: ignore[assignment]
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are wanted."""
+        found: torch.device = self.get_input_embeddings().weight.device  # type: ignore[assignment]
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode, as the class says."""
+        return super().train(False)
+
+    def read(
+        self, inputs: Inputs, cache: Cache | None = None, *, tap: Sequence[str] = (), depth: Depth | None = None
+    ) -> Reading:
+        """Read token ids with the model's own layers. tap: names of modules, those of `layers()` among them.
+
+        Raises: UsageError when the tokens do not fit, for an unknown tap, for a depth, and for a cache that hides tokens in a
+        way of its own, where layers see a window of the context only.
+        """
+        past = 0 if cache is None else cache.length
+        if past + inputs.length > self.context:
+            raise UsageError(f"{past + inputs.length} tokens do not fit in a context of {self.context}")
+        if depth is not None:
+            raise UsageError(
+                "the layers of a wrapped model cannot be skipped one by one: only a native model has a depth"
+            )
+        if inputs.values.ndim != 2:
+            raise UsageError("a wrapped model reads token ids, [B, T]")
+        coming = None if cache is None else cache.begin(inputs)
+        visible = _visible(inputs) if coming is None else coming.visible
+        given: dict[str, Any] = {"input_ids": inputs.values, "attention_mask": self._mask(visible, inputs, coming)}
+        positions = inputs.positions
+        if positions is None and coming is not None:
+            positions = coming.positions.clamp_max(self.context - 1)
+        if positions is not None:
+            given["position_ids"] = positions
+        with tapping(self, tap) as tapped:
+            if cache is None or coming is None:
+                hidden = self._run(**given, use_cache=False)
+            else:
+                self._refuse_windows(cache)
+                with viewed(cache, coming, self.config) as theirs:
+                    hidden = self._run(**given, past_key_values=theirs, use_cache=True)
+                cache.advance()
+        body = self._body_cost(Shape(inputs.rows, inputs.length, past))
+        return Reading(hidden, self._head, body, {}, tapped)
+
+    def _run(self, **given: Any) -> Tensor:
+        if unknown := sorted(set(given) - self._takes):
+            raise UsageError(f"a {self.config.model_type} model takes no {unknown[0]}, which this pass needs")
+        hidden: Tensor = self.backbone(**given, return_dict=True).last_hidden_state
+        return hidden
+
+    @cached_property
+    def _takes(self) -> set[str]:
+        """What the backbone can be given."""
+        return set(inspect.signature(self.backbone.forward).parameters)
+
+    def _mask(self, visible: Tensor | None, inputs: Inputs, coming: Pass | None) -> Any:
+        """The mask as the backbone wants it; None where what it makes itself is the same."""
+        if visible is None:
+            return None
+        windowed = visible
+        if self.window is not None and self._windowed:
+            keys = torch.arange(visible.shape[-1], device=visible.device)
+            queries = (
+                coming.positions if coming is not None else torch.arange(inputs.length, device=visible.device)[None]
+            )
+            windowed = visible & (keys > queries[:, :, None] - self.window)[:, None]
+        masks = {KINDS[0]: self._addable(visible), KINDS[1]: self._addable(windowed)}
+        if len(set(self.kinds)) > 1:
+            return masks
+        sliding = self.kinds[0] == KINDS[1] if self.kinds else self.window is not None
+        return masks[KINDS[1]] if sliding else masks[KINDS[0]]
+
+    def _addable(self, visible: Tensor) -> Tensor:
+        """The mask in the type that the model's way of attention takes."""
+        return visible if self.config._attn_implementation == "sdpa" else addable(visible, self.dtype)
+
+    @property
+    def _windowed(self) -> bool:
+        """Whether some layer sees only so many of the latest tokens."""
+        return self.window is not None and self.window < self.context and (not self.kinds or KINDS[1] in self.kinds)
+
+    def _refuse_windows(self, cache: Cache) -> None:
+        if masks_differ(cache) and self._windowed:
+            raise UsageError(
+                f"layers of this {self.config.model_type} model see {self.window} tokens only: they read with a plain cache"
+            )
+
+    @cached_property
+    def _head(self) -> Head:
+        output = self.get_output_embeddings()
+        own = OwnHead(self.stock)
+        if type(output) is not nn.Linear or output.bias is not None or output.weight.is_meta:
+            return own
+        # a cap or a factor shows on large logits
+        draw = torch.Generator().manual_seed(0)
+        hidden = torch.randn(2, output.in_features, generator=draw).to(output.weight)
+        with torch.no_grad():
+            hidden = hidden * (1000 / output(hidden).abs().amax().clamp_min(1e-6))
+            plain = torch.allclose(own.logits(hidden).float(), output(hidden).float(), rtol=1e-2, atol=1e-2)
+        return MatrixHead(output.weight) if plain else own
+
+    def forward(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The logits [B, T, V] of the token after each of `inputs` [B, T]. positions, documents: as in `Inputs`."""
+        return self.read(Inputs(inputs, positions, documents), cache).logits()
+
+    def new_cache(self, rows: int, room: int) -> Cache:
+        """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device.
+
+        Raises: UsageError where a layer keeps something other than keys and values of its own.
+        """
+
+        def layer(kept: Kept) -> ContiguousLayer:
+            keys = torch.zeros(rows, kept.heads, room, kept.key_width, dtype=self.dtype, device=self.device)
+            values = torch.zeros(rows, kept.heads, room, kept.value_width, dtype=self.dtype, device=self.device)
+            return ContiguousLayer(keys, values)
+
+        for number, kept in enumerate(self._kept):
+            if kept is None:
+                raise UsageError(
+                    f"layer {number} of this {self.config.model_type} model keeps no keys and values of its own"
+                )
+        return Cache([layer(kept) for kept in self._kept if kept is not None], rows, room)
+
+    @cached_property
+    def _kept(self) -> list[Kept | None]:
+        """What each layer keeps of a token: the model is asked, by a pass over one."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        with torch.no_grad():
+            return kept_of(
+                self.config.num_hidden_layers,
+                lambda cache: self._run(input_ids=token, past_key_values=cache, use_cache=True),
+            )
+
+    def cost(self, shape: Shape) -> Cost:
+        """What a pass of this shape costs, its head and backward pass included."""
+        weight = self.get_output_embeddings().weight
+        # a trained gain of the last norm needs no gradient below it, but takes one from above
+        inside = shape.backward and trains(self.backbone)
+        products = 1 + (shape.backward and weight.requires_grad) + inside
+        return self._body_cost(shape).beside(Cost(products * 2 * shape.head_places * weight.numel()))
+
+    def _body_cost(self, shape: Shape) -> Cost:
+        """As `cost`, without the head's products."""
+        inputs, flops = shape.backward and self._trains_before_layers, 0
+        for (layer, count), kept in zip(self._runs, self._run_kept, strict=True):
+            inside = inputs or (shape.backward and trains(layer))
+            flops += layer_flops(layer, self.config, kept, shape, inputs)
+            if count > 1:
+                flops += (count - 1) * layer_flops(layer, self.config, kept, shape, inside)
+            inputs = inside
+        weights, token = self._weight_bytes, self._cache_bytes
+        held = shape.rows * (shape.past + shape.new) * token
+        return Cost(flops, weights + shape.rows * shape.past * token, weights + held)
+
+    @cached_property
+    def _runs(self) -> list[tuple[nn.Module, int]]:
+        """The layers, as runs of equal ones: (the first, how many)."""
+        return [(self.get_submodule(self.layers()[first]), count) for first, count in self._equal]
+
+    @cached_property
+    def _run_kept(self) -> list[Kept | None]:
+        return [self._kept[first] for first, _ in self._equal]
+
+    @cached_property
+    def _equal(self) -> list[tuple[int, int]]:
+        runs: list[tuple[int, int]] = []
+        before: object = None
+        for number, name in enumerate(self.layers()):
+            layer = self.get_submodule(name)
+            kind = f"{layer} {[p.requires_grad for p in layer.parameters()]}", self._kept[number]
+            if kind == before:
+                runs[-1] = runs[-1][0], runs[-1][1] + 1
+            else:
+                runs.append((number, 1))
+            before = kind
+        return runs
+
+    @cached_property
+    def _trains_before_layers(self) -> bool:
+        """Whether anything trains that the first layer's input depends on: the embeddings of tokens and of positions."""
+        return any(trains(module) for module in self.backbone.modules() if isinstance(module, nn.Embedding))
+
+    @cached_property
+    def _weight_bytes(self) -> int:
+        return bytes_of(self)
+
+    @cached_property
+    def _cache_bytes(self) -> int:
+        """Bytes that a cache holds of one token."""
+        kept = [one.heads * (one.key_width + one.value_width) for one in self._kept if one is not None]
+        return sum(kept) * self.dtype.itemsize
+
+    def changed(self) -> None:
+        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
+        for name in [name for name in vars(type(self)) if isinstance(vars(type(self))[name], cached_property)]:
+            self.__dict__.pop(name, None)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self.changed()
+        super().requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.changed()
+        super()._apply(fn, recurse)
+        return self
+
+
+class OwnHead:
+    """A `Head` that lets the model make its logits itself, with whatever cap, factor or bias it has."""
+
+    weight: Tensor | None = None
+
+    def __init__(self, stock: "PreTrainedModel") -> None:
+        self.stock = stock
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        ids = torch.zeros(flat.shape[:2], dtype=torch.int64, device=flat.device)
+        with _reading_as(self.stock.base_model, flat):
+            logits: Tensor = self.stock(input_ids=ids, use_cache=False, return_dict=True).logits
+        return logits.view(*hidden.shape[:-1], -1)
+
+    def flops(self, places: int) -> int:
+        return cost.linear(self.stock.get_output_embeddings(), places)
+
+
+class _Answer:
+    """What a backbone answers: hidden states, and None for all else that some models give."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return
+
+
+@contextmanager
+def _reading_as(backbone: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """For the block's time the backbone answers with these hidden states, so that the model computes its head alone."""
+    before = vars(backbone).get("forward")
+    backbone.forward = lambda *_, **__: _Answer(hidden)
+    try:
+        yield
+    finally:
+        del backbone.forward
+        if before is not None:
+            backbone.forward = before
+
+
+def _visible(inputs: Inputs) -> Tensor | None:
+    """Which places see which, [B or 1, 1, T, T] bool, without a cache; None: itself and those before it."""
+    mask, documents, length = inputs.mask, inputs.documents, inputs.length
+    if mask is None and documents is None and inputs.positions is None:
+        return None
+    # given positions alone, transformers would take a step back for the start of another document
+    if mask is None:
+        mask = torch.ones(1, length, length, dtype=torch.bool, device=inputs.values.device).tril()
+    if documents is not None:
+        mask = mask & (documents[:, :, None] == documents[:, None, :])
+    return mask[:, None]
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Of each parameter that is there under a second name: (second name, first name)."""
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    both = module.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in both if first[id(parameter)] != name}
+
+
+def _drop_tied(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    for name in _tied(module):
+        state.pop(prefix + name, None)
+
+
+def _add_tied(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    for name, first in _tied(module).items():
+        if prefix + first in state:
+            state[prefix + name] = state[prefix + first]
