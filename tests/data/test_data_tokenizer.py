@@ -134,12 +134,12 @@ def test_the_config_beside_names_the_end(tmp_path: Path) -> None:
         TextTokenizer.load(file)
 
 
-def test_what_is_not_a_byte_level_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_tell_the_bytes_of_its_tokens_is_refused(tmp_path: Path) -> None:
     file = foreign(tmp_path, decoder={"type": "Sequence", "decoders": [{"type": "Fuse"}]})
-    with pytest.raises(UsageError, match="not a byte-level tokenizer"):
+    with pytest.raises(UsageError, match="neither byte-level"):
         TextTokenizer.load(file)
     file = foreign(tmp_path, decoder={"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}, model="gone")
-    with pytest.raises(UsageError, match="not a byte-level tokenizer"):
+    with pytest.raises(UsageError, match="not a tokenizer of the `tokenizers` package"):
         TextTokenizer.load(file)
     for content, complaint in (("{", "not JSON"), ("[]", "not a JSON object")):
         file.write_text(content)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from shoestring.data.tokenizer import BYTES, END, TextTokenizer
+from shoestring.data.tokenizer import END, TextTokenizer
+from shoestring.data.tokenizer_bytes import BYTES
 
 SAMPLE = 8 << 20
 """Characters of text a vocabulary is trained on. On 12 MB of Python source at 4096 tokens, 4, 8 and all 12 MB

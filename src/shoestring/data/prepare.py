@@ -149,7 +149,7 @@ def _build(
             for document, ids in zip(batch, ready.encode_batch(batch), strict=True):
                 key = digest(document)
                 content.add(key)
-                stands_for += int(lengths[ids].sum())
+                stands_for += int(lengths[ids].sum()) - (ready.prefix if ids else 0)
                 (heldout if found.holds_out(key) else train).add(ids, len(document.encode()))
         if content.hexdigest() != found.content:
             raise ShoestringError(f"corpus '{config.corpus}' changed while it was being read: run this again")
