@@ -168,3 +168,19 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     execution.require_device(ExecutionConfig(device="auto"))
     with pytest.raises(UsageError, match="torch finds no GPU here"):
         execution.require_device(ExecutionConfig(device="cuda"))
+
+
+@pytest.mark.parametrize("given", [ExecutionConfig(), ExecutionConfig(compile="blocks")], ids=["open", "compiled"])
+def test_no_time_left_in_the_midst_of_the_compiled_way_is_no_failure(
+    timings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: ExecutionConfig
+) -> None:
+    """A block that is compiled may be timed whatever is left, and its output layer then finds no time."""
+
+    def loss(self: object, config: ExecutionConfig) -> float:
+        raise execution._NoTimeLeft
+
+    monkeypatch.setattr(execution._Bench, "loss", loss)
+    monkeypatch.setattr(execution, "_settle_loss", lambda config, bench, reasons: execution._with(config, loss="plain"))
+    found = settle(tmp_path, None, given)
+    assert found.config.compile == ("blocks" if given.compile == "blocks" else "none")
+    assert "NOT measured" in found.reasons[0]

@@ -330,21 +330,25 @@ def _settle_blocks(
         try:
             with clock("compile"):
                 times[compiled] = bench.step(compiled)
+        except _NoTimeLeft:
+            untried.append(compiled)
         except (RuntimeError, OSError) as error:  # torch wraps a missing or failing C++ compiler in RuntimeError
             if config.compile == "blocks":
                 raise
             reason = str(error).strip().splitlines()[0][:120]
             reasons.append(f"blocks NOT compiled, so this run is slower: the compiler failed: {reason}")
     if not times:
-        chosen = ways[0]
+        chosen = ways[0] if ways else compiled
+        blocks = "compiled" if chosen == compiled else "not compiled"
         reasons.append(
-            f"{chosen.precision}, {chosen.attention} attention, blocks not compiled: taken as it most often pays, and NOT "
+            f"{chosen.precision}, {chosen.attention} attention, blocks {blocks}: taken as it most often pays, and NOT "
             f"measured, as the budget allows {bench.allowance.seconds:.1f} s of measuring"
         )
         return chosen
     chosen = min(times, key=lambda way: times[way])
-    if chosen == compiled and ways and seconds is not None:
-        plainly = min(ways, key=lambda way: times[way])
+    tried = [way for way in ways if way in times]
+    if chosen == compiled and tried and seconds is not None:
+        plainly = min(tried, key=lambda way: times[way])
         if (1 - times[compiled] / times[plainly]) * seconds < AGAIN:
             chosen = plainly
     measured = ", ".join(
@@ -359,7 +363,7 @@ def _settle_blocks(
 def _left_out(untried: list[ExecutionConfig], allowance: Allowance) -> str:
     if not untried:
         return ""
-    names = ", ".join(f"{way.precision} {way.attention}" for way in untried)
+    names = ", ".join(f"{w.precision} {w.attention}{' compiled' * (w.compile == 'blocks')}" for w in untried)
     return f"; not tried within {allowance.seconds:.1f} s of measuring: {names}"
 
 
