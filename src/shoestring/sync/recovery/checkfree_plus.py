@@ -32,7 +32,8 @@ class CheckFreePlus:
     were. Where this differs from the public code: there a process of its own holds embedding and head and never fails; and
     S_2 and S_{L-1} are copied from the ends, where the paper averages, as here.
 
-    power, lr_scale: see `CheckFree`.
+    power: of the norm of a gradient, in the weights of the average.
+    lr_scale: what the learning rate of a rebuilt stage is multiplied by.
     """
 
     def __init__(self, *, power: NonNegative = 2.0, lr_scale: Positive = 1.1) -> None:
