@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from shoestring.method import NonNegative, Positive, method
+from shoestring.sync.pipeline.recovery import Stages, body, check_alike
 from shoestring.sync.pipeline.route import ends_swapped, in_order
-from shoestring.sync.recovery.base import Stages, body, check_alike
 from shoestring.sync.recovery.checkfree import PAPER, CheckFree, need
 
 
