@@ -71,7 +71,9 @@ class Format(ABC):
     """Signed codes of at most `largest`, times a scale for every block of a matrix [rows, columns].
 
     scale: what has a scale of its own: 'tensor', 'row', or 'group', runs of `group` columns, which must divide the columns
-    (a shorter row is one group). shards: with 'tensor', equal parts of the rows, from the top down, with a scale each.
+    (a shorter row is one group).
+    shards: with 'tensor', equal parts of the rows, from the top down, with a scale each.
+    group: columns of a group.
 
     A format is a method (`kind="format"`) that says what the scale of a block is and how large its codes get. All arithmetic
     is float32, but for sums, which are float64, so that the codes do not depend on the order of summation.

@@ -2,25 +2,37 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from shoestring.contract.anatomy import Axis, Matrix, Slice
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.model.config import ModelConfig
 
-if TYPE_CHECKING:
-    from shoestring.model.transformer import Transformer
+
+class Blocks(LanguageModule):
+    """A native model as its anatomy sees it: embedding, blocks, norm, head. `Transformer` is one.
+
+    config: of the model as it stands.
+    blocks: its layers.
+    head: None where the embedding is the head too.
+    """
+
+    config: ModelConfig
+    blocks: nn.ModuleList
+    head: nn.Linear | None
 
 
 class NativeAnatomy:
     """The `Anatomy` of a `Transformer`. A part of a block has a method `axes()`, with names relative to the part."""
 
-    def __init__(self, model: "Transformer") -> None:
+    def __init__(self, model: Blocks) -> None:
         self._model = model
 
     @property
-    def model(self) -> "Transformer":
+    def model(self) -> Blocks:
         """The model itself."""
         return self._model
 

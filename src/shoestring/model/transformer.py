@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, trains
-from shoestring.contract.model import About, Depth, Head, LanguageModule, MatrixHead, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
-from shoestring.model.anatomy import NativeAnatomy
+from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
@@ -20,7 +20,7 @@ from shoestring.model.initialise import initialise
 from shoestring.model.rotary import Rotary
 
 
-class Transformer(LanguageModule):
+class Transformer(Blocks):
     """Token ids in, next-token logits out. Attention Is All You Need, arXiv:1706.03762; pre-norm, as Qwen3 and Llama.
 
     A `LanguageModel`, freshly initialised from torch's global generator. A tied model has no `head`: the embedding is its

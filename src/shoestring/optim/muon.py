@@ -37,7 +37,7 @@ class Muon(StatefulOptimizer):
 
     scaling: 'spectral' (Jordan) is sqrt(max(1, m / n)), for which an lr near 0.02 suits most widths; 'rms' (Liu et al.)
     is 0.2 sqrt(max(m, n)), which takes an lr and weight decay tuned for AdamW. weight_decay: 0.01 is the value of
-    Jordan's example, 2e-4 of a weight a step at the default lr. polar, steps: see `polar_factor`. precision: of the
+    Jordan's example, 2e-4 of a weight a step at the default lr. The polar factor is that of `polar_factor`. precision: of the
     orthogonalisation; 'auto' is bfloat16 where the device multiplies it in hardware. compile: orthogonalise through
     `torch.compile`; not for 'low_rank'. Matrices of one shape are orthogonalised as one batch. The momentum is float32 whatever the
     weights are. Differs from Jordan: convolution kernels are taken as stacks and not flattened.

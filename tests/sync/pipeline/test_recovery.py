@@ -14,8 +14,8 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import methods
 from shoestring.sync.pipeline.engine import Pipeline
 from shoestring.sync.pipeline.faults import Fault, FaultInjector
+from shoestring.sync.pipeline.recovery import Recovery
 from shoestring.sync.pipeline.route import in_order
-from shoestring.sync.recovery.base import Recovery
 from shoestring.sync.recovery.checkfree import CheckFree
 from shoestring.sync.recovery.checkfree_plus import CheckFreePlus
 from shoestring.sync.recovery.checkpoint import CheckpointRestart

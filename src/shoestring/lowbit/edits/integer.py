@@ -21,8 +21,10 @@ from shoestring.method import Count, method
 class IntegerTraining(FormatTraining):
     """Train the matrices of the layers to be integers of 2 to 8 bits times a scale; the formulas are in `lowbit.formats.integer`.
 
-    bits, scale, shards, group: as in the format.
-    activations, keep, active: as in `FormatTraining`.
+    bits: of a weight, its sign included.
+    scale: what has a scale of its own: 'tensor', 'row', or 'group' of `group` columns.
+    shards: with 'tensor', equal parts of the rows with a scale each.
+    group: columns of a group.
     """
 
     def __init__(

@@ -23,8 +23,10 @@ from shoestring.method import Count, Positive, method
 class TernaryTraining(FormatTraining):
     """Train the matrices of the layers to be -1, 0 and 1 times a scale; the formulas are in `lowbit.formats.ternary`.
 
-    scale, shards, group, epsilon: as in the format.
-    activations, keep, active: as in `FormatTraining`.
+    scale: what has a scale of its own: 'tensor', 'row', or 'group' of `group` columns.
+    shards: with 'tensor', equal parts of the rows with a scale each.
+    group: columns of a group.
+    epsilon: added to the mean of the absolute weights.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Integer(Format):
 
     with halves to the even code. A block of zeros has s = 0. Nothing is clipped, and the gradient passes straight through,
     none through s. bits = 2 has the codes of `ternary` with a scale that leaves most of them 0.
-    scale, shards, group: as in `Format`; the paper has a scale for each row.
+    The paper has a scale for each row.
 
     bits: of a weight, its sign included.
     """

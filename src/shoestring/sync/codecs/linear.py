@@ -37,7 +37,8 @@ class Linear:
 
     and takes the level nearest to it; midway, the upper. 'mse' at 1 bit is sign(x) mean|x|. At 2 bits 'minmax' and
     'absmax' lose 0.40 and 0.46 of the energy of normal rows of 1,000 entries and 0.27 and 0.33 of Muon's pseudo-gradients in
-    rows of 128, 'mse' 0.12 of either; at 8 bits they are alike. scope: see `Groups`; block: entries of a block.
+    rows of 128, 'mse' 0.12 of either; at 8 bits they are alike. scope: what has scales of its own:
+    'tensor', 'row' or 'block'. block: entries of a block.
 
     Payload: the scales h, bfloat16 (see `narrow`; for 'minmax' lo and s, float32, since lo may be far from zero), then the
     codes of all entries, packed. A group of zeros decodes to zeros; a single zero among others does not, but to level +h.

@@ -38,12 +38,13 @@ class Statistical:
     by the row: their bins are few in the tails.
 
     Each entry takes the nearest level, midway the lower; theirs takes its bin's, which is farther where the two differ.
-    Payload: the levels of every group, ascending, bfloat16 (it has the range of float32), then the packed codes. scope: see
-    `Groups`; a codebook is L numbers, so 'row' and 'block' are for few bits. For scope 'tensor' the distribution is a
+    Payload: the levels of every group, ascending, bfloat16 (it has the range of float32), then the packed codes.
+    For scope 'tensor' the distribution is a
     histogram (see `distribution`): levels and borders are exact to 0.05 % of a magnitude. For 'row' and 'block' entries
     are sorted, which takes longer.
 
     bits: of the code of an entry.
+    scope: what has a codebook of its own: 'tensor', 'row' or 'block'. It is L numbers, so the last two are for few bits.
     block: entries of a block, for scope 'block'.
     levels: how the codebook is fitted: 'lloyd', 'quantile' or 'deviation'.
     """

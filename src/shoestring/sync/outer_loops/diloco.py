@@ -39,7 +39,8 @@ class DiLoCoLoop:
     `exchange`); none: as codec. feedback: decay of error feedback, 0 for none. held: where what it feeds back waits, see
     `ErrorFeedback`. fragments, pattern: the parts of the model that are exchanged by turns. overlap: inner steps that go on
     while an exchange is under way, tau. mixing: the share of a worker's own weights that it keeps at an overlapped merge,
-    alpha. average: see `exchange`.
+    alpha. average: 'gather', each worker sends all it has to every other; 'scatter', each averages a part of the model for
+    all; 'auto', gather for two workers and scatter for more.
     """
 
     every: Count = 30

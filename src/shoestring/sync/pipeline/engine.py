@@ -16,9 +16,9 @@ from shoestring.sync.pipeline.accounts import Accounts
 from shoestring.sync.pipeline.batch import MicroBatch, StepReport
 from shoestring.sync.pipeline.crew import Crew, StageLost
 from shoestring.sync.pipeline.part import OptimizerFactory, check_parts
+from shoestring.sync.pipeline.recovery import Recovery
 from shoestring.sync.pipeline.route import owner, parts_of
 from shoestring.sync.pipeline.wire import Frame
-from shoestring.sync.recovery.base import Recovery
 
 PATIENCE = 10
 """Recoveries in a row that may be struck by another loss before the run gives up."""

@@ -6,8 +6,8 @@ from torch import nn
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import NonNegative, Positive, method
+from shoestring.sync.pipeline.recovery import Stages, body, check_alike
 from shoestring.sync.pipeline.route import in_order
-from shoestring.sync.recovery.base import Stages, body, check_alike
 
 PAPER = "All is Not Lost: LLM Recovery without Checkpoints, arXiv:2506.15461"
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from shoestring.method import NonNegative, Positive, method
+from shoestring.sync.pipeline.recovery import Stages, body, check_alike
 from shoestring.sync.pipeline.route import ends_swapped, in_order
-from shoestring.sync.recovery.base import Stages, body, check_alike
 from shoestring.sync.recovery.checkfree import PAPER, CheckFree, need
 
 
@@ -32,7 +32,8 @@ class CheckFreePlus:
     were. Where this differs from the public code: there a process of its own holds embedding and head and never fails; and
     S_2 and S_{L-1} are copied from the ends, where the paper averages, as here.
 
-    power, lr_scale: see `CheckFree`.
+    power: of the norm of a gradient, in the weights of the average.
+    lr_scale: what the learning rate of a rebuilt stage is multiplied by.
     """
 
     def __init__(self, *, power: NonNegative = 2.0, lr_scale: Positive = 1.1) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from shoestring.method import Count, NonNegative, method
+from shoestring.sync.pipeline.recovery import Stages
 from shoestring.sync.pipeline.route import in_order
-from shoestring.sync.recovery.base import Stages
 
 
 @method(

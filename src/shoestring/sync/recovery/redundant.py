@@ -6,8 +6,8 @@ from torch import nn
 
 from shoestring.errors import UsageError
 from shoestring.method import method
+from shoestring.sync.pipeline.recovery import Stages
 from shoestring.sync.pipeline.route import in_order, owner, parts_of
-from shoestring.sync.recovery.base import Stages
 from shoestring.sync.recovery.checkfree import need
 
 
