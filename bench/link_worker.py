@@ -29,7 +29,7 @@ from shoestring.config import build
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Batch
 from shoestring.errors import ShoestringError
-from shoestring.sync.processes import available_cores, share_of_cores
+from shoestring.launch.processes import available_cores, share_of_cores
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.base import Transport

@@ -227,8 +227,8 @@ def test_the_command_of_a_run_of_no_step_fails(corpus: Path, tmp_path: Path, mon
         machine.now += 30.0
         return Execution(config, ())
 
-    monkeypatch.setattr("shoestring.cli.train.Ledger", partial(Ledger, clock=lambda: machine.now))
-    monkeypatch.setattr("shoestring.cli.planning.try_out", lambda *given: None)
+    monkeypatch.setattr("shoestring.launch.alone.Ledger", partial(Ledger, clock=lambda: machine.now))
+    monkeypatch.setattr("shoestring.launch.request.try_out", lambda *given: None)
     monkeypatch.setattr("shoestring.train.session.settle", settle)
     run = tmp_path / "run"
     device = "--execution.device=cpu"
