@@ -28,7 +28,7 @@ from shoestring.sync.rendezvous.listener import ServiceTunnel
 from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.elastic_session import ROUNDS, ElasticSession
+from shoestring.train.elastic.session import ROUNDS, ElasticSession
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RUN, RunFolder, environment
 from shoestring.train.session import Outcome, resolve

@@ -11,8 +11,8 @@ from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
 from shoestring.errors import ShoestringError
+from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.config import TrainConfig
-from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
 from shoestring.train.speed import Speed
@@ -67,7 +67,7 @@ class Loop:
         self,
         *,
         stepper: Steps,
-        schedule: Course,
+        schedule: AppliedSchedules,
         source: BatchSource,
         evaluator: Evaluator,
         budget: Budget,

@@ -18,8 +18,8 @@ from shoestring.train import checkpoint
 from shoestring.train.assembly import planned_flops
 from shoestring.train.closing import summary
 from shoestring.train.config import RunConfig
-from shoestring.train.elastic import ElasticTeam, Share
-from shoestring.train.inner import InnerState
+from shoestring.train.elastic.inner import InnerState
+from shoestring.train.elastic.team import ElasticTeam, Share
 from shoestring.train.part import Part
 from shoestring.train.run_folder import JsonLines, RunFolder
 from shoestring.train.session import Outcome, Record, Say, Session, require_same_text
