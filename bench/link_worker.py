@@ -36,8 +36,8 @@ from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
-from shoestring.train.step import Steps
-from shoestring.train.teamwork import join_workers
+from shoestring.train.company import Worker
+from shoestring.train.participation import join_workers
 from shoestring.train.vote import Vote
 
 BEGIN, END, WARM = 11, 12, 2
@@ -55,7 +55,7 @@ class Loss(nn.Module):
         return self.objective(self.model, Batch(inputs, targets))[0]
 
 
-def data_parallel(parts: Parts) -> Steps:
+def data_parallel(parts: Parts) -> Worker:
     """The worker's own stepper, its gradients averaged by DDP at every step; all begin at the same weights, from the seed."""
     stepper = parts.stepper
     averaged = DistributedDataParallel(
@@ -65,7 +65,7 @@ def data_parallel(parts: Parts) -> Steps:
     return stepper
 
 
-def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequences: int) -> list[float]:
+def take(parts: Parts, steps: Worker, first: int, count: int, total: int, sequences: int) -> list[float]:
     """When each of the steps first .. first + count - 1 of `total` ended."""
     ended = []
     for step in range(first, first + count):

@@ -93,7 +93,8 @@ class Slow:
         budget = Budget(seconds=seconds) if seconds else Budget(tokens=50 * TARGETS)
         schedule: Any = Constant()
         return Loop(
-            stepper=self,  # type: ignore[arg-type]
+            worker=self,  # type: ignore[arg-type]
+            company=self,  # type: ignore[arg-type]
             schedule=schedule,
             source=SimpleNamespace(batch=lambda start, count: None),
             evaluator=self,  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from shoestring.sync.rendezvous.joining import join, leave, world_size
 from shoestring.sync.transport.base import Transport
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
+from shoestring.train.participation import FixedWorkers
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, begin, resolve, resume
 
@@ -194,7 +195,9 @@ class Crew:
                 dataset.tokenizer.save(folder.tokenizer)
             require_same_data(transport, dataset)
             with view.watch(config, machine) as watch:
-                outcome = begin(config, folder, ledger, dataset, machine, watch.say, watch.show, transport)
+                outcome = begin(
+                    config, folder, ledger, dataset, machine, watch.say, watch.show, FixedWorkers(transport)
+                )
         return Ended(folder, outcome, leads())
 
     def _resume_as_worker(self, path: Path, step: int | None, moved: Tree) -> Ended:
@@ -212,5 +215,5 @@ class Crew:
                     dataset = prepare(config.data, cache_folder(), say=watch.say)
                 require_same_data(transport, dataset)
                 at = common_step(transport, folder) if step is None else step
-                outcome = resume(folder, config, ledger, dataset, watch.say, watch.show, at, transport)
+                outcome = resume(folder, config, ledger, dataset, watch.say, watch.show, at, FixedWorkers(transport))
         return Ended(folder, outcome, leads())
