@@ -43,11 +43,11 @@ from faults import Fault, Proxy, draw
 from shoestring import atomic
 from shoestring.budget.ledger import Ledger, read_ledger
 from shoestring.budget.machine import cache_folder, probe
-from shoestring.cli.elastic import accounts
-from shoestring.cli.fleet import Fleet
-from shoestring.cli.host import Host
 from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
+from shoestring.launch.elastic import accounts
+from shoestring.launch.fleet import Fleet
+from shoestring.launch.host import Host
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resolve

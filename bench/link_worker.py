@@ -34,15 +34,15 @@ from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import At, Objective
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
-from shoestring.sync.processes import available_cores, share_of_cores
+from shoestring.launch.processes import available_cores, share_of_cores
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
-from shoestring.train.step import Steps
-from shoestring.train.teamwork import join_workers
+from shoestring.train.company import Worker
+from shoestring.train.participation import join_workers
 from shoestring.train.vote import Vote
 
 BEGIN, END, WARM = 11, 12, 2
@@ -77,14 +77,14 @@ class Averaged:
         return contract.Loss(self.averaged(batch.inputs.values, batch.targets), {MODEL: Charge(flops=flops)})
 
 
-def data_parallel(parts: Parts) -> Steps:
+def data_parallel(parts: Parts) -> Worker:
     """The worker's own stepper, its gradients averaged by DDP at every step; all begin at the same weights, from the seed."""
     stepper = parts.stepper
     stepper.objective = Averaged(stepper.model, stepper.objective)
     return stepper
 
 
-def take(parts: Parts, steps: Steps, first: int, count: int, total: int, sequences: int) -> list[float]:
+def take(parts: Parts, steps: Worker, first: int, count: int, total: int, sequences: int) -> list[float]:
     """When each of the steps first .. first + count - 1 of `total` ended."""
     ended = []
     for step in range(first, first + count):

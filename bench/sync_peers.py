@@ -37,8 +37,8 @@ from shoestring.budget.machine import cache_folder, probe
 from shoestring.data.config import DataConfig
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
+from shoestring.launch.processes import launch
 from shoestring.sync.elastic.lighthouse import Lighthouse
-from shoestring.sync.processes import launch
 from shoestring.train.run_folder import environment
 
 REMARKS = {

@@ -1,6 +1,6 @@
 """The sides of sync_peers.py, and one worker of it: a process that trains under every side in turn.
 
-`python sync_sides.py FOLDER` is that worker, under `sync.processes.launch`: settings are in FOLDER/settings.json, and what it
+`python sync_sides.py FOLDER` is that worker, under `launch.processes.launch`: settings are in FOLDER/settings.json, and what it
 found goes to FOLDER/found-RANK.json.
 """
 

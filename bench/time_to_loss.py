@@ -36,11 +36,11 @@ import plain_recipe
 
 from shoestring import atomic
 from shoestring.budget.machine import Machine, cache_folder, probe
-from shoestring.cli.planning import Request, planned
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
+from shoestring.launch.request import Request, planned
 from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import COMMANDS, main
-from shoestring.cli.planning import Request
 from shoestring.config import build, read_toml
+from shoestring.launch.request import Request
 from shoestring.train.config import RunConfig
 from tests.train.command import TINY
 

@@ -23,7 +23,7 @@ from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.feedback import ErrorFeedback, Held
 from shoestring.sync.outer import OuterSGD
 from shoestring.sync.rendezvous.listener import RunListener, ServiceTunnel
-from shoestring.train.inner import InnerState
+from shoestring.train.elastic.inner import InnerState
 
 EVERY, SEQUENCES, TOKENS = 5, 2, 7
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
-from shoestring.cli.planning import Request
+from shoestring.launch.request import Request
 from tests.train.command import TINY, newest_weights, shoestring
 
 
@@ -134,7 +134,7 @@ def nothing_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it has begun to work")
 
     for name in ("prepare", "try_out"):
-        monkeypatch.setattr(f"shoestring.cli.planning.{name}", refuse)
+        monkeypatch.setattr(f"shoestring.launch.request.{name}", refuse)
     monkeypatch.setattr("shoestring.train.session.settle", refuse)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from shoestring import __version__
-from shoestring.cli import taking_part
-from shoestring.cli.elastic import accounts
-from shoestring.cli.host import Host, run_fingerprint
 from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
+from shoestring.launch import host, participant
+from shoestring.launch.elastic import accounts
+from shoestring.launch.host import Host
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
@@ -151,7 +151,7 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
     assert "only a run with --transport torchft can be joined" in refused([*words, "--transport=local"], out)
     with monkeypatch.context() as patch:
         patch.setattr(
-            taking_part,
+            participant,
             "run_fingerprint",
             lambda config, data: RunFingerprint(workers=2, **vars_of(config, data), version="0.0.1"),
         )
@@ -164,7 +164,7 @@ def test_who_does_not_belong_to_the_run_is_refused_in_one_line(
 
 
 def vars_of(config: RunConfig, data: Any) -> dict[str, str]:
-    own = run_fingerprint(config, data)
+    own = host.run_fingerprint(config, data)
     return {"recipe": own.recipe, "model": own.model, "data": own.data}
 
 

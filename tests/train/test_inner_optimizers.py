@@ -21,7 +21,7 @@ from shoestring.optim.muon_hypersphere import MuonHypersphere
 from shoestring.optim.partition import partition
 from shoestring.sync.diloco import DiLoCo
 from shoestring.train.config import RunConfig
-from shoestring.train.inner import InnerState
+from shoestring.train.elastic.inner import InnerState
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Session
 from tests.train.command import newest_weights, shoestring_here

@@ -93,7 +93,7 @@ def test_stopped_before_the_first_step_a_folder_is_begun_again(
         """As far as the run's own cleaning up goes, a kill -9: it does none."""
 
     monkeypatch.setattr("shoestring.train.work_folder.Kind._discard", lambda *given: None)
-    monkeypatch.setattr("shoestring.cli.train.start", killed)
+    monkeypatch.setattr("shoestring.launch.alone.start", killed)
     with pytest.raises(Killed):
         shoestring_here("train", "--out", run, *words)
     assert {"lock", "ledger.jsonl", "decisions.json", "tokenizer"} <= {path.name for path in run.iterdir()}

@@ -95,7 +95,8 @@ class Slow:
         budget = Budget(seconds=seconds) if seconds else Budget(tokens=50 * TARGETS)
         schedule: Any = Constant()
         return Loop(
-            stepper=self,  # type: ignore[arg-type]
+            worker=self,  # type: ignore[arg-type]
+            company=self,  # type: ignore[arg-type]
             schedule=schedule,
             source=SimpleNamespace(batch=lambda start, count: None),
             evaluator=self,  # type: ignore[arg-type]
@@ -228,8 +229,8 @@ def test_the_command_of_a_run_of_no_step_fails(corpus: Path, tmp_path: Path, mon
         machine.now += 30.0
         return Execution(config, ())
 
-    monkeypatch.setattr("shoestring.cli.train.Ledger", partial(Ledger, clock=lambda: machine.now))
-    monkeypatch.setattr("shoestring.cli.planning.try_out", lambda *given: None)
+    monkeypatch.setattr("shoestring.launch.alone.Ledger", partial(Ledger, clock=lambda: machine.now))
+    monkeypatch.setattr("shoestring.launch.request.try_out", lambda *given: None)
     monkeypatch.setattr("shoestring.train.session.settle", settle)
     run = tmp_path / "run"
     device = "--execution.device=cpu"

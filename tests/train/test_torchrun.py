@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as dist
 
-from shoestring.cli import crew, train
 from shoestring.config import build, overrides, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.launch import crew
 from shoestring.sync.rendezvous import admission
 from shoestring.sync.rendezvous.admission import RunFingerprint, admit
 from shoestring.sync.transport.frame import TOKEN
@@ -170,7 +170,7 @@ def test_who_goes_on_with_another_run_is_refused(
         other = "one" if line else "another"  # what differs is found at one path, and no other path makes a difference
         refused("--resume", begun(tmp_path / other, corpus, *flags), *words)
     for told in admit_all(shown):
-        assert told.startswith(line) if line else told == ""
+        assert told.startswith(line) if line else told == "", told
 
 
 def test_who_goes_on_with_another_text_is_refused(corpus: Path, tmp_path: Path, place: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_who_goes_on_with_another_text_is_refused(corpus: Path, tmp_path: Path, 
     def joined(*asked: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(rank=1)
 
-    place.setattr(train, "joined", joined)
+    place.setattr(crew, "joined", joined)
     place.setattr(crew, "all_gather", lambda transport, content, number: ["0123456789", content])
     line = "worker 1 reads another corpus or tokenizer than worker 0 (fingerprints "
     assert line in (told := refused("--resume", begun(tmp_path / "run", corpus)))

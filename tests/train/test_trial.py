@@ -8,11 +8,11 @@ import pytest
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine
-from shoestring.cli.planning import Request, tried
 from shoestring.config import build
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
+from shoestring.launch.request import Request, tried
 from shoestring.plan.pace import Pace
 from shoestring.train import session, trial
 from shoestring.train.config import RunConfig
@@ -82,7 +82,7 @@ def test_a_shape_that_turns_out_slow_is_planned_again(dataset: Dataset, monkeypa
         shapes.append((config.model.layers, config.model.width))
         return Pace(1e-3 * config.model.layers, 0.3, 0.1, measured=True)
 
-    monkeypatch.setattr("shoestring.cli.planning.try_out", try_out)
+    monkeypatch.setattr("shoestring.launch.request.try_out", try_out)
     made, config = tried(request, MACHINE, dataset, Ledger(), lambda line: None)
     assert len(set(shapes)) > 1  # the first was chosen by rule, which expects much more
     assert shapes[0] > shapes[-1]

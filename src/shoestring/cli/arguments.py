@@ -1,6 +1,7 @@
 """Command-line arguments that end in one clear line and exit status 2 when they are wrong."""
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -20,6 +21,17 @@ def whole(at_least: int, at_most: int) -> Callable[[str], int]:
         return found
 
     return read
+
+
+def seconds_above_zero(text: str) -> float:
+    """The type of a flag that takes a number of seconds above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    return seconds
 
 
 class Arguments(argparse.ArgumentParser):

@@ -16,7 +16,6 @@ from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
-from shoestring.cli.planning import Request, planned, prepared
 from shoestring.cli.screen import Screen
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
@@ -30,8 +29,9 @@ from shoestring.compare.wording import UNTUNED, rates
 from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
+from shoestring.launch.processes import available_cores
+from shoestring.launch.request import Request, planned, prepared
 from shoestring.report.comparison_page import write_comparison
-from shoestring.sync.processes import available_cores
 from shoestring.train.closing import spent_before
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens

@@ -14,12 +14,13 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
-from shoestring.cli.planning import DEFAULT_BUDGET, Request, forbid, planned
+from shoestring.cli.planning import forbid
 from shoestring.cli.screen import Screen
 from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.dataset import require
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
+from shoestring.launch.request import DEFAULT_BUDGET, Request, planned
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code, require_device

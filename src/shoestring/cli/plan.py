@@ -10,11 +10,12 @@ from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
-from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, prepared, show_plan, tried
+from shoestring.cli.planning import add_noise_scale_flag, show_plan
 from shoestring.cli.screen import Screen
 from shoestring.config import tree
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
+from shoestring.launch.request import Request, decisions, prepared, tried
 
 
 def run(words: Sequence[str]) -> int:

@@ -1,193 +1,34 @@
 """`shoestring train`: train a language model within a budget, or resume a run."""
 
-import argparse
 import datetime
 import shutil
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 from rich.text import Text
 
-from shoestring.budget.ledger import Ledger
-from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.budget.units import show, show_seconds
-from shoestring.cli.arguments import Arguments, whole
+from shoestring.cli.arguments import Arguments, seconds_above_zero, whole
 from shoestring.cli.configuration_help import KEYS
-from shoestring.cli.crew import (
-    add_heartbeat_flag,
-    common_step,
-    is_worker,
-    joined,
-    leads,
-    needs_processes,
-    own_folder,
-    processes,
-    require_distributed,
-    require_same_data,
-    settle_run,
-    start_workers,
-    started,
-)
-from shoestring.cli.elastic import Terms, host_run
-from shoestring.cli.fingerprint import without_places
-from shoestring.cli.host import LOOPBACK, listening, require_torchft
-from shoestring.cli.live import LiveView
-from shoestring.cli.planning import Request, add_noise_scale_flag, decisions, prepared, show_plan, tried
-from shoestring.cli.resuming import moved_places, resumed_config
+from shoestring.cli.planning import add_noise_scale_flag, moved_places
+from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
-from shoestring.config import Tree, tree
-from shoestring.data.dataset import Dataset
-from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.launch.crew import leads, processes, started
+from shoestring.launch.elastic import Hosting
+from shoestring.launch.host import listening
+from shoestring.launch.launch import Launch
+from shoestring.launch.request import Request
 from shoestring.model.hf import export
 from shoestring.model.transformer import Transformer
-from shoestring.plan.planner import flops_per_token
 from shoestring.report.page import write_report
-from shoestring.sync.processes import available_cores, share_of_cores
-from shoestring.train.allocator import keep_freed_memory
-from shoestring.train.config import RunConfig
-from shoestring.train.edits import fold_edits, with_planned_tokens
-from shoestring.train.execution import keep_compiled_code, require_device
-from shoestring.train.run_folder import RunFolder, environment
-from shoestring.train.session import Outcome, begin, require_same_text, resolve, resume, start
+from shoestring.sync.transport.heartbeat import TIMEOUT
+from shoestring.train.edits import fold_edits
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.session import Outcome
 from shoestring.train.trained import load_trained
-
-
-def _fresh_name() -> Path:
-    now = datetime.datetime.now()
-    return Path("runs") / now.strftime("%Y-%m-%d-%H%M%S")
-
-
-def _view(console: Screen, config: RunConfig, machine: Machine) -> LiveView:
-    precision = config.execution.precision
-    peak = machine.matmul[machine.best_precision if precision == "auto" else precision]
-    return LiveView(console, peak, flops_per_token(config.model), config.budget.seconds)
-
-
-def _begin(request: Request, out: Path | None, console: Screen, held: ExitStack) -> tuple[RunFolder, Outcome]:
-    folder = held.enter_context(RunFolder.create(out or _fresh_name(), console.print))
-    ledger = Ledger(folder.ledger)
-    with ledger.clock("start"):
-        machine = probe()
-    dataset, config, expected = _decide(request, folder, ledger, machine, console)
-    with _view(console, config, machine) as view:
-        return folder, start(config, folder, ledger, dataset, machine, view.say, view.show, expected)
-
-
-def _decide(
-    request: Request, folder: RunFolder, ledger: Ledger, machine: Machine, console: Screen
-) -> tuple[Dataset, RunConfig, float]:
-    """The data, the plan laid under what was asked for, and the seconds it expects; shown, and kept in the run's folder."""
-
-    def say(line: str) -> None:
-        console.print(f"  {line}")
-
-    dataset = prepared(request, ledger.clock("data"), say)
-    with ledger.clock("measure"):
-        made, config = tried(request, machine, dataset, ledger, say)
-        config = replace(config, edits=with_planned_tokens(config.edits, made.tokens))
-        show_plan(console, request, made, machine)
-        folder.write_json("decisions.json", decisions(request, made))
-        dataset.tokenizer.save(folder.tokenizer)
-    console.print(f"run: {folder.path}", soft_wrap=True)
-    return dataset, config, made.seconds
-
-
-def _begin_as_worker(
-    request: Request, out: Path | None, heartbeat_timeout: float, console: Screen, held: ExitStack
-) -> tuple[RunFolder, Outcome]:
-    """As `_begin`, one of several processes: the leader decides, and all train."""
-    with joined(request.asked, request.workers, heartbeat_timeout) as transport:
-        mine = None
-        if transport.rank == 0:
-            machine = probe()
-            path = out or _fresh_name()
-            folder = held.enter_context(RunFolder.create(path, console.print, workers=started() is not None))
-            ledger = Ledger(folder.ledger, since=started())
-            dataset, config, expected = _decide(request, folder, ledger, machine, console)
-            config = resolve(config, dataset, machine, ledger, console.print, expected)
-            mine = (folder.path, config)
-        path, config = settle_run(transport, mine)
-        if transport.rank != 0:
-            machine = probe()
-            folder = held.enter_context(RunFolder.create(own_folder(path, transport.rank), console.print))
-            ledger = Ledger(folder.ledger, since=started())
-            with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=console.print)
-            dataset.tokenizer.save(folder.tokenizer)
-        require_same_data(transport, dataset)
-        with _view(console, config, machine) as view:
-            return folder, begin(config, folder, ledger, dataset, machine, view.say, view.show, transport)
-
-
-def _go_on(path: Path, step: int | None, moved: Tree, console: Screen, held: ExitStack) -> tuple[RunFolder, Outcome]:
-    folder = RunFolder.open(path)
-    held.enter_context(folder.held(console.print))
-    config = resumed_config(folder, moved)
-    ledger = Ledger(folder.ledger)
-    with _view(console, config, probe()) as view:
-        with ledger.clock("data"):
-            dataset = prepare(config.data, cache_folder(), say=view.say)
-        return folder, resume(folder, config, ledger, dataset, view.say, view.show, step)
-
-
-def _go_on_as_worker(
-    path: Path, step: int | None, moved: Tree, heartbeat_timeout: float, console: Screen, held: ExitStack
-) -> tuple[RunFolder, Outcome]:
-    config = resumed_config(RunFolder.open(path), moved)
-    start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
-    with joined(without_places(tree(config)), config.workers, heartbeat_timeout, start) as transport:
-        folder = RunFolder(own_folder(path, transport.rank))
-        folder.path.mkdir(parents=True, exist_ok=True)
-        held.enter_context(folder.held(console.print))
-        if not folder.begun:  # killed before this worker had begun
-            folder.write_config(config)
-        ledger = Ledger(folder.ledger, since=started())
-        with _view(console, config, probe()) as view:
-            with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=view.say)
-            require_same_data(transport, dataset)
-            at = common_step(transport, folder) if step is None else step
-            return folder, resume(folder, config, ledger, dataset, view.say, view.show, at, transport)
-
-
-def _begin_elastic(
-    request: Request, out: Path | None, terms: Terms, console: Screen, held: ExitStack
-) -> tuple[RunFolder, Outcome]:
-    """As `_begin`, with workers that come and go: this process decides, starts them and keeps their lighthouse."""
-    require_torchft()
-    machine, folder = probe(), held.enter_context(RunFolder.create(out or _fresh_name(), console.print))
-    ledger = Ledger(folder.ledger, since=terms.since)
-    dataset, config, expected = _decide(request, folder, ledger, machine, console)
-    threads = config.execution.threads or len(share_of_cores(0, config.workers, available_cores()))
-    config = replace(config, execution=replace(config.execution, threads=threads))
-    config = resolve(config, dataset, machine, ledger, console.print, expected)
-    folder.write_json("environment.json", environment(machine))
-    folder.write_config(config, dataset)
-    ledger.close()
-    with _view(console, config, machine) as view:
-        return folder, host_run(config, dataset, folder, view, terms)
-
-
-def _go_on_elastic(
-    path: Path, terms: Terms, moved: Tree, console: Screen, held: ExitStack
-) -> tuple[RunFolder, Outcome]:
-    require_torchft()
-    folder = RunFolder.open(path)
-    held.enter_context(folder.held(console.print))
-    if folder.read_summary().get("stopped") == "finished":
-        raise UsageError(f"{path} has finished: its budget is spent")
-    config = resumed_config(folder, moved)
-    with _view(console, config, probe()) as view:
-        dataset = prepare(config.data, cache_folder(), say=view.say)
-        origin = folder.read_origin()
-        if origin is not None and origin.data:
-            require_same_text(origin.data, dataset, config)
-        folder.write_config(config, dataset)
-        return folder, host_run(config, dataset, folder, view, terms)
 
 
 def _conclude(folder: RunFolder, outcome: Outcome, console: Screen) -> None:
@@ -256,77 +97,37 @@ def run(words: Sequence[str]) -> int:
         metavar="HOST:PORT",
         help="with --transport torchft: where other machines may join (default: none can)",
     )
-    add_heartbeat_flag(parser)
+    parser.add_argument(
+        "--heartbeat-timeout",
+        type=seconds_above_zero,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="with --workers or torchrun: a worker without a heartbeat for so long counts as frozen, and the run ends "
+        f"(default {TIMEOUT:g})",
+    )
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
-    terms = Terms(found.restart, listening(found.listen), time.monotonic())
-    # under torchrun all workers write to one terminal; those that `start_workers` starts have a file each
+    if found.resume and (found.recipe or found.out or found.noise_scale_of):
+        raise UsageError("--resume goes on with a run as it is: give no recipe, --out or --noise-scale-of with it")
+    if found.from_step is not None and not found.resume:
+        raise UsageError("--from-step goes with --resume RUN")
+    out = found.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    named = [] if found.out or found.resume else ["--out", str(out)]
+    # under torchrun all workers write to one terminal; those that a command has started have a file each
     console = Screen(quiet=not leads() and started() is None)
-    if not keep_freed_memory():
-        console.print("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
-    keep_compiled_code(cache_folder())
-    with ExitStack() as held:  # the lock of the run's folder, to the end
-        return _train(words, found, rest, terms, console, held)
-
-
-def _train(
-    words: Sequence[str],
-    found: argparse.Namespace,
-    rest: Sequence[str],
-    terms: Terms,
-    console: Screen,
-    held: ExitStack,
-) -> int:
-    if found.resume:
-        if found.recipe or found.out or found.noise_scale_of:
-            raise UsageError("--resume goes on with a run as it is: give no recipe, --out or --noise-scale-of with it")
-        moved = moved_places(rest)
-        config = resumed_config(RunFolder.open(found.resume), moved)
-        require_device(config.execution)
-        _check_elastic(terms, config.transport, found.from_step)
-        require_distributed(config.transport)
-        if needs_processes(config.workers, config.transport):
-            with RunFolder(found.resume).held(console.print):
-                pass  # said here where another process is at work there: the first worker will hold it
-            return start_workers(words, config.workers, found.resume / "workers")
-        if config.transport == "torchft":
-            folder, outcome = _go_on_elastic(found.resume, terms, moved, console, held)
-        elif is_worker():
-            folder, outcome = _go_on_as_worker(
-                found.resume, found.from_step, moved, found.heartbeat_timeout, console, held
-            )
+    with Launch(
+        RunView(console),
+        heartbeat_timeout=found.heartbeat_timeout,
+        hosting=Hosting(found.restart, listening(found.listen), time.monotonic()),
+        command=[sys.executable, "-m", "shoestring", "train", *words, *named],
+    ) as launch:
+        if found.resume:
+            ended = launch.resume(found.resume, found.from_step, moved_places(rest))
         else:
-            folder, outcome = _go_on(found.resume, found.from_step, moved, console, held)
-    else:
-        if found.from_step is not None:
-            raise UsageError("--from-step goes with --resume RUN")
-        request = Request.read(found.recipe, rest, found.noise_scale_of, processes=processes())
-        _check_elastic(terms, request.transport)
-        require_distributed(request.transport)
-        if needs_processes(request.workers, request.transport):
-            out = found.out or _fresh_name()
-            with RunFolder.create(out, console.print):
-                pass  # refused here where it is taken: the first worker will hold it
-            named = [] if found.out else ["--out", str(out)]
-            return start_workers([*words, *named], request.workers, out / "workers")
-        if request.transport == "torchft":
-            folder, outcome = _begin_elastic(request, found.out, terms, console, held)
-        elif is_worker():
-            folder, outcome = _begin_as_worker(request, found.out, found.heartbeat_timeout, console, held)
-        else:
-            folder, outcome = _begin(request, found.out, console, held)
-    if leads():
-        _report(folder, outcome, console)
-    return 0 if outcome.signal is None else 128 + outcome.signal
-
-
-def _check_elastic(terms: Terms, transport: str, from_step: int | None = None) -> None:
-    if transport == "torchft" and from_step is not None:
-        raise UsageError("--from-step: workers that come and go go on from the latest step that any of them has kept")
-    if transport != "torchft" and (terms.restart or terms.listen != LOOPBACK):
-        raise UsageError(
-            f"--restart and --listen go with --transport torchft, whose workers come and go, not with {transport}"
-        )
+            ended = launch.begin(Request.read(found.recipe, rest, found.noise_scale_of, processes=processes()), out)
+        if ended.leads:
+            _report(ended.folder, ended.outcome, console)
+    return 0 if ended.outcome.signal is None else 128 + ended.outcome.signal
 
 
 def _report(folder: RunFolder, outcome: Outcome, console: Screen) -> None:

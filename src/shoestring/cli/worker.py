@@ -11,7 +11,11 @@ from shoestring.cli.configuration_help import KEYS
 def run(words: Sequence[str]) -> int:
     # before torch is loaded, as it is read then: gloo tells of every connection that ends, which here is nothing unusual
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from shoestring.cli.taking_part import take_part
+    from shoestring.cli.run_view import RunView
+    from shoestring.cli.screen import Screen
+    from shoestring.config import build, merge, overrides, read_toml
+    from shoestring.launch.participant import join
+    from shoestring.train.config import RunConfig
 
     parser = Arguments(
         "worker",
@@ -33,4 +37,15 @@ def run(words: Sequence[str]) -> int:
     )
     found, rest = parser.read_with_configuration(words)
     companions = [name for name in found.companions.split(",") if name]
-    return take_part(found.recipe, rest, found.lighthouse, out=found.out, name=found.name, companions=companions)
+    config = build(RunConfig, merge(read_toml(found.recipe), overrides(rest)))
+    console = Screen()
+    left = join(config, found.lighthouse, out=found.out, name=found.name, companions=companions, view=RunView(console))
+    summary = left.outcome.summary
+    worker = summary["worker"]
+    line = f"{left.identity}: {worker['tokens']:,} tokens trained into the run, {worker['tokens_discarded']:,} lost"
+    if left.outcome.stopped == "interrupted":
+        line = f"left at step {summary['steps']}; {line}"
+    elif "heldout_loss" in summary:
+        line = f"held-out loss {summary['heldout_loss']:.4f} after {summary['steps']} steps; {line}"
+    console.print(line, soft_wrap=True)
+    return 0 if left.outcome.signal is None else 128 + left.outcome.signal

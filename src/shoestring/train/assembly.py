@@ -16,9 +16,9 @@ from shoestring.optim.partition import members, partition
 from shoestring.schedule.batch_rule.rule import BatchRule, scale_to_batch
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
+from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.base import build_model
 from shoestring.train.config import RunConfig
-from shoestring.train.course import Course
 from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
 from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
@@ -42,7 +42,7 @@ class Parts:
     """
 
     steppers: tuple[Stepper, ...]
-    schedule: Course
+    schedule: AppliedSchedules
     source: BatchSource
     evaluator: Evaluator
     sequences: Callable[[float], int]
@@ -131,7 +131,7 @@ def assemble(
     pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
     return Parts(
         steppers=tuple(steppers),
-        schedule=Course(with_warmup(schedule, config.train.warmup), schedule, switches, pairs),
+        schedule=AppliedSchedules(with_warmup(schedule, config.train.warmup), schedule, switches, pairs),
         source=source,
         evaluator=evaluator,
         sequences=steps_of(config),

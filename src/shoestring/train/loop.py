@@ -11,12 +11,12 @@ from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
 from shoestring.errors import ShoestringError
+from shoestring.train.applied_schedules import AppliedSchedules
+from shoestring.train.company import Company, Worker
 from shoestring.train.config import TrainConfig
-from shoestring.train.course import Course
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
 from shoestring.train.speed import Speed
-from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
 from shoestring.train.vote import Vote
 
@@ -52,22 +52,28 @@ class Window:
 class Loop:
     """Trains until `budget` is spent. The parts it joins know nothing of each other.
 
+    worker: computes the steps.
+    company: decides with the other workers, if there are any.
+    schedule: sets what hangs on progress.
+    evaluator: judges on held-out text.
     record: takes each line of metrics.
     say: takes a line for people.
     checkpoint: writes one.
     speed: of this run, by which what follows the last step (held-out evaluation, checkpoint, sample) is kept back from a budget
     in seconds.
     first_cause: of the ledger, for a process's first step.
-    budget, ledger, source: of this process, where several work on one run; `Steps.leads` says which of them evaluates.
+    budget, ledger, source: of this process, where several work on one run; `Company.leads` says which of them evaluates.
     sequences: how many a step takes of all, by progress.
+    returns: how often the run's state was taken over from elsewhere: what was kept before is of another past.
     milestones: shares of the budget, in order, at which `milestone` is called with the share and the held-out loss there.
     """
 
     def __init__(
         self,
         *,
-        stepper: Steps,
-        schedule: Course,
+        worker: Worker,
+        company: Company,
+        schedule: AppliedSchedules,
         source: BatchSource,
         evaluator: Evaluator,
         budget: Budget,
@@ -82,7 +88,8 @@ class Loop:
         say: Callable[[str], None] = lambda line: None,
         first_cause: str = "start",
     ) -> None:
-        self.stepper, self.schedule, self.source, self.evaluator = stepper, schedule, source, evaluator
+        self.worker, self.company = worker, company
+        self.schedule, self.source, self.evaluator = schedule, source, evaluator
         self.budget, self.ledger, self.settings = budget, ledger, settings
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
@@ -92,6 +99,7 @@ class Loop:
         self.position = Position()
         self.window = Window(ledger.now())
         self.latest: dict[str, float] = {}
+        self.returns = 0
         self.last_cost: dict[str, int] = {}
 
     @property
@@ -102,11 +110,11 @@ class Loop:
     def _seconds_left(self) -> float:
         """Of the budget, all told; infinite where it has no seconds."""
         limit = self.budget.seconds
-        return math.inf if limit is None else limit - self.stepper.spent(self.ledger.totals).wall_clock
+        return math.inf if limit is None else limit - self.company.spent(self.ledger.totals).wall_clock
 
     def _spent(self) -> tuple[float, float]:
         """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet)."""
-        totals = self.stepper.spent(self.ledger.totals)
+        totals = self.company.spent(self.ledger.totals)
         spent = self.budget.spent(totals, self.reserve)
         progress = max(self.position.progress, spent.progress)
         if spent.progress >= 1.0:
@@ -129,8 +137,8 @@ class Loop:
         while True:
             progress, left = self._spent()
             due = now() - last_checkpoint >= self.settings.checkpoint_every
-            agreed = self.stepper.decide(self.position.step, Vote(left, stop.asked is not None, due))
-            if self.stepper.at(self.position.step) != self.position.step:
+            agreed = self.company.decide(self.position.step, Vote(left, stop.asked is not None, due))
+            if self.company.at(self.position.step) != self.position.step:
                 progress = self._go_on_from_others()
             if agreed.left < 1 or agreed.stop:
                 if self.window.losses:
@@ -169,7 +177,7 @@ class Loop:
             return  # after the next step it is known what an evaluation takes
         self.position.evaluations = evaluations
         # one that no step can follow would be made again at the end, of the same weights
-        if not self.stepper.leads or self._spent()[1] < 1:
+        if not self.company.leads or self._spent()[1] < 1:
             return
         left = self._seconds_left()
         if self.speed.may_evaluate(left - self.reserve):
@@ -181,8 +189,10 @@ class Loop:
             )
 
     def _go_on_from_others(self) -> float:
-        """This worker has taken over the state of a run that went on without it. Returns the progress there."""
-        self.position.step = self.stepper.at(self.position.step)
+        """The state is another than this process left it at: of a run that went on without it, or of an earlier step. Returns
+        the progress there."""
+        self.position.step = self.company.at(self.position.step)
+        self.returns += 1
         progress = self._spent()[0]
         self.position.evaluations = int(progress / self.settings.evaluate_every)
         return progress
@@ -201,10 +211,10 @@ class Loop:
             batch = self.source.batch(self.position.sequences, count)
         cause = "compute" if self.speed.started else self.first_cause
         with self.ledger.clock(cause), self.schedule.step(progress):
-            result = self.stepper.gradients(batch, At(self.position.step, progress))
+            result = self.worker.gradients(batch, At(self.position.step, progress))
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)
-            self.stepper.apply(factor)
+            self.worker.apply(factor)
         own = result.spent[MODEL]
         self.last_cost = {"tokens": own.tokens, "flops": own.flops}
         self.ledger.charge_all(result.spent)
@@ -215,12 +225,12 @@ class Loop:
         self.window.targets += result.targets
         self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
         self.latest["gradient_norm_1"] = result.gradient_norm_1
-        noise = self.stepper.noise_scale
+        noise = self.worker.noise_scale
         if noise is not None and noise.critical_batch is not None:
             self.latest["critical_batch"] = noise.critical_batch
 
     def _where(self) -> dict[str, Any]:
-        totals = self.stepper.spent(self.ledger.totals)
+        totals = self.company.spent(self.ledger.totals)
         return {
             "step": self.position.step,
             "progress": self.position.progress,
@@ -240,7 +250,7 @@ class Loop:
                 **self._where(),
                 "loss": loss,
                 **self.latest,
-                **self.stepper.figures(),
+                **self.company.figures(),
                 "tokens_per_second": round(rate, 1),
             }
         )
@@ -252,8 +262,8 @@ class Loop:
         checkpoint and the sample follow."""
         began = self.ledger.now()
         until = began + self.speed.evaluation_limit(self._seconds_left(), last)
-        with self.ledger.clock("evaluate"), self.stepper.evaluation_weights():
-            found = self.evaluator(self.stepper.model, lambda: self.ledger.now() >= until)
+        with self.ledger.clock("evaluate"), self.company.evaluation_weights():
+            found = self.evaluator(self.worker.model, lambda: self.ledger.now() >= until)
         self.ledger.charge(found.spent, EVALUATION)
         took = self.ledger.now() - began
         self.speed.took_evaluation(took, found.sequences)
@@ -271,15 +281,15 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop itself, as JSON values."""
-        noise = self.stepper.noise_scale
+        noise = self.worker.noise_scale
         measured = {} if noise is None else {"noise_scale": noise.state()}
         return {"position": asdict(self.position), "watch": self.watch.state(), **measured}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
         self.watch.restore(state["watch"])
-        if self.stepper.noise_scale is not None:
-            self.stepper.noise_scale.restore(state["noise_scale"])
+        if self.worker.noise_scale is not None:
+            self.worker.noise_scale.restore(state["noise_scale"])
 
     def save(self) -> None:
         """A checkpoint of this position."""

@@ -1,7 +1,7 @@
 """A training run from its first second to its last, or on from its last checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from shoestring.budget.machine import Machine, cache_folder
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.plan import rules
-from shoestring.sync.transport.base import PeerLost, Transport
+from shoestring.sync.transport.base import PeerLost
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.base import is_native, kept_of, with_frozen
@@ -24,13 +24,11 @@ from shoestring.train.execution import Allowance, compiles, require_device, sett
 from shoestring.train.health import Diverged
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
+from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
 from shoestring.train.speed import Speed
 from shoestring.train.starting import begin_from, require_start
-from shoestring.train.step import Steps
 from shoestring.train.stopping import StopRequest
-from shoestring.train.team import Team
-from shoestring.train.teamwork import join_workers
 
 Say = Callable[[str], None]
 Record = Callable[[Mapping[str, Any]], None]
@@ -113,14 +111,17 @@ def begin(
     machine: Machine,
     say: Say,
     view: Record,
-    transport: Transport | None = None,
+    participation: Participation | None = None,
 ) -> Outcome:
-    """As `start`, for a configuration that is resolved already. transport: to the other workers, where this process is one
-    of several; the folder is then this worker's own."""
+    """As `start`, for a configuration that is resolved already.
+
+    folder: the run's, or this worker's own where this process is one of several.
+    participation: the place of this process in the run; None: it has all workers.
+    """
     folder.write_json("environment.json", environment(machine))
     folder.write_config(config, dataset)
     ledger.write("start")
-    session = Session(config, folder, ledger, dataset, say, view, transport)
+    session = Session(config, folder, ledger, dataset, say, view, participation)
     return session.run()
 
 
@@ -132,10 +133,13 @@ def resume(
     say: Say,
     view: Record,
     step: int | None = None,
-    transport: Transport | None = None,
+    participation: Participation | None = None,
 ) -> Outcome:
-    """Go on exactly from the newest checkpoint, or from the one of `step`. config: the run's, whose data may lie elsewhere now.
+    """Go on exactly from a checkpoint.
 
+    config: the run's, whose data may lie elsewhere now.
+    step: of the checkpoint; None: the newest.
+    participation: as for `begin`.
     Raises: UsageError when the run has finished; ShoestringError where the data is not what it began with.
     """
     if folder.read_summary().get("stopped") == "finished" and step is None:
@@ -145,7 +149,7 @@ def resume(
         say("begun by an earlier version, which kept no copy of the configuration: config.toml is taken as it is")
     elif origin.data:
         require_same_text(origin.data, dataset, config)
-    session = Session(config, folder, ledger, dataset, say, view, transport)
+    session = Session(config, folder, ledger, dataset, say, view, participation)
     session.restore(step)
     folder.write_config(config, dataset)
     return session.run()
@@ -161,7 +165,12 @@ def require_same_text(fingerprint: str, dataset: Dataset, config: RunConfig) -> 
 
 
 class Session:
-    """A run in hand: its parts, its folder and its ledger."""
+    """A run in hand: its parts, its folder and its ledger.
+
+    view: is given every line of metrics, as it is written.
+    say: takes a line for people.
+    participation: the place of this process in the run; None: it has all workers.
+    """
 
     def __init__(
         self,
@@ -171,28 +180,31 @@ class Session:
         dataset: Dataset,
         say: Say,
         view: Record,
-        transport: Transport | None = None,
+        participation: Participation | None = None,
     ) -> None:
         self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
-        self.say, self.view, self.transport = say, view, transport
-        self.team: Team | None = None
+        self.say, self.view = say, view
+        participation = participation or FixedWorkers()
         self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
-            self.parts: Parts = self._assemble()
+            self.parts: Parts = self._assemble(participation.rank)
             if config.start.run:
                 say(begin_from(config.start, self.parts, dataset))
-            self.steps: Steps = self._join()
+            joined = participation.join(config, self.parts, ledger, say)
+        self.worker, self.company = joined.worker, joined.company
         for line in self.parts.claims.splitlines():
             say(line)
         self.metrics: JsonLines | None = None
+        self._kept: tuple[int, int] | None = None
         self.milestones = Milestones(folder)
         size = sum(p.numel() * p.element_size() for p in self.parts.model.parameters())
         self.loop = Loop(
-            stepper=self.steps,
+            worker=self.worker,
+            company=self.company,
             schedule=self.parts.schedule,
-            source=self.parts.source,
+            source=joined.source,
             evaluator=self.parts.evaluator,
-            budget=config.budget if self.transport is None else config.budget.share(config.workers),
+            budget=participation.budget(config),
             ledger=ledger,
             settings=config.train,
             sequences=self.parts.sequences,
@@ -210,58 +222,54 @@ class Session:
             first_cause="compile" if compiles(config.execution) else "start",
         )
 
-    def _assemble(self) -> Parts:
+    def _assemble(self, rank: int | None) -> Parts:
         """The parts; what the edits decide is kept in the folder, and taken from there by a run that goes on."""
         decisions = read_decisions(self.folder.path, self.config.edits)
-        parts = assemble(self.config, self.dataset, self._worker(), decisions)
+        parts = assemble(self.config, self.dataset, rank, decisions)
         if decisions is None:
             write_decisions(self.folder.path, parts.applied)
             for one in parts.applied:
                 self.ledger.charge(one.decision.spent, CALIBRATION)
         return parts
 
-    def _worker(self) -> int | None:
-        """Which of the run's workers this process is; None: all of them."""
-        return None if self.transport is None else self.transport.rank
+    def run(self, finish: Callable[[], Outcome] | None = None) -> Outcome:
+        """Train until the budget is spent or the process is asked to stop.
 
-    def _join(self) -> Steps:
-        """What takes the steps: alone, or with others."""
-        self.team = join_workers(self.config, self.parts, self.ledger, self.transport, self.say)
-        return self.parts.stepper if self.team is None else self.team
-
-    def run(self) -> Outcome:
-        """Train until the budget is spent or the process is asked to stop."""
+        finish: what is done once the budget is spent; None: `self.finish`.
+        Raises: Diverged; NothingTrained; PeerLost where another worker is gone.
+        """
         self.metrics = JsonLines(self.folder.metrics)
         try:
             with StopRequest() as stop:
                 try:
                     ended = self.loop.run(stop)
                 except NothingTrained as error:
-                    self._summarise("failed", {"reason": str(error)})
+                    self.summarise("failed", {"reason": str(error)})
                     raise
                 except Diverged as error:
-                    self._summarise("failed", {"reason": str(error)})
+                    self.summarise("failed", {"reason": str(error)})
                     raise self._with_advice(error) from None
                 except PeerLost:
                     if stop.asked is None:
                         raise
                     # they were asked too, some before they could wait for the round in which all stop
                     self.say("the others have stopped at once: only what was saved before is kept")
-                    return Outcome("interrupted", stop.asked, self._summarise("interrupted", {}), "")
+                    return Outcome("interrupted", stop.asked, self.summarise("interrupted"), "")
                 if ended == "interrupted":
                     self.loop.save()
-                    return Outcome(ended, stop.asked, self._summarise(ended, {}), "")
-                return self._finish()
+                    return Outcome(ended, stop.asked, self.summarise(ended), "")
+                return (finish or self.finish)()
         finally:
             self.metrics.close()
 
-    def _finish(self) -> Outcome:
-        self.steps.conclude()
-        if not self.steps.leads:
+    def finish(self) -> Outcome:
+        """Judge the model, keep it, and let it write a sample."""
+        self.company.conclude()
+        if not self.company.leads:
             self.loop.save()
-            return Outcome("finished", None, self._summarise("finished", {}), "")
+            return Outcome("finished", None, self.summarise("finished"), "")
         heldout = self.loop.evaluate(last=True)
-        self.steps.finish()
+        self.company.finish()
         self.loop.save()
         if self.parts.milestones:
             self.milestones.add(1.0, self._here(), heldout)
@@ -280,21 +288,22 @@ class Session:
         }
         if heldout.cut_short:
             found["heldout_cut_short"] = True
-        noise = self.steps.noise_scale
+        noise = self.worker.noise_scale
         if noise is not None:
             found["critical_batch"] = noise.critical_batch
-        return Outcome("finished", None, self._summarise("finished", found), prompt + sample)
+        return Outcome("finished", None, self.summarise("finished", found), prompt + sample)
 
-    def _summarise(self, stopped: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    def summarise(self, stopped: str, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Write summary.json, and return it.
+
+        stopped: 'finished', 'interrupted' or 'failed'.
+        found: what it says beside what the run has spent.
+        """
         self.ledger.write("end", stopped=stopped)
-        processes = self.config.workers if self.team is not None and self.team.transport is not None else 1
-        content = summary(
-            self.config, self.parts.model, self.loop.position.step, self.ledger, stopped, processes
-        ) | dict(found)
-        content["seconds_beside_others"] = round(busy_waiting.crowded_seconds() - self._beside_others, 1)
-        if self.team is not None:
-            content["workers"], content["processes"] = self.config.workers, processes
-            content["exchanges"] = asdict(self.team.exchanges)
+        processes, step = self.company.processes, self.loop.position.step
+        own = summary(self.config, self.parts.model, step, self.ledger, stopped, processes)
+        own["seconds_beside_others"] = round(busy_waiting.crowded_seconds() - self._beside_others, 1)
+        content = {**own, **self.company.summary(own), **(found or {})}
         self.folder.write_json("summary.json", content)
         return content
 
@@ -315,16 +324,20 @@ class Session:
         self.say(f"{share:.0%} of the budget: held-out loss {heldout.loss:.4f}, checkpoint kept")
 
     def _checkpoint(self) -> None:
-        tensors, numbers = self.steps.state()
+        tensors, numbers = self.worker.state()
         state = {
             **self.loop.state(),
             "totals": totals_to_dict(self.ledger.totals),
             "optimizer": numbers,
             "data": self.dataset.fingerprint,
         }
-        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.steps.weights(), self.config), tensors, state)
+        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.worker.weights(), self.config), tensors, state)
         keep, spared = self.config.train.keep, self.milestones.steps()
-        checkpoint.save(self.folder.checkpoints, self.loop.position.step, snapshot, keep=keep, spared=spared)
+        here = self.loop.position.step, self.loop.returns
+        if here != self._kept and here[0] in checkpoint.list_checkpoints(self.folder.checkpoints):
+            checkpoint.remove(self.folder.checkpoints, here[0])  # of a past that the run did not go on from
+        checkpoint.save(self.folder.checkpoints, here[0], snapshot, keep=keep, spared=spared)
+        self._kept = here
 
     def restore(self, step: int | None) -> None:
         """Back to a checkpoint (None: the newest; the first step when none was written), on the ledger too."""
@@ -336,10 +349,11 @@ class Session:
             return
         found, snapshot = checkpoint.load(self.folder.checkpoints, step)
         require_same_text(snapshot.state["data"], self.dataset, self.config)
-        self.steps.restore(
+        self.worker.restore(
             with_frozen(self.parts.model, snapshot.model, self.config), snapshot.optimizer, snapshot.state["optimizer"]
         )
         self.loop.restore(snapshot.state)
+        self._kept = self.loop.position.step, self.loop.returns
         self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))
         self.folder.roll_back_metrics(found)
         self.milestones.roll_back(found)

@@ -1,15 +1,14 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.budget.charge import NOTHING, Charge
-from shoestring.budget.ledger import MODEL, Totals
+from shoestring.budget.ledger import MODEL
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At, Objective
@@ -18,7 +17,6 @@ from shoestring.optim.state import flatten_state, restore_state
 from shoestring.train.curvature import curvature_of
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
-from shoestring.train.vote import Vote
 
 
 @dataclass(frozen=True)
@@ -63,73 +61,13 @@ def together(*spent: Mapping[str, Charge]) -> dict[str, Charge]:
     return total
 
 
-class Steps(Protocol):
-    """Takes the steps of a run: `Stepper` for one worker, `Team` for several.
-
-    model: as it is to be judged within `evaluation_weights`, and after `finish`. noise_scale: None where it is not measured.
-    """
-
-    model: LanguageModule
-    noise_scale: NoiseScale | None
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is this process that judges the run and speaks for it."""
-        ...
-
-    def at(self, step: int) -> int:
-        """Steps of the run, where this process has counted `step`."""
-        ...
-
-    def spent(self, own: Totals) -> Totals:
-        """What counts against the budget, where `own` is what this process has spent."""
-        ...
-
-    def gradients(self, batch: Batch, at: At) -> StepResult:
-        """Leave the gradient of the batch's mean loss, clipped, in the parameters. at: where the run stands; the seed is the
-        run's own."""
-        ...
-
-    def apply(self, learning_rate_factor: float) -> None: ...
-
-    def decide(self, step: int, vote: Vote) -> Vote:
-        """What all workers do after `step` steps, where this one would do as `vote` says."""
-        ...
-
-    def figures(self) -> dict[str, float]:
-        """What a line of metrics says of the workers, beside their loss."""
-        ...
-
-    def evaluation_weights(self) -> AbstractContextManager[None]:
-        """Around an evaluation: puts the weights that are to be judged in the model."""
-        ...
-
-    def conclude(self) -> None:
-        """After the last step: exchange what the workers have not exchanged yet."""
-        ...
-
-    def finish(self) -> None:
-        """At the very end: leave the weights in the model that the run is for."""
-        ...
-
-    def weights(self) -> dict[str, Tensor]:
-        """The model as a checkpoint holds it."""
-        ...
-
-    def state(self) -> tuple[dict[str, Tensor], Any]:
-        """What a run needs beside `weights` to go on exactly: tensors by name, and JSON values. The tensors are the live
-        ones."""
-        ...
-
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
-        """Back to what a checkpoint kept."""
-        ...
-
-
 class Stepper:
-    """Takes optimiser steps. micro_batch: sequences at once. clip: largest gradient norm. seed: of what is drawn on the
-    way. noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every
-    `noise_scale_every` steps.
+    """Takes optimiser steps: the `Worker` of one model.
+
+    micro_batch: sequences at once.
+    clip: largest gradient norm.
+    seed: of what is drawn on the way.
+    noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every `noise_scale_every` steps.
 
     `gradients` and `apply` are apart so that an exchange between workers, or a look at the loss, fits between them.
     """
@@ -206,32 +144,6 @@ class Stepper:
         scale_learning_rates(self.optimizer, learning_rate_factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    @property
-    def leads(self) -> bool:
-        return True
-
-    def at(self, step: int) -> int:
-        return step
-
-    def spent(self, own: Totals) -> Totals:
-        return own
-
-    def decide(self, step: int, vote: Vote) -> Vote:
-        """One worker does what it would."""
-        return vote
-
-    def figures(self) -> dict[str, float]:
-        return {}
-
-    def evaluation_weights(self) -> AbstractContextManager[None]:
-        return self.optimizer.evaluation_weights()
-
-    def conclude(self) -> None:
-        """One worker has nothing to exchange."""
-
-    def finish(self) -> None:
-        self.optimizer.eval()
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())

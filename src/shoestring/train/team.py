@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -84,6 +84,10 @@ class Team:
     def leads(self) -> bool:
         return self.transport is None or self.transport.rank == 0
 
+    @property
+    def processes(self) -> int:
+        return self.outers[0].transport.size // len(self.outers)
+
     def at(self, step: int) -> int:
         return step
 
@@ -153,12 +157,16 @@ class Team:
         found = self.exchanges
         return {
             "workers": self.outers[0].transport.size,
-            "processes": self.outers[0].transport.size // len(self.outers),
+            "processes": self.processes,
             "sent": found.sent,
             "received": found.received,
             "sync_exposed": round(found.exposed, 4),
             "sync_hidden": round(found.hidden, 4),
         }
+
+    def summary(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        size = self.outers[0].transport.size
+        return {"workers": size, "processes": self.processes, "exchanges": asdict(self.exchanges)}
 
     @contextmanager
     def evaluation_weights(self) -> Iterator[None]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.budget.machine import Machine
-from shoestring.cli.planning import Request, planned
 from shoestring.config import build, to_toml, tree
 from shoestring.data import DataConfig
 from shoestring.data.prepare import prepare as prepare_data
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
+from shoestring.launch.request import Request, planned
 from shoestring.method import methods
 from shoestring.train.config import RunConfig
 from tests.fuzz.explore import Case

@@ -23,7 +23,7 @@ from shoestring.sync.elastic.loop import ATTEMPTS, NOBODY_FINITE, ElasticLoop, R
 from shoestring.sync.elastic.tally import Tally, Work
 from shoestring.sync.feedback import Held
 from shoestring.sync.fragments import Fragments
-from shoestring.train.inner import InnerState
+from shoestring.train.elastic.inner import InnerState
 
 
 def alone(*words: str, state: Any = None, **more: Any) -> tuple[Toy, ElasticLoop]:

@@ -16,8 +16,8 @@ from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.sync.elastic.loop import ElasticLoop
 from shoestring.sync.elastic.tally import Work
-from shoestring.train.elastic import ElasticTeam
-from shoestring.train.inner import InnerState
+from shoestring.train.elastic.inner import InnerState
+from shoestring.train.elastic.team import ElasticTeam
 from shoestring.train.vote import Vote
 
 STEP = SEQUENCES * TOKENS

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from shoestring import __version__
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync import processes
-from shoestring.sync.processes import Team, WorkerFailed, available_cores, launch, share_of_cores
+from shoestring.launch import processes
+from shoestring.launch.processes import Team, WorkerFailed, available_cores, launch, share_of_cores
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.sync.rendezvous.joining import PLACE, join, leave
 from shoestring.sync.transport.frame import TOKEN

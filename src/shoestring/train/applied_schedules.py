@@ -19,7 +19,7 @@ class ScalesWeightDecay(Protocol):
         ...
 
 
-class Course:
+class AppliedSchedules:
     """The factor on the learning rate as a function of progress, and the rest that hangs on progress, set for each step.
 
     learning_rate: the factor, warm-up included.

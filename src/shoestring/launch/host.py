@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from shoestring import atomic
-from shoestring.cli.fingerprint import digest, without_places
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_file
+from shoestring.launch.fingerprint import digest, without_places
 from shoestring.sync.elastic.lighthouse import Lighthouse
 from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.rendezvous.admission import RunFingerprint

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shoestring.cli.host import Host
 from shoestring.config import build, overrides
 from shoestring.data.prepare import prepare
+from shoestring.launch.host import Host
 from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder

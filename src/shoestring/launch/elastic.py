@@ -3,26 +3,37 @@
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shoestring.budget.ledger import read_ledger
-from shoestring.cli.fleet import Fleet
-from shoestring.cli.host import LOOPBACK, Host
-from shoestring.cli.live import LiveView
+from shoestring.budget.ledger import Ledger, read_ledger
+from shoestring.budget.machine import cache_folder, probe
+from shoestring.config import Tree
 from shoestring.data.dataset import Dataset
-from shoestring.errors import ShoestringError
+from shoestring.data.prepare import prepare
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import NotJson, parse_json, read_lines
+from shoestring.launch.fleet import Fleet
+from shoestring.launch.host import LOOPBACK, Host, require_torchft
+from shoestring.launch.processes import available_cores, share_of_cores
+from shoestring.launch.request import Request
+from shoestring.launch.resuming import resumed_config
+from shoestring.launch.view import Watch
+from shoestring.launch.way import Ended, Place
 from shoestring.train.config import RunConfig
-from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import Outcome
+from shoestring.train.run_folder import RunFolder, environment
+from shoestring.train.session import Outcome, require_same_text, resolve
 
 
 @dataclass(frozen=True)
-class Terms:
-    """restart: workers that die are started again. listen: where the run's listener is. since: the monotonic clock when the
-    command was given."""
+class Hosting:
+    """How the process that starts an elastic run hosts it.
+
+    restart: whether workers of this machine that die are started again.
+    listen: (host, port) of the run's listener; port 0: any that is free.
+    since: the monotonic clock when the run was asked for; 0: now.
+    """
 
     restart: bool = False
     listen: tuple[str, int] = LOOPBACK
@@ -32,8 +43,8 @@ class Terms:
 class _Tail:
     """The lines of metrics that workers write, as they write them: of each step the first worker's."""
 
-    def __init__(self, workers: Path, view: LiveView) -> None:
-        self.workers, self.view = workers, view
+    def __init__(self, workers: Path, watch: Watch) -> None:
+        self.workers, self.watch = workers, watch
         self.read: dict[Path, int] = {}
         self.step = -1
 
@@ -52,20 +63,20 @@ class _Tail:
                         continue  # damaged: who watches does without it, and the report names it
                     if newer:
                         self.step = max(self.step, line["step"])
-                        self.view.show(line)
+                        self.watch.show(line)
 
 
-def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, view: LiveView, terms: Terms) -> Outcome:
+def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, watch: Watch, hosting: Hosting) -> Outcome:
     """Start the lighthouse and the workers of this machine, and see the run to its end; its result is put in its folder.
 
     Raises: ShoestringError where the run cannot go on from here.
     """
-    with Host(config, dataset, folder, terms.listen) as host:
+    with Host(config, dataset, folder, hosting.listen) as host:
         for line in host.directions:
-            view.say(line)
+            watch.say(line)
         names = [str(rank) for rank in range(config.workers)]
-        fleet = Fleet(host, names, restart=terms.restart, since=terms.since or time.monotonic(), say=view.say)
-        status = fleet.watch(_Tail(folder.path / "workers", view).look)
+        fleet = Fleet(host, names, restart=hosting.restart, since=hosting.since or time.monotonic(), say=watch.say)
+        status = fleet.watch(_Tail(folder.path / "workers", watch).look)
         judge = host.run_status.finished_by()
     if status:
         return Outcome("interrupted", status - 128, _newest_summary(folder), "")
@@ -113,3 +124,44 @@ def _adopt(folder: RunFolder, judge: str) -> Outcome:
     samples = read_lines(theirs.path / "samples.jsonl")
     sample = samples[-1][1] if samples else {"prompt": "", "text": ""}
     return Outcome("finished", None, summary, sample["prompt"] + sample["text"])
+
+
+class Elastic:
+    """The `Way` of workers that come and go: this process decides, starts those of this machine and keeps their lighthouse."""
+
+    def __init__(self, place: Place, hosting: Hosting) -> None:
+        self.place, self.view, self.hosting = place, place.view, hosting
+
+    def begin(self, request: Request, out: Path) -> Ended:
+        require_torchft()
+        machine, folder = probe(), self.place.held.enter_context(RunFolder.create(out, self.view.say))
+        ledger = Ledger(folder.ledger, since=self.hosting.since or None)
+        dataset, config, expected = self.place.decide(request, folder, ledger, machine)
+        threads = config.execution.threads or len(share_of_cores(0, config.workers, available_cores()))
+        config = replace(config, execution=replace(config.execution, threads=threads))
+        config = resolve(config, dataset, machine, ledger, self.view.say, expected)
+        folder.write_json("environment.json", environment(machine))
+        folder.write_config(config, dataset)
+        ledger.close()
+        with self.view.watch(config, machine) as watch:
+            return Ended(folder, host_run(config, dataset, folder, watch, self.hosting))
+
+    def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
+        """As `Way.resume`. step: must be None."""
+        require_torchft()
+        if step is not None:
+            raise UsageError(
+                "workers that come and go go on from the latest step that any of them has kept: name no step"
+            )
+        folder = RunFolder.open(path)
+        self.place.held.enter_context(folder.held(self.view.say))
+        if folder.read_summary().get("stopped") == "finished":
+            raise UsageError(f"{path} has finished: its budget is spent")
+        config = resumed_config(folder, moved)
+        with self.view.watch(config, probe()) as watch:
+            dataset = prepare(config.data, cache_folder(), say=watch.say)
+            origin = folder.read_origin()
+            if origin is not None and origin.data:
+                require_same_text(origin.data, dataset, config)
+            folder.write_config(config, dataset)
+            return Ended(folder, host_run(config, dataset, folder, watch, self.hosting))

@@ -1,4 +1,4 @@
-"""What a worker that joins a run does, once it knows where the run is."""
+"""A worker that joins a run whose workers come and go."""
 
 import contextlib
 import datetime
@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,38 +16,25 @@ import psutil
 from shoestring import atomic
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
-from shoestring.cli.crew import started
-from shoestring.cli.host import address, require_torchft, run_fingerprint
-from shoestring.cli.live import LiveView
-from shoestring.cli.screen import Screen
-from shoestring.config import build, merge, overrides, read_toml
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.json_files import read_file
-from shoestring.plan.planner import flops_per_token
+from shoestring.launch.crew import started
+from shoestring.launch.host import address, require_torchft, run_fingerprint
+from shoestring.launch.view import LogView, View
 from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
 from shoestring.sync.elastic.run_status import RunStatus
 from shoestring.sync.rendezvous.listener import ServiceTunnel
 from shoestring.sync.transport.frame import TOKEN
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.elastic_session import ROUNDS, ElasticSession
+from shoestring.train.elastic.session import ROUNDS, ElasticSession
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RUN, RunFolder, environment
 from shoestring.train.session import Outcome, resolve
 from shoestring.train.work_folder import LOCK
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-
-
-def _recipe(path: Path, words: Sequence[str]) -> RunConfig:
-    """The run's configuration. Raises: UsageError where the recipe is not one of workers that come and go."""
-    config = build(RunConfig, merge(read_toml(path), overrides(words)))
-    if config.transport != "torchft":
-        raise UsageError(
-            f"{path} has transport = '{config.transport}': only a run with --transport torchft can be joined"
-        )
-    return config
 
 
 def _token() -> str:
@@ -97,26 +85,57 @@ def _name(folder: RunFolder, given: str | None) -> str:
     return name
 
 
-def take_part(
-    recipe: Path, words: Sequence[str], where: str, *, out: Path | None, name: str | None, companions: Sequence[str]
-) -> int:
-    """Join the run at `where` and train until it ends. Returns the exit status."""
+@dataclass(frozen=True)
+class Left:
+    """How a worker's part in a run ended.
+
+    identity: its name in the run.
+    outcome: how it ended, and what the run and this worker came to.
+    """
+
+    identity: str
+    outcome: Outcome
+
+
+def join(
+    config: RunConfig,
+    where: str,
+    *,
+    out: Path | None = None,
+    name: str | None = None,
+    companions: Sequence[str] = (),
+    view: View | None = None,
+) -> Left:
+    """Join a run whose workers come and go, and train until it ends or this process is asked to stop.
+
+    config: the run's, as its config.toml has it. The run's token is taken from the environment, $SHOESTRING_TOKEN.
+    where: 'HOST:PORT' of the run, as it says at its start.
+    out: this worker's folder; None: a new one in runs/.
+    name: this worker's name in the run; None: the one it had, or one of its own.
+    companions: names of the workers to wait for before the first step.
+    view: what the run is shown to; None: Python's `logging`.
+    Raises: UsageError, ShoestringError.
+    """
     require_torchft()
     host, port = address(where)
-    config, token, console = _recipe(recipe, words), _token(), Screen()
+    if config.transport != "torchft":
+        raise UsageError(
+            f"the recipe has transport = '{config.transport}': only a run with --transport torchft can be joined"
+        )
+    token, view = _token(), view or LogView()
     keep_freed_memory()
     keep_compiled_code(cache_folder())
     own = _own_address(host, port)
     _bind_gloo(own)
     began, machine = started(), probe()
-    dataset = prepare(config.data, cache_folder(), say=console.print)
+    dataset = prepare(config.data, cache_folder(), say=view.say)
     preparing = Ledger()
-    config = resolve(config, dataset, machine, preparing, console.print)
+    config = resolve(config, dataset, machine, preparing, view.say)
     fingerprint = run_fingerprint(config, dataset)
     with contextlib.ExitStack() as stack:
         tunnel = stack.enter_context(ServiceTunnel(host, port, token, fingerprint))
         folder = _folder(out)
-        stack.enter_context(folder.held(console.print))
+        stack.enter_context(folder.held(view.say))
         identity = _name(folder, name)
         if not folder.begun:
             dataset.tokenizer.save(folder.tokenizer)
@@ -126,8 +145,7 @@ def take_part(
             raise UsageError(f"{folder.path} is of another run: name another folder with --out")
         ledger = Ledger(folder.ledger, since=began)
         ledger.write("start")
-        peak = machine.matmul[config.execution.precision]
-        view = stack.enter_context(LiveView(console, peak, flops_per_token(config.model), config.budget.seconds))
+        watch = stack.enter_context(view.watch(config, machine))
         link = partial(
             FaultTolerantTransport,
             identity,
@@ -145,8 +163,8 @@ def take_part(
             folder,
             ledger,
             dataset,
-            view.say,
-            view.show,
+            watch.say,
+            watch.show,
             identity=identity,
             companions=companions,
             run_status=RunStatus(tunnel.store, timeout=config.elastic.exchange),
@@ -156,16 +174,4 @@ def take_part(
         session.restore()
         outcome = session.run()
         ledger.close()
-    _conclude(outcome, identity, console)
-    return 0 if outcome.signal is None else 128 + outcome.signal
-
-
-def _conclude(outcome: Outcome, identity: str, console: Screen) -> None:
-    found = outcome.summary
-    worker = found["worker"]
-    line = f"{identity}: {worker['tokens']:,} tokens trained into the run, {worker['tokens_discarded']:,} lost"
-    if outcome.stopped == "interrupted":
-        line = f"left at step {found['steps']}; {line}"
-    elif "heldout_loss" in found:
-        line = f"held-out loss {found['heldout_loss']:.4f} after {found['steps']} steps; {line}"
-    console.print(line, soft_wrap=True)
+    return Left(identity, outcome)

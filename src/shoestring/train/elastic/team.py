@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
@@ -45,7 +45,7 @@ class Share:
 
 
 class ElasticTeam:
-    """The `Steps` of a worker whose companions come and go.
+    """The `Worker` and `Company` of one worker among others that come and go.
 
     budget: of the whole run, which all spend together. nominal: what an inner step of one worker takes, as planned. On the
     ledger, tokens are those that are in the global weights or may still come there; those of this worker that were lost
@@ -79,6 +79,11 @@ class ElasticTeam:
         self._round_bytes = 0
         self._seconds: deque[float] = deque(maxlen=9)
         self._began: float | None = None
+
+    @property
+    def processes(self) -> int:
+        """1: what the others spend is in the run's own account."""
+        return 1
 
     @property
     def leads(self) -> bool:
@@ -219,6 +224,26 @@ class ElasticTeam:
             "received": found.received,
             "sync_exposed": round(found.exposed, 4),
             "sync_hidden": 0.0,
+        }
+
+    def summary(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """What the run came to, as far as this worker was told; its own part is under 'worker'."""
+        tally = self.elastic.tally
+        spent = self.budget.spent(self.counted())
+        return {
+            "binding": spent.binding,
+            "spent": spent.shares,
+            "tokens": tally.tokens,
+            "flops": tally.flops,
+            "seconds": self.elastic.seconds,
+            "tokens_per_second": tally.tokens / tally.seconds if tally.seconds else None,
+            "workers": tally.size,
+            "processes": tally.size,
+            "judged_by": self.elastic.identity,
+            "sequences_handed_out": tally.sequences,
+            "credited": {name: work.tokens for name, work in tally.credited.items()},
+            "worker": {key: own[key] for key in ("tokens", "tokens_discarded", "flops", "flops_discarded")},
+            "exchanges": asdict(self.exchanges),
         }
 
     @contextmanager

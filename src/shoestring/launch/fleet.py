@@ -1,6 +1,7 @@
 """The workers of this machine in a run whose workers come and go: started, watched, started again, ended."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from shoestring.cli.crew import STARTED
-from shoestring.cli.host import Host
 from shoestring.errors import ShoestringError
-from shoestring.sync.processes import GRACE, available_cores, share_of_cores, tied
+from shoestring.launch.crew import STARTED
+from shoestring.launch.host import Host
+from shoestring.launch.processes import GRACE, available_cores, share_of_cores, tied
 from shoestring.sync.transport.frame import TOKEN
 
 LOOK = 0.2
@@ -44,10 +45,14 @@ class Fleet:
         folder.mkdir(parents=True, exist_ok=True)
         place = self.names.index(name) if name in self.names else 0
         cores = share_of_cores(place, len(self.names), available_cores())
-        words = ["--lighthouse", through or self.host.address, "--name", name, "--out", str(folder)]
-        if not again:
-            words += ["--with", ",".join(self.names)]
-        command = [sys.executable, "-m", "shoestring", "worker", *words, str(self.host.folder.path / "config.toml")]
+        asked = {
+            "recipe": str(self.host.folder.path / "config.toml"),
+            "where": through or self.host.address,
+            "out": str(folder),
+            "name": name,
+            "companions": [] if again else self.names,
+        }
+        command = [sys.executable, "-m", "shoestring.launch", json.dumps({"join": asked})]
         environment = {**os.environ, TOKEN: self.host.token, "OMP_NUM_THREADS": str(len(cores))}
         environment.pop(STARTED, None)
         if not again:

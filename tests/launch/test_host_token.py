@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.cli.host import token_of
 from shoestring.errors import ShoestringError
+from shoestring.launch.host import token_of
 
 
 def test_it_is_private_and_stays(tmp_path: Path) -> None:

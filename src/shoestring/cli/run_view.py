@@ -1,0 +1,30 @@
+"""A run on the screen, from its plan to its last step."""
+
+from shoestring.budget.machine import Machine
+from shoestring.cli.live import LiveView
+from shoestring.cli.planning import show_plan
+from shoestring.cli.screen import Screen
+from shoestring.launch.request import Request
+from shoestring.plan.planner import Plan, flops_per_token
+from shoestring.train.config import RunConfig
+
+
+class RunView:
+    """The `launch.view.View` of the command line."""
+
+    def __init__(self, console: Screen) -> None:
+        self.console = console
+
+    def say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True)
+
+    def detail(self, line: str) -> None:
+        self.console.print(f"  {line}")
+
+    def decided(self, request: Request, made: Plan, machine: Machine) -> None:
+        show_plan(self.console, request, made, machine)
+
+    def watch(self, config: RunConfig, machine: Machine) -> LiveView:
+        precision = config.execution.precision
+        peak = machine.matmul[machine.best_precision if precision == "auto" else precision]
+        return LiveView(self.console, peak, flops_per_token(config.model), config.budget.seconds)

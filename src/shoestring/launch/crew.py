@@ -1,0 +1,219 @@
+"""A run trained by several processes of a fixed number: this process starts them, or torchrun has, and this is one of them."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shoestring.budget.ledger import Ledger
+from shoestring.budget.machine import cache_folder, probe
+from shoestring.config import Tree, build, tree
+from shoestring.data.dataset import Dataset
+from shoestring.data.prepare import prepare
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.launch.fingerprint import digest, without_places
+from shoestring.launch.processes import launch
+from shoestring.launch.request import Request
+from shoestring.launch.resuming import resumed_config
+from shoestring.launch.way import Ended, Place
+from shoestring.sync.rendezvous.admission import RunFingerprint
+from shoestring.sync.rendezvous.all_gather import all_gather
+from shoestring.sync.rendezvous.joining import join, leave, world_size
+from shoestring.sync.transport.base import Transport
+from shoestring.train.checkpoint import list_checkpoints
+from shoestring.train.config import RunConfig
+from shoestring.train.participation import FixedWorkers
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.session import Outcome, begin, resolve, resume
+
+STARTED = "SHOESTRING_STARTED"
+"""Where the monotonic clock stood when the command was given: what starting the workers takes is on the run's ledger."""
+
+PATIENCE = 300.0
+"""Seconds that a worker waits for the others: one of them may be preparing a corpus, judging the model or writing it."""
+
+
+def is_worker() -> bool:
+    """Whether this process is one of several, started by `start_workers` or by torchrun."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def processes() -> int | None:
+    """How many processes were started for a run, of which this is one; None where it is none of several."""
+    return world_size() if is_worker() else None
+
+
+def require_distributed(transport: str) -> None:
+    """Raises: UsageError where this process is one of several and the run is not by processes that were started for it."""
+    if is_worker() and transport != "distributed":
+        raise UsageError(
+            f"transport = {transport}: such a run is started by one command, not by torchrun (RANK and WORLD_SIZE are set), "
+            "which goes with --transport distributed"
+        )
+
+
+def leads() -> bool:
+    """Whether this process speaks for the run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def started() -> float | None:
+    """The monotonic clock's reading when the command was given; None where this process was not started by one."""
+    text = os.environ.get(STARTED)
+    return float(text) if text else None
+
+
+def start_workers(command: Sequence[str], workers: int, outputs: Path) -> int:
+    """Run a command once for each worker, and wait. Returns 0, or 128 + n where signal n has stopped them.
+
+    command: the words of a command that trains as one worker of a run.
+    workers: how many to start.
+    outputs: the folder for what all but the first of them write.
+    Raises: WorkerFailed, of the first that failed.
+    """
+    began = time.monotonic()
+    with launch(command, workers, outputs=outputs, environment={STARTED: str(began)}) as team:
+        return team.wait()
+
+
+def own_folder(run: Path, rank: int) -> Path:
+    """Where a worker keeps its part of a run: the leader in the run's folder itself."""
+    return run if rank == 0 else run / "workers" / str(rank)
+
+
+@contextmanager
+def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "anew") -> Iterator[Transport]:
+    """The link to the other workers, all of whom were asked for the same.
+
+    asked: the plain values of recipe and flags, or of the configuration of a run that goes on.
+    workers: how many the run has.
+    heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen.
+    start: as in `RunFingerprint`.
+    """
+    recipe = {key: value for key, value in asked.items() if key not in ("model", "data")}
+    parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
+    fingerprints = {name: digest(part) for name, part in parts.items()}
+    fingerprint = RunFingerprint(workers=workers, start=start, **fingerprints)
+    transport = join(PATIENCE, fingerprint=fingerprint, heartbeat_timeout=heartbeat_timeout)
+    try:
+        yield transport
+    finally:
+        leave(transport)
+
+
+def settle_run(transport: Transport, mine: tuple[Path, RunConfig] | None) -> tuple[Path, RunConfig]:
+    """The run's folder and its resolved configuration, which the leader decides. mine: the leader's; None at any other
+    worker."""
+    content: Any = None
+    if mine is not None:
+        path, config = mine
+        content = {"run": str(path), "config": tree(config)}
+    said = all_gather(transport, content, number=0)[0]
+    return Path(said["run"]), build(RunConfig, said["config"])
+
+
+def require_same_data(transport: Transport, dataset: Dataset) -> None:
+    """Raises: UsageError at every worker where one of them reads other data."""
+    first, *others = all_gather(transport, dataset.fingerprint, number=1)
+    for rank, found in enumerate(others, start=1):
+        if found != first:
+            raise UsageError(
+                f"worker {rank} reads another corpus or tokenizer than worker 0 (fingerprints {found:.8} and {first:.8})"
+            )
+
+
+def common_step(transport: Transport, folder: RunFolder) -> int | None:
+    """The newest step of which every worker has a checkpoint; None where no worker has any.
+
+    Raises: ShoestringError where they have, and none in common.
+    """
+    each = [set(steps) for steps in all_gather(transport, list_checkpoints(folder.checkpoints), number=2)]
+    common = set.intersection(*each)
+    if not common and any(each):
+        raise ShoestringError(f"{folder.path} cannot go on: the workers have no checkpoint of the same step")
+    return max(common, default=None)
+
+
+class Crew:
+    """The `Way` of a fixed number of processes: starts them, unless this process is one of them.
+
+    heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen, and the run ends.
+    command: the words of a command that trains as one worker of this run; None: `python -m shoestring.launch`.
+    """
+
+    def __init__(self, place: Place, heartbeat_timeout: float, command: Sequence[str] | None = None) -> None:
+        self.place, self.view, self.heartbeat_timeout, self.command = place, place.view, heartbeat_timeout, command
+
+    def begin(self, request: Request, out: Path) -> Ended:
+        if is_worker():
+            return self._begin_as_worker(request, out)
+        with RunFolder.create(out, self.view.say):
+            pass  # refused here where it is taken: the first worker will hold it
+        asked = {"begin": request.asked, "critical_batch": request.critical_batch, "out": str(out)}
+        return self._start(asked, request.workers, out)
+
+    def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
+        if is_worker():
+            return self._resume_as_worker(path, step, moved)
+        folder = RunFolder.open(path)
+        with folder.held(self.view.say):
+            pass  # said here where another process is at work there: the first worker will hold it
+        return self._start({"resume": str(path), "step": step, "moved": moved}, folder.read_config().workers, path)
+
+    def _start(self, asked: Tree, workers: int, path: Path) -> Ended:
+        asked = {**asked, "heartbeat_timeout": self.heartbeat_timeout}
+        command = self.command or [sys.executable, "-m", "shoestring.launch", json.dumps(asked)]
+        status = start_workers(command, workers, path / "workers")
+        folder = RunFolder(path)
+        stopped = "finished" if status == 0 else "interrupted"
+        outcome = Outcome(stopped, status - 128 if status else None, folder.read_summary(), "")
+        return Ended(folder, outcome, leads=False)
+
+    def _begin_as_worker(self, request: Request, out: Path) -> Ended:
+        """The leader decides, and all train."""
+        place, view = self.place, self.view
+        with joined(request.asked, request.workers, self.heartbeat_timeout) as transport:
+            mine = None
+            if transport.rank == 0:
+                machine = probe()
+                folder = place.held.enter_context(RunFolder.create(out, view.say, workers=started() is not None))
+                ledger = Ledger(folder.ledger, since=started())
+                dataset, config, expected = place.decide(request, folder, ledger, machine)
+                config = resolve(config, dataset, machine, ledger, view.say, expected)
+                mine = (folder.path, config)
+            path, config = settle_run(transport, mine)
+            if transport.rank != 0:
+                machine = probe()
+                folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank), view.say))
+                ledger = Ledger(folder.ledger, since=started())
+                with ledger.clock("data"):
+                    dataset = prepare(config.data, cache_folder(), say=view.say)
+                dataset.tokenizer.save(folder.tokenizer)
+            require_same_data(transport, dataset)
+            with view.watch(config, machine) as watch:
+                outcome = begin(
+                    config, folder, ledger, dataset, machine, watch.say, watch.show, FixedWorkers(transport)
+                )
+        return Ended(folder, outcome, leads())
+
+    def _resume_as_worker(self, path: Path, step: int | None, moved: Tree) -> Ended:
+        config = resumed_config(RunFolder.open(path), moved)
+        start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
+        with joined(without_places(tree(config)), config.workers, self.heartbeat_timeout, start) as transport:
+            folder = RunFolder(own_folder(path, transport.rank))
+            folder.path.mkdir(parents=True, exist_ok=True)
+            self.place.held.enter_context(folder.held(self.view.say))
+            if not folder.begun:  # killed before this worker had begun
+                folder.write_config(config)
+            ledger = Ledger(folder.ledger, since=started())
+            with self.view.watch(config, probe()) as watch:
+                with ledger.clock("data"):
+                    dataset = prepare(config.data, cache_folder(), say=watch.say)
+                require_same_data(transport, dataset)
+                at = common_step(transport, folder) if step is None else step
+                outcome = resume(folder, config, ledger, dataset, watch.say, watch.show, at, FixedWorkers(transport))
+        return Ended(folder, outcome, leads())

@@ -1,0 +1,192 @@
+"""What a run is asked for, laid over the plan for its budget."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.ledger import Ledger, peak_memory
+from shoestring.budget.machine import Machine, cache_folder
+from shoestring.budget.units import parse_memory
+from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
+from shoestring.data.config import DataConfig
+from shoestring.data.dataset import Dataset, require
+from shoestring.data.prepare import prepare
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.json_files import is_number
+from shoestring.plan.pace import Paces
+from shoestring.plan.planner import Plan, flops_per_token, paces_for, plan
+from shoestring.train.base import with_base
+from shoestring.train.config import RunConfig
+from shoestring.train.execution import require_device
+from shoestring.train.run_folder import RunFolder
+from shoestring.train.starting import with_start
+from shoestring.train.trial import allowed, try_out
+
+DEFAULT_BUDGET = "2m"
+TRIALS = 3
+"""Shapes that are tried out at most for one plan."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run is asked for; what it leaves open is planned. `Request.of` and `Request.read` check it.
+
+    asked: plain values, as in a recipe.
+    budget: what the run may spend.
+    critical_batch: tokens, as measured in an earlier run; None: not known.
+    workers, transport: as in the configuration.
+    """
+
+    asked: Tree
+    budget: Budget
+    critical_batch: float | None = None
+    workers: int = 1
+    transport: str = "distributed"
+
+    @classmethod
+    def of(cls, asked: Tree, critical_batch: float | None = None, *, processes: int | None = None) -> "Request":
+        """Check what can be checked before any work: names of keys, values, budget.
+
+        asked: plain values, as in a recipe: {"budget": "2m", "model": {"width": 256}}.
+        critical_batch: tokens; the plan heeds it.
+        processes: how many were started for the run, each to be a worker; None where the run starts its own.
+        Raises: UsageError.
+        """
+        asked = dict(asked)
+        if processes is not None:
+            asked.setdefault("workers", processes)
+        asked.setdefault("budget", DEFAULT_BUDGET)
+        # the batch is for the plan to choose: here it must not stand in the way of any number of workers
+        config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
+        require_device(config.execution)
+        if config.start.run:
+            asked = with_start(asked, config.start)
+        if config.model.base:
+            asked = with_base(asked)
+        return cls(asked, config.budget, critical_batch, config.workers, config.transport)
+
+    @classmethod
+    def read(
+        cls,
+        recipe: Path | None,
+        words: Sequence[str],
+        noise_scale_of: Path | None = None,
+        *,
+        processes: int | None = None,
+    ) -> "Request":
+        """As `of`, from a recipe and flags.
+
+        recipe: a TOML file; None: none.
+        words: `--key=value` flags, laid over the recipe.
+        noise_scale_of: an earlier run whose critical batch the plan heeds.
+        Raises: UsageError.
+        """
+        asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
+        request = cls.of(asked, processes=processes)
+        return replace(request, critical_batch=critical_batch(noise_scale_of)) if noise_scale_of else request
+
+    @property
+    def at_once(self) -> int:
+        """Workers that compute at the same time, each with the cores that one has."""
+        return 1 if self.transport == "local" else self.workers
+
+    def data(self) -> DataConfig:
+        return build(DataConfig, self.asked.get("data", {}))
+
+
+def critical_batch(run: Path) -> float:
+    """The critical batch in tokens that a finished run measured. Raises: UsageError where it did not."""
+    summary = RunFolder.open(run).read_summary()
+    found = summary.get("critical_batch")
+    if not found:
+        raise UsageError(
+            f"{run} has measured no critical batch: train with --train.noise_scale_every 5 and a --train.micro_batch below "
+            "the batch, for long enough"
+        )
+    if not is_number(found):
+        raise ShoestringError(f"{run / 'summary.json'} is damaged: 'critical_batch' is not a number")
+    return float(found)
+
+
+def prepared(request: Request, clock: AbstractContextManager[None], say: Say) -> Dataset:
+    """The request's corpus, its time on the clock."""
+    with clock:
+        dataset = prepare(request.data(), cache_folder(), say=say)
+        require(dataset, int(request.asked.get("model", {}).get("context", 1)))
+    return dataset
+
+
+def planned(
+    request: Request,
+    machine: Machine,
+    dataset: Dataset,
+    seconds_spent: float,
+    paces: Paces | None = None,
+    shape: Tree | None = None,
+) -> tuple[Plan, RunConfig]:
+    """The plan for what the request leaves open, and the complete configuration. paces: what was measured. shape: of the
+    model, where it is settled although the request leaves it open."""
+    memory = request.asked.get("memory")
+    made = plan(
+        request.budget,
+        machine,
+        workers=request.workers,
+        at_once=request.at_once,
+        corpus_tokens=len(dataset.train),
+        vocabulary=dataset.tokenizer.vocabulary,
+        fixed=merge({"model": shape or {}}, request.asked),
+        memory=parse_memory(memory) if memory else None,
+        seconds_spent=seconds_spent,
+        critical_batch=request.critical_batch,
+        paces=paces,
+        heldout_tokens=len(dataset.heldout),
+        held=peak_memory(),
+    )
+    config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
+    require(dataset, config.model.context)
+    return made, config
+
+
+def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, say: Say) -> tuple[Plan, RunConfig]:
+    """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
+    another shape may be the one to plan, which is tried then too."""
+    paces = paces_for(machine, request.budget, request.asked, request.at_once)
+    for _ in range(TRIALS):
+        made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
+        if request.workers > 1 or paces.knows(config.model):
+            return made, config
+        left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
+        used = ledger.totals.seconds.get("measure", 0.0)
+        seconds = allowed(request.budget.seconds, made.seconds, left, used)
+        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds, say)
+        if pace is None:
+            return made, config
+        paces.add(config.model, flops_per_token(config.model), pace)
+    # between shapes that call for each other, the last one tried out it is
+    shape = {key: getattr(config.model, key) for key in ("layers", "width", "heads", "context")}
+    made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces, shape)
+    first, *others = made.decisions
+    return replace(
+        made, decisions=(replace(first, reason=f"{first.reason}, the last of {TRIALS} tried out"), *others)
+    ), config
+
+
+def _given(asked: Mapping[str, Any], key: str) -> bool:
+    branch: Any = asked
+    for part in key.split("."):
+        if not isinstance(branch, Mapping) or part not in branch:
+            return False
+        branch = branch[part]
+    return True
+
+
+def decisions(request: Request, made: Plan) -> list[dict[str, Any]]:
+    """The plan's decisions for the run's folder, those the user made marked as such."""
+    rows = [asdict(decision) for decision in made.decisions if not _given(request.asked, decision.key)]
+    return json.loads(json.dumps(rows))

@@ -1,0 +1,104 @@
+"""How a process takes part in a run: which of its workers it has, what takes its steps, and its part of the budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.ledger import Ledger
+from shoestring.data.windows import BatchSource
+from shoestring.errors import UsageError
+from shoestring.optim.partition import members
+from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.local import LocalGroup
+from shoestring.train.assembly import Parts
+from shoestring.train.company import Company, CompanyOfOne, Worker
+from shoestring.train.config import RunConfig
+from shoestring.train.team import Team
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a process trains a run with, once it has its place in it.
+
+    worker: computes the steps.
+    company: decides with the other workers.
+    source: the batches of this process.
+    """
+
+    worker: Worker
+    company: Company
+    source: BatchSource
+
+
+class Participation(Protocol):
+    """The place of a process in a run.
+
+    rank: which of the run's workers this process is; None: all of them.
+    """
+
+    @property
+    def rank(self) -> int | None: ...
+
+    def budget(self, config: RunConfig) -> Budget:
+        """What this process may spend, as `Company.spent` counts it."""
+        ...
+
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+        """Take the place.
+
+        parts: of this process.
+        ledger: what the company does is charged to it.
+        say: takes a line for people.
+        Raises: UsageError where the configuration cannot be had so.
+        """
+        ...
+
+
+class FixedWorkers:
+    """The place in a run of a fixed number of workers.
+
+    transport: to the other workers, each in a process of its own; None: all workers are in this process.
+    """
+
+    def __init__(self, transport: Transport | None = None) -> None:
+        self.transport = transport
+
+    @property
+    def rank(self) -> int | None:
+        return None if self.transport is None else self.transport.rank
+
+    def budget(self, config: RunConfig) -> Budget:
+        return config.budget if self.transport is None else config.budget.share(config.workers)
+
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+        """As `Participation`. Raises: UsageError where the schedule's milestones cannot be passed by all at one step."""
+        team = join_workers(config, parts, ledger, self.transport, say)
+        if team is None:
+            return Joined(parts.stepper, CompanyOfOne(parts.stepper), parts.source)
+        return Joined(team, team, parts.source)
+
+
+def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None, say: Say) -> Team | None:
+    """The team of this process; None for a worker that exchanges nothing.
+
+    transport: to the other workers' processes, None where all workers are in this one.
+    say: takes a line for people.
+    Raises: UsageError where the schedule's milestones cannot be passed by all workers at one step.
+    """
+    if config.sync.name == "none":
+        return None
+    if transport is not None and parts.milestones and config.budget.seconds is not None:
+        raise UsageError(
+            f"schedule = {config.schedule.name} keeps checkpoints at shares of the budget, which workers reach at different "
+            "seconds: give the budget in tokens or FLOPs, or --transport local"
+        )
+    loop = config.sync.build()
+    links = [transport] if transport is not None else LocalGroup(config.workers).transports
+    outers = []
+    for stepper, link in zip(parts.steppers, links, strict=True):
+        roles = {member.name: member.role for member in members(stepper.model)}
+        outers.append(loop.attach(stepper.model, stepper.optimizer, link, roles=roles))
+    return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap, say=say)
