@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from shoestring.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 
 def whole(at_least: int, at_most: int) -> Callable[[str], int]:
@@ -20,6 +23,20 @@ def whole(at_least: int, at_most: int) -> Callable[[str], int]:
         return found
 
     return read
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that weights are opened or written in."""
+
+
+def dtype_named(text: str) -> "torch.dtype":
+    """The type of a flag that takes the type of weights."""
+    import torch
+
+    if text not in DTYPES:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no type of weights: {did_you_mean(text, DTYPES)}")
+    found: torch.dtype = getattr(torch, text)
+    return found
 
 
 class Arguments(argparse.ArgumentParser):
