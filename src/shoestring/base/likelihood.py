@@ -1,8 +1,9 @@
 """How likely a model holds a text: nats a token and bits a byte, with intervals, and what working them out took.
 
-Each document is read by itself, in windows of the model's context, one after the other. The first token follows the tokenizer's
-end token, as after the document before; the end of a document is not predicted. So every byte of the text is counted once, and
-bits a byte can be compared between tokenizers: they are the length of a code for the text.
+Each document is read by itself, in windows of the model's context, one after the other. Its first token follows the token that the
+tokenizer puts before each text, or else the end token, as after the document before. The end of a document is not predicted.
+So every byte of the text is counted once, and bits a byte can be compared between tokenizers: they are the length of a code
+for the text.
 """
 
 import math
@@ -129,10 +130,11 @@ def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, conte
     tokenizer makes tokens that the model has not.
     """
     context = window(model, context)
+    first = tokenizer.end if tokenizer.begin is None else tokenizer.begin
     units = Units.of(text)
     nats, tokens = np.zeros(len(units.sizes)), np.zeros(len(units.sizes))
     # alike in length beside each other: less padding; the order within a length is the text's
-    windows = sorted(_windows(text, tokenizer, units, context), key=lambda each: -len(each.targets))
+    windows = sorted(_windows(text, tokenizer, first, units, context), key=lambda each: -len(each.targets))
     for each in windows:
         if max(max(each.inputs), max(each.targets)) >= model.about.vocabulary:
             raise ShoestringError(
@@ -151,8 +153,8 @@ def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, conte
     return Likelihood(units, nats, tokens, context, spent)
 
 
-def _windows(text: Text, tokenizer: TextTokenizer, units: Units, context: int) -> Iterator[Window]:
-    """The windows of each document, one after the other."""
+def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, context: int) -> Iterator[Window]:
+    """The windows of each document, one after the other. first: the token before each."""
     size, before = units.sizes.sum(), 0
     for number, document in enumerate(text.documents):
         ids = tokenizer.encode(document)
@@ -166,7 +168,7 @@ def _windows(text: Text, tokenizer: TextTokenizer, units: Units, context: int) -
             numbers = ((before + share * own) * len(units.sizes) / size).astype(np.int64)
             numbers = numbers.clip(max=len(units.sizes) - 1)
             before += own
-        row = [tokenizer.end, *ids]
+        row = [first, *ids]
         for start in range(0, len(ids), context):
             stop = min(start + context, len(ids))
             yield Window(row[start:stop], ids[start:stop], numbers[start:stop])

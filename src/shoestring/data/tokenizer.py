@@ -44,6 +44,9 @@ class TextTokenizer:
     may bring Unicode to a normal form).
     """
 
+    begin: int | None = None
+    """The id of the token that its makers put before each text; None where there is none."""
+
     def __init__(self, rules: tokenizers.Tokenizer, end: int) -> None:
         # a tokenizer.json may carry the truncation and padding it was once used with: they would lose text
         rules.no_truncation()
@@ -67,6 +70,18 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids: special tokens are empty, bytes that are not UTF-8 become U+FFFD."""
         return b"".join(self.token_bytes[token] for token in ids).decode(errors="replace")
+
+    def encode_special(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens are written out, as a chat template writes them."""
+        self.rules.encode_special_tokens = False
+        try:
+            return self.rules.encode(text, add_special_tokens=False).ids
+        finally:
+            self.rules.encode_special_tokens = True
+
+    def token(self, place: int) -> str:
+        """How an id is written."""
+        return str(self.rules.id_to_token(place))
 
     def stream(self) -> "TextStream":
         """A decoder that is given one token at a time."""
