@@ -54,8 +54,9 @@ def test_prompts_come_from_words_files_and_standard_input(
     give(monkeypatch, b"line 3")
     status, output, errors = run()
     assert (status, output.startswith("line 3")) == (0, True)
-    assert "6 tokens read, 6 written in" in errors
-    assert "tokens/s" in errors
+    # the prompt's six, and each token written but the last
+    assert "(11 positions read, 6 tokens written in" in errors
+    assert all(said in errors for said in ("tokens/s", "FLOPs", "moved)"))
 
 
 def test_json_is_one_object_a_sample_and_each_sample_has_its_seed(run: Run) -> None:
@@ -67,7 +68,9 @@ def test_json_is_one_object_a_sample_and_each_sample_has_its_seed(run: Run) -> N
         ("text", 2),
     ]
     for sample in found:
-        assert set(sample) == {"prompt", "sample", "text", "prompt_tokens", "tokens", "seconds", "stopped"}
+        assert set(sample) == {"prompt", "sample", "text", "prompt_tokens", "tokens", "seconds", "stopped", "spent"}
+        assert sample["spent"].keys() == {"flops", "read", "moved"}  # type: ignore[attr-defined]
+        assert sample["spent"]["read"] == sample["prompt_tokens"] + 5  # type: ignore[index, operator]
         assert sample["prompt_tokens"] == len(str(sample["prompt"]))
         assert (sample["tokens"], sample["stopped"]) == (6, "length")
         assert isinstance(sample["seconds"], float)
@@ -118,6 +121,10 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
         (["a", "--samples", "0"], b"", "argument --samples: '0' is not a whole number of 1 or more"),
         (["a", "--samples", "x"], b"", "argument --samples: 'x' is not a whole number of 1 or more"),
         (["a", "--stop", ""], b"", "argument --stop: a stop string needs at least one character"),
+        (["a", "--system", "be kind"], b"", "--system is a message of a chat: give --chat, or --messages PATH"),
+        (["a", "--chat", "--keep-last"], b"", "--keep-last would cut a chat in the middle of its template"),
+        (["--messages", "/nowhere.jsonl"], b"", "/nowhere.jsonl cannot be read: No such file or directory"),
+        (["a", "--dtype", "int8"], b"", "argument --dtype: 'int8' is no type of weights"),
         (["a", "--samples", "3", "--temperature", "0"], b"", "--samples 3 at --temperature 0 is one text 3 times"),
     ],
 )
@@ -131,9 +138,12 @@ def test_bad_prompts_are_one_line(
     assert errors.count("\n") == 1
 
 
-def test_an_export_is_named_as_what_it_is(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "model.gguf").touch()
-    for place, kind in ((trained / "transformers", "a transformers folder"), (tmp_path / "model.gguf", "a GGUF file")):
-        assert main(["generate", str(place), "text"]) == 2
-        line = f"{place} is {kind}, which cannot be read here yet: give the folder of the run itself"
-        assert capsys.readouterr().err == f"shoestring: {line}\n"
+def test_weights_are_opened_in_the_type_that_is_asked_for(run: Run) -> None:
+    wide, narrow = (samples(run("line", "--dtype", kind, "--json")[1])[0] for kind in ("float32", "bfloat16"))
+    assert 0.4 < narrow["spent"]["moved"] / wide["spent"]["moved"] < 0.6  # type: ignore[index]
+
+
+def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> None:
+    status, output, errors = run("hello", "--chat")
+    assert (status, output) == (2, "")
+    assert errors.startswith(f"shoestring: {trained} has no chat template")

@@ -1,6 +1,6 @@
 """What opening a place gives, and what opens it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ class About:
     digest: of the weights and the configuration; equal digests are equal models, wherever they lie.
     notes: a line each for what was left out, or is slow here.
     chat_template: in Jinja, as the model's makers wrote it; None where there is none.
-    values: what else the opener has to say, as JSON values.
+    values: what else the opener has to say, as JSON values: 'data', the [data] section of a run; 'step'; 'edits'.
     """
 
     place: str
@@ -37,11 +37,14 @@ class Opened:
     model: in evaluation mode, on the CPU; every engine takes it.
     tokenizer: its own; None where the place has none.
     about: where it is from.
+    fold: gives the model of plain layers that computes the same, for export; `model` is changed and not to be used after that.
+    None: it is of plain layers, or there is no such model.
     """
 
     model: LanguageModel
     tokenizer: TextTokenizer | None
     about: About
+    fold: Callable[[], LanguageModel] | None = None
 
 
 class Opener(Protocol):

@@ -3,9 +3,12 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from shoestring.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
 
 
 def whole(at_least: int, at_most: int) -> Callable[[str], int]:
@@ -32,6 +35,20 @@ def seconds_above_zero(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
     return seconds
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Types that weights are opened or written in."""
+
+
+def dtype_named(text: str) -> "torch.dtype":
+    """The type of a flag that takes the type of weights."""
+    import torch
+
+    if text not in DTYPES:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no type of weights: {did_you_mean(text, DTYPES)}")
+    found: torch.dtype = getattr(torch, text)
+    return found
 
 
 class Arguments(argparse.ArgumentParser):

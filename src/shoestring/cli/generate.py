@@ -1,21 +1,26 @@
-"""`shoestring generate`: a trained run, or a packed model, goes on from prompts, streamed."""
+"""`shoestring generate`: any model goes on from prompts, or answers messages, streamed."""
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from shoestring.cli.arguments import Arguments
+from shoestring.base import Opened, open_model
+from shoestring.budget.charge import NOTHING, Charge
+from shoestring.budget.units import show
+from shoestring.cli.arguments import Arguments, dtype_named
+from shoestring.cli.chats import read_chats
 from shoestring.config import build
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.decode.chat import Chat, Message
 from shoestring.decode.generate import Stop, generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.decode.stop_strings import StopStrings
 from shoestring.errors import UsageError
-from shoestring.shrink.folder import Packed, is_packed, load_packed
-from shoestring.train.trained import Trained, load_trained
 
 WORDS = {Stop.END: "end", Stop.LENGTH: "length", Stop.CONTEXT: "context"}
 STOP_STRING = "stop"
@@ -25,12 +30,14 @@ STOP_STRING = "stop"
 class Prompt:
     """What to go on from.
 
-    text: as it was given.
+    text: as it was given; of a chat, as the model's template writes it.
     ids: the tokens of it that the model reads.
+    messages: of a chat.
     """
 
     text: str
     ids: list[int]
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,19 +45,42 @@ class Sample:
     """One continuation, as --json prints it.
 
     prompt, text: what was given, and what was written after it.
+    messages: that were given, where it is a chat.
     sample: its number among those of this prompt, from 1.
     prompt_tokens, tokens: read, and written.
     seconds: that both took.
     stopped: 'end' of the text, 'length' as --tokens allows, full 'context', or 'stop' for a stop string.
+    spent: positions read, FLOPs, bytes of weights and cache moved.
     """
 
     prompt: str
+    messages: tuple[Message, ...]
     sample: int
     text: str
     prompt_tokens: int
     tokens: int
     seconds: float
     stopped: str
+    spent: Charge
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        found = asdict(self) | {"spent": self.spent.as_dict()}
+        return found if self.messages else {key: value for key, value in found.items() if key != "messages"}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes. ends: tokens that end a text."""
+
+    opened: Opened
+    tokenizer: TextTokenizer
+    ends: Collection[int]
+
+    @property
+    def context(self) -> int:
+        """The most tokens that it reads."""
+        return self.opened.model.about.context
 
 
 def run(words: Sequence[str]) -> int:
@@ -70,27 +100,36 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
-    texts = _texts(found.prompts, found.file)
-    model = _load(found.run)
-    if isinstance(model, Packed) and isinstance(model.model.decoder, str):
-        print(f"(slow: every token goes module by module, as {model.model.decoder})", file=sys.stderr)
-    prompts = [_prompt(text, model, settings, keep_last=found.keep_last) for text in texts]
+    chats = _chats(found)
+    texts = [] if chats else _texts(found.prompts, found.file)
+    opened = open_model(found.place, found.dtype)
+    if opened.tokenizer is None:
+        raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
+    writer = Writer(opened, opened.tokenizer, [opened.tokenizer.end])
+    for note in opened.about.notes:
+        print(f"({note})", file=sys.stderr)
+    if chats:
+        writer, prompts = _answering(writer, chats, found.place)
+    else:
+        prompts = [_prompt(text, writer, settings, keep_last=found.keep_last) for text in texts]
     samples = []
     for number, prompt in enumerate(prompts, start=1):
         for index in range(found.samples):
             if not found.json and len(prompts) * found.samples > 1:
                 print(f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {found.samples}")
             own = replace(settings, seed=settings.seed + index)
-            sample = _write(model, prompt, own, found.stop, index + 1, shown=not found.json)
+            sample = _write(writer, prompt, own, found.stop, index + 1, shown=not found.json)
             samples.append(sample)
             if found.json:
-                print(json.dumps(asdict(sample), ensure_ascii=False), flush=True)
+                print(json.dumps(sample.as_dict(), ensure_ascii=False), flush=True)
             elif sample.stopped == WORDS[Stop.CONTEXT]:
-                print(f"({Stop.CONTEXT}: this model reads {model.model.about.context} tokens)", file=sys.stderr)
-    read, written = sum(sample.prompt_tokens for sample in samples), sum(sample.tokens for sample in samples)
-    seconds = sum(sample.seconds for sample in samples)
+                print(f"({Stop.CONTEXT}: this model reads {writer.context} tokens)", file=sys.stderr)
+    written, seconds = sum(sample.tokens for sample in samples), sum(sample.seconds for sample in samples)
+    spent = sum((sample.spent for sample in samples), NOTHING)
     print(
-        f"({read} tokens read, {written} written in {seconds:.2f} s: {written / seconds:.1f} tokens/s)", file=sys.stderr
+        f"({spent.read} positions read, {written} tokens written in {seconds:.2f} s: {written / seconds:.1f} tokens/s; "
+        f"{show('flops', spent.flops)}, {show('bytes', spent.moved)} moved)",
+        file=sys.stderr,
     )
     return 0
 
@@ -98,10 +137,14 @@ def run(words: Sequence[str]) -> int:
 def _arguments() -> Arguments:
     parser = Arguments(
         "generate",
-        "Continue prompts with a trained run or a packed model; the text streams out.\n"
-        "A folder for transformers and a GGUF file are written by other commands, and cannot be read here yet.",
+        "Continue prompts with any model; the text streams out. With --chat it answers messages, as its own chat template\n"
+        "writes them.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of a packed model")
+    parser.add_argument(
+        "place",
+        metavar="PLACE",
+        help="a folder of a run, a packed model, experts or transformers, a GGUF file, hf:NAME@REVISION, or smollm2",
+    )
     parser.add_argument(
         "prompts",
         nargs="*",
@@ -116,6 +159,17 @@ def _arguments() -> Arguments:
         metavar="PATH",
         help="a file that is a prompt; may be repeated",
     )
+    parser.add_argument("--chat", action="store_true", help="each prompt is a user's message, to be answered")
+    parser.add_argument(
+        "--messages",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help='chats to answer, a JSON line each: {"messages": [...]}; or the messages of one, {"role": ..., "content": ...}; '
+        "may be repeated",
+    )
+    parser.add_argument("--system", type=_argument, metavar="TEXT", help="a system message before each chat")
     parser.add_argument("--tokens", type=int, default=200, help="how many tokens at most (default 200)")
     parser.add_argument(
         "--samples", type=_count, default=1, metavar="N", help="continuations of each prompt (default 1)"
@@ -139,20 +193,44 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same text; sample n has seed + n - 1 (default 0)"
     )
+    parser.add_argument("--dtype", type=dtype_named, metavar="TYPE", help="of weights: float32, bfloat16 or float16")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="a line a sample: prompt, sample, text, prompt_tokens, tokens, seconds, stopped (end, length, context or stop)",
+        help="a line a sample: prompt, sample, text, prompt_tokens, tokens, seconds, stopped (end, length, context or stop), "
+        "spent",
     )
     return parser
 
 
-def _load(path: Path) -> Trained | Packed:
-    """Raises: UsageError, also for an export, which cannot be read back yet."""
-    foreign = "a GGUF file" if path.suffix == ".gguf" else "a transformers folder"
-    if (path.is_file() and path.suffix == ".gguf") or (path / "config.json").is_file():
-        raise UsageError(f"{path} is {foreign}, which cannot be read here yet: give the folder of the run itself")
-    return load_packed(path) if is_packed(path) else load_trained(path)
+def _chats(found: argparse.Namespace) -> list[tuple[Message, ...]]:
+    """The chats that are to be answered; none where prompts are to be continued. Raises: UsageError."""
+    if found.system is not None and not (found.chat or found.messages):
+        raise UsageError("--system is a message of a chat: give --chat, or --messages PATH")
+    if not (found.chat or found.messages):
+        return []
+    if found.keep_last:
+        raise UsageError("--keep-last would cut a chat in the middle of its template: leave it out")
+    chats = [chat for path in found.messages for chat in read_chats(path)]
+    if found.prompts or found.file or not found.messages:
+        chats += [({"role": "user", "content": text},) for text in _texts(found.prompts, found.file)]
+    before: tuple[Message, ...] = () if found.system is None else ({"role": "system", "content": found.system},)
+    return [(*before, *chat) for chat in chats]
+
+
+def _answering(writer: Writer, chats: Sequence[tuple[Message, ...]], place: str) -> tuple[Writer, list[Prompt]]:
+    """(the writer, that it ends where answers do; a prompt for each chat). Raises: UsageError."""
+    template = writer.opened.about.chat_template
+    if template is None:
+        raise UsageError(f"{place} has no chat template, as models that were tuned to answer have: leave --chat out")
+    chat = Chat(template, writer.tokenizer)
+    prompts = [Prompt(chat.text(messages), chat.ids(messages), messages) for messages in chats]
+    for prompt in prompts:
+        if len(prompt.ids) > writer.context:
+            raise UsageError(
+                f"the chat has {len(prompt.ids)} tokens, and this model reads {writer.context}: shorten it"
+            )
+    return replace(writer, ends=chat.ends()), prompts
 
 
 def _count(text: str) -> int:
@@ -209,9 +287,11 @@ def _decoded(content: bytes, name: str) -> str:
         ) from None
 
 
-def _prompt(text: str, model: Trained | Packed, settings: SamplingConfig, *, keep_last: bool) -> Prompt:
+def _prompt(text: str, writer: Writer, settings: SamplingConfig, *, keep_last: bool) -> Prompt:
     """The prompt in tokens. Raises: UsageError where it is longer than the context, unless its last tokens will do."""
-    ids, context = model.tokenizer.encode(text), model.model.about.context
+    ids, context = writer.tokenizer.encode(text), writer.context
+    if writer.tokenizer.begin is not None:
+        ids = [writer.tokenizer.begin, *ids]
     if len(ids) <= context:
         return Prompt(text, ids)
     if not keep_last:
@@ -227,11 +307,12 @@ def _prompt(text: str, model: Trained | Packed, settings: SamplingConfig, *, kee
 
 
 def _write(
-    model: Trained | Packed, prompt: Prompt, settings: SamplingConfig, stop: Sequence[str], number: int, *, shown: bool
+    writer: Writer, prompt: Prompt, settings: SamplingConfig, stop: Sequence[str], number: int, *, shown: bool
 ) -> Sample:
     """Continue a prompt. shown: on standard output, as it comes."""
-    stops, stream, strings = list[Stop](), model.tokenizer.stream(), StopStrings(stop)
+    stops, stream, strings = list[Stop](), writer.tokenizer.stream(), StopStrings(stop)
     pieces: list[str] = []
+    spent: list[Charge] = []
 
     def put(piece: str) -> None:
         pieces.append(piece)
@@ -239,10 +320,13 @@ def _write(
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-    if shown:
+    if shown and not prompt.messages:
         sys.stdout.write(prompt.text)
     count, began = 0, time.perf_counter()
-    for token in generate(model.model, prompt.ids, settings, end=model.tokenizer.end, on_stop=stops.append):
+    tokens = generate(
+        writer.opened.model, prompt.ids, settings, end=writer.ends, on_spent=spent.append, on_stop=stops.append
+    )
+    for token in tokens:
         count += 1
         put(strings.push(stream.push(token)))
         if strings.found:
@@ -251,5 +335,14 @@ def _write(
     seconds = time.perf_counter() - began
     if shown:
         sys.stdout.write("\n")
-    stopped = STOP_STRING if strings.found else WORDS[stops[0]]
-    return Sample(prompt.text, number, "".join(pieces), len(prompt.ids), count, seconds, stopped)
+    return Sample(
+        prompt.text,
+        prompt.messages,
+        number,
+        "".join(pieces),
+        len(prompt.ids),
+        count,
+        seconds,
+        STOP_STRING if strings.found else WORDS[stops[0]],
+        sum(spent, NOTHING),
+    )

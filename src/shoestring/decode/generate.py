@@ -1,6 +1,6 @@
 """Continuing a text token by token, each token read once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import StrEnum
 
 import torch
@@ -27,16 +27,17 @@ def generate(
     prompt: Sequence[int],
     settings: SamplingConfig,
     *,
-    end: int | None = None,
+    end: int | Collection[int] | None = None,
     generator: torch.Generator | None = None,
     on_spent: Callable[[Charge], None] | None = None,
     on_stop: Callable[[Stop], None] | None = None,
 ) -> Iterator[int]:
     """Yield the token ids that continue `prompt`, each as soon as it is chosen.
 
-    end: the id that ends a text; it is not yielded. generator: on CPU; None = a new one with the seed of `settings`.
-    on_spent: told what every forward pass took. on_stop: told why the generation ended; a full context is one
-    of the reasons, not an error.
+    end: the id that ends a text, or several of which any does; it is not yielded.
+    generator: on CPU; None: a new one with the seed of `settings`.
+    on_spent: told what every forward pass took.
+    on_stop: told why the generation ended; a full context is one of the reasons, not an error.
 
     Raises: UsageError, at the first token, when the prompt is empty or longer than the context.
     """
@@ -46,6 +47,7 @@ def generate(
     if len(prompt) > context:
         raise UsageError(f"the prompt has {len(prompt)} tokens, and the model's context is {context}")
     generator = generator or torch.Generator().manual_seed(settings.seed)
+    ends = frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
     cache = model.new_cache(1, min(context, len(prompt) + settings.max_new_tokens))
     new = list(prompt)
     for count in range(1, settings.max_new_tokens + 1):
@@ -53,7 +55,7 @@ def generate(
         if on_spent:
             on_spent(spent)
         token = sample(logits, settings, generator)
-        if token == end:
+        if token in ends:
             stop = Stop.END
             break
         yield token

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from shoestring.base.opened import About, Opened
+from shoestring.config import tree
 from shoestring.method import method
-from shoestring.train.experts.folder import EXPERTS
+from shoestring.train.experts.folder import EXPERTS, ExpertsFolder
 from shoestring.train.experts.judgement import load_experts
 
 
@@ -27,5 +28,7 @@ class ExpertsOpener:
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
         ensemble, tokenizer, digests = load_experts(Path(place), dtype=dtype)
         digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
-        about = About(str(Path(place).absolute()), "experts", digest, values={"experts": len(digests)})
+        config = ExpertsFolder.open(Path(place)).read_config()
+        values = {"experts": len(digests), "data": tree(config.run.data)}
+        about = About(str(Path(place).absolute()), "experts", digest, values=values)
         return Opened(ensemble, tokenizer, about)

@@ -1,11 +1,14 @@
 """The folder of a run."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from shoestring.base.opened import About, Opened
+from shoestring.config import tree
 from shoestring.method import method
+from shoestring.train.edits import fold_edits
 from shoestring.train.run_folder import RUN
 from shoestring.train.trained import load_trained
 
@@ -30,6 +33,10 @@ class RunOpener:
         trained = load_trained(Path(place))
         if dtype is not None:
             trained.model.to(dtype)
-        values = {"step": trained.step, "edits": [one.name for one in trained.applied]}
+        values = {
+            "step": trained.step,
+            "edits": [one.name for one in trained.applied],
+            "data": tree(trained.config.data),
+        }
         about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
-        return Opened(trained.model, trained.tokenizer, about)
+        return Opened(trained.model, trained.tokenizer, about, partial(fold_edits, trained.model, trained.applied))
