@@ -5,6 +5,7 @@ the order of queries, keys and values of a gpt_neox.
 """
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from shoestring.base.gguf_file import GGUFFile, Stored, package, read_tensor
-from shoestring.errors import UsageError, did_you_mean, first_line, printable
+from shoestring.errors import UsageError, did_you_mean, printable
 from shoestring.model.bridge.family import Family, family_of
 from shoestring.model.bridge.fill import fill
 from shoestring.model.config import ModelConfig
+from shoestring.model.rotary import Rotary
 from shoestring.model.transformer import Transformer
 
 UNNEEDED = {"rope_freqs.weight"}
@@ -96,9 +98,7 @@ def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
 
 
 def _theirs(architecture: Architecture, metadata: Metadata) -> Any:
-    """The configuration of transformers."""
-    from transformers import AutoConfig
-
+    """What a bridge reads of a configuration of transformers, whose own class takes seconds to import."""
     tensors, width = metadata.file.tensors, metadata.whole("embedding_length")
     layers, heads = metadata.whole("block_count"), metadata.whole("attention.head_count")
     if layers > len(tensors):
@@ -126,12 +126,7 @@ def _theirs(architecture: Architecture, metadata: Metadata) -> Any:
         "head_dim": key,
         **architecture.settings(metadata),
     }
-    try:
-        return AutoConfig.for_model(architecture.model_type, **settings)
-    except Exception as error:  # each of its classes checks in its own way
-        raise UsageError(
-            f"{metadata.file.path}: its sizes make no {architecture.model_type}: {first_line(error)}"
-        ) from None
+    return SimpleNamespace(model_type=architecture.model_type, **settings)
 
 
 MOST_CONTEXT = 1 << 21
@@ -168,10 +163,6 @@ def _scaling(metadata: Metadata, head_width: int) -> dict[str, Any]:
 
 def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, Any]:
     """Llama 3's scaling: the file has the factors of the frequencies, and the rule that makes them is looked for."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: F401, where the rule is
-
-    from shoestring.model.rotary import Rotary
-
     if stored.numbers != head_width // 2:
         raise UsageError(f"{metadata.file.path}: {stored.name} has {stored.numbers} numbers, not {head_width // 2}")
     factors = read_tensor(metadata.file, stored.name, torch.float32)
@@ -229,14 +220,12 @@ def _llama_like(metadata: Metadata) -> dict[str, Any]:
         )
     if window and metadata.whole("attention.sliding_window") < metadata.whole("context_length"):
         raise UsageError(f"{metadata.file.path}: a sliding window of {window} tokens is not supported")
-    settings = {
+    return {
         "num_key_value_heads": metadata.whole("attention.head_count_kv", heads),
         "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
         "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
     }
-    if metadata.architecture != "qwen2":  # whose class has no such setting: it has those of queries, keys and values
-        settings["attention_bias"] = "blk.0.attn_q.bias" in tensors
-    return settings
 
 
 def _own_keys(metadata: Metadata) -> set[str]:

@@ -90,14 +90,15 @@ def rules_of(
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """The pairs that are merged, the first first: those whose whole has the highest score."""
-    from transformers.tokenization_utils_base import generate_merges
-
-    mergeable = {piece.text: place for place, piece in enumerate(pieces) if piece.kind in (NORMAL, UNUSED)}
-    merges: list[tuple[str, str]] = generate_merges(
-        mergeable, {text: pieces[at].score for text, at in mergeable.items()}
-    )
-    return merges
+    """The pairs that are merged, the first first: those whose whole has the highest score, then the shortest."""
+    places = {piece.text: place for place, piece in enumerate(pieces) if piece.kind in (NORMAL, UNUSED)}
+    found: list[tuple[float, int, int, int, str, str]] = []
+    for whole, place in places.items():
+        for cut in range(1, len(whole)):
+            left, right = whole[:cut], whole[cut:]
+            if left in places and right in places:
+                found.append((-pieces[place].score, len(whole), places[left], places[right], left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
 
 
 def read_sentencepiece(path: Path) -> tuple[tokenizers.Tokenizer, int | None]:
