@@ -145,11 +145,16 @@ class TextTokenizer:
 
     def encode_special(self, text: str) -> list[int]:
         """The ids of a text in which special tokens are written out, as a chat template writes them."""
-        self.rules.encode_special_tokens = False
-        try:
-            return self.rules.encode(text, add_special_tokens=False).ids
-        finally:
-            self.rules.encode_special_tokens = True
+        return self._special_rules.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _special_rules(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.rules.to_str())  # a copy: others may encode at the same time
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids: special tokens are empty, bytes that are not UTF-8 become U+FFFD."""
+        text = b"".join(self.token_bytes[token] for token in ids).decode(errors="replace")
+        return text.removeprefix(self._spelling.prefix)
 
     def token(self, place: int) -> str:
         """How an id is written."""

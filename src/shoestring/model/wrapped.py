@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, trains
-from shoestring.contract.model import About, Depth, Head, LanguageModule, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
-from shoestring.model.wrapped_anatomy import WrappedAnatomy
+from shoestring.model.wrapped_anatomy import Stock, WrappedAnatomy
 from shoestring.model.wrapped_cache import Kept, addable, kept_of, masks_differ, viewed
 from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
 from shoestring.model.wrapped_head import head_of
@@ -29,7 +29,7 @@ KINDS = ("full_attention", "sliding_attention")
 """The types of layer whose mask is known here."""
 
 
-class Wrapped(LanguageModule):
+class Wrapped(Stock):
     """An `AutoModelForCausalLM` as it is, behind the interface of every model.
 
     It is always in evaluation mode, in training too: what a run computes is the same on every resumption, so there is no

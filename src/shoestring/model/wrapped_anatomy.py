@@ -1,25 +1,47 @@
 """How surgery sees a wrapped model: its layers, and the linear layers within them."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from shoestring.contract.anatomy import Axis, Matrix
+from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 
-if TYPE_CHECKING:
-    from shoestring.model.wrapped import Wrapped
+
+class Stock(LanguageModule):
+    """A wrapped model as its anatomy sees it. `Wrapped` is one.
+
+    config: of the stock model.
+    kinds: the type of each layer, where they differ.
+    """
+
+    config: Any
+    kinds: list[str]
+
+    @abstractmethod
+    def layers(self) -> list[str]:
+        """The names of the decoder layers, in order."""
+
+    @abstractmethod
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+
+    @abstractmethod
+    def get_output_embeddings(self) -> Any:
+        """The module that turns hidden states into logits."""
 
 
 class WrappedAnatomy:
     """The `Anatomy` of a `Wrapped` model. Its axes are its layers: which weights go together inside a layer its makers know."""
 
-    def __init__(self, model: "Wrapped") -> None:
+    def __init__(self, model: Stock) -> None:
         self._model = model
 
     @property
-    def model(self) -> "Wrapped":
+    def model(self) -> Stock:
         """The model itself."""
         return self._model
 
