@@ -53,5 +53,8 @@ def test_a_crew_trains_and_goes_on_as_one_process_with_all_workers(corpus: Path,
 
 
 def test_options_of_another_way_are_refused(corpus: Path, tmp_path: Path) -> None:
-    with Launch(hosting=Hosting(restart=True)) as launch, pytest.raises(UsageError, match="go with --transport torchft"):
+    with (
+        Launch(hosting=Hosting(restart=True)) as launch,
+        pytest.raises(UsageError, match="go with --transport torchft"),
+    ):
         launch.begin(request(corpus), tmp_path / "run")
