@@ -35,8 +35,8 @@ from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
-from shoestring.train.config import RunConfig
 from shoestring.train.company import Worker
+from shoestring.train.config import RunConfig
 from shoestring.train.participation import join_workers
 from shoestring.train.vote import Vote
 

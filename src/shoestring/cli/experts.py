@@ -20,15 +20,15 @@ from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml,
 from shoestring.data.dataset import require
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
+from shoestring.experts.allocation import scaled
+from shoestring.experts.conduct import Conducted, conduct
+from shoestring.experts.config import ExpertsConfig
+from shoestring.experts.folder import ExpertsFolder
+from shoestring.experts.worker import Say, machine
 from shoestring.launch.request import DEFAULT_BUDGET, Request, planned
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code, require_device
-from shoestring.train.experts.allocation import scaled
-from shoestring.train.experts.conduct import Conducted, conduct
-from shoestring.train.experts.config import ExpertsConfig
-from shoestring.train.experts.folder import ExpertsFolder
-from shoestring.train.experts.worker import Say, machine
 
 HELP = """
 The [experts] section of a recipe, or --experts.KEY VALUE: allocate (tokens, equal, difficulty), spread, difficulty, seed_share,

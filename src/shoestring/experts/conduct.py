@@ -18,13 +18,13 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.subset import document_bounds, write_index
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.experts import worker
+from shoestring.experts.allocation import divided, remaining, scaled, token_ratios
+from shoestring.experts.config import resized, size_name, with_vocabulary
+from shoestring.experts.folder import ExpertsFolder, Member
+from shoestring.experts.judgement import judge, losses_by_cluster
+from shoestring.experts.worker import Say, finished, train_run
 from shoestring.train.config import RunConfig, StartConfig
-from shoestring.train.experts import worker
-from shoestring.train.experts.allocation import divided, remaining, scaled, token_ratios
-from shoestring.train.experts.config import resized, size_name, with_vocabulary
-from shoestring.train.experts.folder import ExpertsFolder, Member
-from shoestring.train.experts.judgement import judge, losses_by_cluster
-from shoestring.train.experts.worker import Say, finished, train_run
 from shoestring.train.stopping import StopRequest
 
 WORDS, SHORTEST = 8, 4

@@ -13,7 +13,7 @@ from shoestring import atomic
 from shoestring.budget.ledger import Ledger, Totals, read_ledger
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.train.experts.config import ExpertsConfig
+from shoestring.experts.config import ExpertsConfig
 from shoestring.train.origin import absolute
 from shoestring.train.work_folder import Kind, Say, held
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from shoestring.base.opened import About, Opened
+from shoestring.experts.folder import EXPERTS
+from shoestring.experts.judgement import load_experts
 from shoestring.method import method
-from shoestring.train.experts.folder import EXPERTS
-from shoestring.train.experts.judgement import load_experts
 
 
 @method(
-    "train.openers",
+    "experts.openers",
     kind="opener",
     name="experts",
     claim="the experts' next-token probabilities, mixed as the folder's configuration says",
