@@ -27,7 +27,7 @@ from shoestring.decode.expert_weights.fixed import Fixed
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
 from shoestring.experts.config import ExpertsConfig, size_name
-from shoestring.experts.folder import JUDGING, ExpertsFolder, Member
+from shoestring.experts.folder import JUDGING, Expert, ExpertsFolder
 from shoestring.model.transformer import Transformer
 from shoestring.sync.merging import merge
 from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, heldout_windows
@@ -134,7 +134,7 @@ def judge(
     config: ExpertsConfig,
     dataset: Dataset,
     clustering: Clustering,
-    members: Sequence[Member],
+    members: Sequence[Expert],
     spent: Totals,
 ) -> dict[str, Any]:
     """Every way to use the experts, on the held-out text of all domains; see `CHOICE` for what they are chosen by. spent: what
@@ -162,7 +162,7 @@ def _arms(
     folder: ExpertsFolder,
     config: ExpertsConfig,
     clustering: Clustering,
-    members: Sequence[Member],
+    members: Sequence[Expert],
     text: Text,
     ledger: Ledger,
 ) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {key: summary.get(key) for key in kept}
 
 
-def _member(folder: ExpertsFolder, member: Member) -> dict[str, Any]:
+def _member(folder: ExpertsFolder, member: Expert) -> dict[str, Any]:
     return asdict(member) | {"run": _facts(folder.experts / member.name)}
 
 
