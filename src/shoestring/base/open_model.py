@@ -1,4 +1,4 @@
-"""One door for every model: a run, a packed model, experts, a transformers folder, a GGUF file, a model of the hub."""
+"""One function opens every model: a run, a packed model, experts, a transformers folder, a GGUF file, a model of the hub."""
 
 import torch
 

@@ -76,7 +76,11 @@ class ExpertsConfig:
         """The experts' models, the easiest cluster's first: in order of the operations they take a token."""
         sizes = self.sizes * self.count if len(self.sizes) == 1 else self.sizes
         made = [resized(self.run.model, size) for size in sizes] or [self.run.model] * self.count
-        return tuple(sorted(made, key=lambda model: (flops_per_token(model), model.width)))
+
+        def operations(model: ModelConfig) -> tuple[float, int]:
+            return flops_per_token(replace(model, vocabulary=model.vocabulary or 1)), model.width
+
+        return tuple(sorted(made, key=operations))
 
     @property
     def needs_difficulty(self) -> bool:

@@ -332,7 +332,7 @@ class ElasticLoop:
 
 def _why_abandoned(averaged: Averaged) -> str:
     if averaged.damaged:
-        return "what came was damaged"
+        return "a message was damaged"
     if averaged.dropped and not averaged.participants:
         return NOBODY_FINITE
     return "other workers did not get it whole, or not in time"
