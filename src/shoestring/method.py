@@ -54,6 +54,7 @@ ENGINES = (
     "base.openers",
     "shrink.openers",
     "train.openers",
+    "experts.openers",
 )
 """The packages of `shoestring` that are searched for methods."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shoestring.budget import busy_waiting
-from shoestring.budget.busy_waiting import Reading, SpareTeams, Watch, others
+from shoestring.budget.busy_waiting import LoadReading, SpareTeams, Watch, others
 from shoestring.cli.main import main
 
 
@@ -24,10 +24,10 @@ class Recorded(SpareTeams):
 
 def watch(loads: list[float], *, size: int, cores: int) -> list[bool]:
     """Whether threads sleep after each look, where other processes do `loads` cores' worth of work between two looks."""
-    readings = [Reading(0.0, 0.0, 0.0)]
+    readings = [LoadReading(0.0, 0.0, 0.0)]
     for load in loads:
         last = readings[-1]
-        readings.append(Reading(last.at + 0.5, last.busy + 0.5 * (load + size), last.own + 0.5 * size))
+        readings.append(LoadReading(last.at + 0.5, last.busy + 0.5 * (load + size), last.own + 0.5 * size))
     given = iter(readings)
     made = Watch(load=lambda: next(given), size=lambda: size, cores=lambda: range(cores), teams=Recorded())
     found = []
@@ -64,8 +64,8 @@ def test_as_many_spare_teams_as_outnumber_the_cores(size: int, cores: int, teams
 
 
 def test_the_load_of_others_is_what_is_not_our_own() -> None:
-    assert others(Reading(0, 100, 10), Reading(2, 104, 12)) == 1.0
-    assert others(Reading(0, 100, 10), Reading(2, 101, 12)) == 0.0
+    assert others(LoadReading(0, 100, 10), LoadReading(2, 104, 12)) == 1.0
+    assert others(LoadReading(0, 100, 10), LoadReading(2, 101, 12)) == 0.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of /proc")

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoestring.data.shards import ShardWriter
-from shoestring.data.store import Part, StoreWriter, TokenStore
+from shoestring.data.store import Split, StoreWriter, TokenStore
 from shoestring.errors import ShoestringError
 
 U16 = np.dtype(np.uint16)
 
 
-def written(folder: Path, documents: list[list[int]], limit: int, dtype: np.dtype = U16) -> Part:
+def written(folder: Path, documents: list[list[int]], limit: int, dtype: np.dtype = U16) -> Split:
     writer = StoreWriter(folder, "train", dtype, end=0, shard_items=limit)
     for document in documents:
         writer.add(document, text_bytes=len(document))

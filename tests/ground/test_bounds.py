@@ -10,9 +10,9 @@ import pytest
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
 
 from shoestring.decode.sampler import SamplingConfig
+from shoestring.experts.config import ExpertsConfig
 from shoestring.method import methods
 from shoestring.train.config import RunConfig
-from shoestring.train.experts.config import ExpertsConfig
 
 
 def unbounded(kind: Any, where: str, limits: tuple[Any, ...] = ()) -> Iterator[str]:

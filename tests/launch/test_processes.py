@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from shoestring import __version__
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch import processes
-from shoestring.launch.processes import Team, WorkerFailed, available_cores, launch, share_of_cores
+from shoestring.launch.processes import StartedWorkers, WorkerFailed, available_cores, launch, share_of_cores
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.sync.rendezvous.joining import PLACE, join, leave
 from shoestring.sync.transport.frame import TOKEN
 
-Start = Callable[..., Team]
+Start = Callable[..., StartedWorkers]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Any:
     """Starts workers that run a piece of Python each; ends them with the test."""
     teams = []
 
-    def begin(code: str, workers: int = 3, **more: Any) -> Team:
+    def begin(code: str, workers: int = 3, **more: Any) -> StartedWorkers:
         program = f"import json, os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}"
         command = [sys.executable, "-I", "-S", "-c", program, str(tmp_path)]
         teams.append(launch(command, workers, outputs=tmp_path / "outputs", **more))

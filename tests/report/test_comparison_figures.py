@@ -15,16 +15,16 @@ from shoestring.report.comparison_files import read_comparison
 from shoestring.report.comparison_intervals import interval_figure, limits
 from shoestring.report.comparison_tuning import short, tuning_figure, varied
 from shoestring.report.drawing import COLOUR
-from shoestring.report.verdict_records import Comparison, Tried, Tuning
+from shoestring.report.verdict_records import ComparisonRecord, Tried, TuningRecord
 from shoestring.report.verdict_words import LOOKS, confidence, shortened, signed, usual
 
 SPACE = "\N{NO-BREAK SPACE}"
 
 
-def row(name: str, difference: float | None, half: float = 0.01, verdict: str = "better") -> Comparison:
+def row(name: str, difference: float | None, half: float = 0.01, verdict: str = "better") -> ComparisonRecord:
     ends = None if difference is None else [difference - half, difference + half]
     pairs = [] if difference is None else [{"seed": 0, "difference": difference - half / 2}]
-    return Comparison.model_validate(
+    return ComparisonRecord.model_validate(
         {"candidate": name, "base": "adamw", "verdict": verdict, "pairs": 3, "difference": difference, "interval": ends,
          "per_seed": pairs}
     )  # fmt: skip
@@ -158,9 +158,9 @@ def test_seeds_of_one_evaluation_each_are_points_and_so_is_their_mean() -> None:
     assert np.asarray(points[-1].get_ydata()).tolist() == [2.5]
 
 
-def tuned(*tried: tuple[dict[str, Any], float | None], chosen: int, edge: bool = False) -> Tuning:
+def tuned(*tried: tuple[dict[str, Any], float | None], chosen: int, edge: bool = False) -> TuningRecord:
     rows = [Tried(settings=settings, loss=loss) for settings, loss in tried]
-    return Tuning(tried=rows, chosen=tried[chosen][0], edge=edge)
+    return TuningRecord(tried=rows, chosen=tried[chosen][0], edge=edge)
 
 
 def marks(figure: Any, marker: str) -> list[Any]:
@@ -205,7 +205,7 @@ def test_rates_scaled_together_are_one_axis_and_others_a_line_each() -> None:
         tuned(({"nesterov": True}, 3.0), ({"nesterov": False}, 3.0), chosen=0),
     ],
 )
-def test_any_kind_of_setting_can_be_drawn(tuning: Tuning) -> None:
+def test_any_kind_of_setting_can_be_drawn(tuning: TuningRecord) -> None:
     low, high = tuning_figure(tuning).axes[0].get_xlim()
     assert low < high
 

@@ -83,7 +83,7 @@ def test_the_workers_that_were_started_are_those_of_the_run(
         (
             {"MASTER_ADDR": "192.0.2.7"},
             [],
-            "SHOESTRING_TOKEN is empty, and other machines can reach where the workers meet",
+            "SHOESTRING_TOKEN is empty, and other machines can reach the store of the workers",
         ),
         ({"MASTER_ADDR": "node-0.example"}, [], "SHOESTRING_TOKEN is empty"),
         ({"GLOO_SOCKET_IFNAME": "eth0"}, [], "SHOESTRING_TOKEN is empty"),

@@ -14,9 +14,9 @@ from shoestring.budget.ledger import read_ledger
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.sync.transport.base import PeerLost
 from shoestring.sync.transport.frame import HEADER_BYTES
-from shoestring.train.part import Part
 from shoestring.train.team import Team
 from shoestring.train.vote import Vote, VoteCount
+from shoestring.train.worker_batches import WorkerBatches
 from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
 
 MULOCO = "--sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8".split()
@@ -33,7 +33,7 @@ class Numbers:
 
 def test_the_parts_of_the_workers_are_the_batch() -> None:
     whole = Numbers().batch(24, 12)
-    parts = [Part(Numbers(), worker, 4).batch(24, 12).inputs.values for worker in range(4)]
+    parts = [WorkerBatches(Numbers(), worker, 4).batch(24, 12).inputs.values for worker in range(4)]
     assert torch.equal(torch.cat(parts), whole.inputs.values)
 
 

@@ -1,4 +1,4 @@
-"""One door for every model: a run, a packed model, experts, a transformers folder, a GGUF file, a model of the hub."""
+"""One function opens every model: a run, a packed model, experts, a transformers folder, a GGUF file, a model of the hub."""
 
 import torch
 
@@ -6,7 +6,7 @@ from shoestring.base.opened import Opened, Opener
 from shoestring.errors import UsageError, printable
 from shoestring.method import Card, methods
 
-PACKAGES = ("base.openers", "shrink.openers", "train.openers")
+PACKAGES = ("base.openers", "shrink.openers", "train.openers", "experts.openers")
 """Where openers are, by the package that knows what they open."""
 
 

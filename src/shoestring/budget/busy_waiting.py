@@ -43,7 +43,7 @@ def cores() -> list[int]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadReading:
     """at: the clock, in seconds. busy: seconds that this process's cores have worked for anybody. own: of them for this
     process."""
 
@@ -52,7 +52,7 @@ class Reading:
     own: float
 
 
-def read_load() -> Reading:
+def read_load() -> LoadReading:
     """The counters of the machine and of this process, as they stand."""
     every = psutil.cpu_times(percpu=True)
     mine = [every[core] for core in cores() if core < len(every)]
@@ -61,10 +61,10 @@ def read_load() -> Reading:
         sum(getattr(t, kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")) for t in mine
     )
     own = psutil.Process().cpu_times()
-    return Reading(time.monotonic(), busy, own.user + own.system)
+    return LoadReading(time.monotonic(), busy, own.user + own.system)
 
 
-def others(before: Reading, now: Reading) -> float:
+def others(before: LoadReading, now: LoadReading) -> float:
     """Cores' worth of work that other processes did on this process's cores between two readings."""
     seconds = max(now.at - before.at, 1e-6)
     return max(0.0, (now.busy - before.busy - (now.own - before.own)) / seconds)
@@ -142,7 +142,7 @@ class Watch:
     def __init__(
         self,
         *,
-        load: Callable[[], Reading] = read_load,
+        load: Callable[[], LoadReading] = read_load,
         size: Callable[[], int] = threads,
         cores: Callable[[], Sequence[int]] = cores,
         teams: SpareTeams | None = None,

@@ -3,7 +3,6 @@
 import datetime
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table
@@ -16,53 +15,19 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import forbid
 from shoestring.cli.screen import Screen
-from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
-from shoestring.data.dataset import require
-from shoestring.data.prepare import prepare
+from shoestring.config import Tree, merge, overrides, read_toml
 from shoestring.errors import UsageError
-from shoestring.launch.request import DEFAULT_BUDGET, Request, planned
+from shoestring.experts.conduct import Conducted, conduct
+from shoestring.experts.folder import ExpertsFolder
+from shoestring.experts.request import planned_experts
 from shoestring.train.allocator import keep_freed_memory
-from shoestring.train.config import RunConfig
-from shoestring.train.execution import keep_compiled_code, require_device
-from shoestring.train.experts.allocation import scaled
-from shoestring.train.experts.conduct import Conducted, conduct
-from shoestring.train.experts.config import ExpertsConfig
-from shoestring.train.experts.folder import ExpertsFolder
-from shoestring.train.experts.worker import Say, machine
+from shoestring.train.execution import keep_compiled_code
 
 HELP = """
 The [experts] section of a recipe, or --experts.KEY VALUE: allocate (tokens, equal, difficulty), spread, difficulty, seed_share,
 temperature, top_k, every, clusters.*, embedding.*.
 
 """
-
-
-def _configuration(recipe: Path | None, words: Sequence[str], own: Tree, dense: bool, say: Say) -> ExpertsConfig:
-    """What the recipe, the flags and the plan come to. A recipe that leaves the model open gets one planned for an expert's
-    part of the budget, and its dense run one for the whole. Raises: UsageError."""
-    asked = merge(read_toml(recipe) if recipe else {}, overrides(words))
-    section = merge(asked.pop("experts", {}), own)
-    asked.setdefault("budget", DEFAULT_BUDGET)
-    if "run" in section or "dense" in section:
-        raise UsageError("the [experts] section holds neither a run nor a dense one: those are the rest of the recipe")
-    first = build(RunConfig, merge({"model": {}}, asked), as_flag)
-    require_device(first.execution)
-    # refused before any work where it can be; sizes need the width of a head, which may be planned
-    sized = {key: value for key, value in section.items() if key != "sizes"}
-    early = build(ExpertsConfig, sized | {"run": tree(first)}, _flag)
-
-    request = Request(asked, first.budget)
-    dataset = prepare(request.data(), cache_folder(), say=say)
-    require(dataset, int(asked.get("model", {}).get("context", 1)))
-    part = replace(request, budget=scaled(first.budget, (1 - early.seed_share) / early.count))
-    _, run = planned(part, machine(), dataset, 0.0)
-    whole = {"dense": tree(planned(request, machine(), dataset, 0.0)[1])} if dense else {}
-    return build(ExpertsConfig, {**section, "run": tree(run), **whole}, _flag)
-
-
-def _flag(key: str) -> str:
-    """The flag of a key of the experts' configuration, in which `run` holds the other sections of a recipe."""
-    return as_flag(key.removeprefix("run.")) if key.startswith("run.") else as_flag(f"experts.{key}")
 
 
 def _conclude(folder: ExpertsFolder, done: Conducted, console: Screen) -> None:
@@ -146,7 +111,8 @@ def run(words: Sequence[str]) -> int:
         own: Tree = {"count": found.experts, "parallel": found.parallel}
         own["sizes"] = [size.strip() for size in found.sizes.split(",")] if found.sizes else None
         given = {key: value for key, value in own.items() if value is not None}
-        config = _configuration(found.recipe, rest, given, found.dense, say)
+        asked = merge(read_toml(found.recipe) if found.recipe else {}, overrides(rest))
+        config = planned_experts(asked, given, dense=found.dense, say=say)
         name = datetime.datetime.now().strftime("experts-%Y-%m-%d-%H%M%S")
         folder = ExpertsFolder(found.out or Path("runs") / name)
         at_work = ExpertsFolder.create(folder.path, config, say)

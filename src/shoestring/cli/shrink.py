@@ -14,7 +14,7 @@ from shoestring.contract.edit import Switched
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.lowbit.packing import LAYOUTS
-from shoestring.shrink.conduct import Outcome, shrink_to_gguf, shrink_to_packed
+from shoestring.shrink.conduct import Shrunk, shrink_to_gguf, shrink_to_packed
 from shoestring.shrink.gguf_file import KINDS
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.train.trained import Trained, load_trained
@@ -86,7 +86,7 @@ def _text(trained: Trained, console: Screen) -> HeldoutText:
         ) from None
 
 
-def _measured(trained: Trained, outcome: Outcome, target: str, out: Path, ledger: Ledger) -> dict[str, Any]:
+def _measured(trained: Trained, outcome: Shrunk, target: str, out: Path, ledger: Ledger) -> dict[str, Any]:
     """What `--json` prints; losses are in nats a token, and None where they were not measured."""
     chosen = outcome.chosen
     return {
@@ -103,7 +103,7 @@ def _measured(trained: Trained, outcome: Outcome, target: str, out: Path, ledger
     }
 
 
-def _tell(console: Screen, trained: Trained, outcome: Outcome) -> None:
+def _tell(console: Screen, trained: Trained, outcome: Shrunk) -> None:
     chosen = outcome.chosen
     if chosen.trained:
         console.print(f"matrices     {len(chosen.trained)}, the ternary ones that the run was trained with, exactly")

@@ -12,7 +12,7 @@ from shoestring.errors import ShoestringError
 
 
 @dataclass(frozen=True)
-class Spent:
+class ArmSpending:
     """seconds; flops: floating-point operations; tokens: trained on. None: of no run."""
 
     seconds: float | None
@@ -45,7 +45,7 @@ class Tuning:
     chosen: Mapping[str, Any] | None
     edge: bool
     edges: tuple[str, ...]
-    spent: Spent
+    spent: ArmSpending
 
 
 @dataclass(frozen=True)
@@ -62,32 +62,32 @@ class ArmSummary:
     reasons: tuple[str, ...]
     loss: Losses
     bits_per_byte: float | None
-    spent: Spent
+    spent: ArmSpending
     step_seconds: float | None
     peak_memory: int | None
     parameters: int | None
     tuning: Tuning | None
-    charged: Spent
-    total_spent: Spent
+    charged: ArmSpending
+    total_spent: ArmSpending
 
 
-def total(runs: Sequence[RunRecord]) -> Spent:
+def total(runs: Sequence[RunRecord]) -> ArmSpending:
     """What these runs spent together."""
-    return Spent(
+    return ArmSpending(
         math.fsum(run.seconds for run in runs), math.fsum(run.flops for run in runs), sum(run.tokens for run in runs)
     )
 
 
-def added(one: Spent, other: Spent) -> Spent:
+def added(one: ArmSpending, other: ArmSpending) -> ArmSpending:
     """What two spent together."""
-    return Spent(**{unit: (getattr(one, unit) or 0) + (getattr(other, unit) or 0) for unit in UNITS})
+    return ArmSpending(**{unit: (getattr(one, unit) or 0) + (getattr(other, unit) or 0) for unit in UNITS})
 
 
-def mean(runs: Sequence[RunRecord]) -> Spent:
+def mean(runs: Sequence[RunRecord]) -> ArmSpending:
     """What these runs spent on average."""
     if not runs:
-        return Spent(None, None, None)
-    return Spent(
+        return ArmSpending(None, None, None)
+    return ArmSpending(
         fmean(run.seconds for run in runs), fmean(run.flops for run in runs), fmean(run.tokens for run in runs)
     )
 
@@ -177,7 +177,7 @@ def summarise(records: Sequence[RunRecord], design: Design, arm: str) -> ArmSumm
     bits = [run.bits_per_byte for run in complete if run.bits_per_byte is not None]
     steps = [run.step_seconds for run in complete if run.step_seconds is not None]
     n = len(complete)
-    charged = Spent(**{unit: design.charged.get(arm, {}).get(unit, 0.0) for unit in UNITS})
+    charged = ArmSpending(**{unit: design.charged.get(arm, {}).get(unit, 0.0) for unit in UNITS})
     return ArmSummary(
         runs=n,
         failed=len(runs) - n,

@@ -12,7 +12,7 @@ import pydantic
 
 from shoestring import atomic
 from shoestring.data.shards import ADVICE
-from shoestring.data.store import Part, TokenStore
+from shoestring.data.store import Split, TokenStore
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import NotJson, parse_json
@@ -46,18 +46,18 @@ class Manifest:
     tokenizer: str
     vocabulary: int
     dtype: Literal["uint16", "uint32"]
-    train: Part
-    heldout: Part
+    train: Split
+    heldout: Split
     sha256: str
 
 
-def fingerprint(tokenizer: str, train: Part, heldout: Part) -> str:
+def fingerprint(tokenizer: str, train: Split, heldout: Split) -> str:
     """The digest of a dataset, from the digests of its parts."""
     files = [[(shard.items, shard.sha256) for shard in (*part.shards, part.starts)] for part in (train, heldout)]
     return hashlib.sha256(json.dumps([tokenizer, files]).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, corpus: str, tokenizer: TextTokenizer, train: Part, heldout: Part) -> None:
+def write_manifest(folder: Path, corpus: str, tokenizer: TextTokenizer, train: Split, heldout: Split) -> None:
     """Describe the files that are in `folder`; the last thing written there."""
     whole = fingerprint(tokenizer.fingerprint, train, heldout)
     dtype = token_type(tokenizer.vocabulary).name

@@ -14,7 +14,7 @@ STARTS = np.dtype(np.int64)
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """One split as its manifest tells it: numbers of tokens, documents, and bytes of UTF-8 text; and its files."""
 
     tokens: int
@@ -45,7 +45,7 @@ class TokenStore:
         return cls([row], starts, text_bytes)
 
     @classmethod
-    def open(cls, folder: Path, part: Part, dtype: np.dtype, vocabulary: int) -> "TokenStore":
+    def open(cls, folder: Path, part: Split, dtype: np.dtype, vocabulary: int) -> "TokenStore":
         """The store a manifest describes, read once from end to end to be checked: its checksums, that no id is `vocabulary` or
         more, and that the starts of documents ascend from 0.
 
@@ -111,9 +111,9 @@ class StoreWriter:
         self._tokens.append(np.array([*ids, self._end], dtype=self._dtype))
         self._bytes += text_bytes
 
-    def close(self) -> Part:
+    def close(self) -> Split:
         documents, (starts,) = self._starts.items, self._starts.close()
-        return Part(self._tokens.items, documents, self._bytes, self._tokens.close(), starts)
+        return Split(self._tokens.items, documents, self._bytes, self._tokens.close(), starts)
 
 
 def _ascend(starts: np.ndarray, tokens: int) -> bool:

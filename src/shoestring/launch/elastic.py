@@ -19,7 +19,7 @@ from shoestring.launch.host import LOOPBACK, Host, require_torchft
 from shoestring.launch.processes import available_cores, share_of_cores
 from shoestring.launch.request import Request
 from shoestring.launch.resuming import resumed_config
-from shoestring.launch.view import Watch
+from shoestring.launch.view import RunDisplay
 from shoestring.launch.way import Ended, Place
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder, environment
@@ -43,7 +43,7 @@ class Hosting:
 class _Tail:
     """The lines of metrics that workers write, as they write them: of each step the first worker's."""
 
-    def __init__(self, workers: Path, watch: Watch) -> None:
+    def __init__(self, workers: Path, watch: RunDisplay) -> None:
         self.workers, self.watch = workers, watch
         self.read: dict[Path, int] = {}
         self.step = -1
@@ -66,7 +66,7 @@ class _Tail:
                         self.watch.show(line)
 
 
-def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, watch: Watch, hosting: Hosting) -> Outcome:
+def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, watch: RunDisplay, hosting: Hosting) -> Outcome:
     """Start the lighthouse and the workers of this machine, and see the run to its end; its result is put in its folder.
 
     Raises: ShoestringError where the run cannot go on from here.

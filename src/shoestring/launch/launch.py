@@ -1,4 +1,4 @@
-"""Starting runs from Python, and going on with them: by this process, by a crew of several, or by workers that come and go."""
+"""Starting runs from Python, and going on with them: by one process, a crew of several, workers that come and go, a pipeline."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,6 +13,7 @@ from shoestring.launch.alone import Alone
 from shoestring.launch.crew import Crew, is_worker, require_distributed
 from shoestring.launch.elastic import Elastic, Hosting
 from shoestring.launch.host import LOOPBACK
+from shoestring.launch.pipeline import PipelineWay
 from shoestring.launch.request import Request
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.view import LogView, View
@@ -53,6 +54,7 @@ class Launch:
             "local": lambda workers: alone,
             "distributed": lambda workers: crew if workers > 1 or is_worker() else alone,
             "torchft": lambda workers: Elastic(place, self.hosting),
+            "pipeline": lambda workers: PipelineWay(place),
         }
 
     def begin(self, request: Request, out: Path) -> Ended:

@@ -86,7 +86,7 @@ def launch(
     outputs: Path,
     cores: Sequence[int] | None = None,
     environment: Mapping[str, str] | None = None,
-) -> "Team":
+) -> "StartedWorkers":
     """Start `workers` processes of a command (`[sys.executable, "-m", "shoestring", ...]`) on this machine.
 
     Each finds itself as under torchrun (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), with the
@@ -94,7 +94,7 @@ def launch(
     process may use, unless given) as its affinity, on Linux, and as OMP_NUM_THREADS. The store they meet in lives here, as
     torchrun's does in its agent. environment: laid over this process's own.
     Worker 0 writes to this process's output and errors; what worker r writes goes to `outputs`/worker-r.txt.
-    A worker is the leader of a session of its own: a Ctrl-C at the terminal reaches it once, through `Team.wait`. On Linux
+    A worker leads a session of its own: a Ctrl-C at the terminal reaches it once, through `StartedWorkers.wait`. On Linux
     workers die with the thread that calls this: it must live as long as they should.
 
     Raises: UsageError where there is nothing to start; OSError where the system cannot.
@@ -106,7 +106,7 @@ def launch(
     cores = available_cores() if cores is None else cores
     if not cores:
         raise UsageError("no core is left for the workers")
-    team = Team(open_store(), outputs)
+    team = StartedWorkers(open_store(), outputs)
     shared = {TOKEN: os.environ.get(TOKEN) or new_token(), **(environment or {})}
     outputs.mkdir(parents=True, exist_ok=True)
     try:
@@ -130,7 +130,7 @@ def launch(
     return team
 
 
-class Team:
+class StartedWorkers:
     """Workers that were started together. `with launch(...) as team: status = team.wait()` leaves none behind."""
 
     def __init__(self, store: dist.TCPStore, outputs: Path) -> None:
@@ -195,7 +195,7 @@ class Team:
                     os.killpg(worker.pid, signal.SIGKILL)
             watcher.join()
 
-    def __enter__(self) -> "Team":
+    def __enter__(self) -> "StartedWorkers":
         return self
 
     def __exit__(

@@ -20,7 +20,7 @@ from shoestring.json_files import is_number
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import Plan, flops_per_token, paces_for, plan
 from shoestring.train.base import with_base
-from shoestring.train.config import RunConfig
+from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.starting import with_start
@@ -62,6 +62,8 @@ class Request:
         if processes is not None:
             asked.setdefault("workers", processes)
         asked.setdefault("budget", DEFAULT_BUDGET)
+        if asked.get("transport") == "pipeline":
+            asked = merge({"model": {"tied": False}, "execution": PIPELINE_EXECUTION}, asked)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
         require_device(config.execution)
@@ -159,7 +161,7 @@ def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, 
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
     for _ in range(TRIALS):
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
-        if request.workers > 1 or paces.knows(config.model):
+        if request.workers > 1 or request.transport == "pipeline" or paces.knows(config.model):
             return made, config
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
         used = ledger.totals.seconds.get("measure", 0.0)

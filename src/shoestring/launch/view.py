@@ -11,7 +11,7 @@ from shoestring.plan.planner import Plan
 from shoestring.train.config import RunConfig
 
 
-class Watch(Protocol):
+class RunDisplay(Protocol):
     """Shows one run while it trains."""
 
     def say(self, line: str) -> None:
@@ -38,7 +38,7 @@ class View(Protocol):
         """Show the plan that was made for a request."""
         ...
 
-    def watch(self, config: RunConfig, machine: Machine) -> AbstractContextManager[Watch]:
+    def watch(self, config: RunConfig, machine: Machine) -> AbstractContextManager[RunDisplay]:
         """Make what shows the run of `config` while it trains, as long as the context lasts."""
         ...
 

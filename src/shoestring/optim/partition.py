@@ -36,7 +36,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Share:
+class Assignment:
     """What one optimiser is given."""
 
     name: str
@@ -59,7 +59,7 @@ class Share:
 class Partition:
     """Every trainable parameter of a model, once, shared out among optimisers in the order they were given."""
 
-    shares: tuple[Share, ...]
+    shares: tuple[Assignment, ...]
 
     def describe(self) -> str:
         """Who got what, a line for each optimiser and role, with the names of the parameters below.
@@ -122,7 +122,7 @@ def partition(model: nn.Module, *optimizers: Recipe, head: str | None = None) ->
             )
     if not any(given):
         raise UsageError(f"{type(model).__name__} has no trainable parameter")
-    return Partition(tuple(Share(_name(r), r, tuple(m)) for r, m in zip(optimizers, given, strict=True)))
+    return Partition(tuple(Assignment(_name(r), r, tuple(m)) for r, m in zip(optimizers, given, strict=True)))
 
 
 def members(model: nn.Module, head: str | None = None) -> list[Member]:

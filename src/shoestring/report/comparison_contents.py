@@ -7,7 +7,7 @@ from shoestring.report import quantities
 from shoestring.report.comparison_files import Compared
 from shoestring.report.comparison_tuning import settings
 from shoestring.report.differences import differing, flat, written
-from shoestring.report.verdict_records import Arm, Comparison, Spent, Verdict
+from shoestring.report.verdict_records import Arm, ComparisonRecord, SpendingRecord, VerdictRecord
 from shoestring.report.verdict_words import LOOKS, Look, confidence, interval, look, signed
 
 _UNTUNED = "Nothing was tuned"
@@ -26,13 +26,13 @@ class Line:
     cells: list[str]
 
 
-def title(verdict: Verdict) -> str:
+def title(verdict: VerdictRecord) -> str:
     """'soap against adamw', '12 candidates against adamw'."""
     count = len(verdict.comparisons)
     return f"{verdict.comparisons[0].candidate if count == 1 else f'{count} candidates'} against {verdict.base}"
 
 
-def terms(verdict: Verdict) -> str:
+def terms(verdict: VerdictRecord) -> str:
     """What every run had, how many there were, and how they were judged."""
     seeds = f"{len(verdict.seeds)} seed{'s' * (len(verdict.seeds) != 1)} ({', '.join(map(str, verdict.seeds))})"
     ends = "seeds were added until it was decided, and each interval is wide enough to pay for every look"
@@ -48,7 +48,7 @@ def terms(verdict: Verdict) -> str:
     return " · ".join(parts)
 
 
-def untuned(verdict: Verdict) -> str:
+def untuned(verdict: VerdictRecord) -> str:
     """What comes first where nothing was tuned; '' where something was, or the statement below already begins so."""
     said = verdict.statement.startswith(_UNTUNED) and not tally(verdict)
     if said or any(arm.tuning for arm in verdict.arms.values()):
@@ -56,7 +56,7 @@ def untuned(verdict: Verdict) -> str:
     return f"{_UNTUNED}: each arm ran at the learning rates of its recipe, or at defaults where the recipe gives none."
 
 
-def tally(verdict: Verdict) -> list[tuple[Look, str]]:
+def tally(verdict: VerdictRecord) -> list[tuple[Look, str]]:
     """(verdict, the candidates it was given to in order of effect), where there are too many for one statement."""
     names: dict[Look, list[str]] = {shown: [] for shown in LOOKS.values()}
     for one in verdict.ranked:
@@ -84,12 +84,12 @@ def _spread(arm: Arm) -> str:
     return quantities.plain(arm.loss.mean) + ("" if sd is None else f" ± {quantities.plain(sd)}")
 
 
-def _interval(one: Comparison, named: bool) -> str:
+def _interval(one: ComparisonRecord, named: bool) -> str:
     share = f" ({confidence(one.confidence)})" if named and one.confidence is not None and one.ends else ""
     return interval(one) + share
 
 
-def _speed_up(one: Comparison) -> str:
+def _speed_up(one: ComparisonRecord) -> str:
     found = one.speed_up
     if found is None or found.ratio is None:
         return quantities.NONE
@@ -98,7 +98,7 @@ def _speed_up(one: Comparison) -> str:
     return f"{bound}{_SPACE}{quantities.plain(found.ratio, 2)}×{share}"
 
 
-def _resource(unit: str, spent: Spent | None) -> str:
+def _resource(unit: str, spent: SpendingRecord | None) -> str:
     value = spent.of(unit) if spent else None
     if unit == "seconds":
         return quantities.time(value)
@@ -111,7 +111,7 @@ def _tuned(arm: Arm, unit: str) -> str:
     return f"{_resource(unit, arm.tuning.spent)}, {len(arm.tuning.tried)}×"
 
 
-def verdict_table(verdict: Verdict) -> tuple[list[str], list[Line]]:
+def verdict_table(verdict: VerdictRecord) -> tuple[list[str], list[Line]]:
     """(columns, rows): the base first, then the candidates in order of effect."""
     # where seeds were added, each interval has a confidence of its own
     own = {one.confidence for one in verdict.comparisons if one.ends} - {verdict.confidence, None}
@@ -133,11 +133,11 @@ def _chance(value: float | None) -> str:
     return "< 0.0001" if value is not None and value < 1e-4 else quantities.plain(value, 4)
 
 
-def certainty_table(verdict: Verdict) -> tuple[list[str], list[Line]]:
+def certainty_table(verdict: VerdictRecord) -> tuple[list[str], list[Line]]:
     """How sure each verdict is, and all that was spent on it."""
     columns = ["Finished", "Failed", "Pairs", "SD of a pair", "Least effect detectable", "Pairs needed", "p-value",
                "Bits per byte", "Parameters", "Time a step", f"{verdict.unit.capitalize()} a run", "Spent in all"]  # fmt: skip
-    found: dict[str, Comparison] = {one.candidate: one for one in verdict.comparisons}
+    found: dict[str, ComparisonRecord] = {one.candidate: one for one in verdict.comparisons}
     lines = []
     for name in [verdict.base, *(one.candidate for one in verdict.ranked)]:
         arm, one = verdict.arms[name], found.get(name)
@@ -154,13 +154,13 @@ def certainty_table(verdict: Verdict) -> tuple[list[str], list[Line]]:
     return columns, lines
 
 
-def sentences(verdict: Verdict) -> list[tuple[Look, str]]:
+def sentences(verdict: VerdictRecord) -> list[tuple[Look, str]]:
     """Each verdict in a sentence; nothing where the statement at the top already is that sentence."""
     found = [(look(one), one.sentence) for one in verdict.ranked if one.sentence]
     return [] if len(found) == 1 and found[0][1] in verdict.statement else found
 
 
-def troubles(verdict: Verdict) -> list[tuple[str, str]]:
+def troubles(verdict: VerdictRecord) -> list[tuple[str, str]]:
     """(arm, what was unequal, failed or cut short): what a reader has to know before believing the figures."""
     flagged: dict[str, list[str]] = {}
     for one in verdict.ranked:

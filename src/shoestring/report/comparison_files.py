@@ -10,7 +10,7 @@ import pydantic
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import Row, damaged, read_json, read_lines
 from shoestring.report.run_files import read_settings
-from shoestring.report.verdict_records import ArmRun, Record, Verdict
+from shoestring.report.verdict_records import ArmRun, Record, VerdictRecord
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Compared:
 
     folder: Path
     name: str
-    verdict: Verdict
+    verdict: VerdictRecord
     runs: list[ArmRun]
     environment: Row
     configs: dict[str, Row]
@@ -45,13 +45,13 @@ def _record(kind: type[R], value: Any, path: Path, line: int | None = None) -> R
     raise ShoestringError(f"{path} is damaged: {what}") if line is None else damaged(path, line, what)
 
 
-def read_verdict(folder: Path) -> Verdict:
+def read_verdict(folder: Path) -> VerdictRecord:
     """The verdict of a comparison folder. Raises: UsageError when there is none; ShoestringError when it is damaged."""
     path = folder / "verdict.json"
     value = read_json(path, dict, "an object")
     if value is None:
         raise UsageError(f"{folder} is not a comparison: it has no {path.name}")
-    verdict = _record(Verdict, value, path)
+    verdict = _record(VerdictRecord, value, path)
     for name in (verdict.base, *(name for one in verdict.comparisons for name in (one.candidate, one.base))):
         if name not in verdict.arms:
             raise ShoestringError(f"{path} is damaged: it compares '{name}', which is none of its arms")
@@ -89,7 +89,7 @@ def _runs(path: Path, arms: Sequence[str]) -> list[ArmRun]:
     return runs
 
 
-def read_judged_arm(folder: Path, verdict: Verdict, name: str) -> Row:
+def read_judged_arm(folder: Path, verdict: VerdictRecord, name: str) -> Row:
     """The configuration of an arm with what tuning chose. Raises: ShoestringError when it is missing or damaged."""
     tuning = verdict.arms[name].tuning
     return _judged_with(read_arm(folder, name), (tuning.chosen if tuning else None) or {})

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shoestring.report.drawing import COLOUR, name_axes, panel, style
-from shoestring.report.verdict_records import Comparison
+from shoestring.report.verdict_records import ComparisonRecord
 from shoestring.report.verdict_words import look, shortened, signed, usual
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ _SPACE = "\N{NO-BREAK SPACE}"
 """A page runs plain spaces together, in its drawings too."""
 
 
-def _extent(one: Comparison) -> list[float]:
+def _extent(one: ComparisonRecord) -> list[float]:
     """All that a row shows, in nats."""
     known = [] if one.difference is None else [one.difference]
     return [*known, *(one.ends or ()), *one.differences]
 
 
-def margin(rows: Sequence[Comparison]) -> float | None:
+def margin(rows: Sequence[ComparisonRecord]) -> float | None:
     """Nats up to which a difference does not matter, where that was set."""
     return max((one.margin for one in rows if one.margin is not None), default=None)
 
 
-def limits(rows: Sequence[Comparison]) -> tuple[float, float]:
+def limits(rows: Sequence[ComparisonRecord]) -> tuple[float, float]:
     """The horizontal frame: zero, the margin and every row, but for rows that dwarf the others."""
     extents = [extent for extent in map(_extent, rows) if extent]
     if not extents:
@@ -49,7 +49,7 @@ def _beyond(axes: "Axes", extent: Sequence[float], place: int, colour: str) -> N
 
 
 @style()
-def interval_figure(rows: Sequence[Comparison], *, width: float = 1000) -> "Figure":
+def interval_figure(rows: Sequence[ComparisonRecord], *, width: float = 1000) -> "Figure":
     """A row for each comparison, top to bottom: the difference in held-out loss, its interval, its pairs; behind them, where
     a margin was set, the differences within it.
 
@@ -80,7 +80,7 @@ def interval_figure(rows: Sequence[Comparison], *, width: float = 1000) -> "Figu
     return figure
 
 
-def _row(axes: "Axes", one: Comparison, place: int, narrow: bool, size: float, longest: int) -> None:
+def _row(axes: "Axes", one: ComparisonRecord, place: int, narrow: bool, size: float, longest: int) -> None:
     shown = look(one)
     colour = COLOUR[shown.colour]
     if one.ends:

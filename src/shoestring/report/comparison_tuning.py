@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shoestring.report.drawing import COLOUR, SERIES, label_ends, name_axes, panel, style
-from shoestring.report.verdict_records import Tried, Tuning
+from shoestring.report.verdict_records import Tried, TuningRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,7 @@ def _places(values: Sequence[Any]) -> dict[str, tuple[float, str]]:
 
 
 @style()
-def tuning_figure(tuning: Tuning) -> "Figure":
+def tuning_figure(tuning: TuningRecord) -> "Figure":
     """Held-out loss against the first setting varied, to a logarithmic scale where it is positive; the choice ringed.
 
     Other settings varied beside it make a line each. A try that failed is a cross on the upper edge, one far above the

@@ -20,7 +20,7 @@ from shoestring.method import Card, methods
 from shoestring.report import quantities
 from shoestring.report.comparison_files import read_arm, read_verdict
 from shoestring.report.differences import differing, flat
-from shoestring.report.verdict_records import Comparison, Verdict
+from shoestring.report.verdict_records import ComparisonRecord, VerdictRecord
 from shoestring.report.verdict_words import confidence, interval, signed
 
 _ARXIV = re.compile(r"arXiv:([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})(?:v\d+)?", re.IGNORECASE)
@@ -45,8 +45,8 @@ class Measured:
     """
 
     folder: str
-    verdict: Verdict
-    comparison: Comparison
+    verdict: VerdictRecord
+    comparison: ComparisonRecord
     new: dict[str, Slot]
     base: dict[str, Slot]
     changed: list[str]

@@ -14,7 +14,7 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class Spent(Record):
+class SpendingRecord(Record):
     """Amounts of each resource, in base units."""
 
     seconds: Number = None
@@ -41,13 +41,13 @@ class Tried(Record):
     loss: Number = None
 
 
-class Tuning(Record):
+class TuningRecord(Record):
     """edge: whether the chosen value is the least or greatest one tried."""
 
     tried: list[Tried] = []
     chosen: dict[str, Any] | None = None
     edge: bool = False
-    spent: Spent = Spent()
+    spent: SpendingRecord = SpendingRecord()
 
 
 class Arm(Record):
@@ -61,15 +61,15 @@ class Arm(Record):
     reasons: list[str] = []
     loss: Level = Level()
     bits_per_byte: Number = None
-    spent: Spent | None = None
+    spent: SpendingRecord | None = None
     step_seconds: Number = None
     peak_memory: Number = None
     parameters: Number = None
-    tuning: Tuning | None = None
-    total_spent: Spent = Spent()
+    tuning: TuningRecord | None = None
+    total_spent: SpendingRecord = SpendingRecord()
 
 
-class SpeedUp(Record):
+class SpeedUpRecord(Record):
     """share: of the faster arm's budget, in which it reaches the other's final loss.
 
     ratio: how many times as fast as the base the candidate is, at least (above one) or at most (below one).
@@ -87,7 +87,7 @@ class Pair(Record):
     difference: Number
 
 
-class Comparison(Record):
+class ComparisonRecord(Record):
     """A candidate against the base. difference: its mean loss less the base's, so less than zero is better."""
 
     candidate: str
@@ -102,7 +102,7 @@ class Comparison(Record):
     standard_deviation: Number = None
     minimum_detectable_effect: Number = None
     pairs_needed: Number = None
-    speed_up: SpeedUp | None = None
+    speed_up: SpeedUpRecord | None = None
     extra_memory: Number = None
     extra_step_seconds: Number = None
     flags: list[str] = []
@@ -121,7 +121,7 @@ class Comparison(Record):
         return None if low is None or high is None else (low, high)
 
 
-class Verdict(Record):
+class VerdictRecord(Record):
     """What verdict.json holds. amount: what each run had to spend of `unit`, in its base unit."""
 
     unit: Literal["seconds", "flops", "tokens"]
@@ -132,13 +132,13 @@ class Verdict(Record):
     sequential: bool = False
     statement: str
     arms: dict[str, Arm]
-    comparisons: list[Comparison]
+    comparisons: list[ComparisonRecord]
 
     @property
-    def ranked(self) -> list[Comparison]:
+    def ranked(self) -> list[ComparisonRecord]:
         """The comparisons in order of effect, the lowest loss first and those without an effect last."""
 
-        def place(one: Comparison) -> tuple[bool, float, str]:
+        def place(one: ComparisonRecord) -> tuple[bool, float, str]:
             return one.difference is None, one.difference or 0.0, one.candidate
 
         return sorted(self.comparisons, key=place)

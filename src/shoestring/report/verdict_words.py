@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from shoestring.report import quantities
-from shoestring.report.verdict_records import Comparison, Word
+from shoestring.report.verdict_records import ComparisonRecord, Word
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ LOOKS: dict[Word, Look] = {
 }
 
 
-def look(comparison: Comparison) -> Look:
+def look(comparison: ComparisonRecord) -> Look:
     return LOOKS[comparison.verdict]
 
 
@@ -41,7 +41,7 @@ def signed(value: float | None, digits: int = 3) -> str:
     return sign + quantities.plain(value, digits)
 
 
-def interval(comparison: Comparison) -> str:
+def interval(comparison: ComparisonRecord) -> str:
     """'−0.071 to −0.031', or a dash where there is none."""
     ends = comparison.ends
     return f"{signed(ends[0])} to {signed(ends[1])}" if ends else quantities.NONE

@@ -16,7 +16,7 @@ from shoestring.shrink.folder import MODEL, load_packed, save_packed
 from shoestring.shrink.gguf_file import Kind, Written, as_stored, require_ternary, write_gguf
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.rounding import Ternaries, pack, ternaries
-from shoestring.shrink.sizes import Part, parts
+from shoestring.shrink.sizes import FilePart, parts
 from shoestring.train.evaluate import Heldout
 from shoestring.train.trained import Trained
 
@@ -24,7 +24,7 @@ LEDGER = "ledger.jsonl"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Shrunk:
     """What was made. before, after: held-out loss of the run's model, and of the small one as the kernels here compute it, or,
     where it is GGUF, of its numbers in float32 arithmetic; None where they were not measured. bytes: of the file. parts: of it,
     where it is a packed model. written: where it is GGUF."""
@@ -33,13 +33,13 @@ class Outcome:
     before: Heldout | None
     after: Heldout | None
     bytes: int
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FilePart, ...] = ()
     written: Written | None = None
 
 
 def shrink_to_packed(
     trained: Trained, layout: str, embedding: int, out: Path, text: HeldoutText | None, ledger: Ledger
-) -> Outcome:
+) -> Shrunk:
     """Write the packed model's folder, whole or not at all, with what making it cost as its ledger.jsonl.
 
     The loss after is that of the model as it is read back from the folder. text: None measures nothing.
@@ -57,7 +57,7 @@ def shrink_to_packed(
         lines: list[dict[str, Any]] = ledger.entries
         (half / LEDGER).write_text("".join(json.dumps(line) + "\n" for line in lines))
     file = out / MODEL
-    return Outcome(chosen, before, after, file.stat().st_size, tuple(parts(file)))
+    return Shrunk(chosen, before, after, file.stat().st_size, tuple(parts(file)))
 
 
 def shrink_to_gguf(
@@ -68,7 +68,7 @@ def shrink_to_gguf(
     text: HeldoutText | None,
     ledger: Ledger,
     say: Callable[[str], None],
-) -> Outcome:
+) -> Shrunk:
     """Write a GGUF file.
 
     The loss after is that of the file's numbers in float32 arithmetic here; llama.cpp's, which rounds activations, is its own.
@@ -86,7 +86,7 @@ def shrink_to_gguf(
         written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
     ledger.write("write", kind=kind, embedding=embedding)
     after = text(as_stored(plain, embedding), ledger, "after") if text else None
-    return Outcome(chosen, before, after, written.bytes, written=written)
+    return Shrunk(chosen, before, after, written.bytes, written=written)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from shoestring.lowbit import container
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """weights: numbers of the model that it holds. bytes: it takes, scales included. scales: of these, what scales take."""
 
     name: str
@@ -22,14 +22,14 @@ class Part:
         return self.bytes / self.weights if self.weights else 0.0
 
 
-def parts(path: Path) -> list[Part]:
+def parts(path: Path) -> list[FilePart]:
     """What the file of a packed model consists of; the bytes add up to its size on disk. Parts it has not are left out."""
     modules, tensors = container.outline(path)
-    found: dict[str, Part] = {}
+    found: dict[str, FilePart] = {}
 
     def add(name: str, weights: int, size: int, scales: int = 0) -> None:
-        old = found.get(name, Part(name, 0, 0))
-        found[name] = Part(name, old.weights + weights, old.bytes + size, old.scales + scales)
+        old = found.get(name, FilePart(name, 0, 0))
+        found[name] = FilePart(name, old.weights + weights, old.bytes + size, old.scales + scales)
 
     for name, module in modules.items():
         scales = tensors.pop(f"{name}.scales", ([], 0))[1]

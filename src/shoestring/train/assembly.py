@@ -23,8 +23,8 @@ from shoestring.train.edits import Applied, apply_edits, describe, join_schedule
 from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.noise_scale import NoiseScale
-from shoestring.train.part import Part
 from shoestring.train.step import Stepper
+from shoestring.train.worker_batches import WorkerBatches
 
 CALIBRATION = 8192
 """Tokens of training text that edits may look at, at most."""
@@ -116,7 +116,7 @@ def assemble(
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     if own < config.workers:
-        source = Part(source, worker or 0, config.workers)
+        source = WorkerBatches(source, worker or 0, config.workers)
     heldout, evaluated = heldout_windows(config, dataset)
     evaluator = Evaluator(
         heldout,

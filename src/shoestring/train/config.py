@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
+from torch import nn
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.units import parse_memory
@@ -107,6 +108,31 @@ class ElasticConfig:
     patience: Seconds = 600.0
 
 
+RECOVERY = Pick("sync", "recovery", default="checkpoint")
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How a model is cut into the stages of a pipeline (transport = 'pipeline'), each in a process of its own.
+
+    stages: into how many; they must divide model.layers.
+    recovery: what is done when the process of a stage dies.
+    silence: seconds without a sign of life until a process counts as dead.
+    """
+
+    stages: Annotated[int, Interval(ge=1, le=64)] = 4
+    recovery: Annotated[Choice, RECOVERY] = field(default_factory=RECOVERY.choice)
+    silence: Seconds = 30.0
+
+    def __post_init__(self) -> None:
+        self.recovery.build().check(
+            [nn.Identity()] * self.stages
+        )  # the number of stages; `Pipeline` looks at their shapes
+
+
+PIPELINE_EXECUTION = {"device": "cpu", "precision": "float32", "compile": "none", "attention": "flash", "loss": "plain"}
+"""How the stages of a pipeline compute: what `ExecutionConfig` must say."""
+
 OBJECTIVE = Pick("objective", default="next_token")
 OPTIM = Pick("optim", default="muon_hypersphere")
 FALLBACK = Pick("optim", default="adamw")
@@ -139,7 +165,8 @@ class RunConfig:
     seconds, which pass for all at once. sync: how and when they exchange what they learnt. transport: 'distributed' is a
     process for each; 'local' has all of them in one process, in lock-step, for study; 'torchft' is a process for each, and
     they may die, freeze, come late and come back: `workers` is then the number planned for, each of which takes its part of
-    train.batch, however many there are. elastic: when such a worker is given up.
+    train.batch, however many there are; 'pipeline' cuts the model into stages, a process for each, any of which may die.
+    elastic: when a worker that comes and goes is given up. pipeline: how the model is cut.
     """
 
     FORMER: ClassVar[Mapping[str, str]] = former.SECTIONS
@@ -160,8 +187,9 @@ class RunConfig:
     start: StartConfig = field(default_factory=StartConfig)
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
-    transport: Literal["distributed", "local", "torchft"] = "distributed"
+    transport: Literal["distributed", "local", "torchft", "pipeline"] = "distributed"
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
@@ -176,6 +204,8 @@ class RunConfig:
         require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
         for edit in self.edits:
             edit.build()
+        if self.transport == "pipeline":
+            self._check_pipeline()
         if self.sync.name != "none":
             self._check_inner()
         if self.workers > 1:
@@ -228,3 +258,41 @@ class RunConfig:
             raise ValueError(
                 f"{who} keep no checkpoints at shares of the budget: schedule = {self.schedule.name} needs --transport distributed"
             )
+
+    def _check_pipeline(self) -> None:
+        """Refuse what a pipeline has not got, before any work."""
+        who, model, execution = "transport = pipeline:", self.model, self.execution
+        optimisers = [choice.card.target for choice in (self.optim, self.fallback)]
+        refused = {
+            f"workers = {self.workers}: it is one worker, cut into stages: set workers = 1": self.workers > 1,
+            f"sync = {self.sync.name}: its stages exchange nothing else: give --sync none": self.sync.name != "none",
+            "it trains a model as it is: give no edits": bool(self.edits),
+            f"objective = {self.objective.name}: its last stage knows next_token alone": self.objective.name
+            != "next_token",
+            f"batch_size = {self.batch_size.name}: every step has the same batch: give --batch-size constant": (
+                self.batch_size.name != "constant"
+            ),
+            "data.packing = isolated: its stages see no documents: give --data.packing stream": (
+                self.data.packing != "stream"
+            ),
+            "train.noise_scale_every is measured in one process: set it to 0": bool(self.train.noise_scale_every),
+            f"schedule = {self.schedule.name} sets weight decay, which the stages keep": hasattr(
+                self.schedule.build(), "weight_decay"
+            ),
+            f"optim = {self.optim.name}, fallback = {self.fallback.name}: one asks for second derivatives or keeps weights in "
+            "its state, which is not to be had across stages": any(
+                hasattr(target, "wants_curvature") or getattr(target, "state_holds_weights", False)
+                for target in optimisers
+            ),
+            "a tied embedding would be in two stages: set model.tied = false": model.tied,
+            f"model.layers = {model.layers} do not divide into pipeline.stages = {self.pipeline.stages}": (
+                model.layers % self.pipeline.stages != 0
+            ),
+        }
+        for key, value in PIPELINE_EXECUTION.items():
+            refused[f"execution.{key} must be {value}, not {getattr(execution, key)}"] = (
+                getattr(execution, key) != value
+            )
+        for why, true in refused.items():
+            if true:
+                raise ValueError(f"{who} {why}")

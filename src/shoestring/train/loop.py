@@ -194,6 +194,8 @@ class Loop:
         self.position.step = self.company.at(self.position.step)
         self.returns += 1
         progress = self._spent()[0]
+        # a run whose steps may be set back has the same batch in each
+        self.position.sequences = self.position.step * self.sequences(progress)
         self.position.evaluations = int(progress / self.settings.evaluate_every)
         return progress
 

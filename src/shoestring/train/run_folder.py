@@ -29,7 +29,7 @@ from shoestring.train.work_folder import Kind, Say, held
 RUN = Kind(
     begins_with="config.toml",
     prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer"),
-    outputs=("output.txt", "workers", "name", "token"),
+    outputs=("output.txt", "workers", "stages", "name", "token"),
 )
 """A run's folder. Outputs are those of its workers, and of whoever starts them."""
 

@@ -253,7 +253,7 @@ class Session:
                     if stop.asked is None:
                         raise
                     # they were asked too, some before they could wait for the round in which all stop
-                    self.say("the others have stopped at once: only what was saved before is kept")
+                    self.say("the other workers have stopped already: this worker keeps its last checkpoint")
                     return Outcome("interrupted", stop.asked, self.summarise("interrupted"), "")
                 if ended == "interrupted":
                     self.loop.save()

@@ -187,7 +187,7 @@ def test_what_came_damaged_is_named() -> None:
     elastic.record = attempts.append
     elastic.run_round()
     assert [(each.why, each.damaged, each.dropped) for each in attempts] == [
-        ("what came was damaged", (0,), ()),
+        ("a message was damaged", (0,), ()),
         ("", (), ()),
     ]
 
@@ -212,7 +212,7 @@ def test_a_run_that_is_over_takes_nobody_in() -> None:
 
 def test_a_link_that_never_works_ends_the_worker() -> None:
     _, elastic = alone(*["damaged"] * ATTEMPTS)
-    with pytest.raises(ShoestringError, match="in a row were abandoned, the last as what came was damaged"):
+    with pytest.raises(ShoestringError, match="in a row were abandoned, the last as a message was damaged"):
         elastic.run_round()
 
 

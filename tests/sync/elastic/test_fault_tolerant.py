@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
-from shoestring.sync.elastic.membership import Member, run_state
+from shoestring.sync.elastic.membership import QuorumRequest, run_state
 from shoestring.sync.elastic.round_outcome import RoundOutcomes
 from shoestring.sync.rendezvous.admission import RunFingerprint
 
@@ -134,8 +134,8 @@ def test_fault_after_fault_leaves_all_alike(run: Run) -> None:
         agree(run)
 
 
-def member(step: int, lineage: str) -> Member:
-    return Member("", "", step, lineage, "")
+def member(step: int, lineage: str) -> QuorumRequest:
+    return QuorumRequest("", "", step, lineage, "")
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("abc")), min_size=1, max_size=6))

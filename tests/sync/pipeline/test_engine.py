@@ -15,7 +15,7 @@ from tiny_stages import Body, Loss, OneProcess, adamw, batches, make, tokens_of,
 from torch import nn
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.pipeline import crew
+from shoestring.sync.pipeline import processes
 from shoestring.sync.pipeline.batch import MicroBatch
 from shoestring.sync.pipeline.engine import Pipeline
 from shoestring.sync.pipeline.wire import MAGIC, PREFIX, Frame
@@ -61,7 +61,7 @@ def test_strangers_at_the_doors_change_nothing() -> None:
     first, stages, last = make(stages=3)
     reference = OneProcess([copy.deepcopy(m) for m in (first, *stages, last)])
     with make_pipeline(first, stages, last) as pipeline:
-        doors = [member.address for member in pipeline._crew.members.values()]
+        doors = [member.address for member in pipeline._processes.members.values()]
         for content in (b"GET / HTTP/1.1\r\n\r\n", PREFIX.pack(MAGIC, 100, bytes(16)) + bytes(100)):
             for door in doors:
                 with socket.create_connection(door) as stranger:
@@ -78,10 +78,10 @@ def test_strangers_at_the_doors_change_nothing() -> None:
 def test_a_stage_that_its_neighbour_cannot_reach_is_replaced() -> None:
     with make_pipeline(*make(stages=2), recovery=Redundant()) as pipeline:
         pipeline.train_step()
-        members = pipeline._crew.members
+        members = pipeline._processes.members
         addresses = [[*member.address, member.generation] for _, member in sorted(members.items())]
         addresses[1][1] = 1  # nobody listens there
-        pipeline._crew.send(0, Frame("peers", fields={"addresses": addresses}))
+        pipeline._processes.send(0, Frame("peers", fields={"addresses": addresses}))
         lost = pipeline.processes()[1]
         pipeline.train_step()
         assert pipeline.accounts.failures == 1
@@ -89,15 +89,15 @@ def test_a_stage_that_its_neighbour_cannot_reach_is_replaced() -> None:
 
 
 def test_a_stage_gets_no_work_before_it_knows_where_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    send = crew.Crew.send
+    send = processes.StageProcesses.send
 
-    def send_late(self: crew.Crew, stage: int, frame: Frame, role: str = "control") -> None:
+    def send_late(self: processes.StageProcesses, stage: int, frame: Frame, role: str = "control") -> None:
         if frame.kind == "peers" and stage == 1:
             threading.Timer(0.5, send, (self, stage, frame, role)).start()
         else:
             send(self, stage, frame, role)
 
-    monkeypatch.setattr(crew.Crew, "send", send_late)
+    monkeypatch.setattr(processes.StageProcesses, "send", send_late)
     with make_pipeline(*make(stages=3)) as pipeline:
         pipeline.train_step()
         assert pipeline.accounts.failures == 0
@@ -145,7 +145,7 @@ def test_what_cannot_be_cut_so_is_refused_before_any_process_starts() -> None:
 
 
 def train_until_killed(pids: Connection) -> None:
-    crew.START_METHOD = "fork"  # it has torch already, where a fork server of its own would import it anew
+    processes.START_METHOD = "fork"  # it has torch already, where a fork server of its own would import it anew
     with make_pipeline(*make()) as pipeline:
         pipeline.train_step()
         pids.send_bytes(json.dumps(pipeline.processes()).encode())

@@ -14,7 +14,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.pipeline.accounts import Accounts
 from shoestring.sync.pipeline.archive import pack, unpack
 from shoestring.sync.pipeline.faults import draw_faults
-from shoestring.sync.pipeline.part import Part
+from shoestring.sync.pipeline.part import ModelPart
 from shoestring.sync.pipeline.route import ends_swapped, in_order, owner, parts_of
 from shoestring.sync.pipeline.state import inherited
 
@@ -51,7 +51,7 @@ def test_stages_of_different_shapes_are_not_averaged() -> None:
         inherited([{"weight.w": torch.zeros(2)}, {"weight.w": torch.zeros(3)}], [1, 1])
 
 
-def step(part: Part, seed: int) -> None:
+def step(part: ModelPart, seed: int) -> None:
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
     left = part.forward(0, x)
     for _ in part.backward(0, torch.ones_like(left)):
@@ -62,12 +62,12 @@ def step(part: Part, seed: int) -> None:
 
 def test_a_part_that_was_packed_goes_on_bit_for_bit() -> None:
     torch.manual_seed(0)
-    part = Part(Body(), adamw)
+    part = ModelPart(Body(), adamw)
     part.lr_scale = 1.1
     step(part, 1)
     content = pack({3: part})
     step(part, 2)
-    fresh = Part(Body(), adamw)
+    fresh = ModelPart(Body(), adamw)
     unpack(content, {3: fresh}, "file")
     assert fresh.lr_scale == 1.1
     step(fresh, 2)
@@ -79,7 +79,7 @@ def test_a_part_that_was_packed_goes_on_bit_for_bit() -> None:
     with pytest.raises(ShoestringError, match="file is damaged"):
         unpack(content[:50], {3: fresh}, "file")
     with pytest.raises(ShoestringError, match="another model's"):
-        unpack(content, {3: Part(nn.Linear(8, 8), adamw)}, "file")
+        unpack(content, {3: ModelPart(nn.Linear(8, 8), adamw)}, "file")
 
 
 def test_gradients_are_added_in_the_order_of_micro_batches_however_they_come() -> None:
@@ -89,7 +89,7 @@ def test_gradients_are_added_in_the_order_of_micro_batches_however_they_come() -
     grads = [torch.randn(2, 3, 8) * 10.0**k for k in range(4)]
     sums = []
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        part = Part(copy.deepcopy(module), adamw)
+        part = ModelPart(copy.deepcopy(module), adamw)
         for micro in order:
             part.forward(micro, xs[micro])
         turns = [turn for micro in order for turn, _ in part.backward(micro, grads[micro])]

@@ -146,5 +146,5 @@ def test_one_that_came_damaged_stops_the_run() -> None:
         def transport(self, rank: int) -> Any:
             return Tampered(super().transport(rank), lambda number, messages: [messages[0], None])
 
-    with pytest.raises(ShoestringError, match="the settings of worker 1 came damaged"):
+    with pytest.raises(ShoestringError, match="the settings of worker 1 arrived damaged"):
         Damaged(2, every=1).step()

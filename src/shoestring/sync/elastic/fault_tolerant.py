@@ -25,7 +25,7 @@ from torch import Tensor
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.elastic.healing import Healing, State, pack
 from shoestring.sync.elastic.lighthouse import coordination
-from shoestring.sync.elastic.membership import Member, Membership, run_state
+from shoestring.sync.elastic.membership import Membership, QuorumRequest, run_state
 from shoestring.sync.elastic.mesh import Mesh
 from shoestring.sync.elastic.round_outcome import RoundOutcomes
 from shoestring.sync.rendezvous.admission import RunFingerprint
@@ -255,6 +255,8 @@ class FaultTolerantTransport:
         self.step, self.lineage = step, lineage
 
 
-def _member(found: Any) -> Member:
+def _member(found: Any) -> QuorumRequest:
     data = found.data if isinstance(found.data, dict) else {}
-    return Member(found.replica_id, found.address, found.step, str(data.get("lineage", "")), str(data.get("mesh", "")))
+    return QuorumRequest(
+        found.replica_id, found.address, found.step, str(data.get("lineage", "")), str(data.get("mesh", ""))
+    )

@@ -81,7 +81,7 @@ class RoundAttempt:
     sent_by_role: Mapping[str, int]
 
 
-class InnerOptimizer(Protocol):
+class SharedInnerState(Protocol):
     """The inner optimiser of a worker, as far as the run changes its state."""
 
     def export_state(self) -> State:
@@ -124,7 +124,7 @@ class ElasticLoop:
     outer: whole model, without overlap. Its transport is replaced by `connect`.
     identity: this worker's name in the run, the same whenever it comes back.
     sequences: that a worker takes in an inner step.
-    inner: see `InnerOptimizer`.
+    inner: see `SharedInnerState`.
     over: whether the run has ended; asked whenever a round is open.
     record: called with each attempt at a round.
     since: the monotonic clock when the run's own clock started, for its first worker.
@@ -138,7 +138,7 @@ class ElasticLoop:
         identity: str,
         *,
         sequences: int,
-        inner: InnerOptimizer,
+        inner: SharedInnerState,
         over: Callable[[], bool] = lambda: False,
         record: Callable[[RoundAttempt], None] = lambda attempt: None,
         since: float | None = None,
@@ -332,7 +332,7 @@ class ElasticLoop:
 
 def _why_abandoned(averaged: Averaged) -> str:
     if averaged.damaged:
-        return "what came was damaged"
+        return "a message was damaged"
     if averaged.dropped and not averaged.participants:
         return NOBODY_FINITE
     return "other workers did not get it whole, or not in time"

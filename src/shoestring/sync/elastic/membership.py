@@ -31,7 +31,7 @@ class Membership:
 
 
 @dataclass(frozen=True)
-class Member:
+class QuorumRequest:
     """What a worker tells of itself when it asks for a quorum.
 
     replica: its name and a random suffix, new whenever its process is.
@@ -48,7 +48,7 @@ class Member:
     mesh: str
 
 
-def run_state(members: Sequence[Member]) -> tuple[int, str]:
+def run_state(members: Sequence[QuorumRequest]) -> tuple[int, str]:
     """The (step, lineage) that a round goes on from: the highest step; there, what most have; of equals, the first by rank."""
     highest = max(member.step for member in members)
     held = Counter(member.lineage for member in members if member.step == highest)

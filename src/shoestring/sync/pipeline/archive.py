@@ -9,14 +9,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.sync.pipeline.part import Part
+from shoestring.sync.pipeline.part import ModelPart
 from shoestring.sync.pipeline.state import optimizer_of, restore, weights_of
 
 VALUES = "values"
 """What is no tensor, as the bytes of its JSON text."""
 
 
-def pack(parts: Mapping[int, Part]) -> bytes:
+def pack(parts: Mapping[int, ModelPart]) -> bytes:
     """Weights, optimiser states, norms and factors of the parts."""
     content: dict[str, Tensor] = {}
     for number, part in parts.items():
@@ -28,7 +28,7 @@ def pack(parts: Mapping[int, Part]) -> bytes:
     return save(content)
 
 
-def unpack(content: bytes, parts: Mapping[int, Part], name: str) -> None:
+def unpack(content: bytes, parts: Mapping[int, ModelPart], name: str) -> None:
     """Put back what `pack` kept. name: of the file, for errors. Raises: ShoestringError where it is not such a file."""
     try:
         tensors = load(content)

@@ -19,10 +19,16 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepReport:
-    """step: its number, from 0. loss: mean over the batch, in the weights before the step. gradient_norm: of the whole model,
-    before clipping. tokens: of the batch."""
+    """What a step came to.
+
+    step: its number, from 0.
+    loss: mean over the batch, in the weights before the step, nats.
+    gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the whole model's gradient, before clipping.
+    tokens: of the batch.
+    """
 
     step: int
     loss: float
     gradient_norm: float
+    gradient_norm_1: float
     tokens: int

@@ -5,19 +5,22 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.pipeline import checkpoints
 from shoestring.sync.pipeline.accounts import Accounts
 from shoestring.sync.pipeline.batch import MicroBatch, StepReport
-from shoestring.sync.pipeline.crew import Crew, StageLost
 from shoestring.sync.pipeline.part import OptimizerFactory, check_parts
+from shoestring.sync.pipeline.processes import StageLost, StageProcesses
 from shoestring.sync.pipeline.recovery import Recovery
 from shoestring.sync.pipeline.route import owner, parts_of
+from shoestring.sync.pipeline.state import WEIGHT, weights_of
 from shoestring.sync.pipeline.wire import Frame
 
 PATIENCE = 10
@@ -73,8 +76,10 @@ class Pipeline:
         recovery.check(stages)
         if folder is not None and checkpoints.complete(folder):
             raise UsageError(f"{folder} holds the checkpoints of another run: give this one a folder of its own")
-        preload = sorted({type(module).__module__ for part in self.modules for module in part.modules()})
-        self._crew = Crew(
+        maker: Any = optimizer.func if isinstance(optimizer, partial) else optimizer
+        makers = {type(module).__module__ for part in self.modules for module in part.modules()}
+        preload = sorted(makers | {maker.__module__})
+        self._processes = StageProcesses(
             self.count,
             self._pickled,
             host=host,
@@ -83,7 +88,7 @@ class Pipeline:
             preload=[m for m in preload if m != "__main__"],
         )
         try:
-            self._crew.start(range(self.count))
+            self._processes.start(range(self.count))
         except BaseException:
             self.close()
             raise
@@ -92,42 +97,101 @@ class Pipeline:
 
     def train_step(self, lr_factor: float = 1.0) -> StepReport:
         """Take one step, however many stages are lost meanwhile. lr_factor: on every learning rate."""
+        report = self.gradients()
+        self.apply(report, lr_factor)
+        return report
+
+    def gradients(self) -> StepReport:
+        """Have the stages compute the gradient of the next step's batch, however many are lost meanwhile.
+
+        The step is the one that the pipeline stands at: an earlier one where a lost stage has set it back.
+        """
         while True:
             try:
                 self._settle()
-                report = self._gradients()
-                break
+                return self._gradients()
             except StageLost:
                 self._recover()
+
+    def apply(self, report: StepReport, lr_factor: float = 1.0) -> None:
+        """Have the stages take the step whose gradient they have.
+
+        report: what `gradients` returned.
+        lr_factor: on every learning rate.
+        """
         try:
             self._apply(report, lr_factor)
             self._settle()
         except StageLost:
             self._recover()  # the others have stepped, so the step stands
-        return report
 
     def collect(self) -> None:
         """Load the processes' weights into the modules that were given."""
+        self._fetch(optimizer=False)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the processes go on from, beside their weights, which are loaded into the modules: (tensors by
+        'PART/NAME', JSON values)."""
+        tensors: dict[str, Tensor] = {}
+        values = []
+        for number, answer in enumerate(self._fetch(optimizer=True)):
+            tensors |= {f"{number}/{name}": t for name, t in answer.tensors.items() if not name.startswith(WEIGHT)}
+            values.append({key: answer.fields[key] for key in ("values", "squared_norm", "lr_scale")})
+        return tensors, {"step": self.step, "parts": values}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from the modules' weights and from what `state` returned.
+
+        Raises: ShoestringError where that is of a pipeline cut in another way.
+        """
+        if len(values["parts"]) != len(self.modules):
+            raise ShoestringError(
+                f"the checkpoint is of {len(values['parts']) - 2} stages, and this pipeline has {self.count}"
+            )
         while True:
             try:
-                for number, module in enumerate(self.modules):
-                    answer = self._crew.ask(owner(number, self.count), "fetch", {"part": number})
-                    module.load_state_dict({name.removeprefix("weight."): t for name, t in answer.tensors.items()})
-                return
+                for number, (module, kept) in enumerate(zip(self.modules, values["parts"], strict=True)):
+                    own = {n.partition("/")[2]: t for n, t in tensors.items() if n.startswith(f"{number}/")}
+                    state = weights_of(module) | own
+                    self._processes.ask(owner(number, self.count), "put", {"part": number, **kept}, state)
+                break
+            except StageLost:
+                self._replace()
+        self.step, self._settled = values["step"], False
+
+    def _fetch(self, *, optimizer: bool) -> list[Frame]:
+        """What the processes hold, part by part; the weights are loaded into the modules."""
+        while True:
+            answers = []
+            try:
+                for number in range(len(self.modules)):
+                    fields = {"part": number, "optimizer": optimizer}
+                    answers.append(self._processes.ask(owner(number, self.count), "fetch", fields))
             except StageLost:
                 self._recover()
+                continue
+            for module, answer in zip(self.modules, answers, strict=True):
+                found = answer.tensors.items()
+                module.load_state_dict({n.removeprefix(WEIGHT): t for n, t in found if n.startswith(WEIGHT)})
+            return answers
+
+    def _replace(self) -> None:
+        """Start the processes of lost stages again, empty."""
+        lost = set(self._processes.lost)
+        self.accounts.failures += len(lost)
+        self._processes.start(lost)
 
     def processes(self) -> list[int]:
         """The process ids of the stages."""
-        return [self._crew.members[stage].process.pid for stage in range(self.count)]
+        return [self._processes.members[stage].process.pid for stage in range(self.count)]
 
     def bytes_by_role(self) -> Counter[str]:
         """Bytes given to links so far: 'activation', 'gradient', 'batch', 'copy', 'recovery', 'weights', 'control'."""
-        return self._crew.bytes_by_role()
+        return self._processes.bytes_by_role()
 
     def close(self) -> None:
         """End the processes."""
-        self._crew.close()
+        self._processes.close()
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -142,19 +206,19 @@ class Pipeline:
     def inherit(
         self, part: int, sources: Sequence[tuple[int, int]], *, power: float = 2.0, lr_scale: float = 1.0
     ) -> None:
-        order, heir = self._crew.next_order(), owner(part, self.count)
+        order, taker = self._processes.next_order(), owner(part, self.count)
         fields = {"part": part, "sources": len(sources), "power": power, "lr_scale": lr_scale}
-        self._crew.send(heir, Frame("inherit", order, fields))
+        self._processes.send(taker, Frame("inherit", order, fields))
         for number, (stage, source) in enumerate(sources):
-            fields = {"part": source, "to": heir, "source": number, "hold": False, "optimizer": False}
-            self._crew.send(stage, Frame("give", order, fields))
-        self._crew.replies(order, [heir])
+            fields = {"part": source, "to": taker, "source": number, "hold": False, "optimizer": False}
+            self._processes.send(stage, Frame("give", order, fields))
+        self._processes.replies(order, [taker])
 
     def hold(self, part: int, at: int, *, optimizer: bool = False) -> None:
-        order = self._crew.next_order()
+        order = self._processes.next_order()
         fields = {"part": part, "to": at, "hold": True, "optimizer": optimizer}
-        self._crew.send(owner(part, self.count), Frame("give", order, fields))
-        self._crew.replies(order, [at])
+        self._processes.send(owner(part, self.count), Frame("give", order, fields))
+        self._processes.replies(order, [at])
 
     def save(self, keep: int) -> None:
         folder = self._checkpoints()
@@ -193,7 +257,7 @@ class Pipeline:
             raise UsageError(f"step {self.step} has no tokens")
         self.accounts.tokens_seen += tokens
         self._began = began
-        order = self._crew.next_order()
+        order = self._processes.next_order()
         try:
             for number, micro in enumerate(micros):
                 route = self._recovery.route(self.step * len(micros) + number, self.count)
@@ -205,18 +269,19 @@ class Pipeline:
                     "part": 0,
                 }
                 targets = Frame("targets", order, {"micro": number}, {"x": micro.targets})
-                self._crew.send(self.count - 1, targets, "batch")
-                self._crew.send(0, Frame("forward", order, plan, {"x": micro.inputs}), "batch")
-            answers = self._crew.replies(order, range(self.count))
+                self._processes.send(self.count - 1, targets, "batch")
+                self._processes.send(0, Frame("forward", order, plan, {"x": micro.inputs}), "batch")
+            answers = self._processes.replies(order, range(self.count))
         except StageLost:
             self.accounts.discard(tokens, time.perf_counter() - began)
             raise
         losses = answers[self.count - 1].fields["losses"]
         loss = sum(each * micro.tokens / tokens for each, micro in zip(losses, micros, strict=True))
         norm = math.sqrt(sum(answer.fields["squares"] for answer in answers.values()))
+        norm_1 = sum(answer.fields["absolute"] for answer in answers.values())
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ShoestringError(f"step {self.step}: the loss is {loss} and the gradient's norm {norm}")
-        return StepReport(self.step, loss, norm, tokens)
+        return StepReport(self.step, loss, norm, norm_1, tokens)
 
     def _apply(self, report: StepReport, lr_factor: float) -> None:
         """All stages take the step."""
@@ -232,11 +297,11 @@ class Pipeline:
         """Replace the processes of the lost stages and let the policy fill them."""
         began, self.recovering = time.perf_counter(), True
         for _ in range(PATIENCE):
-            lost = set(self._crew.lost)
+            lost = set(self._processes.lost)
             self.accounts.failures += len(lost)
             self._unrecovered |= lost
             try:
-                self._crew.start(lost)
+                self._processes.start(lost)
                 self._recovery.recover(self, sorted(self._unrecovered))
             except StageLost:
                 continue
@@ -248,10 +313,10 @@ class Pipeline:
 
     def _order_all(self, kind: str, fields: Sequence[Mapping[str, object]]) -> list[Frame]:
         """Give every stage an order; their answers, in the order of stages."""
-        order = self._crew.next_order()
+        order = self._processes.next_order()
         for stage in range(self.count):
-            self._crew.send(stage, Frame(kind, order, fields[stage]))
-        answers = self._crew.replies(order, range(self.count))
+            self._processes.send(stage, Frame(kind, order, fields[stage]))
+        answers = self._processes.replies(order, range(self.count))
         return [answers[stage] for stage in range(self.count)]
 
     def _pickled(self, stage: int) -> bytes:

@@ -10,7 +10,7 @@ from shoestring.errors import UsageError
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
-class Part:
+class ModelPart:
     """A module and its inner optimiser. Every micro-batch passes through it once each way in a step.
 
     Gradients are added in the order of the micro-batches whatever order they come in, so that sums have one rounding.
@@ -69,6 +69,11 @@ class Part:
             group["lr"] = group.setdefault("base_lr", group["lr"]) * lr_factor * self.lr_scale
         self.optimizer.step()
         self.begin()
+
+    def absolute_sum(self) -> float:
+        """The 1-norm of the gradient as it is now."""
+        gradients = self._gradients()
+        return float(nn.utils.get_total_norm(gradients, 1.0)) if gradients else 0.0
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.module.parameters() if p.grad is not None]

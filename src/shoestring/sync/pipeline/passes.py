@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shoestring.sync.pipeline.part import Part
+from shoestring.sync.pipeline.part import ModelPart
 from shoestring.sync.pipeline.route import owner
 from shoestring.sync.pipeline.wire import Frame
 
@@ -30,7 +30,7 @@ class Passes:
         self,
         stage: int,
         stages: int,
-        parts: Mapping[int, Part],
+        parts: Mapping[int, ModelPart],
         send: Send,
         ready: Callable[[int, list[float]], None],
     ) -> None:

@@ -24,14 +24,14 @@ from torch import nn
 from shoestring import atomic
 from shoestring.errors import ShoestringError
 from shoestring.sync.pipeline.archive import pack, unpack
-from shoestring.sync.pipeline.part import OptimizerFactory, Part
+from shoestring.sync.pipeline.part import ModelPart, OptimizerFactory
 from shoestring.sync.pipeline.passes import Passes
 from shoestring.sync.pipeline.state import inherited, optimizer_of, restore, weights_of
 from shoestring.sync.pipeline.wire import Frame, Link, LinkClosed
 
 
 @dataclass(frozen=True)
-class Post:
+class StageSettings:
     """Where a stage's process stands. stage: from 0, of `stages`. generation: counts the processes it has had. host, port:
     of the coordinator. key: of the run. alive_every: seconds between signs of life."""
 
@@ -45,42 +45,42 @@ class Post:
     alive_every: float
 
 
-def serve(post: Post, pickled: bytes) -> None:
+def serve(settings: StageSettings, pickled: bytes) -> None:
     """The process's main function. pickled: the modules by part and the optimiser's factory; they are bytes so that the
     process gets tensors of its own, and they come through its parent's own pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the coordinator too, and it ends the stages
-    torch.set_num_threads(post.threads)
+    torch.set_num_threads(settings.threads)
     modules, optimizer = pickle.loads(pickled)
     try:
-        Worker(post, modules, optimizer).run()
+        StageWorker(settings, modules, optimizer).run()
     except LinkClosed:
         os._exit(0)  # the coordinator is gone: there is nobody to tell
 
 
-class Worker:
+class StageWorker:
     """held: copies of other stages' parts, by part. sent: bytes by role."""
 
-    def __init__(self, post: Post, modules: dict[int, nn.Module], optimizer: OptimizerFactory) -> None:
-        self.post = post
-        self.parts = {number: Part(module, optimizer) for number, module in modules.items()}
+    def __init__(self, settings: StageSettings, modules: dict[int, nn.Module], optimizer: OptimizerFactory) -> None:
+        self.settings = settings
+        self.parts = {number: ModelPart(module, optimizer) for number, module in modules.items()}
         self.held: dict[int, Frame] = {}
         self.sent: Counter[str] = Counter()
         self._inbox: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._gifts: defaultdict[int, dict[int, Frame]] = defaultdict(dict)
-        self._heirs: dict[int, Frame] = {}
+        self._given: defaultdict[int, dict[int, Frame]] = defaultdict(dict)
+        self._rebuilt: dict[int, Frame] = {}
         self._addresses: list[tuple[str, int, int]] = []
         self._links: dict[int, Link] = {}
-        self._passes = Passes(post.stage, post.stages, self.parts, self._send, self._ready)
-        self._server = socket.create_server((post.host, 0))
-        self._home = Link(socket.create_connection((post.host, post.port)), post.key)
-        me = {"stage": post.stage, "generation": post.generation, "port": self._server.getsockname()[1]}
+        self._passes = Passes(settings.stage, settings.stages, self.parts, self._send, self._ready)
+        self._server = socket.create_server((settings.host, 0))
+        self._home = Link(socket.create_connection((settings.host, settings.port)), settings.key)
+        me = {"stage": settings.stage, "generation": settings.generation, "port": self._server.getsockname()[1]}
         self._home.send(Frame("hello", fields=me))
 
     def run(self) -> None:
         """Work until the coordinator says stop. Raises: LinkClosed when it is gone."""
-        for target in (self._listen, self._obey, self._breathe):
+        for target in (self._listen, self._receive_orders, self._send_heartbeats):
             threading.Thread(target=target, daemon=True).start()
-        names = ("peers", "apply", "give", "gift", "inherit", "save", "load", "fetch")
+        names = ("peers", "apply", "give", "given", "inherit", "save", "load", "fetch", "put")
         orders = {name: getattr(self, f"_do_{name}") for name in names}
         orders |= dict.fromkeys(("forward", "targets", "backward"), self._passes.take)
         while (frame := self._inbox.get()).kind != "stop":
@@ -91,7 +91,7 @@ class Worker:
 
     # What comes in, each in a thread of its own.
 
-    def _obey(self) -> None:
+    def _receive_orders(self) -> None:
         try:
             while True:
                 self._inbox.put(self._home.receive())
@@ -100,7 +100,7 @@ class Worker:
 
     def _listen(self) -> None:
         while True:
-            link = Link(self._server.accept()[0], self.post.key)
+            link = Link(self._server.accept()[0], self.settings.key)
             threading.Thread(target=self._hear, args=(link,), daemon=True).start()
 
     def _hear(self, link: Link) -> None:
@@ -110,10 +110,10 @@ class Worker:
         except LinkClosed:
             link.close()  # whether the other end died, the coordinator will see
 
-    def _breathe(self) -> None:
+    def _send_heartbeats(self) -> None:
         try:
             while True:
-                time.sleep(self.post.alive_every)
+                time.sleep(self.settings.alive_every)
                 self._home.send(Frame("alive"))
         except LinkClosed:
             os._exit(0)
@@ -124,7 +124,7 @@ class Worker:
         host, port, generation = self._addresses[stage]
         try:
             if stage not in self._links:
-                self._links[stage] = Link(socket.create_connection((host, port)), self.post.key)
+                self._links[stage] = Link(socket.create_connection((host, port)), self.settings.key)
             self.sent[role] += self._links[stage].send(frame)
         except OSError:
             self._home.send(Frame("unreachable", fields={"stage": stage, "generation": generation}))
@@ -135,7 +135,8 @@ class Worker:
 
     def _ready(self, order: int, losses: list[float]) -> None:
         squares = sum(part.measure() for part in self.parts.values())
-        self._done(order, losses=losses, squares=squares)
+        absolute = sum(part.absolute_sum() for part in self.parts.values())
+        self._done(order, losses=losses, squares=squares, absolute=absolute)
 
     # What the coordinator orders. All of it is answered with 'done', by the stage where it ends.
 
@@ -167,32 +168,32 @@ class Worker:
             fields = {**self.held[number].fields, **fields}
             tensors = dict(self.held[number].tensors)
         else:
-            raise ShoestringError(f"part {number} is lost: stage {self.post.stage} holds no copy of it")
-        self._send(fields["to"], Frame("gift", frame.order, fields, tensors), "copy" if fields["hold"] else "recovery")
+            raise ShoestringError(f"part {number} is lost: stage {self.settings.stage} holds no copy of it")
+        self._send(fields["to"], Frame("given", frame.order, fields, tensors), "copy" if fields["hold"] else "recovery")
 
-    def _do_gift(self, frame: Frame) -> None:
+    def _do_given(self, frame: Frame) -> None:
         if frame.fields["hold"]:
             self.held[frame.fields["part"]] = frame
             self._done(frame.order)
         else:
-            self._gifts[frame.order][frame.fields["source"]] = frame
+            self._given[frame.order][frame.fields["source"]] = frame
             self._inherit(frame.order)
 
     def _do_inherit(self, frame: Frame) -> None:
         """Become the average of what `sources` stages give, weighted by the `power` of their gradients' norms."""
-        self._heirs[frame.order] = frame
+        self._rebuilt[frame.order] = frame
         self._inherit(frame.order)
 
     def _inherit(self, order: int) -> None:
-        if order not in self._heirs or len(self._gifts[order]) < self._heirs[order].fields["sources"]:
+        if order not in self._rebuilt or len(self._given[order]) < self._rebuilt[order].fields["sources"]:
             return
-        fields = self._heirs.pop(order).fields
-        gifts = [gift for _, gift in sorted(self._gifts.pop(order).items())]
-        squares = [gift.fields["squared_norm"] for gift in gifts]
+        fields = self._rebuilt.pop(order).fields
+        given = [each for _, each in sorted(self._given.pop(order).items())]
+        squares = [each.fields["squared_norm"] for each in given]
         part = self.parts[fields["part"]]
-        states = [gift.tensors for gift in gifts]
+        states = [each.tensors for each in given]
         state = inherited(states, [square ** (fields["power"] / 2) for square in squares])
-        restore(part.module, part.optimizer, state, gifts[0].fields["values"] if len(gifts) == 1 else None)
+        restore(part.module, part.optimizer, state, given[0].fields["values"] if len(given) == 1 else None)
         part.squared_norm, part.lr_scale = sum(squares) / len(squares), fields["lr_scale"]
         self._done(order)
 
@@ -213,4 +214,18 @@ class Worker:
         self._done(frame.order)
 
     def _do_fetch(self, frame: Frame) -> None:
-        self._done(frame.order, weights_of(self.parts[frame.fields["part"]].module))
+        """Answer with a part's weights; where `optimizer` says so, with all else that it goes on from too."""
+        part = self.parts[frame.fields["part"]]
+        if not frame.fields["optimizer"]:
+            self._done(frame.order, weights_of(part.module))
+            return
+        tensors, values = optimizer_of(part.optimizer)
+        kept = {"values": values, "squared_norm": part.squared_norm, "lr_scale": part.lr_scale}
+        self._done(frame.order, weights_of(part.module) | tensors, **kept)
+
+    def _do_put(self, frame: Frame) -> None:
+        """Go on from what `fetch` answered with."""
+        part = self.parts[frame.fields["part"]]
+        restore(part.module, part.optimizer, frame.tensors, frame.fields["values"])
+        part.squared_norm, part.lr_scale = frame.fields["squared_norm"], frame.fields["lr_scale"]
+        self._done(frame.order)

@@ -27,6 +27,7 @@ class CheckpointRestart:
 
     def __init__(self, *, every: Count = 100, keep: Count = 2, download_seconds: NonNegative = 0.0) -> None:
         self.every, self.keep, self.download_seconds = every, keep, download_seconds
+        self._saved = False
 
     def check(self, stages: Sequence[nn.Module]) -> None:
         """Any stages will do."""
@@ -35,9 +36,10 @@ class CheckpointRestart:
         return in_order(stages)
 
     def settle(self, stages: Stages) -> None:
-        """Save where it is time to, the untrained model too."""
-        if stages.step % self.every == 0:
+        """Save where it is time to, and what the pipeline begins with too."""
+        if stages.step % self.every == 0 or not self._saved:
             stages.save(self.keep)
+            self._saved = True
 
     def recover(self, stages: Stages, lost: Sequence[int]) -> None:
         """Raises: ShoestringError where a checkpoint is damaged."""

@@ -38,5 +38,5 @@ def decode(messages: Sequence[Tensor | None]) -> list[Any]:
         try:
             found.append(json.loads(bytes((each if each is not None else torch.empty(0, dtype=torch.uint8)).tolist())))
         except ValueError:
-            raise ShoestringError(f"what worker {rank} sent came damaged") from None
+            raise ShoestringError(f"the message of worker {rank} arrived damaged") from None
     return found

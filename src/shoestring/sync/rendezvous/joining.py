@@ -96,7 +96,7 @@ def join(timeout: float, *, fingerprint: RunFingerprint | None = None, heartbeat
     token = os.environ.get(TOKEN, "").strip()
     if not token and not (interface and os.environ["GLOO_SOCKET_IFNAME"] == interface):
         raise UsageError(
-            f"{TOKEN} is empty, and other machines can reach where the workers meet: set it to one secret for all of them"
+            f"{TOKEN} is empty, and other machines can reach the store of the workers: set it to one secret for all of them"
         )
     key = derive_key(token)
     held_by = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0

@@ -94,7 +94,7 @@ class SettingsCheck:
         shown = yield transport.exchange([message] * everybody, [_DIGEST_BYTES] * everybody, tag=FIRST_TAG + NUMBER)
         for rank, each in enumerate(shown):
             if each is None:
-                raise ShoestringError(f"the settings of worker {rank} came damaged")
+                raise ShoestringError(f"the settings of worker {rank} arrived damaged")
         if any(bytes(each.tolist()) != digest for each in shown if each is not None):
             raise UsageError(_difference(decode((yield start_all_gather(transport, mine, number=NUMBER + 1)))))
 

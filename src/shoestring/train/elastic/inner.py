@@ -11,7 +11,7 @@ from shoestring.sync.elastic.healing import State
 
 
 class InnerState:
-    """The `InnerOptimizer` of an `ElasticLoop`, which must be as it was made: that state is what `reset` goes back to."""
+    """The `SharedInnerState` of an `ElasticLoop`, which must be as it was made: that state is what `reset` goes back to."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer

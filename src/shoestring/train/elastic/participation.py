@@ -14,10 +14,10 @@ from shoestring.sync.transport.local import LocalGroup
 from shoestring.train.assembly import Parts, planned_flops
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic.inner import InnerState
-from shoestring.train.elastic.team import ElasticTeam, Share
-from shoestring.train.part import Part
+from shoestring.train.elastic.team import ElasticBatches, ElasticTeam
 from shoestring.train.participation import Joined, Say
 from shoestring.train.run_folder import JsonLines
+from shoestring.train.worker_batches import WorkerBatches
 
 
 class ElasticParticipation:
@@ -73,8 +73,8 @@ class ElasticParticipation:
             nominal=Work(own * config.model.context, flops),
             say=say,
         )
-        every_sequence = source.source if isinstance(source, Part) else source
-        return Joined(self.team, self.team, Share(every_sequence, elastic))
+        every_sequence = source.source if isinstance(source, WorkerBatches) else source
+        return Joined(self.team, self.team, ElasticBatches(every_sequence, elastic))
 
     def _record_round(self, attempt: RoundAttempt) -> None:
         elastic = self.team.elastic

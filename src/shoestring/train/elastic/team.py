@@ -30,7 +30,7 @@ FIRST_PERIOD = 5
 """Inner steps before the first exchange of a run with a budget in seconds: until then nobody knows what a step takes."""
 
 
-class Share:
+class ElasticBatches:
     """The sequences of a worker that takes `own` of them in every inner step: of the stretch that the members of a round
     take together in the next one, the part of its rank. Which these are follows from (sequences handed out before, rank,
     number of members) alone; `start` and `count`, which are of a run with a fixed number of workers, have no say."""

@@ -26,11 +26,11 @@ from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
 from shoestring.decode.expert_weights.fixed import Fixed
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
+from shoestring.experts.config import ExpertsConfig, size_name
+from shoestring.experts.folder import JUDGING, Expert, ExpertsFolder
 from shoestring.model.transformer import Transformer
 from shoestring.sync.merging import merge
-from shoestring.train.evaluate import HELDOUT_ORDER, heldout_windows
-from shoestring.train.experts.config import ExpertsConfig, size_name
-from shoestring.train.experts.folder import JUDGING, ExpertsFolder, Member
+from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, heldout_windows
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.trained import load_trained
 
@@ -134,14 +134,14 @@ def judge(
     config: ExpertsConfig,
     dataset: Dataset,
     clustering: Clustering,
-    members: Sequence[Member],
+    members: Sequence[Expert],
     spent: Totals,
 ) -> dict[str, Any]:
     """Every way to use the experts, on the held-out text of all domains; see `CHOICE` for what they are chosen by. spent: what
     training took."""
-    with folder.work("evaluate", JUDGING):
+    with folder.work("evaluate", JUDGING) as ledger:
         text = heldout_text(config, dataset, clustering)
-        arms = _arms(folder, config, clustering, members, text)
+        arms = _arms(folder, config, clustering, members, text, ledger)
     return {
         "stopped": "finished",
         "budget": config.run.budget.write(),
@@ -159,12 +159,23 @@ def judge(
 
 
 def _arms(
-    folder: ExpertsFolder, config: ExpertsConfig, clustering: Clustering, members: Sequence[Member], text: Text
+    folder: ExpertsFolder,
+    config: ExpertsConfig,
+    clustering: Clustering,
+    members: Sequence[Expert],
+    text: Text,
+    ledger: Ledger,
 ) -> dict[str, Any]:
+    def read(model: LanguageModel) -> Tensor:
+        """The log-probabilities of the targets; what reading them took is on the ledger."""
+        spent = Charge(flops=text.batch.rows * _pass_flops(model, context), read=text.batch.targets.numel())
+        ledger.charge(spent, EVALUATION)
+        return of_targets(model, text, rows)
+
     rows, context = config.run.train.micro_batch or config.run.train.batch, config.run.model.context
     loaded = [_load(folder.experts / member.name) for member in members]
     models, sizes = [model for model, _ in loaded], [size for _, size in loaded]
-    told = torch.stack([of_targets(model, text, rows) for model in models], dim=-1)
+    told = torch.stack([read(model) for model in models], dim=-1)
     judging = Judge(text, told, [_pass_flops(model, context) for model in models], [m.name for m in members])
 
     looks = len(updates(context, config.every)) * 3 * clustering.centres.size
@@ -179,9 +190,7 @@ def _arms(
     arms["plain mean"] = judging.ensemble(Fixed([1.0] * len(members)))
     if len(set(sizes)) == 1:
         merged = merge(models)
-        arms["merged weights"] = judging.figures(
-            of_targets(merged, text, rows), text.batch.rows * judging.pass_flops[0]
-        )
+        arms["merged weights"] = judging.figures(read(merged), text.batch.rows * judging.pass_flops[0])
     alone = [(member.name, folder.experts / member.name) for member in members]
     alone += [(f"seed {path.name}", path) for path in sorted(folder.seeds.glob("[!.]*")) if path.is_dir()]
     if config.dense is not None:
@@ -189,7 +198,7 @@ def _arms(
     for name, path in alone:
         number = next((n for n, member in enumerate(members) if member.name == name), None)
         model = models[number] if number is not None else _load(path)[0]
-        log_probabilities = told[..., number] if number is not None else of_targets(model, text, rows)
+        log_probabilities = told[..., number] if number is not None else read(model)
         arms[name] = judging.figures(log_probabilities, text.batch.rows * _pass_flops(model, context))
     return arms
 
@@ -200,7 +209,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {key: summary.get(key) for key in kept}
 
 
-def _member(folder: ExpertsFolder, member: Member) -> dict[str, Any]:
+def _member(folder: ExpertsFolder, member: Expert) -> dict[str, Any]:
     return asdict(member) | {"run": _facts(folder.experts / member.name)}
 
 
@@ -209,19 +218,23 @@ def losses_by_cluster(
 ) -> list[float]:
     """The mean loss of a trained run on training text of each cluster, in nats a token, the operations charged."""
     model, _ = _load(run)
-    rows, context = config.run.train.micro_batch or config.run.train.batch, config.run.model.context
+    own = config.run
+    context, rows = own.model.context, own.train.micro_batch or own.train.batch
     found = []
     for number in range(len(clustering)):
-        windows = Windows(
-            select(dataset.train, clustering.members(number)), context, HELDOUT_ORDER, config.run.data.packing
+        text = select(dataset.train, clustering.members(number))
+        windows = Windows(text, context, HELDOUT_ORDER, own.data.packing)
+        evaluate = Evaluator(
+            windows,
+            dataset.tokenizer.byte_lengths,
+            sequences=min(len(windows), max(1, DIFFICULTY_TOKENS // context)),
+            rows=rows,
+            device=str(model.device),
+            precision="float32",
         )
-        batch = windows.batch(0, min(len(windows), max(1, DIFFICULTY_TOKENS // context)))
-        nothing = np.empty(0)
-        text = Text(batch, nothing, nothing)
-        counted = text.counted()
-        found.append(-float(of_targets(model, text, rows).double().numpy()[counted].mean()))
-        spent = Charge(flops=batch.rows * _pass_flops(model, context), read=batch.targets.numel())
-        ledger.charge(spent, EVALUATION)
+        heldout = evaluate(model)
+        ledger.charge(heldout.spent, EVALUATION)
+        found.append(heldout.loss)
     return found
 
 

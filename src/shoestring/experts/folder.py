@@ -13,7 +13,7 @@ from shoestring import atomic
 from shoestring.budget.ledger import Ledger, Totals, read_ledger
 from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.train.experts.config import ExpertsConfig
+from shoestring.experts.config import ExpertsConfig
 from shoestring.train.origin import absolute
 from shoestring.train.work_folder import Kind, Say, held
 
@@ -25,7 +25,7 @@ EXPERTS = Kind(begins_with="experts.toml")
 
 
 @dataclass(frozen=True)
-class Member:
+class Expert:
     """One expert as it was decided. cluster: its number. size: of its model. budget: of its run. difficulty: of its cluster,
     where anything hung on it. tokens, documents: of its cluster. words: that tell the cluster from the others."""
 
@@ -80,15 +80,15 @@ class ExpertsFolder:
     def read_config(self) -> ExpertsConfig:
         return build(ExpertsConfig, read_toml(self.recipe))
 
-    def write_members(self, members: list[Member]) -> None:
+    def write_members(self, members: list[Expert]) -> None:
         atomic.write_text(self.allocation, json.dumps([asdict(member) for member in members], indent=1) + "\n")
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[Expert]:
         """The experts as they were decided; none before they are. Raises: ShoestringError where the file is damaged."""
         if not self.allocation.exists():
             return []
         try:
-            return pydantic.TypeAdapter(list[Member]).validate_json(self.allocation.read_bytes())
+            return pydantic.TypeAdapter(list[Expert]).validate_json(self.allocation.read_bytes())
         except pydantic.ValidationError as error:
             raise ShoestringError(f"{self.allocation} is damaged: {error.errors()[0]['msg']}") from None
 

@@ -6,14 +6,20 @@ from pathlib import Path
 import torch
 
 from shoestring.base.opened import About, Opened
+<<<<<<< HEAD:src/shoestring/train/openers/experts.py
 from shoestring.config import tree
 from shoestring.method import method
 from shoestring.train.experts.folder import EXPERTS, ExpertsFolder
 from shoestring.train.experts.judgement import load_experts
+=======
+from shoestring.experts.folder import EXPERTS
+from shoestring.experts.judgement import load_experts
+from shoestring.method import method
+>>>>>>> rooms:src/shoestring/experts/openers/experts.py
 
 
 @method(
-    "train.openers",
+    "experts.openers",
     kind="opener",
     name="experts",
     claim="the experts' next-token probabilities, mixed as the folder's configuration says",

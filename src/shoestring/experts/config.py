@@ -11,6 +11,7 @@ from shoestring.data.clusters.embedding import EMBEDDING
 from shoestring.errors import UsageError
 from shoestring.method import Count, Decay, Positive
 from shoestring.model.config import ModelConfig
+from shoestring.plan.planner import flops_per_token
 from shoestring.train.config import RunConfig
 
 Allocate = Literal["tokens", "equal", "difficulty"]
@@ -75,11 +76,11 @@ class ExpertsConfig:
         """The experts' models, the easiest cluster's first: in order of the operations they take a token."""
         sizes = self.sizes * self.count if len(self.sizes) == 1 else self.sizes
         made = [resized(self.run.model, size) for size in sizes] or [self.run.model] * self.count
-        return tuple(
-            sorted(
-                made, key=lambda model: (model.layers * model.width * (4 * model.width + 3 * model.hidden), model.width)
-            )
-        )
+
+        def operations(model: ModelConfig) -> tuple[float, int]:
+            return flops_per_token(replace(model, vocabulary=model.vocabulary or 1)), model.width
+
+        return tuple(sorted(made, key=operations))
 
     @property
     def needs_difficulty(self) -> bool:

@@ -21,9 +21,9 @@ from shoestring.decode import SamplingConfig, generate
 from shoestring.decode.ensemble import Ensemble
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
+from shoestring.experts.folder import ExpertsFolder
+from shoestring.experts.judgement import heldout_text, load_experts
 from shoestring.train.config import RunConfig
-from shoestring.train.experts.folder import ExpertsFolder
-from shoestring.train.experts.judgement import heldout_text, load_experts
 from tests.train.command import TINY, start
 from tests.train.command import shoestring_here as shoestring
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError
+from shoestring.experts.config import Allocate
 from shoestring.model.config import ModelConfig
 from shoestring.plan.planner import flops_per_token
-from shoestring.train.experts.config import Allocate
 
 
 def token_ratios(rule: Allocate, models: Sequence[ModelConfig], spread: float) -> list[float]:

@@ -9,10 +9,10 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Totals
 from shoestring.config import build, to_toml, tree
 from shoestring.errors import ShoestringError
+from shoestring.experts.allocation import divided, remaining, token_ratios
+from shoestring.experts.config import ExpertsConfig, resized, size_name
 from shoestring.model.config import ModelConfig
 from shoestring.train.config import RunConfig
-from shoestring.train.experts.allocation import divided, remaining, token_ratios
-from shoestring.train.experts.config import ExpertsConfig, resized, size_name
 
 
 def test_a_budget_is_divided_by_the_rule() -> None:

@@ -18,13 +18,13 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.subset import document_bounds, write_index
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.experts import worker
+from shoestring.experts.allocation import divided, remaining, scaled, token_ratios
+from shoestring.experts.config import resized, size_name, with_vocabulary
+from shoestring.experts.folder import Expert, ExpertsFolder
+from shoestring.experts.judgement import judge, losses_by_cluster
+from shoestring.experts.worker import Say, finished, train_run
 from shoestring.train.config import RunConfig, StartConfig
-from shoestring.train.experts import worker
-from shoestring.train.experts.allocation import divided, remaining, scaled, token_ratios
-from shoestring.train.experts.config import resized, size_name, with_vocabulary
-from shoestring.train.experts.folder import ExpertsFolder, Member
-from shoestring.train.experts.judgement import judge, losses_by_cluster
-from shoestring.train.experts.worker import Say, finished, train_run
 from shoestring.train.stopping import StopRequest
 
 WORDS, SHORTEST = 8, 4
@@ -141,7 +141,7 @@ class _Work:
             for model, budget in zip(models, budgets, strict=True)
         ]
 
-    def allocate(self, clustering: Clustering) -> list[Member]:
+    def allocate(self, clustering: Clustering) -> list[Expert]:
         """Decide which cluster gets which size and how much of what is left."""
         config, models = self.config, self.config.models()
         difficulty = list(config.difficulty) or (
@@ -161,7 +161,7 @@ class _Work:
             tokens = int(lengths[documents].sum())
             size = size_name(model)
             members.append(
-                Member(f"expert-{number}", number, size, budget.write(), hard, tokens, len(documents), words[number])
+                Expert(f"expert-{number}", number, size, budget.write(), hard, tokens, len(documents), words[number])
             )
         members.sort(key=lambda member: member.cluster)
         self.folder.write_members(members)
@@ -180,7 +180,7 @@ class _Work:
         words = [[tokenizer.decode([token]).strip() for token in row.tolist()] for row in telling]
         return [tuple(dict.fromkeys(word for word in row if len(word) >= SHORTEST))[:WORDS] for row in words]
 
-    def expert(self, member: Member) -> RunConfig:
+    def expert(self, member: Expert) -> RunConfig:
         """The run of one expert: branched from the seed of its size, on the documents of its cluster alone."""
         run = self.config.run
         begin = str((self.folder.seeds / member.size).absolute()) if self.config.seed_share else ""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.sync.pipeline.wire import Frame, Link, LinkClosed
-from shoestring.sync.pipeline.worker import Post, serve
+from shoestring.sync.pipeline.worker import StageSettings, serve
 
 FAILED = 1
 """The exit status of a process that an error of its own ended."""
@@ -37,7 +37,7 @@ class StageLost(ShoestringError):
 
 
 @dataclass
-class Member:
+class StageProcess:
     """A stage's process. heard: when it last gave a sign of life, in `time.monotonic` seconds. sent: its bytes by role."""
 
     process: Any
@@ -48,7 +48,7 @@ class Member:
     sent: Mapping[str, int]
 
 
-class Crew:
+class StageProcesses:
     """stages: how many. pickled: what the process of a stage is made from (`worker.serve`). timeout: seconds without a
     sign of life after which a process is given up. preload: modules that every process needs, imported once.
 
@@ -66,7 +66,7 @@ class Crew:
         preload: list[str],
     ) -> None:
         self.stages, self.host, self.threads, self.timeout = stages, host, threads, timeout
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, StageProcess] = {}
         self.lost: set[int] = set()
         self.sent: Counter[str] = Counter()
         self._pickled, self._key, self._order = pickled, secrets.token_bytes(32), 0
@@ -82,11 +82,11 @@ class Crew:
         Raises: ShoestringError when one ended through an error of its own; StageLost when one died meanwhile.
         """
         for stage in stages:
-            self._bury(stage)
+            self._end_old(stage)
         waiting = {stage: self._spawn(stage) for stage in sorted(stages)}
         deadline = time.monotonic() + START_SECONDS
         while waiting:
-            self._greet(waiting)
+            self._accept(waiting)
             ended = {stage: process.exitcode for stage, (process, _) in waiting.items() if process.exitcode is not None}
             if ended or time.monotonic() > deadline:
                 for process, _ in waiting.values():
@@ -170,12 +170,14 @@ class Crew:
         old = self.members.get(stage)
         generation = old.generation + 1 if old else 0
         port = self._server.getsockname()[1]
-        post = Post(stage, self.stages, generation, self.host, port, self._key, self.threads, self.timeout / 4)
-        process = self._context.Process(target=serve, args=(post, self._pickled(stage)), daemon=True)  # type: ignore[attr-defined]
+        settings = StageSettings(
+            stage, self.stages, generation, self.host, port, self._key, self.threads, self.timeout / 4
+        )
+        process = self._context.Process(target=serve, args=(settings, self._pickled(stage)), daemon=True)  # type: ignore[attr-defined]
         process.start()
         return process, generation
 
-    def _greet(self, waiting: dict[int, tuple[Any, int]]) -> None:
+    def _accept(self, waiting: dict[int, tuple[Any, int]]) -> None:
         """Take one connection, if one comes; who does not say hello at once under the run's key is turned away."""
         try:
             connected, _ = self._server.accept()
@@ -193,11 +195,11 @@ class Crew:
             return
         connected.settimeout(None)
         del waiting[hello["stage"]]
-        member = Member(process, generation, link, (self.host, hello["port"]), time.monotonic(), {})
+        member = StageProcess(process, generation, link, (self.host, hello["port"]), time.monotonic(), {})
         self.members[hello["stage"]] = member
         threading.Thread(target=self._hear, args=(hello["stage"], member), daemon=True).start()
 
-    def _hear(self, stage: int, member: Member) -> None:
+    def _hear(self, stage: int, member: StageProcess) -> None:
         try:
             while True:
                 frame = member.link.receive()
@@ -207,7 +209,7 @@ class Crew:
         except LinkClosed:
             self._inbox.put((stage, member.generation, None))
 
-    def _bury(self, stage: int) -> None:
+    def _end_old(self, stage: int) -> None:
         """Make sure that the old process of a stage is dead, and not through an error that would come again."""
         if stage not in self.members:
             return

@@ -4,7 +4,7 @@ from shoestring.contract.batch import Batch
 from shoestring.data.windows import BatchSource
 
 
-class Part:
+class WorkerBatches:
     """The share of one worker of every batch: equal parts, in the order of the sequences, so that together the workers see
     the batches that one would see."""
 

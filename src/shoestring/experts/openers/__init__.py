@@ -1,0 +1,1 @@
+"""What opens a model, one file a kind of place (`base.opened.Opener`)."""
