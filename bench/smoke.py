@@ -75,7 +75,7 @@ SMOKES = {
     "gguf_agreement": Smoke(
         "run --prompts 2 --tokens 4 --prompt-tokens 4",
         lambda: _packages("llama_cpp", "gguf"),
-        f"--budget 4ktok --lowbit.weights ternary {TINY}",
+        f"--budget 4ktok --edits ternary {TINY}",
     ),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
     "optimizers": Smoke(

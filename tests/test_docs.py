@@ -64,7 +64,7 @@ RUNS = {
         "square_root",
         "quarter",
         "squares",
-    ): "--optim=signum --optim.lr=0.001 --schedule=square_root --lowbit=quarter --data.corpus=squares:800",
+    ): "--optim=signum --optim.lr=0.001 --schedule=square_root --edits=quarter --data.corpus=squares:800",
     ("running_mean", "signs"): "--model.token_mixer=running_mean --train.sample_tokens=0 --workers=2 --transport=local "
     "--sync=diloco --sync.codec=signs --sync.every=5 --optim=adamw --schedule=linear",
 }

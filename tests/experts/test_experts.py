@@ -100,8 +100,8 @@ def test_all_of_them_together_keep_to_the_one_budget(trained: tuple[Path, dict[s
             totals = totals.plus(line if line["event"] != "judge" else {})
     assert (summary["flops"], summary["tokens"]) == (totals.flops, totals.tokens)
     assert summary["seconds"] == pytest.approx(totals.wall_clock)
-    own = sum(line.get("flops", 0) for line in read_ledger(out / "ledger.jsonl"))
-    assert own > 0  # the difficulty was measured, and not for nothing
+    measured = [line.get("accounts", {}).get("evaluation", {}) for line in read_ledger(out / "ledger.jsonl")]
+    assert sum(account.get("flops", 0) for account in measured) > 0  # the difficulty was measured, and not for nothing
     dense = json.loads((out / "dense" / "summary.json").read_text())
     assert dense["tokens"] == 60 * PER_STEP
     assert "dense" in summary["arms"]

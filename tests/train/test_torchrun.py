@@ -163,6 +163,8 @@ def test_who_goes_on_with_another_run_is_refused(
     line: str,
 ) -> None:
     place.setattr(admission, "LINGER", 0.1)
+    place.chdir(tmp_path)
+    Path("elsewhere").symlink_to(corpus)
     refused("--resume", begun(tmp_path / "one", corpus))
     if flags is None:
         refused(*new(corpus, tmp_path / "new"))

@@ -7,6 +7,7 @@ What fills the two slots is a registered method that is an `nn.Module` with
 * `forward(x, cos, sin, mask, cache)` as `Attention` for a token mixer, `forward(x)` for a channel mixer;
 * `cache_shape()` for a token mixer: what it keeps of each token, None for nothing;
 * `flops(shape, inputs)`: operations of a pass, `inputs` saying whether x takes a gradient;
+* `axes()`, where its weights may be sliced: the `Axis`es that they lie along;
 * `output`: the `nn.Linear` that writes to the residual stream, which starts at zero.
 
 A registered method of kind 'residual' joins the two: see `PreNorm`.

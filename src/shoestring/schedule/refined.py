@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 from pydantic import BeforeValidator, ConfigDict, ValidationInfo
 
-from shoestring.method import Fraction, NonNegative, Positive, method
+from shoestring.method import Fraction, Positive, method
 from shoestring.schedule.progress import Share, checked
 from shoestring.schedule.refinement import Norm, cost_of, gradient_norms, refined_points
+
+Spent = Annotated[float, Interval(ge=0, le=1e30)]
+"""Of any resource: a large run's FLOPs too."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,9 @@ class Curve:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     factors: Annotated[tuple[Fraction, ...], MinLen(2)]
-    seconds: NonNegative = 0.0
-    flops: NonNegative = 0.0
-    tokens: NonNegative = 0.0
+    seconds: Spent = 0.0
+    flops: Spent = 0.0
+    tokens: Spent = 0.0
 
 
 def _read(given: Any, info: ValidationInfo) -> Any:

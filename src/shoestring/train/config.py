@@ -37,7 +37,7 @@ class TrainConfig:
 
     batch: Annotated[int, Interval(ge=1, le=1 << 20)] = 16
     micro_batch: Count | None = None
-    gradient_clip: Positive = 1.0
+    gradient_clip: Annotated[float, Interval(gt=0, le=1e12)] = 1.0
     warmup: Fraction = 0.02
     evaluate_every: Share = 0.25
     heldout_tokens: Count = 65536

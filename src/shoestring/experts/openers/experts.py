@@ -6,16 +6,10 @@ from pathlib import Path
 import torch
 
 from shoestring.base.opened import About, Opened
-<<<<<<< HEAD:src/shoestring/train/openers/experts.py
 from shoestring.config import tree
-from shoestring.method import method
-from shoestring.train.experts.folder import EXPERTS, ExpertsFolder
-from shoestring.train.experts.judgement import load_experts
-=======
-from shoestring.experts.folder import EXPERTS
+from shoestring.experts.folder import EXPERTS, ExpertsFolder
 from shoestring.experts.judgement import load_experts
 from shoestring.method import method
->>>>>>> rooms:src/shoestring/experts/openers/experts.py
 
 
 @method(
