@@ -7,10 +7,11 @@ import torch
 
 from shoestring.base.opened import About, Opened
 from shoestring.config import tree
+from shoestring.contract.model import LanguageModule
 from shoestring.method import method
 from shoestring.train.edits import fold_edits
-from shoestring.train.run_folder import RUN
-from shoestring.train.trained import load_trained
+from shoestring.train.run_folder import RUN, RunFolder
+from shoestring.train.trained import Trained, load_trained
 
 
 @method(
@@ -39,4 +40,19 @@ class RunOpener:
             "data": tree(trained.config.data),
         }
         about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
-        return Opened(trained.model, trained.tokenizer, about, partial(fold_edits, trained.model, trained.applied))
+        return Opened(trained.model, trained.tokenizer, about, partial(folded, trained))
+
+
+def folded(trained: Trained) -> LanguageModule:
+    """The model of plain layers that computes the same: the run's edits folded, then those of the runs that it is based on.
+
+    Raises: UsageError where an edit has no such model.
+    """
+    model, place = fold_edits(trained.model, trained.applied), trained.config.model.base
+    while place and RunOpener().accepts(place):
+        config = RunFolder.open(Path(place)).read_config()
+        for choice in reversed(config.edits):
+            model = choice.build().fold(model)
+        place = config.model.base
+    model.changed()
+    return model
