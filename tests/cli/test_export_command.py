@@ -22,19 +22,21 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def runs(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A Qwen3, a Llama, a run with ternary weights, and an adapter on that."""
+    """A Qwen3, a Llama, a run with ternary weights, and two on that: an adapter, and one that goes on training."""
     folder = tmp_path_factory.mktemp("export")
     words = ("train", "--budget=1ktok", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0")
     wide = ("--model.width=256", "--model.hidden=256", "--model.heads=4")
+    on = (f"--model.base={folder / 'ternary'}", "--train.batch=4", "--model.context=32", "--execution.precision=float32",
+          "--execution.compile=none", "--execution.loss=plain", "--execution.attention=flash")  # fmt: skip
+    rates = ("--optim.lr=0.05", "--fallback.lr=0.05")
+    tuned = ("train", "--budget=1ktok", f"--data.corpus={corpus}", *on, *rates, "--train.sample_tokens=0")
     made: dict[str, tuple[str, ...]] = {
         "qwen3": (*words, "--model.key_value_heads=1", "--model.tied=false"),
         "llama": (*words, "--model.token_mixer.qk_norm=false", "--model.key_value_heads=1"),
         "ternary": (*words, *wide, "--edits=ternary", "--edits.ternary.activations=int8"),
-        "adapter": ("train", "--budget=1ktok", f"--data.corpus={corpus}", f"--model.base={folder / 'ternary'}",
-                    "--edits=lora", "--optim.lr=0.05", "--fallback.lr=0.05", "--train.sample_tokens=0", "--train.batch=4",
-                    "--model.context=32", "--execution.precision=float32", "--execution.compile=none", "--execution.loss=plain",
-                    "--execution.attention=flash"),
-    }  # fmt: skip
+        "adapter": (*tuned, "--edits=lora"),
+        "tuned": tuned,
+    }
     for name, given in made.items():
         status, _, errors = shoestring(*given, "--out", folder / name)
         assert status == 0, errors
@@ -63,7 +65,7 @@ def theirs(folder: Path, **more: Any) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", ["qwen3", "llama", "ternary", "adapter"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "ternary", "adapter", "tuned"])
 def test_transformers_computes_the_same(runs: dict[str, Path], tmp_path: Path, name: str) -> None:
     from transformers import AutoTokenizer
 
@@ -72,9 +74,15 @@ def test_transformers_computes_the_same(runs: dict[str, Path], tmp_path: Path, n
     # activations are rounded to int8 in the runs that train for it, and not in an export
     tolerance = 1e-4 if name in ("qwen3", "llama") else 0.15
     torch.testing.assert_close(theirs(tmp_path / "out"), logits(own), atol=tolerance, rtol=1e-4)
+    # and so has what the run wrote itself at its end
+    torch.testing.assert_close(theirs(runs[name] / "transformers"), theirs(tmp_path / "out"), atol=1e-6, rtol=0)
     assert found["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
-    assert found["folded"] == {"ternary": ["ternary"], "adapter": ["lora"]}.get(name, [])
-    assert any("activations of 4 matrices" in note for note in found["notes"]) == (name in ("ternary", "adapter"))
+    assert found["folded"] == {"ternary": ["ternary"], "adapter": ["ternary", "lora"], "tuned": ["ternary"]}.get(
+        name, []
+    )
+    assert any("activations of 4 matrices" in note for note in found["notes"]) == (
+        name in ("ternary", "adapter", "tuned")
+    )
     assert own.tokenizer is not None
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("a text")["input_ids"] == own.tokenizer.encode("a text")
 

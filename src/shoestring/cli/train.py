@@ -49,8 +49,9 @@ from shoestring.report.page import write_report
 from shoestring.sync.processes import available_cores, share_of_cores
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
-from shoestring.train.edits import fold_edits, with_planned_tokens
+from shoestring.train.edits import with_planned_tokens
 from shoestring.train.execution import keep_compiled_code, require_device
+from shoestring.train.openers.run import folded
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, begin, require_same_text, resolve, resume, start
 from shoestring.train.trained import load_trained
@@ -225,7 +226,7 @@ def _export(folder: RunFolder, console: Screen) -> None:
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
     trained = load_trained(folder.path)
     try:
-        plain = fold_edits(trained.model, trained.applied)
+        plain = folded(trained)
         assert isinstance(plain, Transformer)
         export(plain, folder.tokenizer, target, end=trained.tokenizer.end)
     except UsageError as error:

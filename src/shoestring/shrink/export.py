@@ -148,7 +148,8 @@ def plain(opened: Opened, say: Say) -> tuple[LanguageModel, tuple[str, ...]]:
         model = opened.fold()
     if isinstance(model, Transformer):
         _refuse_special(model, opened.about.kind)
-    return model, tuple(opened.about.values.get("edits", ()))
+    values = opened.about.values
+    return model, (*values.get("base_edits", ()), *values.get("edits", ()))
 
 
 def _refuse_special(model: Transformer, kind: str) -> None:

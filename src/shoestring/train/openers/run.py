@@ -9,6 +9,7 @@ from shoestring.base.opened import About, Opened
 from shoestring.config import tree
 from shoestring.contract.model import LanguageModule
 from shoestring.method import method
+from shoestring.train.config import RunConfig
 from shoestring.train.edits import fold_edits
 from shoestring.train.run_folder import RUN, RunFolder
 from shoestring.train.trained import Trained, load_trained
@@ -34,11 +35,9 @@ class RunOpener:
         trained = load_trained(Path(place))
         if dtype is not None:
             trained.model.to(dtype)
-        values = {
-            "step": trained.step,
-            "edits": [one.name for one in trained.applied],
-            "data": tree(trained.config.data),
-        }
+        edits = [one.name for one in trained.applied]
+        below = [choice.name for config in reversed(_bases(trained)) for choice in config.edits]
+        values = {"step": trained.step, "edits": edits, "base_edits": below, "data": tree(trained.config.data)}
         about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
         return Opened(trained.model, trained.tokenizer, about, partial(folded, trained))
 
@@ -48,11 +47,18 @@ def folded(trained: Trained) -> LanguageModule:
 
     Raises: UsageError where an edit has no such model.
     """
-    model, place = fold_edits(trained.model, trained.applied), trained.config.model.base
-    while place and RunOpener().accepts(place):
-        config = RunFolder.open(Path(place)).read_config()
+    model = fold_edits(trained.model, trained.applied)
+    for config in _bases(trained):
         for choice in reversed(config.edits):
             model = choice.build().fold(model)
-        place = config.model.base
     model.changed()
     return model
+
+
+def _bases(trained: Trained) -> list[RunConfig]:
+    """The configurations of the runs that a run is based on, the nearest first."""
+    found, place = list[RunConfig](), trained.config.model.base
+    while place and RunOpener().accepts(place):
+        found.append(RunFolder.open(Path(place)).read_config())
+        place = found[-1].model.base
+    return found
