@@ -1,5 +1,6 @@
 # make demo: install, train for two minutes, write a report.   make test: the test suite.   make check: lint, types, layers.
 # make fuzz MINUTES=5: damage files and settings at random.   make properties: the property tests on other examples.   make bench-smoke: every bench at its smallest setting.
+# make models: train the reference models of the benches, 19 minutes, once.
 # make dist: sdist and wheel, tried in fresh environments.   On a slow or busy machine: TEST_PATIENCE=5 make test.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -10,7 +11,7 @@ WORKERS ?= auto
 MINUTES ?= 5
 SEED ?=
 
-.PHONY: install demo test test-slow test-gpu check fuzz properties bench bench-smoke evidence evidence-quick docs dist format clean
+.PHONY: install demo test test-slow test-gpu check fuzz properties bench bench-smoke models evidence evidence-quick docs dist format clean
 
 install: $(READY)
 
@@ -56,6 +57,9 @@ bench: $(READY)
 
 bench-smoke: $(READY)
 	$(BIN)/python bench/smoke.py
+
+models: $(READY)
+	$(BIN)/python bench/reference_models.py
 
 dist: $(READY)
 	PYTHON=$(abspath $(BIN))/python .ci/dist

@@ -84,6 +84,7 @@ SMOKES = {
         "--compile none --precision float32 --heavyball-compile none",
         lambda: _packages("heavyball", "pytorch_optimizer"),
     ),
+    "reference_models": Smoke("--quick"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),
     "sync_peers": Smoke("--quick --sides torchft", lambda: _packages("torchft")),
     "ternary_cpu": Smoke(

@@ -82,6 +82,24 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     _sync_directory(path.parent)
 
 
+@contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """Let the block write a temporary file, by its name, and rename it to `path` at the end; on any error the old file stands."""
+    temporary = _temporary(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = _claimed(lambda: os.open(temporary, flags), temporary)
+    try:
+        yield temporary
+        os.fsync(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+    _sync_directory(path.parent)
+
+
 def write_text(path: Path, content: str) -> None:
     """`write_bytes` of UTF-8 text."""
     write_bytes(path, content.encode())

@@ -105,7 +105,7 @@ def run(words: Sequence[str]) -> int:
     opened = open_model(found.place, found.dtype)
     if opened.tokenizer is None:
         raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
-    writer = Writer(opened, opened.tokenizer, [opened.tokenizer.end])
+    writer = Writer(opened, opened.tokenizer, {opened.tokenizer.end, *opened.about.values.get("ends", ())})
     for note in opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
@@ -230,7 +230,7 @@ def _answering(writer: Writer, chats: Sequence[tuple[Message, ...]], place: str)
             raise UsageError(
                 f"the chat has {len(prompt.ids)} tokens, and this model reads {writer.context}: shorten it"
             )
-    return replace(writer, ends=chat.ends()), prompts
+    return replace(writer, ends={*writer.ends, *chat.ends()}), prompts
 
 
 def _count(text: str) -> int:

@@ -25,7 +25,7 @@ from shoestring.model.hf import export
 from shoestring.model.transformer import Transformer
 from shoestring.report.page import write_report
 from shoestring.sync.transport.heartbeat import TIMEOUT
-from shoestring.train.edits import fold_edits
+from shoestring.train.openers.run import folded
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
 from shoestring.train.trained import load_trained
@@ -66,7 +66,7 @@ def _export(folder: RunFolder, console: Screen) -> None:
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
     trained = load_trained(folder.path)
     try:
-        plain = fold_edits(trained.model, trained.applied)
+        plain = folded(trained)
         assert isinstance(plain, Transformer)
         export(plain, folder.tokenizer, target, end=trained.tokenizer.end)
     except UsageError as error:

@@ -44,6 +44,8 @@ def write_tokenizer(
     for place, added in tokenizer.rules.get_added_tokens_decoder().items():
         special = added.special or place == tokenizer.end
         tokens[place], types[place] = added.content, CONTROL if special else USER_DEFINED
+    if "ByteLevel" not in json.dumps(described.get("decoder")):
+        raise UsageError("GGUF holds byte-level tokenizers here, and this one has pieces of text (SentencePiece)")
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
     name = _pattern(described.get("pre_tokenizer"))
     if name is None and merges:
@@ -58,19 +60,36 @@ def write_tokenizer(
     # a list may not be empty: this merge, of what is no part of a word, never happens
     writer.add_token_merges(merges or [f"{tokens[tokenizer.end]} {tokens[tokenizer.end]}"])
     writer.add_eos_token_id(tokenizer.end)
-    writer.add_bos_token_id(tokenizer.end)
-    writer.add_add_bos_token(False)
+    writer.add_bos_token_id(tokenizer.end if tokenizer.begin is None else tokenizer.begin)
+    writer.add_add_bos_token(tokenizer.begin is not None)
 
 
 def _pattern(described: Any) -> str | None:
     """llama.cpp's name for the way a tokenizer.json cuts text, if it has one."""
+    steps = (
+        described.get("pretokenizers", [])
+        if isinstance(described, dict) and described.get("type") == "Sequence"
+        else [described]
+    )
+    found = tuple(name for step in steps if (name := _step(step)) != WHOLE)
+    if found == (DIGITS, "gpt-2"):
+        return "smollm"
+    return found[0] if len(found) == 1 and found[0] != DIGITS else None
+
+
+DIGITS, WHOLE = "digits", ""
+"""Steps of cutting text: each digit alone; and one that cuts nothing."""
+
+
+def _step(described: Any) -> str | None:
+    """What a step of a tokenizer.json's way is called; None for one without a name."""
     if not isinstance(described, dict):
         return None
-    if described.get("type") == "Sequence":
-        names = [name for step in described["pretokenizers"] if (name := _pattern(step)) is not None]
-        return names[0] if len(names) == 1 else None
-    if described.get("type") == "ByteLevel" and described.get("use_regex", True):
-        return "gpt-2"
-    if described.get("type") == "Split" and described.get("behavior") == "Isolated":
+    kind = described.get("type")
+    if kind == "ByteLevel" and not described.get("add_prefix_space", False):
+        return "gpt-2" if described.get("use_regex", True) else WHOLE
+    if kind == "Digits" and described.get("individual_digits"):
+        return DIGITS
+    if kind == "Split" and described.get("behavior") == "Isolated":
         return SPLITS.get(str(described.get("pattern", {}).get("Regex")))
     return None

@@ -7,10 +7,12 @@ import torch
 
 from shoestring.base.opened import About, Opened
 from shoestring.config import tree
+from shoestring.contract.model import LanguageModule
 from shoestring.method import method
+from shoestring.train.config import RunConfig
 from shoestring.train.edits import fold_edits
-from shoestring.train.run_folder import RUN
-from shoestring.train.trained import load_trained
+from shoestring.train.run_folder import RUN, RunFolder
+from shoestring.train.trained import Trained, load_trained
 
 
 @method(
@@ -33,10 +35,30 @@ class RunOpener:
         trained = load_trained(Path(place))
         if dtype is not None:
             trained.model.to(dtype)
-        values = {
-            "step": trained.step,
-            "edits": [one.name for one in trained.applied],
-            "data": tree(trained.config.data),
-        }
+        edits = [one.name for one in trained.applied]
+        below = [choice.name for config in reversed(_bases(trained)) for choice in config.edits]
+        values = {"step": trained.step, "edits": edits, "base_edits": below, "data": tree(trained.config.data)}
         about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
-        return Opened(trained.model, trained.tokenizer, about, partial(fold_edits, trained.model, trained.applied))
+        return Opened(trained.model, trained.tokenizer, about, partial(folded, trained))
+
+
+def folded(trained: Trained) -> LanguageModule:
+    """The model of plain layers that computes the same: the run's edits folded, then those of the runs that it is based on.
+
+    Raises: UsageError where an edit has no such model.
+    """
+    model = fold_edits(trained.model, trained.applied)
+    for config in _bases(trained):
+        for choice in reversed(config.edits):
+            model = choice.build().fold(model)
+    model.changed()
+    return model
+
+
+def _bases(trained: Trained) -> list[RunConfig]:
+    """The configurations of the runs that a run is based on, the nearest first."""
+    found, place = list[RunConfig](), trained.config.model.base
+    while place and RunOpener().accepts(place):
+        found.append(RunFolder.open(Path(place)).read_config())
+        place = found[-1].model.base
+    return found

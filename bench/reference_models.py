@@ -1,0 +1,93 @@
+"""The two small models that benches use, trained once on Python's own standard library and kept in the cache folder.
+
+`make models` trains both: '10m' takes 15 minutes and '1.5m' takes 4, on whatever machine this is. They have one tokenizer. A model
+is kept under the digest of its recipe (recipes/models/) and of the corpus, so a changed recipe is a new model. A training that was
+stopped goes on where it was. --quick trains both on a few thousand tokens, for smoke tests: the shapes are right, the text is not.
+
+In a bench:
+
+    from reference_models import reference_model
+    opened = open_model(str(reference_model("10m")))
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shoestring.budget.machine import cache_folder
+from shoestring.data.corpus import open_corpus
+from shoestring.data.survey import digest
+from shoestring.errors import ShoestringError, did_you_mean
+from shoestring.locks import hold
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "models"
+NAMES = ("10m", "1.5m")
+
+QUICK = (
+    "--budget=4ktok",
+    "--train.batch=2",
+    "--train.heldout_tokens=1024",
+    "--train.sample_tokens=0",
+    "--execution.compile=none",
+    "--execution.attention=flash",
+    "--execution.loss=plain",
+    "--execution.precision=float32",
+)
+"""What makes a model of the same shape at once."""
+
+CORPUS = "python-stdlib"
+
+
+def reference_model(name: str, *, quick: bool = False, say: Callable[[str], None] = print) -> Path:
+    """The folder of the run of a reference model, which is trained first where it is not there yet.
+
+    name: '10m' or '1.5m'.
+    quick: a model of the same shape, hardly trained.
+    say: told what takes long.
+    Raises: ShoestringError where the name is not known, or training fails.
+    """
+    if name not in NAMES:
+        raise ShoestringError(f"no reference model '{name}': {did_you_mean(name, NAMES)}")
+    folder = place(name, quick=quick)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold(folder.parent / f".{folder.name}.lock", wait=f"waiting for who trains {folder.name}", say=say):
+        if not (folder / "summary.json").exists():
+            _train(name, folder, quick, say)
+    return folder
+
+
+def place(name: str, *, quick: bool = False) -> Path:
+    """Where a reference model is kept."""
+    whole = hashlib.sha256((RECIPES / f"{name}.toml").read_bytes())
+    for document in open_corpus(CORPUS).documents(lambda line: None):
+        whole.update(digest(document))
+    whole.update(" ".join(QUICK if quick else []).encode())
+    return cache_folder() / "models" / f"{name}{'-quick' if quick else ''}-{whole.hexdigest()[:16]}"
+
+
+def _train(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> None:
+    begun = (folder / "config.toml").exists()
+    words = ["--resume", str(folder)] if begun else [str(RECIPES / f"{name}.toml"), "--out", str(folder)]
+    if quick and not begun:
+        words += QUICK
+    say(f"{'going on with' if begun else 'training'} the reference model {name} in {folder}")
+    done = subprocess.run([sys.executable, "-m", "shoestring", "train", *words], check=False)
+    if done.returncode:
+        raise ShoestringError(f"training the reference model {name} failed: shoestring train {' '.join(words)}")
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="one of them, default both")
+    parser.add_argument("--quick", action="store_true", help="hardly trained, for smoke tests")
+    options = parser.parse_args(words)
+    for name in options.names or NAMES:
+        print(f"{name}: {reference_model(name, quick=options.quick)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
