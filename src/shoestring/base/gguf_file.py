@@ -222,7 +222,9 @@ def _floats(content: bytes, stored: Stored, rows: int) -> Tensor:
     if stored.type in PLAIN:
         return torch.frombuffer(bytearray(content), dtype=PLAIN[stored.type]).view(rows, -1)
     gguf = package()
-    packed = np.frombuffer(content, np.uint8)[None]  # as one row: the package takes rows in groups of 16, one after the other
+    packed = np.frombuffer(content, np.uint8)[
+        None
+    ]  # as one row: the package takes rows in groups of 16, one after the other
     try:
         with np.errstate(all="ignore"):
             found = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[stored.type])

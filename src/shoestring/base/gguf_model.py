@@ -167,9 +167,10 @@ def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, An
         raise UsageError(f"{metadata.file.path}: {stored.name} has {stored.numbers} numbers, not {head_width // 2}")
     factors = read_tensor(metadata.file, stored.name, torch.float32)
     theta = metadata.number("rope.freq_base", 10000.0)
-    rule = {
+    factor = round(float(factors.max()), 4)
+    rule: dict[str, float | int | bool | str] = {
         "rope_type": "llama3",
-        "factor": round(float(factors.max()), 4),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -179,7 +180,7 @@ def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, An
         for scaling in (None, rule)
     )
     # the sine of one radian and less: the first frequency is 1, and all others are below it
-    if not rule["factor"] >= 1 or not torch.allclose(plain / scaled, factors.double(), rtol=1e-3):
+    if not 1 <= factor < 1e6 or not torch.allclose(plain / scaled, factors.double(), rtol=1e-3):
         raise UsageError(f"{metadata.file.path}: the factors of its rotary frequencies are not by Llama 3's rule")
     return rule
 

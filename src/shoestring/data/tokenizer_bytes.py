@@ -123,9 +123,9 @@ def _table(
     for token, place in vocabulary.items():
         table[place] = _byte_level(token) if kind == "bytes" else _pieces(token, fallback)
     unknown = model.get("unk_token"), model.get("unk_id")
-    for place in (vocabulary.get(unknown[0]) if isinstance(unknown[0], str) else None, unknown[1]):
-        if isinstance(place, int) and 0 <= place < len(table):
-            table[place] = b""
+    for missing in (vocabulary.get(unknown[0]) if isinstance(unknown[0], str) else None, unknown[1]):
+        if isinstance(missing, int) and 0 <= missing < len(table):
+            table[missing] = b""
     caveats = []
     for place, added in rules.get_added_tokens_decoder().items():
         content = added.content.replace(SPACE, " ") if kind != "bytes" and added.normalized else added.content
