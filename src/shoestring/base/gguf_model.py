@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoestring.base.gguf_file import GGUFFile, Stored, package, read_tensor
-from shoestring.errors import UsageError, did_you_mean, printable
+from shoestring.errors import UsageError, did_you_mean, first_line, printable
 from shoestring.model.bridge.family import Family, family_of
 from shoestring.model.bridge.fill import fill
 from shoestring.model.config import ModelConfig
@@ -92,9 +92,15 @@ def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
         raise UsageError(f"{file.path} is of the architecture '{name[:40]}': {did_you_mean(name[:40], ARCHITECTURES)}")
     architecture, metadata = ARCHITECTURES[name], Metadata(file, name)
     family = family_of(architecture.model_type)
-    config = family.config(_theirs(architecture, metadata))
+    try:
+        config = family.config(_theirs(architecture, metadata))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{file.path}: its sizes make no {architecture.model_type} model: {first_line(error)}") from None
     names = _names(family, config, file, name)
-    return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)
+    try:
+        return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)
+    except UsageError as error:
+        raise UsageError(f"{file.path}: {error}") from None
 
 
 def _theirs(architecture: Architecture, metadata: Metadata) -> Any:

@@ -19,8 +19,12 @@ LEFT_OUT = re.compile(
 MOST_CONTEXT = 1 << 21
 """Tokens of a context: the tables of positions have a row for each."""
 
-_COUNTS = re.compile(r"(num|n)_.*(layer|expert|block|head|group)s?|n_layer|n_head|.*_layers|.*_heads|.*_experts")
+_LAYERS = re.compile(r"(num_(hidden_|decoder_|encoder_)?|n_)layers?")
+_COUNTS = re.compile(r"(num|n)_.*|.*_(layers|heads|experts|blocks|groups)")
 """Keys of numbers of which a model is built part by part."""
+
+MOST_PARTS = 1 << 14
+"""Parts other than layers, at most."""
 
 
 def read_values(folder: Path) -> dict[str, Any]:
@@ -88,8 +92,8 @@ def _refuse_sizes(path: Path, value: Any, most: int) -> None:
     elif isinstance(value, dict):
         for key, inner in value.items():
             if isinstance(inner, int | float) and not isinstance(inner, bool):
-                counts = _COUNTS.fullmatch(str(key)) is not None
-                limit = max(most, 4096) if counts and "layer" not in key else most if counts else 1 << 40
+                of_layers, of_parts = (pattern.fullmatch(str(key)) for pattern in (_LAYERS, _COUNTS))
+                limit = most if of_layers else MOST_PARTS if of_parts else 1 << 40
                 if not abs(inner) <= limit:
                     raise UsageError(f"{path}: {_short(key)} = {_short(inner)}, which its weights cannot be")
             _refuse_sizes(path, inner, most)

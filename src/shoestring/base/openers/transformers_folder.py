@@ -9,14 +9,17 @@ from shoestring.base.opened import About, Opened
 from shoestring.base.safetensors_files import Stored, common_type, outline, tensors, weight_files
 from shoestring.base.stock_model import open_stock_model
 from shoestring.base.transformers_config import CONFIG, read_config
+from shoestring.contract.batch import Inputs
 from shoestring.contract.model import LanguageModel
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.digests import digest_of
 from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.json_files import NotJson, parse_json, read_json
 from shoestring.method import method
-from shoestring.model.bridge.family import families
+from shoestring.model.bridge.family import Family, families
 from shoestring.model.bridge.fill import fill
+from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
 
 
@@ -72,9 +75,33 @@ def _model(
         except Exception as error:  # a value of another type than the bridge expects
             raise UsageError(f"{folder}: its configuration makes no model: {first_line(error)}") from None
         else:
-            return fill(ours, family, tensors(stored), dtype).eval(), ()
+            return _filled(folder, ours, family, stored, dtype), ()
     wrapped = Wrapped(open_stock_model(folder, config, stored, dtype))
+    _refuse_other_logits(folder, wrapped)
     return wrapped, (f"transformers' own class computes: {reason}",)
+
+
+def _filled(
+    folder: Path, config: ModelConfig, family: Family, stored: dict[str, Stored], dtype: torch.dtype
+) -> Transformer:
+    try:
+        return fill(config, family, tensors(stored), dtype).eval()
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from None
+
+
+@torch.no_grad()
+def _refuse_other_logits(folder: Path, wrapped: Wrapped) -> None:
+    """Raises: UsageError where the class computes something else when its layers and its head are asked one after the other."""
+    ids = torch.arange(min(4, wrapped.about.vocabulary, wrapped.about.context))[None]
+    try:
+        one, other = wrapped.stock(ids).logits.float(), wrapped.read(Inputs(ids)).logits().float()
+    except UsageError:
+        raise
+    except Exception as error:  # whatever its class says of foreign sizes
+        raise UsageError(f"{folder} makes no {wrapped.config.model_type} model: {first_line(error)}") from None
+    if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
+        raise UsageError(f"{folder}: a {wrapped.config.model_type} model computes its head in a way that is not supported")
 
 
 def _ends(folder: Path, config: Any) -> list[int]:
