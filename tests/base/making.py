@@ -17,7 +17,7 @@ try:
 except ImportError:
     gguf = None
 
-VOCABULARY, CONTEXT = 320, 64
+VOCABULARY, CONTEXT = 512, 64
 
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -22,7 +22,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bpe": ("bpe", {}),
     "unigram": ("unigram", {}),
     "no space before": ("bpe", {"add_dummy_prefix": False}),
-    "symbols of the user": ("bpe", {"user_defined_symbols": ["<tool>", "  "]}),
+    "symbols of the user": ("bpe", {"user_defined_symbols": ["<tool>", SPACE * 2]}),
 }
 
 
@@ -226,6 +226,7 @@ def test_what_text_may_lose_is_said(tmp_path: Path) -> None:
     )
     rules = pieces("never")
     rules.model = models.BPE(vocab={"a": 0, "<unk>": 1, "</s>": 2}, merges=[], unk_token="<unk>")
+    (tmp_path / "tokenizer_config.json").unlink()
     rules.save(str(tmp_path / "tokenizer.json"))
     ours = TextTokenizer.load(tmp_path)
     assert "read as the unknown token" in ours.caveats[-1]

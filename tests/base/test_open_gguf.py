@@ -340,7 +340,8 @@ def test_an_unknown_way_to_cut_text_is_said(tmp_path: Path) -> None:
 
 
 def test_a_sentencepiece_tokenizer_is_transformers(tmp_path: Path) -> None:
-    processor = tokenizer_model(tmp_path, "bpe", ["été", TEXT, Path(making.__file__).read_text()], 300)
+    (tmp_path / "pieces").mkdir()
+    processor = tokenizer_model(tmp_path / "pieces", "bpe", ["été", TEXT, Path(making.__file__).read_text()], 400)
     count = processor.get_piece_size()
     kinds = {"is_unknown": 2, "is_control": 3, "is_unused": 5, "is_byte": 6}
     types = [next((kind for name, kind in kinds.items() if getattr(processor, name)(i)), 1) for i in range(count)]
@@ -357,5 +358,7 @@ def test_a_sentencepiece_tokenizer_is_transformers(tmp_path: Path) -> None:
     assert opened.tokenizer is not None, opened.about.notes
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf")
     for text in (TEXT, "a", "words\nand words", "é" * 5):
-        assert opened.tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False) == processor.encode(text)
+        found = opened.tokenizer.encode(text)
+        assert found == processor.encode(text)
+        assert found == theirs.encode(text, add_special_tokens=False)
     assert (opened.tokenizer.begin, opened.tokenizer.end) == (1, 2)
