@@ -20,7 +20,7 @@ MOST_CONTEXT = 1 << 21
 """Tokens of a context: the tables of positions have a row for each."""
 
 _LAYERS = re.compile(r"(num_(hidden_|decoder_|encoder_)?|n_)layers?")
-_COUNTS = re.compile(r"(num|n)_.*|.*_(layers|heads|experts|blocks|groups)")
+_COUNTS = re.compile(r"(num|n)_.*(layer|head|expert|block|group).*|.*_(layers|heads|experts|blocks|groups)")
 """Keys of numbers of which a model is built part by part."""
 
 MOST_PARTS = 1 << 14
