@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shoestring.base.gguf_file import GGUFFile, Stored, package, read_tensor
-from shoestring.errors import UsageError, did_you_mean, printable
+from shoestring.errors import UsageError, did_you_mean, first_line, printable
 from shoestring.model.bridge.family import Family, family_of
 from shoestring.model.bridge.fill import fill
 from shoestring.model.config import ModelConfig
@@ -92,9 +92,15 @@ def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
         raise UsageError(f"{file.path} is of the architecture '{name[:40]}': {did_you_mean(name[:40], ARCHITECTURES)}")
     architecture, metadata = ARCHITECTURES[name], Metadata(file, name)
     family = family_of(architecture.model_type)
-    config = family.config(_theirs(architecture, metadata))
+    try:
+        config = family.config(_theirs(architecture, metadata))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"{file.path}: its sizes make no {architecture.model_type} model: {first_line(error)}") from None
     names = _names(family, config, file, name)
-    return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)
+    try:
+        return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)
+    except UsageError as error:
+        raise UsageError(f"{file.path}: {error}") from None
 
 
 def _theirs(architecture: Architecture, metadata: Metadata) -> Any:
@@ -167,9 +173,10 @@ def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, An
         raise UsageError(f"{metadata.file.path}: {stored.name} has {stored.numbers} numbers, not {head_width // 2}")
     factors = read_tensor(metadata.file, stored.name, torch.float32)
     theta = metadata.number("rope.freq_base", 10000.0)
-    rule = {
+    factor = round(float(factors.max()), 4)
+    rule: dict[str, float | int | bool | str] = {
         "rope_type": "llama3",
-        "factor": round(float(factors.max()), 4),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -179,7 +186,7 @@ def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, An
         for scaling in (None, rule)
     )
     # the sine of one radian and less: the first frequency is 1, and all others are below it
-    if not rule["factor"] >= 1 or not torch.allclose(plain / scaled, factors.double(), rtol=1e-3):
+    if not 1 <= factor < 1e6 or not torch.allclose(plain / scaled, factors.double(), rtol=1e-3):
         raise UsageError(f"{metadata.file.path}: the factors of its rotary frequencies are not by Llama 3's rule")
     return rule
 

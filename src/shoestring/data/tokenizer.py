@@ -121,7 +121,7 @@ class TextTokenizer:
 
     @property
     def prefix(self) -> int:
-        return len(self._spelling.prefix)
+        return self._spelling.extra
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -154,7 +154,7 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids: special tokens are empty, bytes that are not UTF-8 become U+FFFD."""
         text = b"".join(self.token_bytes[token] for token in ids).decode(errors="replace")
-        return text.removeprefix(self._spelling.prefix)
+        return text.removeprefix(" ") if self.prefix else text
 
     def token(self, place: int) -> str:
         """How an id is written."""

@@ -4,6 +4,7 @@ Two spellings are known. A byte-level vocabulary (GPT-2, Llama 3, Qwen, SmolLM) 
 of SentencePiece (Llama 2, Mistral, Gemma) writes text as it is, a space as U+2581, and bytes of other characters as <0xNN>.
 """
 
+import copy
 import json
 import re
 from collections.abc import Iterator
@@ -41,12 +42,14 @@ class Spelling(NamedTuple):
     table: the bytes of each id; none for special tokens, and for ids that are not used.
     rules: the tokenizer, changed so that its tokens are the text, and nothing else: no space is put before it.
     prefix: the text that is to be put before each text, so that the tokens are those of the original: one space, or nothing.
+    extra: bytes that the tokens of each text have beside its own: those of a space before it, whoever puts it there.
     caveats: a line each for text whose tokens do not stand for just its bytes.
     """
 
     table: tuple[bytes, ...]
     rules: tokenizers.Tokenizer
     prefix: str
+    extra: int
     caveats: tuple[str, ...]
 
 
@@ -63,11 +66,14 @@ def spelling(rules: tokenizers.Tokenizer, end: int) -> Spelling:
     for step in _steps(described["pre_tokenizer"], "pretokenizers"):
         if step["type"] not in KEEP_TEXT or step.get("behavior") == "Removed":
             raise UsageError(f"it loses text: its pre-tokenizer {step['type']} removes white space, or what it cuts at")
-    prefix, drops = _without_prefix(described), model.pop("dropout", None)  # which would make ids a matter of chance
+    strips = any(step["type"] == "Strip" for step in _steps(described["normalizer"], "normalizers"))
+    extra = len(_without_prefix(copy.deepcopy(described)))
+    prefix = "" if strips else _without_prefix(described)  # where ends are stripped, a space before the text would be, too
+    drops = model.pop("dropout", None)  # which would make ids a matter of chance
     changed = tokenizers.Tokenizer.from_str(json.dumps(described)) if prefix or drops else rules
     changed.encode_special_tokens = True
     table, caveats = _table(rules, described, kind, end)
-    return Spelling(table, changed, prefix, caveats)
+    return Spelling(table, changed, prefix, extra, caveats)
 
 
 def _kind(described: dict[str, Any]) -> str:
@@ -123,9 +129,9 @@ def _table(
     for token, place in vocabulary.items():
         table[place] = _byte_level(token) if kind == "bytes" else _pieces(token, fallback)
     unknown = model.get("unk_token"), model.get("unk_id")
-    for place in (vocabulary.get(unknown[0]) if isinstance(unknown[0], str) else None, unknown[1]):
-        if isinstance(place, int) and 0 <= place < len(table):
-            table[place] = b""
+    for missing in (vocabulary.get(unknown[0]) if isinstance(unknown[0], str) else None, unknown[1]):
+        if isinstance(missing, int) and 0 <= missing < len(table):
+            table[missing] = b""
     caveats = []
     for place, added in rules.get_added_tokens_decoder().items():
         content = added.content.replace(SPACE, " ") if kind != "bytes" and added.normalized else added.content

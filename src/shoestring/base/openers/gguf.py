@@ -36,13 +36,14 @@ class GGUFOpener:
         model = open_gguf_model(file, dtype or _stored(file)).eval()
         tokenizer, notes = _tokenizer(file, model.about.vocabulary)
         template, name = file.metadata.get("tokenizer.chat_template"), file.metadata.get("general.name")
+        types = sorted({one.type for one in file.tensors.values()})
         values = {
             "architecture": str(file.metadata["general.architecture"]),
-            "types": sorted({one.type for one in file.tensors.values()}),
+            "types": types,
             "ends": ends_of(file.metadata),
             "name": name if isinstance(name, str) else None,
         }
-        if quantised := [one for one in values["types"] if one not in PLAIN]:
+        if quantised := [one for one in types if one not in PLAIN]:
             notes = (f"its matrices were rounded to {', '.join(quantised)} before: they are plain numbers here", *notes)
         about = About(
             str(Path(place).absolute()),
