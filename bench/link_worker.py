@@ -40,7 +40,7 @@ from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
-from shoestring.train.company import Worker
+from shoestring.train.company import Company, CompanyOfOne, Worker
 from shoestring.train.config import RunConfig
 from shoestring.train.participation import join_workers
 from shoestring.train.vote import Vote
@@ -84,12 +84,14 @@ def data_parallel(parts: Parts) -> Worker:
     return stepper
 
 
-def take(parts: Parts, steps: Worker, first: int, count: int, total: int, sequences: int) -> list[float]:
+def take(
+    parts: Parts, steps: Worker, company: Company, first: int, count: int, total: int, sequences: int
+) -> list[float]:
     """When each of the steps first .. first + count - 1 of `total` ended."""
     ended = []
     for step in range(first, first + count):
         batch = parts.source.batch(step * sequences, sequences)
-        steps.decide(step, Vote(left=total - step))
+        company.decide(step, Vote(left=total - step))
         steps.gradients(batch, At(step))
         steps.apply(parts.schedule(step / total))
         ended.append(time.monotonic())
@@ -103,19 +105,22 @@ def train(specification: dict[str, Any], transport: Transport) -> dict[str, Any]
     total, count, batch = specification["total"], specification["steps"], config.train.batch
     parts = assemble(config, dataset, transport.rank)
     warm = assemble(config, dataset, transport.rank)
-    ledger, steps, team = Ledger(None), data_parallel(parts) if specification["ddp"] else parts.stepper, None
+    ledger, team = Ledger(None), None
+    steps: Worker = data_parallel(parts) if specification["ddp"] else parts.stepper
+    company: Company = CompanyOfOne(parts.stepper)
     if specification["ddp"]:
         # DDP settles its buckets in its first steps: they are taken with it, and the model is still the same one
-        take(parts, steps, 0, WARM, total, batch)
+        take(parts, steps, company, 0, WARM, total, batch)
     else:
-        take(warm, warm.stepper, 0, WARM, total, batch)
+        take(warm, warm.stepper, CompanyOfOne(warm.stepper), 0, WARM, total, batch)
         team = join_workers(config, parts, ledger, transport, print)
-        steps = team or steps
+        if team is not None:
+            steps, company = team, team
     all_gather(transport, None, number=BEGIN)
     counted, traffic = read_counters(INTERFACE), asdict(transport.traffic)
     began, taken = time.monotonic(), time.process_time()
-    ended = take(parts, steps, WARM if specification["ddp"] else 0, count, total + WARM, batch)
-    steps.conclude()
+    ended = take(parts, steps, company, WARM if specification["ddp"] else 0, count, total + WARM, batch)
+    company.conclude()
     concluded, taken = time.monotonic(), time.process_time() - taken
     kernel = read_counters(INTERFACE).since(counted)
     own = {name: getattr(transport.traffic, name) - traffic[name] for name in ("sent", "received")}

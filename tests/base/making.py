@@ -11,7 +11,6 @@ import torch
 import transformers
 from torch import Tensor
 
-gguf: Any
 try:
     import gguf
 except ImportError:

@@ -162,7 +162,7 @@ def test_an_exported_folder_of_another_family_loads_with_its_scales(bias: str, t
 
 def test_a_changed_layer_is_not_exported_as_if_it_were_plain() -> None:
     model = trained()
-    torch.nn.utils.parametrizations.weight_norm(model.blocks[0].channel_mixer.output)
+    torch.nn.utils.parametrizations.weight_norm(model.get_submodule("blocks.0.channel_mixer.output"))
     with pytest.raises(UsageError, match=r"blocks\.0\.channel_mixer\.output.* fold what was changed"):
         to_transformers(model)
     with pytest.raises(UsageError, match="a mistral model cannot hold this one: queries and keys are not normalised"):

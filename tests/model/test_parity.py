@@ -1,6 +1,7 @@
 """Every family with a bridge, and models that are wrapped, against transformers itself: tiny random models in float32."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,9 +75,23 @@ WRAPPED: dict[str, tuple[str, dict[str, Any]]] = {
 CASES = {**NATIVE, **{f"wrapped {name}": case for name, case in WRAPPED.items()}}
 
 
+def named(name: str, text: str) -> str:
+    """What is wrong, with what it is wrong of."""
+    return f"{name}: {text}"
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
+    """The gradient, which is there."""
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def stock(kind: str, more: dict[str, Any]) -> Any:
     """A random model of transformers, every vector of it away from where it starts."""
-    sizes = {"gpt_neox": NEOX, "gpt2": {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None}}
+    sizes: dict[str, dict[str, Any]] = {
+        "gpt_neox": NEOX,
+        "gpt2": {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None},
+    }
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**sizes.get(kind, SIZES), **more})
     made = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -190,16 +205,14 @@ def test_the_gradients_of_the_loss(pair: tuple[Any, Any]) -> None:
     wanted = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     if isinstance(ours, Transformer):
         found = {
-            name: taken(ours.get_parameter(place.name).grad, place)
+            name: taken(gradient_of(ours.get_parameter(place.name)), place)
             for name, place in family_of(theirs.config.model_type).places(ours.config).items()
         }
     else:
         found = {name: parameter.grad for name, parameter in ours.stock.named_parameters()}
     assert set(found) == set(wanted)
     for name, gradient in found.items():
-        torch.testing.assert_close(
-            gradient, wanted[name], atol=1e-5, rtol=1e-3, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-3, msg=partial(named, name))
 
 
 @pytest.mark.parametrize("name", NATIVE)

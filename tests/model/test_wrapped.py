@@ -98,7 +98,7 @@ def test_it_trains_by_the_stepper_and_without_dropout() -> None:
     made = Wrapped(stock("gpt2", {**WRAPPED["gpt2"][1], **dropout})).train()
     optimiser = partition(made, Choice.of("optim", "adamw", lr=1e-2)).build()
     stepper = Stepper(
-        made,  # type: ignore[arg-type]
+        made,
         NextToken(plain),
         optimiser,
         device="cpu",
@@ -152,6 +152,7 @@ class Sparse(ContiguousLayer):
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, values, visible = super().append(keys, values)
+        assert self._coming is not None
         queries, places = self._coming.positions, torch.arange(keys.shape[2])
         causal = places <= queries[:, :, None]
         heads = torch.arange(keys.shape[1])[:, None, None]

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.budget.machine import probe
-from tests.model.test_model_flops import CPU_ATTENTION
+from tests.flop_counting import CPU_ATTENTION
 from tests.train.command import TINY
 from tests.train.command import shoestring_here as shoestring
 

@@ -123,7 +123,7 @@ def test_several_rows_and_tokens_go_module_by_module() -> None:
         ({"norm": "layernorm"}, "LayerNorm, where it knows RMSNorm"),
     ],
 )
-def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same(shape: dict[str, object], reason: str) -> None:
+def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same(shape: dict[str, Any], reason: str) -> None:
     model = packed(**shape)
     assert model.decoder == f"blocks.0 has {reason.replace('it knows', 'the native decoder knows')}"
     found = decoded(model)
