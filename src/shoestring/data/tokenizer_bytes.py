@@ -68,7 +68,9 @@ def spelling(rules: tokenizers.Tokenizer, end: int) -> Spelling:
             raise UsageError(f"it loses text: its pre-tokenizer {step['type']} removes white space, or what it cuts at")
     strips = any(step["type"] == "Strip" for step in _steps(described["normalizer"], "normalizers"))
     extra = len(_without_prefix(copy.deepcopy(described)))
-    prefix = "" if strips else _without_prefix(described)  # where ends are stripped, a space before the text would be, too
+    prefix = (
+        "" if strips else _without_prefix(described)
+    )  # where ends are stripped, a space before the text would be, too
     drops = model.pop("dropout", None)  # which would make ids a matter of chance
     changed = tokenizers.Tokenizer.from_str(json.dumps(described)) if prefix or drops else rules
     changed.encode_special_tokens = True

@@ -33,7 +33,10 @@ WORDS, SHORTEST = 8, 4
 
 @dataclass(frozen=True)
 class Conducted:
-    """stopped: 'finished' or 'interrupted'. signal: what interrupted. summary: as in summary.json, empty before the end."""
+    """stopped: 'finished' or 'interrupted'.
+    signal: what interrupted.
+    summary: as in summary.json, empty before the end.
+    """
 
     stopped: str
     signal: int | None

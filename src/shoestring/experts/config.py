@@ -22,14 +22,16 @@ class ExpertsConfig:
     """Experts of the clusters of a corpus, branched from seed models, all on the one budget of `run`.
 
     run: what the runs have in common; its budget is that of all of them together (seconds as if one followed another).
-    count: how many experts. sizes: of the experts, as 'LAYERSxWIDTH' or 'LAYERSxWIDTHxHIDDEN', one each or one for all;
-    none is the model of `run`. The larger sizes go to the harder clusters. allocate: how what is left of the budget is
-    divided; 'tokens': each expert is trained on as many, so a larger one spends more; 'equal': each spends the same;
-    'difficulty': as 'tokens', but from 1 - spread times the mean for the easiest cluster to 1 + spread for the hardest.
-    difficulty: of each cluster, by number; none is given: the loss of the smallest seed model on it. seed_share: of the
-    budget, for the seed models; 0: experts begin from first weights of their own. dense: one model trained on
-    everything with as much budget again, to compare with. parallel: runs at a time, each in a process of its own (1:
-    one after another in this one).
+    count: how many experts.
+    sizes: of the experts, as 'LAYERSxWIDTH' or 'LAYERSxWIDTHxHIDDEN', one each or one for all; none is the model of
+    `run`. The larger sizes go to the harder clusters.
+    allocate: how what is left of the budget is divided; 'tokens': each expert is trained on as many, so a larger one
+    spends more; 'equal': each spends the same; 'difficulty': as 'tokens', but from 1 - spread times the mean for the
+    easiest cluster to 1 + spread for the hardest.
+    difficulty: of each cluster, by number; none is given: the loss of the smallest seed model on it.
+    seed_share: of the budget, for the seed models; 0: experts begin from first weights of their own.
+    dense: one model trained on everything with as much budget again, to compare with.
+    parallel: runs at a time, each in a process of its own (1: one after another in this one).
 
     temperature, top_k, every: of the ensemble by cluster distance (`decode.expert_weights`). Raises: ValueError where the parts
     do not go together.

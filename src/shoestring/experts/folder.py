@@ -26,8 +26,15 @@ EXPERTS = Kind(begins_with="experts.toml")
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert as it was decided. cluster: its number. size: of its model. budget: of its run. difficulty: of its cluster,
-    where anything hung on it. tokens, documents: of its cluster. words: that tell the cluster from the others."""
+    """One expert as it was decided.
+
+    cluster: its number.
+    size: of its model.
+    budget: of its run.
+    difficulty: of its cluster, where anything hung on it.
+    tokens, documents: of its cluster.
+    words: that tell the cluster from the others.
+    """
 
     name: str
     cluster: int

@@ -46,8 +46,11 @@ DIFFICULTY_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Text:
-    """Windows to judge on, [N, T] each. domains: the cluster of the document each target is in, to report by; nothing else
-    looks at it. lengths: bytes of each target, 0 where it does not count."""
+    """Windows to judge on, [N, T] each.
+
+    domains: the cluster of the document each target is in, to report by; nothing else looks at it.
+    lengths: bytes of each target, 0 where it does not count.
+    """
 
     batch: Batch
     domains: np.ndarray
@@ -90,7 +93,10 @@ class Judge:
         self.text, self.experts, self.pass_flops, self.names = text, experts, list(pass_flops), list(names)
 
     def figures(self, log_probabilities: Tensor, flops: int) -> dict[str, Any]:
-        """The loss in all and by domain. flops: operations for all windows."""
+        """The loss in all and by domain.
+
+        flops: operations for all windows.
+        """
         counted, nats = self.text.counted(), -log_probabilities.double().numpy()
         targets = int(counted.sum())
         domains = {}
@@ -108,7 +114,10 @@ class Judge:
         }
 
     def ensemble(self, weigher: Weigher, choosing_flops: int = 0) -> dict[str, Any]:
-        """The figures of the mixture. choosing_flops: operations that the weights take in all windows."""
+        """The figures of the mixture.
+
+        choosing_flops: operations that the weights take in all windows.
+        """
         likelihood = likelihood_of_inputs(self.experts) if weigher.needs_likelihood else None
         weights = weigher(self.text.batch.inputs.values, likelihood)
         asked = (weights > 0).any(dim=1)
@@ -137,8 +146,10 @@ def judge(
     members: Sequence[Expert],
     spent: Totals,
 ) -> dict[str, Any]:
-    """Every way to use the experts, on the held-out text of all domains; see `CHOICE` for what they are chosen by. spent: what
-    training took."""
+    """Every way to use the experts, on the held-out text of all domains; see `CHOICE` for what they are chosen by.
+
+    spent: what training took.
+    """
     with folder.work("evaluate", JUDGING) as ledger:
         text = heldout_text(config, dataset, clustering)
         arms = _arms(folder, config, clustering, members, text, ledger)

@@ -106,8 +106,10 @@ def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "an
 
 
 def settle_run(transport: Transport, mine: tuple[Path, RunConfig] | None) -> tuple[Path, RunConfig]:
-    """The run's folder and its resolved configuration, which the leader decides. mine: the leader's; None at any other
-    worker."""
+    """The run's folder and its resolved configuration, which the leader decides.
+
+    mine: the leader's; None at any other worker.
+    """
     content: Any = None
     if mine is not None:
         path, config = mine

@@ -147,7 +147,10 @@ class Elastic:
             return Ended(folder, host_run(config, dataset, folder, watch, self.hosting))
 
     def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
-        """As `Way.resume`. step: must be None."""
+        """As `Way.resume`.
+
+        step: must be None.
+        """
         require_torchft()
         if step is not None:
             raise UsageError(

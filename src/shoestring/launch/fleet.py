@@ -27,8 +27,14 @@ Say = Callable[[str], None]
 
 
 class Fleet:
-    """names: of the workers, each of which keeps its part of the run in RUN/workers/NAME, what it writes in output.txt
-    there. restart: start a worker again that has died. On Linux they die with the thread that starts them."""
+    """The workers of this machine. On Linux they die with the thread that starts them.
+
+    host: of the run.
+    names: of the workers: each keeps its part of the run in RUN/workers/NAME, and what it writes in output.txt there.
+    restart: start a worker again that has died.
+    since: the monotonic clock when the run was asked for.
+    say: takes a line for people.
+    """
 
     def __init__(self, host: Host, names: Sequence[str], *, restart: bool, since: float, say: Say) -> None:
         self.host, self.names, self.restart, self.since, self.say = host, list(names), restart, since, say
@@ -40,7 +46,11 @@ class Fleet:
         return self.host.folder.path / "workers" / name
 
     def start(self, name: str, *, again: bool = False, through: str = "") -> subprocess.Popen[bytes]:
-        """Start a worker. again: it comes to a run that goes on. through: the address it is given, '' for the listener's own."""
+        """Start a worker.
+
+        again: it comes to a run that goes on.
+        through: the address it is given, '' for the listener's own.
+        """
         folder = self.folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         place = self.names.index(name) if name in self.names else 0
@@ -75,7 +85,9 @@ class Fleet:
         return said[-1].removeprefix("shoestring: ") if said else ""
 
     def watch(self, tick: Callable[[], None]) -> int:
-        """Start all and wait for the run's end. Returns 0, or 128 + n where it was stopped by signal n. tick: called often.
+        """Start all and wait for the run's end. Returns 0, or 128 + n where it was stopped by signal n.
+
+        tick: called often.
 
         Raises: ShoestringError where all workers of this machine have ended and the run has not.
         """

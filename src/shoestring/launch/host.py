@@ -90,7 +90,9 @@ def token_of(folder: Path) -> str:
 class Host:
     """The lighthouse, store and listener of a run; a context manager.
 
-    listen: the address of the listener, port 0 for any that is free.
+    config, dataset: of the run: workers must have the same.
+    folder: of the run; its token is kept there.
+    listen: (host, port) of the listener; port 0: any that is free.
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, listen: tuple[str, int]) -> None:

@@ -41,7 +41,11 @@ os.execvp(command[0], command)
 
 
 class WorkerFailed(ShoestringError):
-    """A worker ended before its work was done. rank: which. exit_status: the worker's own, 1 where a signal ended it."""
+    """A worker ended before its work was done.
+
+    rank: which.
+    exit_status: the worker's own, 1 where a signal ended it.
+    """
 
     def __init__(self, rank: int, status: int, said: str) -> None:
         self.rank = rank
@@ -89,13 +93,16 @@ def launch(
 ) -> "StartedWorkers":
     """Start `workers` processes of a command (`[sys.executable, "-m", "shoestring", ...]`) on this machine.
 
-    Each finds itself as under torchrun (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT), with the
-    run's token in its environment, a new one unless there is one there already, and its share of the cores (all this
-    process may use, unless given) as its affinity, on Linux, and as OMP_NUM_THREADS. The store they meet in lives here, as
-    torchrun's does in its agent. environment: laid over this process's own.
-    Worker 0 writes to this process's output and errors; what worker r writes goes to `outputs`/worker-r.txt.
+    Each finds the variables of torchrun (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). The
+    rendezvous store lives in this process. The run's token is in the environment: a new one, unless there is one already.
     A worker leads a session of its own: a Ctrl-C at the terminal reaches it once, through `StartedWorkers.wait`. On Linux
     workers die with the thread that calls this: it must live as long as they should.
+
+    command: its words.
+    workers: how many.
+    outputs: a folder: what worker r writes goes to worker-r.txt there; worker 0 writes to this process's output and errors.
+    cores: that the workers share, near-equally (their affinity, on Linux, and OMP_NUM_THREADS); None: all of this process.
+    environment: laid over this process's own.
 
     Raises: UsageError where there is nothing to start; OSError where the system cannot.
     """

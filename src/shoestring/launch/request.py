@@ -132,8 +132,11 @@ def planned(
     paces: Paces | None = None,
     shape: Tree | None = None,
 ) -> tuple[Plan, RunConfig]:
-    """The plan for what the request leaves open, and the complete configuration. paces: what was measured. shape: of the
-    model, where it is settled although the request leaves it open."""
+    """The plan for what the request leaves open, and the complete configuration.
+
+    paces: what was measured.
+    shape: of the model, where it is settled although the request leaves it open.
+    """
     memory = request.asked.get("memory")
     made = plan(
         request.budget,

@@ -35,7 +35,11 @@ _FOLDER = re.compile(r"step-(\d{8,18})")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything a run needs to go on exactly. model, optimizer: tensors by name. state: JSON values."""
+    """Everything a run needs to go on exactly.
+
+    model, optimizer: tensors by name.
+    state: JSON values.
+    """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]

@@ -84,7 +84,10 @@ def spent_before(config: RunConfig) -> dict[str, float]:
 def summary(
     config: RunConfig, model: LanguageModule, steps: int, ledger: Ledger, stopped: str, processes: int = 1
 ) -> dict[str, Any]:
-    """The run in figures, as summary.json holds it. processes: that train it, each of which spends as much as this one."""
+    """The run in figures, as summary.json holds it.
+
+    processes: that train it, each of which spends as much as this one.
+    """
     totals = ledger.totals
     compute = totals.seconds.get("compute", 0.0)
     spent = config.budget.share(processes).spent(totals)

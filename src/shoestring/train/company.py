@@ -38,7 +38,10 @@ class Worker(Protocol):
         ...
 
     def apply(self, learning_rate_factor: float) -> None:
-        """Step on the gradient. learning_rate_factor: on every learning rate."""
+        """Step on the gradient.
+
+        learning_rate_factor: on every learning rate.
+        """
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -90,7 +93,10 @@ class Company(Protocol):
         ...
 
     def summary(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """What summary.json says of the workers. own: what it says of this process; what is returned is laid over it."""
+        """What summary.json says of the workers.
+
+        own: what it says of this process; what is returned is laid over it.
+        """
         ...
 
     def evaluation_weights(self) -> AbstractContextManager[None]:

@@ -26,12 +26,19 @@ Seconds = Annotated[float, Interval(gt=0, le=1e9)]
 class TrainConfig:
     """How the loop runs. Shares are of the budget.
 
-    batch: sequences a step. micro_batch: sequences at once (None: the whole batch); gradients add up over them.
-    gradient_clip: largest gradient norm. warmup: share over which the learning rate rises from zero.
-    evaluate_every: share between two held-out evaluations. heldout_tokens: targets in each of them, at most.
-    checkpoint_every: seconds. keep: checkpoints kept. noise_scale_every: steps between two measurements of the gradient
-    noise scale, which take a step of several micro-batches; 0: never. sample: prompt of the text drawn at the end;
-    None: the corpus's own ('def main(' of python-stdlib), or the first words of a held-out document. sample_tokens: its length.
+    batch: sequences a step.
+    micro_batch: sequences at once (None: the whole batch); gradients add up over them.
+    gradient_clip: largest gradient norm.
+    warmup: share over which the learning rate rises from zero.
+    evaluate_every: share between two held-out evaluations.
+    heldout_tokens: targets in each of them, at most.
+    checkpoint_every: seconds.
+    keep: checkpoints kept.
+    noise_scale_every: steps between two measurements of the gradient noise scale, which take a step of several
+    micro-batches; 0: never.
+    sample: prompt of the text drawn at the end; None: the corpus's own ('def main(' of python-stdlib), or the first
+    words of a held-out document.
+    sample_tokens: its length.
     spike: a smoothed loss this many nats above its lowest stops the run.
     """
 
@@ -79,9 +86,13 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class StartConfig:
-    """Where the first weights are from. run: the folder of an earlier run of the same model and tokenizer; '' draws them
-    anew. step: of its checkpoint; None is the newest. optimizer: take the optimiser's state along; learning rates,
-    weight decay, betas and epsilon are those of the new run all the same."""
+    """Where the first weights are from.
+
+    run: the folder of an earlier run of the same model and tokenizer; '' draws them anew.
+    step: of its checkpoint; None is the newest.
+    optimizer: take the optimiser's state along; learning rates, weight decay, betas and epsilon are those of the new
+    run all the same.
+    """
 
     run: str = ""
     step: Count | None = None
@@ -96,10 +107,11 @@ class StartConfig:
 class ElasticConfig:
     """How long workers that come and go (transport = 'torchft') wait for each other, in seconds.
 
-    silence: without a sign of life, until a worker counts as dead. exchange: that an exchange, a vote or the transfer of the
-    run's state may take. stragglers: that those who are ready for a round wait for those who are alive and still busy; it
-    must exceed what their steps differ by, and what a held-out evaluation takes. patience: until a worker that finds no round
-    to take part in gives up.
+    silence: without a sign of life, until a worker counts as dead.
+    exchange: that an exchange, a vote or the transfer of the run's state may take.
+    stragglers: that those who are ready for a round wait for those who are alive and still busy; it must exceed what
+    their steps differ by, and what a held-out evaluation takes.
+    patience: until a worker that finds no round to take part in gives up.
     """
 
     silence: Seconds = 5.0
@@ -148,25 +160,35 @@ SYNC = Pick("sync", "outer loop", default="none")
 class RunConfig:
     """A run.
 
-    budget: what it may spend. memory: the most memory it may take (planning refuses what does not fit).
-    seed: of all that is drawn at random: first weights, the order of the data. data: what is read. model: what is trained.
-    objective: what is minimised. schedule: the factor on every learning rate, as the budget is spent.
-    train: how the loop runs. execution: how the arithmetic is carried out.
+    budget: what it may spend.
+    memory: the most memory it may take (planning refuses what does not fit).
+    seed: of all that is drawn at random: first weights, the order of the data.
+    data: what is read.
+    model: what is trained.
+    objective: what is minimised.
+    schedule: the factor on every learning rate, as the budget is spent.
+    train: how the loop runs.
+    execution: how the arithmetic is carried out.
 
-    optim: the optimiser. fallback: the optimiser of the parameters that `optim` does not accept. batch_size: the share of
-    train.batch that a step takes, as the budget is spent. batch_rule: how learning rates and betas follow from those that suit
-    another batch; its batch is what one worker's step takes, train.batch over the workers. transfer: how learning rates and
-    first weights follow from those that suit another size. start: an earlier run to go on from, with a budget and data of
-    its own.
+    optim: the optimiser.
+    fallback: the optimiser of the parameters that `optim` does not accept.
+    batch_size: the share of train.batch that a step takes, as the budget is spent.
+    batch_rule: how learning rates and betas follow from those that suit another batch; its batch is what one worker's
+    step takes, train.batch over the workers.
+    transfer: how learning rates and first weights follow from those that suit another size.
+    start: an earlier run to go on from, with a budget and data of its own.
 
     edits: changes of the model, in order: layers that go, adapters, a number format to train for (`contract.edit`).
 
-    workers: how many train the model, each on an equal part of every batch; the budget is that of all together, save for
-    seconds, which pass for all at once. sync: how and when they exchange what they learnt. transport: 'distributed' is a
-    process for each; 'local' has all of them in one process, in lock-step, for study; 'torchft' is a process for each, and
-    they may die, freeze, come late and come back: `workers` is then the number planned for, each of which takes its part of
-    train.batch, however many there are; 'pipeline' cuts the model into stages, a process for each, any of which may die.
-    elastic: when a worker that comes and goes is given up. pipeline: how the model is cut.
+    workers: how many train the model, each on an equal part of every batch; the budget is that of all together, save
+    for seconds, which pass for all at once.
+    sync: how and when they exchange what they learnt.
+    transport: 'distributed' is a process for each; 'local' has all of them in one process, in lock-step, for study;
+    'torchft' is a process for each, and they may die, freeze, come late and come back: `workers` is then the number
+    planned for, each of which takes its part of train.batch, however many there are; 'pipeline' cuts the model into
+    stages, a process for each, any of which may die.
+    elastic: when a worker that comes and goes is given up.
+    pipeline: how the model is cut.
     """
 
     FORMER: ClassVar[Mapping[str, str]] = former.SECTIONS

@@ -25,8 +25,10 @@ def curvature_of(
     """The curvature of the mean loss of `model` on a batch that lies on the model's device.
 
     An objective that is a `Likelihood` has all of it; any other has Hessian-vector products alone.
+
     device, precision: as the training step's; a precision of 'bfloat16' is autocast's.
     seed: of the labels that are drawn; a target that does not count is drawn none.
+
     Its `flops` follow the convention of `contract.cost`; a Hessian-vector product is 9 forward passes, attention written out.
     """
     count, length = batch.rows, batch.inputs.length
@@ -52,7 +54,10 @@ def curvature_of(
 
 
 class LossCurvature:
-    """The curvature of an objective that gives no logits. flops: operations spent so far through it."""
+    """The curvature of an objective that gives no logits.
+
+    flops: operations spent so far through it.
+    """
 
     def __init__(
         self,

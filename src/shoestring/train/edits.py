@@ -24,7 +24,11 @@ FOLDER = "edits"
 
 @dataclass(frozen=True)
 class Applied:
-    """An edit of a run's model. name: of its method. decision: what it decided."""
+    """An edit of a run's model.
+
+    name: of its method.
+    decision: what it decided.
+    """
 
     name: str
     edit: Edit
@@ -33,7 +37,10 @@ class Applied:
 
 @dataclass(frozen=True)
 class Switch:
-    """When an edit begins to take effect while training. start: share of the budget."""
+    """When an edit begins to take effect while training.
+
+    start: share of the budget.
+    """
 
     edit: Switched
     start: float

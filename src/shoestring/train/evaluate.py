@@ -50,8 +50,10 @@ def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
 class Evaluator:
     """Evaluates on the first sequences of `source`, `rows` at a time, at most `targets` targets.
 
-    The forward pass is the training one, gradients enabled, although none is taken: a compiled block has one graph then,
-    where `torch.no_grad` would compile another in the middle of the run. byte_lengths: [V] bytes of text per token.
+    The forward pass is the training one, gradients enabled, although none is taken: a compiled block has one graph
+    then, where `torch.no_grad` would compile another in the middle of the run.
+
+    byte_lengths: [V] bytes of text per token.
     """
 
     def __init__(

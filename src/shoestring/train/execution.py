@@ -54,14 +54,21 @@ EACH = 0.3
 
 @dataclass(frozen=True)
 class Execution:
-    """What was decided. config: without any 'auto'. reasons: a line for each decision."""
+    """What was decided.
+
+    config: without any 'auto'.
+    reasons: a line for each decision.
+    """
 
     config: ExecutionConfig
     reasons: tuple[str, ...]
 
 
 class Allowance:
-    """Seconds that measuring may take in all, from now on. clock: in seconds."""
+    """Seconds that measuring may take in all, from now on.
+
+    clock: in seconds.
+    """
 
     def __init__(self, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds, self._clock = seconds, clock
@@ -69,8 +76,10 @@ class Allowance:
 
     @classmethod
     def share(cls, seconds: float | None, left: float | None, used: float = 0.0) -> "Allowance":
-        """The share for measuring of a run of `seconds`, of which `left` are not spent; None: not limited in time. used: of
-        that share, by now."""
+        """The share for measuring of a run of `seconds`, of which `left` are not spent; None: not limited in time.
+
+        used: of that share, by now.
+        """
         if seconds is None or left is None:
             return cls()
         return cls(max(0.0, min(rules.MEASURING_SHARE * seconds - used, left / 2)))
@@ -145,8 +154,11 @@ class _Timings:
 
 
 class _Bench:
-    """Times one block, and the output layer, at a run's shapes. rows: sequences at once. allowance: for all that is timed,
-    save where it is compiled: whether to compile is decided before. guess: seconds that a first measurement may take.
+    """Times one block, and the output layer, at a run's shapes.
+
+    rows: sequences at once.
+    allowance: for all that is timed, save where it is compiled: whether to compile is decided before.
+    guess: seconds that a first measurement may take.
 
     What is to be timed raises _NoTimeLeft where it would, by what others took, take longer than is left.
     """
@@ -244,9 +256,13 @@ def settle(
     clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
     native: bool = True,
 ) -> Execution:
-    """Decide every 'auto'. rows: sequences at once. seconds: what the run has (None: not limited in time). allowance: for
-    measuring (None: as long as it takes). clock: puts what compiling takes on the ledger. native: whether the model's parts are
-    this program's own: those of a wrapped model are not timed one by one.
+    """Decide every 'auto'.
+
+    rows: sequences at once.
+    seconds: what the run has (None: not limited in time).
+    allowance: for measuring (None: as long as it takes).
+    clock: puts what compiling takes on the ledger.
+    native: whether the model's parts are this program's own: those of a wrapped model are not timed one by one.
     """
     config = _with(config, device=machine.device if config.device == "auto" else config.device)
     if not native:

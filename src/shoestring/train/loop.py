@@ -30,8 +30,13 @@ class NothingTrained(ShoestringError):
 
 @dataclass
 class Position:
-    """Where a run stands. sequences: of the global order, consumed. progress: spent share of the budget at the last step.
-    evaluations: held-out evaluations done. milestones: of the schedule, passed."""
+    """Where a run stands.
+
+    sequences: of the global order, consumed.
+    progress: spent share of the budget at the last step.
+    evaluations: held-out evaluations done.
+    milestones: of the schedule, passed.
+    """
 
     step: int = 0
     sequences: int = 0
@@ -42,7 +47,10 @@ class Position:
 
 @dataclass
 class Window:
-    """Running sums between two lines of metrics. since: when it began, put off by all that was no training meanwhile."""
+    """Running sums between two lines of metrics.
+
+    since: when it began, put off by all that was no training meanwhile.
+    """
 
     since: float
     losses: list[float] = field(default_factory=list)
@@ -260,8 +268,10 @@ class Loop:
         self.window = Window(now)
 
     def evaluate(self, last: bool = False) -> Heldout:
-        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long. last: nothing but the
-        checkpoint and the sample follow."""
+        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long.
+
+        last: nothing but the checkpoint and the sample follow.
+        """
         began = self.ledger.now()
         until = began + self.speed.evaluation_limit(self._seconds_left(), last)
         with self.ledger.clock("evaluate"), self.company.evaluation_weights():

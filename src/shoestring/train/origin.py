@@ -32,8 +32,9 @@ def absolute(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class Origin:
-    """config: the plain values of the configuration that the run began with. data, tokenizer: fingerprints of its dataset and
-    of its tokenizer, or ''."""
+    """config: the plain values of the configuration that the run began with.
+    data, tokenizer: fingerprints of its dataset and of its tokenizer, or ''.
+    """
 
     config: Tree
     data: str

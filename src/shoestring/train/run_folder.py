@@ -86,8 +86,11 @@ class RunFolder:
     @classmethod
     @contextmanager
     def create(cls, path: Path, say: Say = print, *, workers: bool = False) -> Iterator["RunFolder"]:
-        """A new run's folder, which this process alone writes in: see `Kind.created`. workers: there are some at work in it
-        already. Raises: UsageError, ShoestringError."""
+        """A new run's folder, which this process alone writes in: see `Kind.created`.
+
+        workers: there are some at work in it already.
+        Raises: UsageError, ShoestringError.
+        """
         with RUN.created(path, say, keep_outputs=workers):
             yield cls(path)
 
@@ -116,7 +119,10 @@ class RunFolder:
 
     def write_config(self, config: RunConfig, dataset: Dataset | None = None) -> None:
         """Write config.toml, with which the run has begun, and beside it what tells later whether it was edited. Files are
-        named by absolute paths, so that the run can be gone on with from any folder. dataset: the run's, where it is known."""
+        named by absolute paths, so that the run can be gone on with from any folder.
+
+        dataset: the run's, where it is known.
+        """
         config = absolute(config)
         data, tokenizer = ("", "") if dataset is None else (dataset.fingerprint, dataset.tokenizer.fingerprint)
         Origin(tree(config), data, tokenizer).write(self.path)

@@ -36,8 +36,13 @@ Record = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. stopped: 'finished' or 'interrupted'. signal: what interrupted it. summary: as in summary.json.
-    sample: text drawn from the model, prompt included; empty where none was."""
+    """How a run ended.
+
+    stopped: 'finished' or 'interrupted'.
+    signal: what interrupted it.
+    summary: as in summary.json.
+    sample: text drawn from the model, prompt included; empty where none was.
+    """
 
     stopped: str
     signal: int | None
@@ -96,7 +101,8 @@ def start(
 ) -> Outcome:
     """Train `config` in an empty run folder, on the ledger that already holds what preparing the data cost.
 
-    view: is given every line of metrics, as it is written. expected: as for `resolve`.
+    view: is given every line of metrics, as it is written.
+    expected: as for `resolve`.
     Raises: UsageError, ShoestringError (Diverged and NothingTrained among them).
     """
     config = resolve(config, dataset, machine, ledger, say, expected)

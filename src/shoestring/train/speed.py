@@ -17,8 +17,9 @@ RECENT = 5
 class Speed:
     """Measured as the run goes; the first step of a process, in which torch sets itself up, tells nothing.
 
-    limit: the budget in seconds, None where it has none. evaluated: sequences of a whole evaluation. sampling, saving: seconds
-    that a sample and a checkpoint take, as far as known before.
+    limit: the budget in seconds, None where it has none.
+    evaluated: sequences of a whole evaluation.
+    sampling, saving: seconds that a sample and a checkpoint take, as far as known before.
     """
 
     def __init__(self, limit: float | None, *, evaluated: int, sampling: float, saving: float) -> None:
@@ -76,7 +77,9 @@ class Speed:
         return self.evaluation <= EVALUATING * self.limit and self.steps_left(left - self.evaluation) >= 1
 
     def evaluation_limit(self, left: float, last: bool) -> float:
-        """Seconds after which an evaluation is cut short; infinite where nothing limits it. left: of the budget, all told.
+        """Seconds after which an evaluation is cut short; infinite where nothing limits it.
+
+        left: of the budget, all told.
 
         The last one may take what is kept back for the sample, which makes do with what remains.
         """

@@ -28,10 +28,14 @@ FIRST_VOTE = 5
 
 @dataclass
 class Exchanges:
-    """What the exchanges of this process came to. sent, received: bytes, of all its workers. sent_by_role: bytes of payloads
-    sent, by the role of their tensors; 'control' is what else there was, frames apart. exposed, hidden: seconds that training
-    waited for them, and that they went on beside it. abandoned: rounds that were voted down. dropped: pseudo-gradients that
-    were not finite."""
+    """What the exchanges of this process came to.
+
+    sent, received: bytes, of all its workers.
+    sent_by_role: bytes of payloads sent, by the role of their tensors; 'control' is what else there was, frames apart.
+    exposed, hidden: seconds that training waited for them, and that they went on beside it.
+    abandoned: rounds that were voted down.
+    dropped: pseudo-gradients that were not finite.
+    """
 
     rounds: int = 0
     sent: int = 0
@@ -51,11 +55,14 @@ class Exchanges:
 
 
 class Team:
-    """The workers of this process (all of a run, in lock-step, or one of several processes) and what joins them.
+    """The `Worker` and `Company` of a run of several workers: those of this process, and what joins them to the others.
 
-    steppers, outers: of each of its workers. transport: to the other processes, None where this one has all workers. gap:
-    steps from one exchange to the next (`VoteCount`). say: takes a line for people. On the ledger, 'sync_exposed' is all
-    that a step waited for an exchange, packing and unpacking included.
+    steppers, outers: of each of its workers.
+    transport: to the other processes, None where this one has all workers.
+    gap: steps from one exchange to the next (`VoteCount`).
+    say: takes a line for people.
+
+    On the ledger, 'sync_exposed' is all that a step waited for an exchange, packing and unpacking included.
     """
 
     def __init__(
@@ -123,7 +130,10 @@ class Team:
                 self._take([self.outers[0].step(note)])
 
     def _take(self, rounds: Sequence[Sequence[Round]]) -> None:
-        """Account for the rounds that ended. rounds: of each worker of this process, the same ones in the same order."""
+        """Account for the rounds that ended.
+
+        rounds: of each worker of this process, the same ones in the same order.
+        """
         for worker, own in enumerate(rounds):
             for ended in own:
                 self.exchanges.add_bytes(ended.sent, ended.received, ended.sent_by_role)

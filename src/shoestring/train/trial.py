@@ -25,8 +25,10 @@ STEPS = 3
 
 
 def allowed(budget_seconds: float | None, expected: float, left: float, used: float = 0.0) -> float:
-    """Seconds that a trial may take of a run of `expected` seconds, of whose budget `left` are not spent. used: on measuring,
-    by now."""
+    """Seconds that a trial may take of a run of `expected` seconds, of whose budget `left` are not spent.
+
+    used: on measuring, by now.
+    """
     share = rules.MEASURING_SHARE * (budget_seconds or expected) - used
     return max(0.0, min(LONGEST, share, left / 2))
 
@@ -36,8 +38,11 @@ def try_out(
 ) -> Pace | None:
     """The pace of `config`, from a few of its steps; None where `seconds` are not enough for any.
 
-    What the steps learn is thrown away. On the ledger they are 'measure', and what only a process's first step takes 'start'.
-    expected: seconds of the run. Raises: as `session.resolve`.
+    What the steps learn is thrown away. On the ledger they are 'measure', and what only a process's first step takes
+    'start'.
+
+    expected: seconds of the run.
+    Raises: as `session.resolve`.
     """
     rate = machine.matmul[machine.best_precision]
     per_token = seconds_per_token(flops_per_token(config.model), config.model.width, rate)

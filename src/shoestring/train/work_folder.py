@@ -22,8 +22,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder. begins_with: the file with which there is something to go on with. prepared: what may be there before
-    it. outputs: what others may have put there by then, whose it is."""
+    """A kind of folder.
+
+    begins_with: the file with which there is something to go on with.
+    prepared: what may be there before it.
+    outputs: what others may have put there by then, whose it is.
+    """
 
     begins_with: str
     prepared: tuple[str, ...] = ()

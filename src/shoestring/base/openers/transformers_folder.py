@@ -101,7 +101,9 @@ def _refuse_other_logits(folder: Path, wrapped: Wrapped) -> None:
     except Exception as error:  # whatever its class says of foreign sizes
         raise UsageError(f"{folder} makes no {wrapped.config.model_type} model: {first_line(error)}") from None
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise UsageError(f"{folder}: a {wrapped.config.model_type} model computes its head in a way that is not supported")
+        raise UsageError(
+            f"{folder}: a {wrapped.config.model_type} model computes its head in a way that is not supported"
+        )
 
 
 def _ends(folder: Path, config: Any) -> list[int]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Accounts:
-    """tokens_seen: given out to be trained on, again when a step is repeated. tokens_discarded: of attempts that were given
-    up, and of steps that were rolled back. Between steps tokens_seen = tokens_useful + tokens_discarded.
+    """tokens_seen: given out to be trained on, again when a step is repeated.
+    tokens_discarded: of attempts that were given up, and of steps that were rolled back. Between steps tokens_seen =
+    tokens_useful + tokens_discarded.
     seconds: of 'useful' and 'discarded' steps, of 'recovery', and of 'upkeep' (copies and checkpoints).
-    failures: processes of stages that were lost. steps: tokens and seconds of each step that stands.
+    failures: processes of stages that were lost.
+    steps: tokens and seconds of each step that stands.
     """
 
     tokens_seen: int = 0

@@ -29,7 +29,11 @@ def pack(parts: Mapping[int, ModelPart]) -> bytes:
 
 
 def unpack(content: bytes, parts: Mapping[int, ModelPart], name: str) -> None:
-    """Put back what `pack` kept. name: of the file, for errors. Raises: ShoestringError where it is not such a file."""
+    """Put back what `pack` kept.
+
+    name: of the file, for errors.
+    Raises: ShoestringError where it is not such a file.
+    """
     try:
         tensors = load(content)
     except SafetensorError as error:

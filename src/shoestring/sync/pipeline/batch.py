@@ -7,7 +7,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """inputs: what the first part takes, token ids [B, T]. targets: what the last part takes beside the hidden states."""
+    """inputs: what the first part takes, token ids [B, T].
+    targets: what the last part takes beside the hidden states.
+    """
 
     inputs: Tensor
     targets: Tensor

@@ -30,21 +30,26 @@ PATIENCE = 10
 class Pipeline:
     """Trains first -> stages -> last, each stage in a process of its own; `train_step` takes one optimiser step.
 
-    first: token ids -> hidden states (the embedding), held by the process of the first stage. stages: each hidden states
-    -> hidden states of the same shape. last: (hidden states, targets) -> scalar mean loss, held by that of the last.
-    They are pickled to the processes and share nothing with them afterwards; `collect` brings the weights back.
-    optimizer: makes the inner optimiser of a part from its module; it must be picklable (a function of a module's top level
-    or a `functools.partial` of one), as the modules must be. batches: the micro-batches of a step by its number;
-    it is asked again when a step is repeated. recovery: what to do when a stage is lost. clip: largest norm of the
-    whole gradient. folder: for checkpoints, with none in it yet. threads: of each process. timeout: seconds without a
-    sign of life after which a process is given up.
+    first: token ids [B, T] to hidden states (the embedding); the process of the first stage holds it.
+    stages: each takes hidden states to hidden states of the same shape.
+    last: (hidden states, targets [B, T]) to the mean loss; the process of the last stage holds it.
+    optimizer: makes the inner optimiser of a part from its module.
+    batches: the micro-batches of a step, by its number; it is asked again when a step is repeated.
+    recovery: what is done when a stage is lost.
+    clip: largest norm of the whole gradient; None: any.
+    folder: for checkpoints of the stages, with none in it yet.
+    threads: of each process.
+    timeout: seconds without a sign of life after which a process is given up.
+    host: the address at which the processes reach each other.
+    recovering: from the start, and from a loss on, until the policy's copies or checkpoints are made: a policy that keeps
+    copies cannot promise to survive another loss meanwhile.
 
-    Without failures the weights are those of the same model trained in one process on the same micro-batches, bit for
-    bit where nothing is clipped: micro-batches are added up in order. Clipping uses the norm of all parts, as in one
-    process, to rounding. Modules that draw random numbers (dropout) draw them from their process's own generator.
+    The modules are pickled to the processes and share nothing with them afterwards; `collect` brings the weights back. So the
+    modules and `optimizer` must be picklable: a function of a module's top level, or a `functools.partial` of one.
 
-    recovering: from the start, and from a loss on, until the copies or checkpoints of the policy are made: a policy that
-    keeps copies cannot promise to survive another loss meanwhile.
+    Without failures the weights are those of the same model trained in one process on the same micro-batches, bit for bit
+    where nothing is clipped: micro-batches are added up in order. Clipping uses the norm of all parts, as in one process, to
+    rounding. Modules that draw random numbers (dropout) draw them from their process's own generator.
 
     Raises: UsageError where the parts cannot be cut so; ShoestringError where a process fails through an error of its own,
     the loss is not finite, or the policy cannot recover what was lost.
@@ -96,7 +101,10 @@ class Pipeline:
     # What a user does.
 
     def train_step(self, lr_factor: float = 1.0) -> StepReport:
-        """Take one step, however many stages are lost meanwhile. lr_factor: on every learning rate."""
+        """Take one step, however many stages are lost meanwhile.
+
+        lr_factor: on every learning rate.
+        """
         report = self.gradients()
         self.apply(report, lr_factor)
         return report

@@ -16,7 +16,9 @@ from shoestring.sync.pipeline.engine import Pipeline
 
 @dataclass(frozen=True, order=True)
 class Fault:
-    """at: seconds from the start. stage: which dies."""
+    """at: seconds from the start.
+    stage: which dies.
+    """
 
     at: float
     stage: int
@@ -28,10 +30,13 @@ def draw_faults(
     """The faults of `seconds` seconds, in order: each stage fails with probability `rate` in any `hour` seconds.
 
     A stage's failures are a Poisson process of intensity -ln(1 - rate) / hour, drawn from the seed and the stage alone,
-    so that a longer run begins as a shorter one does. hour: what stands for an hour in a short run; where a step takes
-    hour / 50 seconds, the chances a step are those of the public code of CheckFree (arXiv:2506.15461) for its 500 M model:
-    0.0010 at 5 % and 0.0021 at 10 %, where it has 0.0009 and 0.002. gap: a fault within so many seconds after one
-    of the same or a neighbouring stage is left out, as the paper has no two neighbours fail together.
+    so that a longer run begins as a shorter one does.
+
+    hour: what stands for an hour in a short run; where a step takes hour / 50 seconds, the chances a step are those of
+    the public code of CheckFree (arXiv:2506.15461) for its 500 M model: 0.0010 at 5 % and 0.0021 at 10 %, where it has
+    0.0009 and 0.002.
+    gap: a fault within so many seconds after one of the same or a neighbouring stage is left out, as the paper has no
+    two neighbours fail together.
 
     Raises: UsageError for a rate outside [0, 1) or an hour that is not positive.
     """
@@ -57,7 +62,9 @@ def draw_faults(
 class FaultInjector(threading.Thread):
     """Kills the processes of a pipeline's stages, each at its time after `start`, until `stop`.
 
-    A fault whose time comes while the last one has not been recovered from waits until it has. done: faults that happened.
+    A fault whose time comes while the last one has not been recovered from waits until it has.
+
+    done: faults that happened.
     """
 
     def __init__(self, pipeline: Pipeline, faults: Sequence[Fault]) -> None:

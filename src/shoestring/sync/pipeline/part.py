@@ -14,8 +14,9 @@ class ModelPart:
     """A module and its inner optimiser. Every micro-batch passes through it once each way in a step.
 
     Gradients are added in the order of the micro-batches whatever order they come in, so that sums have one rounding.
-    squared_norm: sum of the squares of the gradient that the last step applied, before clipping. lr_scale: a factor on
-    all learning rates.
+
+    squared_norm: sum of the squares of the gradient that the last step applied, before clipping.
+    lr_scale: a factor on all learning rates.
     """
 
     def __init__(self, module: nn.Module, optimizer: OptimizerFactory) -> None:

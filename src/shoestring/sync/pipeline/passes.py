@@ -22,8 +22,9 @@ Send = Callable[[int, Frame, str], None]
 class Passes:
     """The micro-batches of the present attempt at this stage.
 
-    send: to another stage. ready: is called once an attempt, when every part here has the gradient of all micro-batches,
-    with the losses by micro-batch where this is the last stage.
+    send: to another stage.
+    ready: is called once an attempt, when every part here has the gradient of all micro-batches, with the losses by
+    micro-batch where this is the last stage.
     """
 
     def __init__(

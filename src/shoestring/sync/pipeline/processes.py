@@ -38,7 +38,11 @@ class StageLost(ShoestringError):
 
 @dataclass
 class StageProcess:
-    """A stage's process. heard: when it last gave a sign of life, in `time.monotonic` seconds. sent: its bytes by role."""
+    """A stage's process.
+
+    heard: when it last gave a sign of life, in `time.monotonic` seconds.
+    sent: its bytes by role.
+    """
 
     process: Any
     generation: int
@@ -49,8 +53,10 @@ class StageProcess:
 
 
 class StageProcesses:
-    """stages: how many. pickled: what the process of a stage is made from (`worker.serve`). timeout: seconds without a
-    sign of life after which a process is given up. preload: modules that every process needs, imported once.
+    """stages: how many.
+    pickled: what the process of a stage is made from (`worker.serve`).
+    timeout: seconds without a sign of life after which a process is given up.
+    preload: modules that every process needs, imported once.
 
     lost: stages whose processes are known to be dead and not yet replaced.
     """

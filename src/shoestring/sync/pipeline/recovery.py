@@ -68,7 +68,10 @@ def body(stage: int) -> int:
 
 
 def check_alike(stages: Sequence[nn.Module], name: str) -> None:
-    """Raises: UsageError where one stage's weights could not stand in for another's. name: of the policy that needs it."""
+    """Raises: UsageError where one stage's weights could not stand in for another's.
+
+    name: of the policy that needs it.
+    """
     shapes = [{key: tensor.shape for key, tensor in stage.state_dict().items()} for stage in stages]
     for number, other in enumerate(shapes):
         if other != shapes[0]:

@@ -39,7 +39,10 @@ class LinkClosed(OSError):
 
 @dataclass(frozen=True)
 class Frame:
-    """kind: what is asked or answered. order: the number of the order it belongs to. fields: JSON values."""
+    """kind: what is asked or answered.
+    order: the number of the order it belongs to.
+    fields: JSON values.
+    """
 
     kind: str
     order: int = 0

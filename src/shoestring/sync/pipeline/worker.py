@@ -32,8 +32,14 @@ from shoestring.sync.pipeline.wire import Frame, Link, LinkClosed
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Where a stage's process stands. stage: from 0, of `stages`. generation: counts the processes it has had. host, port:
-    of the coordinator. key: of the run. alive_every: seconds between signs of life."""
+    """Where a stage's process stands.
+
+    stage: from 0, of `stages`.
+    generation: counts the processes it has had.
+    host, port: of the coordinator.
+    key: of the run.
+    alive_every: seconds between signs of life.
+    """
 
     stage: int
     stages: int
@@ -46,8 +52,11 @@ class StageSettings:
 
 
 def serve(settings: StageSettings, pickled: bytes) -> None:
-    """The process's main function. pickled: the modules by part and the optimiser's factory; they are bytes so that the
-    process gets tensors of its own, and they come through its parent's own pipe."""
+    """The process's main function.
+
+    pickled: the modules by part and the optimiser's factory; they are bytes so that the process gets tensors of its
+    own, and they come through its parent's own pipe.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the coordinator too, and it ends the stages
     torch.set_num_threads(settings.threads)
     modules, optimizer = pickle.loads(pickled)
@@ -58,7 +67,9 @@ def serve(settings: StageSettings, pickled: bytes) -> None:
 
 
 class StageWorker:
-    """held: copies of other stages' parts, by part. sent: bytes by role."""
+    """held: copies of other stages' parts, by part.
+    sent: bytes by role.
+    """
 
     def __init__(self, settings: StageSettings, modules: dict[int, nn.Module], optimizer: OptimizerFactory) -> None:
         self.settings = settings

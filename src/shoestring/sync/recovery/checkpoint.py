@@ -20,9 +20,12 @@ from shoestring.sync.pipeline.route import in_order
 class CheckpointRestart:
     """Save all stages with their optimisers every `every` steps; when a stage is lost, all go back to the newest checkpoint.
 
-    The steps since then are taken again, with the same batches. every: 100 is what the public code of CheckFree
-    (arXiv:2506.15461) compares against. keep: how many checkpoints stay. download_seconds: a model of storage that is far away,
-    by which every restart is held up; 0 = what reading the local disk takes.
+    The steps since then are taken again, with the same batches.
+
+    every: 100 is what the public code of CheckFree (arXiv:2506.15461) compares against.
+    keep: how many checkpoints stay.
+    download_seconds: a model of storage that is far away, by which every restart is held up; 0 = what reading the local
+    disk takes.
     """
 
     def __init__(self, *, every: Count = 100, keep: Count = 2, download_seconds: NonNegative = 0.0) -> None:

@@ -47,10 +47,14 @@ class ElasticBatches:
 class ElasticTeam:
     """The `Worker` and `Company` of one worker among others that come and go.
 
-    budget: of the whole run, which all spend together. nominal: what an inner step of one worker takes, as planned. On the
-    ledger, tokens are those that are in the global weights or may still come there; those of this worker that were lost
-    are 'discarded': when it takes over the run's state, the run's own account of this worker says which they are.
-    reserve: seconds to keep back for what follows the last step. say: takes a line for people.
+    budget: of the whole run, which all spend together.
+    every: inner steps from one exchange to the next.
+    nominal: what an inner step of one worker takes, as planned.
+    reserve: seconds to keep back for what follows the last step.
+    say: takes a line for people.
+
+    On the ledger, tokens are those that are in the global weights or may still come there. Those of this worker that were
+    lost are 'discarded': when it takes over the run's state, the run's own account of this worker says which they are.
 
     A budget in bytes is that of the exchanges of all workers together. The run ends before the round that would overrun it,
     as far as rounds take what the last one took: where workers have just come, it may be overrun by that round. Two rounds
