@@ -19,8 +19,8 @@ class About:
     digest: of the weights and the configuration; equal digests are equal models, wherever they lie.
     notes: a line each for what was left out, or is slow here.
     chat_template: in Jinja, as the model's makers wrote it; None where there is none.
-    values: what else the opener has to say, as JSON values. Of a run: 'step'; 'data', its [data] section; 'edits', and 'base_edits' of
-    what it is based on. 'ends': ids that end a text, beside the tokenizer's end token.
+    values: what else the opener has to say, as JSON values. Of a run: 'step'; 'data', its [data] section; 'edits', and
+    'base_edits' of what it is based on. 'ends': ids that end a text, beside the tokenizer's end token.
     """
 
     place: str
