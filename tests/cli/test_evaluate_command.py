@@ -85,6 +85,15 @@ def test_several_places_are_measured_on_the_same_bytes(runs: dict[str, Path]) ->
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
 
 
+def test_a_packed_model_is_measured_too(runs: dict[str, Path], tmp_path: Path) -> None:
+    assert shoestring("shrink", runs["one"], "--to=ternary2", "--unmeasured", "--out", tmp_path / "packed")[0] == 0
+    own, packed = measured(runs["one"], tmp_path / "packed", "--tokens=300")["places"]
+    assert (packed["kind"], packed["targets"]) == ("packed", own["targets"])
+    rounded = packed["nats_per_token"]["value"]
+    assert rounded != own["nats_per_token"]["value"]
+    assert 0.5 < rounded < 8  # a model of one layer, rounded to ternary
+
+
 def test_it_says_what_was_measured_on_what(runs: dict[str, Path], corpus: Path) -> None:
     status, output, errors = shoestring("evaluate", runs["one"], "--tokens", 500, "--context", 16)
     assert (status, errors) == (0, "")

@@ -189,5 +189,5 @@ def _dtype(model: LanguageModel) -> torch.dtype:
 
 def _no_single(model: LanguageModel) -> UsageError:
     return UsageError(
-        f"a model of the kind {type(model).__name__} is not exported: it is no single model of transformers"
+        f"a model of the kind {type(model).__name__} is not exported: other programs hold one model, so export a part of it"
     )
