@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_a_plain_loop(runs: dict[str, Path], corpus: Pa
     assert row["bits_per_byte"]["low"] < row["bits_per_byte"]["value"] < row["bits_per_byte"]["high"]
     spent = row["accounts"]["evaluation"]
     assert spent["flops"] >= flops  # padding is paid for
-    assert spent["read"] >= tokens
+    assert tokens <= spent["read"] <= tokens / 0.75
     assert row["seconds"] > 0
     assert row["peak_memory"] > 1 << 20
 
