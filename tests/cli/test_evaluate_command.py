@@ -65,7 +65,7 @@ def test_the_figures_are_those_of_a_plain_loop(runs: dict[str, Path], corpus: Pa
     assert row["bits_per_byte"]["low"] < row["bits_per_byte"]["value"] < row["bits_per_byte"]["high"]
     spent = row["accounts"]["evaluation"]
     assert spent["flops"] >= flops  # padding is paid for
-    assert spent["read"] >= tokens
+    assert tokens <= spent["read"] <= tokens / 0.75
     assert row["seconds"] > 0
     assert row["peak_memory"] > 1 << 20
 
@@ -83,6 +83,15 @@ def test_several_places_are_measured_on_the_same_bytes(runs: dict[str, Path]) ->
     assert 0 < paired["high"] - paired["low"] < wide  # what the text is for both leaves the difference
     same = found["differences"][2]["bits_per_byte"]
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_a_packed_model_is_measured_too(runs: dict[str, Path], tmp_path: Path) -> None:
+    assert shoestring("shrink", runs["one"], "--to=ternary2", "--unmeasured", "--out", tmp_path / "packed")[0] == 0
+    own, packed = measured(runs["one"], tmp_path / "packed", "--tokens=300")["places"]
+    assert (packed["kind"], packed["targets"]) == ("packed", own["targets"])
+    rounded = packed["nats_per_token"]["value"]
+    assert rounded != own["nats_per_token"]["value"]
+    assert 0.5 < rounded < 8  # a model of one layer, rounded to ternary
 
 
 def test_it_says_what_was_measured_on_what(runs: dict[str, Path], corpus: Path) -> None:

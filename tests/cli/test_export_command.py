@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoestring.base import Opened, open_model
+from shoestring.base import About, Opened, open_model
 from shoestring.cli import export
+from shoestring.data.bpe import byte_tokenizer
 from tests.train.command import TINY
 from tests.train.command import shoestring_here as shoestring
 
@@ -176,3 +177,26 @@ def test_what_cannot_be_written_leaves_nothing(
     assert status == 1
     assert "has weights that float16 cannot hold" in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrapped_model_is_written_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, stock: Any) -> None:
+            super().__init__()
+            self.stock = stock
+
+    sizes = {"vocab_size": 257, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    torch.manual_seed(0)
+    stock = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes)).eval()
+    with torch.no_grad():
+        expected = stock(IDS).logits
+    about = About("here", "transformers", "")
+    monkeypatch.setattr(export, "open_model", lambda place: Opened(Wrapped(stock), byte_tokenizer(), about))  # type: ignore[arg-type]
+    status, _, errors = shoestring("export", "here", "--to=gguf", "--out", tmp_path / "a.gguf")
+    assert status == 2
+    assert "llama, mistral, qwen2, qwen3, not gpt2" in errors
+    written(Path("here"), tmp_path / "folder", "--to", "transformers")
+    torch.testing.assert_close(theirs(tmp_path / "folder"), expected)
+    assert (tmp_path / "folder" / "tokenizer.json").is_file()

@@ -72,3 +72,16 @@ def test_writers_of_one_file_at_once_do_not_sweep_each_other_up(tmp_path: Path) 
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "149"
+
+
+def test_a_file_that_is_written_by_name_is_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    with atomic.file(path) as half:
+        half.write_bytes(b"first")
+        assert not path.exists()
+    assert path.read_bytes() == b"first"
+    with pytest.raises(ValueError), atomic.file(path) as half:
+        half.write_bytes(b"sec")
+        raise ValueError
+    assert path.read_bytes() == b"first"
+    assert [each.name for each in path.parent.iterdir()] == ["file"]

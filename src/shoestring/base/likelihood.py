@@ -26,6 +26,9 @@ from shoestring.errors import ShoestringError, UsageError
 PLACES = 4096
 """Places of a pass, padding included; one window may have more."""
 
+ALIKE = 0.75
+"""The length of the shortest window of a pass at least, of the longest: the rest is padding, which is read in vain."""
+
 LOGITS = 1 << 24
 """Logits that are held at a time: 64 MiB in float32."""
 
@@ -175,12 +178,16 @@ def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, con
 
 
 def _batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Windows that are read together, the longest first."""
-    start = 0
-    while start < len(windows):
-        rows = max(PLACES // len(windows[start].targets), 1)
-        yield list(windows[start : start + rows])
-        start += rows
+    """Windows that are read together, the longest first: as many as are about alike in length."""
+    batch: list[Window] = []
+    for each in windows:
+        longest = len(batch[0].targets) if batch else 0
+        if batch and ((len(batch) + 1) * longest > PLACES or len(each.targets) < ALIKE * longest):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
 
 
 def _log_probabilities(model: LanguageModel, windows: Sequence[Window], filler: int) -> tuple[Tensor, Charge]:

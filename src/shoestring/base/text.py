@@ -34,7 +34,8 @@ class Text:
     def said(self) -> str:
         """What it is, in a few words."""
         part = "all" if self.heldout is None else "the held-out part"
-        return f"{part} of {self.corpus}: {len(self.documents):,} documents, {self.bytes:,} bytes"
+        count = len(self.documents)
+        return f"{part} of {self.corpus}: {count:,} document{'s' * (count > 1)}, {self.bytes:,} bytes"
 
 
 def read_text(config: DataConfig, characters: int, *, whole: bool = False, say: Say) -> Text:

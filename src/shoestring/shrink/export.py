@@ -2,7 +2,8 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,12 +84,26 @@ def export_transformers(opened: Opened, out: Path, dtype: torch.dtype | None, sa
             export(model, files, out, dtype, end=end)
         else:
             stock = stock_of(model)
-            with atomic.directory(out) as half:
+            with atomic.directory(out) as half, _without_bars():
                 stock.to(dtype).save_pretrained(half)
                 for file in files.iterdir():
                     shutil.copyfile(file, half / file.name)
     size = sum(file.stat().st_size for file in out.iterdir())
     return Exported(out, size, str(dtype).removeprefix("torch."), folded)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from drawing its bars over what is on the screen."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def export_gguf(opened: Opened, out: Path, kind: str | None, say: Say) -> Exported:
@@ -189,5 +204,5 @@ def _dtype(model: LanguageModel) -> torch.dtype:
 
 def _no_single(model: LanguageModel) -> UsageError:
     return UsageError(
-        f"a model of the kind {type(model).__name__} is not exported: it is no single model of transformers"
+        f"a model of the kind {type(model).__name__} is not exported: other programs hold one model, so export a part of it"
     )
