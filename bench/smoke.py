@@ -61,6 +61,10 @@ TINY = (
     "--train.batch=4 --train.heldout_tokens=256 --execution.compile=none --execution.precision=float32"
 )
 SMOKES = {
+    "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
+    "busy": Smoke(
+        "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
+    ),
     "checkfree": Smoke(
         "--minutes 0.05 --rates 0.1 --policies checkpoint checkfree --struck inner --seeds 0 --hour 3 --layers 4 "
         "--width 32 --context 32 --vocabulary 1024 --batch 4 --micros 2 --heldout-rows 4 --every 5"
@@ -78,6 +82,11 @@ SMOKES = {
         f"--budget 4ktok --edits ternary {TINY}",
     ),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
+    "integrity": Smoke("--megabytes 1 --repeats 1"),
+    "noise_scale": Smoke(
+        "--batches 2 4 --target 20 --middle 2 --tokens 2000 --every 256 --width 32 --context 32 --heldout-windows 4 "
+        "--out runs.jsonl"
+    ),
     "optimizers": Smoke(
         "--methods muon --seeds 1 --steps 3 --warmup 1 --cost-steps 2 --heldout-tokens 512 --vocabulary 1024 --layers 1 "
         "--width 32 --heads 2 --context 32 --batch 2 --cost-layers 1 --cost-width 64 --cost-heads 2 --cost-batch 2 "
@@ -85,6 +94,7 @@ SMOKES = {
         lambda: _packages("heavyball", "pytorch_optimizer"),
     ),
     "reference_models": Smoke("--quick"),
+    "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),
     "sync_peers": Smoke("--quick --sides torchft", lambda: _packages("torchft")),
     "ternary_cpu": Smoke(

@@ -22,7 +22,7 @@ def test_the_card_of_a_method_has_its_options(capsys: pytest.CaptureFixture[str]
     assert "average_codec a codec by name or none, default none" in card
     assert "shoestring.sync.outer_loops.diloco" in card
     assert "muloco" not in card
-    assert "points list of: number >= 0 and <= 1, needed" in shown(capsys, "refined")
+    assert "points table of factors, seconds, flops, tokens, needed" in shown(capsys, "refined")
     assert "options: none" in shown(capsys, "swiglu")
 
 

@@ -133,7 +133,7 @@ def test_what_is_not_finite_is_refused_and_stays_seen_in_training(form: Format, 
 
 def test_a_scale_beyond_float32_is_refused() -> None:
     with pytest.raises(ShoestringError, match="too large"):
-        Ternary(epsilon=1e39).quantise(torch.ones(2, 2))
+        Ternary().quantise(torch.full((2, 2), torch.finfo(torch.float32).max))
 
 
 @EVERY

@@ -160,7 +160,7 @@ FORGERIES = {
     ),
     "norm.bias is empty": put("norm.bias", lambda bias: torch.zeros(0, 2**40)),
     "1000 groups of 9 columns": put("whole.scales", lambda scales: torch.ones(1, 1000)),
-    "no packing is called 'a b'": restate("whole", layout="a\nb"),
+    r"no packing is called 'a\\nb'": restate("whole", layout="a\nb"),
     "is no name of a tensor": lambda described, tensors: tensors.update({"a\nb": torch.ones(2)}),
     "no packing is called": say(modules={"whole": {"rows": 7, "columns": 9, "layout": "ternary3"}}),
 }

@@ -103,8 +103,11 @@ def test_its_steps_turn_with_the_gradients() -> None:
 
 def test_a_refresh_turns_the_moments_with_the_basis() -> None:
     """M' in the basis is the same M without it, so with beta2 = 0 and epsilon large a refresh is not seen at all."""
-    often, never, gradients = matrices(), matrices(), random_gradients(7)
-    options: dict[str, Any] = {"epsilon": 1e4, "lr": 1e4, "beta1": 0.9, "weight_decay": 0.0}
+    often, never = matrices(), matrices()
+    gradients = [
+        [1e-4 * gradient for gradient in step] for step in random_gradients(7)
+    ]  # beside which epsilon is large
+    options: dict[str, Any] = {"epsilon": 1.0, "lr": 1e4, "beta1": 0.9, "weight_decay": 0.0}
     train(SOAP(often, every=1, **options), often, gradients)
     train(SOAP(never, every=100, **options), never, gradients)
     for one, other, start in zip(often, never, matrices(), strict=True):

@@ -1,5 +1,6 @@
 """`shoestring methods`: the cards."""
 
+import dataclasses
 import types
 import typing
 from collections.abc import Sequence
@@ -118,6 +119,8 @@ def _values(kind: Any, limits: tuple[Any, ...]) -> str:
     if kind is Choice:
         pick = next((each for each in limits if isinstance(each, Pick)), None)
         return f"a {pick.kind or pick.engine} by name" if pick else "a method by name"
+    if dataclasses.is_dataclass(kind):
+        return f"table of {', '.join(field.name for field in dataclasses.fields(kind))}"
     word = {int: "whole number", float: "number", str: "text"}.get(kind, "")
     bounds = " and ".join(_bounds(limits))
     return f"{word} {bounds}".strip()

@@ -24,7 +24,8 @@ CHOICES: tuple[dict[str, Any], ...] = (
     {},
     {"optim": "muon", "schedule": {"name": "wsd_s", "branches": [0.5, 1.0]}, "batch_size": "ramp"},
     {"sync": {"name": "muloco", "codec": {"name": "linear", "bits": 4}}, "workers": 2, "transport": "local"},
-    {"lowbit": {"name": "ternary", "activations": "int8", "keep": ["blocks.0.*"]}, "quantise": "late"},
+    {"edits": [{"name": "ternary", "activations": "int8", "keep": ["blocks.0.*"], "active": "late"}]},
+    {"edits": [{"name": "drop_layers", "count": 1}, {"name": "lora", "rank": 2, "targets": ["*.qkv"]}]},
     {
         "sync": "diloco",
         "workers": 3,
@@ -91,7 +92,11 @@ def prepare(folder: Path) -> Case:
 
 
 def _keys(recipe: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(section, key) for section, table in recipe.items() if isinstance(table, dict) for key in table]
+    found = [(section, key) for section, table in recipe.items() if isinstance(table, dict) for key in table]
+    for section, tables in recipe.items():
+        if isinstance(tables, list):
+            found += [(f"{section}.{table['name']}", key) for table in tables for key in table if key != "name"]
+    return found
 
 
 def _table(value: Any) -> dict[str, Any]:
