@@ -95,7 +95,9 @@ def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
     try:
         config = family.config(_theirs(architecture, metadata))
     except (ValueError, OverflowError) as error:
-        raise UsageError(f"{file.path}: its sizes make no {architecture.model_type} model: {first_line(error)}") from None
+        raise UsageError(
+            f"{file.path}: its sizes make no {architecture.model_type} model: {first_line(error)}"
+        ) from None
     names = _names(family, config, file, name)
     try:
         return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)

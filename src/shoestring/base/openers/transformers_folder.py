@@ -46,9 +46,10 @@ class TransformersOpener:
         files = weight_files(folder)
         stored = outline(files)
         config = read_config(folder, len(stored))
-        model, notes = _model(folder, config, stored, dtype or common_type(stored))
         ends = _ends(folder, config)
-        tokenizer, said = _tokenizer(folder, model.about.vocabulary, ends)
+        # the tokenizer first: what making it takes is given back before the model is there
+        tokenizer, said = _tokenizer(folder, config.get_text_config().vocab_size, ends)
+        model, notes = _model(folder, config, stored, dtype or common_type(stored))
         values = {"model_type": config.model_type, "native": not isinstance(model, Wrapped), "ends": ends}
         about = About(
             str(folder.absolute()),
@@ -101,7 +102,9 @@ def _refuse_other_logits(folder: Path, wrapped: Wrapped) -> None:
     except Exception as error:  # whatever its class says of foreign sizes
         raise UsageError(f"{folder} makes no {wrapped.config.model_type} model: {first_line(error)}") from None
     if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):
-        raise UsageError(f"{folder}: a {wrapped.config.model_type} model computes its head in a way that is not supported")
+        raise UsageError(
+            f"{folder}: a {wrapped.config.model_type} model computes its head in a way that is not supported"
+        )
 
 
 def _ends(folder: Path, config: Any) -> list[int]:
