@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+
+from shoestring.data.bpe import train_bpe
 
 try:
     import gguf
@@ -146,3 +149,11 @@ def add_tokens(writer: Any, model: str, tokens: Sequence[str], types: Sequence[i
     for key, value in more.items():
         kind = gguf.GGUFValueType.get_type(value)
         writer.add_key_value(f"tokenizer.ggml.{key}", value, kind)
+
+
+def trained_tokens(writer: Any) -> None:
+    """A byte-level tokenizer, trained on this file, in a file's metadata."""
+    trained = train_bpe([Path(__file__).read_text()], VOCABULARY)
+    tokens = [trained.token(place) for place in range(trained.vocabulary)]
+    merges = [" ".join(pair) for pair in json.loads(trained.rules.to_str())["model"]["merges"]]
+    add_tokens(writer, "gpt2", tokens, [3] + [1] * (len(tokens) - 1), 0, pre="smollm", merges=merges)

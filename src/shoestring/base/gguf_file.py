@@ -24,7 +24,7 @@ MAGIC = b"GGUF"
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of tensors that torch has."""
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 """Numbers of a tensor that are read and turned into floats at a time."""
 
 _NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}

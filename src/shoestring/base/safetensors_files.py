@@ -20,7 +20,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-AT_ONCE = 64 << 20
+AT_ONCE = 16 << 20
 """Bytes that are read of a file before it is opened anew, which lets go of the pages of memory that it was read into."""
 
 

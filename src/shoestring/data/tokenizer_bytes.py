@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tokenizers
+from tokenizers import models
 
 from shoestring.errors import UsageError
 
@@ -55,7 +56,7 @@ class Spelling(NamedTuple):
 
 def spelling(rules: tokenizers.Tokenizer, end: int) -> Spelling:
     """How a tokenizer spells text. Raises: UsageError where its tokens do not tell the text."""
-    described = json.loads(rules.to_str())
+    described = _described(rules)
     model, kind = described["model"], _kind(described)
     for reason, wrong in {
         f"its model is a {model.get('type')}": model.get("type") not in ("BPE", "Unigram"),
@@ -71,11 +72,30 @@ def spelling(rules: tokenizers.Tokenizer, end: int) -> Spelling:
     prefix = (
         "" if strips else _without_prefix(described)
     )  # where ends are stripped, a space before the text would be, too
-    drops = model.pop("dropout", None)  # which would make ids a matter of chance
-    changed = tokenizers.Tokenizer.from_str(json.dumps(described)) if prefix or drops else rules
+    changed = rules
+    if prefix or model["dropout"]:  # which would make ids a matter of chance
+        whole = json.loads(rules.to_str())
+        whole |= {"normalizer": described["normalizer"], "pre_tokenizer": described["pre_tokenizer"]}
+        whole["model"].pop("dropout", None)
+        changed = tokenizers.Tokenizer.from_str(json.dumps(whole))
     changed.encode_special_tokens = True
     table, caveats = _table(rules, described, kind, end)
     return Spelling(table, changed, prefix, extra, caveats)
+
+
+def _described(rules: tokenizers.Tokenizer) -> dict[str, Any]:
+    """What `rules.to_str` says, but for tokens and merges, which as values of Python take many times their memory."""
+    parts = {name: getattr(rules, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
+    described = {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
+    model = rules.model
+    if isinstance(model, models.BPE):
+        named = ("unk_token", "byte_fallback", "dropout", "end_of_word_suffix", "continuing_subword_prefix")
+        return {**described, "model": {"type": "BPE", **{name: getattr(model, name) for name in named}}}
+    whole = json.loads(rules.to_str())["model"]
+    return {
+        **described,
+        "model": {"dropout": None, **{key: whole[key] for key in whole if key not in ("vocab", "merges")}},
+    }
 
 
 def _kind(described: dict[str, Any]) -> str:

@@ -33,8 +33,10 @@ class GGUFOpener:
 
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
         file = read_header(Path(place))
+        tokenizer, notes = _tokenizer(file)  # first: what making it takes is given back before the model is there
+        for key in [key for key, value in file.metadata.items() if isinstance(value, list)]:
+            del file.metadata[key]  # the tokens and their merges, which the tokenizer has now
         model = open_gguf_model(file, dtype or _stored(file)).eval()
-        tokenizer, notes = _tokenizer(file, model.about.vocabulary)
         template, name = file.metadata.get("tokenizer.chat_template"), file.metadata.get("general.name")
         types = sorted({one.type for one in file.tensors.values()})
         values = {
@@ -62,14 +64,15 @@ def _stored(file: GGUFFile) -> torch.dtype:
     return PLAIN.get(types.pop(), torch.float32) if len(types) == 1 else torch.float32
 
 
-def _tokenizer(file: GGUFFile, vocabulary: int) -> tuple[TextTokenizer | None, tuple[str, ...]]:
+def _tokenizer(file: GGUFFile) -> tuple[TextTokenizer | None, tuple[str, ...]]:
     """(the tokenizer of a file, None where it cannot be used; what there is to say of it)."""
     if "tokenizer.ggml.model" not in file.metadata:
         return None, ("it has no tokenizer",)
     try:
         tokenizer, notes = tokenizer_of(file.metadata)
-        if tokenizer.vocabulary > vocabulary:
-            raise UsageError(f"it has {tokenizer.vocabulary} ids, and the model {vocabulary}")
+        embedding = file.tensors.get("token_embd.weight")
+        if embedding is not None and tokenizer.vocabulary > embedding.shape[0]:
+            raise UsageError(f"it has {tokenizer.vocabulary} ids, and the model {embedding.shape[0]}")
     except UsageError as error:
         return None, (f"its tokenizer cannot be used: {error}",)
     return tokenizer, (*notes, *tokenizer.caveats)

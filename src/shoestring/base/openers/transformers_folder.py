@@ -46,9 +46,10 @@ class TransformersOpener:
         files = weight_files(folder)
         stored = outline(files)
         config = read_config(folder, len(stored))
-        model, notes = _model(folder, config, stored, dtype or common_type(stored))
         ends = _ends(folder, config)
-        tokenizer, said = _tokenizer(folder, model.about.vocabulary, ends)
+        # the tokenizer first: what making it takes is given back before the model is there
+        tokenizer, said = _tokenizer(folder, config.get_text_config().vocab_size, ends)
+        model, notes = _model(folder, config, stored, dtype or common_type(stored))
         values = {"model_type": config.model_type, "native": not isinstance(model, Wrapped), "ends": ends}
         about = About(
             str(folder.absolute()),
