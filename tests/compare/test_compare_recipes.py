@@ -45,12 +45,24 @@ def test_workers_of_an_arm_take_turns_in_one_process() -> None:
     check_workers({"base": build(RunConfig, BASE), "team": build(RunConfig, {**BASE, **TEAM})})
 
 
+PIPELINE: dict[str, Any] = {
+    "model": {"layers": 3, "width": 96, "heads": 3, "vocabulary": 512, "tied": False},
+    "transport": "pipeline",
+    "workers": 1,
+    "sync": {"name": "none"},
+    "pipeline": {"stages": 1},
+    "optim": {"name": "adamw"},
+    "execution": {"device": "cpu", "precision": "float32", "compile": "none", "attention": "flash", "loss": "plain"},
+}
+
+
 @pytest.mark.parametrize(
     ("own", "said"),
     [
         ({"transport": "distributed"}, "team asks for transport = distributed, .* give --transport local"),
         ({"transport": "torchft"}, "team asks for transport = torchft, .* give --transport local"),
         ({"transport": "torchft", "workers": 1}, "team asks for transport = torchft"),
+        (PIPELINE, "team asks for transport = pipeline"),
         ({"budget": "20s"}, "team has 4 workers that take turns in one process, .* at a budget in tokens or FLOPs"),
     ],
 )

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from shoestring.config import build, read_toml
+from shoestring.budget.ledger import Ledger
+from shoestring.config import build, overrides, read_toml
 from shoestring.errors import UsageError
 from shoestring.launch.request import Request
 from shoestring.train.config import RunConfig
+from shoestring.train.participation import FixedWorkers
 from tests.train.command import TINY, newest_weights, shoestring_here, start
 
 SHAPE = "--model.layers=4 --model.tied=false --optim=adamw --train.gradient_clip=1e6 --train.micro_batch=1 --execution.threads=1"
@@ -119,3 +121,11 @@ def test_a_request_for_a_pipeline_leaves_nothing_to_be_measured(tmp_path: Path) 
     request = Request.read(tmp_path / "recipe.toml", ["--pipeline.stages=6"])
     config = build(RunConfig, read_toml(tmp_path / "recipe.toml") | request.asked | {"pipeline": {"stages": 6}})
     assert (config.execution.precision, config.model.tied) == ("float32", False)
+
+
+def test_nothing_else_trains_a_pipelines_configuration(tmp_path: Path) -> None:
+    words = [f"--{key}={value}" for key, value in {"budget": "1ktok", "train.batch": 4, "model.layers": 2}.items()]
+    request = Request.of(overrides([*words, *STAGES]))
+    config = build(RunConfig, request.asked)
+    with pytest.raises(UsageError, match="transport = pipeline takes processes that"):
+        FixedWorkers().join(config, None, Ledger(), print)  # type: ignore[arg-type]

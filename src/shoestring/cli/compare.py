@@ -2,16 +2,13 @@
 
 import argparse
 import datetime
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
@@ -20,23 +17,20 @@ from shoestring.cli.screen import Screen
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.recipes import candidate, check_workers, for_judging, parse_tuning, trials
+from shoestring.compare.recipes import check_workers, parse_tuning, trials
 from shoestring.compare.record import RunLog, RunRecord
+from shoestring.compare.request import planned_arms, require_two
 from shoestring.compare.reuse import Reused, runs_of
 from shoestring.compare.runner import Trainer
 from shoestring.compare.verdict import Verdict, judge
 from shoestring.compare.wording import UNTUNED, rates
 from shoestring.config import build, merge, overrides, read_toml
-from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
 from shoestring.launch.processes import available_cores
-from shoestring.launch.request import Request, planned, prepared
 from shoestring.report.comparison_page import write_comparison
 from shoestring.train.closing import spent_before
 from shoestring.train.config import RunConfig
-from shoestring.train.edits import with_planned_tokens
 from shoestring.train.execution import keep_compiled_code
-from shoestring.train.session import resolve
 
 DESCRIPTION = """Judge recipes at equal cost. The first recipe is the base. Each other one is a candidate, and takes what it
 leaves open from the base. Every run spends the same budget. Seeds are paired: the same data order, and the same first weights
@@ -182,45 +176,16 @@ def _fresh_name() -> Path:
 
 def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, console: Screen) -> dict[str, RunConfig]:
     """Complete configurations by name, nothing left to decide. Raises: UsageError."""
-    if len(recipes) < 2:
-        raise UsageError("a comparison needs two recipes or more: give the base first, then the candidates")
+    require_two(recipes)
     names = [path.stem for path in recipes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"two recipes are named {twice[0]}: an arm goes by its file's name, so rename one")
     flags = overrides(rest)
-    asked = [merge(read_toml(path), flags) for path in recipes]
-    request = Request.read(recipes[0], rest)
-
-    def say(line: str) -> None:
-        console.print(f"  {line}")
-
-    with tempfile.TemporaryDirectory() as scratch:
-        ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
-        dataset = prepared(request, ledger.clock("data"), say)
-        made, base = planned(request, machine, dataset, 0.0)
-        configs = [
-            replace(each, edits=with_planned_tokens(each.edits, made.tokens))
-            for each in (base, *(candidate(base, tree) for tree in asked[1:]))
-        ]
-        check_workers(dict(zip(names, configs, strict=True)))  # before anything is measured
-        return {
-            name: _resolved(name, config, base, dataset, machine, ledger, console)
-            for name, config in zip(names, configs, strict=True)
-        }
-
-
-def _resolved(
-    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, console: Screen
-) -> RunConfig:
-    """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
-    if config.data != base.data:
-        raise UsageError(f"{name} asks for other data than the base: arms are judged on the same held-out text")
-    resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
-    way = resolved.execution
-    compiled = "compiled" if way.compile == "blocks" else "not compiled"
-    console.print(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
-    return resolved
+    asked = {path.stem: merge(read_toml(path), flags) for path in recipes}
+    return planned_arms(
+        asked, machine, say=lambda line: console.print(f"  {line}"), decided=lambda line: console.print(line)
+    )
 
 
 def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:

@@ -37,7 +37,7 @@ def check_workers(arms: Mapping[str, RunConfig]) -> None:
     """Raises: UsageError, naming the arm, where a run would not be what its configuration says: it is one process, in which
     all workers take their turns."""
     for name, config in arms.items():
-        if config.transport == "torchft" or (config.workers > 1 and config.transport != "local"):
+        if config.transport in ("torchft", "pipeline") or (config.workers > 1 and config.transport != "local"):
             raise UsageError(
                 f"{name} asks for transport = {config.transport}, and a run of a comparison is one process: "
                 "give --transport local, which has all workers there, in lock-step"

@@ -68,6 +68,8 @@ class ExpertsConfig:
             raise ValueError(
                 "an expert is trained by one worker: leave workers out, and give --parallel for several at a time"
             )
+        if self.run.transport == "pipeline":
+            raise ValueError("an expert is trained by one process: leave transport = pipeline out")
         models = self.models()
         if self.needs_difficulty and not self.difficulty and not self.seed_share:
             raise ValueError("without a seed model nothing tells the harder clusters: give the difficulty of each")

@@ -74,7 +74,10 @@ class FixedWorkers:
         return config.budget if self.transport is None else config.budget.share(config.workers)
 
     def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
-        """As `Participation`. Raises: UsageError where the schedule's milestones cannot be passed by all at one step."""
+        """As `Participation`. Raises: UsageError where the run is not of such workers, or the schedule's milestones cannot be
+        passed by all of them at one step."""
+        if config.transport not in ("local", "distributed"):
+            raise UsageError(f"transport = {config.transport} takes processes that `launch.launch.Launch` starts")
         team = join_workers(config, parts, ledger, self.transport, say)
         if team is None:
             return Joined(parts.stepper, CompanyOfOne(parts.stepper), parts.source)

@@ -1,0 +1,65 @@
+"""The arms of a comparison, complete: what each recipe leaves open is planned, or taken from the base, and measured."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import replace
+from pathlib import Path
+
+from shoestring.budget.ledger import Ledger
+from shoestring.budget.machine import Machine
+from shoestring.compare.recipes import candidate, check_workers, for_judging
+from shoestring.config import Tree
+from shoestring.data.dataset import Dataset
+from shoestring.errors import UsageError
+from shoestring.launch.request import Request, planned, prepared
+from shoestring.train.config import RunConfig
+from shoestring.train.edits import with_planned_tokens
+from shoestring.train.session import resolve
+
+Say = Callable[[str], None]
+
+
+def require_two(recipes: Sized) -> None:
+    """Raises: UsageError where there are fewer recipes than a base and a candidate."""
+    if len(recipes) < 2:
+        raise UsageError("a comparison needs two recipes or more: give the base first, then the candidates")
+
+
+def planned_arms(asked: Mapping[str, Tree], machine: Machine, *, say: Say, decided: Say) -> dict[str, RunConfig]:
+    """Complete configurations by the names of arms, nothing left to decide.
+
+    asked: plain values, as in a recipe, by name; the base first.
+    machine: this one.
+    say: takes lines about the data.
+    decided: takes a line for each arm.
+    Raises: UsageError.
+    """
+    require_two(asked)
+    names, trees = list(asked), list(asked.values())
+    request = Request.of(trees[0])
+    with tempfile.TemporaryDirectory() as scratch:
+        ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
+        dataset = prepared(request, ledger.clock("data"), say)
+        made, base = planned(request, machine, dataset, 0.0)
+        configs = [
+            replace(each, edits=with_planned_tokens(each.edits, made.tokens))
+            for each in (base, *(candidate(base, tree) for tree in trees[1:]))
+        ]
+        check_workers(dict(zip(names, configs, strict=True)))  # before anything is measured
+        return {
+            name: _resolved(name, config, base, dataset, machine, ledger, decided)
+            for name, config in zip(names, configs, strict=True)
+        }
+
+
+def _resolved(
+    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, decided: Say
+) -> RunConfig:
+    """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
+    if config.data != base.data:
+        raise UsageError(f"{name} asks for other data than the base: arms are judged on the same held-out text")
+    resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
+    way = resolved.execution
+    compiled = "compiled" if way.compile == "blocks" else "not compiled"
+    decided(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
+    return resolved
