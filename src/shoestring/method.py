@@ -147,7 +147,8 @@ def method(engine: str, *, name: str, claim: str, cost: str, paper: str = "", ki
 
 @functools.cache
 def _discover(engine: str) -> None:
-    """Import every module of an engine's package, and what other distributions register as `shoestring.methods`."""
+    """Import every module of an engine's package that registers methods, and what other distributions register as
+    `shoestring.methods`."""
     try:
         package = importlib.import_module(f"shoestring.{engine}")
     except ModuleNotFoundError as error:
@@ -155,10 +156,21 @@ def _discover(engine: str) -> None:
             return
         raise
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
+        if _registers(module):
+            importlib.import_module(module.name)
     for point in entry_points(group="shoestring.methods"):
         if point.name.split(".")[0] == engine:
             point.load()
+
+
+def _registers(module: pkgutil.ModuleInfo) -> bool:
+    """Whether a module's source calls `method`. The others need not be loaded: some need what is slow to load, as triton is."""
+    finder: Any = module.module_finder
+    spec = finder.find_spec(module.name, None)
+    if spec is None or not str(spec.origin).endswith(".py"):
+        return True
+    with open(spec.origin, "rb") as source:
+        return b"method(" in source.read()
 
 
 @functools.cache

@@ -67,8 +67,8 @@ def test_any_cut_or_flipped_bit_is_caught_by_name(
     assert load(folder, 3)[0] == 3
 
 
-def _manifest(folder: Path, step: int, **changed: object) -> None:
-    path = folder / f"step-{step:08d}" / "manifest.json"
+def _manifest(folder: Path, number: int, **changed: object) -> None:
+    path = folder / f"step-{number:08d}" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 

@@ -1,16 +1,18 @@
 """Documents as unit vectors: a weighted sum of one vector for each hashed feature."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import scipy.sparse
 from annotated_types import Interval
 
 from shoestring.config import Pick
 from shoestring.data.clusters.features import blocks, counts, hashed
 from shoestring.data.store import TokenStore
 from shoestring.errors import UsageError
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 EMBEDDING = Pick("data", "document embedding", default="tfidf_svd")
 
@@ -71,7 +73,7 @@ def sampled(documents: int, sample: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(documents, sample, replace=False))
 
 
-def inverse_document_frequency(found: scipy.sparse.csr_matrix, minimum: int) -> np.ndarray:
+def inverse_document_frequency(found: "scipy.sparse.csr_matrix", minimum: int) -> np.ndarray:
     """float32 [buckets]: idf_f = ln((1 + n) / (1 + df_f)), where df_f of n documents have the feature; 0 where fewer than
     `minimum` have. A feature of every document weighs nothing, which spares a list of stop words.
 
@@ -85,7 +87,7 @@ def inverse_document_frequency(found: scipy.sparse.csr_matrix, minimum: int) -> 
 
 
 def tfidf(store: TokenStore, documents: np.ndarray, ngrams: int, buckets: int, minimum: int) -> tuple[
-    scipy.sparse.csr_matrix, np.ndarray
+    "scipy.sparse.csr_matrix", np.ndarray
 ]:  # fmt: skip
     """(rows of unit length [documents, buckets], idf [buckets]): tf_f idf_f, tf_f the plain number of occurrences."""
     found = counts(store, documents, ngrams, buckets)
@@ -93,5 +95,7 @@ def tfidf(store: TokenStore, documents: np.ndarray, ngrams: int, buckets: int, m
     weights = inverse_document_frequency(found, minimum)
     rows = found.multiply(weights).tocsr()
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).reshape(-1))
+    import scipy.sparse  # slow to load
+
     scale = scipy.sparse.diags(1 / np.where(lengths > 0, lengths, 1))
     return (scale @ rows).tocsr().astype(np.float32), weights

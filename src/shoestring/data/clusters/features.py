@@ -1,12 +1,15 @@
 """What a document is made of: its tokens and the short runs of tokens in it, hashed into a fixed number of buckets."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse
 
 from shoestring.data.store import TokenStore
 from shoestring.data.subset import document_bounds
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 BLOCK = 1 << 20
 """Tokens looked at together."""
@@ -53,7 +56,7 @@ def document_tokens(store: TokenStore, document: int) -> np.ndarray:
     return tokens
 
 
-def counts(store: TokenStore, documents: np.ndarray, ngrams: int, buckets: int) -> scipy.sparse.csr_matrix:
+def counts(store: TokenStore, documents: np.ndarray, ngrams: int, buckets: int) -> "scipy.sparse.csr_matrix":
     """float32 [documents, buckets]: how often each bucket's runs occur in each document."""
     rows, columns = [], []
     for row, document in enumerate(documents.tolist()):
@@ -63,4 +66,6 @@ def counts(store: TokenStore, documents: np.ndarray, ngrams: int, buckets: int) 
         columns.append(features)
     places = (np.concatenate(rows), np.concatenate(columns)) if rows else (np.empty(0, int), np.empty(0, int))
     ones = np.ones(len(places[0]), dtype=np.float32)
+    import scipy.sparse  # slow to load
+
     return scipy.sparse.csr_matrix((ones, places), shape=(len(documents), buckets))
