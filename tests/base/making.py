@@ -1,6 +1,7 @@
 """Small models of transformers as folders and as GGUF files, and tokenizers of each kind, for the openers to open."""
 
 import contextlib
+import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from shoestring.data.bpe import train_bpe
 
-gguf: Any
 try:
-    import gguf
+    gguf: Any = importlib.import_module("gguf")
 except ImportError:
     gguf = None
 

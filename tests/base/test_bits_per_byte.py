@@ -42,7 +42,9 @@ def test_smollm2_has_the_bits_a_byte_that_transformers_gives_it() -> None:
         Whole(ids), opened.tokenizer.byte_lengths, sequences=1, rows=1, device="cpu", precision="float32"
     )
     ours = evaluate(opened.model)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         nats = float(theirs(torch.tensor([ids]), labels=torch.tensor([ids])).loss)
     text = opened.tokenizer.decode(ids[1:])

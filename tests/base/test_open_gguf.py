@@ -346,14 +346,12 @@ def test_a_sentencepiece_tokenizer_is_transformers(tmp_path: Path) -> None:
     kinds = {"is_unknown": 2, "is_control": 3, "is_unused": 5, "is_byte": 6}
     types = [next((kind for name, kind in kinds.items() if getattr(processor, name)(i)), 1) for i in range(count)]
     tokens, scores = [processor.id_to_piece(i) for i in range(count)], [processor.get_score(i) for i in range(count)]
-    making.write_gguf(
-        making.stock("llama"),
-        tmp_path / "a.gguf",
-        tokens=lambda writer: (
-            making.add_tokens(writer, "llama", tokens, types, 2, bos_token_id=1, unknown_token_id=0),
-            writer.add_token_scores(scores),
-        ),
-    )
+
+    def write(writer: Any) -> None:
+        making.add_tokens(writer, "llama", tokens, types, 2, bos_token_id=1, unknown_token_id=0)
+        writer.add_token_scores(scores)
+
+    making.write_gguf(making.stock("llama"), tmp_path / "a.gguf", tokens=write)
     opened = open_model(str(tmp_path / "a.gguf"))
     assert opened.tokenizer is not None, opened.about.notes
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf")

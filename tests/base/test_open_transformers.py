@@ -89,7 +89,12 @@ def test_no_second_copy_of_all_weights_is_made(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(safetensors_files, "AT_ONCE", whole // 10)
     opened: list[Path] = []
     original = safetensors_files._opened
-    monkeypatch.setattr(safetensors_files, "_opened", lambda file: (opened.append(file), original(file))[1])
+
+    def watched(file: Path) -> Any:
+        opened.append(file)
+        return original(file)
+
+    monkeypatch.setattr(safetensors_files, "_opened", watched)
     sizes = []
     for name, tensor in tensors(stored):
         sizes.append(tensor.nbytes)

@@ -74,7 +74,7 @@ def _forged(file: GGUFFile, content: bytes, draw: random.Random) -> bytes:
                 ]
             case _:
                 metadata[draw.choice(("llama.rope.scaling.type", "tokenizer.huggingface.json", "more"))] = "yarn"
-    tensors = [[one.name, list(one.shape), one.type, one.start] for one in file.tensors.values()]
+    tensors: list[list[Any]] = [[one.name, list(one.shape), one.type, one.start] for one in file.tensors.values()]
     for _ in range(draw.randrange(3)):
         one = draw.choice(tensors)
         match draw.randrange(5):
