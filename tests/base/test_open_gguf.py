@@ -307,7 +307,7 @@ def test_a_byte_level_tokenizer_is_transformers(tmp_path: Path) -> None:
         making.write_gguf(
             making.stock("llama"),
             tmp_path / "a.gguf",
-            tokens=lambda writer, name=name: making.add_tokens(  # type: ignore[misc]
+            tokens=lambda writer, name=name: making.add_tokens(
                 writer, "gpt2", tokens, [3] + [1] * (len(tokens) - 1), 0, pre=name, merges=merges
             ),
         )

@@ -123,9 +123,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             sized = [one for one in (left, right) if not isinstance(one, int | float)]
             times = [abs(one) for one in (left, right) if isinstance(one, int | float)]
-            if (sized and _size(sized[0]) * max(times, default=1) > MOST_LETTERS) or (
-                not sized and max(times) > 1 << 62
-            ):
+            if (
+                sized
+                and (len(sized[0]) if isinstance(sized[0], str) else _size(sized[0])) * max(times, default=1)
+                > MOST_LETTERS
+            ) or (not sized and max(times) > 1 << 62):
                 raise TemplateError(f"it makes a value of more than {MOST_LETTERS:,} letters")
         if operator == "+" and _size(left) + _size(right) > MOST_LETTERS:
             raise TemplateError(f"it makes a value of more than {MOST_LETTERS:,} letters")
