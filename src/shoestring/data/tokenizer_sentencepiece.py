@@ -55,7 +55,8 @@ def rules_of(
     fallback = any(piece.kind == BYTE for piece in pieces)
     try:
         if model == UNIGRAM:
-            scored = [(piece.text, piece.score) for piece in pieces]
+            # nine digits tell a float32; the package reads longer ones back as others
+            scored = [(piece.text, float(f"{piece.score:.9g}")) for piece in pieces]
             made: Any = models.Unigram(scored, unk_id=unknown, byte_fallback=fallback)
         else:
             made = models.BPE(
