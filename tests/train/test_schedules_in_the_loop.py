@@ -1,8 +1,6 @@
 """What a run does with more than a learning rate: milestones, growing batches, noise scales, extra derivatives."""
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,8 @@ from safetensors.torch import load_file
 
 from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.config import read_toml
-from shoestring.model.transformer import Transformer
 from shoestring.schedule.refinement import refined_points
-from shoestring.train import checkpoint, speed
-from shoestring.train.evaluate import Evaluator, Heldout
+from shoestring.train import checkpoint
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
 
@@ -182,24 +178,3 @@ def test_a_schedule_is_refined_from_a_run_by_adams_norm_and_that_run_is_charged(
 
     factors = refined_points([row["progress"] for row in rows], [row["gradient_norm_1"] for row in rows])
     assert config["schedule"]["points"]["factors"] == list(factors)
-
-
-def test_no_evaluation_is_made_twice_of_the_same_weights(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = Evaluator.__call__
-
-    def slow(self: Evaluator, model: Transformer, enough: Callable[[], bool] = lambda: False) -> Heldout:
-        time.sleep(0.4)
-        return quick(self, model, enough)
-
-    monkeypatch.setattr(Evaluator, "__call__", slow)
-    monkeypatch.setattr(speed, "EVALUATING", 1.0)  # they take a tenth of the budget each
-    run = tmp_path / "run"
-    words = ("--budget=4s", f"--data.corpus={corpus}", "--out", run, *MODEL, "--train.evaluate_every=0.02")
-    status, _, errors = shoestring("train", *words)
-    assert status == 0, errors
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if line["kind"] == "heldout"]
-    assert len(steps) > 2
-    assert len(set(steps)) == len(steps)

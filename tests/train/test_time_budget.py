@@ -183,6 +183,16 @@ def test_an_evaluation_that_becomes_slow_is_cut_short_and_said() -> None:
     assert "cut short" in machine.said[0]
 
 
+def test_no_evaluation_is_made_twice_of_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoestring.train.speed.EVALUATING", 1.0)  # they take a tenth of the budget each
+    for step in (0.03, 0.04, 0.05, 0.06, 0.08):
+        machine = Slow(step, 0.004)
+        machine.train(4.0, evaluate_every=0.02)
+        steps = [line["step"] for line in machine.heldout()]
+        assert len(steps) > 2
+        assert len(set(steps)) == len(steps)
+
+
 def test_without_seconds_nothing_is_skipped_or_cut_short() -> None:
     machine = Slow(1.0, 500.0)
     made = machine.loop(None)
