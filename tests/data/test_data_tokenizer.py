@@ -178,7 +178,7 @@ def test_words_of_the_usual_length_are_trained_on_whole(run: str) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda d: d | {"decoder": {"type": "Sequence", "decoders": 5}}, "is not a byte-level tokenizer"),
+        (lambda d: d | {"decoder": {"type": "Sequence", "decoders": 5}}, "is not a tokenizer that can be used"),
         (lambda d: d | {"pre_tokenizer": {"type": "nothing"}}, "is not a tokenizer that can be used"),
         (lambda d: d | {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, "has no tokens"),
         (lambda d: d | {"model": d["model"] | {"vocab": {"a": 4_000_000_000}}}, "has an id of 4000000000"),

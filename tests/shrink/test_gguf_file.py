@@ -164,8 +164,10 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no stock transformers class"):
         other = model(channel_mixer="squared_relu")
         write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
-    with pytest.raises(UsageError, match="without scaled positions"):
-        other = model(token_mixer={"name": "attention", "rope_scaling": {"rope_type": "linear", "factor": 2.0}})
+    with pytest.raises(UsageError, match="with llama3 scaling of its positions is not written"):
+        scaling = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        scaling["original_max_position_embeddings"] = 32
+        other = model(token_mixer={"name": "attention", "rope_scaling": scaling})
         write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
     assert not list(tmp_path.iterdir())
 

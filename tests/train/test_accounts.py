@@ -49,7 +49,7 @@ def test_the_accounts_add_up_to_what_torch_counts(
 ) -> None:
     run, machine = tmp_path / "run", probe()
     # a look at the machine multiplies matrices too, and is on no run's account
-    monkeypatch.setattr("shoestring.cli.train.probe", lambda: machine)
+    monkeypatch.setattr("shoestring.launch.alone.probe", lambda: machine)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         status, _, errors = shoestring(
             "train", "--budget=1500tok", f"--data.corpus={corpus}", *TINY, *PLAIN, *words, "--out", run

@@ -68,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
         (["train", "--from-step", "3"], "--from-step goes with --resume"),
         (["train", "one.toml", "two.toml"], "two.toml"),
         (["plan", "--budget"], "needs a value"),
-        (["generate", "/nowhere", "def"], "no such run"),
+        (["generate", "/nowhere", "def"], "is no model that can be opened"),
         (["report", "/nowhere"], "/nowhere"),
         (["report"], "RUN"),
         (["methods", "optm"], "did you mean 'optim'"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shoestring.decode.chat import Message
+from shoestring.data.chat import Message
 from shoestring.errors import UsageError
 from shoestring.json_files import NotJson, parse_json
 

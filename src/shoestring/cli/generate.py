@@ -15,8 +15,8 @@ from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
+from shoestring.data.chat import Chat, Message
 from shoestring.data.tokenizer import TextTokenizer
-from shoestring.decode.chat import Chat, Message
 from shoestring.decode.generate import Stop, generate
 from shoestring.decode.sampler import SamplingConfig
 from shoestring.decode.stop_strings import StopStrings

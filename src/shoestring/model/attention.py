@@ -14,7 +14,7 @@ from shoestring.method import Epsilon, Fraction, method
 from shoestring.model.cache import KeyValueShape
 from shoestring.model.chunked import chunked_attention
 from shoestring.model.norm import RMSNorm
-from shoestring.model.rotary import rotate
+from shoestring.model.rotary import ScalingValue, rotate
 
 
 @method(
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         epsilon: Epsilon = 1e-6,
         bias: Literal["none", "qkv", "all"] = "none",
         rotary_share: Fraction = 1.0,
-        rope_scaling: dict[str, float | int | bool | str] | None = None,
+        rope_scaling: dict[str, ScalingValue] | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.head_width, self.rope_theta = heads, head_width, rope_theta

@@ -6,11 +6,15 @@ the convention of Hugging Face's Llama and Qwen3 (the paper pairs neighbours: th
 
 from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from shoestring.errors import UsageError
+
+ScalingValue = Annotated[float, Interval(ge=0, le=1e9)] | Annotated[int, Interval(ge=0, le=1_000_000_000)] | bool | str
 
 Scaling = Mapping[str, float | int | bool | str]
 """What a model of longer context says of its frequencies, in the words of transformers: 'rope_type' and its numbers."""

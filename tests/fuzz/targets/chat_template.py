@@ -3,8 +3,8 @@
 import random
 from pathlib import Path
 
-from shoestring.data.chat import MOST_LETTERS, apply_chat
-from tests.base.test_chat import HOSTILE, TALK, TEMPLATES
+from shoestring.data.chat_template import MOST_LETTERS, apply_chat
+from tests.data.test_chat_template import HOSTILE, TALK, TEMPLATES
 from tests.fuzz.explore import Case
 from tests.fuzz.mutations import mutate_bytes, strange
 

