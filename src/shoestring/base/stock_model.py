@@ -11,6 +11,7 @@ import torch
 
 from shoestring.base.safetensors_files import Stored, tensors
 from shoestring.errors import ShoestringError, UsageError, first_line
+from shoestring.model.outline import outline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +62,7 @@ def open_stock_model(folder: Path, config: Any, stored: dict[str, Stored], dtype
 def _refuse_larger(folder: Path, stock: Any, config: Any, stored: dict[str, Stored]) -> None:
     """Raises: UsageError where the configuration describes more weights than there are, before they take memory."""
     try:
-        with torch.device("meta"):
+        with outline():
             described = sum(parameter.numel() for parameter in stock(config).parameters())
     except Exception as error:  # whatever its class says of foreign sizes
         raise UsageError(f"{folder}: its configuration makes no model: {first_line(error)}") from None

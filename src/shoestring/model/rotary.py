@@ -40,6 +40,11 @@ class Rotary(nn.Module):
         self, head_width: int, context: int, theta: float, *, share: float = 1.0, scaling: Scaling | None = None
     ) -> None:
         super().__init__()
+        if scaling is None and torch.get_default_device().type == "meta":
+            # an outline has nothing to compute, and arithmetic on that device loads torch's compiler
+            for name in ("cos", "sin"):
+                self.register_buffer(name, torch.empty(context, 1, head_width), persistent=False)
+            return
         turned = int(head_width * share) // 2 * 2
         frequencies, factor = _frequencies(turned, context, theta, scaling)
         angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from shoestring.base import peek
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
@@ -16,6 +14,7 @@ from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.plan import rules
 from shoestring.plan.pace import Pace, Paces
@@ -76,7 +75,7 @@ class _Size:
 def _costs(model: ModelConfig) -> tuple[int, int, int]:
     """(parameters outside the blocks, parameters of a block, forward and backward operations of a block at full context),
     from a model of one block that takes no memory: the blocks are alike."""
-    with torch.device("meta"):
+    with outline():
         built = Transformer(replace(model, layers=1))
     block: Any = built.blocks[0]
     inside = sum(p.numel() for p in block.parameters())

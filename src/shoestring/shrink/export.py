@@ -18,6 +18,7 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.lowbit.convert import lowered_layers
 from shoestring.model.hf import export, to_transformers
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.gguf_file import KINDS, write_gguf
 from shoestring.shrink.gguf_writer import Q8_0_COLUMNS, write_stock
@@ -171,7 +172,7 @@ def _refuse_special(model: Transformer, kind: str) -> None:
     """Raises: UsageError where a native model has layers that are not those of its configuration."""
     if kind == "packed":
         raise UsageError("a packed model is not exported: export the run that it was packed from")
-    with torch.device("meta"):
+    with outline():
         stock = {name: type(module) for name, module in Transformer(model.config).named_modules() if name}
     for name, module in model.named_modules():
         if name and stock.get(name) is not type(module):

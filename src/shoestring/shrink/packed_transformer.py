@@ -17,6 +17,7 @@ from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.shrink.native_blocks import native_decoder
 
@@ -66,7 +67,7 @@ class PackedTransformer(Transformer):
         """
         _refuse_larger_than_its_file(path, contents, config)
         try:
-            with torch.device("meta"):
+            with outline():
                 model = cls(config)
         except ShoestringError as error:
             raise ShoestringError(f"{path}: {error}") from None

@@ -13,6 +13,7 @@ from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.lowbit.linear import LowBitLinear
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.packed_transformer import PackedTransformer
 
@@ -66,7 +67,7 @@ def pack(model: Transformer, chosen: Ternaries, layout: str, embedding: int) -> 
 
     Norms stay float32, and so do the matrices that `chosen` keeps: they are copied.
     """
-    with torch.device("meta"):
+    with outline():
         made = PackedTransformer(model.config)
     for name, quantised in chosen.items().items():
         made.set_submodule(name, PackedLinear.of(quantised, layout))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from shoestring.errors import UsageError
 from shoestring.model.bridge.family import Family, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer, rotary_tables
 
 
@@ -22,7 +23,7 @@ def fill(config: ModelConfig, family: Family, tensors: Iterable[tuple[str, Tenso
 
     Raises: UsageError for a weight that is unknown, missing, there twice, of another shape, or not of a floating type.
     """
-    with torch.device("meta"):
+    with outline():
         model = Transformer(config).to(dtype)
     places = family.places(config)
     left, waiting = dict(places), None
