@@ -43,7 +43,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
+@pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return build(ModelConfig, {**BASE, **request.param})
 

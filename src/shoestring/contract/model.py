@@ -1,10 +1,11 @@
 """A language model as every engine sees it: it reads tokens, and its head makes logits of what it has read."""
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -154,8 +155,33 @@ class LanguageModule(nn.Module, abc.ABC):
     def anatomy(self) -> Anatomy:
         """Its parts, as surgery sees them."""
 
+    def forward(
+        self,
+        inputs: Tensor,
+        positions: Tensor | None = None,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The logits [B, T, V] of the token after each of `inputs` [B, T]. positions, documents: as in `Inputs`."""
+        return self.read(Inputs(inputs, positions, documents), cache).logits()
+
     def changed(self) -> None:
-        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
+        """Forget what was worked out from the parts, as cached properties: to be called once parts were replaced. Casting, moving
+        and freezing the whole model call it."""
+        for kind in type(self).__mro__:
+            for name, value in vars(kind).items():
+                if isinstance(value, cached_property):
+                    self.__dict__.pop(name, None)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self.changed()
+        super().requires_grad_(requires_grad)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.changed()
+        super()._apply(fn, recurse)
+        return self
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.contract import cost
-from shoestring.contract.anatomy import Axis, Slice
-from shoestring.contract.cost import Shape
 from shoestring.method import method
+from shoestring.model.two_matrices import TwoMatrices
 
 
 @method(
@@ -19,7 +17,7 @@ from shoestring.method import method
     claim="better than ReLU and ELU on the vision, language and speech tasks of the paper",
     cost="two matrices of width x hidden",
 )
-class GELU(nn.Module):
+class GELU(TwoMatrices):
     """A feed-forward layer whose activation weighs each feature by the normal distribution function of its value.
 
     y = W_out gelu(W_in x), gelu(z) = z Phi(z). x: [..., width] -> [..., width].
@@ -28,29 +26,11 @@ class GELU(nn.Module):
     bias: whether both layers add a learnt vector.
     """
 
-    expansion = 4.0
-
     def __init__(
         self, width: int, hidden: int, *, approximate: Literal["none", "tanh"] = "none", bias: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(width, hidden, bias)
         self.approximate = approximate
-        self.input = nn.Linear(width, hidden, bias=bias)
-        self.output = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(F.gelu(self.input(x), approximate=self.approximate))
-
-    def axes(self) -> tuple[Axis, ...]:
-        """The axes of its weights: the hidden features, and the width that it reads and writes."""
-        width, hidden = self.output.out_features, self.output.in_features
-        return (
-            Axis("width", None, width, (Slice("input.weight", 1), Slice("output.weight", 0))),
-            Axis("hidden", None, hidden, (Slice("input.weight", 0), Slice("output.weight", 1))),
-        )
-
-    def flops(self, shape: Shape, inputs: bool = True) -> int:
-        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        inside = inputs or (shape.backward and cost.trains(self.input))
-        first = cost.linear(self.input, shape.tokens, shape.backward, inputs)
-        return first + cost.linear(self.output, shape.tokens, shape.backward, inside)

@@ -1,8 +1,7 @@
 """A decoder-only transformer: embedding, blocks, norm, head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -127,16 +126,6 @@ class Transformer(Blocks):
     def _head(self) -> Head:
         return MatrixHead(self.get_output_embeddings().weight)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """The logits [B, T, vocabulary] of the token after each of `inputs` [B, T]. positions, documents: as in `Inputs`."""
-        return self.read(Inputs(inputs, positions, documents), cache).logits()
-
     def new_cache(self, rows: int, room: int) -> ContiguousCache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
         shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
@@ -187,21 +176,6 @@ class Transformer(Blocks):
         """Bytes that a cache holds of one token."""
         shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
         return sum(2 * s.heads * s.head_width for s in shapes if s is not None) * self.dtype.itemsize
-
-    def changed(self) -> None:
-        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
-        for name in ("_weight_bytes", "_cache_bytes", "_runs"):
-            self.__dict__.pop(name, None)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        self.changed()
-        super().requires_grad_(requires_grad)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.changed()
-        super()._apply(fn, recurse)
-        return self
 
 
 def rotary_tables(config: ModelConfig) -> Rotary:

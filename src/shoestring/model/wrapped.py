@@ -1,7 +1,7 @@
 """Any causal language model of transformers as a `LanguageModel`, without a bridge: its own code computes."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -195,16 +195,6 @@ class Wrapped(Stock):
     def _head(self) -> Head:
         return head_of(self.stock)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> Tensor:
-        """The logits [B, T, V] of the token after each of `inputs` [B, T]. positions, documents: as in `Inputs`."""
-        return self.read(Inputs(inputs, positions, documents), cache).logits()
-
     def new_cache(self, rows: int, room: int) -> Cache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device.
 
@@ -291,21 +281,6 @@ class Wrapped(Stock):
         """Bytes that a cache holds of one token."""
         kept = [one.heads * (one.key_width + one.value_width) for one in self._kept if one is not None]
         return sum(kept) * self.dtype.itemsize
-
-    def changed(self) -> None:
-        """Forget what was worked out from the parts: to be called once they were replaced, cast, or frozen."""
-        for name in [name for name in vars(type(self)) if isinstance(vars(type(self))[name], cached_property)]:
-            self.__dict__.pop(name, None)
-
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        self.changed()
-        super().requires_grad_(requires_grad)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.changed()
-        super()._apply(fn, recurse)
-        return self
 
 
 def _visible(inputs: Inputs) -> Tensor | None:
