@@ -52,11 +52,11 @@ class ColumnFolder:
 
     def _parts(self, key: str) -> list[tuple[int, int, Path]]:
         """(first, one past the last, file) of each part, in order, up to the first gap."""
-        found = []
+        found = list[tuple[int, int, Path]]()
         for path in (self.path / f"{key}.parts").glob("*.safetensors"):
-            first, _, stop = path.stem.partition("-")
-            if first.isdigit() and stop.isdigit():
-                found.append((int(first), int(stop), path))
+            bounds = path.stem.split("-")
+            if len(bounds) == 2 and all(bound.isdigit() for bound in bounds):
+                found.append((int(bounds[0]), int(bounds[1]), path))
         joined, reached = [], 0
         for first, stop, path in sorted(found):
             if first == reached and stop > first:

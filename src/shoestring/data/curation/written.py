@@ -45,7 +45,8 @@ class _Parquet:
     """Parquet, a group of rows in memory."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._rows, self._writer = path, list[Mapping[str, Any]](), None
+        self._path, self._rows = path, list[Mapping[str, Any]]()
+        self._writer: Any = None
 
     def add(self, row: Mapping[str, Any]) -> None:
         self._rows.append(row)

@@ -106,7 +106,9 @@ class MinHash:
         keys = _hashed(signatures, start, rows)
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
-        bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]])) if len(keys) else []
+        if not len(keys):
+            return
+        bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
         sizes = np.diff(bounds)
         for bucket in np.flatnonzero(sizes > 1).tolist():
             members = order[bounds[bucket] : bounds[bucket + 1]]  # ascending, as the sort is stable
