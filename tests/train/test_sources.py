@@ -14,7 +14,7 @@ from shoestring.train.loop import Loop
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
 
-STEPS = 60
+STEPS = 40
 BUDGET = f"--budget={STEPS * 4 * 32}tok"
 
 MIXTURES: dict[str, Sequence[str]] = {
@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_goes_on_exactly(name: str, sources: Sequence[str],
     status, _, errors = shoestring(*words, "--out", tmp_path / "whole")
     assert status == 0, errors
     often = "--train.checkpoint_every=0.000001"
-    killed_at(31, [*words, often, "--out", tmp_path / "killed"])
+    killed_at(23, [*words, often, "--out", tmp_path / "killed"])
     status, _, errors = shoestring("train", "--resume", tmp_path / "killed")
     assert status == 0, errors
     assert newest_weights(tmp_path / "killed") == newest_weights(tmp_path / "whole")

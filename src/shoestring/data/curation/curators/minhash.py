@@ -49,7 +49,7 @@ class MinHash:
     permutations: the length of a signature; the estimate of J is off by about sqrt(J (1 - J) / permutations).
     ngram: the length of a run.
     unit: 'word', or 'character' for scripts that set no spaces between words.
-    recall: see above.
+    recall: the least probability that a pair at the threshold is looked at; the higher, the more pairs are compared.
     seed: of the hash functions.
     """
 
