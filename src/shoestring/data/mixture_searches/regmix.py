@@ -54,8 +54,8 @@ class RegMix:
 
     search = RegMix(domains); m = search.mixtures(512); losses = [train(row) for row in m]; search.fit(m, losses).best()
 
-    Mixtures are drawn from Dirichlet(s n prior), n the number of domains, s log-uniform in [0.1, 5], prior the shares of tokens. `best` is the mean of the
-    `averaged` lowest of `simulated` mixtures. The paper does likewise, with 100 of 10^5 or more.
+    Mixtures are drawn from Dirichlet(s n prior), n the number of domains, s log-uniform in [0.1, 5], prior the shares of tokens.
+    `best` is the mean of the `averaged` lowest of `simulated` mixtures. The paper does likewise, with 100 of 10^5 or more.
 
     regressor: 'lightgbm' (trees, which may find interactions) or 'linear' (ridge regression on the weights).
     simulated: mixtures that the regression is asked about.
