@@ -30,7 +30,7 @@ class Jest:
 
     reference: where the model theta* lies; it reads the same tokens.
     more: how many times as many rows are drawn from; the paper filters 80 %, which is 5.
-    chunks: see above.
+    chunks: parts that a batch is drawn in, one after the other.
     sharpness: of the draw; the higher, the nearer to taking the rows of highest score.
     """
 
