@@ -136,6 +136,34 @@ def test_dynamic_loading_reads_more_of_the_domain_that_lags(sources: Sequence[st
     assert taken["lines"]["numbers"] > 2 * taken["numbers"]["numbers"]
 
 
+def test_the_report_tells_what_curating_dropped_and_the_loss_of_each_source(
+    sources: Sequence[str], tmp_path: Path
+) -> None:
+    numbers = sources[1].partition("=")[2]
+    rules = ("--filter=quality_rules", "--filter.quality_rules.stop_words=0", "--filter.quality_rules.letters=0")
+    more = ("--filter.quality_rules.shortest=2", "--filter.quality_rules.repetition=0")
+    status, _, errors = shoestring(
+        "data", numbers, *rules, *more, "--filter.quality_rules.least_words=61", "--out", tmp_path / "none"
+    )
+    assert (status, errors) == (0, "")
+    status, _, errors = shoestring("data", numbers, *rules, *more, "--out", tmp_path / "kept")
+    assert (status, errors) == (0, "")
+    words = ["train", "--budget=1ktok", sources[0], f"--data.source.numbers.corpus={tmp_path / 'kept'}", *TINY]
+    status, _, errors = shoestring(*words, "--out", tmp_path / "run")
+    assert status == 0, errors
+    status, _, errors = shoestring("report", tmp_path / "run")
+    assert status == 0, errors
+    page = (tmp_path / "run" / "report.html").read_text()
+    for said in (
+        "What it read",
+        "Held-out loss on lines",
+        "Held-out loss on numbers",
+        "numbers: text kept",
+        "60 documents",
+    ):
+        assert said in page
+
+
 def test_the_sources_may_have_moved(sources: Sequence[str], tmp_path: Path) -> None:
     status, _, errors = shoestring("train", "--budget=1ktok", *sources, *TINY, "--out", tmp_path / "run")
     assert status == 0, errors

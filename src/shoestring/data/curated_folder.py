@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from shoestring.data.config import DataConfig
 from shoestring.json_files import read_json
 
 CARD = "data-card.json"
@@ -14,6 +15,13 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     """The data card of a folder; None where it has none."""
     found: dict[str, Any] | None = read_json(folder / CARD, dict, "an object") if folder.is_dir() else None
     return found if found is not None and found.get("format") == FORMAT else None
+
+
+def cards_of(config: DataConfig) -> dict[str, Any]:
+    """The data cards of what a run reads, by the name of the source ('corpus' where there is one corpus alone)."""
+    places = {source.name: source.corpus for source in config.source or ()} or {"corpus": config.corpus}
+    found = {name: read_card(Path(place).expanduser()) for name, place in places.items() if place}
+    return {name: card for name, card in found.items() if card is not None}
 
 
 def documents_of(folder: Path) -> Path:

@@ -113,6 +113,7 @@ def single(run: Run) -> dict[str, Any]:
         "progress": _progress(run),
         "time": _time(run),
         "traffic": facts.traffic(run) if run.totals.seconds else [],
+        "data": facts.data(run),
         "samples": _samples(run),
         "decisions": [[written(item.get(key, "")) for key in ("key", "value", "reason")] for item in run.decisions],
         "config": marked(run.config),

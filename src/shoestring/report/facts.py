@@ -130,6 +130,37 @@ def traffic(run: Run) -> list[tuple[str, str]]:
     return rows
 
 
+def data(run: Run) -> list[tuple[str, str]]:
+    """(what, how much) of what was read: held-out loss of each source, and what curating kept and dropped of each corpus."""
+    last = run.heldout[-1] if run.heldout else {}
+    domains = last.get("domains")
+    rows = [
+        (f"Held-out loss on {name}", plain(loss))
+        for name, loss in (domains.items() if isinstance(domains, dict) else ())
+        if isinstance(loss, int | float)
+    ]
+    for name, card in run.cards.items():
+        if not isinstance(card, dict):
+            continue
+        rows.append((f"{name}: curated from", str(card.get("corpus", NONE))))
+        rows.append((f"{name}: text in", _amount(card)))
+        rows.append((f"{name}: text kept", _amount(card.get("kept"))))
+        for curator in card.get("curators", ()):
+            for why, much in curator.get("dropped", {}).items():
+                rows.append((f"{name}: dropped, {why}", _amount(much)))
+        if isinstance(card.get("seconds"), int | float):
+            rows.append((f"{name}: curating took", time(card["seconds"])))
+    return rows
+
+
+def _amount(found: object) -> str:
+    """Documents and bytes, as a data card has them."""
+    counts = [found.get(key) for key in ("documents", "bytes")] if isinstance(found, dict) else []
+    if not all(isinstance(count, int) for count in counts) or not counts:
+        return NONE
+    return f"{scaled(counts[0])} documents, {scaled(counts[1], 'B')}"
+
+
 def row(run: Run) -> list[tuple[str, str]]:
     """(column, value) of the table that sets runs side by side; the held-out loss comes first."""
     loss, bits = heldout(run)

@@ -4,7 +4,7 @@ import math
 import os
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Run:
     """What a run folder holds. name: as shown. train, heldout: the lines of metrics.jsonl by kind, in order of steps.
 
     totals: sums over the ledger. resumed: how often. summary: None unless the run has ended. limits: the budget by
-    resource, in base units.
+    resource, in base units. cards: those of curated corpora, by source.
     """
 
     folder: Path
@@ -48,6 +48,7 @@ class Run:
     summary: Row | None
     limits: dict[str, float]
     decisions: list[Row]
+    cards: Row = field(default_factory=dict)
 
     @property
     def ended(self) -> Row:
@@ -153,6 +154,7 @@ def read_run(folder: Path) -> Run:
         summary=summary,
         limits=_limits(folder, summary or {}, config, *sections),
         decisions=_decisions(folder / "decisions.json"),
+        cards=read_json(folder / "data-card.json", dict, "an object") or {},
     )
 
 

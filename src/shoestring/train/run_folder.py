@@ -16,6 +16,7 @@ from shoestring import __version__, atomic
 from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine
 from shoestring.config import build, read_toml, to_toml, tree
+from shoestring.data.curated_folder import CARD, cards_of
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
@@ -28,7 +29,7 @@ from shoestring.train.work_folder import Kind, Say, held
 
 RUN = Kind(
     begins_with="config.toml",
-    prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer"),
+    prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer", CARD),
     outputs=("output.txt", "workers", "stages", "name", "token"),
 )
 """A run's folder. Outputs are those of its workers, and of whoever starts them."""
@@ -126,6 +127,9 @@ class RunFolder:
         config = absolute(config)
         data, tokenizer = ("", "") if dataset is None else (dataset.fingerprint, dataset.tokenizer.fingerprint)
         Origin(tree(config), data, tokenizer).write(self.path)
+        cards = cards_of(config.data)
+        if cards:
+            self.write_json(CARD, cards)
         atomic.write_text(self.path / "config.toml", to_toml(config))
 
     def read_config(self) -> RunConfig:
