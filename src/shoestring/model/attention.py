@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
-from shoestring.contract.cache import KeyValues
+from shoestring.contract.cache import Attending, KeyValues
 from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Fraction, method
 from shoestring.model.cache import KeyValueShape
@@ -76,13 +76,13 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValues | None = None,
+        cache: KeyValues | Attending | None = None,
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width].
 
         cos, sin: from `Rotary`.
         mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal, or everything when T = 1.
-        cache: takes in the keys and values of x, and says which keys are seen.
+        cache: takes in the keys and values of x, and says which keys are seen, or attends to them itself.
         """
         # one `split`, not slices: its backward pass is one concatenation
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)
@@ -92,6 +92,8 @@ class Attention(nn.Module):
         k = rotate(self.key_norm(k), cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
         new = q.shape[2]
+        if isinstance(cache, Attending):
+            return self.output(cache.attend(q, k, v).transpose(1, 2).flatten(2))
         if cache is not None:
             k, v, mask = cache.append(k, v)
             if mask is not None and mask.shape[1] not in (1, self.heads):  # of each key head

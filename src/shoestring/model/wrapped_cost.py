@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 
 from shoestring.contract import cost
+from shoestring.contract.cache import KeptShape
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
-from shoestring.model.wrapped_cache import Kept
 
 
-def layer_flops(layer: nn.Module, config: Any, kept: Kept | None, shape: Shape, inputs: bool) -> int:
+def layer_flops(layer: nn.Module, config: Any, kept: KeptShape | None, shape: Shape, inputs: bool) -> int:
     """Operations of a pass through a decoder layer; the most it can be, where some of its parts are trained and others not.
 
     config: of the model. kept: of a token, None for a layer without attention. inputs: whether its input takes a gradient.

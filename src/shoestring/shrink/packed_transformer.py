@@ -1,5 +1,6 @@
 """A Transformer that computes with packed matrices, an embedding of few bits, and no float copy of either."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shoestring.contract.cache import Cache
-from shoestring.contract.model import Head
+from shoestring.contract.model import About, Head
 from shoestring.errors import ShoestringError
 from shoestring.lowbit import container
 from shoestring.lowbit.kernels import gather
@@ -108,6 +109,10 @@ class PackedTransformer(Transformer):
         if not self.decoder.step(one, keys[:, 0], values[:, 0], cache.length, cos.flatten(), sin.flatten()):
             return super()._through_blocks(x, cos, sin, mask, cache)
         return one.view(x.shape)
+
+    @property
+    def about(self) -> About:
+        return dataclasses.replace(super().about, alone=isinstance(self.decoder, Decoder))
 
     @property
     def dtype(self) -> torch.dtype:
