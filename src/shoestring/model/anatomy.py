@@ -21,6 +21,7 @@ class Blocks(LanguageModule):
     """
 
     config: ModelConfig
+    embedding: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear | None
 
@@ -95,6 +96,25 @@ class NativeAnatomy:
             for name, module in block.named_modules():
                 if isinstance(module, nn.Linear):
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
+
+    def resized(self) -> None:
+        """As `Anatomy.resized`. Where layers differ in a size, the configuration has the first layer's."""
+        model = self.model
+        for block in model.blocks:
+            for part in block.children():
+                own: Any = getattr(part, "resized", None)
+                if own is not None:
+                    own()
+        rows, width = model.embedding.weight.shape
+        sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
+        for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
+            if axes := self.axes(kind):
+                sizes[key] = axes[0].size
+        model.config = replace(model.config, **sizes)
+
+    def uniform(self) -> bool:
+        """Whether all layers have the sizes that the configuration says."""
+        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""

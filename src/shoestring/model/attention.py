@@ -61,14 +61,17 @@ class Attention(nn.Module):
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
         self.split = (heads, key_value_heads, key_value_heads)
         self.qkv = nn.Linear(width, sum(self.split) * head_width, bias=bias != "none")
-        # which rows belong together, for an optimiser (`optim.row_blocks`): a query or key head, a neuron of the values;
-        # on the layer too, whose attributes a deep copy keeps
-        blocks = ((heads + key_value_heads) * head_width, head_width), (key_value_heads * head_width, 1)
-        for marked in (self.qkv, self.qkv.weight):
-            setattr(marked, "row_blocks", blocks)  # noqa: B010 (mypy forbids the plain form)
+        self._mark()
         self.query_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
         self.key_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
         self.output = nn.Linear(heads * head_width, width, bias=bias == "all")
+
+    def _mark(self) -> None:
+        """Say which rows belong together, for an optimiser (`optim.row_blocks`): a query or key head, a neuron of the values."""
+        queries, shared, _ = self.split
+        blocks = ((queries + shared) * self.head_width, self.head_width), (shared * self.head_width, 1)
+        for marked in (self.qkv, self.qkv.weight):  # on the layer too, whose attributes a deep copy keeps
+            setattr(marked, "row_blocks", blocks)  # noqa: B010 (mypy forbids the plain form)
 
     def forward(
         self,
@@ -132,6 +135,13 @@ class Attention(nn.Module):
                 (Slice("qkv.weight", 0, first, each), Slice("qkv.weight", 0, first + keys * each, each)),
             ),
         )
+
+    def resized(self) -> None:
+        """Take the numbers of heads from the weights, which were cut."""
+        self.heads = self.output.in_features // self.head_width
+        shared = (self.qkv.out_features // self.head_width - self.heads) // 2
+        self.split = (self.heads, shared, shared)
+        self._mark()
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

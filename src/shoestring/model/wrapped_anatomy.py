@@ -72,6 +72,9 @@ class WrappedAnatomy:
                 if isinstance(module, nn.Linear):
                     yield Matrix(f"{prefix}.{name}", layer, module.weight)
 
+    def resized(self) -> None:
+        """Nothing: no axis of a wrapped model can be cut."""
+
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""
         model, names = self._model, self.layers
