@@ -123,12 +123,12 @@ def test_a_walk_reads_what_changed_layers_make() -> None:
         with watching(model, [reads], lambda which, x: seen.setdefault(which, []).append(x)):
             walk.run()
         if layer == 0:
-            model.blocks[0].channel_mixer.output.weight.mul_(2)
-    model.blocks[0].channel_mixer.output.weight.mul_(0.5)
+            model.get_parameter("blocks.0.channel_mixer.output.weight").mul_(2)
+    model.get_parameter("blocks.0.channel_mixer.output.weight").mul_(0.5)
     torch.testing.assert_close(
         torch.cat(seen["blocks.0.token_mixer.qkv"]), read_by(model, "blocks.0.token_mixer.qkv", batches)
     )
-    model.blocks[0].channel_mixer.output.weight.mul_(2)
+    model.get_parameter("blocks.0.channel_mixer.output.weight").mul_(2)
     torch.testing.assert_close(
         torch.cat(seen["blocks.2.token_mixer.qkv"]), read_by(model, "blocks.2.token_mixer.qkv", batches)
     )

@@ -11,11 +11,12 @@ from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.attention import Attention
 from shoestring.surgery.pruning import axis_of, cut, kept_count
 from shoestring.surgery.resize import Cut, kept_places, resize
 
 SIZES: dict[str, Any] = {"layers": 2, "width": 32, "vocabulary": 40, "context": 16}
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {"heads": 4, "key_value_heads": 2, "head_width": 8},
     "qwen2": {"heads": 4, "key_value_heads": 2, "token_mixer": {"name": "attention", "qk_norm": False, "bias": "qkv"}},
     "llama": {"heads": 4, "key_value_heads": 1, "tied": False, "token_mixer": {"name": "attention", "qk_norm": False}},
@@ -41,7 +42,8 @@ def made(shape: str) -> Transformer:
 
 
 def logits(model: Transformer) -> Tensor:
-    return model(torch.arange(12)[None] % 37)
+    found: Tensor = model(torch.arange(12)[None] % 37)
+    return found
 
 
 def kinds(model: Transformer) -> list[tuple[str, int | None]]:
@@ -57,7 +59,8 @@ def test_another_order_changes_nothing(shape: str) -> None:
     for kind, layer in kinds(model):
         cut(model, kind, layer, list(reversed(range(axis_of(model.anatomy(), kind, layer).size))))
     assert not torch.equal(
-        model.blocks[0].channel_mixer.output.weight, made(shape).blocks[0].channel_mixer.output.weight
+        model.get_parameter("blocks.0.channel_mixer.output.weight"),
+        made(shape).get_parameter("blocks.0.channel_mixer.output.weight"),
     )
     torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
 
@@ -71,18 +74,19 @@ def test_features_that_are_written_as_nothing_can_go(shape: str) -> None:
         for kind, count in gone.items():
             axis = axis_of(model.anatomy(), kind, layer)
             count = min(count, axis.size - 1)
-            mixer = model.blocks[layer].token_mixer if kind == "key_value_head" else model.blocks[layer].channel_mixer
-            each = mixer.output.weight.shape[1] // axis.size
-            mixer.output.weight[:, : count * each] = 0
+            mixer = "token_mixer" if kind == "key_value_head" else "channel_mixer"
+            weight = model.get_parameter(f"blocks.{layer}.{mixer}.output.weight")
+            weight[:, : count * weight.shape[1] // axis.size] = 0
     before = logits(model)
     for layer in range(2):
         for kind, count in gone.items():
             size = axis_of(model.anatomy(), kind, layer).size
             cut(model, kind, layer, range(min(count, size - 1), size))
     torch.testing.assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
-    config, mixer = model.config, model.blocks[0].token_mixer
-    assert (config.heads, config.key_value_heads) == (mixer.heads, mixer.split[1])
-    assert config.hidden == model.blocks[0].channel_mixer.output.in_features
+    config, attention = model.config, model.get_submodule("blocks.0.token_mixer")
+    assert isinstance(attention, Attention)
+    assert (config.heads, config.key_value_heads) == (attention.heads, attention.split[1])
+    assert config.hidden == model.get_parameter("blocks.0.channel_mixer.output.weight").shape[1]
     cache = model.new_cache(1, 12)
     assert cache.layers[0].shape.heads == config.key_value_heads
     # a fresh model of the configuration has the same shapes
@@ -104,8 +108,8 @@ def test_it_works_without_values() -> None:
     with torch.device("meta"):
         model = Transformer(build(ModelConfig, {**SIZES, **SHAPES["qwen3"]}))
     cut(model, "hidden", 0, [0, 2])
-    assert model.blocks[0].channel_mixer.gate_up.weight.shape == (4, 32)
-    assert model.blocks[0].channel_mixer.gate_up.weight.is_meta
+    assert model.get_parameter("blocks.0.channel_mixer.gate_up.weight").shape == (4, 32)
+    assert model.get_parameter("blocks.0.channel_mixer.gate_up.weight").is_meta
 
 
 @pytest.mark.parametrize("keep", [[], [0, 0], [-1], [99]])
