@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from shoestring.base import Opened, peek, take
+from shoestring.base import Opened, open_model, peek, take
 from shoestring.budget.machine import cache_folder
 from shoestring.config import Tree, merge, tree
-from shoestring.contract.model import LanguageModule
+from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.places import absolute_path
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.config import ModelConfig
@@ -96,6 +97,23 @@ def build_model(config: ModelConfig) -> LanguageModule:
     if not isinstance(model, LanguageModule):
         raise UsageError(f"{config.base} can be used, and not be trained: it is {opened.about.kind}")
     model.requires_grad_(True).train()
+    return model
+
+
+def teacher_of(config: "RunConfig", place: str) -> LanguageModel:
+    """The model that an objective asks, on the run's device. place: of it; '': the run's base, as it is without edits.
+
+    Raises: UsageError where neither is given; what opening it raises.
+    """
+    place = place or config.model.base
+    if not place:
+        raise UsageError(
+            f"objective = {config.objective.name} learns from another model: name one with --objective.teacher PLACE, "
+            "or train on one with --model.base PLACE"
+        )
+    model = open_model(place, torch.float32).model
+    if isinstance(model, LanguageModule):
+        model.requires_grad_(False).eval().to(config.execution.device)
     return model
 
 
