@@ -25,7 +25,12 @@ from shoestring.cli.main import COMMANDS
 from shoestring.method import methods
 
 ENGINES = ("model", "optim", "schedule", "objective", "data", "sync", "decode")
-OTHERS = ("matplotlib.figure", "matplotlib.backends.backend_svg", "shoestring.compare.worker", "shoestring.experts.worker")
+OTHERS = (
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "shoestring.compare.worker",
+    "shoestring.experts.worker",
+)
 MESSAGE = 1 << 17
 """Bytes that a message may have."""
 

@@ -17,7 +17,7 @@ from typing import IO
 
 ROOT = Path(__file__).parents[1]
 
-READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTHON", "LD_", "MALLOC_", "CUDA_", "MPL")
+READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "PYTHON", "LD_", "MALLOC_", "CUDA_", "MPL")
 """How the names of variables begin that a library or Python reads when it is loaded, which is too late in a fork."""
 
 
