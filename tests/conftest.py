@@ -46,6 +46,7 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "suite")
 hypothesis.settings.load_profile(PROFILE)
 
 
+@pytest.hookimpl(optionalhook=True)  # as `-p no:xdist` has no such hook
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `-n auto`: one a core that this process may use, as far as the memory goes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

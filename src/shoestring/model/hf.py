@@ -19,6 +19,7 @@ from shoestring import atomic
 from shoestring.errors import UsageError
 from shoestring.model.bridge.family import Family, family_holding, family_of
 from shoestring.model.bridge.fill import fill, taken
+from shoestring.model.bridge.stock_folder import write_stock
 from shoestring.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def export(
     *,
     end: int | None = None,
 ) -> None:
-    """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load.
+    """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load, without transformers.
 
     tokenizer: the folder of the tokenizer's files; None = no tokenizer. They are copied, and its tokenizer_config.json is
     given the model's context as `model_max_length` and, where it names no pad token, its end token as that.
@@ -79,18 +80,9 @@ def export(
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists already: export into a new folder")
-    copy = to_transformers(model).to(dtype)
-    copy.config.eos_token_id = copy.generation_config.eos_token_id = end
-    # not in copy.config: its embedding would take no gradient for that token, which also separates documents
-    copy.generation_config.pad_token_id = end
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the caller's own display is on the screen
+    family, _ = family_holding(model.config)
     with atomic.directory(folder) as temporary:
-        copy.save_pretrained(temporary)
-        if shown:
-            logging.enable_progress_bar()
+        write_stock(temporary, family, model.config, _their_weights(model, family), dtype, end)
         for file in sorted(tokenizer.iterdir()) if tokenizer else ():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from shoestring.budget.ledger import SAMPLE, Ledger
 from shoestring.contract.model import LanguageModule
@@ -14,6 +13,7 @@ from shoestring.data.corpus import own_prompt
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode import Sampling, generate
+from shoestring.optim.uncompiled import eagerly
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated
 
@@ -55,7 +55,7 @@ def draw_sample(
     sampling = Sampling(temperature=0.7, top_p=0.95, seed=config.seed)
     left = None if config.budget.seconds is None else config.budget.seconds - ledger.totals.wall_clock
     deadline = None if left is None else time.monotonic() + max(left, 0.0)
-    with torch.compiler.set_stance("force_eager"):  # one token at a time would have the compiler work for every length
+    with eagerly():  # one token at a time would have the compiler work for every length
         return _drawn(model, prompt, sampling, settings.sample_tokens, tokenizer, ledger, deadline)
 
 
