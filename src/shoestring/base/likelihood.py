@@ -123,7 +123,6 @@ class Window(NamedTuple):
     units: np.ndarray
 
 
-@torch.no_grad()
 def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, context: int | None = None) -> Likelihood:
     """What `model` makes of `text`.
 
@@ -132,9 +131,16 @@ def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, conte
     Raises: UsageError for a context that is beyond the model's; ShoestringError where the likelihood is not finite, or the
     tokenizer makes tokens that the model has not.
     """
-    context = window(model, context)
+    units, context = Units.of(text), window(model, context)
+    return Likelihood(units, *summed(model, tokenizer, text, units, context))
+
+
+@torch.no_grad()
+def summed(
+    model: LanguageModel, tokenizer: TextTokenizer, text: Text, units: Units, context: int
+) -> tuple[np.ndarray, np.ndarray, int, Charge]:
+    """(nats [n] and tokens [n] of each unit, the context, what that took). Raises: ShoestringError, as `likelihood`."""
     first = tokenizer.end if tokenizer.begin is None else tokenizer.begin
-    units = Units.of(text)
     nats, tokens = np.zeros(len(units.sizes)), np.zeros(len(units.sizes))
     # alike in length beside each other: less padding; the order within a length is the text's
     windows = sorted(_windows(text, tokenizer, first, units, context), key=lambda each: -len(each.targets))
@@ -153,7 +159,7 @@ def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, conte
             np.add.at(tokens, each.units, 1)
     if not np.isfinite(nats).all():
         raise ShoestringError("the model gives no finite likelihood: its weights, or sums of them, are not finite")
-    return Likelihood(units, nats, tokens, context, spent)
+    return nats, tokens, context, spent
 
 
 def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, context: int) -> Iterator[Window]:

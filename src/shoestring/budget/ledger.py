@@ -62,6 +62,7 @@ IDLE = cause("idle", "nothing of these")
 MODEL = account("model", "training the model: the only account that a budget of FLOPs or tokens limits")
 EVALUATION = account("evaluation", "held-out evaluations")
 CALIBRATION = account("calibration", "text that an edit looks at to decide")
+SELECTION = account("selection", "models that score text, or batches, to choose what is trained on")
 SAMPLE = account("sample", "text drawn to be looked at")
 
 

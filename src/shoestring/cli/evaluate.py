@@ -119,6 +119,8 @@ def _asked(given: Tree) -> Tree:
 def _text(opened: Opened, asked: Tree, tokens: int, *, whole: bool, say: Any) -> Text:
     """What to measure on: what is asked for, laid over what the first model was trained on."""
     own: Mapping[str, Any] = opened.about.values.get("data", {})
+    if own.get("source") and "corpus" not in asked:
+        raise UsageError("the first model was trained on several sources: say which text is meant with --data.corpus")
     config = build(DataConfig, merge({key: own[key] for key in TEXT if key in own}, asked), _flag)
     text = read_text(config, CHARACTERS * tokens, whole=whole, say=say)
     assert opened.tokenizer is not None
@@ -159,7 +161,8 @@ def _types(model: Any) -> list[str]:
 def _trained_on(opened: Opened, text: Text) -> list[str]:
     """A warning where a run was trained on some of the text."""
     own: Mapping[str, Any] = opened.about.values.get("data", {})
-    if own.get("corpus") != text.corpus:
+    corpora = [source["corpus"] for source in own.get("source", ())] or [own.get("corpus")]
+    if text.corpus not in corpora:
         return []
     if text.heldout is None:
         return [f"trained on this corpus, all but {own['heldout']:.1%}, which it held out: this is no held-out figure"]

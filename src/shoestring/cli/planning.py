@@ -1,5 +1,6 @@
 """What `plan` and `train` share: their flags, and how a plan is printed."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def moved_places(words: Sequence[str]) -> Tree:
     """The places that flags name, as in --data.corpus PATH. Raises: UsageError for any other flag."""
     asked = overrides(words)
     for word in words:
-        if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") not in MOVABLE:
+        key = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and re.sub(r"^data\.source\.[^.]+\.corpus$", "data.source", key) not in MOVABLE:
             forbid(
                 [word],
                 "a resumed run keeps its configuration, its number of workers too (--data.corpus PATH says where its text lies "

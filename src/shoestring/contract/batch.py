@@ -1,6 +1,6 @@
 """What a model may read, and what it is to learn from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -79,6 +79,24 @@ class Batch:
             None if self.weights is None else self.weights[rows],
             {name: tensor[rows] for name, tensor in self.extra.items()},
         )
+
+    @staticmethod
+    def joined(parts: "Sequence[Batch]") -> "Batch":
+        """The rows of several batches, one after the other. They have the same fields and the same length."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(tensors: "Sequence[Tensor | None]") -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            if there and len(there) < len(tensors):
+                raise ValueError("batches that are joined have the same fields")
+            return torch.cat(there) if there else None
+
+        inputs = Inputs(*(join(tensors) for tensors in zip(*(part.inputs for part in parts), strict=True)))  # type: ignore[arg-type]
+        weights = join([part.weights for part in parts])
+        names = parts[0].extra.keys()
+        extra = {name: torch.cat([part.extra[name] for part in parts]) for name in names}
+        return Batch(inputs, torch.cat([part.targets for part in parts]), weights, extra)
 
     def split(self, size: int) -> "list[Batch]":
         """Micro-batches of `size` rows; the last has what is left."""

@@ -1,16 +1,23 @@
 """What a run reads: the `[data]` section of a recipe."""
 
 import codecs
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
+from pydantic import BeforeValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 
-from shoestring.errors import UsageError
+from shoestring.config import Choice, listed
+from shoestring.data.mixture import MIXTURE, Domain, Mixture
+from shoestring.errors import UsageError, did_you_mean
 
 Packing = Literal["stream", "isolated"]
 
 Invalid = Literal["refuse", "replace", "skip"]
+
+DEFAULT_CORPUS = "python-stdlib"
 
 SMALLEST_BPE = 257
 """256 bytes and the end token: the least a byte-level vocabulary can hold."""
@@ -29,6 +36,37 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One corpus of several.
+
+    name: of the domain, by which a mixture knows it.
+    corpus: as data.corpus.
+    text_field: as data.text_field.
+    encoding: as data.encoding.
+    invalid: as data.invalid.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    corpus: str
+    text_field: str = "text"
+    encoding: str = "auto"
+    invalid: Invalid = "refuse"
+
+
+def _sources(value: Any) -> Any:
+    """The tables of sources; from flags a table by name: `--data.source.code.corpus PATH`."""
+    if isinstance(value, Mapping):
+        value = listed([], value)
+    if isinstance(value, list | tuple):
+        known = [field.name for field in fields(SourceConfig)]
+        for table in value:
+            for key in table if isinstance(table, Mapping) else ():
+                if key not in known:
+                    raise PydanticCustomError("source", "{reason}", {"reason": f"'{key}': {did_you_mean(key, known)}"})
+    return value
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The corpus, how it is cut into tokens, and what is held out.
 
@@ -42,11 +80,14 @@ class DataConfig:
     invalid: what is done with bytes that are no text, all of them counted: 'refuse' the file (a folder leaves it out),
     'replace' each by U+FFFD, or 'skip' the line or document.
     documents: path of an index of documents (`data.subset.write_index`), the only ones read; None: all.
+    source: several corpora, each a domain with a name, in place of data.corpus; they share one tokenizer. None: one corpus.
+    mixture: how much of each source is read, as the budget is spent; None: all equally often.
 
-    Raises: UsageError where 'bpe' is given fewer tokens than there are bytes, or the encoding is not known.
+    Raises: UsageError where 'bpe' is given fewer tokens than there are bytes, the encoding is not known, or keys do not go
+    together.
     """
 
-    corpus: str = "python-stdlib"
+    corpus: str = DEFAULT_CORPUS
     tokenizer: str = "bpe"
     vocabulary: Vocabulary = 4096
     heldout: Annotated[float, Interval(gt=0, le=0.5)] = 0.02
@@ -55,8 +96,16 @@ class DataConfig:
     encoding: str = "auto"
     invalid: Invalid = "refuse"
     documents: str | None = None
+    source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources)] | None = None
+    mixture: Annotated[Choice, MIXTURE] | None = None
 
     def __post_init__(self) -> None:
+        if self.source:
+            self._check_sources(self.source)
+        elif self.mixture is not None:
+            raise UsageError(
+                f"data.mixture = {self.mixture.name}: a mixture is of several corpora: give data.source too"
+            )
         if self.tokenizer == "bpe" and self.vocabulary < SMALLEST_BPE:
             raise UsageError(
                 f"data.vocabulary = {self.vocabulary}: a byte-level vocabulary needs at least {SMALLEST_BPE}"
@@ -69,6 +118,35 @@ class DataConfig:
                 raise UsageError(
                     f"data.encoding = {self.encoding!r} is no text encoding: 'auto', 'utf-8', 'utf-16' and 'cp1252' are such"
                 ) from None
+
+    def _check_sources(self, sources: tuple[SourceConfig, ...]) -> None:
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            raise UsageError(f"data.source: two are named '{max(names, key=names.count)}'")
+        if self.corpus != DEFAULT_CORPUS:
+            raise UsageError(
+                f"data.corpus = {self.corpus} beside data.source: make it one of the sources, or leave it out"
+            )
+        if self.documents is not None:
+            raise UsageError("data.documents is an index of one corpus: leave it out where there are sources")
+        for source in sources:
+            self.of_source(source)
+        self.mixture_of([Domain(name, 1) for name in names])
+
+    def of_source(self, source: SourceConfig) -> "DataConfig":
+        """The configuration of one source alone."""
+        own = {key: getattr(source, key) for key in ("corpus", "text_field", "encoding", "invalid")}
+        return replace(self, source=None, mixture=None, **own)
+
+    def mixture_of(self, domains: Sequence[Domain]) -> Mixture:
+        """The mixture of these domains. Raises: UsageError where it is of others."""
+        made: Mixture = (self.mixture or MIXTURE.choice()).build(domains)
+        return made
+
+    @property
+    def corpora(self) -> str:
+        """What is read, for people."""
+        return self.corpus if not self.source else ", ".join(source.corpus for source in self.source)
 
     @property
     def text(self) -> TextOptions:

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -21,18 +21,29 @@ VERSION = 2
 MANIFEST = "manifest.json"
 
 
+class Part(NamedTuple):
+    """One domain of several: its name, and its part of both splits."""
+
+    name: str
+    train: TokenStore
+    heldout: TokenStore
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What `prepare` hands out.
 
-    train, heldout: the two splits. fingerprint: a digest of every token, every document's bounds and the tokenizer, so
-    equal fingerprints mean equal data, whatever it was called and wherever it lay.
+    train, heldout: the two splits.
+    domains: where there are several, the parts that the splits are made of.
+    fingerprint: a digest of every token, every document's bounds and the tokenizer, so equal fingerprints mean equal data,
+    whatever it was called and wherever it lay.
     """
 
     train: TokenStore
     heldout: TokenStore
     tokenizer: TextTokenizer
     fingerprint: str
+    domains: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,11 +132,18 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def require(dataset: Dataset, context: int) -> None:
-    """Check that both splits fill a window. Raises: UsageError, saying how many tokens there are and are needed."""
-    for name, store in (("training", dataset.train), ("held-out", dataset.heldout)):
+    """Check that both splits fill a window, of each domain where there are several. Raises: UsageError, saying how many tokens
+    there are and are needed."""
+    parts = dataset.domains or (Part("", dataset.train, dataset.heldout),)
+    for name, store, domain in (
+        (name, store, part.name)
+        for part in parts
+        for name, store in (("training", part.train), ("held-out", part.heldout))
+    ):
         if len(store) < context + 1:
             documents = len(store.document_starts)
             raise UsageError(
-                f"the corpus is too small: {len(store)} {name} tokens in {documents} documents, and a context of "
+                f"the corpus{f' of source {domain}' if domain else ''} is too small: {len(store)} {name} tokens in "
+                f"{documents} documents, and a context of "
                 f"{context} needs {context + 1}; give it more text, a shorter context or another data.heldout"
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 from shoestring.data.config import DataConfig
 from shoestring.method import methods
 
-PLACES = ("corpus", "tokenizer", "documents")
+PLACES = ("corpus", "tokenizer", "documents", "source")
 """Keys of [data] that say where something lies: the same content may lie elsewhere on another machine, and is known by its
 fingerprint."""
 
@@ -32,5 +32,6 @@ def absolute_data(config: DataConfig) -> DataConfig:
         config,
         corpus=absolute_corpus(config.corpus),
         tokenizer=config.tokenizer if config.tokenizer in ("bpe", "bytes") else absolute_path(config.tokenizer),
+        source=config.source and tuple(replace(each, corpus=absolute_corpus(each.corpus)) for each in config.source),
         documents=None if config.documents is None else absolute_path(config.documents),
     )

@@ -8,17 +8,18 @@ unchanged corpus is not even read. What the stamp trusts is said at `shoestring.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from shoestring import atomic
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
-from shoestring.data.config import DataConfig
+from shoestring.data.config import DataConfig, SourceConfig
 from shoestring.data.corpus import Corpus, Say, open_corpus
-from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
+from shoestring.data.dataset import MANIFEST, VERSION, Dataset, Part, open_dataset, token_type, write_manifest
 from shoestring.data.places import absolute_corpus
-from shoestring.data.store import StoreWriter
+from shoestring.data.store import StoreWriter, TokenStore
 from shoestring.data.subset import read_index, subset
 from shoestring.data.survey import Content, Survey, digest, survey
 from shoestring.data.tokenizer import TextTokenizer
@@ -45,8 +46,48 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
     Raises: UsageError where the corpus or tokenizer is missing, empty or cannot be read; ShoestringError where the
     cache is damaged, cannot be written, or the corpus changes while it is being read.
     """
+    if config.source:
+        return _prepare_sources(config, config.source, cache, say)
     whole = _prepare(config, cache, say)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
+
+
+def _prepare_sources(config: DataConfig, sources: Sequence[SourceConfig], cache: Path, say: Say) -> Dataset:
+    """The tokens of several corpora under one tokenizer, each kept by itself, and found again by whoever reads it with others."""
+    tokenizer = config.tokenizer
+    if tokenizer == "bpe":
+        tokenizer = str(_shared_tokenizer(config, sources, cache, say))
+    parts, digests = [], []
+    for source in sources:
+        own = _prepare(replace(config.of_source(source), tokenizer=tokenizer), cache, say)
+        parts.append(Part(source.name, own.train, own.heldout))
+        digests.append([source.name, own.fingerprint])
+    train, heldout = (TokenStore.joined(stores) for stores in zip(*(part[1:] for part in parts), strict=True))
+    whole = hashlib.sha256(json.dumps(["domains", *digests]).encode()).hexdigest()
+    return Dataset(train, heldout, own.tokenizer, whole, tuple(parts))
+
+
+def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache: Path, say: Say) -> Path:
+    """The folder of a tokenizer that is trained on a like sample of every source."""
+    corpora = [open_corpus(source.corpus, config.of_source(source).text) for source in sources]
+    shaped = config.vocabulary, PATTERN, SAMPLE, config.heldout, VERSION
+    read = [str((source.text_field, source.encoding, source.invalid)) for source in sources]
+    key = _key("bpe of sources", *shaped, *(corpus.stamp() for corpus in corpora), *read)
+    folder = cache / "tokenizers" / key
+    try:
+        with _alone(folder, say):
+            if not folder.exists():
+                say(f"reading {len(sources)} sources for a tokenizer")
+                samples = [
+                    survey(corpus.documents(lambda line: None), config.heldout, SAMPLE // len(sources)).sample
+                    for corpus in corpora
+                ]
+                made = train_bpe([text for sample in samples for text in sample], config.vocabulary)
+                with atomic.directory(folder) as half:
+                    made.save(half)
+    except OSError as error:
+        raise ShoestringError(f"cannot write the cache {cache}: {error.strerror or error}") from None
+    return folder
 
 
 def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:

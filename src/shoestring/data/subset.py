@@ -107,5 +107,9 @@ def subset(dataset: Dataset, train: np.ndarray, heldout: np.ndarray) -> Dataset:
     lists = [hashlib.sha256(part.astype("<i8").tobytes()).hexdigest() for part in (train, heldout)]
     digest = hashlib.sha256(json.dumps([dataset.fingerprint, *lists]).encode()).hexdigest()
     return replace(
-        dataset, train=select(dataset.train, train), heldout=select(dataset.heldout, heldout), fingerprint=digest
+        dataset,
+        train=select(dataset.train, train),
+        heldout=select(dataset.heldout, heldout),
+        fingerprint=digest,
+        domains=(),
     )

@@ -64,6 +64,8 @@ class ExpertsConfig:
                 raise ValueError(f"experts exchange nothing: a budget in {limit} does not limit them")
         if self.run.start.run or self.run.data.documents is not None:
             raise ValueError("experts choose their own start and documents: leave start.run and data.documents out")
+        if self.run.data.source:
+            raise ValueError("experts find their own domains in one corpus: give data.corpus, and no data.source")
         if self.run.workers > 1:
             raise ValueError(
                 "an expert is trained by one worker: leave workers out, and give --parallel for several at a time"

@@ -16,9 +16,10 @@ def resumed_config(folder: RunFolder, moved: Tree) -> RunConfig:
     config = folder.read_config()
     if moved:
         config = absolute(build(RunConfig, merge(tree(config), moved)))
-    for key in PLACES:
-        place = getattr(config.data, key)
-        if place is None or not (is_path(place) if key == "corpus" else place not in ("bpe", "bytes")):
+    places = {key: getattr(config.data, key) for key in PLACES if key != "source"}
+    places |= {f"source.{each.name}.corpus": each.corpus for each in config.data.source or ()}
+    for key, place in places.items():
+        if place is None or not (is_path(place) if key.endswith("corpus") else place not in ("bpe", "bytes")):
             continue
         if not Path(place).expanduser().exists() and not any(sign in place for sign in "*?["):
             raise UsageError(

@@ -10,6 +10,8 @@ from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
+from shoestring.data.mixed import Mixed
+from shoestring.data.mixture import Domain
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
 from shoestring.optim.composite import Composite
@@ -107,17 +109,15 @@ def assemble(
     """
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
-    device, context, packing = config.execution.device, config.model.context, config.data.packing
+    device = config.execution.device
     own = config.workers if worker is None else 1
-    source: BatchSource = Windows(dataset.train, context, config.seed, packing)
+    source = training_source(config, dataset, worker if own < config.workers else None)
     evidence = _evidence(config, source)
     claims, steppers, applied = "", [], list[Applied]()
     for _ in range(own):
         stepper, applied, claims = _stepper(config, evidence, decisions)
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
-    if own < config.workers:
-        source = WorkerBatches(source, worker or 0, config.workers)
     heldout, evaluated = heldout_windows(config, dataset)
     evaluator = Evaluator(
         heldout,
@@ -126,6 +126,7 @@ def assemble(
         rows=_rows(config),
         device=device,
         precision=config.execution.precision,
+        domains=[part.name for part in dataset.domains],
     )
     model = steppers[0].model
     schedule, switches, said = join_schedule(config.schedule.build(), applied, model, planned_tokens(config, model))
@@ -140,6 +141,19 @@ def assemble(
         claims="\n".join(line for line in (claims, said) if line),
         applied=tuple(applied),
     )
+
+
+def training_source(config: RunConfig, dataset: Dataset, worker: int | None) -> BatchSource:
+    """The batches of a run. worker: whose part of them; None: all of them."""
+    context, seed, packing = config.model.context, config.seed, config.data.packing
+    workers = 1 if worker is None else config.workers
+    if not dataset.domains:
+        source: BatchSource = Windows(dataset.train, context, seed, packing)
+        return source if worker is None else WorkerBatches(source, worker, workers)
+    windows = [Windows(part.train, context, seed, packing) for part in dataset.domains]
+    mixture = config.data.mixture_of([Domain(part.name, len(part.train)) for part in dataset.domains])
+    names = [part.name for part in dataset.domains]
+    return Mixed(names, windows, mixture, seed, worker=worker or 0, workers=workers)
 
 
 def planned_tokens(config: RunConfig, model: LanguageModel) -> float:

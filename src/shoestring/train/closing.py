@@ -27,7 +27,7 @@ def sample_prompt(config: RunConfig, dataset: Dataset) -> str:
     """The run's sample prompt: as configured, or the corpus's own, or the first words of a held-out document."""
     if config.train.sample is not None:
         return config.train.sample
-    own = own_prompt(config.data.corpus)
+    own = None if config.data.source else own_prompt(config.data.corpus)
     return _first_words(dataset) if own is None else own
 
 

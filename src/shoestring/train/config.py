@@ -226,6 +226,8 @@ class RunConfig:
         require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
         for edit in self.edits:
             edit.build()
+        if self.data.source:
+            self._check_sources()
         if self.transport == "pipeline":
             self._check_pipeline()
         if self.sync.name != "none":
@@ -234,6 +236,18 @@ class RunConfig:
             self._check_workers()
         if self.transport == "torchft":
             self._check_elastic()
+
+    def _check_sources(self) -> None:
+        """Several processes would each hear, and be at, something else: what they read must not hang on it."""
+        if self.transport in ("torchft", "pipeline"):
+            raise ValueError(f"data.source: transport = {self.transport} reads one corpus: give data.corpus")
+        mixture = self.data.mixture
+        target: Any = mixture.card.target if mixture else None
+        if self.workers > 1 and self.transport == "distributed" and mixture and not target.constant:
+            raise ValueError(
+                f"data.mixture = {mixture.name} changes on the way, which processes do not agree on: set workers = 1, or "
+                "transport = local"
+            )
 
     def _check_inner(self) -> None:
         """Whether an outer loop may move the weights: the fallback's say counts where it is given any."""

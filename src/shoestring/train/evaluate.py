@@ -1,17 +1,19 @@
 """Held-out loss, in nats per token and bits per byte."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
-from shoestring.contract.batch import IGNORED
+from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.model import Head, LanguageModel
 from shoestring.data.dataset import Dataset
+from shoestring.data.mixed import InTurn
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
@@ -30,6 +32,7 @@ class Heldout:
     sequences: windows that were read.
     cut_short: whether there were more.
     spent: what that took.
+    domains: the loss on each domain, where there are several.
     """
 
     loss: float
@@ -38,12 +41,17 @@ class Heldout:
     sequences: int = 0
     cut_short: bool = False
     spent: Charge = NOTHING
+    domains: Mapping[str, float] = field(default_factory=dict)
 
 
-def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows, int]:
-    """(the held-out text of a run, how many of its windows are evaluated: the first)."""
-    context = config.model.context
-    windows = Windows(dataset.heldout, context, HELDOUT_ORDER, config.data.packing)
+def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows | InTurn, int]:
+    """(the held-out text of a run, how many of its windows are evaluated: the first); of several domains, as many of each."""
+    context, packing = config.model.context, config.data.packing
+    windows: Windows | InTurn
+    if dataset.domains:
+        windows = InTurn([Windows(part.heldout, context, HELDOUT_ORDER, packing) for part in dataset.domains])
+    else:
+        windows = Windows(dataset.heldout, context, HELDOUT_ORDER, packing)
     return windows, min(len(windows), max(1, config.train.heldout_tokens // context))
 
 
@@ -54,6 +62,7 @@ class Evaluator:
     then, where `torch.no_grad` would compile another in the middle of the run.
 
     byte_lengths: [V] bytes of text per token.
+    domains: names of the domains that `source` numbers in its batches' extra; none: its batches are of one.
     """
 
     def __init__(
@@ -65,7 +74,9 @@ class Evaluator:
         rows: int,
         device: str,
         precision: str,
+        domains: Sequence[str] = (),
     ) -> None:
+        self.domains = tuple(domains)
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
 
@@ -75,6 +86,7 @@ class Evaluator:
         enough: asked after each batch, whether to leave it at that.
         """
         nats, targets, text, flops, read, done = 0.0, 0, 0, 0, 0, 0
+        by_domain = np.zeros((len(self.domains), 2))
         for start in range(0, self.sequences, self.rows):
             if start and enough():
                 break
@@ -85,13 +97,32 @@ class Evaluator:
             moved = batch.padded(self.rows).to(self.device)
             with autocast(self.device, self.precision):
                 reading = model.read(moved.inputs)
-                nats += _summed_loss(reading.head, reading.hidden.detach(), moved.targets)
+                if self.domains:
+                    found = _by_domain(reading.head, reading.hidden.detach(), moved.targets, batch, len(self.domains))
+                    by_domain += found
+                    nats += float(found[:, 0].sum())
+                else:
+                    nats += _summed_loss(reading.head, reading.hidden.detach(), moved.targets)
             targets += len(counted)
             read += moved.targets.numel()
             flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
         loss = nats / max(targets, 1)
         spent = Charge(flops=flops, read=read)
-        return Heldout(loss, nats / math.log(2) / max(text, 1), targets, done, done < self.sequences, spent)
+        domains = {
+            name: float(own / count) for name, (own, count) in zip(self.domains, by_domain, strict=True) if count
+        }
+        bits = nats / math.log(2) / max(text, 1)
+        return Heldout(loss, bits, targets, done, done < self.sequences, spent, domains)
+
+
+def _by_domain(head: Head, hidden: Tensor, targets: Tensor, batch: Batch, domains: int) -> np.ndarray:
+    """float64 [domains, 2]: sum of the losses and number of targets. batch: as it was before rows were added to it."""
+    found = np.zeros((domains, 2))
+    for domain in batch.extra["domain"].unique().tolist():
+        rows = (batch.extra["domain"] == domain).nonzero()[:, 0].to(hidden.device)
+        own = targets[rows]
+        found[domain] = _summed_loss(head, hidden[rows], own), int((own != IGNORED).sum())
+    return found
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import EVALUATION, MODEL, Ledger
 from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
+from shoestring.data.stream import stream_of
 from shoestring.data.windows import BatchSource
 from shoestring.errors import ShoestringError
 from shoestring.train.applied_schedules import AppliedSchedules
@@ -97,7 +98,7 @@ class Loop:
         first_cause: str = "start",
     ) -> None:
         self.worker, self.company = worker, company
-        self.schedule, self.source, self.evaluator = schedule, source, evaluator
+        self.schedule, self.stream, self.evaluator = schedule, stream_of(source), evaluator
         self.budget, self.ledger, self.settings = budget, ledger, settings
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
@@ -218,7 +219,7 @@ class Loop:
         began = self.ledger.now()
         count = self.sequences(progress)
         with self.ledger.clock("data"):
-            batch = self.source.batch(self.position.sequences, count)
+            batch = self.stream.take(self.position.sequences, count, progress)
         cause = "compute" if self.speed.started else self.first_cause
         with self.ledger.clock(cause), self.schedule.step(progress):
             result = self.worker.gradients(batch, At(self.position.step, progress))
@@ -280,7 +281,10 @@ class Loop:
         took = self.ledger.now() - began
         self.speed.took_evaluation(took, found.sequences)
         self.window.since += took
-        line = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
+        line: dict[str, Any] = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
+        if found.domains:
+            line["domains"] = dict(found.domains)
+            self.stream.hear(self.position.progress, found.domains)
         if found.cut_short:
             line["cut_short"] = True
             self.say(
@@ -295,11 +299,15 @@ class Loop:
         """What a checkpoint keeps of the loop itself, as JSON values."""
         noise = self.worker.noise_scale
         measured = {} if noise is None else {"noise_scale": noise.state()}
-        return {"position": asdict(self.position), "watch": self.watch.state(), **measured}
+        stream = self.stream.state()
+        kept = {} if stream is None else {"stream": stream}
+        return {"position": asdict(self.position), "watch": self.watch.state(), **measured, **kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
         self.watch.restore(state["watch"])
+        if "stream" in state:
+            self.stream.restore(state["stream"])
         if self.worker.noise_scale is not None:
             self.worker.noise_scale.restore(state["noise_scale"])
 

@@ -165,7 +165,7 @@ def require_same_text(fingerprint: str, dataset: Dataset, config: RunConfig) -> 
     """Raises: ShoestringError where a dataset is not the one of that fingerprint."""
     if fingerprint != dataset.fingerprint:
         raise ShoestringError(
-            f"the corpus {config.data.corpus} or the tokenizer is not what this run began with: it cannot go on exactly; "
+            f"the corpus {config.data.corpora} or the tokenizer is not what this run began with: it cannot go on exactly; "
             "--data.corpus PATH says where the same text is, and --start.run RUN begins a new run from its weights"
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shoestring.data.config import TextOptions
 from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.curated_folder import documents_of
 from shoestring.data.opening import suffix
 from shoestring.data.passages import PASSAGE
 from shoestring.data.reading import NotText, Reading
@@ -29,7 +30,7 @@ class Files:
 
     The format goes by the suffix, `.gz` and `.zst` taken off: `.jsonl`, `.parquet`, and anything else is text. Where
     there are several files, what is not text is left out and counted. Under a folder, hidden files are not looked at,
-    nor are folders marked as caches by a CACHEDIR.TAG.
+    nor are folders marked as caches by a CACHEDIR.TAG; of a folder that `shoestring data` wrote, the kept documents are read.
     Raises: UsageError where there is no such file, none in the folder, or the only one is not text.
     """
 
@@ -75,7 +76,7 @@ def find_files(where: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = walk(path)
+        found = walk(documents_of(path))
         if not found:
             raise UsageError(f"folder '{where}' holds no files (hidden ones are not read)")
         return found

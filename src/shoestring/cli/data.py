@@ -1,0 +1,137 @@
+"""`shoestring data`: a corpus curated: what is dropped and why, what it cost, and what is kept as a corpus of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from shoestring.base.scorer import open_scorer
+from shoestring.budget.ledger import DATA, SELECTION, Ledger, peak_memory
+from shoestring.budget.machine import cache_folder
+from shoestring.budget.units import show, show_seconds
+from shoestring.cli.arguments import Arguments, seconds_above_zero
+from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.screen import Screen
+from shoestring.config import Choice, PickList, Tree, build, overrides
+from shoestring.data.config import DataConfig
+from shoestring.data.corpus import open_corpus
+from shoestring.data.curation.account import Account
+from shoestring.data.curation.curate import Curated, curate
+from shoestring.data.curation.documents import CorpusSource, open_documents
+from shoestring.data.curation.written import card, write
+from shoestring.errors import UsageError, did_you_mean
+
+TEXT = ("text_field", "encoding", "invalid")
+"""The keys of [data] that say how text is read."""
+
+PURPOSES = """\
+CORPUS is what --data.corpus of a run takes: a folder, a glob or a file (text, .jsonl, .parquet; also .gz and .zst), hf:NAME,
+python-stdlib. Curators are applied in the order given, each to what those before it kept:
+
+  shoestring data pages --filter quality_rules,minhash --filter.minhash.threshold 0.7 --out kept
+
+`shoestring methods data` lists them (kind 'curation'), `shoestring methods NAME` their options. --dedup adds exact_duplicates
+and minhash at the end. Text is read as a stream, so a corpus may exceed memory. What is worked out is kept in the cache: where
+the command is stopped, or its --seconds are spent, the same command goes on from there.
+
+FOLDER gets documents/ (with their columns), data-card.json, and with --keep-dropped also dropped/, each with its reason. It is a
+corpus: `shoestring train --data.corpus FOLDER`. Without --out nothing is written, and only the report is made.
+
+--data.text_field, --data.encoding and --data.invalid say how text is read: what is no text is refused, replaced or skipped.
+"""
+
+CURATION = PickList("curation", ("data",))
+
+
+@dataclass(frozen=True)
+class Request:
+    """filter: the curators, in order. data: how text is read."""
+
+    data: DataConfig
+    filter: Annotated[tuple[Choice, ...], CURATION] = ()
+
+
+def run(words: Sequence[str]) -> int:
+    parser = Arguments("data", "Curate a corpus: report what is dropped and why, and write what is kept.", PURPOSES)
+    parser.add_argument("corpus", metavar="CORPUS", help="what to curate")
+    parser.add_argument(
+        "--dedup", action="store_true", help="drop copies and near-duplicates, after all other curators"
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="where to write what is kept")
+    parser.add_argument("--format", default="jsonl", metavar="FORMAT", help="of what is written: jsonl or parquet")
+    parser.add_argument("--keep-dropped", action="store_true", help="write what is dropped too, each with its reason")
+    parser.add_argument(
+        "--seconds", type=seconds_above_zero, metavar="N", help="how long it may take (default: any time)"
+    )
+    add_json_flag(parser, "the data card")
+    found, configuration = parser.read_with_configuration(words)
+    request = _request(found.corpus, overrides(configuration), dedup=found.dedup)
+    if found.format not in ("jsonl", "parquet"):
+        raise UsageError(f"--format {found.format}: {did_you_mean(found.format, ('jsonl', 'parquet'))}")
+    if found.keep_dropped and not found.out:
+        raise UsageError("--keep-dropped is about what is written: give --out FOLDER too")
+    out = None if found.out is None else _free(Path(found.out))
+    screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
+    account = Account(found.seconds, open_scorer)
+    with ledger.clock(DATA):
+        text = request.data.text
+        source = CorpusSource(open_corpus(found.corpus, text), repr(text))
+        documents = open_documents(source, cache_folder(), account)
+        if not len(documents):
+            raise UsageError(f"corpus '{found.corpus}' holds no text")
+        for line in documents.notes:
+            screen.print(line)
+        screen.print(f"{len(documents):,} documents, {show('bytes', int(documents.bytes.sum()))} of text")
+        curated = curate(documents, request.filter, account, screen.print)
+        ledger.charge(account.spent, SELECTION)
+        described = card(curated, found.corpus, _options(request.data), account.taken)
+        if out is not None:
+            write(curated, out, described, found.format, dropped=found.keep_dropped)
+    ledger.write("data")
+    _tell(screen, curated, account.taken, out)
+    if found.json:
+        print_json({**described, "seconds": account.taken, "peak_memory": peak_memory(), "out": out and str(out)})
+    return 0
+
+
+def _request(corpus: str, given: Tree, *, dedup: bool) -> Request:
+    """What the flags ask for. Raises: UsageError."""
+    for section in given:
+        if section not in ("data", "filter"):
+            raise UsageError(f"--{section}: no key of a run is heeded here but --data.{', --data.'.join(TEXT)}")
+    for key in given.get("data", {}):
+        if key not in TEXT:
+            raise UsageError(f"--data.{key}: {did_you_mean(key, TEXT)}")
+    data = {**given.get("data", {}), "corpus": corpus}
+    request = build(Request, {**given, "data": data}, lambda key: f"--{key}")
+    asked = request.filter
+    if dedup:
+        names = {choice.name for choice in asked}
+        more = [name for name in ("exact_duplicates", "minhash") if name not in names]
+        asked += tuple(Choice.of("data", name, kind="curation") for name in more)
+    for choice in asked:
+        choice.build()  # options that do not go together are refused before any work
+    if len({choice.name for choice in asked}) < len(asked):
+        raise UsageError("--filter: each curator is given once")
+    return Request(request.data, asked)
+
+
+def _free(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} exists and is not empty: name another with --out")
+    return out
+
+
+def _options(data: DataConfig) -> dict[str, Any]:
+    return {key: getattr(data, key) for key in TEXT}
+
+
+def _tell(screen: Screen, curated: Curated, seconds: float, out: Path | None) -> None:
+    left = curated.remaining
+    before, after = int(curated.documents.bytes.sum()), int(left.bytes.sum())
+    screen.print(
+        f"kept {len(left):,} of {len(curated.documents):,} documents, {show('bytes', after)} of {show('bytes', before)} "
+        f"({after / before:.1%}), in {show_seconds(seconds)}"
+    )
+    if out is not None:
+        screen.print(f"written to {out}: train on it with --data.corpus {out}")

@@ -1,0 +1,76 @@
+"""What a curator spends and how long it may go on: whoever chooses data is charged for choosing."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from shoestring.budget.charge import NOTHING, Charge
+from shoestring.contract.scorer import Scored, Scorer
+from shoestring.errors import ShoestringError, UsageError
+
+OpenScorer = Callable[[str], Scorer]
+"""Opens the model at a place (a run, a folder of transformers, a GGUF file) as a scorer."""
+
+
+class OutOfTime(ShoestringError):
+    """The time for curating is spent. What was worked out is kept, and the same call goes on from there."""
+
+
+class Account:
+    """Seconds and charges of curating.
+
+    seconds: how long it may take, from now on; None: as long as it takes.
+    open_scorer: opens models by their place, for the curators that ask one; None: there are none.
+    now: the clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = None,
+        open_scorer: OpenScorer | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.seconds, self.now, self._began = seconds, now, now()
+        self.spent: Charge = NOTHING
+        self._open, self._opened = open_scorer, dict[str, Scorer]()
+
+    def charge(self, charge: Charge) -> None:
+        """Add to what was spent."""
+        self.spent += charge
+
+    @property
+    def taken(self) -> float:
+        """Seconds since the account was opened."""
+        return self.now() - self._began
+
+    def check(self) -> None:
+        """Raises: OutOfTime where there is no time left."""
+        if self.seconds is not None and self.taken >= self.seconds:
+            raise OutOfTime(
+                f"the {self.seconds:g} seconds for curating are spent; what was worked out is kept: the same again goes on"
+            )
+
+    def scorer(self, place: str) -> Scorer:
+        """The model at a place, opened once; what it computes is charged here. Raises: UsageError where none can be opened."""
+        if self._open is None:
+            raise UsageError(
+                f"a model is needed to score text ({place}), and this account opens none: give open_scorer"
+            )
+        if place not in self._opened:
+            self._opened[place] = _Charged(self._open(place), self)
+        return self._opened[place]
+
+
+class _Charged:
+    """A scorer whose work is charged to an account."""
+
+    def __init__(self, scorer: Scorer, account: Account) -> None:
+        self._scorer, self._account = scorer, account
+
+    @property
+    def digest(self) -> str:
+        return self._scorer.digest
+
+    def score(self, texts: Sequence[str]) -> Scored:
+        found = self._scorer.score(texts)
+        self._account.charge(found.spent)
+        return found

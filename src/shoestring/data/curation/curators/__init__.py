@@ -1,0 +1,1 @@
+"""Curators: one file each, a method of kind 'curation'."""

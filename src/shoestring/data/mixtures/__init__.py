@@ -1,0 +1,1 @@
+"""Mixtures: one file each, a method of kind 'mixture'."""

@@ -1,0 +1,133 @@
+"""Runs on several corpora: killed in the middle of a change of mixture they go on exactly; losses by domain; what is refused."""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoestring.data.config import DataConfig
+from shoestring.train.loop import Loop
+from tests.train.command import TINY, newest_weights
+from tests.train.command import shoestring_here as shoestring
+
+STEPS = 60
+BUDGET = f"--budget={STEPS * 4 * 32}tok"
+
+MIXTURES: dict[str, Sequence[str]] = {
+    "fixed": ("--data.mixture.weights.lines=1", "--data.mixture.weights.numbers=2"),
+    "dynamic_loading": ("--data.mixture.reference.lines=1.5", "--data.mixture.reference.numbers=5"),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    numbers = tmp_path_factory.mktemp("numbers")
+    for number in range(60):
+        digits = " ".join(str((number * 7919 + place * place) % 1000) for place in range(60))
+        (numbers / f"{number}.txt").write_text(digits)
+    return (f"--data.source.lines.corpus={corpus}", f"--data.source.numbers.corpus={numbers}")
+
+
+def heldout(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "heldout"]
+
+
+def killed_at(step: int, words: Sequence[object]) -> None:
+    """Run the command in a child process that is killed as it begins a step."""
+    child = os.fork()
+    if not child:
+        taken = Loop._step
+
+        def step_or_die(self: Loop, progress: float) -> None:
+            if self.position.step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            taken(self, progress)
+
+        Loop._step = step_or_die  # type: ignore[method-assign]
+        shoestring(*words)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_run_that_is_killed_goes_on_exactly(name: str, sources: Sequence[str], tmp_path: Path) -> None:
+    mixture = (f"--data.mixture={name}", *MIXTURES[name])
+    words = ["train", BUDGET, *sources, *mixture, *TINY, "--train.evaluate_every=0.1"]
+    status, _, errors = shoestring(*words, "--out", tmp_path / "whole")
+    assert status == 0, errors
+    often = "--train.checkpoint_every=0.000001"
+    killed_at(31, [*words, often, "--out", tmp_path / "killed"])
+    status, _, errors = shoestring("train", "--resume", tmp_path / "killed")
+    assert status == 0, errors
+    assert newest_weights(tmp_path / "killed") == newest_weights(tmp_path / "whole")
+    found = [[line["domains"] for line in heldout(tmp_path / run)] for run in ("whole", "killed")]
+    assert found[0] == found[1]
+    assert len(found[0]) >= 9
+    for line in heldout(tmp_path / "whole"):
+        assert min(line["domains"].values()) <= line["loss"] <= max(line["domains"].values())
+
+
+def test_dynamic_loading_reads_more_of_the_domain_that_lags(sources: Sequence[str], tmp_path: Path) -> None:
+    taken = {}
+    for reference in ("lines", "numbers"):
+        other = {"lines": "numbers", "numbers": "lines"}[reference]
+        words = [f"--data.mixture.reference.{reference}=9", f"--data.mixture.reference.{other}=0"]
+        run = tmp_path / reference
+        options = ("--data.mixture=dynamic_loading", *words, *TINY, "--train.evaluate_every=0.1")
+        status, _, errors = shoestring("train", BUDGET, *sources, *options, "--out", run)
+        assert status == 0, errors
+        state = json.loads((sorted((run / "checkpoints").iterdir())[-1] / "state.json").read_text())
+        taken[reference] = state["stream"]["taken"]
+        assert sum(taken[reference].values()) == state["position"]["sequences"]
+    assert taken["lines"]["numbers"] > 2 * taken["numbers"]["numbers"]
+
+
+def test_the_sources_may_have_moved(sources: Sequence[str], tmp_path: Path) -> None:
+    status, _, errors = shoestring("train", "--budget=1ktok", *sources, *TINY, "--out", tmp_path / "run")
+    assert status == 0, errors
+    status, _, errors = shoestring(
+        "train", "--resume", tmp_path / "run", f"--data.source.lines.corpus={tmp_path / 'gone'}"
+    )
+    assert status == 2
+    assert "data.source.lines.corpus of this run is" in errors
+    status, _, errors = shoestring("evaluate", tmp_path / "run")
+    assert status == 2
+    assert "trained on several sources" in errors
+
+
+def test_a_recipe_without_sources_is_written_as_before() -> None:
+    from shoestring.config import tree
+
+    assert set(tree(DataConfig())) == {
+        "corpus", "tokenizer", "vocabulary", "heldout", "packing", "text_field", "encoding", "invalid",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.source.lines.corpus=/nonexistent"], "no such file"),
+        (["--data.source.lines.corpu=x"], "did you mean 'corpus'"),
+        (["--data.mixture=fixed"], "give data.source too"),
+        (["--data.mixture.weights.songs=1"], "of 'songs', which is no source"),
+        (["--data.mixture=dynamic_loading"], "reference' is needed"),
+        (
+            ["--workers=2", "--sync=diloco", "--data.mixture=dynamic_loading", *MIXTURES["dynamic_loading"]],
+            "set workers = 1",
+        ),
+        (["--transport=pipeline", "--execution.device=cpu"], "transport = pipeline reads one corpus"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_in_one_line(
+    words: list[str], said: str, sources: Sequence[str], tmp_path: Path
+) -> None:
+    own = () if words == ["--data.mixture=fixed"] else sources
+    status, _, errors = shoestring("train", "--budget=1ktok", *own, *TINY, *words, "--out", tmp_path / "run")
+    assert status == 2, errors
+    assert len(errors.splitlines()) == 1
+    assert said in errors
