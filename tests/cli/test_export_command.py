@@ -159,7 +159,7 @@ def test_bad_words_are_one_line_and_write_nothing(
 ) -> None:
     packed, out = tmp_path / "packed", tmp_path / "out"
     if "PACKED" in words:
-        assert shoestring("shrink", runs["ternary"], "--to=ternary2", "--unmeasured", "--out", packed)[0] == 0
+        assert shoestring("quantise", runs["ternary"], "--to=ternary2", "--unmeasured", "--out", packed)[0] == 0
     places = {"RUN": runs["llama"], "OUT": out, "PACKED": packed}
     status, output, errors = shoestring("export", *(places.get(word, word) for word in words))
     assert (status, output) == (2, "")

@@ -12,6 +12,7 @@ from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.attention import Attention
+from shoestring.model.hf import to_transformers
 from shoestring.surgery.pruning import axis_of, cut, kept_count
 from shoestring.surgery.resize import Cut, kept_places, resize
 
@@ -101,6 +102,8 @@ def test_layers_may_differ_in_size() -> None:
     cut(model, "key_value_head", 0, [1])
     assert not model.anatomy().uniform()
     assert logits(model).isfinite().all()
+    with pytest.raises(UsageError, match="layers of this model differ in size, and no stock class holds"):
+        to_transformers(model)
     assert model.cost(Shape(1, 5)).flops < made("qwen3").cost(Shape(1, 5)).flops
 
 

@@ -21,7 +21,7 @@ PURPOSES = """\
                 (needs the package 'gguf'; models of the families llama, mistral, qwen2 and qwen3)
 
 Edits are folded: adapters are added to the matrices that they stand beside, and weights trained for few bits become the numbers
-that they stand for. `shoestring shrink` rounds weights; this command does not, but for the type that is asked for.
+that they stand for. `shoestring quantise` rounds weights; this command does not, but for the type that is asked for.
 """
 
 

@@ -36,6 +36,7 @@ def to_transformers(model: Transformer, family: str | None = None) -> "PreTraine
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    require_uniform(model)
     if family is None:
         chosen, settings = family_holding(model.config)
     else:
@@ -80,6 +81,7 @@ def export(
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists already: export into a new folder")
+    require_uniform(model)
     family, _ = family_holding(model.config)
     with atomic.directory(folder) as temporary:
         write_stock(temporary, family, model.config, _their_weights(model, family), dtype, end)
@@ -88,6 +90,14 @@ def export(
                 shutil.copyfile(file, temporary / file.name)
         if (temporary / TOKENIZER_SETTINGS).exists():
             _complete(temporary / TOKENIZER_SETTINGS, model.config.context)
+
+
+def require_uniform(model: Transformer) -> None:
+    """Raises: UsageError where layers differ in size, as pruning may leave them: no other program's format holds that."""
+    if not model.anatomy().uniform():
+        raise UsageError(
+            "layers of this model differ in size, and no stock class holds such a model: it stays a folder"
+        )
 
 
 def _complete(path: Path, context: int) -> None:

@@ -1,6 +1,7 @@
 """What methods of structured pruning share: which indices of which axes stay is a decision; `resize` carries it out."""
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,18 @@ def kept_count(size: int, share: float, multiple: int = 1) -> int:
     if size <= multiple or share == 1:
         return size
     return min(size, max(multiple, round(size * share / multiple) * multiple))
+
+
+def width_multiple(heads: int, multiple: int) -> int:
+    """What the width is to be a multiple of: of the number of query heads too, as stock classes of transformers want."""
+    return math.lcm(heads, multiple)
+
+
+def kept_heads(model: LanguageModule, share: float) -> int:
+    """Query heads of the first layer once this share of its key and value heads stays; 1 where the model has no such axis."""
+    anatomy = model.anatomy()
+    heads, shared = anatomy.axes("head"), anatomy.axes("key_value_head")
+    return heads[0].group * kept_count(shared[0].size, share) if heads and shared else 1
 
 
 Kept = list[dict[str, Any]]

@@ -10,7 +10,17 @@ from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.method import Count, Fraction, method
 from shoestring.surgery.observe import observe
-from shoestring.surgery.pruning import Kept, Pruning, Shares, axis_of, best, kept_count, readers
+from shoestring.surgery.pruning import (
+    Kept,
+    Pruning,
+    Shares,
+    axis_of,
+    best,
+    kept_count,
+    kept_heads,
+    readers,
+    width_multiple,
+)
 
 
 @method(
@@ -46,8 +56,9 @@ class Minitron(Pruning):
         """As `Pruning.choose`."""
         scores, spent = activity(model, evidence, [kind for kind, share in self._asked() if share < 1])
         kept: Kept = []
+        heads = kept_heads(model, self.shares.heads)
         for kind, share in self._asked():
-            multiple = 1 if kind == "key_value_head" else self.multiple
+            multiple = {"key_value_head": 1, "width": width_multiple(heads, self.multiple)}.get(kind, self.multiple)
             for (of, layer), score in scores.items():
                 if of == kind:
                     indices = best(score, kept_count(len(score), share, multiple))

@@ -9,7 +9,7 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.method import Count, Fraction, method
-from shoestring.surgery.pruning import Kept, Pruning, Shares, axis_of, kept_count
+from shoestring.surgery.pruning import Kept, Pruning, Shares, axis_of, kept_count, kept_heads, width_multiple
 
 
 @method(
@@ -40,7 +40,7 @@ class RandomPruning(Pruning):
         for kind, share, multiple in (
             ("key_value_head", self.shares.heads, 1),
             ("hidden", self.shares.hidden, self.multiple),
-            ("width", self.shares.width, self.multiple),
+            ("width", self.shares.width, width_multiple(kept_heads(model, self.shares.heads), self.multiple)),
         ):
             if share == 1:
                 continue
