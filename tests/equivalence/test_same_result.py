@@ -1,9 +1,9 @@
 """What must not change what is learnt, does not: one reference run a class, the real command, all of a table.
 
 A class is a set of configurations that are one training run: whole batches or parts of them, one worker or several,
-resumed or not, on a quiet machine or beside others. (Workers in several processes: tests/train/test_workers.py.) The reference is made once; each other member is compared with it:
-by the digest of all weights and by the held-out loss, bit for bit, or within what float32 rounds where sums are added up
-in another order.
+resumed or not, on a quiet machine or beside others (workers in several processes: tests/train/test_workers.py). The
+reference is made once; each other member is compared with it: by the digest of all weights and by the held-out loss, bit for
+bit, or within what float32 rounds where sums are added up in another order.
 """
 
 import hashlib
