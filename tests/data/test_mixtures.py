@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoestring.config import Choice
+from shoestring.config import Choice, build, to_toml
 from shoestring.contract.batch import Batch
 from shoestring.data import DataConfig, TokenStore, Windows, prepare
 from shoestring.data.config import SourceConfig
 from shoestring.data.mixed import InTurn, Mixed
 from shoestring.data.mixture import Domain, Mixture
 from shoestring.data.stream import Stream, stream_of
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 
 CONTEXT = 4
 NAMES = ("code", "prose", "talk")
@@ -31,7 +32,17 @@ Hearing = Callable[[int], dict[str, float]]
 TABLE: dict[str, dict[str, Any]] = {
     "fixed": {"weights": {"code": 1, "talk": 3}},
     "dynamic_loading": {"reference": {"code": 2.0, "prose": 2.5, "talk": 1.0}},
+    "ramp": {"end": {"talk": 1}, "begin": 0.2, "finish": 0.8},
+    "phases": {"until": (0.5, 0.9), "weights": ({"code": 1, "prose": 1}, {"code": 1, "talk": 1}, {"talk": 1})},
+    "online_schedule": {"file": "WEIGHTS"},
+    "replay": {"old": ("code",), "recover": 0.1},
 }
+
+
+@pytest.fixture(autouse=True)
+def _weights_in_a_file(tmp_path: Path) -> None:
+    TABLE["online_schedule"]["file"] = str(tmp_path / "weights.json")
+    (tmp_path / "weights.json").write_text(json.dumps({"prose": 1, "talk": 2}))
 
 
 def made(name: str, **options: Any) -> Mixture:
@@ -53,7 +64,7 @@ def mixed(mixture: Mixture, **more: int) -> Mixed:
 
 
 def losses(step: int) -> dict[str, float]:
-    return {"code": 3 - step / 20, "prose": 2.4, "talk": 2 + math.sin(step)}
+    return {"code": 3 + step / 20, "prose": 2.4, "talk": 2 + math.sin(step)}
 
 
 def read(stream: Stream, first: int, last: int, rows: int = 8, steps: int = 20) -> list[Batch]:
@@ -107,7 +118,7 @@ def test_weights_are_shares(name: str) -> None:
 def test_weights_change_on_the_way_and_are_not_called_constant(name: str) -> None:
     mixture = made(name)
     first = mixture.weights(0.0).tolist()
-    for step in range(20):
+    for step in range(10):
         mixture.hear(step / 20, losses(step))
     assert mixture.weights(0.95).tolist() != pytest.approx(first)
     assert not type(mixture).constant
@@ -165,6 +176,13 @@ def test_isolated_windows_are_joined_with_their_documents() -> None:
     assert batch.inputs.documents.shape == batch.inputs.values.shape == (12, 8)
 
 
+@pytest.mark.parametrize("name", TABLE)
+def test_a_recipe_with_it_is_read_as_it_was_written(name: str) -> None:
+    sources = tuple(SourceConfig(domain, domain) for domain in NAMES)
+    config = DataConfig(source=sources, mixture=Choice.of("data", name, kind="mixture", **TABLE[name]))
+    assert build(DataConfig, tomllib.loads(to_toml(config))) == config
+
+
 # ---- formulas
 
 
@@ -181,6 +199,57 @@ def test_dynamic_loading_multiplies_by_the_exponential_of_the_excess() -> None:
     assert mixture.weights(0.5).tolist() == pytest.approx(list(weights.values()))
 
 
+def test_a_ramp_is_a_straight_line() -> None:
+    mixture = made("ramp", start={"code": 1}, end={"talk": 3, "prose": 1}, begin=0.2, finish=0.6)
+    for progress, along in ((0.0, 0.0), (0.2, 0.0), (0.3, 0.25), (0.6, 1.0), (0.9, 1.0)):
+        assert mixture.weights(progress).tolist() == pytest.approx([1 - along, 0.25 * along, 0.75 * along])
+
+
+def test_phases_end_where_they_are_said_to() -> None:
+    mixture = made("phases", **TABLE["phases"])
+    for progress, expected in (
+        (0, [0.5, 0.5, 0]),
+        (0.499, [0.5, 0.5, 0]),
+        (0.5, [0.5, 0, 0.5]),
+        (0.9, [0, 0, 1]),
+        (1, [0, 0, 1]),
+    ):
+        assert mixture.weights(progress).tolist() == expected
+
+
+def test_a_file_changes_the_weights_at_an_evaluation(tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    mixture: Any = made("online_schedule", file=str(file), weights={"code": 1})
+    mixture.hear(0.1, {})  # there is none yet
+    assert mixture.weights(0.1).tolist() == [1, 0, 0]
+    file.write_text('{"prose": 3, "talk": 1}')
+    assert mixture.weights(0.2).tolist() == [1, 0, 0]
+    mixture.hear(0.3, {})
+    mixture.hear(0.4, {})
+    assert mixture.weights(0.4).tolist() == [0, 0.75, 0.25]
+    assert mixture.changes == [[0.3, [0, 0.75, 0.25]]]
+    for wrong, said in (
+        ('{"prose": "x"}', "weights are numbers"),
+        ('{"pros": 1}', "did you mean 'prose'"),
+        ("[1", "damaged"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ShoestringError, match=said):
+            mixture.hear(0.5, {})
+
+
+def test_replay_shares_between_old_and_new_and_answers_a_drop() -> None:
+    options = {"old": ("code", "talk"), "share": 0.2, "weights": {"code": 1, "talk": 3, "prose": 5}, "recover": 0.5}
+    mixture = made("replay", **options)
+    assert mixture.weights(0).tolist() == pytest.approx([0.05, 0.8, 0.15])
+    heard = ({"code": 2.0, "talk": 4.0}, {"code": 3.0, "talk": 4.2}, {"code": 2.5, "talk": 4.4, "prose": 9.0})
+    behind = (False, True, False)  # means of 3.0, 3.6 and 3.45
+    for losses, drop in zip(heard, behind, strict=True):
+        mixture.hear(0.5, losses)
+        share = 0.4 if drop else 0.2
+        assert mixture.weights(0.5).tolist() == pytest.approx([share / 4, 1 - share, 3 * share / 4])
+
+
 def test_natural_shares_are_those_of_tokens() -> None:
     fixed: Any = Choice.of("data", "fixed", kind="mixture").build(DOMAINS)
     assert fixed.weights(0).tolist() == pytest.approx([size / sum(SIZES) for size in SIZES])
@@ -192,6 +261,17 @@ def test_natural_shares_are_those_of_tokens() -> None:
     [
         ("fixed", {"weights": {"cod": 1}}, "did you mean 'code'"),
         ("fixed", {"weights": {"code": 0}}, "above 0 for one source"),
+        ("ramp", {"end": {"code": 1}, "begin": 0.5, "finish": 0.5}, "must be below finish"),
+        ("phases", {"until": (0.5,), "weights": ({"code": 1},)}, "1 ends are of 2 phases"),
+        ("phases", {"until": (0.5, 0.4), "weights": ({"code": 1},) * 3}, "must ascend"),
+        (
+            "phases",
+            {"until": (0.5,), "weights": ({"code": 1}, {"talk": 1}), "limit": 0.1},
+            "more than limit = 0.1 after phase 1",
+        ),
+        ("replay", {"old": ("songs",)}, "old of 'songs', which is no source"),
+        ("replay", {"old": NAMES}, "one at least is new"),
+        ("replay", {"old": ("code",), "weights": {"talk": 1}}, "need a weight above 0 each"),
         ("dynamic_loading", {"reference": {"code": 1}}, "needs a loss for 'prose'"),
         (
             "dynamic_loading",

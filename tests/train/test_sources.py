@@ -14,7 +14,7 @@ from shoestring.train.loop import Loop
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
 
-STEPS = 60
+STEPS = 24
 BUDGET = f"--budget={STEPS * 4 * 32}tok"
 
 MIXTURES: dict[str, Sequence[str]] = {
@@ -54,14 +54,30 @@ def killed_at(step: int, words: Sequence[object]) -> None:
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-@pytest.mark.parametrize("name", MIXTURES)
-def test_a_run_that_is_killed_goes_on_exactly(name: str, sources: Sequence[str], tmp_path: Path) -> None:
-    mixture = (f"--data.mixture={name}", *MIXTURES[name])
+WAYS: dict[str, Sequence[str]] = {
+    "dynamic loading": ("--data.mixture=dynamic_loading", *MIXTURES["dynamic_loading"]),
+    "a ramp of rows that are packed, their lengths in stages": (
+        "--data.mixture=ramp",
+        "--data.mixture.start.lines=1",
+        "--data.mixture.end.numbers=1",
+        "--data.packing=isolated",
+        "--data.rows=histogram",
+        "--data.length=length_stages",
+        "--data.length.stages=[8, 32]",
+        "--data.length.until=[0.5]",
+        "--train.micro_batch=2",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_is_killed_goes_on_exactly(way: str, sources: Sequence[str], tmp_path: Path) -> None:
+    mixture = WAYS[way]
     words = ["train", BUDGET, *sources, *mixture, *TINY, "--train.evaluate_every=0.1"]
     status, _, errors = shoestring(*words, "--out", tmp_path / "whole")
     assert status == 0, errors
     often = "--train.checkpoint_every=0.000001"
-    killed_at(31, [*words, often, "--out", tmp_path / "killed"])
+    killed_at(14, [*words, often, "--out", tmp_path / "killed"])
     status, _, errors = shoestring("train", "--resume", tmp_path / "killed")
     assert status == 0, errors
     assert newest_weights(tmp_path / "killed") == newest_weights(tmp_path / "whole")
@@ -70,6 +86,16 @@ def test_a_run_that_is_killed_goes_on_exactly(name: str, sources: Sequence[str],
     assert len(found[0]) >= 9
     for line in heldout(tmp_path / "whole"):
         assert min(line["domains"].values()) <= line["loss"] <= max(line["domains"].values())
+
+
+def test_batches_of_sorted_documents_train(corpus: Path, tmp_path: Path) -> None:
+    options = ("--data.rows=sorted_batches", "--data.rows.group=4", "--data.packing=isolated")
+    status, _, errors = shoestring(
+        "train", "--budget=3ktok", f"--data.corpus={corpus}", *options, *TINY, "--out", tmp_path / "run"
+    )
+    assert status == 0, errors
+    losses = [line["loss"] for line in heldout(tmp_path / "run")]
+    assert losses[-1] < losses[0]
 
 
 def test_dynamic_loading_reads_more_of_the_domain_that_lags(sources: Sequence[str], tmp_path: Path) -> None:

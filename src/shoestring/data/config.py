@@ -9,7 +9,7 @@ from annotated_types import Interval
 from pydantic import BeforeValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from shoestring.config import Choice, listed
+from shoestring.config import Choice, Pick, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
 
@@ -80,6 +80,8 @@ class DataConfig:
     invalid: what is done with bytes that are no text, all of them counted: 'refuse' the file (a folder leaves it out),
     'replace' each by U+FFFD, or 'skip' the line or document.
     documents: path of an index of documents (`data.subset.write_index`), the only ones read; None: all.
+    rows: how documents are laid in rows, each apart from the others, in place of windows; None: windows, as packing says.
+    length: how long the rows of a step are, as the budget is spent; None: always model.context.
     source: several corpora, each a domain with a name, in place of data.corpus; they share one tokenizer. None: one corpus.
     mixture: how much of each source is read, as the budget is spent; None: all equally often.
 
@@ -96,10 +98,17 @@ class DataConfig:
     encoding: str = "auto"
     invalid: Invalid = "refuse"
     documents: str | None = None
+    rows: Annotated[Choice, Pick("data", "packing")] | None = None
+    length: Annotated[Choice, Pick("data", "length")] | None = None
     source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources)] | None = None
     mixture: Annotated[Choice, MIXTURE] | None = None
 
     def __post_init__(self) -> None:
+        if self.rows is not None and self.packing != "isolated":
+            raise UsageError(
+                f"data.rows = {self.rows.name} keeps documents apart, and held-out text is read in windows: give data.packing = "
+                "isolated too, so that it is read likewise"
+            )
         if self.source:
             self._check_sources(self.source)
         elif self.mixture is not None:

@@ -10,8 +10,11 @@ from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
+from shoestring.data.length import Shaped
 from shoestring.data.mixed import Mixed
 from shoestring.data.mixture import Domain
+from shoestring.data.store import TokenStore
+from shoestring.data.stream import stream_of
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
 from shoestring.optim.composite import Composite
@@ -145,12 +148,26 @@ def assemble(
 
 def training_source(config: RunConfig, dataset: Dataset, worker: int | None) -> BatchSource:
     """The batches of a run. worker: whose part of them; None: all of them."""
-    context, seed, packing = config.model.context, config.seed, config.data.packing
+    source = _whole_rows(config, dataset, worker)
+    if config.data.length is None:
+        return source
+    return Shaped(stream_of(source), config.data.length.build(config.model.context), config.train.batch)
+
+
+def _whole_rows(config: RunConfig, dataset: Dataset, worker: int | None) -> BatchSource:
+    context, seed, data = config.model.context, config.seed, config.data
     workers = 1 if worker is None else config.workers
+
+    def rows_of(store: TokenStore) -> BatchSource:
+        if data.rows is None:
+            return Windows(store, context, seed, data.packing)
+        made: BatchSource = data.rows.build(store, context, seed)
+        return made
+
     if not dataset.domains:
-        source: BatchSource = Windows(dataset.train, context, seed, packing)
+        source = rows_of(dataset.train)
         return source if worker is None else WorkerBatches(source, worker, workers)
-    windows = [Windows(part.train, context, seed, packing) for part in dataset.domains]
+    windows = [rows_of(part.train) for part in dataset.domains]
     mixture = config.data.mixture_of([Domain(part.name, len(part.train)) for part in dataset.domains])
     names = [part.name for part in dataset.domains]
     return Mixed(names, windows, mixture, seed, worker=worker or 0, workers=workers)
@@ -214,6 +231,7 @@ def _stepper(
         device=config.execution.device,
         precision=config.execution.precision,
         micro_batch=_rows(config),
+        context=config.model.context if config.data.length is not None else None,
         clip=config.train.gradient_clip,
         seed=config.seed,
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,

@@ -228,6 +228,8 @@ class RunConfig:
             edit.build()
         if self.data.source:
             self._check_sources()
+        if self.data.rows is not None or self.data.length is not None:
+            self._check_rows()
         if self.transport == "pipeline":
             self._check_pipeline()
         if self.sync.name != "none":
@@ -236,6 +238,31 @@ class RunConfig:
             self._check_workers()
         if self.transport == "torchft":
             self._check_elastic()
+
+    def _check_rows(self) -> None:
+        """Refuse shapes that vary where one is needed."""
+        data, compiled = self.data, self.execution.compile != "none"
+        for key, choice in (("rows", data.rows), ("length", data.length)):
+            if choice is not None and self.transport in ("torchft", "pipeline"):
+                raise ValueError(
+                    f"data.{key} = {choice.name}: transport = {self.transport} reads windows of one length"
+                )
+        if data.length is not None:
+            data.length.build(self.model.context)
+            if compiled:
+                raise ValueError(
+                    f"data.length = {data.length.name}: compiled blocks take one shape: give execution.compile = none"
+                )
+        target: Any = data.rows.card.target if data.rows else None
+        if data.rows is not None and target.varies:
+            if compiled:
+                raise ValueError(
+                    f"data.rows = {data.rows.name}: compiled blocks take one shape: give execution.compile = none"
+                )
+            if data.length is not None or data.source:
+                raise ValueError(
+                    f"data.rows = {data.rows.name} has rows of its own lengths: leave data.length and data.source out"
+                )
 
     def _check_sources(self) -> None:
         """Several processes would each hear, and be at, something else: what they read must not hang on it."""

@@ -65,6 +65,7 @@ class Stepper:
     """Takes optimiser steps: the `Worker` of one model.
 
     micro_batch: sequences at once.
+    context: places of a whole row, where rows may be shorter: of those, as many more are taken at once. None: rows are as they are.
     clip: largest gradient norm.
     seed: of what is drawn on the way.
     noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every `noise_scale_every` steps.
@@ -81,6 +82,7 @@ class Stepper:
         device: str,
         precision: str,
         micro_batch: int,
+        context: int | None = None,
         clip: float,
         seed: int = 0,
         noise_scale: NoiseScale | None = None,
@@ -88,6 +90,7 @@ class Stepper:
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device, self.precision, self.micro_batch, self.clip = device, precision, micro_batch, clip
+        self.context = context
         self.seed, self.noise_scale, self.noise_scale_every = seed, noise_scale, noise_scale_every
 
     def gradients(self, batch: Batch, at: At) -> StepResult:
@@ -97,7 +100,8 @@ class Stepper:
     def accumulate(self, batch: Batch, at: At) -> Accumulated:
         """`gradients`, whose figures are to be read later: so that several workers of one GPU need not wait for each other."""
         at = at._replace(seed=self.seed)
-        parts = batch.split(self.micro_batch)
+        more = 1 if self.context is None else max(1, self.context // batch.inputs.length)
+        parts = batch.split(self.micro_batch * more)
         counts = [self.objective.count(part) for part in parts]
         whole = sum(counts) or 1
         measured = self.noise_scale is not None and len(parts) > 1 and at.step % self.noise_scale_every == 0

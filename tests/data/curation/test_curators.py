@@ -114,7 +114,7 @@ def test_shingles_are_the_runs_of_words_and_characters() -> None:
         for text in texts:
             plain = "".join(c if c.isalnum() else " " for c in text.lower()).split()
             parts = plain if unit == "word" else list("".join(text.lower().split()))
-            found = shingles(text, 3, unit).tolist()  # type: ignore[arg-type]
+            found = shingles(text, 3, unit).tolist()
             expected = runs_by_hand(parts, 3)
             assert len(found) == len(expected)
             for digest, run in zip(found, expected, strict=True):

@@ -29,7 +29,8 @@ PAIRS = 1 << 14
     paper="Deduplicating Training Data Makes Language Models Better, arXiv:2107.06499",
     claim="models trained on deduplicated text emit memorised text ten times less often and need fewer steps to the same or "
     "better accuracy",
-    cost="one reading of the text, 4 `permutations` bytes a document on disk, and a sort of 8 bytes a document for each band",
+    cost="one reading of the text, 4 `permutations` bytes a document on disk and 8 for each band, "
+    "and a sort of 8 bytes a document for each band",
 )
 class MinHash:
     """Drops documents that share most of their short runs of words with an earlier one.
@@ -49,7 +50,7 @@ class MinHash:
     permutations: the length of a signature; the estimate of J is off by about sqrt(J (1 - J) / permutations).
     ngram: the length of a run.
     unit: 'word', or 'character' for scripts that set no spaces between words.
-    recall: see above.
+    recall: the least probability that a pair at the threshold is looked at; the higher, the more pairs are compared.
     seed: of the hash functions.
     """
 
@@ -68,13 +69,13 @@ class MinHash:
         self.bands()  # refuses what cannot be had
 
     def __call__(self, documents: Documents, account: Account) -> Column:
-        options = {"permutations": self.permutations, "ngram": self.ngram, "unit": self.unit, "seed": self.seed}
-        signatures = documents.mapped("minhash", options, self.signatures, account)["signature"]
         bands, rows = self.bands()
+        options = {"permutations": self.permutations, "ngram": self.ngram, "unit": self.unit, "seed": self.seed}
+        found = documents.mapped("minhash", {**options, "bands": [bands, rows]}, self.signatures, account)
         parents = np.arange(len(documents))
         for band in range(bands):
             account.check()
-            for one, other in self._alike(signatures, band * rows, rows):
+            for one, other in self._alike(found["signature"], found[_field(band)]):
                 _join(parents, one, other)
         first = np.array([_root(parents, place) for place in range(len(parents))], dtype=np.int64)
         copy = first != np.arange(len(first))
@@ -83,12 +84,15 @@ class MinHash:
         return Column.dropping(copy, REASON, values, [f"{bands} bands of {rows} of {self.permutations} hashes"])
 
     def signatures(self, texts: list[str]) -> dict[str, np.ndarray]:
-        """signature: uint32 [n, permutations]."""
+        """signature: uint32 [n, permutations]; band00, band01 ...: uint64 [n], a digest of each band of it."""
         import rensa
 
         hashes, ends = flat(texts, self.ngram, self.unit)
         made = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, self.permutations, self.seed)
-        return {"signature": np.array(made.to_rows(), dtype=np.uint32).reshape(len(texts), self.permutations)}
+        signature = np.array(made.to_rows(), dtype=np.uint32).reshape(len(texts), self.permutations)
+        bands, rows = self.bands()
+        digests = {_field(band): _hashed(signature[:, band * rows : (band + 1) * rows]) for band in range(bands)}
+        return {"signature": signature, **digests}
 
     def bands(self) -> tuple[int, int]:
         """(b, r). Raises: UsageError where even bands of one hash find too few."""
@@ -101,9 +105,8 @@ class MinHash:
             f"{self.recall}: give more permutations, a higher threshold or a lower recall"
         )
 
-    def _alike(self, signatures: np.ndarray, start: int, rows: int) -> Iterator[tuple[int, int]]:
-        """Pairs of places whose signatures agree in a band, and in a share of `threshold` of all."""
-        keys = _hashed(signatures, start, rows)
+    def _alike(self, signatures: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Pairs of places whose signatures agree in a band, and in a share of `threshold` of all. keys: [n], of that band."""
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         if not len(keys):
@@ -129,18 +132,17 @@ class MinHash:
         return np.asarray(np.concatenate(parts) >= self.threshold - 1e-9)
 
 
-def _hashed(signatures: np.ndarray, start: int, rows: int) -> np.ndarray:
-    """uint64 [n]: a digest of a band of each signature, read a block at a time."""
-    found = np.empty(len(signatures), dtype=np.uint64)
-    step = 1 << 16
-    for low in range(0, len(signatures), step):
-        block = np.asarray(signatures[low : low + step, start : start + rows]).astype(np.uint64)
-        value = np.zeros(len(block), dtype=np.uint64)
-        for column in range(rows):
-            value = (value ^ block[:, column]) * np.uint64(0x9E3779B97F4A7C15)
-            value ^= value >> np.uint64(29)
-        found[low : low + step] = value
-    return found
+def _field(band: int) -> str:
+    return f"band{band:02d}"
+
+
+def _hashed(band: np.ndarray) -> np.ndarray:
+    """uint64 [n]: a digest of each row of uint32 [n, r]."""
+    value = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        value = (value ^ column.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        value ^= value >> np.uint64(29)
+    return value
 
 
 def _root(parents: np.ndarray, place: int) -> int:

@@ -1,0 +1,1 @@
+"""Packings: one file each, a method of kind 'packing': how documents are laid in rows, in place of windows."""
