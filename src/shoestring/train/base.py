@@ -103,7 +103,7 @@ def kept_of(model: LanguageModule, weights: Mapping[str, Tensor], config: "RunCo
     """Of a model's weights, those that a checkpoint holds: on a base, all but the frozen ones, which the base has."""
     if not config.model.base:
         return dict(weights)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     return {name: tensor for name, tensor in weights.items() if name not in frozen}
 
 
@@ -111,6 +111,15 @@ def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunC
     """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is."""
     if not config.model.base:
         return dict(kept)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
     return {**own, **kept}
+
+
+def _frozen(model: LanguageModule) -> set[str]:
+    """The names of weights that stay as they are: parameters without gradients, and packed matrices."""
+    found = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, module in model.named_modules():
+        if getattr(module, "constant", False):
+            found |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+    return found

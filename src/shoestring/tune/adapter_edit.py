@@ -13,6 +13,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted
+from shoestring.tune.peft_adapter import Part, PeftAdapter
 
 CHOSEN = "matrices"
 """The key of a decision that names the matrices."""
@@ -31,6 +32,8 @@ class AdapterEdit(ABC):
     """The method's."""
     kind: ClassVar[type[Adapted]]
     """Of its layers."""
+    peft_types: ClassVar[tuple[str, ...]] = ()
+    """The kinds of adapters, in peft's words, that are of this method."""
 
     def __init__(self, targets: Sequence[str]) -> None:
         self.targets = tuple(targets)
@@ -96,6 +99,25 @@ class AdapterEdit(ABC):
     def describe(self, model: LanguageModule, decision: Decision) -> str:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         return f"{self.name}: {self.shape()} on {len(decision.values[CHOSEN])} matrices: {trained:,} parameters are trained"
+
+    @classmethod
+    def reads(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether an adapter of one of `peft_types` with these settings is of this method."""
+        return True
+
+    @classmethod
+    def imported(
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+    ) -> "tuple[AdapterEdit, Decision]":
+        """The edit and the decision that an adapter of peft is. Raises: UsageError for what is not known here."""
+        raise UsageError(f"adapters of {cls.name} are not read from a file of peft")
+
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+        """The adapters of a model as peft has them, all that a file's settings say but the name of the base.
+
+        values: of the decision that made them. Raises: UsageError where peft has none of this method.
+        """
+        raise UsageError(f"peft has no adapters as those of {self.name}: they are kept in the run's folder")
 
     def shape(self) -> str:
         """The adapter's size in words: 'adapters of rank 8'."""

@@ -15,13 +15,13 @@ def is_matrix(layer: nn.Module) -> bool:
     """Whether an adapter can stand in the place of a layer: it maps vectors of one size to vectors of another."""
     return (
         hasattr(layer, "in_features") and hasattr(layer, "out_features") and not hasattr(layer, "num_embeddings")
-    ) or (_is_transposed(layer))
+    ) or (is_transposed(layer))
 
 
 def sizes(layer: nn.Module) -> tuple[int, int]:
     """(in, out) of a layer."""
     found: Any = layer
-    if _is_transposed(layer):
+    if is_transposed(layer):
         return found.nx, found.nf
     return found.in_features, found.out_features
 
@@ -40,7 +40,7 @@ def weight_of(layer: nn.Module) -> Tensor:
         unpacked: Tensor = found.quantised().dequantise()
         return unpacked
     weight: Tensor = found.weight.detach()
-    return weight.T if _is_transposed(layer) else weight
+    return weight.T if is_transposed(layer) else weight
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
@@ -53,9 +53,9 @@ def bias_of(layer: nn.Module) -> Tensor | None:
 def plain(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """A layer of this weight [out, in] and bias, of the class that a model has where `layer` and the adapters over it stand."""
     bottom: Any = layer
-    while not _is_transposed(bottom) and isinstance(getattr(bottom, "base", None), nn.Module):
+    while not is_transposed(bottom) and isinstance(getattr(bottom, "base", None), nn.Module):
         bottom = bottom.base
-    if _is_transposed(bottom):
+    if is_transposed(bottom):
         made: Any = type(bottom)(bottom.nf, bottom.nx).to("meta")
         weight = weight.T.contiguous()
         bias = bottom.bias.new_zeros(bottom.nf) if bias is None else bias
@@ -76,12 +76,13 @@ def device_of(layer: nn.Module) -> torch.device:
 
 def flops(layer: nn.Module, tokens: int, backward: bool, inputs: bool) -> int:
     """Operations of a layer on `tokens` vectors, as `contract.cost.linear` counts them."""
-    if _is_transposed(layer):
+    if is_transposed(layer):
         products = 1 + (int(cost.trains(layer)) + int(inputs) if backward else 0)
         into, out = sizes(layer)
         return products * 2 * tokens * into * out
     return cost.linear(layer, tokens, backward, inputs)
 
 
-def _is_transposed(layer: object) -> bool:
+def is_transposed(layer: object) -> bool:
+    """Whether its weight is [in, out]."""
     return type(layer).__name__ == TRANSPOSED and hasattr(layer, "nf")

@@ -1,11 +1,12 @@
 """Several adapters at once: a row of a batch each its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
@@ -67,6 +68,12 @@ class Several:
             raise UsageError(f"there is an adapter named '{name}' already")
         if not name or "." in name:
             raise UsageError(f"'{name}' cannot be an adapter's name: it is a word without a dot")
+        places = set(decision.values[CHOSEN])
+        for full in decision.tensors:
+            if full.rpartition(".")[0] not in places:
+                raise UsageError(
+                    f"an adapter of {edit.name} shares parameters between layers: it cannot stand beside others"
+                )
         for place in decision.values[CHOSEN]:
             found = self.model.get_submodule(place)
             routed = found if isinstance(found, Routed) else Routed(found, self._rows)
@@ -88,6 +95,7 @@ class Several:
         for name in names:
             if name is not None and name not in self.names:
                 raise UsageError(f"no adapter is named '{name}': {did_you_mean(name, self.names)}")
+        self.model.cost(Shape(1, 1))  # a model may have to read a token to know its cost: before rows have names
         before, self._rows.names = self._rows.names, tuple(names)
         try:
             yield
@@ -95,15 +103,15 @@ class Several:
             self._rows.names = before
 
 
-def decision_of(model: nn.Module, edit: AdapterEdit, values: Mapping[str, object]) -> Decision:
-    """What would place the adapters of a trained model again, their tensors as they are now.
+def decision_of(model: nn.Module, edit: AdapterEdit, decision: Decision) -> Decision:
+    """What would place the adapters of a trained model again, their parameters as they are now.
 
-    values: of the decision that they were made with.
+    decision: that they were made by.
     """
-    tensors = {}
-    for name in values[CHOSEN]:  # type: ignore[attr-defined]
+    tensors = dict(decision.tensors)
+    for name in decision.values[CHOSEN]:
         layer = model.get_submodule(name)
         if not isinstance(layer, edit.kind):
             raise UsageError(f"{name} has no adapter of the method {edit.name}")
         tensors |= {f"{name}.{key}": parameter.detach() for key, parameter in layer.own().items()}
-    return Decision(dict(values), tensors)
+    return Decision(dict(decision.values), tensors)

@@ -1,7 +1,7 @@
 """Low-rank adapters that share out a budget of ranks among the matrices while they train."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -16,7 +16,9 @@ from shoestring.contract.role import ADAPTER, VECTOR
 from shoestring.method import Count, Decay, NonNegative, Positive, method
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted, product
-from shoestring.tune.adapter_edit import AdapterEdit
+from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
+from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_low_rank import Factors, exported
 
 Share = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -189,6 +191,18 @@ class AdaLoRA(AdapterEdit):
         stay[scores.topk(min(len(scores), round(self.kept(at.progress) * len(layers)))).indices] = True
         for layer, mask in zip(layers, stay.split([len(layer.values) for layer in layers]), strict=True):
             layer.values.mul_(mask)
+
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+        """As `AdapterEdit.exported`: as plain low-rank adapters, of the values that are left."""
+        layers: dict[str, Any] = {name: model.get_submodule(name) for name in values[CHOSEN]}
+        factors = {}
+        for name, layer in layers.items():
+            left = layer.values.detach() != 0
+            left = left if left.any() else torch.ones_like(left)
+            down = (layer.right * layer.values[:, None]).detach()[left]
+            factors[name] = Factors(down, layer.left.detach()[:, left], layer.scale)
+        transposed = any(matrix.is_transposed(layer.base) for layer in layers.values())
+        return exported(factors, parts, stabilised=False, transposed=transposed)
 
     def shape(self) -> str:
         return f"adapters of {self.first_rank} singular values that become {self.rank} on average"

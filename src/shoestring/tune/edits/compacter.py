@@ -143,10 +143,10 @@ class Compacter(AdapterEdit):
         _, outputs = matrix.sizes(base)
         zeros = tensors["down_left"].new_zeros
         own = {
-            **tensors,
             "up_left": zeros(self.n, outputs // self.n),
             "down_bias": zeros(self.bottleneck),
             "up_bias": zeros(outputs),
+            **tensors,
         }
         return HypercomplexLinear(base, values[SHARED], **own)
 

@@ -1,17 +1,23 @@
 """Low-rank adapters of the directions of a matrix's rows, and their magnitudes apart."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from shoestring.contract.edit import Decision
+from shoestring.contract.model import LanguageModule
 from shoestring.contract.role import ADAPTER, VECTOR
+from shoestring.errors import UsageError
 from shoestring.method import Count, Positive, method
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted
+from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
 from shoestring.tune.edits.lora import LoRA, factors
 from shoestring.tune.low_rank_linear import LowRankLinear
+from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_low_rank import MAGNITUDE
 
 
 class DirectedLinear(LowRankLinear):
@@ -77,3 +83,28 @@ class DoRA(LoRA):
         if magnitude is None:
             magnitude = matrix.weight_of(base).float().norm(dim=1)
         return DirectedLinear(base, down, up, values["scale"], magnitude)
+
+    @classmethod
+    def reads(cls, settings: Mapping[str, Any]) -> bool:
+        return bool(settings.get("use_dora")) and not settings.get("use_rslora")
+
+    @classmethod
+    def imported(
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+    ) -> tuple[AdapterEdit, Decision]:
+        """As `LoRA.imported`. Rows that the file says nothing of keep their length."""
+        edit, decision = super().imported(adapter, model, parts)
+        tensors = dict(decision.tensors)
+        for name in decision.values[CHOSEN]:
+            magnitude = matrix.weight_of(model.get_submodule(name)).float().norm(dim=1).cpu()
+            for part in parts:
+                if part.ours == name and part.theirs in adapter.tensors:
+                    own = adapter.tensors[part.theirs]
+                    if MAGNITUDE not in own:
+                        raise UsageError(f"'{part.theirs}' lacks {MAGNITUDE}")
+                    part.put(magnitude, own[MAGNITUDE].flatten())
+            tensors[f"{name}.magnitude"] = magnitude
+        return edit, Decision(decision.values, tensors)
+
+    def magnitudes(self, layers: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        return {name: layer.magnitude.detach() for name, layer in layers.items()}

@@ -154,7 +154,9 @@ class KeyValueBottleneck(AdapterEdit):
 
     def place(self, base: nn.Module, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> LookUpLinear:
         _, outputs = matrix.sizes(base)
-        begun = tensors["keys"].new_zeros(self.codebooks, self.keys, outputs)
+        begun = tensors.get("values")
+        if begun is None:
+            begun = tensors["keys"].new_zeros(self.codebooks, self.keys, outputs)
         return LookUpLinear(base, tensors["projection"], tensors["keys"], begun)
 
     def shape(self) -> str:

@@ -26,6 +26,7 @@ class RankStabilisedLoRA(LoRA):
     """
 
     name: ClassVar[str] = "rslora"
+    stabilised: ClassVar[bool] = True
 
     def __init__(self, *, rank: Count = 8, alpha: Positive = 6.0, targets: tuple[str, ...] = ()) -> None:
         super().__init__(rank=rank, alpha=alpha, targets=targets)
