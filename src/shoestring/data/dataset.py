@@ -123,6 +123,10 @@ def _read_manifest(path: Path) -> Manifest:
 def require(dataset: Dataset, context: int) -> None:
     """Check that both splits fill a window. Raises: UsageError, saying how many tokens there are and are needed."""
     for name, store in (("training", dataset.train), ("held-out", dataset.heldout)):
+        if store.marks is not None:  # chats, which are padded
+            if not len(store):
+                raise UsageError(f"there is no {name} chat: give more chats, that differ, or another data.heldout")
+            continue
         if len(store) < context + 1:
             documents = len(store.document_starts)
             raise UsageError(

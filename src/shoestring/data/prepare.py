@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shoestring import atomic
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
+from shoestring.data.chats import prepare_chats
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import Corpus, Say, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, open_dataset, token_type, write_manifest
@@ -45,6 +46,8 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
     Raises: UsageError where the corpus or tokenizer is missing, empty or cannot be read; ShoestringError where the
     cache is damaged, cannot be written, or the corpus changes while it is being read.
     """
+    if config.kind == "chat":
+        return prepare_chats(config, say)
     whole = _prepare(config, cache, say)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
 

@@ -1,5 +1,6 @@
 """A run's model that exists already: its shape, its tokenizer, and the model itself."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,13 +59,18 @@ def with_base(asked: Tree) -> Tree:
     shape["context"] = int(model.get("context", min(most, WINDOW)))
     if shape["context"] > most:
         raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
-    folder = cache_folder() / "tokenizers" / opened.tokenizer.fingerprint
+    template = opened.about.chat_template
+    name = opened.tokenizer.fingerprint
+    if template is not None:  # models of one tokenizer may have templates of their own
+        name += f"-{hashlib.sha256(template.encode()).hexdigest()[:16]}"
+    folder, opened.tokenizer.chat_template = cache_folder() / "tokenizers" / name, template
     if not (folder / "tokenizer.json").exists():
         opened.tokenizer.save(folder)
     given = asked.get("data", {}).get("tokenizer")
     if given is not None and given != str(folder):
         raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
-    return merge(merge(TUNING, asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+    whole: Tree = {"data": {"packing": "whole"}} if asked.get("data", {}).get("kind") == "chat" else {}
+    return merge(merge(merge(TUNING, whole), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
 
 
 def _shape(opened: Opened) -> Tree:
