@@ -13,6 +13,7 @@ from shoestring.errors import ShoestringError, UsageError, did_you_mean, printab
 COMMANDS = {
     "plan": "what a budget buys on this machine, each choice with its reason",
     "train": "train a language model within a budget",
+    "tune": "teach a model that exists something new, and see what it forgets",
     "worker": "take part in a run that others have started, from here",
     "experts": "train experts of parts of a corpus apart, within one budget, and use them together",
     "compare": "judge any two ways at equal cost",

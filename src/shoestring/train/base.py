@@ -34,6 +34,9 @@ TUNING: Tree = {
 """What a run on a base has in place of the plan's rules, which are for models from scratch: the rates at which pretrained models
 of this size are tuned in full by AdamW."""
 
+CHATS: Tree = {"data": {"packing": "whole", "heldout": 0.1}, "train": {"sample_tokens": 0}}
+"""What a run on chats has beside: they are few, and what one begins with is its template's."""
+
 
 def with_base(asked: Tree) -> Tree:
     """What was asked for, with the shape and the tokenizer of the base that it names, and what suits training one.
@@ -69,8 +72,8 @@ def with_base(asked: Tree) -> Tree:
     given = asked.get("data", {}).get("tokenizer")
     if given is not None and given != str(folder):
         raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
-    whole: Tree = {"data": {"packing": "whole"}} if asked.get("data", {}).get("kind") == "chat" else {}
-    return merge(merge(merge(TUNING, whole), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+    chats = CHATS if asked.get("data", {}).get("kind") == "chat" else {}
+    return merge(merge(merge(TUNING, chats), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
 
 
 def _shape(opened: Opened) -> Tree:

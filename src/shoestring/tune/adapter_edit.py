@@ -32,6 +32,8 @@ class AdapterEdit(ABC):
     """The method's."""
     kind: ClassVar[type[Adapted]]
     """Of its layers."""
+    rate: ClassVar[float] = 1e-3
+    """A learning rate of AdamW to begin with."""
     peft_types: ClassVar[tuple[str, ...]] = ()
     """The kinds of adapters, in peft's words, that are of this method."""
 

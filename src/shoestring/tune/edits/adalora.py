@@ -127,6 +127,7 @@ class AdaLoRA(AdapterEdit):
 
     name: ClassVar[str] = "adalora"
     kind: ClassVar[type[Adapted]] = SingularLinear
+    rate: ClassVar[float] = 2e-3
 
     def __init__(
         self,

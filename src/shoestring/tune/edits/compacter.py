@@ -100,6 +100,7 @@ class Compacter(AdapterEdit):
 
     name: ClassVar[str] = "compacter"
     kind: ClassVar[type[Adapted]] = HypercomplexLinear
+    rate: ClassVar[float] = 3e-3
 
     def __init__(self, *, n: Count = 4, bottleneck: Count = 24, targets: tuple[str, ...] = ()) -> None:
         if bottleneck % n:

@@ -86,6 +86,7 @@ class KeyValueBottleneck(AdapterEdit):
 
     name: ClassVar[str] = "key_value_bottleneck"
     kind: ClassVar[type[Adapted]] = LookUpLinear
+    rate: ClassVar[float] = 1e-2
     needs: frozenset[str] = frozenset({"text"})
 
     def __init__(

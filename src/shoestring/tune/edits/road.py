@@ -88,6 +88,7 @@ class RoAd(AdapterEdit):
 
     name: ClassVar[str] = "road"
     kind: ClassVar[type[Adapted]] = RotatedLinear
+    rate: ClassVar[float] = 3e-3
     peft_types: ClassVar[tuple[str, ...]] = ("ROAD",)
 
     def __init__(self, *, each: Each = 1, group: Count = 64, targets: tuple[str, ...] = ()) -> None:
