@@ -79,7 +79,7 @@ def test_chats_are_learnt_and_gain_and_forgetting_are_told(
     # the adapter's folder is the model of the run; the run answers by its base's template
     torch.testing.assert_close(logits(run / "adapter"), logits(run), atol=1e-5, rtol=1e-5)
     assert open_model(str(run)).about.chat_template == TEMPLATE
-    status, shown, errors = shoestring("generate", run / "adapter", "What is 3?", "--chat", "--max-new-tokens", "4")
+    status, shown, errors = shoestring("generate", run / "adapter", "What is 3?", "--chat", "--tokens", "4")
     assert status == 0, errors
     assert shown
 

@@ -13,6 +13,7 @@ from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory
 from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.data.config import DataConfig
+from shoestring.data.corpus import open_corpus
 from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
@@ -77,6 +78,8 @@ class Request:
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
         require_device(config.execution)
+        if config.old.corpus:
+            open_corpus(config.old.corpus)  # refuses what is not there
         if config.start.run:
             asked = with_start(asked, config.start)
         if config.model.base:
