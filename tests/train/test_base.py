@@ -69,8 +69,15 @@ def test_checkpoints_of_adapters_hold_the_adapters_and_rebuild_the_model(
 
 @pytest.mark.parametrize(
     "edits",
-    [(), ("--edits=lora",), ("--edits=ternary,lora", "--edits.lora.rank=3")],
-    ids=["full", "lora", "ternary, lora"],
+    [
+        (),
+        ("--edits=lora",),
+        ("--edits=ternary,lora", "--edits.lora.rank=3"),
+        ("--edits=adalora", "--edits.adalora.rank=2"),
+        ("--edits=compacter",),
+        ("--edits=key_value_bottleneck", "--edits.key_value_bottleneck.keys=16"),
+    ],
+    ids=lambda edits: edits[0].partition("=")[2] if edits else "full",
 )
 def test_a_run_on_a_base_goes_on_bit_for_bit(base: Path, corpus: Path, tmp_path: Path, edits: tuple[str, ...]) -> None:
     tune(base, corpus, tmp_path / "whole", *edits, "--train.checkpoint_every=1e-3", "--train.keep=99")

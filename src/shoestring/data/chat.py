@@ -5,10 +5,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 from shoestring.data.chat_template import apply_chat, check_template
-from shoestring.errors import ShoestringError
+from shoestring.errors import ShoestringError, UsageError
 
 Message = Mapping[str, Any]
 """'role' and 'content', as templates know them: {"role": "user", "content": "Hello"}."""
@@ -18,6 +19,13 @@ NEVER = "\ufdd0"
 
 ANSWER = "An answer."
 """What is put in an assistant's mouth to see what follows an answer."""
+
+
+class Learnt(NamedTuple):
+    """A chat to learn from. ids: its tokens. counted: of each, whether it is to be learnt: those of the answers."""
+
+    ids: list[int]
+    counted: list[bool]
 
 
 class Tokens(Protocol):
@@ -77,8 +85,44 @@ class Chat:
 
         What a message says is never a special token, though it be written like one. Raises: as `text` does.
         """
-        marked = [self._marked(message) for message in messages]
-        text = self.text(marked)
+        return self._encoded(self.text([self._marked(message) for message in messages]))
+
+    def learnt(self, messages: Sequence[Message]) -> Learnt:
+        """The tokens of a whole chat, and which of them are answers: what an assistant says, and the token that ends it.
+
+        What is before an answer is cut into tokens by itself, as it is when the answer is to be written. Where the chat ends
+        with the end token, it is left out: whoever joins documents puts it there.
+        Raises: UsageError where there is no answer, the template refuses the messages, or it writes what is before an answer in
+        another way once the answer is there.
+        """
+        marked, done = [self._marked(message) for message in messages], ""
+        ids, counted = list[int](), list[bool]()
+        answers = [place for place, message in enumerate(messages) if message.get("role") == "assistant"]
+        if not answers:
+            raise UsageError("there is no message of the assistant in it, from which to learn")
+        if answers[0] == 0:
+            raise UsageError("it begins with an answer: a message of the user or the system must come before")
+        for place in answers:
+            before, after = self.text(marked[:place]), self.text(marked[: place + 1], answer=False)
+            if not (before.startswith(done) and after.startswith(before)):
+                raise UsageError("its template writes earlier messages in another way once there is an answer to them")
+            asked, said = self._encoded(before[len(done) :]), self._encoded(after[len(before) :])
+            last = max((i for i, token in enumerate(said) if token in self._ends), default=len(said) - 1)
+            ids += asked + said
+            counted += [False] * len(asked) + [i <= last for i in range(len(said))]
+            done = after
+        end = self._tokenizer.end
+        if end in ids:  # what follows the last answer's end is the template's line feed
+            last = len(ids) - 1 - ids[::-1].index(end)
+            if not any(counted[last + 1 :]):
+                ids, counted = ids[:last], counted[:last]
+        return Learnt(ids, counted)
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return self.ends()
+
+    def _encoded(self, text: str) -> list[int]:
         if NEVER not in text:
             return self._tokenizer.encode_special(text)
         found = list[int]()

@@ -13,7 +13,9 @@ from shoestring.config import Choice, Pick, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
 
-Packing = Literal["stream", "isolated"]
+Packing = Literal["stream", "isolated", "whole"]
+
+Kind = Literal["text", "chat"]
 
 Invalid = Literal["refuse", "replace", "skip"]
 
@@ -74,7 +76,10 @@ class DataConfig:
     tokenizer: 'bpe' (trained on the corpus and cached), 'bytes', or a path to a byte-level tokenizer.json.
     vocabulary: the number of tokens 'bpe' is trained to, end token included.
     heldout: the share of documents held out, chosen by a hash of each document's content.
-    packing: 'stream' (windows run across documents) or 'isolated' (a token never sees another document).
+    kind: what a document is: 'text', or a 'chat', a line of JSON whose messages go through the model's chat template, and of
+    which the answers alone are learnt.
+    packing: 'stream' (windows run across documents), 'isolated' (a token never sees another document) or 'whole' (isolated, and
+    a document is cut only where it is longer than a window).
     text_field: the field or column of text in .jsonl, .parquet and hub corpora.
     encoding: of text files and JSON lines, by its Python name; 'auto' heeds a byte order mark, and is UTF-8 without one.
     invalid: what is done with bytes that are no text, all of them counted: 'refuse' the file (a folder leaves it out),
@@ -94,6 +99,7 @@ class DataConfig:
     vocabulary: Vocabulary = 4096
     heldout: Annotated[float, Interval(gt=0, le=0.5)] = 0.02
     packing: Packing = "stream"
+    kind: Kind = "text"
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"

@@ -66,11 +66,14 @@ class WrappedAnatomy:
         return [Axis("layer", None, len(self.layers))] if kind == "layer" else []
 
     def matrices(self) -> Iterator[Matrix]:
-        """As `Anatomy.matrices`. GPT-2's transposed layers (`Conv1D`) are none."""
+        """As `Anatomy.matrices`. Of GPT-2's layers, whose weight is [in, out], the weight here is a transposed view."""
+        from transformers.pytorch_utils import Conv1D
+
         for layer, prefix in enumerate(self.layers):
             for name, module in self._model.get_submodule(prefix).named_modules():
-                if isinstance(module, nn.Linear):
-                    yield Matrix(f"{prefix}.{name}", layer, module.weight)
+                if isinstance(module, nn.Linear | Conv1D):
+                    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+                    yield Matrix(f"{prefix}.{name}", layer, weight)
 
     def resized(self) -> None:
         """Nothing: no axis of a wrapped model can be cut."""

@@ -94,6 +94,11 @@ class PackedTransformer(Transformer):
         self.decoder = native_decoder(self)
         return self
 
+    def changed(self) -> None:
+        super().changed()
+        if isinstance(self.decoder, Decoder):  # a part may have an adapter now, which it does not know
+            self.decoder = native_decoder(self)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.decoder = "it was moved or cast"  # its tensors are no longer those that the decoder knows
         super()._apply(fn, recurse)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from shoestring.contract.cost import Shape
-from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
@@ -236,6 +236,7 @@ def _stepper(
         seed=config.seed,
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,
         noise_scale_every=max(config.train.noise_scale_every, 1),
+        stepped=[one.edit for one in applied if isinstance(one.edit, Stepped)],
     )
     ruled = [f"{config.batch_rule.name}: {line}" for line in rescaled]
     return stepper, applied, "\n".join(line for line in (edits, claimed.describe(), *ruled) if line)

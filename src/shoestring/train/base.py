@@ -1,5 +1,6 @@
 """A run's model that exists already: its shape, its tokenizer, and the model itself."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ TUNING: Tree = {
 """What a run on a base has in place of the plan's rules, which are for models from scratch: the rates at which pretrained models
 of this size are tuned in full by AdamW."""
 
+CHATS: Tree = {"data": {"packing": "whole", "heldout": 0.1}, "train": {"sample_tokens": 0}}
+"""What a run on chats has beside: they are few, and what one begins with is its template's."""
+
 
 def with_base(asked: Tree) -> Tree:
     """What was asked for, with the shape and the tokenizer of the base that it names, and what suits training one.
@@ -59,13 +63,18 @@ def with_base(asked: Tree) -> Tree:
     shape["context"] = int(model.get("context", min(most, WINDOW)))
     if shape["context"] > most:
         raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
-    folder = cache_folder() / "tokenizers" / opened.tokenizer.fingerprint
+    template = opened.about.chat_template
+    name = opened.tokenizer.fingerprint
+    if template is not None:  # models of one tokenizer may have templates of their own
+        name += f"-{hashlib.sha256(template.encode()).hexdigest()[:16]}"
+    folder, opened.tokenizer.chat_template = cache_folder() / "tokenizers" / name, template
     if not (folder / "tokenizer.json").exists():
         opened.tokenizer.save(folder)
     given = asked.get("data", {}).get("tokenizer")
     if given is not None and given != str(folder):
         raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
-    return merge(merge(TUNING, asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+    chats = CHATS if asked.get("data", {}).get("kind") == "chat" else {}
+    return merge(merge(merge(TUNING, chats), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
 
 
 def _shape(opened: Opened) -> Tree:
@@ -121,7 +130,7 @@ def kept_of(model: LanguageModule, weights: Mapping[str, Tensor], config: "RunCo
     """Of a model's weights, those that a checkpoint holds: on a base, all but the frozen ones, which the base has."""
     if not config.model.base:
         return dict(weights)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     return {name: tensor for name, tensor in weights.items() if name not in frozen}
 
 
@@ -129,6 +138,15 @@ def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunC
     """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is."""
     if not config.model.base:
         return dict(kept)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
     return {**own, **kept}
+
+
+def _frozen(model: LanguageModule) -> set[str]:
+    """The names of weights that stay as they are: parameters without gradients, and packed matrices."""
+    found = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, module in model.named_modules():
+        if getattr(module, "constant", False):
+            found |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+    return found
