@@ -12,6 +12,7 @@ from shoestring.serve.engine_thread import EngineThread
 
 STOP_STRING = "a stop string came"
 GRAMMAR = "the grammar became too complex"
+LENGTH = "max_tokens reached"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ class _Texts:
             return Ended("stop", STOP_STRING, spent)
         if getattr(self._request.constraint, "failures", None):
             return Ended("length", GRAMMAR, spent)
-        return Ended("stop" if stop is Stop.END else "length", str(stop), spent)
+        detail = LENGTH if stop is Stop.LENGTH else str(stop)
+        return Ended("stop" if stop is Stop.END else "length", detail, spent)
 
     def tell(self, told: Piece | Exception) -> None:
         """In the event loop."""

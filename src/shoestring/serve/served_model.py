@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import cached_property
 
 from shoestring.base.writer import Writer
-from shoestring.decode import Engine, Request, Sampling, Stop
+from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
 from shoestring.decode.drafter import Drafter
 from shoestring.errors import UsageError
 from shoestring.method import find
 from shoestring.serve.admission import Admission, Budget, Promise, rows_of, within
-from shoestring.serve.answers import Answers, Asked
+from shoestring.serve.answers import LENGTH, Answers, Asked
 from shoestring.serve.engine_thread import EngineThread, Pass
 from shoestring.serve.errors import ApiError
 from shoestring.serve.forecast import Row
@@ -130,7 +130,7 @@ class ServedModel:
         allowed = answers.asked.requests[0].max_new_tokens
         for ended in answers.ended:
             self._metrics.ended(self.name, ended.spent)
-            if ended.reason == "stop" or ended.detail == str(Stop.LENGTH):
+            if ended.reason == "stop" or ended.detail == LENGTH:
                 self.rates.observe_answer(max(ended.spent.charge.written, 1), allowed)
 
     def _passed(self, happened: Pass) -> None:

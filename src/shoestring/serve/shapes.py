@@ -90,9 +90,15 @@ class Shape:
         return known[token] if token < len(known) else b""
 
     def _name(self, token: int) -> str:
-        """A token as text; of a special one, how it is written."""
+        """A token as text; of part of a character its bytes, as OpenAI writes them; of a special one how it is written."""
         held = self._bytes(token)
-        return held.decode(errors="replace") if held else self._tokenizer.token(token)
+        try:
+            text = held.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in held)
+        if text:
+            return text
+        return self._tokenizer.token(token) if token < len(self._tokenizer.token_bytes) else f"<{token}>"
 
 
 def _end(ended: Ended | None) -> dict[str, Any]:
@@ -155,12 +161,12 @@ class CompletionShape(Shape):
     def _told(self, answer: int, chances: Sequence[LogProbability]) -> dict[str, Any] | None:
         if not self._chances:
             return None
-        offsets, names = list[int](), [self._name(each.token) for each in chances]
-        for name in names:
+        offsets = list[int]()
+        for each in chances:
             offsets.append(self._told_letters.get(answer, 0))
-            self._told_letters[answer] = offsets[-1] + len(name)
+            self._told_letters[answer] = offsets[-1] + len(self._bytes(each.token).decode(errors="ignore"))
         return {
-            "tokens": names,
+            "tokens": [self._name(each.token) for each in chances],
             "token_logprobs": [_finite(each.value) for each in chances],
             "top_logprobs": [{self._name(token): _finite(value) for token, value in each.top} for each in chances],
             "text_offset": offsets,

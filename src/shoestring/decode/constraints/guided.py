@@ -46,7 +46,7 @@ class Grammars:
         except ImportError:
             raise UsageError(f"answers by a schema or an expression need llguidance: {INSTALL}") from None
         self._made: Any = llguidance
-        table = [*tokens.token_bytes][:vocabulary]
+        table = [*tokens.token_bytes, *[b""] * vocabulary][:vocabulary]  # of ids beyond those in use, none
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Spelled(table, tokens.encode, ends)),
             n_vocab=vocabulary,
