@@ -42,7 +42,9 @@ def writer(template: str | None = CHATML, context: int = CONTEXT) -> Writer:
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
     opened = Opened(
-        made.requires_grad_(False).eval(), TextTokenizer(rules, end=END), About(PLACE, "test", "ab", chat_template=template)
+        made.requires_grad_(False).eval(),
+        TextTokenizer(rules, end=END),
+        About(PLACE, "test", "ab", chat_template=template),
     )
     return Writer.of(opened)
 

@@ -32,7 +32,12 @@ def http(running: tuple[TestClient, Service]) -> TestClient:
 
 
 def ask(http: TestClient, path: str, **fields: Any) -> Any:
-    body = {"model": "tiny", **({"messages": HELLO} if path == CHAT else {"prompt": "Hello"}), "max_tokens": 8, **fields}
+    body = {
+        "model": "tiny",
+        **({"messages": HELLO} if path == CHAT else {"prompt": "Hello"}),
+        "max_tokens": 8,
+        **fields,
+    }
     answer = http.post(path, json=body)
     assert answer.status_code == 200, answer.text
     return events(answer.text) if fields.get("stream") else answer.json()
@@ -122,7 +127,9 @@ def test_log_probabilities_of_completions(http: TestClient) -> None:
     logits = writer().opened.model(torch.tensor([list(b"Hello")]))[0, -1]  # type: ignore[operator]
     wanted = logits.double().log_softmax(0)
     assert found["token_logprobs"][0] == pytest.approx(float(wanted.max()), abs=1e-4)
-    assert all(max(top.values()) == chosen for top, chosen in zip(found["top_logprobs"], found["token_logprobs"], strict=True))
+    assert all(
+        max(top.values()) == chosen for top, chosen in zip(found["top_logprobs"], found["token_logprobs"], strict=True)
+    )
     assert found["text_offset"][0] == 0
     assert sorted(found["text_offset"]) == found["text_offset"]
     chunks = ask(http, COMPLETE, temperature=0, logprobs=3, stream=True)
@@ -136,7 +143,10 @@ def test_log_probabilities_of_chats(http: TestClient) -> None:
     for each in found:
         assert each["logprob"] == each["top_logprobs"][0]["logprob"] <= 0
         assert len(each["top_logprobs"]) == 2
-        assert each["token"] == bytes(each["bytes"]).decode(errors="ignore") or each["token"][:6] in ("bytes:", "<|im_e")
+        assert each["token"] == bytes(each["bytes"]).decode(errors="ignore") or each["token"][:6] in (
+            "bytes:",
+            "<|im_e",
+        )
     assert ask(http, CHAT)["choices"][0]["logprobs"] is None
 
 
@@ -190,7 +200,10 @@ def test_a_schema_is_kept(http: TestClient, stream: bool) -> None:
     for seed in range(3):
         found = ask(http, CHAT, response_format=form, max_tokens=60, seed=seed, n=2, stream=stream)
         texts = (
-            ["".join(c["delta"]["content"] for each in found for c in each["choices"] if c["index"] == n) for n in (0, 1)]
+            [
+                "".join(c["delta"]["content"] for each in found for c in each["choices"] if c["index"] == n)
+                for n in (0, 1)
+            ]
             if stream
             else [choice["message"]["content"] for choice in found["choices"]]
         )
@@ -203,7 +216,9 @@ def test_a_schema_is_kept(http: TestClient, stream: bool) -> None:
 
 def test_an_expression_and_any_object(http: TestClient) -> None:
     for seed in range(3):
-        found = ask(http, COMPLETE, response_format={"type": "regex", "regex": r"(foo|bar)-\d{3}"}, max_tokens=40, seed=seed)
+        found = ask(
+            http, COMPLETE, response_format={"type": "regex", "regex": r"(foo|bar)-\d{3}"}, max_tokens=40, seed=seed
+        )
         assert re.fullmatch(r"(foo|bar)-\d{3}", found["choices"][0]["text"])
         assert found["choices"][0]["finish_reason"] == "stop"
     some = ask(http, COMPLETE, response_format={"type": "json_object"}, max_tokens=5, seed=seed)
@@ -215,11 +230,16 @@ def test_an_expression_and_any_object(http: TestClient) -> None:
 def test_models_health_metrics_and_the_page(running: tuple[TestClient, Service]) -> None:
     http, made = running
     listed = http.get("/v1/models").json()["data"]
-    assert [(each["id"], each["chat"], each["context"]) for each in listed] == [("tiny", True, 256), ("plain", False, 256)]
+    assert [(each["id"], each["chat"], each["context"]) for each in listed] == [
+        ("tiny", True, 256),
+        ("plain", False, 256),
+    ]
     assert http.get("/v1/models/plain").json() == listed[1]
     assert http.get("/v1/models/other").status_code == 404
     assert http.get("/health").json() == {"status": "ok", "models": {"tiny": True, "plain": True}}
-    before = made.metrics.registry.get_sample_value("shoestring_tokens_total", {"model": "tiny", "kind": "written"}) or 0
+    before = (
+        made.metrics.registry.get_sample_value("shoestring_tokens_total", {"model": "tiny", "kind": "written"}) or 0
+    )
     ask(http, COMPLETE)
     text = http.get("/metrics").text
     after = float(re.findall(r'shoestring_tokens_total{kind="written",model="tiny"} (\S+)', text)[0])

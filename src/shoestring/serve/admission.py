@@ -102,7 +102,7 @@ def operations(requests: Sequence[Request], tokens: int, model: LanguageModel) -
     for request in requests:
         size = len(request.prompt)
         total += model.cost(Shape(1, size, outputs=1)).flops
-        first, last = (model.cost(Shape(1, 1, past)).flops for past in (size, size + tokens))
+        first, last = (model.cost(Shape(1, 1, past)).flops for past in (size, size + max(tokens - 2, 0)))
         total += request.samples * (tokens - 1) * (first + last) // 2  # nobody reads the last
     return total
 
