@@ -90,9 +90,9 @@ class Browser:
     def wait(self, script: str) -> Any:
         """Until an expression is true. Returns it."""
         return self.run(
-            f"new Promise((done, fail) => {{ const until = Date.now() + {LIMIT * 1000}; const look = () => {{ const found = ({script});"
-            "if (found) done(found); else if (Date.now() > until) fail(Error(document.body.innerText)); else setTimeout(look, 20); };"
-            "look(); })"
+            f"new Promise((done, fail) => {{ const until = Date.now() + {LIMIT * 1000}; const look = () => {{"
+            f"const found = ({script}); if (found) done(found); else if (Date.now() < until) setTimeout(look, 20);"
+            "else fail(Error(document.body.innerText)); }; look(); })"
         )
 
     def picture(self) -> bytes:

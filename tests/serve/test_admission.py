@@ -175,7 +175,7 @@ def test_operations_are_those_that_an_engine_spends() -> None:
 @pytest.mark.parametrize("budget", [Budget(tokens=29, least=20), Budget(flops=1000, least=1)])
 def test_what_is_too_small_is_answered_with_what_would_do(budget: Budget) -> None:
     with pytest.raises(
-        ApiError, match="too small for a prompt of 10 tokens and the tokens asked for: .* would do"
+        ApiError, match=r"too small for a prompt of 10 tokens and the tokens asked for: .* would do"
     ) as found:
         within(budget, [request()], native())
     assert (found.value.status, found.value.code) == (400, "budget_too_small")

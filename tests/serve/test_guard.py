@@ -92,7 +92,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async def never() -> Any:
         await asyncio.Event().wait()
 
-    with pytest.raises(ApiError, match="did not arrive within 0.01 s") as found:
+    with pytest.raises(ApiError, match=r"did not arrive within 0\.01 s") as found:
         asyncio.run(read_body({"type": "http", "headers": []}, never, 100, 0.01))
     assert found.value.status == 408
 

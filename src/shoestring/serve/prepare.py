@@ -34,9 +34,6 @@ def prepare_completion(fields: CompletionFields, model: ServedModel, answer: int
         prompts = [list(given)]  # type: ignore[arg-type]
     else:
         prompts = [model.writer.text_ids(each) if isinstance(each, str) else list(each) for each in given]  # type: ignore[arg-type]
-    for ids in prompts:
-        if not ids:
-            raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
     return _asked(fields, model, prompts, model.writer.ends, fields.limit or COMPLETION_TOKENS)
 
 
@@ -86,6 +83,8 @@ def _called(name: str, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _asked(fields: Common, model: ServedModel, prompts: list[list[int]], ends: frozenset[int], limit: int) -> Asked:
+    for ids in prompts:
+        model.check(ids)
     sampling = _sampling(fields, model)
     constraint = _constraint(fields, model, ends)
     if fields.ignore_eos:

@@ -84,6 +84,17 @@ class ServedModel:
                 self._grammars[ends] = self.writer.grammars(ends)
             return self._grammars[ends]
 
+    def check(self, prompt: Sequence[int]) -> None:
+        """Raises: ApiError where a prompt is empty, too long, or has tokens that the model does not know."""
+        size, most = len(prompt), min(self.writer.context, self.capacity)
+        if not prompt:
+            raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
+        if size > most:
+            said = f"the prompt has {size} tokens, and this model reads {most}: shorten it"
+            raise ApiError(400, said, code="context_length_exceeded")
+        if max(prompt) >= self.vocabulary:
+            raise ApiError(400, f"a token of the prompt is beyond the vocabulary of {self.vocabulary}", param="prompt")
+
     def answer(self, asked: Asked, budget: Budget, arrived: float) -> Answers:
         """Begin to answer; whoever has the answers closes them.
 
@@ -92,8 +103,6 @@ class ServedModel:
         """
         if self._thread is None or self._thread.dead is not None:
             raise ApiError(503, f"model '{self.name}' cannot answer any more", code="model_failed")
-        for request in asked.requests:
-            self._check(request)
         deadline = arrived + budget.seconds
         least = min(budget.least, *(request.max_new_tokens for request in asked.requests), 1 << 31)
         budget = replace(budget, seconds=max(deadline - time.monotonic(), 0.0), least=least)
@@ -102,17 +111,6 @@ class ServedModel:
         answers = Answers(self._thread, replace(asked, requests=requests), self._ended)
         self._going[answers] = budget, deadline
         return answers
-
-    def _check(self, request: Request) -> None:
-        size, most = len(request.prompt), min(self.writer.context, self.capacity)
-        if size > most:
-            raise ApiError(
-                400,
-                f"the prompt has {size} tokens, and this model reads {most}: shorten it",
-                code="context_length_exceeded",
-            )
-        if max(request.prompt) >= self.vocabulary:
-            raise ApiError(400, f"a token of the prompt is beyond the vocabulary of {self.vocabulary}", param="prompt")
 
     def _promises(self) -> Collection[Promise]:
         found = list[Promise]()
