@@ -4,24 +4,26 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring.base import Opened, open_model
+from shoestring.base import open_model
+from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
-from shoestring.data.chat import Chat, Message
-from shoestring.data.tokenizer import TextTokenizer
+from shoestring.data.chat import Message
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
 from shoestring.decode.answer_text import AnswerText
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.engine import ROWS
+from shoestring.decode.sampling import Constraint
 from shoestring.errors import UsageError
+from shoestring.json_files import NotJson, parse_json
 from shoestring.method import find
 
 WORDS = {Stop.END: "end", Stop.LENGTH: "length", Stop.CONTEXT: "context", Stop.CANCELLED: "stop", Stop.ROOM: "room"}
@@ -71,20 +73,6 @@ class Sample:
         return found if self.messages else {key: value for key, value in found.items() if key != "messages"}
 
 
-@dataclass(frozen=True)
-class Writer:
-    """A model that writes. ends: tokens that end a text."""
-
-    opened: Opened
-    tokenizer: TextTokenizer
-    ends: Collection[int]
-
-    @property
-    def context(self) -> int:
-        """The most tokens that it reads."""
-        return self.opened.model.about.context
-
-
 def run(words: Sequence[str]) -> int:
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -97,19 +85,27 @@ def run(words: Sequence[str]) -> int:
     drafter: Drafter | None = find("decode", found.drafter, "drafter").target() if found.drafter else None
     chats = _chats(found)
     texts = [] if chats else _texts(found.prompts, found.file)
-    opened = open_model(found.place, found.dtype)
-    if opened.tokenizer is None:
-        raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
-    writer = Writer(opened, opened.tokenizer, {opened.tokenizer.end, *opened.about.values.get("ends", ())})
-    for note in opened.about.notes:
+    schema = None if found.schema is None else _schema(found.schema)
+    writer = Writer.of(open_model(found.place, found.dtype))
+    for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
-        writer, prompts = _answering(writer, chats, found.place)
+        prompts = [_question(chat, writer) for chat in chats]
     else:
         prompts = [_prompt(text, writer, found.tokens, keep_last=found.keep_last) for text in texts]
+    ends = writer.answer_ends if chats else writer.ends
+    constraint: Constraint | None = None
+    if schema is not None:
+        constraint = writer.grammars(ends).schema(schema)
+    elif found.regex is not None:
+        constraint = writer.grammars(ends).regex(found.regex)
+    requests = [
+        Request(tuple(prompt.ids), sampling, found.tokens, ends, found.samples, constraint=constraint)
+        for prompt in prompts
+    ]
     began = time.perf_counter()
     samples = []
-    for sample, piece in _written(writer, prompts, sampling, found, drafter):
+    for sample, piece in _written(writer, prompts, requests, found.stop, drafter):
         if sample is None:
             if not found.json:
                 sys.stdout.write(piece)
@@ -183,6 +179,9 @@ def _arguments() -> Arguments:
         metavar="TEXT",
         help="end before this text; may be repeated",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--schema", type=Path, metavar="PATH", help="a JSON schema that each text follows")
+    form.add_argument("--regex", metavar="EXPRESSION", help="a regular expression that matches each text as a whole")
     parser.add_argument(
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
     )
@@ -229,19 +228,25 @@ def _chats(found: argparse.Namespace) -> list[tuple[Message, ...]]:
     return [(*before, *chat) for chat in chats]
 
 
-def _answering(writer: Writer, chats: Sequence[tuple[Message, ...]], place: str) -> tuple[Writer, list[Prompt]]:
-    """(the writer, that it ends where answers do; a prompt for each chat). Raises: UsageError."""
-    template = writer.opened.about.chat_template
-    if template is None:
-        raise UsageError(f"{place} has no chat template, as models that were tuned to answer have: leave --chat out")
-    chat = Chat(template, writer.tokenizer)
-    prompts = [Prompt(chat.text(messages), chat.ids(messages), messages) for messages in chats]
-    for prompt in prompts:
-        if len(prompt.ids) > writer.context:
-            raise UsageError(
-                f"the chat has {len(prompt.ids)} tokens, and this model reads {writer.context}: shorten it"
-            )
-    return replace(writer, ends={*writer.ends, *chat.ends()}), prompts
+def _question(messages: tuple[Message, ...], writer: Writer) -> Prompt:
+    """A chat that is to be answered, in tokens. Raises: UsageError."""
+    ids = writer.chat_ids(messages)
+    if len(ids) > writer.context:
+        raise UsageError(f"the chat has {len(ids)} tokens, and this model reads {writer.context}: shorten it")
+    return Prompt(writer.chat.text(messages), ids, messages)
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    """The JSON schema of a file. Raises: UsageError."""
+    try:
+        schema = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except NotJson as error:
+        raise UsageError(f"{path}, line {error.line}, is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} is no JSON schema: one is an object")
+    return schema
 
 
 def _count(text: str) -> int:
@@ -300,9 +305,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 def _prompt(text: str, writer: Writer, tokens: int, *, keep_last: bool) -> Prompt:
     """The prompt in tokens. Raises: UsageError where it is longer than the context, unless its last tokens will do."""
-    ids, context = writer.tokenizer.encode(text), writer.context
-    if writer.tokenizer.begin is not None:
-        ids = [writer.tokenizer.begin, *ids]
+    ids, context = writer.text_ids(text), writer.context
     if len(ids) <= context:
         return Prompt(text, ids)
     if not keep_last:
@@ -334,24 +337,24 @@ class Text:
 
 
 def _written(
-    writer: Writer, prompts: Sequence[Prompt], sampling: Sampling, found: argparse.Namespace, drafter: Drafter | None
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    requests: Sequence[Request],
+    stops: Sequence[str],
+    drafter: Drafter | None,
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
     texts: dict[tuple[int, int], Text] = {}
-    room = sum(len(prompt.ids) + found.tokens for prompt in prompts) * found.samples
-    rows = min(len(prompts) * found.samples, ROWS)
-    engine = Engine(writer.opened.model, rows=rows, room=max(room, 1), drafter=drafter)
-    several = len(prompts) * found.samples > 1
-    for number, prompt in enumerate(prompts, start=1):
-        request = Request(tuple(prompt.ids), sampling, found.tokens, frozenset(writer.ends), found.samples)
+    room = sum((len(each.prompt) + each.max_new_tokens) * each.samples for each in requests)
+    rows = sum(each.samples for each in requests)
+    engine = Engine(writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter)
+    for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
         ticket = engine.submit(request)
-        for index in range(found.samples):
-            header = (
-                f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {found.samples}\n" if several else ""
-            )
+        for index in range(request.samples):
+            header = f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {request.samples}\n" * (rows > 1)
             header += "" if prompt.messages else prompt.text
-            answer = AnswerText(writer.tokenizer.stream(), found.stop)
+            answer = AnswerText(writer.tokenizer.stream(), stops)
             texts[ticket, index] = Text(prompt, index + 1, answer, pending=header)
     queue = list(texts.values())
     while queue:

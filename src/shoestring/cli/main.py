@@ -22,6 +22,7 @@ COMMANDS = {
     "quantise": "a trained run as a small file: ternary matrices, packed",
     "evaluate": "nats a token and bits a byte of any model, with intervals; several compared on one text",
     "generate": "let any model write, or answer",
+    "serve": "let models answer over HTTP, as OpenAI's clients ask",
     "export": "a model as a folder for transformers, or as a GGUF file",
     "report": "one page about one run, or several side by side",
     "methods": "the methods and their cards",

@@ -14,6 +14,9 @@ from shoestring.errors import ShoestringError, UsageError
 Message = Mapping[str, Any]
 """'role' and 'content', as templates know them: {"role": "user", "content": "Hello"}."""
 
+Tool = Mapping[str, Any]
+"""A function that the model may call, as templates know it: {"type": "function", "function": {"name": ..., ...}}."""
+
 NEVER = "\ufdd0"
 """A character that no text holds (Unicode has it for a program's own use)."""
 
@@ -68,9 +71,11 @@ class Chat:
             text: place for text, place in written.items() if text and [place] == tokenizer.encode_special(text)
         }
 
-    def text(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """The chat as text, special tokens written out. answer: with the beginning of an assistant's message.
+    def text(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, *, answer: bool = True) -> str:
+        """The chat as text, special tokens written out.
 
+        tools: that the model may call, where its template knows of any.
+        answer: with the beginning of an assistant's message.
         Raises: UsageError where the template refuses the messages or fails on them.
         """
         begin, end = self._tokenizer.begin, self._tokenizer.end
@@ -78,14 +83,16 @@ class Chat:
             "bos_token": "" if begin is None else self._tokenizer.token(begin),
             "eos_token": self._tokenizer.token(end),
         }
-        return apply_chat(self._template, messages, answer=answer, tokens=said, tools=None)
+        return apply_chat(self._template, messages, answer=answer, tokens=said, tools=tools)
 
-    def ids(self, messages: Sequence[Message]) -> list[int]:
+    def ids(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> list[int]:
         """The tokens of a chat, up to where the assistant is to go on.
 
-        What a message says is never a special token, though it be written like one. Raises: as `text` does.
+        What a message or a tool says is never a special token, though it be written like one. Raises: as `text` does.
         """
-        return self._encoded(self.text([self._marked(message) for message in messages]))
+        return self._encoded(
+            self.text(self._marked(list(messages)), self._marked(None if tools is None else list(tools)))
+        )
 
     def learnt(self, messages: Sequence[Message]) -> Learnt:
         """The tokens of a whole chat, and which of them are answers: what an assistant says, and the token that ends it.
@@ -152,12 +159,15 @@ class Chat:
         listed = sorted(self._special, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, listed)) + f")(?!{NEVER})")
 
-    def _marked(self, message: Message) -> Message:
-        """A message in which nothing is written like a special token."""
-        content = message.get("content")
-        if not isinstance(content, str):
-            return message
-        content = content.replace(NEVER, "\ufffd")
-        if self._special:
-            content = self._pattern.sub(lambda found: found[0][0] + NEVER + found[0][1:], content)
-        return {**message, "content": content}
+    def _marked(self, value: Any) -> Any:
+        """A value of JSON in which nothing is written like a special token."""
+        if isinstance(value, str):
+            plain = value.replace(NEVER, "\ufffd")
+            return (
+                self._pattern.sub(lambda found: found[0][0] + NEVER + found[0][1:], plain) if self._special else plain
+            )
+        if isinstance(value, Mapping):
+            return {self._marked(key): self._marked(held) for key, held in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(held) for held in value]
+        return value

@@ -245,8 +245,9 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that this token completes, often its own, sometimes none."""
-        return self._decoder.decode(self._tokenizer.token_bytes[token])
+        """The text that this token completes, often its own, sometimes none; a model may have more tokens than are in use."""
+        known = self._tokenizer.token_bytes
+        return self._decoder.decode(known[token] if token < len(known) else b"")
 
     def finish(self) -> str:
         """What is left when no more tokens come: U+FFFD for an unfinished character, else nothing."""

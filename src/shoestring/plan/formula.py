@@ -42,7 +42,11 @@ class Constant:
 
 
 def coefficient(
-    name: str, *of: tuple[str, str, float], starts: tuple[float, ...] = (0.05, 0.3), low: float = 1e-9, high: float = 1e4
+    name: str,
+    *of: tuple[str, str, float],
+    starts: tuple[float, ...] = (0.05, 0.3),
+    low: float = 1e-9,
+    high: float = 1e4,
 ) -> Constant:
     """A positive factor before powers of columns.
 

@@ -84,7 +84,9 @@ def solve(scaled: Scaled, settings: Settings) -> Solution:
     """The best constants, from a grid of starts. Raises: UsageError for too few rows; ShoestringError where no start leads anywhere."""
     n, p = len(scaled.targets), len(scaled.low)
     if n < p + 1:
-        raise UsageError(f"{n} rows are too few for the {p} constants of the law '{scaled.formula.name}': {p + 1} at least")
+        raise UsageError(
+            f"{n} rows are too few for the {p} constants of the law '{scaled.formula.name}': {p + 1} at least"
+        )
     first = settings.delta or FIRST_DELTA * (1.0 if scaled.formula.scale == "log" else scaled.middle)
     weights = torch.ones(len(scaled.starts), n, dtype=torch.float64)
     box = scaled.box(settings.regularise)
@@ -236,7 +238,11 @@ def rungs(scaled: Scaled, count: int) -> list[Tensor]:
     ladder = ladder_of(scaled)
     least = max(len(scaled.low) + 2, math.ceil(0.4 * len(ladder)))
     cuts = [level for level in np.unique(ladder) if (ladder < level).sum() >= least]
-    chosen = [cuts[at] for at in sorted({round(x) for x in np.linspace(0, len(cuts) - 1, min(count, len(cuts)))})] if cuts else []
+    chosen = (
+        [cuts[at] for at in sorted({round(x) for x in np.linspace(0, len(cuts) - 1, min(count, len(cuts)))})]
+        if cuts
+        else []
+    )
     return [torch.as_tensor(ladder < level) for level in chosen]
 
 
