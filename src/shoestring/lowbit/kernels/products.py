@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
+from shoestring.kernels.choice import native
 from shoestring.lowbit.kernels import plain
-from shoestring.lowbit.kernels.choice import native
 from shoestring.lowbit.packing import integer
 from shoestring.lowbit.packing.layout import check_groups, check_size, layout_named
 

@@ -3,7 +3,7 @@
 import warnings
 
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.lowbit.kernels.native import Library, library
+from shoestring.kernels.native import Library, library
 
 TORCH = "torch"
 """The name of the plain torch path, which is always there."""
