@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "attention.h"
 #include "common.h"
 #include "decoder.h"
 #include "pool.h"
@@ -44,7 +45,7 @@ const Kernel& kernel_of(int kernel) {
 }  // namespace shoestring
 
 // Changes with the functions below.
-EXPORTED int shoestring_interface() { return 2; }
+EXPORTED int shoestring_interface() { return 3; }
 
 // Uses the threads of an OpenMP runtime, `run` being its GOMP_parallel; null: threads of the library's own.
 EXPORTED void shoestring_borrow_threads(void* run) { shoestring::borrow_threads(run); }
@@ -88,4 +89,12 @@ EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, con
                                const float* sin, float* x) {
     using namespace shoestring;
     return !decode(kernel_of(kernel), threads, *static_cast<const Decoder*>(decoder), *static_cast<const Cache*>(cache), cos, sin, x);
+}
+
+// out [tokens, heads, value_width] of queries, see attention.h. 0, or 1 where there is no memory.
+EXPORTED int shoestring_attend(int kernel, int threads, const void* heads, const void* held, const void* rows, std::int64_t count,
+                               const float* queries, std::int64_t query_step, std::int64_t head_step, float* out) {
+    using namespace shoestring;
+    return !attend(kernel_of(kernel), threads, *static_cast<const Heads*>(heads), *static_cast<const Held*>(held),
+                   static_cast<const Row*>(rows), count, queries, query_step, head_step, out);
 }
