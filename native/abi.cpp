@@ -6,6 +6,7 @@
 #include "attention.h"
 #include "common.h"
 #include "decoder.h"
+#include "grouped.h"
 #include "pool.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -18,7 +19,7 @@ constexpr const char* NAMES[] = {"plain", "avx2", "avx512_vnni", "avx512_vbmi"};
 bool supported(int kernel) {
 #if SHOESTRING_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     switch (kernel) {
@@ -39,6 +40,15 @@ const Kernel& kernel_of(int kernel) {
 #endif
     (void)kernel;
     return plain_kernel;
+}
+
+const GroupedKernel& grouped_of(int kernel) {
+#if SHOESTRING_X86
+    if (kernel == 1) return grouped_avx2;
+    if (kernel > 1) return grouped_avx512;
+#endif
+    (void)kernel;
+    return grouped_plain;
 }
 
 }  // namespace
@@ -82,6 +92,13 @@ EXPORTED int shoestring_integer_matmul(int kernel, int bits, int threads, const 
                                        const float* scales, float* out) {
     using namespace shoestring;
     return !multiply_integers(kernel_of(kernel), bits, threads, x, tokens, columns, weights, rows, scales, out);
+}
+
+// out [tokens, rows] = x [tokens, columns] times a matrix of 4 or 8 bits in groups of 32 columns. 0, or 1 where there is no memory.
+EXPORTED int shoestring_grouped_matmul(int kernel, int bits, int threads, const float* x, std::int64_t tokens,
+                                       std::int64_t columns, const std::uint8_t* packed, std::int64_t rows, float* out) {
+    using namespace shoestring;
+    return !multiply_grouped(grouped_of(kernel), bits, threads, x, tokens, columns, packed, rows, out);
 }
 
 // x [width] through all layers, in place, see decoder.h. 0, or 1 where there is no memory.

@@ -15,6 +15,8 @@ from shoestring.kernels.choice import native
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
+GROUPED = {4: 2, 8: 3}
+
 
 class _Matrix(ctypes.Structure):
     _fields_ = (

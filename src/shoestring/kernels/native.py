@@ -68,6 +68,14 @@ class Library:
         )
         return out
 
+    def grouped(self, kernel: int, bits: int, x: Tensor, packed: Tensor, rows: int) -> Tensor:
+        """x [tokens, columns], packed in groups of 32 columns, contiguous and checked -> [tokens, rows]."""
+        tokens, columns = x.shape
+        out = torch.empty(tokens, rows)
+        addresses = x.data_ptr(), tokens, columns, packed.data_ptr(), rows, out.data_ptr()
+        self._must_work(self.loaded.shoestring_grouped_matmul(kernel, bits, torch.get_num_threads(), *addresses))
+        return out
+
     def decode(
         self, kernel: int, decoder: ctypes.Structure, cache: ctypes.Structure, cos: Tensor, sin: Tensor, x: Tensor
     ) -> None:
@@ -159,6 +167,9 @@ def load(path: Path | None = None) -> Library:
     ]
     loaded.shoestring_integer_matmul.argtypes = [
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
+    ]
+    loaded.shoestring_grouped_matmul.argtypes = [
+        *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER),
     ]
     loaded.shoestring_decode.argtypes = [_INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
     loaded.shoestring_attend.argtypes = [
