@@ -76,4 +76,4 @@ docs: $(READY)
 	$(BIN)/python -m shoestring.report.methods_table
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/lowbit/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,6 +1,7 @@
 """Keys and values in blocks that rows share: the cache of an engine that reads rows of different lengths in one pass."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy
@@ -12,6 +13,8 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, KeptShape, PackedPass, Segment
 from shoestring.decode.blocks import BlockPool, Table
 from shoestring.errors import UsageError
+from shoestring.kernels import attention
+from shoestring.kernels.attention import Rows, Span
 
 TOGETHER = 32
 """New tokens of a row up to which rows are attended to in one call, padded to the longest; beyond, each by itself."""
@@ -35,21 +38,37 @@ class Group(NamedTuple):
         return Group(*(tensor.to(device) for tensor in self))
 
 
-class Plan(NamedTuple):
+class Plan:
     """Where a pass writes and reads, for all layers.
 
-    written: [N], the slots of the new tokens. fresh: the places of rows that held nothing before. groups: of the other rows.
+    written: [N], the slots of the new tokens.
+    rows: for native attention; None where a mask says what is seen.
     """
 
-    written: Tensor
-    fresh: tuple[slice, ...]
-    groups: tuple[Group, ...]
+    def __init__(self, coming: PackedPass, slots: Sequence[Any], rows: Rows | None) -> None:
+        """slots: of each segment, of all its tokens."""
+        self._coming, self._slots, self.rows = coming, slots, rows
+        written = numpy.concatenate([all_[one.held :] for one, all_ in zip(coming.segments, slots, strict=True)])
+        self.written = torch.from_numpy(written).to(coming.device)
+
+    @cached_property
+    def apart(self) -> tuple[tuple[slice, ...], tuple[Group, ...]]:
+        """(places of rows that held nothing before, groups of the other rows): for attention by torch."""
+        coming, alike, fresh = self._coming, dict[int, list[int]](), list[slice]()
+        for index, one in enumerate(coming.segments):
+            if not one.held and one.new > 1 and coming.mask is None:
+                fresh.append(slice(one.start, one.start + one.new))
+                continue
+            alike.setdefault(one.new if one.new <= TOGETHER else -index - 1, []).append(index)
+        groups = tuple(_group(coming, self._slots, which).to(coming.device) for which in alike.values())
+        return tuple(fresh), groups
 
 
 class PagedLayer:
     """The keys and values of one layer, [slots, Hk, D] each. A slot is a place of a block.
 
-    Attention gathers the slots of each row, which copies them.
+    On the CPU, with a native kernel and no mask, attention reads keys and values where they are. Else torch attends: it gathers
+    the slots of each row, which copies them.
     """
 
     rewindable = True
@@ -73,10 +92,15 @@ class PagedLayer:
         assert plan is not None
         self.keys[plan.written] = keys[0].transpose(0, 1)
         self.values[plan.written] = values[0].transpose(0, 1)
+        if plan.rows is not None and attention.fits(queries, self.keys, self.values):
+            asked = queries[0].transpose(0, 1)
+            answered = attention.attend(asked, self.keys, self.values, plan.rows, scale=scale, window=window)
+            return answered.to(queries.dtype).transpose(0, 1)[None]
+        fresh, groups = plan.apart
         heads = queries.shape[1]
         found = torch.empty(*queries.shape[:3], values.shape[3], dtype=queries.dtype, device=queries.device)
         grouped = heads != self.keys.shape[1]
-        for part in plan.fresh:  # a row's own keys and values are all that it sees, and nothing is gathered
+        for part in fresh:  # a row's own keys and values are all that it sees, and nothing is gathered
             size = part.stop - part.start
             each, mask = (queries[:, :, part], keys[:, :, part], values[:, :, part]), None
             if window is not None and size > window:
@@ -84,7 +108,7 @@ class PagedLayer:
             found[:, :, part] = F.scaled_dot_product_attention(
                 *each, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
             )
-        for group in plan.groups:
+        for group in groups:
             rows, width = group.slots.shape
             shape = rows, -1, heads, queries.shape[3]
             asked = queries[0, :, group.places].transpose(0, 1).reshape(shape).transpose(1, 2)
@@ -186,17 +210,12 @@ class PagedCache(Cache):
     def _planned(self, coming: PackedPass) -> Plan:
         """Where the pass writes and reads."""
         slots = [self._slots(one.row, one.held + one.new) for one in coming.segments]
-        written = numpy.concatenate([all_[one.held :] for one, all_ in zip(coming.segments, slots, strict=True)])
-        alike: dict[int, list[int]] = {}
-        fresh = list[slice]()
-        for index, one in enumerate(coming.segments):
-            if not one.held and one.new > 1 and coming.mask is None:
-                fresh.append(slice(one.start, one.start + one.new))
-                continue
-            alike.setdefault(one.new if one.new <= TOGETHER else -index - 1, []).append(index)
-        device = coming.device
-        groups = tuple(_group(coming, slots, which).to(device) for which in alike.values())
-        return Plan(torch.from_numpy(written).to(device), tuple(fresh), groups)
+        rows = None
+        if coming.mask is None:
+            tables = [self.tables[one.row].blocks for one in coming.segments]
+            spans = [Span(one.start, one.new, one.held, t) for one, t in zip(coming.segments, tables, strict=True)]
+            rows = Rows(spans, self.pool.size)
+        return Plan(coming, slots, rows)
 
 
 def _group(coming: PackedPass, slots: Sequence[Any], which: Sequence[int]) -> Group:

@@ -11,9 +11,9 @@ from torch import Tensor
 from shoestring.contract.cache import Cache
 from shoestring.contract.model import About, Head
 from shoestring.errors import ShoestringError
+from shoestring.kernels.decoder import Decoder
 from shoestring.lowbit import container
 from shoestring.lowbit.kernels import gather
-from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.model.cache import ContiguousCache

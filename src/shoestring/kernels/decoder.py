@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.lowbit.kernels.choice import native
+from shoestring.kernels.choice import native
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
+
+GROUPED = {4: 2, 8: 3}
 
 
 class _Matrix(ctypes.Structure):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from shoestring.lowbit.kernels.native import Library, library
+from shoestring.kernels.native import Library, library
 
 LINE = 64
 """Bytes to whose multiples each tensor is put: a cache line, and a vector of the kernels."""

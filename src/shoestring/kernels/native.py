@@ -14,7 +14,7 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -68,6 +68,14 @@ class Library:
         )
         return out
 
+    def grouped(self, kernel: int, bits: int, x: Tensor, packed: Tensor, rows: int) -> Tensor:
+        """x [tokens, columns], packed in groups of 32 columns, contiguous and checked -> [tokens, rows]."""
+        tokens, columns = x.shape
+        out = torch.empty(tokens, rows)
+        addresses = x.data_ptr(), tokens, columns, packed.data_ptr(), rows, out.data_ptr()
+        self._must_work(self.loaded.shoestring_grouped_matmul(kernel, bits, torch.get_num_threads(), *addresses))
+        return out
+
     def decode(
         self, kernel: int, decoder: ctypes.Structure, cache: ctypes.Structure, cos: Tensor, sin: Tensor, x: Tensor
     ) -> None:
@@ -81,6 +89,32 @@ class Library:
                 cos.data_ptr(),
                 sin.data_ptr(),
                 x.data_ptr(),
+            )
+        )
+
+    def attend(
+        self,
+        kernel: int,
+        heads: ctypes.Structure,
+        held: ctypes.Structure,
+        rows: int,
+        count: int,
+        queries: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Attention of a pass (`kernels.attention`); everything is checked. rows: the address of `count` of them."""
+        self._must_work(
+            self.loaded.shoestring_attend(
+                kernel,
+                torch.get_num_threads(),
+                ctypes.addressof(heads),
+                ctypes.addressof(held),
+                rows,
+                count,
+                queries.data_ptr(),
+                queries.stride(0),
+                queries.stride(1),
+                out.data_ptr(),
             )
         )
 
@@ -98,7 +132,7 @@ class Library:
     @staticmethod
     def _must_work(status: int) -> None:
         if status:
-            raise ShoestringError("no memory is left for the product with a packed matrix")
+            raise ShoestringError("no memory is left for what the native library computes")
 
 
 def _openmp() -> int | None:
@@ -134,7 +168,13 @@ def load(path: Path | None = None) -> Library:
     loaded.shoestring_integer_matmul.argtypes = [
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER),
     ]
+    loaded.shoestring_grouped_matmul.argtypes = [
+        *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER),
+    ]
     loaded.shoestring_decode.argtypes = [_INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
+    loaded.shoestring_attend.argtypes = [
+        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _POINTER),
+    ]
     loaded.shoestring_borrow_threads.argtypes = [_POINTER]
     loaded.shoestring_borrow_threads.restype = None
     loaded.shoestring_large_pages.argtypes = [_POINTER, _LONG]

@@ -3,7 +3,7 @@
 import warnings
 
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.lowbit.kernels.native import Library, library
+from shoestring.kernels.native import Library, library
 
 TORCH = "torch"
 """The name of the plain torch path, which is always there."""
@@ -51,13 +51,19 @@ def reason() -> str:
     return ""
 
 
-def native() -> tuple[Library, int] | None:
-    """The library and the number of the kernel in use; None for torch, which is said once unless it was chosen."""
-    global _warned
+def in_use() -> tuple[Library, int] | None:
+    """The library and the number of the kernel in use; None for torch."""
     found, kernel = library(), kernel_in_use()
     if isinstance(found, Library) and kernel != TORCH:
         return found, found.kernels[kernel]
-    if _chosen is None and not _warned:
+    return None
+
+
+def native() -> tuple[Library, int] | None:
+    """The library and the number of the kernel in use; None for torch, which is said once unless it was chosen."""
+    global _warned
+    found = in_use()
+    if found is None and _chosen is None and not _warned:
         _warned = True
         warnings.warn(f"packed matrices are computed with plain torch: {reason()}", RuntimeWarning, stacklevel=4)
-    return None
+    return found
