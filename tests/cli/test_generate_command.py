@@ -123,6 +123,9 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
         (["a", "--tokens", "0"], b"", "argument --tokens: '0' is not a whole number of 1 or more"),
         (["a", "--min-p", "2"], b"", "min_p = 2.0: input should be less than or equal to 1 (--min-p)"),
         (["a", "--drafter", "ngrams"], b"", "no drafter method is named 'ngrams': "),
+        (["a", "--drafter", "draft_model"], b"", "the drafter 'draft_model' needs a draft model: give --draft PLACE"),
+        (["a", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
+        (["a", "--drafter", "ngram", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
         (["a", "--samples", "x"], b"", "argument --samples: 'x' is not a whole number of 1 or more"),
         (["a", "--stop", ""], b"", "argument --stop: a stop string needs at least one character"),
         (["a", "--system", "be kind"], b"", "--system is a message of a chat: give --chat, or --messages PATH"),
@@ -145,6 +148,14 @@ def test_bad_prompts_are_one_line(
 def test_weights_are_opened_in_the_type_that_is_asked_for(run: Run) -> None:
     wide, narrow = (samples(run("line", "--dtype", kind, "--json")[1])[0] for kind in ("float32", "bfloat16"))
     assert 0.4 < narrow["spent"]["moved"] / wide["spent"]["moved"] < 0.6  # type: ignore[index]
+
+
+def test_drafts_of_another_model_change_no_text(run: Run, trained: Path) -> None:
+    words = ["line 1", "text", "--seed", 5, "--json", "--tokens", 20]
+    plain, drafted = (samples(run(*words, *more)[1]) for more in ([], ["--drafter", "draft_model", "--draft", trained]))
+    assert [sample["text"] for sample in drafted] == [sample["text"] for sample in plain]
+    calls = [sum(sample["spent"]["calls"] for sample in found) for found in (plain, drafted)]  # type: ignore[index]
+    assert calls[0] != calls[1]
 
 
 def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> None:

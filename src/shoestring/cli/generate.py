@@ -15,12 +15,15 @@ from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
+from shoestring.contract.model import LanguageModel
 from shoestring.data.chat import Chat, Message
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
 from shoestring.decode.answer_text import AnswerText
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.engine import ROWS
+from shoestring.decode.pays import Pays
+from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.method import find
 
@@ -94,12 +97,13 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
-    drafter: Drafter | None = find("decode", found.drafter, "drafter").target() if found.drafter else None
+    _check_drafter(found)
     chats = _chats(found)
     texts = [] if chats else _texts(found.prompts, found.file)
     opened = open_model(found.place, found.dtype)
     if opened.tokenizer is None:
         raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
+    drafter = _drafter(found, opened)
     writer = Writer(opened, opened.tokenizer, {opened.tokenizer.end, *opened.about.values.get("ends", ())})
     for note in opened.about.notes:
         print(f"({note})", file=sys.stderr)
@@ -122,6 +126,31 @@ def run(words: Sequence[str]) -> int:
             print(f"({Stop.CONTEXT}: this model reads {writer.context} tokens)", file=sys.stderr)
     _sum_up(samples, time.perf_counter() - began)
     return 0
+
+
+def _check_drafter(found: argparse.Namespace) -> None:
+    """Raises: UsageError where the drafter is unknown, or has not what it needs, before anything is loaded."""
+    wanted = needs(find("decode", found.drafter, "drafter").target) if found.drafter else ()
+    takes = sorted({"draft", "place"} & set(wanted))
+    if takes and found.draft is None:
+        raise UsageError(f"the drafter '{found.drafter}' needs {WHAT[takes[0]]}: give --draft PLACE")
+    if found.draft is not None and not takes:
+        raise UsageError("--draft is for a drafter that needs a place: give --drafter draft_model, say")
+
+
+def _drafter(found: argparse.Namespace, opened: Opened) -> Drafter | None:
+    if not found.drafter:
+        return None
+
+    def draft() -> LanguageModel:
+        other = open_model(found.draft, found.dtype)
+        if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
+            raise UsageError(f"{found.draft} has other tokens than {found.place}: a draft model needs the same")
+        return other.model
+
+    supplies = {"target": lambda: opened.model, "draft": draft, "place": lambda: Path(found.draft)}
+    made: Drafter = supplied("drafter", found.drafter, supplies)
+    return made
 
 
 def _sum_up(samples: Sequence[Sample], seconds: float) -> None:
@@ -187,7 +216,13 @@ def _arguments() -> Arguments:
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
     )
     parser.add_argument(
-        "--drafter", metavar="NAME", help="propose tokens that are checked together: 'ngram' copies from the text"
+        "--drafter",
+        metavar="NAME",
+        help="propose tokens that are checked together: 'ngram' copies from the text, 'draft_model' "
+        "asks a smaller model",
+    )
+    parser.add_argument(
+        "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
     )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all (default)")
@@ -341,7 +376,8 @@ def _written(
     texts: dict[tuple[int, int], Text] = {}
     room = sum(len(prompt.ids) + found.tokens for prompt in prompts) * found.samples
     rows = min(len(prompts) * found.samples, ROWS)
-    engine = Engine(writer.opened.model, rows=rows, room=max(room, 1), drafter=drafter)
+    pays = Pays() if drafter else None
+    engine = Engine(writer.opened.model, rows=rows, room=max(room, 1), drafter=drafter, pays=pays)
     several = len(prompts) * found.samples > 1
     for number, prompt in enumerate(prompts, start=1):
         request = Request(tuple(prompt.ids), sampling, found.tokens, frozenset(writer.ends), found.samples)
@@ -366,6 +402,8 @@ def _written(
                 break
             yield None, "\n"
             yield _sample(queue.pop(0)), ""
+    for note in engine.notes:
+        print(f"({note})", file=sys.stderr)
 
 
 def _take(event: Event, text: Text, engine: Engine) -> None:
