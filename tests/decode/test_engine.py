@@ -56,7 +56,10 @@ TABLE = [*((scheduler, None) for scheduler in SCHEDULERS), *(("first_come", draf
 TABLE += [(scheduler, "ngram") for scheduler in SCHEDULERS if scheduler != "first_come"]
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"draft_model": {"confidence": 0.1}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "draft_model": {"confidence": 0.1},
+    "staged": {"least": 0.0, "most": 8, "passes": 3},
+}
 """Of drafters, for models that are never as sure as those that were trained."""
 
 
@@ -279,4 +282,4 @@ def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str) ->
     engine.step()
     assert paged.free == paged.capacity
     assert not engine.busy
-    assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > 2, seen
+    assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > (10 if drafter == "ngram" else 0), seen

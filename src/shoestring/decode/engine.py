@@ -292,7 +292,7 @@ class Engine:
             logits = read.logits[place + 1]
             changed = changed_logits(row, logits)
             token = next_token(row, changed)
-            child = self._accepted(work.draft, place, token, changed, read.hidden[place + 1])
+            child = self._accepted(work.draft, place, token, changed, read.hidden)
             if child is not None:
                 token = work.draft.tokens[child]
             stop = self._write(row, token, logits, written)
@@ -312,8 +312,8 @@ class Engine:
     def _accepted(self, draft: Draft, place: int, chosen: int, logits: Tensor, hidden: Tensor) -> int | None:
         """The place of the drafted token that stays after the one at `place`; None: none does."""
         for child in draft.children(place):
-            left = len(draft.tokens) - child - 1
-            if self.acceptance.accepts(Question(draft.tokens[child], chosen, logits, hidden, left)):
+            question = Question(draft.tokens[child], chosen, logits, hidden[place + 1], hidden[child + 1])
+            if self.acceptance.accepts(question):
                 return child
         return None
 

@@ -36,7 +36,8 @@ class Pays:
     A trial is `windows` windows of `window` passes with drafts and as many without, in turn; what counts is the median of each
     kind. Drafts in use are given up where a token takes more than (1 + margin) of what it takes without; drafts that were given up
     are used again below (1 - margin); between the two nothing changes. The first pass of a window does not count: a drafter that
-    was not asked for a while has to catch up. A trial follows `pause` passes after the last, twice as many each time that drafts lose again.
+    was not asked for a while has to catch up. A trial follows `pause` passes after the last, twice as many each time that drafts
+    lose again.
 
     What pays for one row need not pay for thirty: each power of two of rows is measured by itself. With exact acceptance the text
     is the same either way.

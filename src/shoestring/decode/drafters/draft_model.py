@@ -24,9 +24,9 @@ from shoestring.method import Count, Fraction, Whole, method
 class DraftModel:
     """A smaller model writes on for a few tokens.
 
-    At each place it chooses as the model would: with the same bias, penalties and constraint, and by the same number
-    (`Row.draw`), so that where its distribution is near the model's, the token is the same at any temperature. Rows of any lengths
-    are read in one pass. A draft ends before a token where the draft model is not sure: max_y p(y | text) < confidence, the fallback policy of
+    At each place it chooses as the model would: with the same bias, penalties and constraint, and by the same number (`Row.draw`),
+    so that where its distribution is near the model's, the token is the same at any temperature. Rows of any lengths are read in
+    one pass. A draft ends before a token where the draft model is not sure: max_y p(y | text) < confidence, the fallback policy of
     Speculative Decoding with Big Little Decoder, arXiv:2302.07863.
 
     draft: the smaller model, of the same vocabulary.
