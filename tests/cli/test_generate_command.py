@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from shoestring.base import open_model
 from shoestring.cli.main import main
+from shoestring.decode.acceptances.autojudge import Judge
 from tests.train.command import TINY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -124,6 +127,12 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
         (["a", "--min-p", "2"], b"", "min_p = 2.0: input should be less than or equal to 1 (--min-p)"),
         (["a", "--drafter", "ngrams"], b"", "no drafter method is named 'ngrams': "),
         (["a", "--drafter", "draft_model"], b"", "the drafter 'draft_model' needs a draft model: give --draft PLACE"),
+        (
+            ["a", "--acceptance", "autojudge"],
+            b"",
+            "the acceptance 'autojudge' needs the file that was made for it: give --judge",
+        ),
+        (["a", "--judge", "x"], b"", "--judge is for an acceptance that needs a file"),
         (["a", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
         (["a", "--drafter", "ngram", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
         (["a", "--samples", "x"], b"", "argument --samples: 'x' is not a whole number of 1 or more"),
@@ -156,6 +165,16 @@ def test_drafts_of_another_model_change_no_text(run: Run, trained: Path) -> None
     assert [sample["text"] for sample in drafted] == [sample["text"] for sample in plain]
     calls = [sum(sample["spent"]["calls"] for sample in found) for found in (plain, drafted)]  # type: ignore[index]
     assert calls[0] != calls[1]
+
+
+def test_a_lossy_acceptance_says_what_it_changed(run: Run, trained: Path, tmp_path: Path) -> None:
+    width, judge = open_model(str(trained)).model.about.width, tmp_path / "judge.safetensors"
+    Judge(torch.zeros(2 * width).double(), torch.tensor(-9.0).double(), 0.5, 1.0, 1.0).save(judge)  # nothing matters
+    words = ["abcabcabc", "--samples", 2, "--drafter", "ngram", "--acceptance", "autojudge", "--judge", judge, "--json"]
+    _, output, errors = run(*words)
+    changed = [sample.get("changed", 0) for sample in samples(output)]
+    assert sum(changed) > 0  # type: ignore[arg-type]
+    assert f"({sum(changed)} drafted tokens stayed though the model chose others:" in errors  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> None:

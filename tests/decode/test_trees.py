@@ -95,7 +95,7 @@ def test_trees_change_no_text(name: str) -> None:
     store = PagedStore(model, 60, 4)
     engine = Engine(model, store=store, rows=4, tokens=40, drafter=Branching(model))
     got = {each.number: list(each.tokens) for each in engine.run([Request(text, GREEDY, 16) for text in texts])}
-    assert list(got[number] for number in range(1, 7)) == [one_by_one(model, text, 16) for text in texts]
+    assert [got[number] for number in range(1, 7)] == [one_by_one(model, text, 16) for text in texts]
     assert engine.accepted > 30
     assert engine.drafted > 1.5 * engine.accepted
     store.check()

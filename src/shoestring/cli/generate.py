@@ -19,6 +19,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.data.chat import Chat, Message
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
+from shoestring.decode.acceptance import Acceptance
 from shoestring.decode.answer_text import AnswerText
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.engine import ROWS
@@ -56,6 +57,7 @@ class Sample:
     seconds: that both took; what was read together is divided.
     stopped: 'end' of the text, 'length' as --tokens allows, full 'context', or 'stop' for a stop string.
     spent: positions read, reused and wasted, FLOPs, bytes of weights and cache moved.
+    changed: tokens of drafts that stayed though the model chose another; not said where there are none.
     """
 
     prompt: str
@@ -67,11 +69,13 @@ class Sample:
     seconds: float
     stopped: str
     spent: Charge
+    changed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found = asdict(self) | {"spent": self.spent.as_dict()}
-        return found if self.messages else {key: value for key, value in found.items() if key != "messages"}
+        silent = {name for name in ("messages", "changed") if not found[name]}
+        return {key: value for key, value in found.items() if key not in silent}
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def run(words: Sequence[str]) -> int:
     opened = open_model(found.place, found.dtype)
     if opened.tokenizer is None:
         raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
-    drafter = _drafter(found, opened)
+    drafter, acceptance = _drafter(found, opened), _acceptance(found)
     writer = Writer(opened, opened.tokenizer, {opened.tokenizer.end, *opened.about.values.get("ends", ())})
     for note in opened.about.notes:
         print(f"({note})", file=sys.stderr)
@@ -113,7 +117,7 @@ def run(words: Sequence[str]) -> int:
         prompts = [_prompt(text, writer, found.tokens, keep_last=found.keep_last) for text in texts]
     began = time.perf_counter()
     samples = []
-    for sample, piece in _written(writer, prompts, sampling, found, drafter):
+    for sample, piece in _written(writer, prompts, sampling, found, drafter, acceptance):
         if sample is None:
             if not found.json:
                 sys.stdout.write(piece)
@@ -128,6 +132,11 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _acceptance(found: argparse.Namespace) -> Acceptance:
+    made: Acceptance = supplied("acceptance", found.acceptance, {"place": lambda: Path(found.judge)})
+    return made
+
+
 def _check_drafter(found: argparse.Namespace) -> None:
     """Raises: UsageError where the drafter is unknown, or has not what it needs, before anything is loaded."""
     wanted = needs(find("decode", found.drafter, "drafter").target) if found.drafter else ()
@@ -136,6 +145,11 @@ def _check_drafter(found: argparse.Namespace) -> None:
         raise UsageError(f"the drafter '{found.drafter}' needs {WHAT[takes[0]]}: give --draft PLACE")
     if found.draft is not None and not takes:
         raise UsageError("--draft is for a drafter that needs a place: give --drafter draft_model, say")
+    wanted = needs(find("decode", found.acceptance, "acceptance").target)
+    if "place" in wanted and found.judge is None:
+        raise UsageError(f"the acceptance '{found.acceptance}' needs {WHAT['place']}: give --judge FILE")
+    if found.judge is not None and "place" not in wanted:
+        raise UsageError("--judge is for an acceptance that needs a file: give --acceptance autojudge, say")
 
 
 def _drafter(found: argparse.Namespace, opened: Opened) -> Drafter | None:
@@ -162,6 +176,12 @@ def _sum_up(samples: Sequence[Sample], seconds: float) -> None:
         f"{written / seconds:.1f} tokens/s; {show('flops', spent.flops)}, {show('bytes', spent.moved)} moved)",
         file=sys.stderr,
     )
+    if changed := sum(sample.changed for sample in samples):
+        texts = sum(sample.changed > 0 for sample in samples)
+        print(
+            f"({changed} drafted tokens stayed though the model chose others: {texts} of {len(samples)} texts are not its own)",
+            file=sys.stderr,
+        )
 
 
 def _arguments() -> Arguments:
@@ -224,6 +244,13 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
     )
+    parser.add_argument(
+        "--acceptance",
+        default="exact",
+        metavar="NAME",
+        help="which drafted tokens stay: 'exact' changes no text (default); 'bild' and 'autojudge' may",
+    )
+    parser.add_argument("--judge", metavar="FILE", help="for --acceptance autojudge: what was trained for it")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all (default)")
     parser.add_argument(
@@ -369,15 +396,22 @@ class Text:
 
 
 def _written(
-    writer: Writer, prompts: Sequence[Prompt], sampling: Sampling, found: argparse.Namespace, drafter: Drafter | None
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    found: argparse.Namespace,
+    drafter: Drafter | None,
+    acceptance: Acceptance,
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
     texts: dict[tuple[int, int], Text] = {}
     room = sum(len(prompt.ids) + found.tokens for prompt in prompts) * found.samples
     rows = min(len(prompts) * found.samples, ROWS)
-    pays = Pays() if drafter else None
-    engine = Engine(writer.opened.model, rows=rows, room=max(room, 1), drafter=drafter, pays=pays)
+    pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
+    engine = Engine(
+        writer.opened.model, rows=rows, room=max(room, 1), drafter=drafter, acceptance=acceptance, pays=pays
+    )
     several = len(prompts) * found.samples > 1
     for number, prompt in enumerate(prompts, start=1):
         request = Request(tuple(prompt.ids), sampling, found.tokens, frozenset(writer.ends), found.samples)
@@ -434,4 +468,5 @@ def _sample(text: Text) -> Sample:
         spent.total,
         WORDS[Stop.CANCELLED] if text.answer.stopped else WORDS[stop],
         spent.charge,
+        spent.changed,
     )

@@ -294,6 +294,7 @@ class Engine:
             token = next_token(row, changed)
             child = self._accepted(work.draft, place, token, changed, read.hidden)
             if child is not None:
+                row.changed += token != work.draft.tokens[child]
                 token = work.draft.tokens[child]
             stop = self._write(row, token, logits, written)
             if child is None:
@@ -311,7 +312,8 @@ class Engine:
 
     def _accepted(self, draft: Draft, place: int, chosen: int, logits: Tensor, hidden: Tensor) -> int | None:
         """The place of the drafted token that stays after the one at `place`; None: none does."""
-        for child in draft.children(place):
+        # of a tree's branches, the model's own choice before all others
+        for child in sorted(draft.children(place), key=lambda child: draft.tokens[child] != chosen):
             question = Question(draft.tokens[child], chosen, logits, hidden[place + 1], hidden[child + 1])
             if self.acceptance.accepts(question):
                 return child

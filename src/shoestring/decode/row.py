@@ -29,6 +29,7 @@ class Row:
     constraint: what the answer may be, with the tokens so far taken in.
     charge, seconds: what it took so far, the seconds by cause. drafting: what of `charge` the drafter took.
     times: of its tokens, on the monotonic clock.
+    changed: tokens of drafts that stayed though the model chose another.
     asked, answered: how often each token stands in the prompt (where it matters) and in the answer.
     seen: when its seconds were last noted.
     """
@@ -50,6 +51,7 @@ class Row:
     drafting: Charge = NOTHING
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     times: list[float] = field(default_factory=list)
+    changed: int = 0
     asked: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
     seen: float = 0.0
@@ -99,7 +101,7 @@ class Row:
         first = self.times[0] - self.arrived if self.times else None
         between = tuple(after - before for before, after in zip(self.times, self.times[1:], strict=False))
         unread = self.written - max(0, self.deepest - len(self.request.prompt))
-        return Spent(self.charge, dict(self.seconds), first, between, unread, self.drafting)
+        return Spent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
 
 
 @dataclass(frozen=True)

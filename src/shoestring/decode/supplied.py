@@ -10,7 +10,7 @@ from shoestring.method import find
 WHAT = {
     "target": "the model that writes",
     "draft": "a draft model",
-    "place": "the place of what was trained for it",
+    "place": "the file that was made for it",
 }
 """What a drafter, an acceptance or a scheduler may name as a positional parameter."""
 

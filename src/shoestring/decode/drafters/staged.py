@@ -66,9 +66,10 @@ class Tree:
         made = Row(own.number, own.ticket, own.request, own.sample, own.tokens + path, own.arrived)
         if own.request.sampling.changes_logits:
             made.answered = own.answered + Counter(path)
-        made.constraint = own.constraint and own.constraint.copy()
-        for token in path if made.constraint is not None else ():
-            made.constraint.take(token)
+        if own.constraint is not None:
+            made.constraint = own.constraint.copy()
+            for token in path:
+                made.constraint.take(token)
         return made
 
 
