@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from shoestring.base import open_model
 from shoestring.cli.main import main
+from shoestring.decode.acceptances.autojudge import Judge
 from tests.train.command import TINY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -123,6 +126,15 @@ def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:
         (["a", "--tokens", "0"], b"", "argument --tokens: '0' is not a whole number of 1 or more"),
         (["a", "--min-p", "2"], b"", "min_p = 2.0: input should be less than or equal to 1 (--min-p)"),
         (["a", "--drafter", "ngrams"], b"", "no drafter method is named 'ngrams': "),
+        (["a", "--drafter", "draft_model"], b"", "the drafter 'draft_model' needs a draft model: give --draft PLACE"),
+        (
+            ["a", "--acceptance", "autojudge"],
+            b"",
+            "the acceptance 'autojudge' needs the file that was made for it: give --judge",
+        ),
+        (["a", "--judge", "x"], b"", "--judge is for an acceptance that needs a file"),
+        (["a", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
+        (["a", "--drafter", "ngram", "--draft", "x"], b"", "--draft is for a drafter that needs a place"),
         (["a", "--samples", "x"], b"", "argument --samples: 'x' is not a whole number of 1 or more"),
         (["a", "--stop", ""], b"", "argument --stop: a stop string needs at least one character"),
         (["a", "--system", "be kind"], b"", "--system is a message of a chat: give --chat, or --messages PATH"),
@@ -145,6 +157,24 @@ def test_bad_prompts_are_one_line(
 def test_weights_are_opened_in_the_type_that_is_asked_for(run: Run) -> None:
     wide, narrow = (samples(run("line", "--dtype", kind, "--json")[1])[0] for kind in ("float32", "bfloat16"))
     assert 0.4 < narrow["spent"]["moved"] / wide["spent"]["moved"] < 0.6  # type: ignore[index]
+
+
+def test_drafts_of_another_model_change_no_text(run: Run, trained: Path) -> None:
+    words = ["line 1", "text", "--seed", 5, "--json", "--tokens", 20]
+    plain, drafted = (samples(run(*words, *more)[1]) for more in ([], ["--drafter", "draft_model", "--draft", trained]))
+    assert [sample["text"] for sample in drafted] == [sample["text"] for sample in plain]
+    calls = [sum(sample["spent"]["calls"] for sample in found) for found in (plain, drafted)]  # type: ignore[index]
+    assert calls[0] != calls[1]
+
+
+def test_a_lossy_acceptance_says_what_it_changed(run: Run, trained: Path, tmp_path: Path) -> None:
+    width, judge = open_model(str(trained)).model.about.width, tmp_path / "judge.safetensors"
+    Judge(torch.zeros(2 * width).double(), torch.tensor(-9.0).double(), 0.5, 1.0, 1.0).save(judge)  # nothing matters
+    words = ["abcabcabc", "--samples", 2, "--drafter", "ngram", "--acceptance", "autojudge", "--judge", judge, "--json"]
+    _, output, errors = run(*words)
+    changed = [sample.get("changed", 0) for sample in samples(output)]
+    assert sum(changed) > 0  # type: ignore[arg-type]
+    assert f"({sum(changed)} drafted tokens stayed though the model chose others:" in errors  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> None:

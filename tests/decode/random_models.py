@@ -1,8 +1,10 @@
 """Small models away from where they start, and text that repeats itself."""
 
+import copy
 import random
 
 import torch
+from torch import nn
 
 from shoestring.config import build
 from shoestring.contract.model import LanguageModel
@@ -47,6 +49,18 @@ def wrapped(kind: str, **more: object) -> Wrapped:
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.2)
     return Wrapped(model)
+
+
+def noisy(model: LanguageModel, scale: float = 0.05, seed: int = 7) -> LanguageModel:
+    """A model that often says what this one says, and not always."""
+    assert isinstance(model, nn.Module)
+    generator = torch.Generator().manual_seed(seed)
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * scale)
+    assert isinstance(made, type(model))
+    return made
 
 
 def prompts(count: int, seed: int = 0, longest: int = 24) -> list[tuple[int, ...]]:

@@ -9,19 +9,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring.base import open_model
+from shoestring.base import Opened, open_model
 from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
+from shoestring.contract.model import LanguageModel
 from shoestring.data.chat import Message
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
+from shoestring.decode.acceptance import Acceptance
 from shoestring.decode.answer_text import AnswerText
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.engine import ROWS
+from shoestring.decode.pays import Pays
 from shoestring.decode.sampling import Constraint
+from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.json_files import NotJson, parse_json
 from shoestring.method import find
@@ -55,6 +59,7 @@ class Sample:
     seconds: that both took; what was read together is divided.
     stopped: 'end' of the text, 'length' as --tokens allows, full 'context', or 'stop' for a stop string.
     spent: positions read, reused and wasted, FLOPs, bytes of weights and cache moved.
+    changed: tokens of drafts that stayed though the model chose another; not said where there are none.
     """
 
     prompt: str
@@ -66,11 +71,13 @@ class Sample:
     seconds: float
     stopped: str
     spent: Charge
+    changed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found = asdict(self) | {"spent": self.spent.as_dict()}
-        return found if self.messages else {key: value for key, value in found.items() if key != "messages"}
+        silent = {name for name in ("messages", "changed") if not found[name]}
+        return {key: value for key, value in found.items() if key not in silent}
 
 
 def run(words: Sequence[str]) -> int:
@@ -82,11 +89,12 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
-    drafter: Drafter | None = find("decode", found.drafter, "drafter").target() if found.drafter else None
+    _check_drafter(found)
     chats = _chats(found)
     texts = [] if chats else _texts(found.prompts, found.file)
     schema = None if found.schema is None else _schema(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
+    drafter, acceptance = _drafter(found, writer.opened), _acceptance(found)
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
@@ -105,7 +113,7 @@ def run(words: Sequence[str]) -> int:
     ]
     began = time.perf_counter()
     samples = []
-    for sample, piece in _written(writer, prompts, requests, found.stop, drafter):
+    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance):
         if sample is None:
             if not found.json:
                 sys.stdout.write(piece)
@@ -120,6 +128,41 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _acceptance(found: argparse.Namespace) -> Acceptance:
+    made: Acceptance = supplied("acceptance", found.acceptance, {"place": lambda: Path(found.judge)})
+    return made
+
+
+def _check_drafter(found: argparse.Namespace) -> None:
+    """Raises: UsageError where the drafter is unknown, or has not what it needs, before anything is loaded."""
+    wanted = needs(find("decode", found.drafter, "drafter").target) if found.drafter else ()
+    takes = sorted({"draft", "place"} & set(wanted))
+    if takes and found.draft is None:
+        raise UsageError(f"the drafter '{found.drafter}' needs {WHAT[takes[0]]}: give --draft PLACE")
+    if found.draft is not None and not takes:
+        raise UsageError("--draft is for a drafter that needs a place: give --drafter draft_model, say")
+    wanted = needs(find("decode", found.acceptance, "acceptance").target)
+    if "place" in wanted and found.judge is None:
+        raise UsageError(f"the acceptance '{found.acceptance}' needs {WHAT['place']}: give --judge FILE")
+    if found.judge is not None and "place" not in wanted:
+        raise UsageError("--judge is for an acceptance that needs a file: give --acceptance autojudge, say")
+
+
+def _drafter(found: argparse.Namespace, opened: Opened) -> Drafter | None:
+    if not found.drafter:
+        return None
+
+    def draft() -> LanguageModel:
+        other = open_model(found.draft, found.dtype)
+        if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
+            raise UsageError(f"{found.draft} has other tokens than {found.place}: a draft model needs the same")
+        return other.model
+
+    supplies = {"target": lambda: opened.model, "draft": draft, "place": lambda: Path(found.draft)}
+    made: Drafter = supplied("drafter", found.drafter, supplies)
+    return made
+
+
 def _sum_up(samples: Sequence[Sample], seconds: float) -> None:
     """One line of what all of it took."""
     written, spent = sum(sample.tokens for sample in samples), sum((sample.spent for sample in samples), NOTHING)
@@ -129,6 +172,12 @@ def _sum_up(samples: Sequence[Sample], seconds: float) -> None:
         f"{written / seconds:.1f} tokens/s; {show('flops', spent.flops)}, {show('bytes', spent.moved)} moved)",
         file=sys.stderr,
     )
+    if changed := sum(sample.changed for sample in samples):
+        texts = sum(sample.changed > 0 for sample in samples)
+        print(
+            f"({changed} drafted tokens stayed though the model chose others: {texts} of {len(samples)} texts are not its own)",
+            file=sys.stderr,
+        )
 
 
 def _arguments() -> Arguments:
@@ -186,8 +235,21 @@ def _arguments() -> Arguments:
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
     )
     parser.add_argument(
-        "--drafter", metavar="NAME", help="propose tokens that are checked together: 'ngram' copies from the text"
+        "--drafter",
+        metavar="NAME",
+        help="propose tokens that are checked together: 'ngram' copies from the text, 'draft_model' "
+        "asks a smaller model",
     )
+    parser.add_argument(
+        "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
+    )
+    parser.add_argument(
+        "--acceptance",
+        default="exact",
+        metavar="NAME",
+        help="which drafted tokens stay: 'exact' changes no text (default); 'bild' and 'autojudge' may",
+    )
+    parser.add_argument("--judge", metavar="FILE", help="for --acceptance autojudge: what was trained for it")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all (default)")
     parser.add_argument(
@@ -342,13 +404,17 @@ def _written(
     requests: Sequence[Request],
     stops: Sequence[str],
     drafter: Drafter | None,
+    acceptance: Acceptance,
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
     texts: dict[tuple[int, int], Text] = {}
     room = sum((len(each.prompt) + each.max_new_tokens) * each.samples for each in requests)
     rows = sum(each.samples for each in requests)
-    engine = Engine(writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter)
+    pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
+    engine = Engine(
+        writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter, acceptance=acceptance, pays=pays
+    )
     for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
         ticket = engine.submit(request)
         for index in range(request.samples):
@@ -369,6 +435,8 @@ def _written(
                 break
             yield None, "\n"
             yield _sample(queue.pop(0)), ""
+    for note in engine.notes:
+        print(f"({note})", file=sys.stderr)
 
 
 def _take(event: Event, text: Text, engine: Engine) -> None:
@@ -399,4 +467,5 @@ def _sample(text: Text) -> Sample:
         spent.total,
         WORDS[Stop.CANCELLED] if text.answer.stopped else WORDS[stop],
         spent.charge,
+        spent.changed,
     )

@@ -80,19 +80,24 @@ class PackedPass:
 
     segments: the tokens of each row that has any, in order.
     mask: [N, N] bool, which of the new tokens a new token sees; None: of its own segment, itself and those before it.
+    given: [1, N] int64, the position of each token, where tokens of a segment do not follow one another, as in a tree.
     end: the first position that no token of the pass has.
     """
 
     uniform = False
 
-    def __init__(self, segments: Sequence[Segment], mask: Tensor | None, device: torch.device) -> None:
-        self.segments, self.mask, self.device = tuple(segments), mask, device
+    def __init__(
+        self, segments: Sequence[Segment], mask: Tensor | None, device: torch.device, given: Tensor | None = None
+    ) -> None:
+        self.segments, self.mask, self.device, self.given = tuple(segments), mask, device, given
         self.end = max(segment.held + segment.new for segment in segments)
         self.longest = max(segment.held for segment in segments)
 
     @cached_property
     def positions(self) -> Tensor:
         """[1, N] int64: the position of each token."""
+        if self.given is not None:
+            return self.given
         places = [torch.arange(one.held, one.held + one.new) for one in self.segments]
         return torch.cat(places)[None].to(self.device)
 

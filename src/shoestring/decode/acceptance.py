@@ -9,14 +9,14 @@ class Question(NamedTuple):
     """A drafted token, at the place where the model would choose.
 
     drafted: the token. chosen: what the model chooses here. logits: float32 [V], of the model, after bias and penalties.
-    hidden: [width], of the model at this place. left: drafted tokens after it in its line.
+    hidden: [width], of the model at this place. after: [width], of the model once it has read the drafted token.
     """
 
     drafted: int
     chosen: int
     logits: Tensor
     hidden: Tensor
-    left: int
+    after: Tensor
 
 
 class Acceptance(Protocol):

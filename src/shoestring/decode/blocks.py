@@ -97,6 +97,7 @@ class BlockPool:
             return None
         shared = table.blocks[place]
         if self.blocks[shared].users == 1:
+            self._unregister(shared)  # it is written over
             return None
         own = self._take()
         table.blocks[place] = own

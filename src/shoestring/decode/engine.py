@@ -17,10 +17,12 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
+from shoestring.decode.choosing import changed_logits, next_token
 from shoestring.decode.drafter import Drafter
+from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, Event, Request, Spent, Stop, Written
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.sampling import choose, greedy, log_probability, penalised
+from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
 from shoestring.decode.store import Read, Store, Work, store_for
@@ -39,6 +41,7 @@ class Engine:
     rows: that have a place at a time, at most.
     tokens: places of a pass, at most.
     scheduler, drafter, acceptance: None: first come, first served; no drafts; drafts change nothing.
+    pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
     room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
     """
 
@@ -52,6 +55,7 @@ class Engine:
         scheduler: Scheduler | None = None,
         drafter: Drafter | None = None,
         acceptance: Acceptance | None = None,
+        pays: Pays | None = None,
         room: int | None = None,
     ) -> None:
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
@@ -60,10 +64,17 @@ class Engine:
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
+        self.pays = pays
+        if pays is not None and not self.acceptance.exact:
+            raise UsageError("drafts that may change the text must not depend on the clock: leave pays out")
+        self.notes: list[str] = []
+        """A line each for what a user should know of how it went."""
         self.passes = 0
         """How many there were."""
         self.computed = 0
         """Places that all of them had."""
+        self.drafted = self.accepted = 0
+        """Tokens that were drafted and checked, and those of them that stayed."""
         self._rows: list[Row] = []
         self._samples: dict[int, int] = {}
         """Of each request that has not ended, how many answers it has had."""
@@ -126,7 +137,7 @@ class Engine:
         for row in list(self._rows):
             if time.monotonic() >= row.deadline:
                 self._end(row, Stop.DEADLINE, ())
-        works = self._works()
+        works, drafting = self._planned()
         if works:
             began = time.perf_counter()
             with torch.inference_mode():
@@ -134,6 +145,9 @@ class Engine:
                 self._account(works, cost, time.perf_counter() - began)
                 for work, read in zip(works, found, strict=True):
                     self._take_in(work, read)
+            if self.pays is not None and drafting:
+                note = self.pays.end(sum(len(event.written) for event in self._ended))
+                self.notes += [] if note is None else [note]
         elif self._rows and not self._ended and not any(row.running for row in self._rows):
             self._end(self._rows[0], Stop.ROOM, ())  # nothing else takes the room that it lacks
         events, self._ended = self._ended, []
@@ -155,9 +169,21 @@ class Engine:
 
     # ---- what to read
 
-    def _works(self) -> list[Work]:
-        """What the next pass reads; every row of it has its place and its room."""
-        drafts = self.drafter.most if self.drafter else 0
+    def _planned(self) -> tuple[list[Work], bool]:
+        """(what the next pass reads, whether `pays` measures it)."""
+        if self.drafter is None:
+            return self._works(0), False
+        if self.pays is None:
+            return self._drafted(self._works(self.drafter.most)), False
+        decoding = [row for row in self._rows if row.decoding]
+        # a pass that reads prompts says nothing of drafts
+        measured = bool(decoding) and len(decoding) == len(self._rows)
+        drafts = self.pays.begin(len(decoding)) if measured else self.pays.drafting(len(decoding))
+        works = self._works(self.drafter.most if drafts else 0)
+        return self._drafted(works) if drafts else works, measured
+
+    def _works(self, drafts: int) -> list[Work]:
+        """What the next pass reads, but for drafts; every row of it has its place and its room."""
         chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts))
         works = list[Work]()
         for row, count in chosen:
@@ -167,7 +193,7 @@ class Engine:
             if self._roomy(row, row.held + count, works):
                 whole = count == row.unread
                 works.append(Work(row, row.tokens[row.held : row.held + count], outputs=whole))
-        return self._drafted(works) if self.drafter else works
+        return works
 
     def _admitted(self, row: Row) -> bool:
         row.held = self.store.admit(row)
@@ -218,6 +244,7 @@ class Engine:
         for row, charge in zip(rows, divided(spent, [1] * len(rows)), strict=True):
             row.spend("draft", seconds)
             row.charge += charge
+            row.drafting += charge
         made = list[Work]()
         for work in works:
             draft = drafts.get(work.row.number, Draft())
@@ -263,10 +290,11 @@ class Engine:
         written, stop, place = list[Written](), None, -1
         while stop is None:
             logits = read.logits[place + 1]
-            changed = _changed(row, logits)
-            token = _choice(row, changed)
-            child = self._accepted(work.draft, place, token, changed, read.hidden[place + 1])
+            changed = changed_logits(row, logits)
+            token = next_token(row, changed)
+            child = self._accepted(work.draft, place, token, changed, read.hidden)
             if child is not None:
+                row.changed += token != work.draft.tokens[child]
                 token = work.draft.tokens[child]
             stop = self._write(row, token, logits, written)
             if child is None:
@@ -275,6 +303,8 @@ class Engine:
                 kept.append(len(work.tokens) + child)
             place = child
         row.charge += Charge(wasted=work.new - len(kept))
+        self.drafted += len(work.draft.tokens)
+        self.accepted += len(kept) - len(work.tokens)
         row.held, row.deepest = first + len(kept), max(row.deepest, first + len(kept))
         row.hidden = read.hidden[place + 1]
         self.store.keep(row, first, kept)
@@ -282,9 +312,10 @@ class Engine:
 
     def _accepted(self, draft: Draft, place: int, chosen: int, logits: Tensor, hidden: Tensor) -> int | None:
         """The place of the drafted token that stays after the one at `place`; None: none does."""
-        for child in draft.children(place):
-            left = len(draft.tokens) - child - 1
-            if self.acceptance.accepts(Question(draft.tokens[child], chosen, logits, hidden, left)):
+        # of a tree's branches, the model's own choice before all others
+        for child in sorted(draft.children(place), key=lambda child: draft.tokens[child] != chosen):
+            question = Question(draft.tokens[child], chosen, logits, hidden[place + 1], hidden[child + 1])
+            if self.acceptance.accepts(question):
                 return child
         return None
 
@@ -295,7 +326,7 @@ class Engine:
         for each in (row, *others):
             written = list[Written]()
             each.hidden = read.hidden[0]
-            stop = self._write(each, _choice(each, _changed(each, read.logits[0])), read.logits[0], written)
+            stop = self._write(each, next_token(each, changed_logits(each, read.logits[0])), read.logits[0], written)
             self._tell(each, written, stop)
 
     def _write(self, row: Row, token: int, logits: Tensor, written: list[Written]) -> Stop | None:
@@ -356,24 +387,6 @@ class Engine:
     def _number(self) -> int:
         self._numbers += 1
         return self._numbers
-
-
-def _changed(row: Row, logits: Tensor) -> Tensor:
-    """The logits after bias, penalties and the constraint."""
-    sampling = row.request.sampling
-    if sampling.changes_logits:
-        if sampling.repetition_penalty != 1 and not row.asked:
-            row.asked.update(row.request.prompt)
-        logits = penalised(logits, sampling, row.asked, row.answered)
-    mask = None if row.constraint is None else row.constraint.mask()
-    return logits if mask is None else logits.masked_fill(~mask, -torch.inf)
-
-
-def _choice(row: Row, logits: Tensor) -> int:
-    """The token that comes next."""
-    if row.request.sampling.temperature == 0:
-        return greedy(logits)
-    return choose(logits, row.request.sampling, row.draw(len(row.tokens)))
 
 
 def divided(charge: Charge, shares: Sequence[int]) -> list[Charge]:

@@ -168,7 +168,7 @@ class PagedCache(Cache):
             segments.append(Segment(number, start, count, self.held[number]))
             start += count
         mask = None if inputs.mask is None else inputs.mask[0]
-        coming = PackedPass(segments, mask, inputs.values.device)
+        coming = PackedPass(segments, mask, inputs.values.device, inputs.positions)
         plan = self._planned(coming)
         for layer in self.layers:
             layer.begin(plan)
@@ -231,9 +231,12 @@ def _group(coming: PackedPass, slots: Sequence[Any], which: Sequence[int]) -> Gr
     distance = (held[:, None] + offsets)[:, :, None] - keys
     visible = distance >= 0
     if coming.mask is not None:
-        mask = coming.mask.cpu()
+        mask, positions = coming.mask.cpu(), coming.positions[0].cpu()
         for place, one in enumerate(chosen):
-            end = one.start + new
-            visible[place, :, one.held : one.held + new] = mask[one.start : end, one.start : end]
+            own, among = slice(one.start, one.start + new), slice(one.held, one.held + new)
+            visible[place, :, among] = mask[own, own]
+            # tokens of a tree stand behind one another in the store, and beside one another in the text
+            distance[place] = positions[own, None] - keys
+            distance[place, :, among] = positions[own, None] - positions[own]
     places = (starts[:, None] + offsets).flatten()
     return Group(places, torch.from_numpy(padded), visible[:, None], distance)

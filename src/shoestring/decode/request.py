@@ -70,6 +70,8 @@ class Spent:
     first: seconds from submission to the first token; None where there was none.
     between: seconds between tokens after that, one number a token; those of one pass come at once.
     unread: tokens of the answer that no pass read, as nothing was to follow: the last, mostly.
+    drafting: what of `charge` the drafter took; its `read` are positions of the draft model.
+    changed: tokens of drafts that stayed though the model chose another. 0: the text is the one that decoding without drafts gives.
     """
 
     charge: Charge = NOTHING
@@ -77,6 +79,8 @@ class Spent:
     first: float | None = None
     between: tuple[float, ...] = ()
     unread: int = 0
+    drafting: Charge = NOTHING
+    changed: int = 0
 
     @property
     def total(self) -> float:

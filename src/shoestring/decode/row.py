@@ -27,7 +27,9 @@ class Row:
     stop: why it ended.
     parts: other answers to the same prompt, which begin once it is read.
     constraint: what the answer may be, with the tokens so far taken in.
-    charge, seconds: what it took so far, the seconds by cause. times: of its tokens, on the monotonic clock.
+    charge, seconds: what it took so far, the seconds by cause. drafting: what of `charge` the drafter took.
+    times: of its tokens, on the monotonic clock.
+    changed: tokens of drafts that stayed though the model chose another.
     asked, answered: how often each token stands in the prompt (where it matters) and in the answer.
     seen: when its seconds were last noted.
     """
@@ -46,8 +48,10 @@ class Row:
     parts: int = 0
     constraint: Constraint | None = None
     charge: Charge = NOTHING
+    drafting: Charge = NOTHING
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     times: list[float] = field(default_factory=list)
+    changed: int = 0
     asked: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
     seen: float = 0.0
@@ -97,7 +101,7 @@ class Row:
         first = self.times[0] - self.arrived if self.times else None
         between = tuple(after - before for before, after in zip(self.times, self.times[1:], strict=False))
         unread = self.written - max(0, self.deepest - len(self.request.prompt))
-        return Spent(self.charge, dict(self.seconds), first, between, unread)
+        return Spent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Work:
     """What a pass reads of one row.
 
     row: whose. tokens: the next ones of it. draft: tokens that may follow them.
-    outputs: whether logits are wanted, after the last of `tokens` and after each of the draft.
+    outputs: whether logits are wanted, after the last of `tokens` (if any) and after each of the draft.
     """
 
     row: Row
@@ -44,7 +44,7 @@ class Work:
     @property
     def wanted(self) -> int:
         """Places whose logits are wanted."""
-        return 1 + len(self.draft.tokens) if self.outputs else 0
+        return bool(self.tokens) + len(self.draft.tokens) if self.outputs else 0
 
 
 class Read(NamedTuple):

@@ -19,7 +19,7 @@ class NGram:
     """What followed the last tokens of the text where they stood before.
 
     Of the last n tokens, `longest` >= n >= `shortest`, the longest that the text holds at an earlier place is looked for; of
-    several places the latest counts. The draft is what follows there.
+    several places the latest counts. The draft is what follows there; where that reaches the text's end, it goes round again.
 
     most: tokens of a draft.
     """
@@ -47,7 +47,10 @@ class NGram:
         for size in range(min(self.longest, len(tokens)), self.shortest - 1, -1):
             place = index.get(tuple(tokens[-size:]))
             if place is not None:
-                return tokens[place : place + min(limit, self.most)]
+                draft, period = list[int](), len(tokens) - place
+                for at in range(min(limit, self.most)):  # past the text's end, the draft goes on with itself
+                    draft.append(tokens[place + at] if at < period else draft[at - period])
+                return draft
         return []
 
     def spent(self) -> Charge:
