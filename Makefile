@@ -27,6 +27,8 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard native/*)
 demo: $(READY)
 	$(BIN)/shoestring train --budget 2m
 
+# what Python compiles is kept, whatever the environment says: many processes that tests start import the same files
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 

@@ -17,11 +17,14 @@ TINY = (
 ).split()
 
 
+Command = subprocess.Popen[str] | Forked
+"""A command at work."""
+
 LIMIT = 120 * float(os.environ.get("TEST_PATIENCE", "1"))
 """Seconds that a command may take; tests/conftest.py says what TEST_PATIENCE is."""
 
 
-def start(*words: object, fresh: bool = False, **more: str) -> "subprocess.Popen[str] | Forked":
+def start(*words: object, fresh: bool = False, **more: str) -> Command:
     """The command at work, as a process forked from one that has imported everything.
 
     fresh: started as a user starts it, which takes seconds; so it is too where the environment asks for something that is

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from shoestring.launch.host import Host
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
-from tests.train.command import TINY, newest_weights, shoestring_here, start
+from tests.train.command import TINY, Command, newest_weights, shoestring_here, start
 
 ELASTIC = (
     "--workers=2 --transport=torchft --sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8 --elastic.silence=2 "
@@ -28,7 +27,7 @@ ELASTIC = (
 ).split()
 
 
-def until(holds: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 100) -> None:
+def until(holds: Callable[[], Any], process: Command, seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert process.poll() is None, process.communicate()
