@@ -153,7 +153,9 @@ def descend(
         better = found < before
         z[waiting] = torch.where(better[:, None], tried, at)
         errors[waiting] = torch.where(better, found, before)
-        damping[waiting] = (damping[waiting] * torch.where(better[:, None], 0.2, 6.0)).clamp(LEAST_DAMPING, MOST_DAMPING)
+        damping[waiting] = (damping[waiting] * torch.where(better[:, None], 0.2, 6.0)).clamp(
+            LEAST_DAMPING, MOST_DAMPING
+        )
         stuck = ~better & (damping[waiting][:, 0] >= MOST_DAMPING)
         waiting = waiting[~((slope <= tolerance) | stuck | (errors[waiting] < 1e-20))]
     slopes = _normal(predict, z, targets, weights, box, delta)[2]

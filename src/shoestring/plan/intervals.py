@@ -2,8 +2,8 @@
 
 A prediction's width has three parts. How far resamples of the runs disagree about it grows with the distance from them. The
 deviation of the residuals is what a run varies by. And rungs of the ladder are held out in turn, from the top: how many of
-these widths their errors took is the factor that all widths are multiplied by. So a law that extrapolates badly on the runs at hand
-says so, and gets wide intervals.
+these widths their errors took is the factor that all widths are multiplied by, where it is above that of Student's t. So a law
+that extrapolates badly on the runs at hand says so, and gets wide intervals.
 """
 
 import math
@@ -33,6 +33,9 @@ KEPT = 12
 
 LEAST_DEVIATION = 1e-6
 """Below which residuals are rounding."""
+
+LEAST_SHARE = 0.6
+"""Of the runs that a rung is fitted to, at least: fits of fewer are so much worse that they tell little of the whole."""
 
 PROFILE = tuple(s * d for d in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22) for s in (-1.0, 1.0))
 """Places, in standard errors, at which a constant is held while the others are fitted."""
@@ -84,7 +87,9 @@ def solve(scaled: Scaled, settings: Settings) -> Solution:
     """The best constants, from a grid of starts. Raises: UsageError for too few rows; ShoestringError where no start leads anywhere."""
     n, p = len(scaled.targets), len(scaled.low)
     if n < p + 1:
-        raise UsageError(f"{n} rows are too few for the {p} constants of the law '{scaled.formula.name}': {p + 1} at least")
+        raise UsageError(
+            f"{n} rows are too few for the {p} constants of the law '{scaled.formula.name}': {p + 1} at least"
+        )
     first = settings.delta or FIRST_DELTA * (1.0 if scaled.formula.scale == "log" else scaled.middle)
     weights = torch.ones(len(scaled.starts), n, dtype=torch.float64)
     box = scaled.box(settings.regularise)
@@ -228,15 +233,19 @@ def band(scaled: Scaled, solution: Solution, settings: Settings) -> Band:
     if not len(scores):
         return Band(draws, student, 0)
     rank = min(math.ceil((len(scores) + 1) * settings.confidence), len(scores))
-    return Band(draws, max(float(np.sort(scores)[rank - 1]), student / 2), len(scores))
+    return Band(draws, max(float(np.sort(scores)[rank - 1]), student), len(scores))
 
 
 def rungs(scaled: Scaled, count: int) -> list[Tensor]:
     """Masks [n] of the runs below each cut of the ladder, the lowest cut first; at most `count`."""
     ladder = ladder_of(scaled)
-    least = max(len(scaled.low) + 2, math.ceil(0.4 * len(ladder)))
+    least = max(len(scaled.low) + 2, math.ceil(LEAST_SHARE * len(ladder)))
     cuts = [level for level in np.unique(ladder) if (ladder < level).sum() >= least]
-    chosen = [cuts[at] for at in sorted({round(x) for x in np.linspace(0, len(cuts) - 1, min(count, len(cuts)))})] if cuts else []
+    chosen = (
+        [cuts[at] for at in sorted({round(x) for x in np.linspace(0, len(cuts) - 1, min(count, len(cuts)))})]
+        if cuts
+        else []
+    )
     return [torch.as_tensor(ladder < level) for level in chosen]
 
 

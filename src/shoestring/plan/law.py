@@ -138,7 +138,9 @@ class Law(Formula):
 def _doubts(scaled: Scaled, solution: intervals.Solution, band: intervals.Band, residuals: Column) -> Sequence[str]:
     search, names, doubts = solution.search, scaled.formula.names, []
     if bool(search.stopped_early[search.best()]):
-        doubts.append(f"the search stopped early: the error still falls (cosine {float(search.slopes[search.best()]):.2g})")
+        doubts.append(
+            f"the search stopped early: the error still falls (cosine {float(search.slopes[search.best()]):.2g})"
+        )
     if len(search.errors) > 2 and search.agreeing() < 2:
         doubts.append(f"only one of {len(search.errors)} starts reached the lowest error")
     at_end = (solution.best - scaled.low < AT_BOUND) | (scaled.high - solution.best < AT_BOUND)
@@ -152,5 +154,7 @@ def _doubts(scaled: Scaled, solution: intervals.Solution, band: intervals.Band, 
         worst = [scaled.rows.names[at] for at in outliers[np.argsort(-np.abs(residuals[outliers]))][:3]]
         doubts.append(f"{len(outliers)} runs lie beyond 5 deviations and count little: {', '.join(worst)} ...")
     if not band.held_out:
-        doubts.append("too few rungs to hold any out: intervals rest on residuals alone, and may be narrow beyond the runs")
+        doubts.append(
+            "too few rungs to hold any out: intervals rest on residuals alone, and may be narrow beyond the runs"
+        )
     return doubts

@@ -113,9 +113,7 @@ class RunsTable:
         """These runs and those; what one table lacks is NaN in its rows."""
         keys = list(dict.fromkeys([*self.columns, *other.columns]))
         both = {
-            key: np.concatenate(
-                [table.columns.get(key, np.full(len(table), math.nan)) for table in (self, other)]
-            )
+            key: np.concatenate([table.columns.get(key, np.full(len(table), math.nan)) for table in (self, other)])
             for key in keys
         }
         return RunsTable((*self.names, *other.names), both)
@@ -180,7 +178,9 @@ def read_folders(folders: Sequence[Path]) -> RunsTable:
     are finished. Raises: UsageError for a folder that is no run or holds none, or a file that cannot be read."""
     rows, names = [], []
     for folder in folders:
-        found = [folder] if (folder / "config.toml").is_file() else sorted(p.parent for p in folder.glob("*/config.toml"))
+        found = (
+            [folder] if (folder / "config.toml").is_file() else sorted(p.parent for p in folder.glob("*/config.toml"))
+        )
         finished = [run for run in found if (run / "summary.json").is_file()]
         if not finished:
             what = "its run is not finished" if found else "there is no run in it"
