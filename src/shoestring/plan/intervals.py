@@ -84,7 +84,10 @@ def _deviation(residuals: Tensor, weights: Tensor, constants: int) -> Tensor:
 
 
 def solve(scaled: Scaled, settings: Settings) -> Solution:
-    """The best constants, from a grid of starts. Raises: UsageError for too few rows; ShoestringError where no start leads anywhere."""
+    """The best constants, from a grid of starts.
+
+    Raises: UsageError for too few rows; ShoestringError where no start leads anywhere.
+    """
     n, p = len(scaled.targets), len(scaled.low)
     if n < p + 1:
         raise UsageError(
@@ -193,12 +196,16 @@ def _covariance(scaled: Scaled, best: Tensor, weights: Tensor, box: fit.Box, sol
 class Band:
     """What makes the width of predictions.
 
-    draws: [resamples, p], constants of resampled runs. factor: of widths. held_out: how many held-out errors it rests on.
+    draws: [resamples, p], constants of resampled runs.
+    factor: of widths.
+    held_out: how many held-out errors it rests on.
+    held_out_error: their mean size, on the law's scale; NaN where there are none.
     """
 
     draws: Tensor
     factor: float
     held_out: int
+    held_out_error: float
 
     def at(self, scaled: Scaled, solution: Solution, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(expected values [n], half widths [n]) of other runs, on the formula's scale."""
@@ -228,12 +235,14 @@ def band(scaled: Scaled, solution: Solution, settings: Settings) -> Band:
         scaled.expected, solution.best.repeat(len(weights), 1), scaled.targets, weights, box, solution.delta,
         most_steps=40, tolerance=1e-3,
     ).variables  # fmt: skip
-    scores = held_out_scores(scaled, solution, settings)
+    above = held_out(scaled, solution, settings)
     student = quantile(settings.confidence, solution.freedom)
-    if not len(scores):
-        return Band(draws, student, 0)
+    if not above:
+        return Band(draws, student, 0, math.nan)
+    errors = torch.cat([error for _, error, _ in above]).abs()
+    scores = (errors / torch.cat([width for _, _, width in above])).sort().values
     rank = min(math.ceil((len(scores) + 1) * settings.confidence), len(scores))
-    return Band(draws, max(float(np.sort(scores)[rank - 1]), student), len(scores))
+    return Band(draws, max(float(scores[rank - 1]), student), len(scores), float(errors.mean()))
 
 
 def rungs(scaled: Scaled, count: int) -> list[Tensor]:
@@ -287,9 +296,3 @@ def held_out(scaled: Scaled, solution: Solution, settings: Settings) -> list[tup
         width = (spread**2 + deviation[at] ** 2).sqrt()
         found.append((~mask, (scaled.targets - fitted[at])[~mask], width[~mask]))
     return found
-
-
-def held_out_scores(scaled: Scaled, solution: Solution, settings: Settings) -> Column:
-    """Errors of held-out runs in units of their widths."""
-    scores = [(error.abs() / width).numpy() for _, error, width in held_out(scaled, solution, settings)]
-    return np.concatenate(scores) if scores else np.empty(0)

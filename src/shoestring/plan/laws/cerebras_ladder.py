@@ -23,7 +23,8 @@ from shoestring.plan.runs_table import RunsTable
 class CerebrasLadder(PowerLaw):
     """The loss over compute of runs on one ladder: L = E + A / C^alpha.
 
-    Dey et al. (2023), arXiv:2304.03208: L = (C / 5.984e22)^-0.0737 + 0.5066 on the Pile, at 20 tokens a parameter; A = 5.984e22^alpha. C:
+    Dey et al. (2023), arXiv:2304.03208: L = (C / 5.984e22)^-0.0737 + 0.5066 on the Pile, at 20 tokens a parameter.
+    A = 5.984e22^alpha. C:
     FLOPs. L: nats per token. The ladder's rates are to come from muP (`schedule.transfer`), or the line bends.
 
     ratio: tokens per parameter of the ladder; other runs are left out.

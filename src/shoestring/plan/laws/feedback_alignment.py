@@ -40,7 +40,7 @@ class FeedbackAlignment(Law):
 
 
 def break_even(fitted: Fitted, compute: float) -> float:
-    """How many times less compute the other way must take for a step, so that it reaches the loss of backpropagation at `compute`."""
+    """The times of `compute` that the other way needs for the loss of backpropagation there: what it must save at least."""
     c = fitted.constants
     loss = c["A_0"] * compute ** -c["alpha_0"]
     return float((c["A_1"] / loss) ** (1 / c["alpha_1"]) / compute)

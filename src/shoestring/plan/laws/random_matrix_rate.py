@@ -13,7 +13,8 @@ from shoestring.plan.law import Law
     "plan",
     kind="law",
     name="random_matrix_rate",
-    paper="Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training, arXiv:2006.09092",
+    paper="Learning Rates as a Function of Batch Size: A Random Matrix Theory Approach to Neural Network Training, "
+    "arXiv:2006.09092",
     claim="the maximal learning rate grows linearly with the batch for SGD, and with its square root for Adam",
     cost="the largest stable rate at several batch sizes",
 )
