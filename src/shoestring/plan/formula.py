@@ -16,6 +16,9 @@ from shoestring.plan.runs_table import RunsTable
 Values = Mapping[str, Tensor]
 """Constants [problems, 1 or n] or columns [n], by name."""
 
+Published = Mapping[str, Mapping[str, float]]
+"""Fits that papers print, by name: constants by name."""
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -26,8 +29,10 @@ class Constant:
     starts: where the search for it starts, in its unit.
     positive: whether it is searched for on a logarithmic scale.
     unit: what it is a share of. '': nothing, it is a plain number. 'lowest': the least of the target. 'coefficient': the middle
-        of the target, once the powers that it stands before are at the middles of their columns.
-    of: for a coefficient, (column, exponent's name, sign) of those powers; A / N^alpha is ('parameters', 'alpha', -1).
+        of the target, once the powers that it stands before are at the middles of their columns. 'column': the middle of a column.
+    of: for a coefficient, (column, exponent's name, sign) of those powers; A / N^alpha is ('parameters', 'alpha', -1). For a
+    share of
+        a column's middle, ('parameters', '', 0).
     prior: (centre, standard deviation) of its logarithm, or of itself where it is not positive; None: nothing is known before.
     """
 
@@ -36,7 +41,7 @@ class Constant:
     high: float
     starts: tuple[float, ...]
     positive: bool = True
-    unit: Literal["", "lowest", "coefficient"] = ""
+    unit: Literal["", "lowest", "coefficient", "column"] = ""
     of: tuple[tuple[str, str, float], ...] = ()
     prior: tuple[float, float] | None = None
 
@@ -73,6 +78,11 @@ def exponent(
     return Constant(name, low, high, starts, prior=None if centre is None else (math.log(centre), 0.5))
 
 
+def place(name: str, column: str, starts: tuple[float, ...], *, low: float = 1e-4, high: float = 1e4) -> Constant:
+    """A positive place on a column, as a share of the column's middle."""
+    return Constant(name, low, high, starts, unit="column", of=((column, "", 0.0),))
+
+
 def floor(name: str = "E", starts: tuple[float, ...] = (0.4, 0.8), *, low: float = 1e-3) -> Constant:
     """What remains for endless size and data, as a share of the least of the target.
 
@@ -102,7 +112,7 @@ class Formula(ABC):
     target: str = "loss"
     scale: Literal["log", "linear"] = "log"
     ladder: str = "compute"
-    published: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    published: ClassVar[Published] = {}
 
     @abstractmethod
     def expected(self, constants: Values, row: Values) -> Tensor:

@@ -2,8 +2,8 @@
 
 A prediction's width has three parts. How far resamples of the runs disagree about it grows with the distance from them. The
 deviation of the residuals is what a run varies by. And rungs of the ladder are held out in turn, from the top: how many of
-these widths their errors took is the factor that all widths are multiplied by. So a law that extrapolates badly on the runs at hand
-says so, and gets wide intervals.
+these widths their errors took is the factor that all widths are multiplied by, where it is above that of Student's t. So a law
+that extrapolates badly on the runs at hand says so, and gets wide intervals.
 """
 
 import math
@@ -33,6 +33,9 @@ KEPT = 12
 
 LEAST_DEVIATION = 1e-6
 """Below which residuals are rounding."""
+
+LEAST_SHARE = 0.6
+"""Of the runs that a rung is fitted to, at least: fits of fewer are so much worse that they tell little of the whole."""
 
 PROFILE = tuple(s * d for d in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 9, 14, 22) for s in (-1.0, 1.0))
 """Places, in standard errors, at which a constant is held while the others are fitted."""
@@ -81,7 +84,10 @@ def _deviation(residuals: Tensor, weights: Tensor, constants: int) -> Tensor:
 
 
 def solve(scaled: Scaled, settings: Settings) -> Solution:
-    """The best constants, from a grid of starts. Raises: UsageError for too few rows; ShoestringError where no start leads anywhere."""
+    """The best constants, from a grid of starts.
+
+    Raises: UsageError for too few rows; ShoestringError where no start leads anywhere.
+    """
     n, p = len(scaled.targets), len(scaled.low)
     if n < p + 1:
         raise UsageError(
@@ -190,12 +196,16 @@ def _covariance(scaled: Scaled, best: Tensor, weights: Tensor, box: fit.Box, sol
 class Band:
     """What makes the width of predictions.
 
-    draws: [resamples, p], constants of resampled runs. factor: of widths. held_out: how many held-out errors it rests on.
+    draws: [resamples, p], constants of resampled runs.
+    factor: of widths.
+    held_out: how many held-out errors it rests on.
+    held_out_error: their mean size, on the law's scale; NaN where there are none.
     """
 
     draws: Tensor
     factor: float
     held_out: int
+    held_out_error: float
 
     def at(self, scaled: Scaled, solution: Solution, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(expected values [n], half widths [n]) of other runs, on the formula's scale."""
@@ -225,18 +235,20 @@ def band(scaled: Scaled, solution: Solution, settings: Settings) -> Band:
         scaled.expected, solution.best.repeat(len(weights), 1), scaled.targets, weights, box, solution.delta,
         most_steps=40, tolerance=1e-3,
     ).variables  # fmt: skip
-    scores = held_out_scores(scaled, solution, settings)
+    above = held_out(scaled, solution, settings)
     student = quantile(settings.confidence, solution.freedom)
-    if not len(scores):
-        return Band(draws, student, 0)
+    if not above:
+        return Band(draws, student, 0, math.nan)
+    errors = torch.cat([error for _, error, _ in above]).abs()
+    scores = (errors / torch.cat([width for _, _, width in above])).sort().values
     rank = min(math.ceil((len(scores) + 1) * settings.confidence), len(scores))
-    return Band(draws, max(float(np.sort(scores)[rank - 1]), student / 2), len(scores))
+    return Band(draws, max(float(scores[rank - 1]), student), len(scores), float(errors.mean()))
 
 
 def rungs(scaled: Scaled, count: int) -> list[Tensor]:
     """Masks [n] of the runs below each cut of the ladder, the lowest cut first; at most `count`."""
     ladder = ladder_of(scaled)
-    least = max(len(scaled.low) + 2, math.ceil(0.4 * len(ladder)))
+    least = max(len(scaled.low) + 2, math.ceil(LEAST_SHARE * len(ladder)))
     cuts = [level for level in np.unique(ladder) if (ladder < level).sum() >= least]
     chosen = (
         [cuts[at] for at in sorted({round(x) for x in np.linspace(0, len(cuts) - 1, min(count, len(cuts)))})]
@@ -284,9 +296,3 @@ def held_out(scaled: Scaled, solution: Solution, settings: Settings) -> list[tup
         width = (spread**2 + deviation[at] ** 2).sqrt()
         found.append((~mask, (scaled.targets - fitted[at])[~mask], width[~mask]))
     return found
-
-
-def held_out_scores(scaled: Scaled, solution: Solution, settings: Settings) -> Column:
-    """Errors of held-out runs in units of their widths."""
-    scores = [(error.abs() / width).numpy() for _, error, width in held_out(scaled, solution, settings)]
-    return np.concatenate(scores) if scores else np.empty(0)

@@ -6,6 +6,7 @@ starts, and its formula. It has no fitting code: `Law.fit` is the engine's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Prediction(NamedTuple):
 class Fitted:
     """A law that is fitted to runs.
 
-    constants: the best. intervals: of each of them, by name.
+    constants: the best.
     residuals: [rows], measured less expected, on the law's scale. deviation: their robust standard deviation.
     convergence: the starts of the search. doubts: what to know before trusting it, a line each.
     """
@@ -42,7 +43,6 @@ class Fitted:
     rows: RunsTable
     settings: Settings
     constants: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
     residuals: Column
     deviation: float
     convergence: fit.Descent
@@ -50,6 +50,12 @@ class Fitted:
     scaled: Scaled
     solution: intervals.Solution
     band: intervals.Band
+
+    @cached_property
+    def intervals(self) -> Mapping[str, tuple[float, float]]:
+        """Of each constant, by name: fitted when they are first asked for."""
+        with torch.no_grad():
+            return intervals.profiles(self.scaled, self.solution, self.settings)
 
     def predict(self, row: Mapping[str, float]) -> Prediction:
         """A new run, with the interval that it lies in. Raises: UsageError where a column is missing."""
@@ -115,7 +121,6 @@ class Law(Formula):
         scaled = Scaled(self, rows)
         with torch.no_grad():
             solution = intervals.solve(scaled, settings)
-            found = intervals.profiles(scaled, solution, settings)
             band = intervals.band(scaled, solution, settings)
         best = solution.best
         residuals = (scaled.targets - scaled.expected(best[None, None])[0]).numpy()
@@ -124,7 +129,6 @@ class Law(Formula):
             rows=rows,
             settings=settings,
             constants=scaled.named(best),
-            intervals=found,
             residuals=residuals,
             deviation=solution.deviation,
             convergence=solution.search,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.errors import UsageError
 from shoestring.plan.fit import Box
-from shoestring.plan.formula import Formula, Values
+from shoestring.plan.formula import Constant, Formula, Values
 from shoestring.plan.runs_table import RunsTable
 
 FARTHEST = 600.0
@@ -33,7 +33,9 @@ class Scaled:
         self.targets = target.log() if formula.scale == "log" else target
         self.middle = max(float(target.abs().median()), 1e-300)
         self.lowest = float(target.min())
-        self.middles = {name: float(column.clamp(min=1e-300).log().mean().exp()) for name, column in self.row.items()}
+        self.middles = self.places = {
+            name: float(column.clamp(min=1e-300).log().mean().exp()) for name, column in self.row.items()
+        }
         self.low = self._variables([constant.low for constant in formula.constants])
         self.high = self._variables([constant.high for constant in formula.constants])
         self.starts = torch.stack([self._variables(start) for start in formula.starts()])
@@ -77,7 +79,7 @@ class Scaled:
             if constant.unit == "coefficient":
                 coefficients.append((constant, variable))
             elif constant.positive:
-                found[constant.name] = variable.exp() * (self.lowest if constant.unit == "lowest" else 1.0)
+                found[constant.name] = variable.exp() * self._unit(constant)
             else:
                 found[constant.name] = variable
         for constant, variable in coefficients:
@@ -86,6 +88,11 @@ class Scaled:
                 power = power - sign * found[name] * math.log(self.middles[column])
             found[constant.name] = power.exp()
         return found
+
+    def _unit(self, constant: Constant) -> float:
+        if constant.unit == "column":
+            return self.places[constant.of[0][0]]
+        return self.lowest if constant.unit == "lowest" else 1.0
 
     def expected(self, variables: Tensor, row: Values | None = None) -> Tensor:
         """Variables [problems, 1 or n, p] -> the target [problems, n], on the formula's scale. row: of other runs."""

@@ -1,9 +1,11 @@
 """Chinchilla's parametric law of parameters and tokens, with or without one exponent for both."""
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Values, coefficient, exponent, floor
+from shoestring.plan.formula import Published, Values, coefficient, exponent, floor
 from shoestring.plan.law import Law
 
 
@@ -28,7 +30,7 @@ class Chinchilla(Law):
 
     name = "chinchilla"
     formula = "L = E + A / N^alpha + B / D^beta"
-    published = {
+    published: ClassVar[Published] = {
         "hoffmann": {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28},  # arXiv:2203.15556, equation 10
         "besiroglu": {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658},  # arXiv:2404.10102
     }
