@@ -2,9 +2,9 @@
 
 Documents are drawn from Zipf's law over a made vocabulary. Some have copies that were edited in known ways at known rates. A copy
 is a near-duplicate where the share of runs of five words that it has in common with an earlier document of its family, worked out
-exactly, is at the threshold or above; the edit decides nothing else. Same seed, same set: the found clusters are the same in every run, and the
-bench fails where two runs of one side differ. Each side runs in a process of its own, so that its peak of memory is its own.
-MB/s is of the whole: reading, hashing, candidates, clusters. Needs `datasketch` (`pip install -e '.[bench]'`).
+exactly, is at the threshold or above; the edit decides nothing else. Same seed, same set: the found clusters are the same in every
+run, and the bench fails where two runs of one side differ. Each side runs in a process of its own, so that its peak of memory is
+its own. MB/s is of the whole: reading, hashing, candidates, clusters. Needs `datasketch` (`pip install -e '.[bench]'`).
 """
 
 import argparse

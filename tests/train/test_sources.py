@@ -98,6 +98,29 @@ def test_batches_of_sorted_documents_train(corpus: Path, tmp_path: Path) -> None
     assert losses[-1] < losses[0]
 
 
+SELECTIONS = {
+    "hard_batches": ("--data.selection.delta=2",),
+    "bmdal": ("--data.selection.width=16", "--train.micro_batch=4"),
+    "jest": ("--data.selection.reference=RUN", "--data.selection.more=2"),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_is_charged_to_the_budget(name: str, corpus: Path, tmp_path: Path) -> None:
+    words = ["train", f"--data.corpus={corpus}", *TINY, "--train.sample_tokens=0", "--budget=1e9flops"]
+    status, _, errors = shoestring(*words, "--out", tmp_path / "plain")
+    assert status == 0, errors
+    options = [option.replace("RUN", str(tmp_path / "plain")) for option in SELECTIONS[name]]
+    status, _, errors = shoestring(*words, f"--data.selection={name}", *options, "--out", tmp_path / "chosen")
+    assert status == 0, errors
+    plain, chosen = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("plain", "chosen"))
+    assert chosen["flops"] == pytest.approx(plain["flops"], rel=0.05)  # the same budget, choosing included
+    assert chosen["steps"] < 0.9 * plain["steps"]
+    spent = chosen["accounts"]["selection"]
+    assert 0 < spent["flops"] < chosen["flops"]
+    assert spent["read"] >= 2 * chosen["steps"] * 4 * 32
+
+
 def test_dynamic_loading_reads_more_of_the_domain_that_lags(sources: Sequence[str], tmp_path: Path) -> None:
     taken = {}
     for reference in ("lines", "numbers"):

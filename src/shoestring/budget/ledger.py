@@ -28,6 +28,7 @@ from shoestring.json_files import damaged, is_number, read_lines
 _causes: dict[str, str] = {}
 _overlapping: set[str] = set()
 _accounts: dict[str, str] = {}
+_limited: set[str] = set()
 
 
 def cause(name: str, says: str, *, overlaps: bool = False) -> str:
@@ -42,10 +43,21 @@ def cause(name: str, says: str, *, overlaps: bool = False) -> str:
     return name
 
 
-def account(name: str, says: str) -> str:
-    """Declare an account: whom FLOPs, tokens and bytes are charged to. Returns its name. says: what it pays for, in words."""
+def account(name: str, says: str, *, limited: bool = False) -> str:
+    """Declare an account: whom FLOPs, tokens and bytes are charged to. Returns its name.
+
+    says: what it pays for, in words.
+    limited: its FLOPs count against a budget of FLOPs, as those of training do.
+    """
     _accounts[name] = says
+    if limited:
+        _limited.add(name)
     return name
+
+
+def is_limited(account: str) -> bool:
+    """Whether a budget of FLOPs limits what an account spends."""
+    return account in _limited
 
 
 COMPUTE = cause("compute", "steps of training")
@@ -59,10 +71,12 @@ START = cause("start", "looking at the machine, building the model, and a first 
 COMPILE = cause("compile", "the compiler, and a first step that compiles; in ledgers of 0.1.0 the two above too")
 IDLE = cause("idle", "nothing of these")
 
-MODEL = account("model", "training the model: the only account that a budget of FLOPs or tokens limits")
+MODEL = account("model", "training the model: what a budget of FLOPs or tokens limits", limited=True)
 EVALUATION = account("evaluation", "held-out evaluations")
 CALIBRATION = account("calibration", "text that an edit looks at to decide")
-SELECTION = account("selection", "models that score text, or batches, to choose what is trained on")
+SELECTION = account(
+    "selection", "scoring text or batches to choose what is trained on, within a budget of FLOPs", limited=True
+)
 SAMPLE = account("sample", "text drawn to be looked at")
 
 
@@ -71,7 +85,7 @@ class Totals:
     """Sums over a ledger.
 
     seconds: by cause.
-    flops, tokens: of the account 'model', retained in the model.
+    flops, tokens: of the account 'model', retained in the model; FLOPs of other accounts that a budget limits are among them.
     discarded, flops_discarded: tokens and FLOPs spent on work that was lost (a killed run repeats what followed its last
     checkpoint).
     sent, received: bytes.
@@ -205,7 +219,9 @@ class Ledger:
         if account != MODEL:
             self._others[account] = self._others.get(account, NOTHING) + charge
             # bytes on a link are those of the run, whoever sent them
-            charge = Charge(sent=charge.sent, received=charge.received)
+            charge = Charge(
+                flops=charge.flops if account in _limited else 0, sent=charge.sent, received=charge.received
+            )
         for key in ("flops", "tokens", "sent", "received"):
             self._pending[key] += getattr(charge, key)
 

@@ -87,6 +87,7 @@ class DataConfig:
     documents: path of an index of documents (`data.subset.write_index`), the only ones read; None: all.
     rows: how documents are laid in rows, each apart from the others, in place of windows; None: windows, as packing says.
     length: how long the rows of a step are, as the budget is spent; None: always model.context.
+    selection: which rows of a larger batch are trained on, by the model as it is; None: all.
     source: several corpora, each a domain with a name, in place of data.corpus; they share one tokenizer. None: one corpus.
     mixture: how much of each source is read, as the budget is spent; None: all equally often.
 
@@ -106,6 +107,7 @@ class DataConfig:
     documents: str | None = None
     rows: Annotated[Choice, Pick("data", "packing")] | None = None
     length: Annotated[Choice, Pick("data", "length")] | None = None
+    selection: Annotated[Choice, Pick("data", "selection")] | None = None
     source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources)] | None = None
     mixture: Annotated[Choice, MIXTURE] | None = None
 

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from shoestring.base import open_model
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
@@ -13,6 +15,7 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.length import Shaped
 from shoestring.data.mixed import Mixed
 from shoestring.data.mixture import Domain
+from shoestring.data.selection import Selection
 from shoestring.data.store import TokenStore
 from shoestring.data.stream import stream_of
 from shoestring.data.windows import BatchSource, Windows
@@ -114,11 +117,13 @@ def assemble(
         torch.set_num_threads(config.execution.threads)
     device = config.execution.device
     own = config.workers if worker is None else 1
-    source = training_source(config, dataset, worker if own < config.workers else None)
+    selection = selection_of(config, dataset)
+    more = 1 if selection is None else selection.more
+    source = training_source(config, dataset, worker if own < config.workers else None, more)
     evidence = _evidence(config, source)
     claims, steppers, applied = "", [], list[Applied]()
     for _ in range(own):
-        stepper, applied, claims = _stepper(config, evidence, decisions)
+        stepper, applied, claims = _stepper(config, evidence, decisions, selection)
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
@@ -131,7 +136,7 @@ def assemble(
         precision=config.execution.precision,
         domains=[part.name for part in dataset.domains],
     )
-    model = steppers[0].model
+    model, drawn = steppers[0].model, steps_of(config)
     schedule, switches, said = join_schedule(config.schedule.build(), applied, model, planned_tokens(config, model))
     pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
     return Parts(
@@ -139,19 +144,40 @@ def assemble(
         schedule=AppliedSchedules(with_warmup(schedule, config.train.warmup), schedule, switches, pairs),
         source=source,
         evaluator=evaluator,
-        sequences=steps_of(config),
+        sequences=drawn if selection is None else lambda progress: drawn(progress) * more,
         milestones=tuple(getattr(schedule, "milestones", ())),
         claims="\n".join(line for line in (claims, said) if line),
         applied=tuple(applied),
     )
 
 
-def training_source(config: RunConfig, dataset: Dataset, worker: int | None) -> BatchSource:
-    """The batches of a run. worker: whose part of them; None: all of them."""
+def training_source(config: RunConfig, dataset: Dataset, worker: int | None, more: int = 1) -> BatchSource:
+    """The batches of a run. worker: whose part of them; None: all of them. more: times as many rows are drawn as trained on."""
     source = _whole_rows(config, dataset, worker)
     if config.data.length is None:
         return source
-    return Shaped(stream_of(source), config.data.length.build(config.model.context), config.train.batch)
+    return Shaped(stream_of(source), config.data.length.build(config.model.context), config.train.batch * more)
+
+
+def selection_of(config: RunConfig, dataset: Dataset) -> Selection | None:
+    """What chooses the rows that are trained on. Raises: UsageError where a model that it asks reads other tokens."""
+
+    def opened(place: str) -> LanguageModel:
+        found = open_model(place)
+        own = None if found.tokenizer is None else found.tokenizer.fingerprint
+        if own != dataset.tokenizer.fingerprint:
+            raise UsageError(
+                f"{place} has another tokenizer than this run: train both with --data.tokenizer bytes, or the same file"
+            )
+        model = found.model
+        if isinstance(model, nn.Module):
+            model.to(config.execution.device)
+        return model
+
+    if config.data.selection is None:
+        return None
+    made: Selection = config.data.selection.build(opened)
+    return made
 
 
 def _whole_rows(config: RunConfig, dataset: Dataset, worker: int | None) -> BatchSource:
@@ -208,7 +234,7 @@ def _objective(config: RunConfig) -> Objective:
 
 
 def _stepper(
-    config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None
+    config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None, selection: Selection | None
 ) -> tuple[Stepper, list[Applied], str]:
     """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
     same for each worker."""
@@ -232,6 +258,7 @@ def _stepper(
         precision=config.execution.precision,
         micro_batch=_rows(config),
         context=config.model.context if config.data.length is not None else None,
+        selection=selection,
         clip=config.train.gradient_clip,
         seed=config.seed,
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,

@@ -231,7 +231,7 @@ class RunConfig:
             edit.build()
         if self.data.source:
             self._check_sources()
-        if self.data.rows is not None or self.data.length is not None:
+        if self.data.rows or self.data.length or self.data.selection:
             self._check_rows()
         if self.transport == "pipeline":
             self._check_pipeline()
@@ -245,10 +245,10 @@ class RunConfig:
     def _check_rows(self) -> None:
         """Refuse shapes that vary where one is needed."""
         data, compiled = self.data, self.execution.compile != "none"
-        for key, choice in (("rows", data.rows), ("length", data.length)):
+        for key, choice in (("rows", data.rows), ("length", data.length), ("selection", data.selection)):
             if choice is not None and self.transport in ("torchft", "pipeline"):
                 raise ValueError(
-                    f"data.{key} = {choice.name}: transport = {self.transport} reads windows of one length"
+                    f"data.{key} = {choice.name}: transport = {self.transport} reads every window, of one length"
                 )
         if data.length is not None:
             data.length.build(self.model.context)

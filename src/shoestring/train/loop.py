@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import EVALUATION, MODEL, Ledger
+from shoestring.budget.ledger import EVALUATION, MODEL, Ledger, is_limited
 from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.stream import stream_of
@@ -253,8 +253,8 @@ class Loop:
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)
             self.worker.apply(factor)
-        own = result.spent[MODEL]
-        self.last_cost = {"tokens": own.tokens, "flops": own.flops}
+        limited = sum(charge.flops for account, charge in result.spent.items() if is_limited(account))
+        self.last_cost = {"tokens": result.spent[MODEL].tokens, "flops": limited}
         self.ledger.charge_all(result.spent)
         self.position.step += 1
         self.position.sequences += count

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.budget.charge import NOTHING, Charge
-from shoestring.budget.ledger import MODEL
+from shoestring.budget.ledger import MODEL, SELECTION
 from shoestring.contract.batch import Batch
 from shoestring.contract.edit import Stepped
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At, Objective
+from shoestring.data.selection import Selection
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.train.curvature import curvature_of
@@ -68,6 +69,7 @@ class Stepper:
     micro_batch: sequences at once.
     context: places of a whole row, where rows may be shorter: of those, as many more are taken at once. None: rows are as they are.
     clip: largest gradient norm.
+    selection: chooses the rows that are trained on from a batch of `selection.more` times as many. None: all are.
     seed: of what is drawn on the way.
     noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every `noise_scale_every` steps.
     stepped: edits that do something around every step.
@@ -85,6 +87,7 @@ class Stepper:
         precision: str,
         micro_batch: int,
         context: int | None = None,
+        selection: Selection | None = None,
         clip: float,
         seed: int = 0,
         noise_scale: NoiseScale | None = None,
@@ -93,7 +96,7 @@ class Stepper:
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device, self.precision, self.micro_batch, self.clip = device, precision, micro_batch, clip
-        self.context = context
+        self.context, self.selection = context, selection
         self.seed, self.noise_scale, self.noise_scale_every = seed, noise_scale, noise_scale_every
         self.stepped, self._at = tuple(stepped), At()
 
@@ -104,6 +107,7 @@ class Stepper:
     def accumulate(self, batch: Batch, at: At) -> Accumulated:
         """`gradients`, whose figures are to be read later: so that several workers of one GPU need not wait for each other."""
         self._at = at = at._replace(seed=self.seed)
+        batch, choosing = self._selected(batch, at)
         more = 1 if self.context is None else max(1, self.context // batch.inputs.length)
         parts = batch.split(self.micro_batch * more)
         counts = [self.objective.count(part) for part in parts]
@@ -128,7 +132,16 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, norm_1, targets, together(spent, self._curvature(parts[0], at)))
+        return Accumulated(total, norm, norm_1, targets, together(spent, choosing, self._curvature(parts[0], at)))
+
+    def _selected(self, batch: Batch, at: At) -> tuple[Batch, dict[str, Charge]]:
+        """(the rows that are trained on, what choosing them took)."""
+        if self.selection is None:
+            return batch, {}
+        with autocast(self.device, self.precision):
+            rows = max(1, batch.rows // self.selection.more)
+            chosen = self.selection.choose(self.model, batch.split(self.micro_batch), rows, at)
+        return batch.take(chosen.rows), {SELECTION: chosen.spent}
 
     def _norm(self, order: float = 2.0) -> Tensor:
         return nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None], order)

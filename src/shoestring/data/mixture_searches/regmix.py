@@ -61,7 +61,7 @@ class RegMix:
     simulated: mixtures that the regression is asked about.
     averaged: of these, the lowest, whose mean is taken.
     rate: step of each tree, of as many as `trees`.
-    trees: see rate; more of them fit closer.
+    trees: how many; more of them fit closer.
     penalty: of the linear regression, on its squared coefficients.
     seed: of what is drawn.
     """
