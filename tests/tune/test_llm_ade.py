@@ -1,5 +1,6 @@
 """LLM-ADE: sensitivities by hand, copies that start as nothing, and what learns."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ from torch import nn
 
 from shoestring.contract.edit import Evidence
 from shoestring.errors import UsageError
-from shoestring.tune.edits.llm_ade import LLMADE, sensitivities
+from shoestring.tune.edits.llm_ade import LLMADE, By, angles, sensitivities
 from tests.tune.making import evidence, folder_of, logits, opened
 
 
+@pytest.mark.parametrize("by", ["angular", "gradient"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_copies_start_as_nothing_and_learn(kind: str, tmp_path: Path) -> None:
+def test_copies_start_as_nothing_and_learn(kind: str, by: By, tmp_path: Path) -> None:
     model = opened(folder_of(kind, tmp_path / "model"))
-    before, edit = logits(model), LLMADE(expand=1, train=1)
+    before, edit = logits(model), LLMADE(expand=1, train=1, by=by)
     decision = edit.decide(model, evidence(model))
     assert decision.spent.flops > 0
     torch.testing.assert_close(logits(model), before)  # deciding changed nothing
@@ -39,6 +41,21 @@ def test_copies_start_as_nothing_and_learn(kind: str, tmp_path: Path) -> None:
         whole = made(tokens)
         made(tokens[:, :3], cache=cache)
         torch.testing.assert_close(made(tokens[:, 3:], cache=cache), whole[:, 3:], atol=1e-4, rtol=1e-4)
+
+
+def test_angles_are_those_of_their_formula(tmp_path: Path) -> None:
+    model = opened(folder_of("llama", tmp_path / "model"))
+    text = evidence(model)
+    found, _ = angles(model, text)
+    names = ("embedding", *model.anatomy().layers)
+    with torch.no_grad():
+        tapped = model.read(text.text[0].inputs, tap=names).tapped
+    for layer in range(2):
+        one, other = (tapped[name].double().flatten(0, 1) for name in names[layer : layer + 2])
+        turned = [
+            math.acos(float(a @ b) / float(a.norm() * b.norm())) / math.pi for a, b in zip(one, other, strict=True)
+        ]
+        assert found[layer] == pytest.approx(sum(turned) / len(turned), rel=1e-4)
 
 
 def test_sensitivity_is_that_of_its_formula(tmp_path: Path) -> None:

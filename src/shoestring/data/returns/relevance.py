@@ -17,8 +17,8 @@ SHORT = 3
     kind="return",
     name="relevance",
     paper="Efficient Multitask Learning in Small Language Models Through Upside-Down Reinforcement Learning, arXiv:2502.09854",
-    claim="with upside-down reinforcement learning and distilled data, a model of 100 M parameters is within 5% of the relevance of "
-    "models up to 80 times larger",
+    claim="with upside-down reinforcement learning and distilled data, a model of 100 M parameters is within 5% of the "
+    "relevance of models up to 80 times larger",
     cost="a look at the words of each question and answer",
 )
 def relevance(asked: Sequence[Message], answer: Message) -> str:

@@ -1,6 +1,8 @@
 """Which layers learn, which stay as they are, and which are given a copy to learn in, by what new text asks of them."""
 
-from typing import ClassVar
+import itertools
+import math
+from typing import ClassVar, Literal
 
 import torch
 
@@ -13,6 +15,8 @@ from shoestring.errors import UsageError
 from shoestring.method import Whole, method
 from shoestring.tune.adapter_edit import writers
 from shoestring.tune.matrix import is_matrix
+
+By = Literal["angular", "gradient"]
 
 
 @method(
@@ -27,23 +31,27 @@ from shoestring.tune.matrix import is_matrix
 class LLMADE:
     """Freeze most layers, train those that new text asks most of, and put copies that start as nothing behind some of them.
 
-    With L the loss of the new text and theta_l the weights of layer l, its sensitivity is |dL/dtheta_l| / |theta_l|. The `expand`
-    most sensitive layers stay frozen, and a copy is put behind each, whose matrices that write to the residual stream are zero: the
-    model starts as the one it is made of. The next `train` layers learn themselves. Embedding, head and norms outside are frozen.
+    A layer is asked much of the more it turns the hidden states x of the new text, or the more its weights theta_l would change:
 
-    The paper freezes and expands by the data too, and its measure is its own; the sensitivity is this program's.
+        angular:   mean_t arccos(cos(x_{l,t}, x_{l+1,t})) / pi          gradient:   |dL/dtheta_l| / |theta_l|
 
-    expand: layers that are given a copy. train: layers that learn themselves.
+    The `expand` layers with the most stay frozen, and a copy is put behind each, whose matrices that write to the residual stream
+    are zero: the model starts as the one it is made of. The next `train` layers learn themselves. Embedding, head and norms outside
+    are frozen. The paper chooses by angular distances; 'gradient' is this program's. How many layers it takes is not fixed here.
+
+    expand: layers that are given a copy.
+    train: layers that learn themselves.
+    by: what tells how much is asked of a layer: 'angular' or 'gradient'.
     """
 
     needs: frozenset[str] = frozenset({"text"})
     rate: ClassVar[float] = 2e-4
     """A learning rate of AdamW to begin with."""
 
-    def __init__(self, *, expand: Whole = 2, train: Whole = 2) -> None:
+    def __init__(self, *, expand: Whole = 2, train: Whole = 2, by: By = "angular") -> None:
         if not expand + train:
             raise ValueError("llm_ade: with expand = 0 and train = 0 nothing would learn")
-        self.expand, self.train = expand, train
+        self.expand, self.train, self.by = expand, train, by
 
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """The numbers of the layers. Raises: UsageError without text, or where the model has too few layers."""
@@ -52,10 +60,10 @@ class LLMADE:
             raise UsageError(f"llm_ade: expand = {self.expand} and train = {self.train} are more than {total} layers")
         if not evidence.text:
             raise UsageError("llm_ade looks at text to choose layers: none was given to it")
-        found, spent = sensitivities(model, evidence)
+        found, spent = (angles if self.by == "angular" else sensitivities)(model, evidence)
         order = sorted(range(total), key=lambda number: -found[number])
         expand, train = order[: self.expand], order[self.expand : self.expand + self.train]
-        values = {"expand": sorted(expand), "train": sorted(train), "sensitivity": [round(one, 8) for one in found]}
+        values = {"expand": sorted(expand), "train": sorted(train), self.by: [round(one, 8) for one in found]}
         return Decision(values, spent=spent)
 
     def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
@@ -94,6 +102,23 @@ class LLMADE:
             if decision.values[word]
         ]
         return f"llm_ade: layers to {' and to '.join(said)}: {trained:,} parameters are trained"
+
+
+@torch.no_grad()
+def angles(model: LanguageModule, evidence: Evidence) -> tuple[list[float], Charge]:
+    """(the mean angle, in half turns, by which each layer turns a hidden state; what measuring took)."""
+    anatomy = model.anatomy()
+    names = (anatomy.embedding, *anatomy.layers)
+    sums, tokens, flops = [0.0] * len(anatomy.layers), 0, 0
+    for batch in evidence.text:
+        reading = model.read(batch.inputs, tap=names)
+        states = [reading.tapped[name].float() for name in names]
+        for layer, (before, after) in enumerate(itertools.pairwise(states)):
+            cosines = torch.nn.functional.cosine_similarity(before, after, dim=-1).clamp(-1, 1)
+            sums[layer] += float(cosines.acos().sum()) / math.pi
+        tokens += batch.targets.numel()
+        flops += reading.cost.flops
+    return [value / tokens for value in sums], Charge(flops=flops, read=tokens)
 
 
 def sensitivities(model: LanguageModule, evidence: Evidence) -> tuple[list[float], Charge]:
