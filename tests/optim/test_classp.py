@@ -17,7 +17,7 @@ def test_it_is_its_formula_number_by_number(power: float, threshold: float, deca
     parameter = nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
     slow, sums = parameter.detach().clone().double(), torch.zeros(3, 4, dtype=torch.float64)
     options = {"lr": 0.1, "power": power, "threshold": threshold, "epsilon": 1e-6, "weight_decay": decay}
-    optimizer = CLASSP([parameter], **options)  # type: ignore[arg-type]
+    optimizer = CLASSP([parameter], **options)
     for gradient in gradients(7):
         parameter.grad = gradient.clone()
         optimizer.step()

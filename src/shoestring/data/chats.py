@@ -22,6 +22,8 @@ from shoestring.errors import UsageError
 class MarkedStore(TokenStore):
     """A store in memory whose tokens are marked: only some are to be learnt."""
 
+    marks: TokenStore
+
     def __init__(self, documents: Sequence[Learnt], end: int, text_bytes: int = 0) -> None:
         whole = TokenStore.of([one.ids for one in documents], end, text_bytes)
         super().__init__(whole.shards, whole.document_starts, text_bytes)
