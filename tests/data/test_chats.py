@@ -24,7 +24,9 @@ TEMPLATE = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}",
 def im_end() -> TextTokenizer:
     """A tokenizer whose end token is the one that ends messages, as SmolLM2's is."""
     made = tokenizer()
-    return TextTokenizer(made.rules, end=made.rules.token_to_id("<|im_end|>"))
+    end = made.rules.token_to_id("<|im_end|>")
+    assert end is not None
+    return TextTokenizer(made.rules, end=end)
 
 
 def user(text: str) -> dict[str, str]:

@@ -37,10 +37,11 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "road": ("tune", {"group": 2}),
     "compacter": ("tune", {"n": 2, "bottleneck": 4}),
     "key_value_bottleneck": ("tune", {"codebooks": 2, "keys": 3, "width": 4}),
+    "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
 }
-ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"}
+ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
 UNFOLDED = {"compacter", "key_value_bottleneck"}
 """Edits that have no form of plain layers."""
 

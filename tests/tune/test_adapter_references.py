@@ -179,7 +179,7 @@ def test_adalora_allocates_as_its_paper_says() -> None:
     for step in range(steps):
         at = At(step, step / steps)
         optimiser.zero_grad()
-        sum((layer(x) - 1).square().mean() for layer in layers).backward()  # type: ignore[union-attr]
+        torch.stack([(layer(x) - 1).square().mean() for layer in layers]).sum().backward()
         for place, layer in enumerate(layers):
             for number, parameter in enumerate((layer.left, layer.values, layer.right)):
                 assert parameter.grad is not None
@@ -194,6 +194,8 @@ def test_adalora_allocates_as_its_paper_says() -> None:
             one = torch.eye(3)
             pull = 0.05 * ((left.T @ left - one).square().sum() + (right @ right.T - one).square().sum())
             pull.backward()
+            assert left.grad is not None
+            assert right.grad is not None
             torch.testing.assert_close(layer.left.grad, grads[0] + left.grad)
             torch.testing.assert_close(layer.right.grad, grads[1] + right.grad)
         optimiser.step()

@@ -72,12 +72,12 @@ def test_ours_load_in_peft(name: str, kind: str, folders: dict[str, Path], tmp_p
 def configured(name: str, kind: str) -> Any:
     if name == "road":
         return peft.RoadConfig(variant="road_2", group_size=16, target_modules=TARGETS[kind])
-    more: dict[str, Any] = {
+    known: dict[str, dict[str, Any]] = {
         "lora": {"rank_pattern": {TARGETS[kind][0]: 2}, "alpha_pattern": {TARGETS[kind][1]: 3}},
         "rslora": {"use_rslora": True},
         "dora": {"use_dora": True},
-    }[name]
-    return peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS[kind], **more)
+    }
+    return peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS[kind], **known[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,6 +152,8 @@ def wrong(folder: Path, what: str) -> None:
         settings["peft_type"] = "IA3"
     elif what == "bias":
         settings["bias"] = "all"
+    elif what == "pattern":
+        settings["alpha_pattern"] = {"(a*)*q_proj": 3}
     elif what == "alpha":
         settings["lora_alpha"] = "much"
     elif what == "missing":
@@ -169,6 +171,7 @@ def wrong(folder: Path, what: str) -> None:
         ("garbage", "cannot be read"),
         ("kind", "of the kind IA3"),
         ("bias", "bias = all is not known here"),
+        ("pattern", "is a regular expression"),
         ("alpha", "lora_alpha of .* is no number"),
         ("missing", "lacks lora_B.weight"),
         ("shape", "has .* where the model has"),

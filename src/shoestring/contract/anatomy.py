@@ -84,3 +84,7 @@ class Anatomy(Protocol):
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """Leave these layers, in this order, in the model. Raises: UsageError where that cannot be."""
         ...
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """Put a copy of each of these layers behind it. Raises: UsageError where that cannot be."""
+        ...

@@ -12,6 +12,7 @@ from shoestring.data.chat_files import Preference, chat_lines, preference_lines
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import Say
 from shoestring.data.dataset import Dataset
+from shoestring.data.return_commands import conditioned
 from shoestring.data.store import TokenStore
 from shoestring.data.survey import digest, survey
 from shoestring.data.tokenizer import TextTokenizer
@@ -20,6 +21,8 @@ from shoestring.errors import UsageError
 
 class MarkedStore(TokenStore):
     """A store in memory whose tokens are marked: only some are to be learnt."""
+
+    marks: TokenStore
 
     def __init__(self, documents: Sequence[Learnt], end: int, text_bytes: int = 0) -> None:
         whole = TokenStore.of([one.ids for one in documents], end, text_bytes)
@@ -67,7 +70,7 @@ def prepare_chats(config: DataConfig, say: Say) -> Dataset:
     documents, keys, seen = list[Learnt](), list[str](), 0
     for place, messages in chat_lines(config.corpus):
         try:
-            documents.append(chat.learnt(messages))
+            documents.append(chat.learnt(conditioned(messages, config.returns)))
         except UsageError as error:
             raise UsageError(f"{place}: {error}") from None
         keys.append(_key(messages))

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from shoestring.config import Choice, Pick, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
+from shoestring.method import find
 
 Packing = Literal["stream", "isolated", "whole"]
 
@@ -78,6 +79,7 @@ class DataConfig:
     heldout: the share of documents held out, chosen by a hash of each document's content.
     kind: what a document is: 'text', or a 'chat', a line of JSON whose messages go through the model's chat template, and of
     which the answers alone are learnt.
+    returns: of chats, what each answer came to and is told before it ('length', 'relevance'), so that it can be asked for.
     packing: 'stream' (windows run across documents), 'isolated' (a token never sees another document) or 'whole' (isolated, and
     a document is cut only where it is longer than a window).
     text_field: the field or column of text in .jsonl, .parquet and hub corpora.
@@ -101,6 +103,7 @@ class DataConfig:
     heldout: Annotated[float, Interval(gt=0, le=0.5)] = 0.02
     packing: Packing = "stream"
     kind: Kind = "text"
+    returns: tuple[str, ...] = ()
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"
@@ -127,6 +130,10 @@ class DataConfig:
             raise UsageError(
                 f"data.vocabulary = {self.vocabulary}: a byte-level vocabulary needs at least {SMALLEST_BPE}"
             )
+        if self.returns and self.kind != "chat":
+            raise UsageError(f"data.returns = {list(self.returns)}: text has no answers: give data.kind chat")
+        for name in self.returns:
+            find("data", name, "return")  # refuses one that is not there
         if self.encoding != "auto":
             try:
                 "".encode(self.encoding)  # refuses what is an encoding of bytes, such as 'hex'

@@ -18,7 +18,6 @@ from shoestring.launch.request import Request
 from shoestring.method import methods
 from shoestring.plan.planner import Decision
 from shoestring.plan.tuning import plan_tuning
-from shoestring.tune.adapter_edit import AdapterEdit
 
 FULL = "full"
 """The method that tunes all weights."""
@@ -31,8 +30,7 @@ Say = Callable[[str], None]
 
 def methods_of_tuning() -> list[str]:
     """The names that a method may have."""
-    found = [card.name for card in methods("tune", "edit") if _is_adapter(card.target)]
-    return [FULL, *found]
+    return [FULL, *(card.name for card in methods("tune", "edit"))]
 
 
 def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> Request:
@@ -94,7 +92,3 @@ def _lengths(store: TokenStore) -> list[int]:
     """Of its documents, the end token included."""
     starts = [*store.document_starts.tolist(), len(store)]
     return [stop - start for start, stop in itertools.pairwise(starts)]
-
-
-def _is_adapter(target: object) -> bool:
-    return isinstance(target, type) and issubclass(target, AdapterEdit)

@@ -1,5 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -121,9 +122,26 @@ class NativeAnatomy:
         count = len(self.model.blocks)
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < count for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {count - 1}, each once, not {list(numbers)}")
-        self.model.blocks = nn.ModuleList(self.model.blocks[number] for number in numbers)
-        self.model.config = replace(self.model.config, layers=len(numbers))
+        self._put([self.model.blocks[number] for number in numbers])
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.copy_layers`."""
+        self._put(with_copies(list(self.model.blocks), numbers))
+
+    def _put(self, blocks: Sequence[nn.Module]) -> None:
+        self.model.blocks = nn.ModuleList(blocks)
+        self.model.config = replace(self.model.config, layers=len(blocks))
         self.model.changed()
+
+
+def with_copies(layers: Sequence[nn.Module], numbers: Sequence[int]) -> list[nn.Module]:
+    """The layers, a copy of each of these behind it. Raises: UsageError for a number that none has, or one that is there twice."""
+    if sorted(set(numbers)) != sorted(numbers) or not all(0 <= number < len(layers) for number in numbers):
+        raise UsageError(f"layers to copy are numbers from 0 to {len(layers) - 1}, each once, not {list(numbers)}")
+    found = list[nn.Module]()
+    for number, layer in enumerate(layers):
+        found += [layer, copy.deepcopy(layer)] if number in numbers else [layer]
+    return found
 
 
 def _axes(part: nn.Module) -> tuple[Axis, ...]:

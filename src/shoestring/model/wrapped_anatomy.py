@@ -9,6 +9,7 @@ from torch import nn
 from shoestring.contract.anatomy import Axis, Matrix
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.model.anatomy import with_copies
 
 
 class Stock(LanguageModule):
@@ -83,14 +84,24 @@ class WrappedAnatomy:
         model, names = self._model, self.layers
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < len(names) for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {len(names) - 1}, each once, not {list(numbers)}")
-        kept = [model.get_submodule(names[number]) for number in numbers]
-        model.set_submodule(names[0].rpartition(".")[0], nn.ModuleList(kept))
-        for place, layer in enumerate(kept):
+        self._put([model.get_submodule(names[number]) for number in numbers], numbers)
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.copy_layers`."""
+        layers = [self._model.get_submodule(name) for name in self.layers]
+        made = with_copies(layers, numbers)
+        self._put(made, [number for number in range(len(layers)) for _ in range(1 + (number in numbers))])
+
+    def _put(self, layers: Sequence[nn.Module], numbers: Sequence[int]) -> None:
+        """Have these layers in the model. numbers: of each, which one it was, or is a copy of."""
+        model = self._model
+        model.set_submodule(self.layers[0].rpartition(".")[0], nn.ModuleList(layers))
+        for place, layer in enumerate(layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):  # by which it finds its part of the cache
                     module.layer_idx = place  # type: ignore[assignment]
         config: Any = model.config
-        config.num_hidden_layers = len(kept)
+        config.num_hidden_layers = len(layers)
         if model.kinds:
             model.kinds = [model.kinds[number] for number in numbers]
             config.layer_types = list(model.kinds)

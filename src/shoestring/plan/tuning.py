@@ -15,7 +15,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.plan.pace import seconds_per_token
 from shoestring.plan.planner import Decision
 from shoestring.tune import matrix
-from shoestring.tune.adapter_edit import AdapterEdit, matrices
+from shoestring.tune.adapter_edit import matrices
 
 LONGEST_WINDOW = 512
 """Tokens of a window, at most, where nothing is said."""
@@ -45,6 +45,9 @@ EVALUATIONS, FORWARD = 10, 0.5
 
 MOST_JUDGED = 16384
 """Tokens of an evaluation, at most."""
+
+USUAL_RATE = 1e-3
+"""Of an edit that names none."""
 
 FROZEN = 2 / 3
 """Of the operations of training in full, those that are left where the weights take no gradients."""
@@ -81,10 +84,10 @@ def plan_tuning(
     reason = f"{EVALUATIONS:g} evaluations of new and of old text take about {JUDGING:.0%} of the budget"
     made += [Decision(key, judged, reason) for key in ("train.heldout_tokens", "old.tokens")]
     if method is not None:
-        edit: AdapterEdit = method.build()
+        rate = getattr(method.build(), "rate", USUAL_RATE)
         if "rank" in method.options:
             made.append(_rank(model, method, tokens))
-        made += [Decision(f"{section}.lr", edit.rate, f"what suits {method.name}") for section in ("optim", "fallback")]
+        made += [Decision(f"{section}.lr", rate, f"what suits {method.name}") for section in ("optim", "fallback")]
     return tuple(one for one in made if not _has(given, one.key))
 
 

@@ -304,7 +304,7 @@ class Loop:
         until = began + self.speed.evaluation_limit(self._seconds_left(), last)
         with self.ledger.clock("evaluate"), self.company.evaluation_weights():
             found = self.evaluator(self.worker.model, lambda: self.ledger.now() >= until)
-            old = self.old and self.old(self.worker.model, lambda: self.ledger.now() >= until)
+            old = None if self.old is None else self.old(self.worker.model, lambda: self.ledger.now() >= until)
         self.ledger.charge(found.spent, EVALUATION)
         sequences, self.old_found = found.sequences, old
         if old is not None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -83,11 +84,12 @@ def adapter_of(adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part
     for module in adapter.tensors:
         if module not in known:
             raise UsageError(f"it adapts '{module[:80]}', which this model has not: {did_you_mean(module, known)}")
-    cards = [card for card in methods("tune", "edit") if isinstance(card.target, type)]
-    kinds = [card.target for card in cards if issubclass(card.target, AdapterEdit)]  # type: ignore[arg-type]
+    targets: list[Any] = [card.target for card in methods("tune", "edit")]
+    kinds: list[type[AdapterEdit]] = [
+        each for each in targets if isinstance(each, type) and issubclass(each, AdapterEdit)
+    ]
     for target in kinds:
         if kind in target.peft_types and target.reads(adapter.settings):
-            found: tuple[AdapterEdit, Decision] = target.imported(adapter, model, parts)
-            return found
+            return target.imported(adapter, model, parts)
     have = sorted({name for target in kinds for name in target.peft_types})
     raise UsageError(f"its adapters are of the kind {kind[:40]}: those that are read here are {', '.join(have)}")

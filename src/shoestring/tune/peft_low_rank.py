@@ -44,7 +44,11 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     """The scale of an adapter of peft."""
     alpha = settings.get("lora_alpha", 8)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({re.escape(pattern)})", module):
+        if not re.fullmatch(r"[\w.]{1,200}", pattern):
+            raise UsageError(
+                f"adapter_config.json: alpha_pattern '{pattern[:60]}' is a regular expression, which is not read here"
+            )
+        if re.fullmatch(rf"(.*\.)?{pattern}", module):  # as peft matches it: a dot is any letter
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):

@@ -26,7 +26,7 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         plain: Tensor = self.base(x)
-        chosen: Rows = self.rows
+        chosen: Rows = self.rows  # type: ignore[assignment]
         names = chosen.names
         if not names:
             return plain

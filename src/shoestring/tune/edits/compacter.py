@@ -43,6 +43,13 @@ class HypercomplexLinear(Adapted):
     BIASES: ClassVar = ("down_bias", "up_bias")
     roles: ClassVar = {**dict.fromkeys(FACTORS, ADAPTER), **dict.fromkeys(BIASES, VECTOR)}
 
+    down_left: Tensor
+    down_right: Tensor
+    down_bias: Tensor
+    up_left: Tensor
+    up_right: Tensor
+    up_bias: Tensor
+
     def __init__(self, base: nn.Module, slow: SlowFactors, **tensors: Tensor) -> None:
         super().__init__(base)
         self.__dict__["shared"] = slow  # not registered: it would be saved with every layer
