@@ -45,7 +45,7 @@ def error(answer: Any) -> Any:
 )
 @pytest.mark.parametrize("path", [COMPLETE, "/v1/models", "/metrics", "/v1/nothing"])
 def test_without_a_key_nobody_gets_in(locked: TestClient, header: str | None, path: str) -> None:
-    answer = locked.get(path, headers={} if header is None else {"authorization": header.encode("latin-1")})  # type: ignore[dict-item]
+    answer = locked.get(path, headers={} if header is None else {b"authorization": header.encode("latin-1")})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert error(answer)["code"] == "invalid_api_key"
@@ -213,7 +213,7 @@ def test_a_client_that_goes_away_frees_its_room() -> None:
                 "headers": [(b"host", b"localhost")],
                 "query_string": b"",
             }
-            await asyncio.wait_for(app(scope, receive, send), 60)  # type: ignore[arg-type]
+            await asyncio.wait_for(app(scope, receive, send), 60)
             model = made.models[0]
             assert model.unfinished == 0
             while (

@@ -44,7 +44,9 @@ class Server(NamedTuple):
     def figure(self, name: str) -> float:
         """One of its metrics."""
         text = self.ask("/metrics").read().decode()
-        return sum(float(value) for value in re.findall(rf"^shoestring_{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+        return sum(
+            float(value) for value in re.findall(rf"^shoestring_{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)
+        )
 
     def until(self, name: str, value: float) -> None:
         """Wait until a metric has a value."""
@@ -168,7 +170,9 @@ def test_the_page_in_a_browser(server: Server, tmp_path: Path) -> None:
     try:
         browser.go(server.address)
         assert "a key is needed" in browser.wait("document.querySelector('.wrong')?.innerText")
-        browser.run(f"(key => {{ key.value = {KEY!r}; key.dispatchEvent(new Event('change')); }})(document.getElementById('key'))")
+        browser.run(
+            f"(key => {{ key.value = {KEY!r}; key.dispatchEvent(new Event('change')); }})(document.getElementById('key'))"
+        )
         browser.wait("document.getElementById('model').value === 'tiny'")
         browser.run("document.getElementById('tokens').value = 12")
         browser.said.clear()  # what was refused without a key

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -103,8 +104,8 @@ class Completions:
         model = named(self._service.models, fields.model)
         header = dict(scope["headers"]).get(b"shoestring-budget")
         budget = read_budget(fields.budget, None if header is None else header.decode("latin-1"), fields.limit)
-        prepare = (self._kind.prepare, fields, model, self._service.settings.answer)
-        asked = await asyncio.get_running_loop().run_in_executor(self._service.workers, *prepare)
+        prepare = partial(self._kind.prepare, fields, model, self._service.settings.answer)
+        asked = await asyncio.get_running_loop().run_in_executor(self._service.workers, prepare)
         identity = f"{self._kind.prefix}-{secrets.token_hex(12)}"
         shape = self._shape(identity, fields, model, asked)
         answers = model.answer(asked, budget, arrived)
