@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import uvicorn
 
+from shoestring.errors import ShoestringError
 from shoestring.serve.connections import Connection
 from shoestring.serve.server import listen
+from shoestring.serve.server import serve as serve_until_signal
+from tests.serve.serving import service
 from tests.train.command import shoestring_here
 
 LIMIT = 60
@@ -95,6 +98,18 @@ def test_a_client_that_takes_its_time_within_limits_is_served() -> None:
         writer.close()
 
     serve(hello, work, Connection)
+
+
+def test_an_engine_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("can't allocate memory\nand more")
+
+    monkeypatch.setattr("shoestring.serve.served_model.Engine", fail)
+    with (
+        listen("127.0.0.1", 0) as listening,
+        pytest.raises(ShoestringError, match=r"no engine can be made: can't allocate memory$"),
+    ):
+        serve_until_signal(service(), listening, 1.0, lambda: None)
 
 
 def said(*words: object) -> str:
