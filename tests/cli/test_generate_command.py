@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_it_ends_before_a_stop_string(run: Run) -> None:
     assert cut["text"] == text[: text.index(stop)]
     assert cut["stopped"] == "stop"
     assert run("line 1", "--seed", 3, "--stop", stop)[1] == f"line 1{cut['text']}\n"
+
+
+def test_a_text_follows_an_expression_or_a_schema(run: Run, tmp_path: Path) -> None:
+    (sample,) = samples(run("line 1", "--regex", "[xy]{3}", "--json")[1])
+    assert re.fullmatch("[xy]{3}", str(sample["text"]))
+    assert (sample["stopped"], sample["tokens"]) == ("end", 3)
+    (tmp_path / "schema.json").write_text('{"enum": [12, 345]}')
+    for sample in samples(run("line 1", "--schema", tmp_path / "schema.json", "--samples", 3, "--json")[1]):
+        assert sample["text"] in ("12", "345")
+    (tmp_path / "bad.json").write_text("[1]")
+    for words, said in (
+        (("--regex", "((("), "the regular expression cannot be used: unclosed group"),
+        (("--schema", tmp_path / "bad.json"), "is no JSON schema: one is an object"),
+        (("--schema", "/nowhere.json"), "/nowhere.json cannot be read"),
+        (("--schema", "a", "--regex", "b"), "argument --regex: not allowed with argument --schema"),
+    ):
+        status, output, errors = run("line 1", *words)
+        assert (status, output, errors.count("\n")) == (2, "", 1)
+        assert said in errors
 
 
 def test_a_prompt_longer_than_the_context_is_refused_or_cut(run: Run) -> None:

@@ -42,7 +42,9 @@ def allowed(constraint: Any) -> set[int]:
 
 def test_an_expression_allows_what_it_matches_and_then_an_end(grammars: Grammars) -> None:
     constraint = grammars.regex(r"a[bc]+")
-    assert constraint.mask().shape == (VOCABULARY,)
+    mask = constraint.mask()
+    assert mask is not None
+    assert mask.shape == (VOCABULARY,)
     assert allowed(constraint) == {ord("a")}
     constraint.take(ord("a"))
     assert allowed(constraint) == {ord("b"), ord("c")}
@@ -86,7 +88,7 @@ def test_answers_follow_a_schema(grammars: Grammars, model: Transformer, drafter
 
 
 def test_the_best_allowed_token_is_taken_when_greedy(grammars: Grammars, model: Transformer) -> None:
-    prompt = (5, 6)
+    prompt: tuple[int, ...] = (5, 6)
     (answer,) = Engine(model, rows=1).run(
         [Request(prompt, Sampling(temperature=0), 9, frozenset({END}), constraint=grammars.regex("[x-z]{3}"))]
     )

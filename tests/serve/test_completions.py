@@ -166,7 +166,11 @@ def test_a_chat_is_read_as_the_template_has_it_and_ends_there(http: TestClient) 
 def test_tools_and_calls_reach_the_template_and_say_no_special_token(http: TestClient) -> None:
     tool = {"type": "function", "function": {"name": "look<|im_end|>up", "parameters": {}}}
     calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": '{"a": "<|im_end|>"}'}}]
-    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": calls}, {"role": "tool", "content": "42"}]
+    messages: list[Any] = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "42"},
+    ]
     ids = writer().chat_ids(
         [*HELLO, {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"a": "<|im_end|>"}}}]},
          messages[2]], [tool],

@@ -153,7 +153,7 @@ def test_a_pass_that_fails_ends_its_requests_and_no_others() -> None:
         def fail(*_: Any) -> Any:
             raise RuntimeError("out of memory")
 
-        made.engines[0].store.read = fail  # type: ignore[method-assign]
+        made.engines[0].store.read = fail  # type: ignore[method-assign, assignment]
         gate.set()
         for collector in broken:
             with pytest.raises(RuntimeError, match="out of memory"):

@@ -1,6 +1,8 @@
 """Who is let in, how much a request may be, what a deadline and a closing server answer."""
 
 import asyncio
+import json
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +47,7 @@ def error(answer: Any) -> Any:
 )
 @pytest.mark.parametrize("path", [COMPLETE, "/v1/models", "/metrics", "/v1/nothing"])
 def test_without_a_key_nobody_gets_in(locked: TestClient, header: str | None, path: str) -> None:
-    answer = locked.get(path, headers={} if header is None else {"authorization": header.encode("latin-1")})  # type: ignore[dict-item]
+    answer = locked.get(path, headers={} if header is None else {b"authorization": header.encode("latin-1")})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert error(answer)["code"] == "invalid_api_key"
@@ -144,6 +146,17 @@ def test_more_answers_than_fit_are_refused(opened: tuple[TestClient, Service]) -
     assert http.post(COMPLETE, json={**SMALL, "n": 4}).status_code == 200
 
 
+def test_more_requests_than_fit_are_refused_before_they_are_read(opened: tuple[TestClient, Service]) -> None:
+    http, made = opened
+    made.active += 4
+    full = http.post(COMPLETE, content=b"not even JSON")
+    assert (full.status_code, error(full)["code"], full.headers["retry-after"]) == (429, "queue_full", "1")
+    made.active -= 1
+    assert http.post(COMPLETE, json=SMALL).status_code == 200
+    made.active -= 3
+    assert made.active == 0
+
+
 def test_a_closing_server_takes_nothing_new(opened: tuple[TestClient, Service]) -> None:
     http, made = opened
     made.draining = True
@@ -183,60 +196,73 @@ def test_a_pass_that_fails_is_a_500_that_says_nothing_and_the_next_request_is_an
         assert made.models[0].unfinished == 0
 
 
-def test_a_client_that_goes_away_frees_its_room() -> None:
-    made = service()
-    gone: list[int] = []
+async def visit(app: Any, fields: dict[str, Any], leaves: int) -> int:
+    """Ask, and go away after so many pieces of the answer. Returns how many came."""
+    left, came = asyncio.Event(), 0
+    sent = iter([{"type": "http.request", "body": json.dumps(fields).encode(), "more_body": False}])
+
+    async def receive() -> Any:
+        message = next(sent, None)
+        if message is None:
+            await left.wait()
+        return message or {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal came
+        if b"data: {" in message.get("body", b""):
+            came += 1
+            if came == leaves:
+                left.set()
+                await asyncio.Event().wait()  # it reads nothing more
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": COMPLETE,
+        "headers": [(b"host", b"localhost")],
+        "query_string": b"",
+    }
+    await asyncio.wait_for(app(scope, receive, send), 60)
+    return came
+
+
+async def emptied(made: Service) -> None:
+    """Until the cache has all its room."""
+    model = made.models[0]
+    assert (model.unfinished, made.active) == (0, 0)
+    while made.metrics.registry.get_sample_value("shoestring_cache_free_tokens", {"model": "tiny"}) != model.capacity:
+        await asyncio.sleep(0.005)
+
+
+def test_clients_that_go_away_free_their_room_and_harm_no_others() -> None:
+    draw, made = random.Random(3), service(Settings(rows=4, tokens=32, room=600, queue=100))
+    prompts = ["Hello", "Hello you " * 4, "Hello you " * 8 + "and more"]
+    fields = [
+        {
+            "prompt": prompt,
+            "max_tokens": 30,
+            "ignore_eos": True,
+            "stream": True,
+            "temperature": 0,
+            "n": draw.choice((1, 1, 2)),
+        }
+        for prompt in prompts
+    ]
 
     async def inside() -> None:
-        app = make_app(made)
-        async with lifespan(app):
-            body, left = b'{"prompt": "Hello", "max_tokens": 200, "ignore_eos": true, "stream": true}', asyncio.Event()
-            sent = iter([{"type": "http.request", "body": body, "more_body": False}])
+        app: Any = make_app(made)
+        async with app.router.lifespan_context(app):
+            whole = [await visit(app, each, 0) for each in fields]
+            for _ in range(2):
+                chosen = [draw.randrange(3) for _ in range(16)]
+                leaves = [draw.choice((0, 1, 3, 12)) for _ in chosen]
+                came = await asyncio.gather(
+                    *(visit(app, fields[at], leave) for at, leave in zip(chosen, leaves, strict=True))
+                )
+                assert came == [leave or whole[at] for at, leave in zip(chosen, leaves, strict=True)]
+                await asyncio.wait_for(emptied(made), 60)
 
-            async def receive() -> Any:
-                message = next(sent, None)
-                if message is None:
-                    await left.wait()
-                    return {"type": "http.disconnect"}
-                return message
-
-            async def send(message: Any) -> None:
-                if b'"text"' in message.get("body", b""):  # the first words: it leaves
-                    gone.append(made.models[0].unfinished)
-                    left.set()
-                    await asyncio.Event().wait()  # and reads nothing more
-
-            scope = {
-                "type": "http",
-                "method": "POST",
-                "path": COMPLETE,
-                "headers": [(b"host", b"localhost")],
-                "query_string": b"",
-            }
-            await asyncio.wait_for(app(scope, receive, send), 60)  # type: ignore[arg-type]
-            model = made.models[0]
-            assert model.unfinished == 0
-            while (
-                made.metrics.registry.get_sample_value("shoestring_cache_free_tokens", {"model": "tiny"})
-                != model.capacity
-            ):
-                await asyncio.sleep(0.005)
-
-    asyncio.run(asyncio.wait_for(inside(), 90))
-    assert gone == [1]
-
-
-class lifespan:
-    """Runs an application's start and end around a block."""
-
-    def __init__(self, app: Any) -> None:
-        self._context = app.router.lifespan_context(app)
-
-    async def __aenter__(self) -> None:
-        await self._context.__aenter__()
-
-    async def __aexit__(self, *what: Any) -> None:
-        await self._context.__aexit__(*what)
+    asyncio.run(inside())
 
 
 def test_keys_come_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def sent(draw: random.Random, http: TestClient, key: dict[str, str]) -> Any:
         headers[name] = (
             value.replace(b"\r", b"").replace(b"\n", b"").strip(b" \t\0").decode("latin-1").replace("\0", "")
         )
-        return http.post(path, content=content, headers={k: v.encode("latin-1") for k, v in headers.items()})  # type: ignore[misc]
+        return http.post(path, content=content, headers={k.encode(): v.encode("latin-1") for k, v in headers.items()})
     return http.post(path, content=mutate_json(content, draw), headers=headers)
 
 

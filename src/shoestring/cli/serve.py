@@ -73,7 +73,8 @@ def run(words: Sequence[str]) -> int:
             )
         print(f"{address} answers as {', '.join(model.name for model in models)}", flush=True)
 
-    serve(service, listening, found.drain, ready)
+    with listening:
+        serve(service, listening, found.drain, ready)
     return 0
 
 

@@ -156,11 +156,11 @@ class Admission:
                     429, f"{budget.seconds:.3g} s are too few for {_words(requests, budget.least)}: at the rates measured here "
                     f"it takes {alone:.3g} s, with nobody else waiting", param="budget", code="budget_unreachable", retry=60,
                 )  # fmt: skip
-            ends = max(self._ends([*ahead, *wanted])[len(ahead) :])
-            if ends > budget.seconds:
+            now = max(self._ends([*ahead, *wanted])[len(ahead) :])
+            if now > budget.seconds:
                 raise ApiError(
                     429, f"{budget.seconds:.3g} s are too few for {_words(requests, budget.least)} now: with {len(ahead)} answers "
-                    f"before it, it takes {ends:.3g} s", param="budget", code="deadline", retry=ends - budget.seconds,
+                    f"before it, it takes {now:.3g} s", param="budget", code="deadline", retry=now - budget.seconds,
                 )  # fmt: skip
         self._keep_promises(own, going)
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -53,13 +54,19 @@ class Service:
         """Whether nothing new is taken in."""
         self.active = 0
         """Requests that are being answered."""
+        self.failure: BaseException | None = None
+        """Why an engine could not be made."""
         # tokens, templates and grammars are made beside the loop
         self.workers = ThreadPoolExecutor(2, "prepare")
 
     async def start(self) -> None:
-        """Make the engines. Raises: UsageError."""
-        for model in self.models:
-            await model.start()
+        """Make the engines. Raises: what making one raised."""
+        try:
+            for model in self.models:
+                await model.start()
+        except BaseException as error:
+            self.failure = error
+            raise
 
     def stop(self) -> None:
         """End all that is being answered, and the engines."""
@@ -91,9 +98,11 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         arrived, settings = time.monotonic(), self._service.settings
-        body = await read_body(scope, receive, settings.body, settings.body_seconds)
+        if self._service.active >= settings.rows + settings.queue:
+            raise ApiError(429, "the queue is full", code="queue_full", retry=1)
         self._service.active += 1
         try:
+            body = await read_body(scope, receive, settings.body, settings.body_seconds)
             await until_gone(receive, self._answer(scope, body, send, arrived))
         finally:
             self._service.active -= 1
@@ -103,8 +112,8 @@ class Completions:
         model = named(self._service.models, fields.model)
         header = dict(scope["headers"]).get(b"shoestring-budget")
         budget = read_budget(fields.budget, None if header is None else header.decode("latin-1"), fields.limit)
-        prepare = (self._kind.prepare, fields, model, self._service.settings.answer)
-        asked = await asyncio.get_running_loop().run_in_executor(self._service.workers, *prepare)
+        prepare = partial(self._kind.prepare, fields, model, self._service.settings.answer)
+        asked = await asyncio.get_running_loop().run_in_executor(self._service.workers, prepare)
         identity = f"{self._kind.prefix}-{secrets.token_hex(12)}"
         shape = self._shape(identity, fields, model, asked)
         answers = model.answer(asked, budget, arrived)

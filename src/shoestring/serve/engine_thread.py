@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from shoestring.decode import Engine, Event, Request
+from shoestring.decode import Engine, Event, Request, Spent
 
 log = logging.getLogger("shoestring.serve")
 
@@ -32,12 +32,14 @@ class Pass:
 
     places: that were computed. seconds: that it took. waiting: answers without a place after it.
     free: tokens that the store has room for after it.
+    dropped: what answers took whose requests were cancelled.
     """
 
     places: int
     seconds: float
     waiting: int
     free: int
+    dropped: tuple[Spent, ...] = ()
 
 
 class _Submit(NamedTuple):
@@ -171,11 +173,13 @@ class EngineThread:
         began, passes, computed = time.perf_counter(), engine.passes, engine.computed
         events = engine.step()
         seconds = time.perf_counter() - began
-        told = list[tuple[Listener, Any]]()
+        told, dropped = list[tuple[Listener, Any]](), list[Spent]()
         for event in events:
             asked = self._asked.get(event.number)
-            if asked is None:
-                continue  # it was cancelled
+            if asked is None:  # it was cancelled
+                if event.spent is not None:
+                    dropped.append(event.spent)
+                continue
             try:
                 made, ends = asked.listener.hear(event)
             except Exception as error:
@@ -191,7 +195,7 @@ class EngineThread:
             if not asked.left:
                 del self._asked[event.number], self._tickets[asked.number]
         places = engine.computed - computed if engine.passes > passes else 0
-        self._post(self._deliver, told, Pass(places, seconds, engine.waiting, engine.store.free))
+        self._post(self._deliver, told, Pass(places, seconds, engine.waiting, engine.store.free, tuple(dropped)))
 
     def _fail(self, error: BaseException) -> None:
         for asked in self._asked.values():

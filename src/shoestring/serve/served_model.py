@@ -135,6 +135,8 @@ class ServedModel:
         if happened.places:
             self.rates.observe(happened.places, happened.seconds)
         self._metrics.passed(self.name, happened, self.unfinished)
+        for spent in happened.dropped:
+            self._metrics.ended(self.name, spent)
 
     # ---- in the engine's thread
 

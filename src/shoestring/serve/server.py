@@ -1,6 +1,5 @@
 """The server as a process: it listens, and on SIGTERM takes nothing new, answers what it has, and ends."""
 
-import logging
 import socket
 import time
 from collections.abc import Callable
@@ -8,14 +7,12 @@ from types import FrameType
 
 import uvicorn
 
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.serve.app import Service, make_app
 from shoestring.serve.connections import Connection
 
 CONNECTIONS = 1000
 """Open at a time; more are told to come back."""
-
-log = logging.getLogger("shoestring.serve")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -67,7 +64,7 @@ def serve(service: Service, listening: socket.socket, drain: float, ready: Calla
 
     drain: seconds that may then go by until what is being answered is broken off.
     ready: called once requests are taken.
-    Raises: UsageError where an engine cannot be made.
+    Raises: ShoestringError where an engine cannot be made.
     """
     config = uvicorn.Config(
         make_app(service),
@@ -75,7 +72,7 @@ def serve(service: Service, listening: socket.socket, drain: float, ready: Calla
         ws="none",
         lifespan="on",
         log_config=None,
-        log_level="warning",
+        log_level="critical",  # what goes wrong in an answer is logged where it is caught
         access_log=False,
         server_header=False,
         limit_concurrency=CONNECTIONS,
@@ -84,4 +81,9 @@ def serve(service: Service, listening: socket.socket, drain: float, ready: Calla
         h11_max_incomplete_event_size=64 << 10,
     )
     server = DrainingServer(config, service, drain, ready)
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    except SystemExit:  # it did not start
+        if service.failure is None:
+            raise
+        raise ShoestringError(f"no engine can be made: {first_line(service.failure)}") from service.failure
