@@ -1,5 +1,7 @@
 """The next token of a row, of the logits that a model has for it: the one way for engines and drafters."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,22 @@ def next_token(row: Row, logits: Tensor) -> int:
     if row.request.sampling.temperature == 0:
         return greedy(logits)
     return choose(logits, row.request.sampling, row.draw(len(row.tokens)))
+
+
+def ahead(row: Row, tokens: Sequence[int] = ()) -> Row:
+    """A row as if its text had gone on with these tokens; the row itself does not change."""
+    made = Row(row.number, row.ticket, row.request, row.sample, list(row.tokens), row.arrived)
+    if row.request.sampling.changes_logits:
+        made.asked, made.answered = row.asked, row.answered.copy()
+    made.constraint = row.constraint and row.constraint.copy()
+    for token in tokens:
+        put(made, token)
+    return made
+
+
+def put(row: Row, token: int) -> None:
+    """Let the text of a row of a drafter go on with this token."""
+    row.tokens.append(token)
+    row.answered[token] += 1
+    if row.constraint is not None:
+        row.constraint.take(token)

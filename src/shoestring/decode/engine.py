@@ -23,7 +23,7 @@ from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, Event, Request, Spent, Stop, Written
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import log_probability
-from shoestring.decode.scheduler import Room, Scheduler
+from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
 from shoestring.decode.store import Read, Store, Work, store_for
 from shoestring.errors import UsageError
@@ -73,6 +73,8 @@ class Engine:
         """How many there were."""
         self.computed = 0
         """Places that all of them had."""
+        self.written = 0
+        """Tokens of all answers."""
         self.drafted = self.accepted = 0
         """Tokens that were drafted and checked, and those of them that stayed."""
         self._rows: list[Row] = []
@@ -81,6 +83,7 @@ class Engine:
         self._tickets = 0
         self._numbers = 0
         self._ended: list[Event] = []
+        self._last: Passed | None = None
 
     @property
     def busy(self) -> bool:
@@ -137,19 +140,26 @@ class Engine:
         for row in list(self._rows):
             if time.monotonic() >= row.deadline:
                 self._end(row, Stop.DEADLINE, ())
+        started, written = time.perf_counter(), self.written
         works, drafting = self._planned()
         if works:
+            decoding = sum(work.row.decoding for work in works)
+            tokens, attended = sum(work.new for work in works), sum(work.new * work.row.held for work in works)
             began = time.perf_counter()
             with torch.inference_mode():
                 found, cost = self.store.read(self.model, works)
                 self._account(works, cost, time.perf_counter() - began)
                 for work, read in zip(works, found, strict=True):
                     self._take_in(work, read)
+            written = self.written - written
+            self._last = Passed(decoding, tokens, attended, written, time.perf_counter() - started)
             if self.pays is not None and drafting:
-                note = self.pays.end(sum(len(event.written) for event in self._ended))
+                note = self.pays.end(written)
                 self.notes += [] if note is None else [note]
-        elif self._rows and not self._ended and not any(row.running for row in self._rows):
-            self._end(self._rows[0], Stop.ROOM, ())  # nothing else takes the room that it lacks
+        else:
+            self._last = None
+            if self._rows and not self._ended and not any(row.running for row in self._rows):
+                self._end(self._rows[0], Stop.ROOM, ())  # nothing else takes the room that it lacks
         events, self._ended = self._ended, []
         return events
 
@@ -184,7 +194,7 @@ class Engine:
 
     def _works(self, drafts: int) -> list[Work]:
         """What the next pass reads, but for drafts; every row of it has its place and its room."""
-        chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts))
+        chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last))
         works = list[Work]()
         for row, count in chosen:
             if row.stop is not None or not (row.running or self._admitted(row)):
@@ -338,6 +348,7 @@ class Engine:
         row.tokens.append(token)
         row.times.append(time.monotonic())
         row.charge += Charge(written=1)
+        self.written += 1
         row.answered[token] += 1
         if row.constraint is not None:
             row.constraint.take(token)

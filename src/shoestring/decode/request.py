@@ -39,6 +39,7 @@ class Request:
     constraint: what the answer may be.
     seconds, flops: what the answer may take, counted from `Engine.submit` on; it ends where one is spent.
     priority: requests of a higher one go first.
+    expected: tokens that the answer is thought to have; None: nobody knows.
     """
 
     prompt: tuple[int, ...]
@@ -51,6 +52,7 @@ class Request:
     seconds: float = math.inf
     flops: float = math.inf
     priority: int = 0
+    expected: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

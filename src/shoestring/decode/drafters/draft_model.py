@@ -6,7 +6,7 @@ from torch import Tensor
 
 from shoestring.budget.charge import Charge
 from shoestring.contract.model import LanguageModel
-from shoestring.decode.choosing import changed_logits, next_token
+from shoestring.decode.choosing import changed_logits, next_token, put
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.store import Work
@@ -80,10 +80,7 @@ class DraftModel:
         token = next_token(own, logits)
         if token in own.request.ends:  # nothing would follow
             return None
-        own.tokens.append(token)
-        own.answered[token] += 1
-        if own.constraint is not None:
-            own.constraint.take(token)
+        put(own, token)
         return token
 
     def spent(self) -> Charge:

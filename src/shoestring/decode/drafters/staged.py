@@ -1,7 +1,6 @@
 """Trees of drafts, of a smaller model which is itself given drafts."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from shoestring.budget.charge import Charge
 from shoestring.contract.model import LanguageModel
-from shoestring.decode.choosing import changed_logits, next_token
+from shoestring.decode.choosing import ahead, changed_logits, next_token
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.row import Draft, Row
@@ -62,15 +61,7 @@ class Tree:
         while number >= 0:
             path.append(self.nodes[number].token)
             number = self.nodes[number].parent
-        own, path = self.own, path[::-1]
-        made = Row(own.number, own.ticket, own.request, own.sample, own.tokens + path, own.arrived)
-        if own.request.sampling.changes_logits:
-            made.answered = own.answered + Counter(path)
-        if own.constraint is not None:
-            made.constraint = own.constraint.copy()
-            for token in path:
-                made.constraint.take(token)
-        return made
+        return ahead(self.own, path[::-1])
 
 
 @method(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room
+from shoestring.decode.scheduler import Reading, Room, in_order, parted
 from shoestring.method import method
 
 
@@ -25,25 +25,6 @@ class FirstCome:
 
     def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
         """As `Scheduler.plan`."""
-        chosen, left, places, free = list[Reading](), room.tokens, room.rows, room.free
-        running = [row for row in rows if row.running]
-        places -= len(running)
-        for row in running:
-            if row.decoding and left > 0:
-                chosen.append(Reading(row, 1))
-                left -= 1 + room.drafts
-        for row in running:
-            if not row.decoding and left > 0:
-                chosen.append(Reading(row, min(row.unread, left)))
-                left -= chosen[-1].tokens
-        for row in rows:
-            if row.running:
-                continue
-            # room for all of it, as a row that is begun and cannot go on would have to be read again
-            if left <= 0 or places <= 0 or len(row.tokens) > free:
-                break  # those that came later wait too
-            chosen.append(Reading(row, min(row.unread, left)))
-            left -= chosen[-1].tokens
-            places -= 1
-            free -= len(row.tokens)
-        return chosen
+        decoding, reading, waiting = parted(rows)
+        places = max(0, room.rows - len(decoding) - len(reading))
+        return in_order(decoding, reading, waiting[:places], room)
