@@ -6,7 +6,7 @@ import pytest
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
-from shoestring.config import Choice
+from shoestring.config import Choice, build
 from shoestring.model import ModelConfig, Transformer
 from shoestring.plan import rules
 from shoestring.plan.planner import adapts, training_memory
@@ -96,6 +96,6 @@ def test_adapters_are_told_from_other_edits(edits: Any, expected: bool) -> None:
 
 
 def test_adapters_need_the_memory_of_the_weights_and_of_themselves() -> None:
-    model = ModelConfig(**SIZES)
+    model = build(ModelConfig, SIZES)
     whole, adapters = (training_memory(model, 10**8, 1, trained) for trained in (None, 10**8 // rules.ADAPTED))
     assert whole - adapters == 12 * 10**8 - 16 * (10**8 // rules.ADAPTED)

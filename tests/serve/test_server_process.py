@@ -19,7 +19,7 @@ from shoestring.data.bpe import byte_tokenizer
 from tests.base.making import save, stock
 from tests.serve.browser import CHROMIUM, Browser
 from tests.serve.serving import CHATML
-from tests.train.command import start
+from tests.train.command import Command, start
 
 KEY = "a-key-for-tests"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -30,7 +30,7 @@ LIMIT = 60.0
 class Server(NamedTuple):
     """A process, and where it listens."""
 
-    process: subprocess.Popen[str]
+    process: Command
     address: str
 
     def ask(self, path: str, fields: dict[str, Any] | None = None) -> http.client.HTTPResponse:

@@ -36,7 +36,7 @@ def start(*words: object, fresh: bool = False, **more: str) -> Command:
         return Forked(command, environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [sys.executable, "-m", "shoestring", *command]
-    return subprocess.Popen(started, text=True, env=environment, **pipes)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(started, text=True, env=environment, **pipes)  # type: ignore[call-overload]
 
 
 def shoestring(*words: object, fresh: bool = False, **more: str) -> tuple[int, str, str]:
