@@ -27,7 +27,7 @@ def runs(noise: float, seed: int = 0, levels: int = 4) -> RunsTable:
 
 
 def test_planted_constants_lie_within_their_intervals() -> None:
-    held = {name: 0 for name in LAW}
+    held = dict.fromkeys(LAW, 0)
     fits = 8
     for seed in range(fits):
         found = Chinchilla().fit(runs(0.003, seed), resamples=2, rungs=0)
