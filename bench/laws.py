@@ -5,8 +5,8 @@ each table and cut, the mean error of the loss and the share of runs within the 
 law with five free constants. 'chosen' takes, table by table, the law that predicts held-out rungs below the cut best; the
 runs above have no part in it.
 
---overtraining: runs.csv of 'Language models scale reliably with over-training and on downstream tasks' (arXiv:2403.08540): three corpora,
-eight held-out sets, 11 M to 1.4 B parameters. Runs whose warm-up is longer than the run are in it: they are not taken out.
+--overtraining: runs of 'Language models scale reliably with over-training and on downstream tasks' (arXiv:2403.08540): three
+corpora, eight held-out sets, 11 M to 1.4 B parameters. Runs whose warm-up is longer than the run are in it: they are not taken out.
 --planted N: as many grids of runs of a planted law, and how many of its constants lie within their intervals.
 --figures PATH: the same as JSON lines.
 Without a table, one grid of a planted law stands for it.

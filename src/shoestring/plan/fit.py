@@ -27,6 +27,9 @@ STOPPED = 1e-3
 SAME = 1e-4
 """Relative difference of two errors that are the same minimum."""
 
+BEYOND = 1e-3
+"""What a residual beyond delta still adds to the curvature, so that no variable is without any."""
+
 LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e12
 
 
@@ -145,7 +148,7 @@ def descend(
     while steps < most_steps and len(waiting):
         steps += 1
         at, w, d, aim, inside = z[waiting], weights[waiting], delta[waiting], targets[waiting], box.of(waiting)
-        g, h, slope = _normal(predict, at, aim, w, inside, d)
+        g, h, slope = _normal(predict, at, aim, w, inside, d, curved=steps % 2 == 0)
         free = ~_held(at, g, inside)
         move = _step(g, h, free, damping[waiting])
         tried = torch.minimum(torch.maximum(at + move, inside.low), inside.high)
@@ -184,9 +187,13 @@ def _errors(predict: Predict, z: Tensor, targets: Tensor, weights: Tensor, box: 
 
 
 def _normal(
-    predict: Predict, z: Tensor, targets: Tensor, weights: Tensor, box: Box, delta: Tensor
+    predict: Predict, z: Tensor, targets: Tensor, weights: Tensor, box: Box, delta: Tensor, curved: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient [problems, p], Gauss-Newton matrix [problems, p, p], cosines [problems])."""
+    """(gradient [problems, p], Gauss-Newton matrix [problems, p, p], cosines [problems]).
+
+    curved: the matrix of the loss as it curves, to which residuals beyond delta add almost nothing. Steps by it end fast
+    near a minimum where many residuals are beyond delta; steps by the other, in which they count by 1 / size, get there.
+    """
     values, slopes = jacobian(predict, z, weights.shape[1])
     seen = weights > 0
     residuals = torch.where(seen, torch.nan_to_num((values - targets) / delta), torch.zeros_like(values))
@@ -194,9 +201,11 @@ def _normal(
     counted = weights / residuals.abs().clamp(min=1)
     moved = box.tightness * (z - box.centre)
     g = torch.einsum("rn,rnp->rp", counted * residuals, slopes) + box.tightness * moved
-    h = torch.einsum("rn,rnp,rnq->rpq", counted, slopes, slopes) + torch.diag_embed(box.tightness**2)
+    bent = torch.where(residuals.abs() <= 1, weights, BEYOND * counted) if curved else counted
+    h = torch.einsum("rn,rnp,rnq->rpq", bent, slopes, slopes) + torch.diag_embed(box.tightness**2)
     size = ((counted * residuals**2).sum(1) + (moved**2).sum(1)).sqrt()
-    length = h.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    length = torch.einsum("rn,rnp->rp", counted, slopes**2).sqrt()
+    length = torch.maximum(length, box.tightness)
     cosines = g.abs() / (length * size[:, None]).clamp(min=1e-300)
     flat = length <= 1e-12 * length.amax(1, keepdim=True)
     cosines = torch.where(flat | _held(z, g, box), torch.zeros_like(cosines), cosines).amax(1)

@@ -41,6 +41,10 @@ PROFILE = tuple(s * d for d in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 2.5, 3, 4, 6, 
 """Places, in standard errors, at which a constant is held while the others are fitted."""
 
 
+CLOSER = tuple(step / 12 for step in range(1, 13))
+"""Places between the last within and the first beyond, as shares of the way."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """As `Law.fit` explains them."""
@@ -74,13 +78,18 @@ class Solution:
 
 
 def _deviation(residuals: Tensor, weights: Tensor, constants: int) -> Tensor:
-    """[problems]: standard deviations, those beyond 2.5 times the median size pulled in. residuals, weights: [problems, n]."""
+    """[problems]: standard deviations, those beyond 2.5 times the middle size pulled in.
+
+    A fit that pays little heed to outliers passes through about as many runs as it has constants. So the middle is that of the
+    n - p largest residuals. residuals, weights: [problems, n].
+    """
     seen = weights > 0
-    sizes = torch.where(seen, residuals.abs(), torch.full_like(residuals, math.nan))
-    rough = 1.4826 * sizes.nanmedian(1, keepdim=True)[0]
-    pulled = torch.minimum(sizes, 2.5 * rough.clamp(min=LEAST_DEVIATION))
     count = seen.sum(1)
-    return ((pulled**2).nansum(1) / (count - constants).clamp(min=1)).sqrt().clamp(min=LEAST_DEVIATION)
+    sizes = torch.where(seen, residuals.abs(), -torch.inf).sort(1, descending=True).values
+    middle = ((count - constants).clamp(min=1) / 2).long().clamp(max=residuals.shape[1] - 1)
+    rough = 1.4826 * sizes.gather(1, middle[:, None])
+    pulled = torch.minimum(sizes.clamp(min=0), 2.5 * rough.clamp(min=LEAST_DEVIATION))
+    return ((pulled**2).sum(1) / (count - constants).clamp(min=1)).sqrt().clamp(min=LEAST_DEVIATION)
 
 
 def solve(scaled: Scaled, settings: Settings) -> Solution:
@@ -135,57 +144,67 @@ def profiles(scaled: Scaled, solution: Solution, settings: Settings) -> dict[str
 
     The constant is held at places to either side while all others are fitted. The interval ends where the error has risen by as
     much as the confidence allows, by Student's t of n - p degrees of freedom, or at the constant's bound where it never does.
+    Where it ends is bracketed first, and then looked for more closely.
     """
     share = delta_share(solution.deviation, solution.delta)
     rise = share * quantile(settings.confidence, solution.freedom) / math.sqrt(2)
     natural, best = scaled.natural(solution.best)
     base = natural.box(settings.regularise * share)
-    weights = torch.ones(1, len(scaled.targets), dtype=torch.float64)
-    covariance = _covariance(natural, best, weights, base, solution)
+    covariance = _covariance(natural, best, base, solution)
     p = len(best)
-    starts = best.repeat(p * len(PROFILE), 1)
-    low, high = base.low.repeat(len(starts), 1), base.high.repeat(len(starts), 1)
-    for at in range(p):
-        error = math.sqrt(max(float(covariance[at, at]), 1e-16))
-        for place, times in enumerate(PROFILE):
-            row = at * len(PROFILE) + place
-            held = min(max(float(best[at]) + times * error, float(base.low[at])), float(base.high[at]))
-            starts[row] += covariance[:, at] / max(float(covariance[at, at]), 1e-16) * (held - float(best[at]))
-            low[row, at] = high[row, at] = held
-    box = fit.Box(low, high, base.centre.expand(len(starts), -1), base.tightness.expand(len(starts), -1))
-    held_at = fit.descend(
-        natural.expected, starts, natural.targets, weights.expand(len(starts), -1), box, solution.delta,
-        most_steps=60, tolerance=1e-4,
-    )  # fmt: skip
+    errors = covariance.diagonal().clamp(min=1e-16).sqrt()
+    which = torch.arange(p).repeat_interleave(len(PROFILE))
+    held = best[which] + torch.tensor(PROFILE, dtype=best.dtype).repeat(p) * errors[which]
+    held = torch.minimum(torch.maximum(held, base.low[which]), base.high[which])
+    starts = best + (covariance[which] / (errors[which] ** 2)[:, None]) * (held - best[which])[:, None]
     lowest = float(solution.search.errors[0])
-    found = {}
-    for at, name in enumerate(scaled.formula.names):
-        part = slice(at * len(PROFILE), (at + 1) * len(PROFILE))
-        places, rises = held_at.variables[part, at], (held_at.errors[part] - lowest).clamp(min=0).sqrt()
-        values = []
+    found, rises = _profile(natural, solution, base, which, held, starts, lowest)
+    sides, inner, outer, near = [], [], [], []
+    for at in range(p):
         for side, bound in ((0, base.low[at]), (1, base.high[at])):
-            z = best.clone()
-            z[at] = _crossing(float(best[at]), places[side::2], rises[side::2], rise, float(bound))
-            values.append(float(natural.constants(z)[name]))
-        found[name] = (min(values), max(values))
-    return found
+            part = range(at * len(PROFILE) + side, (at + 1) * len(PROFILE), 2)
+            last, start, end = best[at], best, bound
+            for row in part:
+                if rises[row] >= rise:
+                    end = held[row]
+                    break
+                last, start = held[row], found[row]
+            sides.append(at), inner.append(last), outer.append(end), near.append(start)
+    which = torch.tensor(sides).repeat_interleave(len(CLOSER))
+    shares = torch.tensor(CLOSER, dtype=best.dtype).repeat(len(sides))
+    first, last = (torch.stack(ends).repeat_interleave(len(CLOSER)) for ends in (inner, outer))
+    held = first + shares * (last - first)
+    starts = torch.stack(near).repeat_interleave(len(CLOSER), 0)
+    _, rises = _profile(natural, solution, base, which, held, starts, lowest)
+    ends: dict[str, list[float]] = {name: [] for name in scaled.formula.names}
+    for number, at in enumerate(sides):
+        part = range(number * len(CLOSER), (number + 1) * len(CLOSER))
+        z = best.clone()
+        z[at] = next((held[row] for row in part if rises[row] >= rise), outer[number])
+        ends[scaled.formula.names[at]].append(float(natural.constants(z)[scaled.formula.names[at]]))
+    return {name: (min(pair), max(pair)) for name, pair in ends.items()}
 
 
-def _crossing(best: float, places: Tensor, rises: Tensor, rise: float, bound: float) -> float:
-    """Where the root of the error's rise, which is straight near a minimum, is enough, going out from the best."""
-    last, before = best, 0.0
-    for place, found in zip(places.tolist(), rises.tolist(), strict=True):
-        if found >= rise:
-            return float(last + (rise - before) / max(found - before, 1e-12) * (place - last))
-        last, before = place, found
-    return bound
+def _profile(
+    scaled: Scaled, solution: Solution, base: fit.Box, which: Tensor, held: Tensor, starts: Tensor, lowest: float
+) -> tuple[Tensor, Tensor]:
+    """(variables [m, p], roots of the rises of the error [m]) with variable `which` [m] held at `held` [m]."""
+    rows = torch.arange(len(which))
+    low, high, starts = base.low.repeat(len(which), 1), base.high.repeat(len(which), 1), starts.clone()
+    low[rows, which] = high[rows, which] = starts[rows, which] = held
+    box = fit.Box(low, high, base.centre.expand_as(low), base.tightness.expand_as(low))
+    weights = torch.ones(len(which), len(scaled.targets), dtype=torch.float64)
+    done = fit.descend(
+        scaled.expected, starts, scaled.targets, weights, box, solution.delta, most_steps=60, tolerance=1e-4
+    )
+    return done.variables, (done.errors - lowest).clamp(min=0).sqrt()
 
 
-def _covariance(scaled: Scaled, best: Tensor, weights: Tensor, box: fit.Box, solution: Solution) -> Tensor:
+def _covariance(scaled: Scaled, best: Tensor, box: fit.Box, solution: Solution) -> Tensor:
     """[p, p], of the variables, from the Gauss-Newton matrix at the best."""
     _, slopes = fit.jacobian(scaled.expected, best[None], len(scaled.targets))
     residuals = (scaled.expected(best[None, None]) - scaled.targets) / solution.delta
-    counted = weights / residuals.abs().clamp(min=1)
+    counted = 1 / residuals.abs().clamp(min=1)
     h = torch.einsum("n,np,nq->pq", counted[0], slopes[0], slopes[0]) / solution.delta**2 + torch.diag(box.tightness**2)
     scale = h.diagonal().clamp(min=1e-30).sqrt()
     inverse = torch.linalg.pinv(h / scale[:, None] / scale[None, :], rtol=1e-12, hermitian=True)
