@@ -63,6 +63,14 @@ def test_what_the_grammar_does_not_know_ends_the_answer(grammars: Grammars) -> N
     assert allowed(copied) == {ord("a")}
 
 
+def test_json_has_a_space_where_python_writes_one(grammars: Grammars) -> None:
+    constraint = grammars.schema({"const": {"a": [1, 2], "b": None}})
+    for byte in json.dumps({"a": [1, 2], "b": None}).encode():
+        assert byte in allowed(constraint)
+        constraint.take(byte)
+    assert allowed(constraint) == {END, 100}
+
+
 @pytest.mark.parametrize("drafter", [None, "ngram"])
 def test_answers_follow_a_schema(grammars: Grammars, model: Transformer, drafter: str | None) -> None:
     schema = {

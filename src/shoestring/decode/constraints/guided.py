@@ -14,7 +14,7 @@ INSTALL = "pip install 'shoestring[serve]'"
 MOST_LETTERS = 1 << 16
 """Of a schema, or of a regular expression."""
 
-COMPACT = {"whitespace_flexible": False}
+COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON with one space after each comma and colon, and no other: of white space without end, a small model makes a lot."""
 
 
