@@ -27,6 +27,8 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard native/*)
 demo: $(READY)
 	$(BIN)/shoestring train --budget 2m
 
+# what Python compiles is kept, whatever the environment says: many processes that tests start import the same files
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=10
 
@@ -76,4 +78,4 @@ docs: $(READY)
 	$(BIN)/python -m shoestring.report.methods_table
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/lowbit/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-pthread"]
 # gcc takes its own AVX-512 headers for uninitialised; contraction is off because all kernels must round alike
 FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-NAME = "shoestring.lowbit.kernels.library.shoestring_kernels"
+NAME = "shoestring.kernels.library.shoestring_kernels"
 
 
 class Library(build_ext):

@@ -29,7 +29,7 @@ from torch import nn
 from shoestring.budget.machine import cache_folder
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
-from shoestring.decode import SamplingConfig, generate
+from shoestring.decode import Sampling, generate
 from shoestring.model import Transformer
 from shoestring.shrink.conduct import dense
 from shoestring.shrink.gguf_file import KINDS, as_stored, write_gguf
@@ -93,7 +93,7 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
     trained = load_trained(run)
     chosen = ternaries(trained.native, trained.quantised)
     ours, plain = pack(trained.native, chosen, "ternary2", 16), as_stored(dense(trained.native, chosen), 16)
-    settings = SamplingConfig(temperature=0, max_new_tokens=options.tokens)
+    settings = Sampling(temperature=0)
     for layer in plain.blocks.modules():
         if isinstance(layer, nn.Linear) and layer.in_features % 256 == 0:
             layer.register_forward_pre_hook(round_as_there)
@@ -116,7 +116,7 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
             verbose=False,
         )
         for number, prompt in enumerate(texts):
-            mine = list(generate(ours, prompt, settings))
+            mine = list(generate(ours, prompt, settings, max_new_tokens=options.tokens))
             theirs = continued(llama, prompt, len(mine))
             free += sum(a == b for a, b in zip(mine, theirs, strict=True))
             total += len(mine)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shoestring.data.tokenizer import TextTokenizer
-from shoestring.decode import SamplingConfig, generate
+from shoestring.decode import Sampling, generate
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model import Transformer
 from shoestring.model.config import ModelConfig
@@ -44,7 +44,7 @@ class Ours:
         self.model, self.bytes = model, size
 
     def tokens(self, prompt: list[int], count: int) -> Iterator[int]:
-        return generate(self.model, prompt, SamplingConfig(temperature=0, max_new_tokens=count))
+        return generate(self.model, prompt, Sampling(temperature=0), max_new_tokens=count)
 
 
 class LlamaCpp:

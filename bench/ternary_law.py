@@ -8,7 +8,7 @@ step, of the ternary model where there is one.
 
 Each arm has learning rates of its own: 2^k times those of the base, AdamW's along with Muon's, the best k at the middle width
 and the fewest tokens, tried until it has a worse neighbour on either side. Then L(N, D) = E + A / N^alpha + B / D^beta is
-fitted to each arm's grid (`shoestring.plan.laws.parametric`; N counts all parameters, or with --count body those of the
+fitted to each arm's grid (`shoestring.plan.laws.chinchilla`; N counts all parameters, or with --count body those of the
 blocks), the exponents are printed with their intervals, and both are drawn. The paper (arXiv:2506.23025) finds that ternary
 models gain more from training data than from parameters.
 
@@ -47,7 +47,9 @@ from shoestring.optim.adamw import AdamW
 from shoestring.optim.composite import scale_learning_rates
 from shoestring.optim.muon import Muon
 from shoestring.optim.partition import partition
-from shoestring.plan.laws.parametric import Fit, Point, fit_parametric
+from shoestring.plan.law import Fitted
+from shoestring.plan.laws.chinchilla import Chinchilla
+from shoestring.plan.runs_table import RunsTable
 from shoestring.schedule.linear import Linear
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.evaluate import HELDOUT_ORDER
@@ -187,29 +189,32 @@ class Plan:
                             return Cell(arm, width, tokens, k, seed)
         return None
 
-    def points(self, runs: Runs, arm: str, count: str) -> list[Point]:
-        """The runs of an arm's grid at its learning rates."""
+    def points(self, runs: Runs, arm: str, count: str) -> list[dict[str, float]]:
+        """The runs of an arm's grid at its learning rates, as rows of a table."""
         k = self.tuned(runs, arm)
         lines = [x for w in self.widths for t in self.tokens for x in runs.of(arm, w, t) if x["k"] == k and x["loss"]]
-        return [Point(line[count], line["trained_tokens"], line["loss"]) for line in lines]
+        return [{"parameters": x[count], "tokens": x["trained_tokens"], "loss": x["loss"]} for x in lines]
 
 
-def show(runs: Runs, plan: Plan, count: str) -> dict[str, Fit]:
+def show(runs: Runs, plan: Plan, count: str) -> dict[str, Fitted]:
     """Print losses, gaps and laws; the fits that there are runs enough for, by title."""
-    fits: dict[str, Fit] = {}
+    fits: dict[str, Fitted] = {}
     tables = {}
     for arm in plan.arms:
         k = plan.tuned(runs, arm)
         points = plan.points(runs, arm, count)
         tables[arm] = {
-            size: [p for p in points if p.parameters == size] for size in sorted({p.parameters for p in points})
+            size: [p for p in points if p["parameters"] == size] for size in sorted({p["parameters"] for p in points})
         }
         rate = "learning rates not chosen yet" if isinstance(k, Cell) else f"learning rates 2^{k} times the base's"
         print(f"\n{ARMS[arm]}, {rate}")
         for size, row in tables[arm].items():
-            print(f"  {size:>11,.0f} parameters: " + ", ".join(f"{p.loss:.4f} at {p.tokens / 1e6:.2f} M" for p in row))
+            print(
+                f"  {size:>11,.0f} parameters: "
+                + ", ".join(f"{p['loss']:.4f} at {p['tokens'] / 1e6:.2f} M" for p in row)
+            )
         try:
-            fits[ARMS[arm]] = fit_parametric(points)
+            fits[ARMS[arm]] = Chinchilla().fit(RunsTable.of(points))
         except UsageError as error:
             print(f"  no law yet: {error}")
         else:
@@ -218,9 +223,10 @@ def show(runs: Runs, plan: Plan, count: str) -> dict[str, Fit]:
         one, other = (tables[arm] for arm in plan.arms)
         print(f"\nloss of {plan.arms[1]} above {plan.arms[0]}")
         for size in sorted(one.keys() & other.keys()):
-            levels = sorted({p.tokens for p in one[size]} & {p.tokens for p in other[size]})
+            levels = sorted({p["tokens"] for p in one[size]} & {p["tokens"] for p in other[size]})
             means = [
-                [fmean(p.loss for p in table[size] if p.tokens == level) for table in (one, other)] for level in levels
+                [fmean(p["loss"] for p in table[size] if p["tokens"] == level) for table in (one, other)]
+                for level in levels
             ]
             said = (
                 f"{above - below:+.4f} at {at / 1e6:.2f} M" for at, (below, above) in zip(levels, means, strict=True)
@@ -229,7 +235,7 @@ def show(runs: Runs, plan: Plan, count: str) -> dict[str, Fit]:
     return fits
 
 
-def draw(fits: dict[str, Fit], target: Path) -> None:
+def draw(fits: dict[str, Fitted], target: Path) -> None:
     from io import BytesIO
 
     from shoestring.report.drawing import save

@@ -3,8 +3,10 @@
 #include <sys/mman.h>
 #endif
 
+#include "attention.h"
 #include "common.h"
 #include "decoder.h"
+#include "grouped.h"
 #include "pool.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -17,7 +19,7 @@ constexpr const char* NAMES[] = {"plain", "avx2", "avx512_vnni", "avx512_vbmi"};
 bool supported(int kernel) {
 #if SHOESTRING_X86
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
     switch (kernel) {
@@ -40,11 +42,20 @@ const Kernel& kernel_of(int kernel) {
     return plain_kernel;
 }
 
+const GroupedKernel& grouped_of(int kernel) {
+#if SHOESTRING_X86
+    if (kernel == 1) return grouped_avx2;
+    if (kernel > 1) return grouped_avx512;
+#endif
+    (void)kernel;
+    return grouped_plain;
+}
+
 }  // namespace
 }  // namespace shoestring
 
 // Changes with the functions below.
-EXPORTED int shoestring_interface() { return 2; }
+EXPORTED int shoestring_interface() { return 3; }
 
 // Uses the threads of an OpenMP runtime, `run` being its GOMP_parallel; null: threads of the library's own.
 EXPORTED void shoestring_borrow_threads(void* run) { shoestring::borrow_threads(run); }
@@ -83,9 +94,24 @@ EXPORTED int shoestring_integer_matmul(int kernel, int bits, int threads, const 
     return !multiply_integers(kernel_of(kernel), bits, threads, x, tokens, columns, weights, rows, scales, out);
 }
 
+// out [tokens, rows] = x [tokens, columns] times a matrix of 4 or 8 bits in groups of 32 columns. 0, or 1 where there is no memory.
+EXPORTED int shoestring_grouped_matmul(int kernel, int bits, int threads, const float* x, std::int64_t tokens,
+                                       std::int64_t columns, const std::uint8_t* packed, std::int64_t rows, float* out) {
+    using namespace shoestring;
+    return !multiply_grouped(grouped_of(kernel), bits, threads, x, tokens, columns, packed, rows, out);
+}
+
 // x [width] through all layers, in place, see decoder.h. 0, or 1 where there is no memory.
 EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, const void* cache, const float* cos,
                                const float* sin, float* x) {
     using namespace shoestring;
     return !decode(kernel_of(kernel), threads, *static_cast<const Decoder*>(decoder), *static_cast<const Cache*>(cache), cos, sin, x);
+}
+
+// out [tokens, heads, value_width] of queries, see attention.h. 0, or 1 where there is no memory.
+EXPORTED int shoestring_attend(int kernel, int threads, const void* heads, const void* held, const void* rows, std::int64_t count,
+                               const float* queries, std::int64_t query_step, std::int64_t head_step, float* out) {
+    using namespace shoestring;
+    return !attend(kernel_of(kernel), threads, *static_cast<const Heads*>(heads), *static_cast<const Held*>(held),
+                   static_cast<const Row*>(rows), count, queries, query_step, head_step, out);
 }

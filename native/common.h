@@ -8,6 +8,7 @@ namespace shoestring {
 
 using i8 = std::int8_t;
 using u8 = std::uint8_t;
+using u16 = std::uint16_t;
 using i32 = std::int32_t;
 using u32 = std::uint32_t;
 using i64 = std::int64_t;
@@ -87,6 +88,11 @@ struct Floats {
     void (*gate)(const float* gates, const float* ups, i64 count, float* out);
 };
 
+struct Piece;  // attention.h
+void attend_plain(const Piece&);
+void attend_avx2(const Piece&);
+void attend_avx512(const Piece&);
+
 // One instruction set.
 struct Kernel {
     i64 most;  // tokens that `ternaries` takes at once: how it wants them blocked
@@ -94,6 +100,7 @@ struct Kernel {
     Integers integers[2];    // 8 bits, 4 bits
     Quantise quantise;
     Floats floats;
+    void (*attend)(const Piece&);
 };
 
 // What an instruction set that needs its trits one to a byte has for `tiles`. A tile is [quads][16 rows][4 columns] of

@@ -1,4 +1,4 @@
-// A decoder-only transformer with packed matrices, as Python describes it: lowbit/kernels/decoder.py has the same structures.
+// A decoder-only transformer with packed matrices, as Python describes it: kernels/decoder.py has the same structures.
 #pragma once
 
 #include "common.h"

@@ -21,6 +21,8 @@ import pytest
 import torch
 
 from shoestring.budget import machine
+from shoestring.cli import train
+from shoestring.report.page import write_report
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """How many times slower than on two free cores a test may be: TEST_PATIENCE=5 make test."""
@@ -46,6 +48,7 @@ PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "suite")
 hypothesis.settings.load_profile(PROFILE)
 
 
+@pytest.hookimpl(optionalhook=True)  # as `-p no:xdist` has no such hook
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `-n auto`: one a core that this process may use, as far as the memory goes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -98,7 +101,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOESTRING_CACHE", str(folder))
         patch.setattr(machine, "_too_low", once_each(machine._too_low))
+        # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn. A command in a
+        # process of its own draws its page
+        patch.setattr(train, "write_report", lambda runs: runs[0] / "report.html")
         yield folder
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends in this process draws its page, as a user's does."""
+    monkeypatch.setattr(train, "write_report", write_report)
 
 
 @pytest.fixture(autouse=True)

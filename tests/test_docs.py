@@ -149,7 +149,7 @@ def test_the_readme_is_short_and_promises_what_there_is() -> None:
     assert "make test" in text
     assert "server" not in text
     assert set(re.findall(r"^    (?:\S+/)?shoestring (\w+)", text, re.MULTILINE)) >= {
-        "plan", "train", "evaluate", "generate", "export", "report", "compare", "shrink", "methods", "doctor",
+        "plan", "train", "evaluate", "generate", "export", "report", "compare", "shrink", "quantise", "methods", "doctor",
     }  # fmt: skip
 
 

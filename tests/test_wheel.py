@@ -17,7 +17,7 @@ def test_one_wheel_for_every_python(built: bool, tmp_path: Path, monkeypatch: py
     runpy.run_path(str(ROOT / "setup.py"))
     distribution = setuptools.Distribution({"name": "shoestring", "version": "0", **asked})
     distribution.get_command_obj("build").build_lib = str(tmp_path)
-    library = tmp_path / "shoestring" / "lowbit" / "kernels" / "library" / "shoestring_kernels.so"
+    library = tmp_path / "shoestring" / "kernels" / "library" / "shoestring_kernels.so"
     if built:
         library.parent.mkdir(parents=True)
         library.touch()

@@ -193,6 +193,11 @@ def listed(lower: Sequence[Any], upper: Any) -> list[Any]:
     return made
 
 
+def tables(value: Any) -> list[Any]:
+    """A list of named tables, however it is given: as a list, as names, or as flags have it."""
+    return listed(value, {}) if isinstance(value, list | tuple) else listed([], value)
+
+
 def _fields(kind: Any) -> dict[str, Any]:
     """The keys a dataclass or pydantic model takes, with their types; empty for anything else."""
     if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):

@@ -49,6 +49,7 @@ ENGINES = (
     "tune",
     "shrink",
     "decode",
+    "task",
     "route",
     "plan",
     "base.openers",

@@ -25,6 +25,7 @@ def test_every_recipe_is_read(recipe: Path) -> None:
     assert Request.read(recipe, []).budget
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_plan_is_printed_with_reasons_and_as_a_recipe_that_trains(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_several_places_are_measured_on_the_same_bytes(runs: dict[str, Path]) ->
 
 
 def test_a_packed_model_is_measured_too(runs: dict[str, Path], tmp_path: Path) -> None:
-    assert shoestring("shrink", runs["one"], "--to=ternary2", "--unmeasured", "--out", tmp_path / "packed")[0] == 0
+    assert shoestring("quantise", runs["one"], "--to=ternary2", "--unmeasured", "--out", tmp_path / "packed")[0] == 0
     own, packed = measured(runs["one"], tmp_path / "packed", "--tokens=300")["places"]
     assert (packed["kind"], packed["targets"]) == ("packed", own["targets"])
     rounded = packed["nats_per_token"]["value"]

@@ -1,4 +1,4 @@
-"""`shoestring compare` with the real trainer, as a real process."""
+"""`shoestring compare` with the real trainer, whose runs are processes; the first one as a process itself."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def test_the_verdict_is_recomputed_offline_and_a_torn_comparison_goes_on(
 
     lines = (folder / "runs.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "runs.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
-    status, shown, errors = shoestring("compare", "--resume", folder)
+    status, shown, errors = shoestring_here("compare", "--resume", folder)
     assert status == 0, errors
     assert f"{len(lines) - 2} runs were made before" in shown
     again = json.loads((folder / "verdict.json").read_text())
@@ -103,12 +103,12 @@ def test_what_cannot_be_compared_is_refused_in_one_line(words: list[str], said: 
 def test_another_arm_may_be_the_base_of_a_verdict_that_is_not_written(compared: tuple[Path, str]) -> None:
     before = {path.name: path.read_bytes() for path in compared[0].iterdir() if path.is_file()}
     planned = json.loads(before["verdict.json"])["comparisons"][0]
-    status, shown, errors = shoestring("compare", "--from", compared[0], "--base", "slow")
+    status, shown, errors = shoestring_here("compare", "--from", compared[0], "--base", "slow")
     assert status == 0, errors
     assert f"it ends {planned['difference']:.4f} nats a token lower" in shown
     assert "planned with base as its base" in shown
     assert {path.name: path.read_bytes() for path in compared[0].iterdir() if path.is_file()} == before
-    status, _, errors = shoestring("compare", "--from", compared[0], "--base", "fast")
+    status, _, errors = shoestring_here("compare", "--from", compared[0], "--base", "fast")
     assert (status, errors.strip()) == (2, "shoestring: 'fast' is no arm of the comparison: base, slow")
 
 
@@ -143,7 +143,7 @@ def test_an_arm_that_fails_is_told_and_not_called_better(recipes: list[Path], co
     wild = tmp_path / "wild.toml"
     wild.write_text("[optim]\nlr = 1e6\n")
     words = ["--budget=4ktok", f"--data.corpus={corpus}", "--seeds=2", "--out", str(tmp_path / "out"), *FLAGS]
-    status, shown, errors = shoestring("compare", recipes[0], wild, *words)
+    status, shown, errors = shoestring_here("compare", recipes[0], wild, *words)
     assert status == 0, errors
     (row,) = json.loads((tmp_path / "out" / "verdict.json").read_text())["comparisons"]
     assert row["verdict"] in ("not comparable", "worse")

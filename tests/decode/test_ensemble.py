@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.budget.charge import Charge
 from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.model import MatrixHead
-from shoestring.decode import SamplingConfig, generate
+from shoestring.decode import Sampling, Spent, generate
 from shoestring.decode.ensemble import Ensemble, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, keep_top
 from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
@@ -117,7 +116,7 @@ def test_decoding_with_caches_is_decoding_without(experts: list[Transformer], we
         text = list(prompt)
         for _ in range(12):
             text.append(int(together.read(Inputs(torch.tensor([text]))).hidden[0, -1].argmax()))
-        found = generate(together, prompt, SamplingConfig(temperature=0, max_new_tokens=12))
+        found = generate(together, prompt, Sampling(temperature=0), max_new_tokens=12)
         assert list(found) == text[len(prompt) :]
 
 
@@ -133,9 +132,12 @@ def test_an_expert_reads_only_when_its_turn_comes_and_every_reading_is_counted(e
     assert cost.flops == expected
 
     decoding = Ensemble(experts, near(1, every=4))
-    spent: list[Charge] = []
-    list(generate(decoding, [19] * 6, SamplingConfig(temperature=0, max_new_tokens=1), on_spent=spent.append))
-    assert [charge.flops for charge in spent] == [experts[2].cost(Shape(1, 6, outputs=1)).flops]
+    spent: list[Spent] = []
+    drawn = generate(
+        decoding, [19] * 6, Sampling(temperature=0), max_new_tokens=1, on_end=lambda _, each: spent.append(each)
+    )
+    assert len(list(drawn)) == 1
+    assert [each.charge.flops for each in spent] == [experts[2].cost(Shape(1, 6, outputs=1)).flops]
 
 
 def test_one_expert_alone_is_itself(experts: list[Transformer]) -> None:

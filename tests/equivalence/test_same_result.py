@@ -1,9 +1,9 @@
 """What must not change what is learnt, does not: one reference run a class, the real command, all of a table.
 
-A class is a set of configurations that are one training run: whole batches or parts of them, workers in one process or in
-several, resumed or not, on a quiet machine or beside others. The reference is made once; each other member is compared with it:
-by the digest of all weights and by the held-out loss, bit for bit, or within what float32 rounds where sums are added up
-in another order.
+A class is a set of configurations that are one training run: whole batches or parts of them, one worker or several,
+resumed or not, on a quiet machine or beside others (workers in several processes: tests/train/test_workers.py). The
+reference is made once; each other member is compared with it: by the digest of all weights and by the held-out loss, bit for
+bit, or within what float32 rounds where sums are added up in another order.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.train.command import TINY, shoestring, shoestring_here
+from tests.train.command import TINY, shoestring_here
 
 ALONE = ("--budget=2ktok",)
 PLAIN = (*ALONE, *"--optim=sgd --fallback=sgd --optim.lr=0.1 --fallback.lr=0.1".split())
@@ -103,7 +103,6 @@ CASES = {
     "two threads beside busy processes": (TWO_THREADS, "busy", True),
     "workers, resumed": (LOCAL, "resumed", True),
     "workers, beside a busy process": (LOCAL, "busy", True),
-    "workers in processes": (LOCAL, "processes", True),
 }
 """By name: the class by its reference's flags; what is done otherwise, in further flags or as a word; whether bit for bit."""
 
@@ -119,9 +118,6 @@ def test_the_result_is_that_of_the_reference(
     elif otherwise == "busy":
         with busy(2):
             status, _, errors = shoestring_here(*words, *flags)
-        assert status == 0, errors
-    elif otherwise == "processes":
-        status, _, errors = shoestring(*words, *(flag for flag in flags if not flag.startswith("--transport")))
         assert status == 0, errors
     else:
         status, _, errors = shoestring_here(*words, *flags, *otherwise)

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.config import build
 from shoestring.contract.cost import Shape
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.prepare import prepare
-from shoestring.decode import SamplingConfig, generate
+from shoestring.decode import Sampling, Spent, generate
 from shoestring.decode.ensemble import Ensemble
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
@@ -146,18 +145,19 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
 
 def test_trained_experts_write_together(trained: tuple[Path, dict[str, Any]]) -> None:
     ensemble, tokenizer, _ = load_experts(trained[0])
-    spent: list[Charge] = []
+    spent: list[Spent] = []
     text = list(
         generate(
             ensemble,
             tokenizer.encode("12 + 1"),
-            SamplingConfig(max_new_tokens=12),
+            Sampling(),
+            max_new_tokens=12,
             end=tokenizer.end,
-            on_spent=spent.append,
+            on_end=lambda _, each: spent.append(each),
         )
     )
     assert 0 < len(text) <= 12
-    assert 0 < sum(charge.flops for charge in spent) <= ensemble.cost(Shape(1, 32)).flops * 13
+    assert 0 < sum(each.charge.flops for each in spent) <= ensemble.cost(Shape(1, 32)).flops * 13
 
 
 STEPS = 120

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt
 
-from shoestring.decode.sampler import SamplingConfig
+from shoestring.decode.sampling import Sampling
 from shoestring.experts.config import ExpertsConfig
 from shoestring.method import methods
 from shoestring.train.config import RunConfig
@@ -48,7 +48,7 @@ BUDGET = {f"run.budget.{unit}" for unit in ("seconds", "flops", "tokens", "bytes
 """These are amounts, which are checked as such."""
 
 
-@pytest.mark.parametrize("kind", [RunConfig, ExpertsConfig, SamplingConfig])
+@pytest.mark.parametrize("kind", [RunConfig, ExpertsConfig, Sampling])
 def test_every_number_of_a_configuration_has_bounds(kind: type) -> None:
     found = {where.replace("run.run", "run").replace("run.dense", "run") for where in unbounded(kind, "run")}
     assert found - BUDGET == set()

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from shoestring.errors import UsageError
@@ -37,28 +34,6 @@ def test_every_card_says_what_it_must(card) -> None:  # type: ignore[no-untyped-
     assert card.claim or card.name == "for-this-test"
     assert card.cost or card.name == "for-this-test"
     card.options()
-
-
-LOADED = """
-import sys
-from shoestring.cli.main import main
-try: main(["--help"])
-except SystemExit: pass
-print("help", "torch" in sys.modules, "rich" in sys.modules, "pydantic" in sys.modules)
-from shoestring.method import find, methods
-find("optim", "muon"), find("data", "jsonl", "format"), find("schedule", "wsd_s")
-others = ["optim.soap", "data.formats.parquet", "data.clusters.clustering", "schedule.cosine"]
-print("found", any(f"shoestring.{other}" in sys.modules for other in others))
-print("all", "soap" in {card.name for card in methods()}, "torch._dynamo" in sys.modules)
-"""
-
-
-def test_a_method_is_found_without_importing_the_others_and_all_without_the_compiler() -> None:
-    """Imports are what a command's first second goes to: torch._dynamo alone takes as long as torch."""
-    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
-    assert "help False False False" in done.stdout
-    assert "found False" in done.stdout
-    assert "all True False" in done.stdout
 
 
 def test_a_name_that_is_no_module_is_found_among_all() -> None:

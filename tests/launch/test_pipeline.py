@@ -36,6 +36,7 @@ def summary(run: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_pipeline_trains_and_goes_on_bit_for_bit_as_one_process_does(corpus: Path, tmp_path: Path) -> None:
     words = [
         f"--data.corpus={corpus}",

@@ -96,6 +96,7 @@ def test_it_says_what_is_quantised_and_keeps_latent_weights(data: Dataset, tmp_p
     assert summary["heldout_loss"] < 4  # bytes, from about 5.5
 
 
+@pytest.mark.usefixtures("pages")
 def test_the_command_plans_the_tokens_and_leaves_a_plain_model_for_transformers(corpus: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

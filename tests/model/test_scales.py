@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.decode.generate import generate
-from shoestring.decode.sampler import SamplingConfig
+from shoestring.decode.sampling import Sampling
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.hf import export, to_transformers
@@ -78,7 +78,7 @@ def test_every_loss_and_its_gradients_have_the_scale(cross_entropy: object) -> N
 def test_generation_has_the_scales(tied: bool) -> None:
     """At temperature 1 the scale changes the draw, so the ids of the scaled model are those of its own logits."""
     model = made(tied, input_scale=2.0, output_scale=0.3)
-    drawn = list(generate(model, [1, 2, 3], SamplingConfig(max_new_tokens=8, temperature=0)))
+    drawn = list(generate(model, [1, 2, 3], Sampling(temperature=0), max_new_tokens=8))
     text = [1, 2, 3]
     with torch.no_grad():
         for token in drawn:

@@ -148,7 +148,7 @@ def test_a_run_follows_the_rule_by_what_one_worker_takes(workers: int, beta2: fl
     more = {} if workers == 1 else {"workers": workers, "sync": "diloco", "transport": "local"}
     rule = {"name": "constant_half_life", "reference": 16}
     config = run_config(optim="adamw", batch_rule=rule, train={"batch": 8}, **more)
-    stepper, _, claims = _stepper(config, Evidence(), None)
+    stepper, _, claims = _stepper(config, Evidence(), None, None)
     assert all(group["betas"] == (0.9, pytest.approx(beta2)) for group in stepper.optimizer.param_groups)
     assert "constant_half_life: matrix: beta2 0.95 -> " in claims
 

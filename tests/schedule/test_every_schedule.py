@@ -18,6 +18,7 @@ from shoestring.schedule.infinite import Infinite
 from shoestring.schedule.linear import Linear
 from shoestring.schedule.progress import Schedule
 from shoestring.schedule.refined import Refined
+from shoestring.schedule.rewarmed import Rewarmed
 from shoestring.schedule.warmup import Warmup, with_warmup
 from shoestring.schedule.wsd import WSD
 from shoestring.schedule.wsd_s import WSDS
@@ -58,6 +59,7 @@ SCHEDULES = st.one_of(
     st.builds(WSDS, decay=st.floats(0.01, 0.5), shape=st.just("inverse"), floor=st.floats(0.01, 1)),
     st.builds(Infinite, begin=st.just("constant"), anneal=st.floats(0, 0.99)),
     st.builds(Refined, points=CURVES),
+    st.builds(Rewarmed, warmup=st.floats(0.01, 0.9), floor=FRACTIONS),
 )
 
 
@@ -175,3 +177,15 @@ def test_no_warmup_is_the_schedule_itself() -> None:
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="warm-up takes a share of the budget"):
             with_warmup(schedule, share)
+
+
+@given(st.floats(0.01, 0.9), FRACTIONS, FRACTIONS)
+def test_rewarmed_rises_in_a_line_and_falls_as_a_cosine(warmup: float, floor: float, progress: float) -> None:
+    schedule = Rewarmed(warmup=warmup, floor=floor)
+    assert schedule(0.0) == schedule(1.0) == floor
+    assert schedule(warmup) == 1
+    if progress <= warmup:
+        expected = floor + (1 - floor) * progress / warmup
+    else:
+        expected = floor + (1 - floor) * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+    assert schedule(progress) == pytest.approx(expected)

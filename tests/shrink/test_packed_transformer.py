@@ -11,7 +11,7 @@ from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.data.bpe import byte_tokenizer
-from shoestring.decode import SamplingConfig, generate
+from shoestring.decode import Sampling, generate
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import lower
 from shoestring.lowbit.formats.integer import Integer
@@ -94,12 +94,12 @@ def test_it_is_written_and_read_and_generates_the_same(tmp_path: Path) -> None:
     assert found.model.config == model.config
     assert found.tokenizer.fingerprint == byte_tokenizer().fingerprint
     assert not any(tensor.is_meta for tensor in (*found.model.parameters(), *found.model.buffers()))
-    greedy = SamplingConfig(temperature=0, max_new_tokens=12)
+    greedy = Sampling(temperature=0)
     text, slowly = [7, 8, 9], [7, 8, 9]
     with torch.no_grad():
         for _ in range(12):
             slowly.append(int(packed(torch.tensor([slowly]))[0, -1].argmax()))
-    assert list(generate(found.model, text, greedy)) == slowly[3:]
+    assert list(generate(found.model, text, greedy, max_new_tokens=12)) == slowly[3:]
     assert packed.cost(Shape(2, 8)).flops == model.cost(Shape(2, 8)).flops
     assert packed.cost(Shape(1, 1)).moved < model.cost(Shape(1, 1)).moved / 4
 

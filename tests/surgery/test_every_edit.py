@@ -27,10 +27,23 @@ SHAPES = {
 EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop_layers": ("surgery", {"count": 1}),
     "drop_layers, by influence": ("surgery", {"count": 1, "by": "influence"}),
+    "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
+    "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
+    "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
     "lora": ("tune", {"rank": 2}),
+    "rslora": ("tune", {"rank": 2}),
+    "dora": ("tune", {"rank": 2}),
+    "adalora": ("tune", {"rank": 2, "first_rank": 3}),
+    "road": ("tune", {"group": 2}),
+    "compacter": ("tune", {"n": 2, "bottleneck": 4}),
+    "key_value_bottleneck": ("tune", {"codebooks": 2, "keys": 3, "width": 4}),
+    "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
 }
+ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
+UNFOLDED = {"compacter", "key_value_bottleneck"}
+"""Edits that have no form of plain layers."""
 
 
 def edit(name: str) -> Edit:
@@ -87,11 +100,26 @@ def as_saved(decision: Decision) -> Decision:
     return Decision(json.loads(json.dumps(dict(decision.values))), {k: v.clone() for k, v in decision.tensors.items()})
 
 
+NATIVE_ONLY = {"minitron", "slimgpt", "random_pruning"}
+"""Edits that need axes, which wrapped models do not tell."""
+
 ORDERS = [[name] for name in EDITS] + [
+    ["drop_layers", "minitron", "lora"],
+    ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],
     ["lora", "drop_layers", "integer"],
     ["ternary", "lora", "drop_layers"],
 ]
+
+
+def cases(*shapes: str) -> list[Any]:
+    """Every order of edits with every shape that they fit."""
+    return [
+        pytest.param(names, shape, id=f"{shape}-{', then '.join(names)}")
+        for shape in shapes
+        for names in ORDERS
+        if shape != "wrapped" or not NATIVE_ONLY & set(names)
+    ]
 
 
 def test_every_edit_has_a_place_in_this_table() -> None:
@@ -99,8 +127,7 @@ def test_every_edit_has_a_place_in_this_table() -> None:
     assert known == {name.split(",")[0] for name in EDITS}
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, "wrapped"])
-@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
+@pytest.mark.parametrize(("names", "shape"), cases(*SHAPES, "wrapped"))
 def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shape: str) -> None:
     first, decisions = applied(names, shape)
     again, _ = applied(names, shape, [as_saved(decision) for decision in decisions])
@@ -109,8 +136,7 @@ def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shap
     assert sum(p.numel() for p in first.parameters()) > 0
 
 
-@pytest.mark.parametrize("shape", ["native", "wrapped"])
-@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
+@pytest.mark.parametrize(("names", "shape"), cases("native", "wrapped"))
 def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], shape: str) -> None:
     made, _ = applied(names, shape)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
@@ -121,20 +147,23 @@ def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], sh
     changed = {name for name, p in made.named_parameters() if not torch.equal(before[name], p)}
     assert changed
     assert changed <= {name for name, p in made.named_parameters() if p.requires_grad}
-    if "lora" in names:
-        assert all(name.endswith((".up", ".down")) for name in changed)
+    if ADAPTERS & set(names):
+        assert not any(name.endswith((".weight", ".bias")) for name in changed)
     made.zero_grad()
     computed = logits(made).detach()
     for name in reversed(names):
+        if name in UNFOLDED:
+            with pytest.raises(UsageError, match="more than one matrix can"):
+                edit(name).fold(made)
+            return
         made = edit(name).fold(made)
     assert all(type(m) is nn.Linear for m in made.modules() if isinstance(m, nn.Linear) or hasattr(m, "in_features"))
     # the same arithmetic in another order: a sum that was two products is one
     torch.testing.assert_close(logits(made), computed, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("names", ORDERS, ids=", then ".join)
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("shape", ["native", "wrapped"])
+@pytest.mark.parametrize(("names", "shape"), cases("native", "wrapped"))
 def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backward: bool) -> None:
     made, _ = applied(names, shape)
     with torch.no_grad():
@@ -145,9 +174,9 @@ def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backw
             found.sum().backward()
     stated = made.cost(Shape(1, 12, backward=backward)).flops
     counted = counter.get_total_flops()
-    if shape == "wrapped" and backward and "lora" in names:
+    if shape == "wrapped" and backward and ADAPTERS & set(names):
         # which matrices of a stock layer stand side by side is not known: the first layer's may be counted as one after the other
-        assert counted <= stated < 1.03 * counted
+        assert counted <= stated < (1.1 if UNFOLDED & set(names) else 1.03) * counted
     else:
         assert stated == pytest.approx(counted, rel=0.001)
 

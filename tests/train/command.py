@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from shoestring.cli.main import main
+from tests.warm_start import Forked, warm_server
 
 TINY = (
     "--data.tokenizer=bytes --data.heldout=0.1 --model.layers=1 --model.width=32 --model.heads=2 --model.context=32 "
@@ -16,20 +17,33 @@ TINY = (
 ).split()
 
 
+Command = subprocess.Popen[str] | Forked
+"""A command at work."""
+
 LIMIT = 120 * float(os.environ.get("TEST_PATIENCE", "1"))
 """Seconds that a command may take; tests/conftest.py says what TEST_PATIENCE is."""
 
 
-def start(*words: object, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "shoestring", *map(str, words)]
+def start(*words: object, fresh: bool = False, **more: str) -> Command:
+    """The command at work, as a process forked from one that has imported everything.
+
+    fresh: started as a user starts it, which takes seconds; so it is too where the environment asks for something that is
+        read when a library is loaded, and where no process can be forked from another's.
+    more: variables of the environment.
+    """
+    environment, command = {**os.environ, **more}, [str(word) for word in words]
+    if not fresh and sys.platform == "linux" and warm_server().can(environment):
+        return Forked(command, environment)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env={**os.environ, **more}, **pipes)  # type: ignore[call-overload]
+    started = [sys.executable, "-m", "shoestring", *command]
+    return subprocess.Popen(started, text=True, env=environment, **pipes)  # type: ignore[call-overload]
 
 
-def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error)."""
-    process = start(*words, **more)
+def shoestring(*words: object, fresh: bool = False, **more: str) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error). As `start`."""
+    process = start(*words, fresh=fresh, **more)
     output, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode is not None
     return process.returncode, output, errors
 
 

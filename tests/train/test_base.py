@@ -69,8 +69,15 @@ def test_checkpoints_of_adapters_hold_the_adapters_and_rebuild_the_model(
 
 @pytest.mark.parametrize(
     "edits",
-    [(), ("--edits=lora",), ("--edits=ternary,lora", "--edits.lora.rank=3")],
-    ids=["full", "lora", "ternary, lora"],
+    [
+        (),
+        ("--edits=lora",),
+        ("--edits=ternary,lora", "--edits.lora.rank=3"),
+        ("--edits=adalora", "--edits.adalora.rank=2"),
+        ("--edits=compacter",),
+        ("--edits=key_value_bottleneck", "--edits.key_value_bottleneck.keys=16"),
+    ],
+    ids=lambda edits: edits[0].partition("=")[2] if edits else "full",
 )
 def test_a_run_on_a_base_goes_on_bit_for_bit(base: Path, corpus: Path, tmp_path: Path, edits: tuple[str, ...]) -> None:
     tune(base, corpus, tmp_path / "whole", *edits, "--train.checkpoint_every=1e-3", "--train.keep=99")
@@ -114,3 +121,26 @@ def test_what_a_base_does_not_allow_is_refused(
     assert status == 2
     assert said in errors
     assert errors.count("\n") == 1
+
+
+def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_path: Path) -> None:
+    how = ("--edits=minitron", "--edits.minitron.hidden=0.5", "--objective=distillation")
+    said = tune(base, corpus, tmp_path / "run", *how)
+    assert "Minitron: hidden" in said
+    opened = open_model(str(tmp_path / "run"))
+    whole = open_model(str(base))
+    assert sum(p.numel() for p in opened.model.parameters()) < sum(p.numel() for p in whole.model.parameters())  # type: ignore[attr-defined]
+    accounts = json.loads((tmp_path / "run" / "summary.json").read_text())["accounts"]
+    assert accounts["teacher"]["flops"] > 0
+    assert accounts["calibration"]["flops"] > 0
+    status, _, errors = shoestring(
+        "train",
+        "--budget=2ktok",
+        f"--data.corpus={corpus}",
+        "--objective=distillation",
+        *TINY,
+        "--out",
+        tmp_path / "no",
+    )
+    assert status == 2
+    assert "learns from another model: name one with --objective.teacher" in errors

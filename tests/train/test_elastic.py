@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from shoestring.launch.host import Host
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
-from tests.train.command import TINY, newest_weights, shoestring_here, start
+from tests.train.command import TINY, Command, newest_weights, shoestring_here, start
 
 ELASTIC = (
     "--workers=2 --transport=torchft --sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8 --elastic.silence=2 "
@@ -28,7 +27,7 @@ ELASTIC = (
 ).split()
 
 
-def until(holds: Callable[[], Any], process: "subprocess.Popen[str]", seconds: float = 100) -> None:
+def until(holds: Callable[[], Any], process: Command, seconds: float = 100) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert process.poll() is None, process.communicate()
@@ -87,8 +86,8 @@ def test_a_worker_comes_back_another_joins_and_all_may_stop_and_go_on(corpus: Pa
     where = shown.split(";")[0].split()[-1]
     token = {"SHOESTRING_TOKEN": (out / "token").read_text().strip()}
     again = ["worker", "--lighthouse", where, out / "config.toml"]
-    guest = start(*again, "--out", tmp_path / "guest", **token)
-    back = start(*again, "--out", out / "workers" / "1", **token)
+    guest = start(*again, "--out", tmp_path / "guest", fresh=False, **token)
+    back = start(*again, "--out", out / "workers" / "1", fresh=False, **token)
     until(lambda: len(rounds(out, "0")[-1]["contributed"]) == 3, process)
     process.send_signal(signal.SIGINT)
     until_end, errors = process.communicate(timeout=60)

@@ -214,6 +214,7 @@ def test_another_tokenizer_in_the_folder_is_refused(stopped: Path) -> None:
         assert str(path.parent) in refused("generate", stopped, "line")
 
 
+@pytest.mark.usefixtures("pages")
 def test_names_are_printed_as_they_are_and_move_no_cursor(stopped: Path, tmp_path: Path) -> None:
     run = tmp_path / "a[b]c[/b] :smile: \x1b[31m"
     run.parent.mkdir(parents=True)

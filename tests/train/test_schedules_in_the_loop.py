@@ -31,6 +31,7 @@ def _steps(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.usefixtures("pages")
 def test_wsd_s_keeps_and_registers_a_checkpoint_at_each_budget(corpus: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     schedule = ("--schedule.name=wsd_s", "--schedule.branches=[0.25, 0.5, 1.0]", "--train.keep=1")
@@ -70,6 +71,7 @@ def test_a_growing_batch_counts_what_it_took(corpus: Path, tmp_path: Path) -> No
     assert "train.micro_batch" in errors
 
 
+@pytest.mark.usefixtures("pages")
 def test_the_noise_scale_is_measured_on_the_way(corpus: Path, tmp_path: Path) -> None:
     summary = _train(tmp_path / "run", corpus, 60, "--train.micro_batch=1", "--train.noise_scale_every=1")
     assert summary["critical_batch"] > 0

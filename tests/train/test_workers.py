@@ -95,6 +95,7 @@ def test_another_number_of_workers_begins_from_the_weights_of_a_run(corpus: Path
     assert json.loads((tmp_path / "four" / "summary.json").read_text())["workers"] == 4
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize("flags", [MULOCO, STREAMING], ids=["whole", "streaming"])
 def test_what_was_exchanged_is_on_the_books(
     corpus: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch

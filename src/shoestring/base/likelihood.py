@@ -116,7 +116,10 @@ def window(model: LanguageModel, context: int | None) -> int:
 
 
 class Window(NamedTuple):
-    """Some tokens of a document. inputs, targets: [t] ids. units: [t] int64, the unit that each target is of."""
+    """Some tokens of a document.
+
+    inputs: [t] ids. targets: [t] ids, or IGNORED. units: [t] int64, the unit that each target is of.
+    """
 
     inputs: list[int]
     targets: list[int]
@@ -151,8 +154,8 @@ def summed(
                 "belong together"
             )
     spent = NOTHING
-    for batch in _batches(windows):
-        found, took = _log_probabilities(model, batch, tokenizer.end)
+    for batch in batches(windows):
+        found, took = log_probabilities(model, batch, tokenizer.end)
         spent += took
         for each, row in zip(batch, found.numpy(), strict=True):
             np.add.at(nats, each.units, -row[: len(each.targets)])
@@ -183,7 +186,7 @@ def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, con
             yield Window(row[start:stop], ids[start:stop], numbers[start:stop])
 
 
-def _batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
+def batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
     """Windows that are read together, the longest first: as many as are about alike in length."""
     batch: list[Window] = []
     for each in windows:
@@ -196,7 +199,7 @@ def _batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
-def _log_probabilities(model: LanguageModel, windows: Sequence[Window], filler: int) -> tuple[Tensor, Charge]:
+def log_probabilities(model: LanguageModel, windows: Sequence[Window], filler: int) -> tuple[Tensor, Charge]:
     """(float64 [B, T], the log-probability of each target, 0 beyond the end of a window; what that took)."""
     sizes = [len(each.targets) for each in windows]
     inputs = torch.full((len(windows), max(sizes)), filler)

@@ -9,9 +9,10 @@ class Charge:
 
     flops: floating-point operations.
     tokens: targets trained on.
-    read: positions that a model read without training on them; those reused from a prefix are not among them.
+    read: positions that a model read without training on them; those reused are not among them.
+    reused: positions whose state was there already, as another request had the same beginning.
     written: tokens of answers, and of candidates kept to their end.
-    wasted: tokens read or drafted in vain: drafts refused, branches dropped.
+    wasted: positions computed in vain: drafts refused, branches dropped, and what was computed again.
     calls: of a model, by whoever asked it.
     moved: bytes of weights and caches that were read.
     sent, received: bytes over a network.
@@ -20,6 +21,7 @@ class Charge:
     flops: int = 0
     tokens: int = 0
     read: int = 0
+    reused: int = 0
     written: int = 0
     wasted: int = 0
     calls: int = 0

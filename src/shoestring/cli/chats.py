@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from shoestring.data.chat import Message
+from shoestring.data.chat_files import MESSAGE, message_of
 from shoestring.errors import UsageError
 from shoestring.json_files import NotJson, parse_json
-
-EXAMPLE = '{"role": "user", "content": "Hello"}'
 
 
 def read_chats(path: Path) -> list[tuple[Message, ...]]:
@@ -30,24 +29,13 @@ def read_chats(path: Path) -> list[tuple[Message, ...]]:
         if isinstance(found, dict) and "messages" in found:
             found = found["messages"]
         if isinstance(found, list):
-            chats.append(tuple(_message(each, where) for each in found))
+            chats.append(tuple(message_of(each, where) for each in found))
             if not found:
                 raise UsageError(f"{where} is a chat without messages")
         else:
-            single.append(_message(found, where))
+            single.append(message_of(found, where))
     if chats and single:
         raise UsageError(f"{path} has whole chats and single messages: a line is a chat, or all lines are one")
     if not chats and not single:
-        raise UsageError(f"{path} holds no messages: a line is like {EXAMPLE}")
+        raise UsageError(f"{path} holds no messages: a line is like {MESSAGE}")
     return chats or [tuple(single)]
-
-
-def _message(found: object, where: str) -> Message:
-    """Raises: UsageError where it is none."""
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("role", "content")):
-        raise UsageError(f"{where} has something that is no message: one is like {EXAMPLE}")
-    try:
-        found["content"].encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{where} has half of a surrogate pair, which is no text") from None
-    return found

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from shoestring import __version__
+from shoestring import __version__, kernels
 from shoestring.budget import busy_waiting
 from shoestring.budget.machine import Machine, cache_folder, matmul_rate, probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
-from shoestring.lowbit import gpu, kernels
+from shoestring.lowbit import gpu
 
 
 def findings(machine: Machine) -> list[str]:

@@ -1,4 +1,5 @@
-"""`shoestring evaluate`: how likely models hold a text, in nats a token and bits a byte, and what measuring it took."""
+"""`shoestring evaluate`: how likely models hold a text, in nats a token and bits a byte, and what measuring it took; or how many
+problems of a task they answer rightly."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +15,16 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, dtype_named, whole
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.tasks import add_task_flags, check_flags, run_task
 from shoestring.config import Tree, build, merge, overrides
 from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError, did_you_mean
 
 TEXT = ("corpus", "heldout", "text_field", "encoding", "invalid")
 """The keys of [data] that say what text there is. The others are of tokens and windows, which are the model's own here."""
+
+TOKENS = 65536
+"""To read, where nothing is said."""
 
 CHARACTERS = 16
 """Characters of text to have at hand for each token that is asked for: more than tokens have on average."""
@@ -34,6 +39,9 @@ Where nothing is said, corpus and share are those of the first PLACE, if it is a
 
 Each document is read by itself, in windows one after the other. Intervals are over documents, as windows of one document are
 alike; a text of few documents is cut into 16 stretches, and its interval may then be too narrow.
+
+With --task NAME they are asked problems with answers that can be checked, the same for all: how many are right, with an interval,
+and what a problem takes. `shoestring methods task` lists the tasks; `shoestring methods NAME` has the options of one.
 """
 
 
@@ -44,7 +52,6 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--tokens",
         type=whole(1, 1 << 40),
-        default=65536,
         metavar="N",
         help="about how many tokens of the first PLACE to read (default 65536)",
     )
@@ -52,9 +59,15 @@ def run(words: Sequence[str]) -> int:
         "--context", type=whole(1, 1 << 24), metavar="N", help="tokens of a window (default: the model's)"
     )
     parser.add_argument("--dtype", type=dtype_named, metavar="TYPE", help="of weights: float32, bfloat16 or float16")
+    add_task_flags(parser, whole)
     add_json_flag(parser, "what was measured on what, and the differences")
     found, configuration = parser.read_with_configuration(words)
-    asked = _asked(overrides(configuration))
+    check_flags(found)
+    flags = overrides(configuration)
+    if found.task is not None:
+        return run_task(found, flags)
+    asked = _asked(flags)
+    tokens = found.tokens or TOKENS
     build(DataConfig, asked, _flag)  # what is wrong in it is said before a model is opened
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
     text: Text | None = None
@@ -68,7 +81,7 @@ def run(words: Sequence[str]) -> int:
         window(opened.model, found.context)  # said before the text is read
         if text is None:
             with ledger.clock(DATA):
-                text = _text(opened, asked, found.tokens, whole=found.all, say=screen.print)
+                text = _text(opened, asked, tokens, whole=found.all, say=screen.print)
             screen.print(f"measured on  {text.said}")
         with ledger.clock(EVALUATE):
             measured.append(likelihood(opened.model, opened.tokenizer, text, found.context))
@@ -105,6 +118,8 @@ def _flag(key: str) -> str:
 def _asked(given: Tree) -> Tree:
     """The [data] section of the flags. Raises: UsageError for anything else, and for keys that have no meaning here."""
     for section in given:
+        if section == "task":
+            raise UsageError("--task.OPTION goes with --task NAME, which is not given")
         if section != "data":
             raise UsageError(f"--{section}: no key of a run is heeded here but --data.{', --data.'.join(TEXT)}")
     asked: Tree = given.get("data", {})

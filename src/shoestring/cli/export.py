@@ -12,27 +12,32 @@ from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.shrink.export import GGUF_TYPES, OWN_TYPES, export_gguf, export_transformers, refuse_taken
+from shoestring.train.adapter_folder import export_adapter
+from shoestring.train.trained import load_trained
 
-TARGETS = ("transformers", "gguf")
+TARGETS = ("transformers", "gguf", "peft")
 
 PURPOSES = """\
   transformers  a folder that AutoModelForCausalLM.from_pretrained loads, the tokenizer beside; --dtype float32, bfloat16, float16
   gguf          a file for llama.cpp; --dtype F32, F16, BF16, Q8_0, and TQ2_0 or TQ1_0 for a model with ternary weights
                 (needs the package 'gguf'; models of the families llama, mistral, qwen2 and qwen3)
+  peft          the folder of a run's adapters, for PeftModel.from_pretrained and for commands here
 
 Edits are folded: adapters are added to the matrices that they stand beside, and weights trained for few bits become the numbers
-that they stand for. `shoestring shrink` rounds weights; this command does not, but for the type that is asked for.
+that they stand for. `shoestring quantise` rounds weights; this command does not, but for the type that is asked for.
 """
 
 
 def run(words: Sequence[str]) -> int:
     parser = Arguments(
-        "export", "Write a model for other programs: as a folder for transformers, or as a GGUF file.", PURPOSES
+        "export",
+        "Write a model for other programs: as a folder for transformers, as a GGUF file, or its adapters for peft.",
+        PURPOSES,
     )
     parser.add_argument(
         "place", metavar="PLACE", help="a folder of a run or of transformers, a GGUF file, hf:NAME@REVISION, or smollm2"
     )
-    parser.add_argument("--to", required=True, metavar="TARGET", help="transformers, or gguf")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="transformers, gguf, or peft")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="the folder or file to write; nothing may be there"
     )
@@ -41,6 +46,8 @@ def run(words: Sequence[str]) -> int:
     found = parser.read(words)
     if found.to not in TARGETS:
         raise UsageError(f"--to {found.to}: {did_you_mean(found.to, TARGETS)}")
+    if found.to == "peft":
+        return _adapters(found.place, found.out, found.dtype, Screen(soft_wrap=True, stderr=found.json), found.json)
     screen, said = Screen(soft_wrap=True, stderr=found.json), list[str]()
     to_gguf = found.to == "gguf"
     kind, dtype = (_gguf_type(found.dtype), None) if to_gguf else (None, _dtype(found.dtype))
@@ -63,6 +70,18 @@ def run(words: Sequence[str]) -> int:
     if found.json:
         about = {"path": made.place, "to": found.to, "dtype": made.dtype, "bytes": made.bytes}
         print_json({**about, "folded": made.folded, "chat_template": template, "notes": said})
+    return 0
+
+
+def _adapters(place: str, out: Path, dtype: str | None, screen: Screen, as_json: bool) -> int:
+    """Write the adapters of a run."""
+    if dtype is not None:
+        raise UsageError("--dtype: adapters are written in float32, in which they were trained: leave it out")
+    refuse_taken(out)
+    size = export_adapter(load_trained(Path(place)), out)
+    screen.print(f"written to  {out} (float32, {show('bytes', size)})")
+    if as_json:
+        print_json({"path": out, "to": "peft", "dtype": "float32", "bytes": size, "folded": [], "notes": []})
     return 0
 
 

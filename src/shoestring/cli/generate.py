@@ -4,26 +4,34 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shoestring.base import Opened, open_model
+from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
-from shoestring.data.chat import Chat, Message
-from shoestring.data.tokenizer import TextTokenizer
-from shoestring.decode.generate import Stop, generate
-from shoestring.decode.sampler import SamplingConfig
-from shoestring.decode.stop_strings import StopStrings
+from shoestring.contract.model import LanguageModel
+from shoestring.data.chat import Message
+from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
+from shoestring.decode.acceptance import Acceptance
+from shoestring.decode.answer_text import AnswerText
+from shoestring.decode.drafter import Drafter
+from shoestring.decode.engine import ROWS
+from shoestring.decode.pays import Pays
+from shoestring.decode.sampling import Constraint
+from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
+from shoestring.json_files import NotJson, parse_json
+from shoestring.method import find
 
-WORDS = {Stop.END: "end", Stop.LENGTH: "length", Stop.CONTEXT: "context"}
-STOP_STRING = "stop"
+WORDS = {Stop.END: "end", Stop.LENGTH: "length", Stop.CONTEXT: "context", Stop.CANCELLED: "stop", Stop.ROOM: "room"}
+"""What --json says of why a text ended; one that a stop string ended was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,10 @@ class Sample:
     messages: that were given, where it is a chat.
     sample: its number among those of this prompt, from 1.
     prompt_tokens, tokens: read, and written.
-    seconds: that both took.
+    seconds: that both took; what was read together is divided.
     stopped: 'end' of the text, 'length' as --tokens allows, full 'context', or 'stop' for a stop string.
-    spent: positions read, FLOPs, bytes of weights and cache moved.
+    spent: positions read, reused and wasted, FLOPs, bytes of weights and cache moved.
+    changed: tokens of drafts that stayed though the model chose another; not said where there are none.
     """
 
     prompt: str
@@ -62,76 +71,113 @@ class Sample:
     seconds: float
     stopped: str
     spent: Charge
+    changed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         found = asdict(self) | {"spent": self.spent.as_dict()}
-        return found if self.messages else {key: value for key, value in found.items() if key != "messages"}
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A model that writes. ends: tokens that end a text."""
-
-    opened: Opened
-    tokenizer: TextTokenizer
-    ends: Collection[int]
-
-    @property
-    def context(self) -> int:
-        """The most tokens that it reads."""
-        return self.opened.model.about.context
+        silent = {name for name in ("messages", "changed") if not found[name]}
+        return {key: value for key, value in found.items() if key not in silent}
 
 
 def run(words: Sequence[str]) -> int:
     found = _arguments().read(words, mixed=True)
-    settings = build(
-        SamplingConfig,
-        {
-            "temperature": found.temperature,
-            "top_k": found.top_k,
-            "top_p": found.top_p,
-            "seed": found.seed,
-            "max_new_tokens": found.tokens,
-        },
-        {"max_new_tokens": "--tokens", "top_k": "--top-k", "top_p": "--top-p"}.get,
-    )
-    if found.samples > 1 and settings.temperature == 0:
+    flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    named = {name: "--" + name.replace("_", "-") for name in flags}
+    sampling = build(Sampling, {name: getattr(found, name) for name in flags}, named.get)
+    if found.samples > 1 and sampling.temperature == 0:
         raise UsageError(
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
+    _check_drafter(found)
     chats = _chats(found)
     texts = [] if chats else _texts(found.prompts, found.file)
-    opened = open_model(found.place, found.dtype)
-    if opened.tokenizer is None:
-        raise UsageError(f"{found.place} has no tokenizer: text cannot be made its tokens")
-    writer = Writer(opened, opened.tokenizer, {opened.tokenizer.end, *opened.about.values.get("ends", ())})
-    for note in opened.about.notes:
+    schema = None if found.schema is None else _schema(found.schema)
+    writer = Writer.of(open_model(found.place, found.dtype))
+    drafter, acceptance = _drafter(found, writer.opened), _acceptance(found)
+    for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
-        writer, prompts = _answering(writer, chats, found.place)
+        prompts = [_question(chat, writer) for chat in chats]
     else:
-        prompts = [_prompt(text, writer, settings, keep_last=found.keep_last) for text in texts]
+        prompts = [_prompt(text, writer, found.tokens, keep_last=found.keep_last) for text in texts]
+    ends = writer.answer_ends if chats else writer.ends
+    constraint: Constraint | None = None
+    if schema is not None:
+        constraint = writer.grammars(ends).schema(schema)
+    elif found.regex is not None:
+        constraint = writer.grammars(ends).regex(found.regex)
+    requests = [
+        Request(tuple(prompt.ids), sampling, found.tokens, ends, found.samples, constraint=constraint)
+        for prompt in prompts
+    ]
+    began = time.perf_counter()
     samples = []
-    for number, prompt in enumerate(prompts, start=1):
-        for index in range(found.samples):
-            if not found.json and len(prompts) * found.samples > 1:
-                print(f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {found.samples}")
-            own = replace(settings, seed=settings.seed + index)
-            sample = _write(writer, prompt, own, found.stop, index + 1, shown=not found.json)
-            samples.append(sample)
-            if found.json:
-                print(json.dumps(sample.as_dict(), ensure_ascii=False), flush=True)
-            elif sample.stopped == WORDS[Stop.CONTEXT]:
-                print(f"({Stop.CONTEXT}: this model reads {writer.context} tokens)", file=sys.stderr)
-    written, seconds = sum(sample.tokens for sample in samples), sum(sample.seconds for sample in samples)
-    spent = sum((sample.spent for sample in samples), NOTHING)
+    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance):
+        if sample is None:
+            if not found.json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            continue
+        samples.append(sample)
+        if found.json:
+            print(json.dumps(sample.as_dict(), ensure_ascii=False), flush=True)
+        elif sample.stopped == WORDS[Stop.CONTEXT]:
+            print(f"({Stop.CONTEXT}: this model reads {writer.context} tokens)", file=sys.stderr)
+    _sum_up(samples, time.perf_counter() - began)
+    return 0
+
+
+def _acceptance(found: argparse.Namespace) -> Acceptance:
+    made: Acceptance = supplied("acceptance", found.acceptance, {"place": lambda: Path(found.judge)})
+    return made
+
+
+def _check_drafter(found: argparse.Namespace) -> None:
+    """Raises: UsageError where the drafter is unknown, or has not what it needs, before anything is loaded."""
+    wanted = needs(find("decode", found.drafter, "drafter").target) if found.drafter else ()
+    takes = sorted({"draft", "place"} & set(wanted))
+    if takes and found.draft is None:
+        raise UsageError(f"the drafter '{found.drafter}' needs {WHAT[takes[0]]}: give --draft PLACE")
+    if found.draft is not None and not takes:
+        raise UsageError("--draft is for a drafter that needs a place: give --drafter draft_model, say")
+    wanted = needs(find("decode", found.acceptance, "acceptance").target)
+    if "place" in wanted and found.judge is None:
+        raise UsageError(f"the acceptance '{found.acceptance}' needs {WHAT['place']}: give --judge FILE")
+    if found.judge is not None and "place" not in wanted:
+        raise UsageError("--judge is for an acceptance that needs a file: give --acceptance autojudge, say")
+
+
+def _drafter(found: argparse.Namespace, opened: Opened) -> Drafter | None:
+    if not found.drafter:
+        return None
+
+    def draft() -> LanguageModel:
+        other = open_model(found.draft, found.dtype)
+        if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
+            raise UsageError(f"{found.draft} has other tokens than {found.place}: a draft model needs the same")
+        return other.model
+
+    supplies = {"target": lambda: opened.model, "draft": draft, "place": lambda: Path(found.draft)}
+    made: Drafter = supplied("drafter", found.drafter, supplies)
+    return made
+
+
+def _sum_up(samples: Sequence[Sample], seconds: float) -> None:
+    """One line of what all of it took."""
+    written, spent = sum(sample.tokens for sample in samples), sum((sample.spent for sample in samples), NOTHING)
+    beside = [f"{count} {what}" for what, count in (("reused", spent.reused), ("wasted", spent.wasted)) if count]
     print(
-        f"({spent.read} positions read, {written} tokens written in {seconds:.2f} s: {written / seconds:.1f} tokens/s; "
-        f"{show('flops', spent.flops)}, {show('bytes', spent.moved)} moved)",
+        f"({', '.join([f'{spent.read} positions read', *beside])}, {written} tokens written in {seconds:.2f} s: "
+        f"{written / seconds:.1f} tokens/s; {show('flops', spent.flops)}, {show('bytes', spent.moved)} moved)",
         file=sys.stderr,
     )
-    return 0
+    if changed := sum(sample.changed for sample in samples):
+        texts = sum(sample.changed > 0 for sample in samples)
+        print(
+            f"({changed} drafted tokens stayed though the model chose others: {texts} of {len(samples)} texts are not its own)",
+            file=sys.stderr,
+        )
 
 
 def _arguments() -> Arguments:
@@ -170,7 +216,7 @@ def _arguments() -> Arguments:
         "may be repeated",
     )
     parser.add_argument("--system", type=_argument, metavar="TEXT", help="a system message before each chat")
-    parser.add_argument("--tokens", type=int, default=200, help="how many tokens at most (default 200)")
+    parser.add_argument("--tokens", type=_count, default=200, help="how many tokens at most (default 200)")
     parser.add_argument(
         "--samples", type=_count, default=1, metavar="N", help="continuations of each prompt (default 1)"
     )
@@ -182,17 +228,43 @@ def _arguments() -> Arguments:
         metavar="TEXT",
         help="end before this text; may be repeated",
     )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--schema", type=Path, metavar="PATH", help="a JSON schema that each text follows")
+    form.add_argument("--regex", metavar="EXPRESSION", help="a regular expression that matches each text as a whole")
     parser.add_argument(
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
     )
+    parser.add_argument(
+        "--drafter",
+        metavar="NAME",
+        help="propose tokens that are checked together: 'ngram' copies from the text, 'draft_model' "
+        "asks a smaller model",
+    )
+    parser.add_argument(
+        "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
+    )
+    parser.add_argument(
+        "--acceptance",
+        default="exact",
+        metavar="NAME",
+        help="which drafted tokens stay: 'exact' changes no text (default); 'bild' and 'autojudge' may",
+    )
+    parser.add_argument("--judge", metavar="FILE", help="for --acceptance autojudge: what was trained for it")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0: all (default)")
     parser.add_argument(
         "--top-p", type=float, default=0.95, help="only the likeliest tokens that make up this mass (default 0.95)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same text; sample n has seed + n - 1 (default 0)"
+        "--min-p", type=float, default=0.0, help="only tokens with this share of the likeliest one's probability"
     )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens that stand in the text already are less likely",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default 0)")
     parser.add_argument("--dtype", type=dtype_named, metavar="TYPE", help="of weights: float32, bfloat16 or float16")
     parser.add_argument(
         "--json",
@@ -218,19 +290,25 @@ def _chats(found: argparse.Namespace) -> list[tuple[Message, ...]]:
     return [(*before, *chat) for chat in chats]
 
 
-def _answering(writer: Writer, chats: Sequence[tuple[Message, ...]], place: str) -> tuple[Writer, list[Prompt]]:
-    """(the writer, that it ends where answers do; a prompt for each chat). Raises: UsageError."""
-    template = writer.opened.about.chat_template
-    if template is None:
-        raise UsageError(f"{place} has no chat template, as models that were tuned to answer have: leave --chat out")
-    chat = Chat(template, writer.tokenizer)
-    prompts = [Prompt(chat.text(messages), chat.ids(messages), messages) for messages in chats]
-    for prompt in prompts:
-        if len(prompt.ids) > writer.context:
-            raise UsageError(
-                f"the chat has {len(prompt.ids)} tokens, and this model reads {writer.context}: shorten it"
-            )
-    return replace(writer, ends={*writer.ends, *chat.ends()}), prompts
+def _question(messages: tuple[Message, ...], writer: Writer) -> Prompt:
+    """A chat that is to be answered, in tokens. Raises: UsageError."""
+    ids = writer.chat_ids(messages)
+    if len(ids) > writer.context:
+        raise UsageError(f"the chat has {len(ids)} tokens, and this model reads {writer.context}: shorten it")
+    return Prompt(writer.chat.text(messages), ids, messages)
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    """The JSON schema of a file. Raises: UsageError."""
+    try:
+        schema = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except NotJson as error:
+        raise UsageError(f"{path}, line {error.line}, is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} is no JSON schema: one is an object")
+    return schema
 
 
 def _count(text: str) -> int:
@@ -287,11 +365,9 @@ def _decoded(content: bytes, name: str) -> str:
         ) from None
 
 
-def _prompt(text: str, writer: Writer, settings: SamplingConfig, *, keep_last: bool) -> Prompt:
+def _prompt(text: str, writer: Writer, tokens: int, *, keep_last: bool) -> Prompt:
     """The prompt in tokens. Raises: UsageError where it is longer than the context, unless its last tokens will do."""
-    ids, context = writer.tokenizer.encode(text), writer.context
-    if writer.tokenizer.begin is not None:
-        ids = [writer.tokenizer.begin, *ids]
+    ids, context = writer.text_ids(text), writer.context
     if len(ids) <= context:
         return Prompt(text, ids)
     if not keep_last:
@@ -299,50 +375,97 @@ def _prompt(text: str, writer: Writer, settings: SamplingConfig, *, keep_last: b
             f"the prompt has {len(ids)} tokens, and this model reads {context}: "
             "shorten it, or give --keep-last to go on from its last tokens"
         )
-    kept = context - min(settings.max_new_tokens, context // 2)
+    kept = context - min(tokens, context // 2)
     print(
         f"(the prompt has {len(ids)} tokens, and this model reads {context}: the last {kept} are kept)", file=sys.stderr
     )
     return Prompt(text, ids[-kept:])
 
 
-def _write(
-    writer: Writer, prompt: Prompt, settings: SamplingConfig, stop: Sequence[str], number: int, *, shown: bool
-) -> Sample:
-    """Continue a prompt. shown: on standard output, as it comes."""
-    stops, stream, strings = list[Stop](), writer.tokenizer.stream(), StopStrings(stop)
-    pieces: list[str] = []
-    spent: list[Charge] = []
+@dataclass
+class Text:
+    """A text that is being written.
 
-    def put(piece: str) -> None:
-        pieces.append(piece)
-        if shown:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+    prompt, number: what it goes on from, and which of the samples it is.
+    answer: of `tokens` tokens so far. pending: what is still to be shown. ended: why, and what it took.
+    """
 
-    if shown and not prompt.messages:
-        sys.stdout.write(prompt.text)
-    count, began = 0, time.perf_counter()
-    tokens = generate(
-        writer.opened.model, prompt.ids, settings, end=writer.ends, on_spent=spent.append, on_stop=stops.append
+    prompt: Prompt
+    number: int
+    answer: AnswerText
+    tokens: int = 0
+    pending: str = ""
+    ended: tuple[Stop, Spent] | None = None
+
+
+def _written(
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    requests: Sequence[Request],
+    stops: Sequence[str],
+    drafter: Drafter | None,
+    acceptance: Acceptance,
+) -> Iterator[tuple[Sample | None, str]]:
+    """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
+    all are written together."""
+    texts: dict[tuple[int, int], Text] = {}
+    room = sum((len(each.prompt) + each.max_new_tokens) * each.samples for each in requests)
+    rows = sum(each.samples for each in requests)
+    pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
+    engine = Engine(
+        writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter, acceptance=acceptance, pays=pays
     )
-    for token in tokens:
-        count += 1
-        put(strings.push(stream.push(token)))
-        if strings.found:
+    for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
+        ticket = engine.submit(request)
+        for index in range(request.samples):
+            header = f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {request.samples}\n" * (rows > 1)
+            header += "" if prompt.messages else prompt.text
+            answer = AnswerText(writer.tokenizer.stream(), stops)
+            texts[ticket, index] = Text(prompt, index + 1, answer, pending=header)
+    queue = list(texts.values())
+    while queue:
+        for event in engine.step():
+            _take(event, texts[event.number, event.sample], engine)
+        while queue:
+            first = queue[0]
+            if first.pending:
+                yield None, first.pending
+                first.pending = ""
+            if first.ended is None:
+                break
+            yield None, "\n"
+            yield _sample(queue.pop(0)), ""
+    for note in engine.notes:
+        print(f"({note})", file=sys.stderr)
+
+
+def _take(event: Event, text: Text, engine: Engine) -> None:
+    """Put what a pass brought to a text."""
+    for written in event.written:
+        if text.answer.stopped:
             break
-    put(strings.push(stream.finish()) + strings.finish())
-    seconds = time.perf_counter() - began
-    if shown:
-        sys.stdout.write("\n")
+        text.tokens += 1
+        text.pending += text.answer.push(written.token)
+        if text.answer.stopped and event.stop is None:
+            engine.cancel(event.number, event.sample)
+    if event.stop is not None and event.spent is not None:
+        text.pending += text.answer.finish()
+        text.ended = event.stop, event.spent
+
+
+def _sample(text: Text) -> Sample:
+    """A text that is whole."""
+    assert text.ended is not None
+    stop, spent = text.ended
     return Sample(
-        prompt.text,
-        prompt.messages,
-        number,
-        "".join(pieces),
-        len(prompt.ids),
-        count,
-        seconds,
-        STOP_STRING if strings.found else WORDS[stops[0]],
-        sum(spent, NOTHING),
+        text.prompt.text,
+        text.prompt.messages,
+        text.number,
+        text.answer.text,
+        len(text.prompt.ids),
+        text.tokens,
+        spent.total,
+        WORDS[Stop.CANCELLED] if text.answer.stopped else WORDS[stop],
+        spent.charge,
+        spent.changed,
     )

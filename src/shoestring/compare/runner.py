@@ -17,6 +17,7 @@ from shoestring.compare.recipes import check_workers, with_settings
 from shoestring.compare.record import RunRecord
 from shoestring.config import to_toml
 from shoestring.train.config import RunConfig
+from shoestring.train.execution import preloaded
 from shoestring.train.run_folder import RunFolder
 
 HEAVY = ("checkpoints", "tokenizer")
@@ -36,10 +37,11 @@ class Trainer:
     def __init__(self, arms: Mapping[str, RunConfig], folder: Path, *, keep_runs: bool = False) -> None:
         check_workers(arms)
         self.arms, self.folder, self.keep_runs = arms, folder, keep_runs
-        # forked from a server that has imported everything (torch._dynamo, which a first optimiser step imports, takes
-        # seconds) and computed nothing: a run starts in no time, and clean
+        # forked from a server that has imported everything and computed nothing: a run starts in no time, and clean
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([worker.__name__, "torch._dynamo"])
+        self._context.set_forkserver_preload(
+            [worker.__name__, *preloaded(config.execution for config in arms.values())]
+        )
         # to start a process looks after all others, and so does to join one: two that do so at once lose exit codes
         self._lock = threading.Lock()
         self._running: set[multiprocessing.process.BaseProcess] = set()

@@ -77,6 +77,14 @@ class Anatomy(Protocol):
         """The weight matrices of the layers, in order; embedding and head are not among them."""
         ...
 
+    def resized(self) -> None:
+        """Have the model's own sizes say what its weights have, after they were cut along an axis."""
+        ...
+
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """Leave these layers, in this order, in the model. Raises: UsageError where that cannot be."""
+        ...
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """Put a copy of each of these layers behind it. Raises: UsageError where that cannot be."""
         ...

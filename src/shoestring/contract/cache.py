@@ -5,7 +5,7 @@ Rows are slots, each with a length of its own. A layer keeps what it needs in a 
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Pass:
     length: T, the places of a row of the pass; those beyond `new` are padding.
     mask: [B, T, T] bool, which of the new tokens a new token sees; None: itself and those before it.
     longest: tokens of the row that holds most.
+    end: the first position that no place of the pass has.
     uniform: whether the new tokens of every row stand at the same places, so that plain slices serve.
     """
 
@@ -30,6 +31,7 @@ class Pass:
     ) -> None:
         self.held, self.new, self.length, self.mask, self.device = list(held), list(new), length, mask, device
         self.longest = max(self.held)
+        self.end = self.longest + length
         self.uniform = min(self.held) == self.longest and min(self.new) == length
 
     @cached_property
@@ -58,6 +60,52 @@ class Pass:
         return ((places < held) | (inside & self.mask.gather(2, among)))[:, None]
 
 
+class Segment(NamedTuple):
+    """The new tokens of one row of a cache, in a packed pass.
+
+    row: of the cache.
+    start: the place of the pass at which they begin.
+    new: how many they are.
+    held: tokens of the row that were there before.
+    """
+
+    row: int
+    start: int
+    new: int
+    held: int
+
+
+class PackedPass:
+    """A pass whose new tokens, of however many rows, stand one after the other in a single row: there is no padding.
+
+    segments: the tokens of each row that has any, in order.
+    mask: [N, N] bool, which of the new tokens a new token sees; None: of its own segment, itself and those before it.
+    given: [1, N] int64, the position of each token, where tokens of a segment do not follow one another, as in a tree.
+    end: the first position that no token of the pass has.
+    """
+
+    uniform = False
+
+    def __init__(
+        self, segments: Sequence[Segment], mask: Tensor | None, device: torch.device, given: Tensor | None = None
+    ) -> None:
+        self.segments, self.mask, self.device, self.given = tuple(segments), mask, device, given
+        self.end = max(segment.held + segment.new for segment in segments)
+        self.longest = max(segment.held for segment in segments)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[1, N] int64: the position of each token."""
+        if self.given is not None:
+            return self.given
+        places = [torch.arange(one.held, one.held + one.new) for one in self.segments]
+        return torch.cat(places)[None].to(self.device)
+
+    @property
+    def visible(self) -> Tensor | None:
+        raise UsageError("the rows of a packed pass share no keys: its layers attend by themselves")
+
+
 class LayerCache(Protocol):
     """The state of one layer."""
 
@@ -69,8 +117,8 @@ class LayerCache(Protocol):
         """Bytes that are held."""
         ...
 
-    def begin(self, coming: Pass) -> None:
-        """Make ready for a pass."""
+    def begin(self, coming: Any) -> None:
+        """Make ready for a pass: a `Pass`, or a `PackedPass` in a cache that packs."""
         ...
 
     def take(self, rows: Tensor) -> Self:
@@ -90,6 +138,29 @@ class LayerCache(Protocol):
         ...
 
 
+class KeptShape(NamedTuple):
+    """What an attention layer keeps of a token: a key and a value of each head."""
+
+    heads: int
+    key_width: int
+    value_width: int
+
+
+@runtime_checkable
+class Plain(Protocol):
+    """The state of a layer that keeps the key and the value of every token, and nothing else: another cache may hold them."""
+
+    @property
+    def shape(self) -> KeptShape:
+        """Of a token."""
+        ...
+
+    @property
+    def keys(self) -> Tensor:
+        """Of the type and device to keep them in."""
+        ...
+
+
 class KeyValues(LayerCache, Protocol):
     """The state of an attention layer: keys and values."""
 
@@ -98,6 +169,21 @@ class KeyValues(LayerCache, Protocol):
 
         Returns what the queries attend to: keys and values [B, Hk, S, D], and a mask [B or 1, Hk or 1, T, S] that is True
         where a query sees a key. A mask of None: each sees all, or with T > 1 those up to its own place.
+        """
+        ...
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """The state of an attention layer that computes attention itself, from wherever it keeps keys and values."""
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None = None, window: int | None = None
+    ) -> Tensor:
+        """Take in the keys and values [B, Hk, T, D] of the tokens of this pass, and answer their queries: [B, H, T, D].
+
+        scale: of the scores; None: one over the square root of the width of a key.
+        window: how many of the latest tokens, its own among them, a token sees; None: all.
         """
         ...
 
@@ -114,7 +200,7 @@ class Cache:
         self.layers: list[Any] = list(layers)
         self.lengths = [0] * rows
         self.room = room
-        self._coming: Pass | None = None
+        self._coming: Pass | PackedPass | None = None
 
     @property
     def rows(self) -> int:
@@ -136,8 +222,9 @@ class Cache:
         """Whether every layer can forget its latest tokens by `crop`."""
         return all(layer.rewindable for layer in self.layers if layer is not None)
 
-    def begin(self, inputs: Inputs) -> Pass:
-        """Make ready for a pass over `inputs`, one row of them a row of the cache.
+    def begin(self, inputs: Inputs) -> Pass | PackedPass:
+        """Make ready for a pass over `inputs`, one row of them a row of the cache. A cache that packs takes a single row, whose
+        `documents` are the numbers of its own rows.
 
         Raises: UsageError where the rows differ in number, documents are packed, or the tokens have no room.
         """
@@ -157,7 +244,7 @@ class Cache:
 
     def advance(self) -> None:
         """Count the tokens of this pass as held, once every layer has taken them in."""
-        assert self._coming is not None
+        assert isinstance(self._coming, Pass)
         self.lengths = [length + new for length, new in zip(self.lengths, self._coming.new, strict=True)]
         self._coming = None
 

@@ -10,6 +10,7 @@ attention kernel: in torch 2.13 `aten._scaled_dot_product_flash_attention_for_cp
 tests give it, for that kernel, the formulas it has for the GPU's flash kernel.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,6 +63,24 @@ class Cost:
     def beside(self, other: "Cost") -> "Cost":
         """The cost of two parts of one pass: what both hold is there at once."""
         return Cost(self.flops + other.flops, self.moved + other.moved, self.held + other.held)
+
+
+def ragged(cost: Callable[[Shape], Cost], passes: Iterable[tuple[int, int]]) -> Cost:
+    """What one pass over rows of different lengths costs: (new, past) of each row. The weights are read once.
+
+    cost: of a pass, without the head; for a number of new tokens, linear in those of the past.
+    """
+    rows: dict[int, list[int]] = {}
+    for new, past in passes:
+        rows.setdefault(new, []).append(past)
+    flops = moved = held = weights = 0
+    for new, pasts in rows.items():
+        first, second = cost(Shape(1, new, 0)), cost(Shape(1, new, 1))
+        weights, total = first.moved, sum(pasts)
+        flops += len(pasts) * first.flops + total * (second.flops - first.flops)
+        moved += total * (second.moved - first.moved)
+        held += len(pasts) * (first.held - weights) + total * (second.held - first.held)
+    return Cost(flops, weights + moved, weights + held)
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
+from shoestring.contract.objective import At
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,20 @@ class Switched(Protocol):
 
     def switch(self, model: LanguageModule, active: bool) -> None:
         """Have the edit take effect in `model`, or not."""
+        ...
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """What an edit may have beside: something that it does around every step of the optimiser.
+
+    What it remembers from step to step lies in buffers of the model, so that checkpoints hold it. Returned is what that took.
+    """
+
+    def before_step(self, model: LanguageModule, at: At) -> Charge:
+        """The gradients of the batch lie in the parameters, not clipped yet: it may look at them, and add to them."""
+        ...
+
+    def after_step(self, model: LanguageModule, at: At) -> None:
+        """The optimiser has moved the parameters, whose gradients are still there."""
         ...

@@ -59,6 +59,20 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class Taught(Protocol):
+    """An objective that asks another model.
+
+    teacher: the place of that model; '': what the run is based on.
+    """
+
+    teacher: str
+
+    def learn_from(self, teacher: LanguageModel) -> None:
+        """Set the teacher, once it is opened: in evaluation mode, without gradients, on the model's device."""
+        ...
+
+
+@runtime_checkable
 class Likelihood(Protocol):
     """An objective that is the mean cross-entropy of logits: curvature can draw labels from them, and differentiate twice."""
 

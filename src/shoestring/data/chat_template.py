@@ -7,6 +7,7 @@ code; here its loops, and the sizes of what it makes, are bounded too.
 import datetime
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -103,8 +104,8 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Clock:
-    """Counts the turns of loops."""
+class _Clock(threading.local):
+    """Counts the turns of loops, of each thread its own."""
 
     turns = 0
 

@@ -12,8 +12,11 @@ from pydantic_core import PydanticCustomError
 from shoestring.config import Choice, Pick, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
+from shoestring.method import find
 
-Packing = Literal["stream", "isolated"]
+Packing = Literal["stream", "isolated", "whole"]
+
+Kind = Literal["text", "chat"]
 
 Invalid = Literal["refuse", "replace", "skip"]
 
@@ -74,7 +77,11 @@ class DataConfig:
     tokenizer: 'bpe' (trained on the corpus and cached), 'bytes', or a path to a byte-level tokenizer.json.
     vocabulary: the number of tokens 'bpe' is trained to, end token included.
     heldout: the share of documents held out, chosen by a hash of each document's content.
-    packing: 'stream' (windows run across documents) or 'isolated' (a token never sees another document).
+    kind: what a document is: 'text', or a 'chat', a line of JSON whose messages go through the model's chat template, and of
+    which the answers alone are learnt.
+    returns: of chats, what each answer came to and is told before it ('length', 'relevance'), so that it can be asked for.
+    packing: 'stream' (windows run across documents), 'isolated' (a token never sees another document) or 'whole' (isolated, and
+    a document is cut only where it is longer than a window).
     text_field: the field or column of text in .jsonl, .parquet and hub corpora.
     encoding: of text files and JSON lines, by its Python name; 'auto' heeds a byte order mark, and is UTF-8 without one.
     invalid: what is done with bytes that are no text, all of them counted: 'refuse' the file (a folder leaves it out),
@@ -95,6 +102,8 @@ class DataConfig:
     vocabulary: Vocabulary = 4096
     heldout: Annotated[float, Interval(gt=0, le=0.5)] = 0.02
     packing: Packing = "stream"
+    kind: Kind = "text"
+    returns: tuple[str, ...] = ()
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"
@@ -121,6 +130,10 @@ class DataConfig:
             raise UsageError(
                 f"data.vocabulary = {self.vocabulary}: a byte-level vocabulary needs at least {SMALLEST_BPE}"
             )
+        if self.returns and self.kind != "chat":
+            raise UsageError(f"data.returns = {list(self.returns)}: text has no answers: give data.kind chat")
+        for name in self.returns:
+            find("data", name, "return")  # refuses one that is not there
         if self.encoding != "auto":
             try:
                 "".encode(self.encoding)  # refuses what is an encoding of bytes, such as 'hex'

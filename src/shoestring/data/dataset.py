@@ -140,6 +140,10 @@ def require(dataset: Dataset, context: int) -> None:
         for part in parts
         for name, store in (("training", part.train), ("held-out", part.heldout))
     ):
+        if store.marks is not None:  # chats, which are padded
+            if not len(store):
+                raise UsageError(f"there is no {name} chat: give more chats, that differ, or another data.heldout")
+            continue
         if len(store) < context + 1:
             documents = len(store.document_starts)
             raise UsageError(

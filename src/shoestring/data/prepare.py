@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shoestring import atomic
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
+from shoestring.data.chats import prepare_chats
 from shoestring.data.config import DataConfig, SourceConfig
 from shoestring.data.corpus import Corpus, Say, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, Part, open_dataset, token_type, write_manifest
@@ -48,6 +49,8 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
     """
     if config.source:
         return _prepare_sources(config, config.source, cache, say)
+    if config.kind == "chat":
+        return prepare_chats(config, say)
     whole = _prepare(config, cache, say)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
 

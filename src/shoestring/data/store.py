@@ -27,9 +27,12 @@ class Split:
 class TokenStore:
     """Documents as one long row of tokens, each document followed by the end token.
 
-    shards: the row, cut anywhere; uint16 or uint32. document_starts: int64, ascending, where in the row each document
+    shards: the row, cut anywhere; uint16 or uint32. marks: a store of the same shape, 1 where a token is to be learnt; None: all
+    are. document_starts: int64, ascending, where in the row each document
     starts. text_bytes: bytes of UTF-8 the documents had. Nothing is read before it is asked for.
     """
+
+    marks: "TokenStore | None" = None
 
     def __init__(self, shards: Sequence[np.ndarray], document_starts: np.ndarray, text_bytes: int) -> None:
         self.shards = tuple(shards)

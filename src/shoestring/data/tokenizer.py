@@ -100,6 +100,10 @@ class Tokenizer(Protocol):
         ...
 
 
+TEMPLATE = "chat_template.jinja"
+"""The file beside a tokenizer that transformers reads, and writes."""
+
+
 class TextTokenizer:
     """A tokenizer of the `tokenizers` package, byte-level or SentencePiece's, with one end-of-document token.
 
@@ -107,8 +111,11 @@ class TextTokenizer:
     exact inverse of `encode` but for what `caveats` says: a tokenizer loaded from elsewhere may change the text first.
 
     begin: the token that its makers put before each text. Who wants it puts it there.
+    chat_template: in Jinja, kept with it; None where there is none.
     Raises: UsageError where the tokens do not tell the text: `byte_lengths` could not be counted.
     """
+
+    chat_template: str | None = None
 
     def __init__(self, rules: tokenizers.Tokenizer, end: int, begin: int | None = None) -> None:
         # a tokenizer.json may carry the truncation and padding it was once used with: they would lose text
@@ -180,7 +187,10 @@ class TextTokenizer:
         return hashlib.sha256(f"{self.end}\n{self.rules.to_str()}".encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `transformers` reads too (AutoTokenizer)."""
+        """Write tokenizer.json, tokenizer_config.json, and chat_template.jinja where there is one, which `transformers` reads too
+        (AutoTokenizer)."""
+        if self.chat_template is not None:
+            atomic.write_text(folder / TEMPLATE, self.chat_template)
         settings: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.token(self.end),
@@ -215,9 +225,16 @@ class TextTokenizer:
         settings = _settings(file)
         found = _end(rules, file, settings, end)
         try:
-            return cls(rules, found, _begin(rules, settings, found))
+            made = cls(rules, found, _begin(rules, settings, found))
         except UsageError as error:
             raise UsageError(f"{file} cannot be used: {error}") from None
+        try:
+            made.chat_template = file.with_name(TEMPLATE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            pass
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file.with_name(TEMPLATE)} cannot be read: {first_line(error)}") from None
+        return made
 
 
 class TextStream:
@@ -228,8 +245,9 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """The text that this token completes, often its own, sometimes none."""
-        return self._decoder.decode(self._tokenizer.token_bytes[token])
+        """The text that this token completes, often its own, sometimes none; a model may have more tokens than are in use."""
+        known = self._tokenizer.token_bytes
+        return self._decoder.decode(known[token] if token < len(known) else b"")
 
     def finish(self) -> str:
         """What is left when no more tokens come: U+FFFD for an unfinished character, else nothing."""

@@ -29,7 +29,11 @@ class Windows:
 
     packing: 'stream' lets windows run across documents. 'isolated' has the same windows, positions from 0 at each
     document (and at the window's start), documents numbered from 0 in each row, and ignores the target that is the
-    first token of another document. shuffle: False is the order of the store, every epoch.
+    first token of another document. 'whole' is isolated too, and a window is as many whole documents, one after the other as
+    they lie, as fit: the rest of it is padding, and a document longer than a window is cut.
+    shuffle: False is the order of the store, every epoch.
+
+    What the store marks as not to be learnt is no target.
     Raises: UsageError where the store is smaller than a window.
     """
 
@@ -38,10 +42,13 @@ class Windows:
     ) -> None:
         if context < 1:
             raise ValueError(f"context = {context}: a window has at least one target")
-        if len(store) < context + 1:
+        if len(store) < context + 1 and packing != "whole":
             raise UsageError(f"{len(store)} tokens are too few: a context of {context} needs {context + 1}")
         self.store, self.context, self.seed, self.packing, self.shuffle = store, context, seed, packing, shuffle
-        self._count = (len(store) - 1) // context
+        self._places = _whole(store, context) if packing == "whole" else None
+        self._count = (len(store) - 1) // context if self._places is None else len(self._places)
+        if not self._count:
+            raise UsageError("there is no document of two tokens or more to learn from")
 
     def __len__(self) -> int:
         """Windows in an epoch."""
@@ -62,9 +69,17 @@ class Windows:
         return places
 
     def batch(self, start: int, count: int) -> Batch:
-        starts = self.order(start, count) * self.context
-        rows = self.store.rows(starts, self.context + 1)
+        chosen, length = self.order(start, count), self.context + 1
+        if self._places is None:
+            starts = chosen * self.context
+            rows = self.store.rows(starts, length)
+            learnt = None if self.store.marks is None else self.store.marks.rows(starts, length)
+        else:
+            starts, stops = self._places[chosen].T
+            rows, learnt = _padded(self.store, starts, stops, length)
         inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()  # contiguous, and apart: targets are written to
+        if learnt is not None:
+            targets[learnt[:, 1:] == 0] = IGNORED
         if self.packing == "stream":
             return Batch(Inputs(torch.from_numpy(inputs)), torch.from_numpy(targets))
         first = self._firsts(starts)
@@ -83,3 +98,34 @@ class Windows:
         for row, (start, low, high) in enumerate(zip(starts, *bounds, strict=True)):
             first[row, self.store.document_starts[low:high] - start] = True
         return first
+
+
+def _padded(store: TokenStore, starts: np.ndarray, stops: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, what of them is learnt), int64 [windows, length] each: zeros after the end of a window."""
+    rows, learnt = np.zeros((len(starts), length), dtype=np.int64), np.zeros((len(starts), length), dtype=np.int64)
+    for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        store.read(start, stop, rows[row])
+        if store.marks is None:
+            learnt[row, : stop - start] = 1
+        else:
+            store.marks.read(start, stop, learnt[row])
+    return rows, learnt
+
+
+def _whole(store: TokenStore, context: int) -> np.ndarray:
+    """int64 [windows, 2]: where each window of whole documents starts and stops, one after the other as they lie."""
+    length, found = context + 1, list[tuple[int, int]]()
+    stops = np.append(store.document_starts[1:], len(store)).tolist()
+    start = 0
+    for first, stop in zip(store.document_starts.tolist(), stops, strict=True):
+        if stop - start <= length:
+            continue
+        if first > start:  # it does not fit beside those before it
+            found.append((start, first))
+            start = first
+        while stop - start > length:
+            found.append((start, start + length))
+            start += context  # the last token of one piece is the first of the next, as of windows
+    if len(store) - start > 1:
+        found.append((start, len(store)))
+    return np.array([window for window in found if window[1] - window[0] > 1], dtype=np.int64).reshape(-1, 2)

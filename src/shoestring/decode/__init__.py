@@ -1,6 +1,8 @@
-"""Generating text: `generate` yields tokens, `SamplingConfig` says how they are chosen."""
+"""Letting models write: `Engine` answers many requests at once, `generate` continues one text."""
 
-from shoestring.decode.generate import Stop, generate
-from shoestring.decode.sampler import SamplingConfig
+from shoestring.decode.engine import Engine
+from shoestring.decode.generate import generate
+from shoestring.decode.request import Answer, Event, Request, Spent, Stop
+from shoestring.decode.sampling import Sampling
 
-__all__ = ["SamplingConfig", "Stop", "generate"]
+__all__ = ["Answer", "Engine", "Event", "Request", "Sampling", "Spent", "Stop", "generate"]

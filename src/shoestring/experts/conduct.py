@@ -25,6 +25,7 @@ from shoestring.experts.folder import Expert, ExpertsFolder
 from shoestring.experts.judgement import judge, losses_by_cluster
 from shoestring.experts.worker import Say, finished, train_run
 from shoestring.train.config import RunConfig, StartConfig
+from shoestring.train.execution import preloaded
 from shoestring.train.stopping import StopRequest
 
 WORDS, SHORTEST = 8, 4
@@ -217,7 +218,7 @@ def _side_by_side(runs: Sequence[tuple[Path, RunConfig]], parallel: int, say: Sa
     """Train each in a process of its own, `parallel` at a time. One that fails, or a signal, stops those that run; they keep
     their checkpoints."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker.__name__, "torch._dynamo"])
+    context.set_forkserver_preload([worker.__name__, *preloaded(config.execution for _, config in runs)])
     waiting, running = list(runs), dict[Any, tuple[Path, Any]]()
     failed: list[tuple[Path, int]] = []
     with StopRequest() as stop:

@@ -66,6 +66,7 @@ def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering
     run, store = config.run, dataset.heldout
     context = run.model.context
     windows, count = heldout_windows(run, dataset)
+    assert isinstance(windows, Windows)  # experts have one corpus, in windows of one length
     batch = windows.batch(0, count)
     places = windows.order(0, count)[:, None] * context + 1 + np.arange(context)
     document = np.searchsorted(store.document_starts, places, side="right") - 1

@@ -13,12 +13,13 @@ from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory
 from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.data.config import DataConfig
+from shoestring.data.corpus import open_corpus
 from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
 from shoestring.plan.pace import Paces
-from shoestring.plan.planner import Plan, flops_per_token, paces_for, plan
+from shoestring.plan.planner import Decision, Plan, flops_per_token, paces_for, plan
 from shoestring.train.base import with_base
 from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
@@ -41,6 +42,7 @@ class Request:
     budget: what the run may spend.
     critical_batch: tokens, as measured in an earlier run; None: not known.
     workers, transport: as in the configuration.
+    planned: what was decided before, and is among what is asked for.
     """
 
     asked: Tree
@@ -48,14 +50,23 @@ class Request:
     critical_batch: float | None = None
     workers: int = 1
     transport: str = "distributed"
+    planned: tuple[Decision, ...] = ()
 
     @classmethod
-    def of(cls, asked: Tree, critical_batch: float | None = None, *, processes: int | None = None) -> "Request":
+    def of(
+        cls,
+        asked: Tree,
+        critical_batch: float | None = None,
+        *,
+        processes: int | None = None,
+        planned: tuple[Decision, ...] = (),
+    ) -> "Request":
         """Check what can be checked before any work: names of keys, values, budget.
 
         asked: plain values, as in a recipe: {"budget": "2m", "model": {"width": 256}}.
         critical_batch: tokens; the plan heeds it.
         processes: how many were started for the run, each to be a worker; None where the run starts its own.
+        planned: what of `asked` was decided by a plan, to be shown with its reasons.
         Raises: UsageError.
         """
         asked = dict(asked)
@@ -67,11 +78,13 @@ class Request:
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
         require_device(config.execution)
+        if config.old.corpus:
+            open_corpus(config.old.corpus)  # refuses what is not there
         if config.start.run:
             asked = with_start(asked, config.start)
         if config.model.base:
             asked = with_base(asked)
-        return cls(asked, config.budget, critical_batch, config.workers, config.transport)
+        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned)
 
     @classmethod
     def read(
@@ -193,5 +206,6 @@ def _given(asked: Mapping[str, Any], key: str) -> bool:
 
 def decisions(request: Request, made: Plan) -> list[dict[str, Any]]:
     """The plan's decisions for the run's folder, those the user made marked as such."""
-    rows = [asdict(decision) for decision in made.decisions if not _given(request.asked, decision.key)]
+    open_still = [decision for decision in made.decisions if not _given(request.asked, decision.key)]
+    rows = [asdict(decision) for decision in (*request.planned, *open_still)]
     return json.loads(json.dumps(rows))

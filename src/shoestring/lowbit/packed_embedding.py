@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from shoestring.errors import ShoestringError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.packing import integer
+from shoestring.lowbit.straight_through import straight_through
 
 WIDTHS = (*integer.BITS, 16)
 """Bits of a weight. 8 and 4 are integers with one scale a row; 16 is float16, which has none."""
@@ -31,6 +33,8 @@ class PackedEmbedding(nn.Module):
 
     weight: Tensor
     scales: Tensor | None
+    constant: ClassVar[bool] = True
+    """As `PackedLinear.constant`."""
 
     def __init__(self, weight: Tensor, scales: Tensor | None, rows: int, columns: int, bits: int) -> None:
         super().__init__()
@@ -72,6 +76,13 @@ class PackedEmbedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., rows]: the products of hidden states, float32 [..., columns], with every row."""
+        return straight_through(hidden, self._products, self.dequantised)
+
+    def dequantised(self) -> Tensor:
+        """float32 [rows, columns]: the whole table."""
+        return self(torch.arange(self.num_embeddings, device=self.weight.device))
+
+    def _products(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(math.prod(hidden.shape[:-1]), self.in_features)
         if self.scales is None:
             found = _widened(flat, self.weight)

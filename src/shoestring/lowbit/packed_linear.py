@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,15 @@ from shoestring.errors import ShoestringError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.packing import check_groups, check_packed, layout_named, pack, unpack
+from shoestring.lowbit.straight_through import straight_through
 
 
 class PackedLinear(nn.Module):
     """y = s W x̂, W in {-1, 0, 1} [rows, columns] packed at 2 or 1.6 bits, s the scales of its rows (or of runs of a row).
 
     x̂ is x rounded to int8 for each token, as `kernels.matmul` does in every implementation. x: float32 [..., columns] ->
-    [..., rows]. There is no bias and no gradient: the matrix is a buffer. For counting operations it is an `nn.Linear` of
-    `in_features` columns and `out_features` rows.
+    [..., rows]. There is no bias. The matrix is a buffer and takes no gradient; x takes one, to which the rounding counts as
+    none. For counting operations it is an `nn.Linear` of `in_features` columns and `out_features` rows.
 
     packed: uint8, as `packing.pack` lays it out. scales: float32 [rows, groups]. layout: one of `packing.LAYOUTS`.
     Raises: ShoestringError where these do not fit each other.
@@ -25,6 +27,8 @@ class PackedLinear(nn.Module):
 
     packed: Tensor
     scales: Tensor
+    constant: ClassVar[bool] = True
+    """Its buffers never change: whoever knows the base of a run need not keep them with it."""
 
     def __init__(self, packed: Tensor, scales: Tensor, rows: int, columns: int, layout: str) -> None:
         super().__init__()
@@ -49,6 +53,9 @@ class PackedLinear(nn.Module):
         return Quantised(unpack(self.packed, self.out_features, self.in_features, self.layout), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
+        return straight_through(x, self._product, lambda: self.quantised().dequantise())
+
+    def _product(self, x: Tensor) -> Tensor:
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)  # -1 says nothing of an empty row
         y = kernels.matmul(flat, self.packed, self.scales, self.out_features, self.in_features, self.layout)
         return y.view(*x.shape[:-1], self.out_features)

@@ -1,5 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ class Blocks(LanguageModule):
     """
 
     config: ModelConfig
+    embedding: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear | None
 
@@ -96,14 +98,50 @@ class NativeAnatomy:
                 if isinstance(module, nn.Linear):
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
 
+    def resized(self) -> None:
+        """As `Anatomy.resized`. Where layers differ in a size, the configuration has the first layer's."""
+        model = self.model
+        for block in model.blocks:
+            for part in block.children():
+                own: Any = getattr(part, "resized", None)
+                if own is not None:
+                    own()
+        rows, width = model.embedding.weight.shape
+        sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
+        for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
+            if axes := self.axes(kind):
+                sizes[key] = axes[0].size
+        model.config = replace(model.config, **sizes)
+
+    def uniform(self) -> bool:
+        """Whether all layers have the sizes that the configuration says."""
+        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
+
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""
         count = len(self.model.blocks)
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < count for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {count - 1}, each once, not {list(numbers)}")
-        self.model.blocks = nn.ModuleList(self.model.blocks[number] for number in numbers)
-        self.model.config = replace(self.model.config, layers=len(numbers))
+        self._put([self.model.blocks[number] for number in numbers])
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.copy_layers`."""
+        self._put(with_copies(list(self.model.blocks), numbers))
+
+    def _put(self, blocks: Sequence[nn.Module]) -> None:
+        self.model.blocks = nn.ModuleList(blocks)
+        self.model.config = replace(self.model.config, layers=len(blocks))
         self.model.changed()
+
+
+def with_copies(layers: Sequence[nn.Module], numbers: Sequence[int]) -> list[nn.Module]:
+    """The layers, a copy of each of these behind it. Raises: UsageError for a number that none has, or one that is there twice."""
+    if sorted(set(numbers)) != sorted(numbers) or not all(0 <= number < len(layers) for number in numbers):
+        raise UsageError(f"layers to copy are numbers from 0 to {len(layers) - 1}, each once, not {list(numbers)}")
+    found = list[nn.Module]()
+    for number, layer in enumerate(layers):
+        found += [layer, copy.deepcopy(layer)] if number in numbers else [layer]
+    return found
 
 
 def _axes(part: nn.Module) -> tuple[Axis, ...]:

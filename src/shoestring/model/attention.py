@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
-from shoestring.contract.cache import KeyValues
+from shoestring.contract.cache import Attending, KeyValues
 from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Fraction, method
 from shoestring.model.cache import KeyValueShape
@@ -61,14 +61,17 @@ class Attention(nn.Module):
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
         self.split = (heads, key_value_heads, key_value_heads)
         self.qkv = nn.Linear(width, sum(self.split) * head_width, bias=bias != "none")
-        # which rows belong together, for an optimiser (`optim.row_blocks`): a query or key head, a neuron of the values;
-        # on the layer too, whose attributes a deep copy keeps
-        blocks = ((heads + key_value_heads) * head_width, head_width), (key_value_heads * head_width, 1)
-        for marked in (self.qkv, self.qkv.weight):
-            setattr(marked, "row_blocks", blocks)  # noqa: B010 (mypy forbids the plain form)
+        self._mark()
         self.query_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
         self.key_norm = RMSNorm(head_width, epsilon=epsilon) if qk_norm else nn.Identity()
         self.output = nn.Linear(heads * head_width, width, bias=bias == "all")
+
+    def _mark(self) -> None:
+        """Say which rows belong together, for an optimiser (`optim.row_blocks`): a query or key head, a neuron of the values."""
+        queries, shared, _ = self.split
+        blocks = ((queries + shared) * self.head_width, self.head_width), (shared * self.head_width, 1)
+        for marked in (self.qkv, self.qkv.weight):  # on the layer too, whose attributes a deep copy keeps
+            setattr(marked, "row_blocks", blocks)  # noqa: B010 (mypy forbids the plain form)
 
     def forward(
         self,
@@ -76,13 +79,13 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValues | None = None,
+        cache: KeyValues | Attending | None = None,
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width].
 
         cos, sin: from `Rotary`.
         mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal, or everything when T = 1.
-        cache: takes in the keys and values of x, and says which keys are seen.
+        cache: takes in the keys and values of x, and says which keys are seen, or attends to them itself.
         """
         # one `split`, not slices: its backward pass is one concatenation
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)
@@ -92,6 +95,8 @@ class Attention(nn.Module):
         k = rotate(self.key_norm(k), cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
         new = q.shape[2]
+        if isinstance(cache, Attending):
+            return self.output(cache.attend(q, k, v).transpose(1, 2).flatten(2))
         if cache is not None:
             k, v, mask = cache.append(k, v)
             if mask is not None and mask.shape[1] not in (1, self.heads):  # of each key head
@@ -130,6 +135,13 @@ class Attention(nn.Module):
                 (Slice("qkv.weight", 0, first, each), Slice("qkv.weight", 0, first + keys * each, each)),
             ),
         )
+
+    def resized(self) -> None:
+        """Take the numbers of heads from the weights, which were cut."""
+        self.heads = self.output.in_features // self.head_width
+        shared = (self.qkv.out_features // self.head_width - self.heads) // 2
+        self.split = (self.heads, shared, shared)
+        self._mark()
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from shoestring.contract.cache import Cache, Pass
+from shoestring.contract.cache import Cache, KeptShape, Pass
 
 
 class KeyValueShape(NamedTuple):
@@ -29,6 +29,11 @@ class ContiguousLayer:
     @property
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def shape(self) -> KeptShape:
+        """Of a token."""
+        return KeptShape(self.keys.shape[1], self.keys.shape[3], self.values.shape[3])
 
     def begin(self, coming: Pass) -> None:
         # worked out here, and not in `append`, which a compiled block takes in

@@ -19,6 +19,7 @@ from shoestring import atomic
 from shoestring.errors import UsageError
 from shoestring.model.bridge.family import Family, family_holding, family_of
 from shoestring.model.bridge.fill import fill, taken
+from shoestring.model.bridge.stock_folder import write_stock
 from shoestring.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def to_transformers(model: Transformer, family: str | None = None) -> "PreTraine
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    require_uniform(model)
     if family is None:
         chosen, settings = family_holding(model.config)
     else:
@@ -67,7 +69,7 @@ def export(
     *,
     end: int | None = None,
 ) -> None:
-    """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load.
+    """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load, without transformers.
 
     tokenizer: the folder of the tokenizer's files; None = no tokenizer. They are copied, and its tokenizer_config.json is
     given the model's context as `model_max_length` and, where it names no pad token, its end token as that.
@@ -79,23 +81,23 @@ def export(
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists already: export into a new folder")
-    copy = to_transformers(model).to(dtype)
-    copy.config.eos_token_id = copy.generation_config.eos_token_id = end
-    # not in copy.config: its embedding would take no gradient for that token, which also separates documents
-    copy.generation_config.pad_token_id = end
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # the caller's own display is on the screen
+    require_uniform(model)
+    family, _ = family_holding(model.config)
     with atomic.directory(folder) as temporary:
-        copy.save_pretrained(temporary)
-        if shown:
-            logging.enable_progress_bar()
+        write_stock(temporary, family, model.config, _their_weights(model, family), dtype, end)
         for file in sorted(tokenizer.iterdir()) if tokenizer else ():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)
         if (temporary / TOKENIZER_SETTINGS).exists():
             _complete(temporary / TOKENIZER_SETTINGS, model.config.context)
+
+
+def require_uniform(model: Transformer) -> None:
+    """Raises: UsageError where layers differ in size, as pruning may leave them: no other program's format holds that."""
+    if not model.anatomy().uniform():
+        raise UsageError(
+            "layers of this model differ in size, and no stock class holds such a model: it stays a folder"
+        )
 
 
 def _complete(path: Path, context: int) -> None:

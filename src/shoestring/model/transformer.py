@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, Pass
-from shoestring.contract.cost import Cost, Shape, bytes_of, trains
+from shoestring.contract.cache import Cache, PackedPass, Pass
+from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
@@ -76,19 +76,19 @@ class Transformer(Blocks):
         tap: names of modules, 'blocks.3' say. depth: needs a pass without a cache.
         Raises: UsageError when the tokens are more than the context or the cache has room for, and for an unknown tap.
         """
-        rows, length, past = inputs.rows, inputs.length, 0 if cache is None else cache.length
-        if past + length > self.config.context:
-            raise UsageError(f"{past + length} tokens do not fit in a context of {self.config.context}")
         if depth is not None and cache is not None:
             raise UsageError("a depth that varies cannot be read with a cache: skipped layers would miss their keys")
         coming = None if cache is None else cache.begin(inputs)
+        end = inputs.length if coming is None else coming.end
+        if end > self.config.context:
+            raise UsageError(f"{end} tokens do not fit in a context of {self.config.context}")
         cos, sin = self._rotations(inputs, coming)
         mask = _mask(inputs) if cache is None else None
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedding(inputs.values), self.config.input_scale)
             if depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
-                cost = self._body_cost(Shape(rows, length, past))
+                cost = self._pass_cost(inputs, coming)
             else:
                 x, cost = self._through_some(x, cos, sin, mask, depth)
             hidden = _scaled(self.norm(x), self.config.output_scale)
@@ -96,7 +96,13 @@ class Transformer(Blocks):
             cache.advance()
         return Reading(hidden, self._head(), cost, {}, tapped)
 
-    def _rotations(self, inputs: Inputs, coming: Pass | None) -> tuple[Tensor, Tensor]:
+    def _pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
+        """What a pass costs, its head's products not among it."""
+        if isinstance(coming, PackedPass):
+            return ragged(self._body_cost, ((one.new, one.held) for one in coming.segments))
+        return self._body_cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+
+    def _rotations(self, inputs: Inputs, coming: Pass | PackedPass | None) -> tuple[Tensor, Tensor]:
         """The rotary tables of the tokens of a pass."""
         positions, past = inputs.positions, 0
         if coming is not None and positions is None:

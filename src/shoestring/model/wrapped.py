@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, Pass
-from shoestring.contract.cost import Cost, Shape, bytes_of, trains
+from shoestring.contract.cache import Attending, Cache, KeptShape, PackedPass, Pass
+from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
 from shoestring.model.wrapped_anatomy import Stock, WrappedAnatomy
-from shoestring.model.wrapped_cache import Kept, addable, kept_of, masks_differ, viewed
+from shoestring.model.wrapped_cache import addable, kept_of, masks_differ, viewed
 from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
 from shoestring.model.wrapped_head import head_of
 
@@ -120,9 +120,6 @@ class Wrapped(Stock):
         Raises: UsageError when the tokens do not fit, for an unknown tap, for a depth, and for a cache that hides tokens in a
         way of its own, where layers see a window of the context only.
         """
-        past = 0 if cache is None else cache.length
-        if past + inputs.length > self.context:
-            raise UsageError(f"{past + inputs.length} tokens do not fit in a context of {self.context}")
         if depth is not None:
             raise UsageError(
                 "the layers of a wrapped model cannot be skipped one by one: only a native model has a depth"
@@ -130,7 +127,11 @@ class Wrapped(Stock):
         if inputs.values.ndim != 2:
             raise UsageError("a wrapped model reads token ids, [B, T]")
         coming = None if cache is None else cache.begin(inputs)
-        visible = _visible(inputs) if coming is None else coming.visible
+        end = inputs.length if coming is None else coming.end
+        if end > self.context:
+            raise UsageError(f"{end} tokens do not fit in a context of {self.context}")
+        packed = isinstance(coming, PackedPass)  # its layers know who sees whom
+        visible = None if packed else _visible(inputs) if coming is None else coming.visible
         given: dict[str, Any] = {"input_ids": inputs.values, "attention_mask": self._mask(visible, inputs, coming)}
         positions = inputs.positions
         if positions is None and coming is not None:
@@ -145,8 +146,13 @@ class Wrapped(Stock):
                 with viewed(cache, coming, self.config) as theirs:
                     hidden = self._run(**given, past_key_values=theirs, use_cache=True)
                 cache.advance()
-        body = self._body_cost(Shape(inputs.rows, inputs.length, past))
-        return Reading(hidden, self._head, body, {}, tapped)
+        return Reading(hidden, self._head, self._pass_cost(inputs, coming), {}, tapped)
+
+    def _pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
+        """What a pass costs, its head's products not among it."""
+        if isinstance(coming, PackedPass):
+            return ragged(self._body_cost, ((one.new, one.held) for one in coming.segments))
+        return self._body_cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
 
     def _run(self, **given: Any) -> Tensor:
         if unknown := sorted(set(given) - self._takes):
@@ -159,7 +165,7 @@ class Wrapped(Stock):
         """What the backbone can be given."""
         return set(inspect.signature(self.backbone.forward).parameters)
 
-    def _mask(self, visible: Tensor | None, inputs: Inputs, coming: Pass | None) -> Any:
+    def _mask(self, visible: Tensor | None, inputs: Inputs, coming: Pass | PackedPass | None) -> Any:
         """The mask as the backbone wants it; None where what it makes itself is the same."""
         if visible is None:
             return None
@@ -186,7 +192,8 @@ class Wrapped(Stock):
         return self.window is not None and self.window < self.context and (not self.kinds or KINDS[1] in self.kinds)
 
     def _refuse_windows(self, cache: Cache) -> None:
-        if masks_differ(cache) and self._windowed:
+        attending = all(isinstance(layer, Attending) for layer in cache.layers)
+        if masks_differ(cache) and not attending and self._windowed:
             raise UsageError(
                 f"layers of this {self.config.model_type} model see {self.window} tokens only: they read with a plain cache"
             )
@@ -201,7 +208,7 @@ class Wrapped(Stock):
         Raises: UsageError where a layer keeps something other than keys and values of its own.
         """
 
-        def layer(kept: Kept) -> ContiguousLayer:
+        def layer(kept: KeptShape) -> ContiguousLayer:
             keys = torch.zeros(rows, kept.heads, room, kept.key_width, dtype=self.dtype, device=self.device)
             values = torch.zeros(rows, kept.heads, room, kept.value_width, dtype=self.dtype, device=self.device)
             return ContiguousLayer(keys, values)
@@ -214,7 +221,7 @@ class Wrapped(Stock):
         return Cache([layer(kept) for kept in self._kept if kept is not None], rows, room)
 
     @cached_property
-    def _kept(self) -> list[Kept | None]:
+    def _kept(self) -> list[KeptShape | None]:
         """What each layer keeps of a token: the model is asked, by a pass over one."""
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         with torch.no_grad():
@@ -250,7 +257,7 @@ class Wrapped(Stock):
         return [(self.get_submodule(self.layers()[first]), count) for first, count in self._equal]
 
     @cached_property
-    def _run_kept(self) -> list[Kept | None]:
+    def _run_kept(self) -> list[KeptShape | None]:
         return [self._kept[first] for first, _ in self._equal]
 
     @cached_property

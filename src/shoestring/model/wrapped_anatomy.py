@@ -9,6 +9,7 @@ from torch import nn
 from shoestring.contract.anatomy import Axis, Matrix
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.model.anatomy import with_copies
 
 
 class Stock(LanguageModule):
@@ -66,25 +67,41 @@ class WrappedAnatomy:
         return [Axis("layer", None, len(self.layers))] if kind == "layer" else []
 
     def matrices(self) -> Iterator[Matrix]:
-        """As `Anatomy.matrices`. GPT-2's transposed layers (`Conv1D`) are none."""
+        """As `Anatomy.matrices`. Of GPT-2's layers, whose weight is [in, out], the weight here is a transposed view."""
+        from transformers.pytorch_utils import Conv1D
+
         for layer, prefix in enumerate(self.layers):
             for name, module in self._model.get_submodule(prefix).named_modules():
-                if isinstance(module, nn.Linear):
-                    yield Matrix(f"{prefix}.{name}", layer, module.weight)
+                if isinstance(module, nn.Linear | Conv1D):
+                    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+                    yield Matrix(f"{prefix}.{name}", layer, weight)
+
+    def resized(self) -> None:
+        """Nothing: no axis of a wrapped model can be cut."""
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""
         model, names = self._model, self.layers
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < len(names) for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {len(names) - 1}, each once, not {list(numbers)}")
-        kept = [model.get_submodule(names[number]) for number in numbers]
-        model.set_submodule(names[0].rpartition(".")[0], nn.ModuleList(kept))
-        for place, layer in enumerate(kept):
+        self._put([model.get_submodule(names[number]) for number in numbers], numbers)
+
+    def copy_layers(self, numbers: Sequence[int]) -> None:
+        """As `Anatomy.copy_layers`."""
+        layers = [self._model.get_submodule(name) for name in self.layers]
+        made = with_copies(layers, numbers)
+        self._put(made, [number for number in range(len(layers)) for _ in range(1 + (number in numbers))])
+
+    def _put(self, layers: Sequence[nn.Module], numbers: Sequence[int]) -> None:
+        """Have these layers in the model. numbers: of each, which one it was, or is a copy of."""
+        model = self._model
+        model.set_submodule(self.layers[0].rpartition(".")[0], nn.ModuleList(layers))
+        for place, layer in enumerate(layers):
             for module in layer.modules():
                 if hasattr(module, "layer_idx"):  # by which it finds its part of the cache
                     module.layer_idx = place  # type: ignore[assignment]
         config: Any = model.config
-        config.num_hidden_layers = len(kept)
+        config.num_hidden_layers = len(layers)
         if model.kinds:
             model.kinds = [model.kinds[number] for number in numbers]
             config.layer_types = list(model.kinds)

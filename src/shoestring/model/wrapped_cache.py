@@ -5,24 +5,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache as once
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from shoestring.contract.cache import Cache, KeyValues, Pass
+from shoestring.contract.cache import Attending, Cache, KeptShape, KeyValues, PackedPass, Pass
+from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
 
 if TYPE_CHECKING:
     import transformers
-
-
-class Kept(NamedTuple):
-    """What a layer keeps of a token: a key and a value of each head."""
-
-    heads: int
-    key_width: int
-    value_width: int
 
 
 class Recorder:
@@ -31,22 +24,24 @@ class Recorder:
     held = 0
 
     def __init__(self) -> None:
-        self.kept: Kept | None = None
+        self.kept: KeptShape | None = None
 
     def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        self.kept = Kept(keys.shape[1], keys.shape[3], values.shape[3])
+        self.kept = KeptShape(keys.shape[1], keys.shape[3], values.shape[3])
         return keys, values
 
 
 class Appender:
-    """Hands keys and values to a layer of ours, and holds the mask that it answers with."""
+    """Hands keys and values to a layer of ours, and holds the mask that it answers with. A layer that attends itself is given them
+    with the queries."""
 
-    def __init__(self, layer: KeyValues, coming: Pass) -> None:
+    def __init__(self, layer: KeyValues | Attending, coming: Pass | PackedPass) -> None:
         self.layer, self.held = layer, coming.longest
         self.mask: Tensor | None = None
 
     def take(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values, self.mask = self.layer.append(keys, values)
+        if not isinstance(self.layer, Attending):
+            keys, values, self.mask = self.layer.append(keys, values)
         return keys, values
 
 
@@ -91,7 +86,7 @@ def _seen(takers: Sequence[Recorder | Appender]) -> "transformers.Cache":
     return Theirs(layers=[layer(taker) for taker in takers])
 
 
-def kept_of(layers: int, run: Callable[["transformers.Cache"], object]) -> list[Kept | None]:
+def kept_of(layers: int, run: Callable[["transformers.Cache"], object]) -> list[KeptShape | None]:
     """What each layer keeps of a token in a pass that `run` makes with the given cache; None where it keeps nothing so."""
     recorders = [Recorder() for _ in range(layers)]
     run(_seen(recorders))
@@ -104,7 +99,7 @@ def masks_differ(cache: Cache) -> bool:
 
 
 @contextmanager
-def viewed(cache: Cache, coming: Pass, config: Any) -> Iterator["transformers.Cache"]:
+def viewed(cache: Cache, coming: Pass | PackedPass, config: Any) -> Iterator["transformers.Cache"]:
     """What a model of transformers is given for `cache` in the pass `coming`, for the time of the block.
 
     Where `masks_differ`, each layer attends by the mask that its own part of the cache answers with, and not by the one that
@@ -144,6 +139,12 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     appenders, way = _reading.get()
+    layer = appenders[module.layer_idx].layer
+    if isinstance(layer, Attending):
+        if more.get("softcap") is not None:
+            raise UsageError("scores of this model are capped, which a cache that attends itself does not know")
+        found = layer.attend(query, key, value, scale=more.get("scaling"), window=more.get("sliding_window"))
+        return found.transpose(1, 2), None
     mask = appenders[module.layer_idx].mask
     if mask is not None and mask.shape[1] not in (1, query.shape[1]):  # of each key head
         mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], 1)

@@ -6,21 +6,23 @@ from typing import Any
 from torch import nn
 
 from shoestring.contract import cost
+from shoestring.contract.cache import KeptShape
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
-from shoestring.model.wrapped_cache import Kept
 
 
-def layer_flops(layer: nn.Module, config: Any, kept: Kept | None, shape: Shape, inputs: bool) -> int:
+def layer_flops(layer: nn.Module, config: Any, kept: KeptShape | None, shape: Shape, inputs: bool) -> int:
     """Operations of a pass through a decoder layer; the most it can be, where some of its parts are trained and others not.
 
     config: of the model. kept: of a token, None for a layer without attention. inputs: whether its input takes a gradient.
     """
     back = shape.backward
+    parts = list(_parts(layer))
     # which norm stands before which matrix is not known: one that is trained sends gradients through all of the layer
-    inside = inputs or (back and any(p.requires_grad and p.ndim == 1 for p in layer.parameters()))
+    known = {id(parameter) for part in parts for parameter in part.parameters()}
+    inside = inputs or (back and any(p.requires_grad and id(p) not in known for p in layer.parameters()))
     total = 0
-    for part in _parts(layer):
+    for part in parts:
         total += _products(part, config, shape.tokens, back, inside)
         inside = inside or (back and cost.trains(part))
     if kept is None:

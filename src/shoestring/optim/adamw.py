@@ -1,5 +1,6 @@
 """AdamW, fused where it can be."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +8,10 @@ import torch
 from torch import Tensor
 
 from shoestring.method import Decay, Epsilon, NonNegative, Positive, method
+from shoestring.optim.unguarded import Unguarded
+
+_STEP = inspect.unwrap(torch.optim.AdamW.step)
+"""torch's step without what prepares it for the compiler, and imports that."""
 
 FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
 """The devices for which torch has a fused AdamW kernel."""
@@ -20,7 +25,7 @@ FUSED = frozenset({"cpu", "cuda", "mps", "xpu"})
     "better than Adam with L2 on image classification",
     cost="about a dozen operations and 8 bytes of state a float32 parameter per step",
 )
-class AdamW(torch.optim.AdamW):
+class AdamW(Unguarded, torch.optim.AdamW):
     """Adam with weight decay apart from the gradient: torch's own, under this library's option names.
 
     Loshchilov & Hutter (2019), arXiv:1711.05101. For a parameter w with gradient g, at step t = 1, 2, ...:
@@ -61,3 +66,9 @@ class AdamW(torch.optim.AdamW):
         group = self.param_groups[-1]
         # None, not False: torch then still chooses its multi-tensor loop where that is the faster one
         group["fused"] = all(p.is_floating_point() and p.device.type in FUSED for p in group["params"]) or None
+
+    def step(self, closure: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return super().step(closure)
+        with torch.no_grad():
+            return _STEP(self, closure)

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from shoestring.optim.unguarded import Unguarded
 
-class StatefulOptimizer(torch.optim.Optimizer):
+
+class StatefulOptimizer(Unguarded):
     """A `torch.optim.Optimizer` whose subclass says how one group moves (`move`), without gradients being recorded.
 
     A state value keeps the type it was made with, float32 as a rule whatever the weights are; the base class of torch

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from shoestring.optim.curvature import Curvature
+from shoestring.optim.unguarded import Unguarded
 
 
-class Composite(torch.optim.Optimizer):
+class Composite(Unguarded):
     """Several optimisers that step, save and load as one `torch.optim.Optimizer`.
 
     `param_groups` and `state` are read live from the parts, so a schedule may set `lr` in each group; every group has

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from shoestring.optim.uncompiled import eagerly
+
 
 class Curvature(Protocol):
     """Derivatives of a mean loss at the present weights, over some of the batch of this step.
@@ -68,7 +70,7 @@ class LogitsCurvature:
     @torch.enable_grad()
     def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """As `Curvature`, by differentiating g . v."""
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        with eagerly(), sdpa_kernel(SDPBackend.MATH):
             products = hessian_vector_products(self._mean(*self._flat()), parameters, vectors)
         self.flops += self.product_flops
         return products

@@ -1,7 +1,9 @@
-"""Functions that no compiler is to enter, marked without importing the compiler."""
+"""Functions that no compiler is to enter, and work that is not to be compiled, marked without importing the compiler."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,3 +32,13 @@ def uncompiled(*, recursive: bool = True, reason: str | None = None) -> Callable
         return cast(F, call)
 
     return mark
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """Within this nothing is compiled, and what was compiled computes as if it were not."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

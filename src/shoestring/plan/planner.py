@@ -9,10 +9,11 @@ from shoestring.base import peek
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
 from shoestring.budget.units import show, show_seconds
-from shoestring.config import Tree, build, merge
+from shoestring.config import Tree, build, merge, tables
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.method import find_in
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
@@ -70,6 +71,7 @@ class _Size:
     tokens: float
     heldout: int
     beside: dict[str, float]
+    trained: int | None = None
 
 
 def _costs(model: ModelConfig) -> tuple[int, int, int]:
@@ -110,24 +112,35 @@ def flops_per_token(model: ModelConfig) -> float:
     return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
 
-def training_memory(model: ModelConfig, count: int, rows: int) -> float:
-    """Bytes: weights, gradients and moments in float32, activations of `rows` sequences, one block of logits."""
+def training_memory(model: ModelConfig, count: int, rows: int, trained: int | None = None) -> float:
+    """Bytes: weights, gradients and moments in float32, activations of `rows` sequences, one block of logits.
+
+    count: parameters. trained: of them, or beside them; None: all.
+    """
     tokens = rows * model.context
     activations = tokens * model.width * model.layers * rules.ACTIVATION_FLOATS * 4
     logits = tokens * model.vocabulary * 8
-    return RUNTIME_MEMORY + 16 * count + activations + logits
+    weights = 16 * count if trained is None else 4 * count + 16 * trained
+    return RUNTIME_MEMORY + weights + activations + logits
+
+
+def adapts(fixed: Mapping[str, Any]) -> bool:
+    """Whether a recipe trains adapters alone. fixed: its plain values."""
+    edits = [one.get("name") for one in tables(fixed.get("edits", []))]
+    return any(find_in(("lowbit", "surgery", "tune"), str(name), "edit").engine == "tune" for name in edits)
 
 
 @dataclass(frozen=True)
 class _Means:
     """What a plan has to divide. seconds_spent: of a budget in seconds, by now. heldout: tokens held out, None where not known.
-    fixed: the [train] section as given."""
+    fixed: the [train] section as given. adapters: whether these alone are trained."""
 
     budget: Budget
     paces: Paces
     seconds_spent: float
     heldout: int | None
     fixed: Mapping[str, Any]
+    adapters: bool = False
 
     def size(self, model: ModelConfig) -> tuple[_Size, str]:
         """(what the budget buys of this model, the resource that binds)."""
@@ -144,11 +157,12 @@ class _Means:
         if not bought:
             raise UsageError(f"a budget of {budget} says nothing about how long to train: add seconds, FLOPs or tokens")
         heldout = self._heldout(min(bought.values()), pace, seconds)
-        beside = self._beside(count, pace, heldout, seconds)
+        trained = count // rules.ADAPTED if self.adapters else None
+        beside = self._beside(count if trained is None else trained, pace, heldout, seconds)
         if seconds is not None:
             bought["seconds"] = max(seconds - sum(beside.values()), 0.0) / pace.per_token
         binding = min(bought, key=lambda resource: bought[resource])
-        return _Size(model, count, each, pace, bought[binding], heldout, beside), binding
+        return _Size(model, count, each, pace, bought[binding], heldout, beside, trained), binding
 
     def _heldout(self, tokens: float, pace: Pace, seconds: float | None) -> int:
         """Tokens of an evaluation: a hundredth of the time that training on `tokens` takes; enough for a loss to be told by,
@@ -208,7 +222,7 @@ def _choose_size(
             f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
         )
         epochs = tokens / corpus_tokens
-        if chosen is not None and training_memory(model, count, 1) > limit:
+        if chosen is not None and training_memory(model, count, 1, size.trained) > limit:
             chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
             break
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
@@ -269,7 +283,7 @@ def plan(
     given = dict(fixed.get("model", {}))
     limit = memory if memory is not None else 0.8 * machine.memory
     paces = paces or paces_for(machine, budget, fixed, at_once)
-    means = _Means(budget, paces, seconds_spent, heldout_tokens, fixed.get("train", {}))
+    means = _Means(budget, paces, seconds_spent, heldout_tokens, fixed.get("train", {}), adapts(fixed))
     size, binding, reason = _choose_size(means, corpus_tokens, vocabulary, given, limit)
     model, pace = size.model, size.pace
     decisions = [
@@ -288,9 +302,11 @@ def plan(
         Decision("train.batch", batch, f"{batch * model.context} tokens a step, {reason}: {steps:.0f} steps")
     )
     rows = max(batch // workers, 1)
-    while rows > 1 and (rows * model.context > 16384 or training_memory(model, size.parameters, rows) > limit):
+    while rows > 1 and (
+        rows * model.context > 16384 or training_memory(model, size.parameters, rows, size.trained) > limit
+    ):
         rows = rows // 2 if rows % 2 == 0 else 1
-    needed = training_memory(model, size.parameters, rows)
+    needed = training_memory(model, size.parameters, rows, size.trained)
     if needed > limit:
         raise UsageError(
             f"the smallest run planned needs {show('bytes', needed)} of memory, {show('bytes', limit)} are allowed"

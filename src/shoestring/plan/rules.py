@@ -72,6 +72,10 @@ ACTIVATION_FLOATS = 20
 """float32 numbers kept for the backward pass, per token, layer and unit of width."""
 
 
+ADAPTED = 20
+"""Parameters of a base for each of an adapter, at least: one of rank 32 on every matrix of a model 576 wide."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A rung of the ladder of model sizes."""

@@ -19,6 +19,7 @@ from shoestring.report.figures import (
     shares,
     time_figure,
 )
+from shoestring.report.forgetting_figure import forgetting_figure, has_old_text
 from shoestring.report.quantities import percent, time
 from shoestring.report.run_files import Run
 
@@ -65,6 +66,10 @@ def _loss(run: Run) -> Drawing | None:
 
 def _progress(run: Run) -> list[Drawing]:
     drawings = []
+    if has_old_text(run):
+        caption = "Held-out losses less what they were before the first step: down is gained, up is forgotten."
+        svg = _svg(forgetting_figure(run), "forgetting", f"Gain and forgetting. {caption}")
+        drawings.append(Drawing("Gain and forgetting", svg, caption))
     for place, (key, title, unit, smoothed) in enumerate(_PROGRESS):
         records = len(finite(run.train, "progress", key)[0])
         if not records:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from shoestring.plan.laws.parametric import Fit
+from shoestring.plan.law import Fitted
 from shoestring.report.drawing import COLOUR, SERIES, UNIT, label_ends, style
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 430, 330
 
 
 @style()
-def law_figure(fits: Mapping[str, Fit]) -> "Figure":
+def law_figure(fits: Mapping[str, Fitted]) -> "Figure":
     """Held-out loss over training tokens, both on logarithmic axes, a line for each size, a panel for each of `fits` by title.
 
     Points are runs; lines are the fitted law. All panels have the same axes. Raises: ValueError where there is no fit.
@@ -26,8 +26,7 @@ def law_figure(fits: Mapping[str, Fit]) -> "Figure":
     if not fits:
         raise ValueError("no fit to draw")
     figure = Figure(figsize=(len(fits) * WIDTH / UNIT, HEIGHT / UNIT), facecolor="none")
-    points = [point for fit in fits.values() for point in fit.points]
-    tokens, losses = [point.tokens for point in points], [point.loss for point in points]
+    tokens, losses = ([v for fit in fits.values() for v in fit.rows.column(name)] for name in ("tokens", "loss"))
     for number, (title, fit) in enumerate(fits.items()):
         left = (number * WIDTH + 48) / (len(fits) * WIDTH)
         axes = figure.add_axes((left, 0.15, (WIDTH - 130) / (len(fits) * WIDTH), 0.6), facecolor="none")
@@ -40,7 +39,7 @@ def law_figure(fits: Mapping[str, Fit]) -> "Figure":
     return figure
 
 
-def _panel(axes: "Axes", title: str, fit: Fit) -> None:
+def _panel(axes: "Axes", title: str, fit: Fitted) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
     for side in ("top", "left", "right"):
@@ -49,7 +48,7 @@ def _panel(axes: "Axes", title: str, fit: Fit) -> None:
     axes.grid(axis="y", color=COLOUR["grid"], linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(which="both", length=0, pad=5, labelsize=10.5, labelcolor=COLOUR["muted"])
-    axes.xaxis.set_ticks(sorted({point.tokens for point in fit.points}))
+    axes.xaxis.set_ticks(sorted(set(fit.rows.column("tokens").tolist())))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _amount(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_locator(NullLocator())
@@ -62,16 +61,16 @@ def _panel(axes: "Axes", title: str, fit: Fit) -> None:
         axes.text(0, height, text, transform=axes.transAxes, fontsize=10.5, color=COLOUR["muted"])
 
 
-def _lines(axes: "Axes", fit: Fit) -> None:
+def _lines(axes: "Axes", fit: Fitted) -> None:
     low, high = (math.log(edge) for edge in axes.get_xlim())
     across = [math.exp(low + (high - low) * step / 60) for step in range(61)]
     ends = []
-    sizes = sorted({point.parameters for point in fit.points})
+    parameters, tokens, losses = (fit.rows.column(name) for name in ("parameters", "tokens", "loss"))
+    sizes = sorted(set(parameters.tolist()))
     for colour, size in zip(SERIES * (1 + len(sizes) // len(SERIES)), sizes, strict=False):
-        curve = [fit.law.loss(size, tokens) for tokens in across]
+        curve = [fit.law.value(fit.constants, {"parameters": size, "tokens": at}) for at in across]
         axes.plot(across, curve, color=COLOUR[colour], linewidth=1.5)
-        own = [point for point in fit.points if point.parameters == size]
-        axes.plot([p.tokens for p in own], [p.loss for p in own], "o", color=COLOUR[colour], markersize=4.5)
+        axes.plot(tokens[parameters == size], losses[parameters == size], "o", color=COLOUR[colour], markersize=4.5)
         ends.append((colour, size, curve[-1]))
     bottom, top = (math.log(edge) for edge in axes.get_ylim())
     # `label_ends` takes linear axes: heights are handed to it as they lie on this logarithmic one
@@ -83,9 +82,9 @@ def _lines(axes: "Axes", fit: Fit) -> None:
     label_ends(twin, places, size=10.5)
 
 
-def _interval(fit: Fit, name: str) -> str:
+def _interval(fit: Fitted, name: str) -> str:
     low, high = fit.intervals[name]
-    return f"{getattr(fit.law, name):.2f} ({low:.2f} to {high:.2f})"
+    return f"{fit.constants[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _amount(value: float) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.lowbit.gguf import BLOCK, is_ternary, rounding
-from shoestring.model.hf import from_transformers, to_transformers
+from shoestring.model.hf import from_transformers, require_uniform, to_transformers
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.gguf_writer import encoded, package, write_stock
 
@@ -84,6 +84,7 @@ def write_gguf(
     ternary; ShoestringError where float16 cannot hold a scale or a weight.
     """
     _refuse_bits(embedding)
+    require_uniform(model)
     require_ternary(model, kind)
     moved = [0.0]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from shoestring.lowbit.kernels.decoder import Decoder, Layer, Matrix, Norm
+from shoestring.kernels.decoder import Decoder, Layer, Matrix, Norm
 from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.lowbit.packing import layout_named
 from shoestring.model.attention import Attention

@@ -1,5 +1,6 @@
 """A Transformer that computes with packed matrices, an embedding of few bits, and no float copy of either."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor
 
 from shoestring.contract.cache import Cache
-from shoestring.contract.model import Head
+from shoestring.contract.model import About, Head
 from shoestring.errors import ShoestringError
+from shoestring.kernels.decoder import Decoder
 from shoestring.lowbit import container
 from shoestring.lowbit.kernels import gather
-from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
 from shoestring.model.cache import ContiguousCache
@@ -93,6 +94,11 @@ class PackedTransformer(Transformer):
         self.decoder = native_decoder(self)
         return self
 
+    def changed(self) -> None:
+        super().changed()
+        if isinstance(self.decoder, Decoder):  # a part may have an adapter now, which it does not know
+            self.decoder = native_decoder(self)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.decoder = "it was moved or cast"  # its tensors are no longer those that the decoder knows
         super()._apply(fn, recurse)
@@ -108,6 +114,10 @@ class PackedTransformer(Transformer):
         if not self.decoder.step(one, keys[:, 0], values[:, 0], cache.length, cos.flatten(), sin.flatten()):
             return super()._through_blocks(x, cos, sin, mask, cache)
         return one.view(x.shape)
+
+    @property
+    def about(self) -> About:
+        return dataclasses.replace(super().about, alone=isinstance(self.decoder, Decoder))
 
     @property
     def dtype(self) -> torch.dtype:

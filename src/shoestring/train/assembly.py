@@ -8,8 +8,9 @@ from torch import nn
 
 from shoestring.base import open_model
 from shoestring.contract.cost import Shape
-from shoestring.contract.edit import Decision, Evidence
+from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
+from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
 from shoestring.data.length import Shaped
 from shoestring.data.mixed import Mixed
@@ -25,7 +26,7 @@ from shoestring.schedule.batch_rule.rule import BatchRule, scale_to_batch
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.applied_schedules import AppliedSchedules
-from shoestring.train.base import build_model
+from shoestring.train.base import build_model, teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
 from shoestring.train.evaluate import Evaluator, heldout_windows
@@ -224,6 +225,14 @@ def _rows(config: RunConfig) -> int:
     return config.train.micro_batch or config.train.batch // config.workers
 
 
+def _objective(config: RunConfig) -> Objective:
+    """What is minimised, with its teacher where it has one."""
+    made: Objective = config.objective.build(cross_entropy(config.execution))
+    if isinstance(made, Taught):
+        made.learn_from(teacher_of(config, made.teacher))
+    return made
+
+
 def _stepper(
     config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None, selection: Selection | None
 ) -> tuple[Stepper, list[Applied], str]:
@@ -243,7 +252,7 @@ def _stepper(
     prepare_blocks(model, config.execution)
     stepper = Stepper(
         model,
-        config.objective.build(cross_entropy(config.execution)),
+        _objective(config),
         optimizer,
         device=config.execution.device,
         precision=config.execution.precision,
@@ -254,6 +263,7 @@ def _stepper(
         seed=config.seed,
         noise_scale=NoiseScale() if config.train.noise_scale_every else None,
         noise_scale_every=max(config.train.noise_scale_every, 1),
+        stepped=[one.edit for one in applied if isinstance(one.edit, Stepped)],
     )
     ruled = [f"{config.batch_rule.name}: {line}" for line in rescaled]
     return stepper, applied, "\n".join(line for line in (edits, claimed.describe(), *ruled) if line)

@@ -1,15 +1,17 @@
 """A run's model that exists already: its shape, its tokenizer, and the model itself."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from shoestring.base import Opened, peek, take
+from shoestring.base import Opened, open_model, peek, take
 from shoestring.budget.machine import cache_folder
 from shoestring.config import Tree, merge, tree
-from shoestring.contract.model import LanguageModule
+from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.places import absolute_path
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.config import ModelConfig
@@ -32,6 +34,9 @@ TUNING: Tree = {
 }
 """What a run on a base has in place of the plan's rules, which are for models from scratch: the rates at which pretrained models
 of this size are tuned in full by AdamW."""
+
+CHATS: Tree = {"data": {"packing": "whole", "heldout": 0.1}, "train": {"sample_tokens": 0}}
+"""What a run on chats has beside: they are few, and what one begins with is its template's."""
 
 
 def with_base(asked: Tree) -> Tree:
@@ -58,13 +63,18 @@ def with_base(asked: Tree) -> Tree:
     shape["context"] = int(model.get("context", min(most, WINDOW)))
     if shape["context"] > most:
         raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
-    folder = cache_folder() / "tokenizers" / opened.tokenizer.fingerprint
+    template = opened.about.chat_template
+    name = opened.tokenizer.fingerprint
+    if template is not None:  # models of one tokenizer may have templates of their own
+        name += f"-{hashlib.sha256(template.encode()).hexdigest()[:16]}"
+    folder, opened.tokenizer.chat_template = cache_folder() / "tokenizers" / name, template
     if not (folder / "tokenizer.json").exists():
         opened.tokenizer.save(folder)
     given = asked.get("data", {}).get("tokenizer")
     if given is not None and given != str(folder):
         raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
-    return merge(merge(TUNING, asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+    chats = CHATS if asked.get("data", {}).get("kind") == "chat" else {}
+    return merge(merge(merge(TUNING, chats), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
 
 
 def _shape(opened: Opened) -> Tree:
@@ -99,11 +109,28 @@ def build_model(config: ModelConfig) -> LanguageModule:
     return model
 
 
+def teacher_of(config: "RunConfig", place: str) -> LanguageModel:
+    """The model that an objective asks, on the run's device. place: of it; '': the run's base, as it is without edits.
+
+    Raises: UsageError where neither is given; what opening it raises.
+    """
+    place = place or config.model.base
+    if not place:
+        raise UsageError(
+            f"objective = {config.objective.name} learns from another model: name one with --objective.teacher PLACE, "
+            "or train on one with --model.base PLACE"
+        )
+    model = open_model(place, torch.float32).model
+    if isinstance(model, LanguageModule):
+        model.requires_grad_(False).eval().to(config.execution.device)
+    return model
+
+
 def kept_of(model: LanguageModule, weights: Mapping[str, Tensor], config: "RunConfig") -> dict[str, Tensor]:
     """Of a model's weights, those that a checkpoint holds: on a base, all but the frozen ones, which the base has."""
     if not config.model.base:
         return dict(weights)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     return {name: tensor for name, tensor in weights.items() if name not in frozen}
 
 
@@ -111,6 +138,15 @@ def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunC
     """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is."""
     if not config.model.base:
         return dict(kept)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = _frozen(model)
     own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
     return {**own, **kept}
+
+
+def _frozen(model: LanguageModule) -> set[str]:
+    """The names of weights that stay as they are: parameters without gradients, and packed matrices."""
+    found = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, module in model.named_modules():
+        if getattr(module, "constant", False):
+            found |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+    return found

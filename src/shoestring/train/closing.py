@@ -1,19 +1,19 @@
 """What follows the last step: a sample of the model's writing, and the summary."""
 
+import contextlib
 import re
 import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from shoestring.budget.ledger import SAMPLE, Ledger
 from shoestring.contract.model import LanguageModule
 from shoestring.data.corpus import own_prompt
 from shoestring.data.dataset import Dataset
 from shoestring.data.tokenizer import TextTokenizer
-from shoestring.decode.generate import generate
-from shoestring.decode.sampler import SamplingConfig
+from shoestring.decode import Sampling, generate
+from shoestring.optim.uncompiled import eagerly
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated
 
@@ -52,27 +52,36 @@ def draw_sample(
     if not settings.sample_tokens:
         return ""
     prompt = tokenizer.encode(prompt_text)[: config.model.context - 1] or [tokenizer.end]
-    sampling = SamplingConfig(temperature=0.7, top_p=0.95, seed=config.seed, max_new_tokens=settings.sample_tokens)
+    sampling = Sampling(temperature=0.7, top_p=0.95, seed=config.seed)
     left = None if config.budget.seconds is None else config.budget.seconds - ledger.totals.wall_clock
     deadline = None if left is None else time.monotonic() + max(left, 0.0)
-    with torch.compiler.set_stance("force_eager"):  # one token at a time would have the compiler work for every length
-        return _drawn(model, prompt, sampling, tokenizer, ledger, deadline)
+    with eagerly():  # one token at a time would have the compiler work for every length
+        return _drawn(model, prompt, sampling, settings.sample_tokens, tokenizer, ledger, deadline)
 
 
 def _drawn(
     model: LanguageModule,
     prompt: list[int],
-    sampling: SamplingConfig,
+    sampling: Sampling,
+    most: int,
     tokenizer: TextTokenizer,
     ledger: Ledger,
     deadline: float | None,
 ) -> str:
     stream, text = tokenizer.stream(), ""
-    tokens = generate(model, prompt, sampling, end=tokenizer.end, on_spent=lambda spent: ledger.charge(spent, SAMPLE))
-    for token in tokens:
-        text += stream.push(token)
-        if deadline is not None and time.monotonic() >= deadline:
-            break
+    tokens = generate(
+        model,
+        prompt,
+        sampling,
+        max_new_tokens=most,
+        end=tokenizer.end,
+        on_end=lambda _, spent: ledger.charge(spent.charge, SAMPLE),
+    )
+    with contextlib.closing(tokens):
+        for token in tokens:
+            text += stream.push(token)
+            if deadline is not None and time.monotonic() >= deadline:
+                break
     return text + stream.finish()
 
 

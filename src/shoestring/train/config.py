@@ -17,6 +17,7 @@ from shoestring.model.config import ModelConfig
 from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
 from shoestring.train import former
+from shoestring.train.old_config import OldConfig
 
 Seconds = Annotated[float, Interval(gt=0, le=1e9)]
 """A time to wait, of at most 116 days."""
@@ -187,6 +188,7 @@ class RunConfig:
     'torchft' is a process for each, and they may die, freeze, come late and come back: `workers` is then the number
     planned for, each of which takes its part of train.batch, however many there are; 'pipeline' cuts the model into
     stages, a process for each, any of which may die.
+    old: text that the model could do before, judged beside what is held out of the new.
     elastic: when a worker that comes and goes is given up.
     pipeline: how the model is cut.
     """
@@ -210,6 +212,7 @@ class RunConfig:
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
     transport: Literal["distributed", "local", "torchft", "pipeline"] = "distributed"
+    old: OldConfig = field(default_factory=OldConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -330,6 +333,7 @@ class RunConfig:
             f"workers = {self.workers}: it is one worker, cut into stages: set workers = 1": self.workers > 1,
             f"sync = {self.sync.name}: its stages exchange nothing else: give --sync none": self.sync.name != "none",
             "it trains a model as it is: give no edits": bool(self.edits),
+            "it judges one text: give no old.corpus": bool(self.old.corpus),
             f"objective = {self.objective.name}: its last stage knows next_token alone": self.objective.name
             != "next_token",
             f"batch_size = {self.batch_size.name}: every step has the same batch: give --batch-size constant": (

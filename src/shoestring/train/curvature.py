@@ -12,6 +12,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.contract.objective import At, Likelihood, Objective
 from shoestring.errors import UsageError
 from shoestring.optim.curvature import Curvature, LogitsCurvature, hessian_vector_products
+from shoestring.optim.uncompiled import eagerly
 from shoestring.train.precision import autocast
 
 PRODUCTS_OF_A_PRODUCT = 9
@@ -84,7 +85,7 @@ class LossCurvature:
     @torch.enable_grad()
     def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """As `Curvature`."""
-        with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+        with eagerly(), sdpa_kernel(SDPBackend.MATH):
             with autocast(self.device, self.precision):
                 mean = self.objective(self.model, self.batch, self.at).mean
             products = hessian_vector_products(mean, parameters, vectors)

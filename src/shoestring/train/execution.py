@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,6 +104,14 @@ def require_device(config: ExecutionConfig) -> None:
 def compiles(config: ExecutionConfig) -> bool:
     """Whether the first step has the compiler work."""
     return config.compile == "blocks" or config.loss == "fused_compiled"
+
+
+def preloaded(configs: Iterable[ExecutionConfig]) -> list[str]:
+    """Modules that a server from which runs are forked is to import first, as all of them are likely to: the compiler."""
+    compiled = any(
+        config.compile in ("auto", "blocks") or config.loss in ("auto", "fused_compiled") for config in configs
+    )
+    return ["torch._dynamo"] if compiled else []
 
 
 def keep_compiled_code(cache: Path) -> None:

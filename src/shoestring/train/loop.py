@@ -25,6 +25,10 @@ LOG_SECONDS = 0.5
 """Least time between two lines of metrics."""
 
 
+BEFORE = 0.15
+"""Share of a budget in seconds that judging a model before its first step may take."""
+
+
 class NothingTrained(ShoestringError):
     """The budget was spent before the first step."""
 
@@ -71,6 +75,7 @@ class Loop:
     speed: of this run, by which what follows the last step (held-out evaluation, checkpoint, sample) is kept back from a budget
     in seconds.
     first_cause: of the ledger, for a process's first step.
+    old: judges on text that the model could do before, whenever the held-out text is judged, and before the first step.
     budget, ledger, source: of this process, where several work on one run; `Company.leads` says which of them evaluates.
     sequences: how many a step takes of all, by progress.
     returns: how often the run's state was taken over from elsewhere: what was kept before is of another past.
@@ -96,6 +101,7 @@ class Loop:
         speed: Speed,
         say: Callable[[str], None] = lambda line: None,
         first_cause: str = "start",
+        old: Evaluator | None = None,
     ) -> None:
         self.worker, self.company = worker, company
         self.schedule, self.stream, self.evaluator = schedule, stream_of(source), evaluator
@@ -103,7 +109,8 @@ class Loop:
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
         self.record, self.checkpoint, self.say = record, checkpoint, say
-        self.speed, self.first_cause = speed, first_cause
+        self.speed, self.first_cause, self.old = speed, first_cause, old
+        self.old_found: Heldout | None = None
         self.watch = LossWatch(settings.spike)
         self.position = Position()
         self.window = Window(ledger.now())
@@ -142,6 +149,8 @@ class Loop:
         Raises: Diverged; NothingTrained where it was spent before the first step.
         """
         now = self.ledger.now
+        if self.old is not None and self.position.step == 0 and self.company.leads:
+            self._judge_before()
         self.window, last_checkpoint = Window(now()), now()
         while True:
             progress, left = self._spent()
@@ -167,6 +176,24 @@ class Loop:
             spent = self._spent()[0]
             self._pass_milestone(spent)
             self._evaluate_on_the_way(spent)
+
+    def _judge_before(self) -> None:
+        """Judge both texts before the first step; later evaluations read the same windows, fewer where time is short."""
+        assert self.old is not None
+        share = math.inf if self.budget.seconds is None else BEFORE * self.budget.seconds
+        for evaluator in (self.evaluator, self.old):
+            until = self.ledger.now() + share / 2
+            with self.ledger.clock("evaluate"):
+                found = evaluator(self.worker.model, lambda until=until: self.ledger.now() >= until)  # type: ignore[misc]
+            self.ledger.charge(found.spent, EVALUATION)
+            if found.cut_short:
+                self.say(f"{found.targets:,} tokens are judged, and no more: the budget is short")
+                evaluator.sequences = found.sequences
+            if evaluator is self.evaluator:
+                new = found
+        line = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets, **_of_old(found)}
+        self.record({"kind": "heldout", **self._where(), **line})
+        self.ledger.write("evaluate", step=self.position.step)
 
     def _where_it_went(self) -> str:
         """Why there was no budget left for a step."""
@@ -277,14 +304,21 @@ class Loop:
         until = began + self.speed.evaluation_limit(self._seconds_left(), last)
         with self.ledger.clock("evaluate"), self.company.evaluation_weights():
             found = self.evaluator(self.worker.model, lambda: self.ledger.now() >= until)
+            old = None if self.old is None else self.old(self.worker.model, lambda: self.ledger.now() >= until)
         self.ledger.charge(found.spent, EVALUATION)
+        sequences, self.old_found = found.sequences, old
+        if old is not None:
+            self.ledger.charge(old.spent, EVALUATION)
+            sequences += old.sequences
         took = self.ledger.now() - began
-        self.speed.took_evaluation(took, found.sequences)
+        self.speed.took_evaluation(took, sequences)
         self.window.since += took
         line: dict[str, Any] = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
         if found.domains:
             line["domains"] = dict(found.domains)
             self.stream.hear(self.position.progress, found.domains)
+        if old is not None:
+            line |= _of_old(old)
         if found.cut_short:
             line["cut_short"] = True
             self.say(
@@ -298,16 +332,21 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop itself, as JSON values."""
         noise = self.worker.noise_scale
-        measured = {} if noise is None else {"noise_scale": noise.state()}
+        kept: dict[str, Any] = {} if noise is None else {"noise_scale": noise.state()}
         stream = self.stream.state()
-        kept = {} if stream is None else {"stream": stream}
-        return {"position": asdict(self.position), "watch": self.watch.state(), **measured, **kept}
+        if stream is not None:
+            kept["stream"] = stream
+        if self.old is not None:
+            kept["judged"] = [self.evaluator.sequences, self.old.sequences]
+        return {"position": asdict(self.position), "watch": self.watch.state(), **kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.position = Position(**state["position"])
         self.watch.restore(state["watch"])
         if "stream" in state:
             self.stream.restore(state["stream"])
+        if self.old is not None:
+            self.evaluator.sequences, self.old.sequences = state["judged"]
         if self.worker.noise_scale is not None:
             self.worker.noise_scale.restore(state["noise_scale"])
 
@@ -322,3 +361,8 @@ class Loop:
         self.speed.took_checkpoint(took)
         self.window.since += took
         self.ledger.write("checkpoint", step=self.position.step)
+
+
+def _of_old(found: Heldout) -> dict[str, Any]:
+    """What a line of metrics says of the old text."""
+    return {"old_loss": found.loss, "old_bits_per_byte": found.bits_per_byte, "old_targets": found.targets}

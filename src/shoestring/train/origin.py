@@ -13,12 +13,13 @@ from shoestring.data.places import PLACES, absolute_data, absolute_path
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json
 from shoestring.train.config import RunConfig
+from shoestring.train.old_config import with_absolute_places
 
 NAME = "origin.json"
 FORMAT = "shoestring-run"
 VERSION = 1
 
-MOVABLE = {f"data.{key}" for key in PLACES} | {"start.run", "model.base"}
+MOVABLE = {f"data.{key}" for key in PLACES} | {"start.run", "model.base", "old.corpus"}
 """Keys that say where something lies: it may be moved, and is known by its content."""
 
 
@@ -27,7 +28,7 @@ def absolute(config: RunConfig) -> RunConfig:
     start = config.start
     if start.run:
         start = replace(start, run=absolute_path(start.run))
-    return replace(config, data=absolute_data(config.data), start=start)
+    return replace(config, data=absolute_data(config.data), start=start, old=with_absolute_places(config.old))
 
 
 @dataclass(frozen=True)

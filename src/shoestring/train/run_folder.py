@@ -34,7 +34,21 @@ RUN = Kind(
 )
 """A run's folder. Outputs are those of its workers, and of whoever starts them."""
 
-METRICS = {"step", "progress", "seconds", "flops", "tokens", "loss", "tokens_per_second", "bits_per_byte", "targets"}
+METRICS = {
+    "step",
+    "progress",
+    "seconds",
+    "flops",
+    "tokens",
+    "loss",
+    "tokens_per_second",
+    "bits_per_byte",
+    "targets",
+} | {
+    "old_loss",
+    "old_bits_per_byte",
+    "old_targets",
+}
 """Keys of a line of metrics that hold numbers."""
 
 _PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "transformers", "pydantic", "matplotlib")

@@ -24,6 +24,7 @@ from shoestring.train.execution import Allowance, compiles, require_device, sett
 from shoestring.train.health import Diverged
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
+from shoestring.train.old_text import gain_and_forgetting, old_evaluator
 from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
 from shoestring.train.speed import Speed
@@ -198,6 +199,8 @@ class Session:
                 say(begin_from(config.start, self.parts, dataset))
             joined = participation.join(config, self.parts, ledger, say)
         self.worker, self.company = joined.worker, joined.company
+        with ledger.clock("data"):
+            old = old_evaluator(config, dataset, say)
         for line in self.parts.claims.splitlines():
             say(line)
         self.metrics: JsonLines | None = None
@@ -220,12 +223,13 @@ class Session:
             checkpoint=self._checkpoint,
             speed=Speed(
                 config.budget.seconds,
-                evaluated=self.parts.evaluator.sequences,
+                evaluated=self.parts.evaluator.sequences + (0 if old is None else old.sequences),
                 sampling=rules.sampling_seconds(config.train.sample_tokens),
                 saving=rules.saving_seconds(size),
             ),
             say=say,
             first_cause="compile" if compiles(config.execution) else "start",
+            old=old,
         )
 
     def _assemble(self, rank: int | None) -> Parts:
@@ -294,6 +298,9 @@ class Session:
         }
         if heldout.cut_short:
             found["heldout_cut_short"] = True
+        if self.loop.old_found is not None:
+            both = gain_and_forgetting(self.folder.read_metrics(), heldout, self.loop.old_found)
+            found["tuning"] = {"old_corpus": self.config.old.corpus, **both}
         noise = self.worker.noise_scale
         if noise is not None:
             found["critical_batch"] = noise.critical_batch
@@ -350,7 +357,7 @@ class Session:
         if step is None and not checkpoint.list_checkpoints(self.folder.checkpoints):
             self.say("no checkpoint was written yet: beginning again from the first step")
             self.ledger.roll_back(Totals())
-            self.folder.roll_back_metrics(0)
+            self.folder.roll_back_metrics(-1)  # what was judged before the first step is judged again
             self.milestones.roll_back(0)
             return
         found, snapshot = checkpoint.load(self.folder.checkpoints, step)

@@ -1,6 +1,6 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.ledger import MODEL, SELECTION
 from shoestring.contract.batch import Batch
+from shoestring.contract.edit import Stepped
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At, Objective
 from shoestring.data.selection import Selection
@@ -71,6 +72,7 @@ class Stepper:
     selection: chooses the rows that are trained on from a batch of `selection.more` times as many. None: all are.
     seed: of what is drawn on the way.
     noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every `noise_scale_every` steps.
+    stepped: edits that do something around every step.
 
     `gradients` and `apply` are apart so that an exchange between workers, or a look at the loss, fits between them.
     """
@@ -90,11 +92,13 @@ class Stepper:
         seed: int = 0,
         noise_scale: NoiseScale | None = None,
         noise_scale_every: int = 1,
+        stepped: Sequence[Stepped] = (),
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device, self.precision, self.micro_batch, self.clip = device, precision, micro_batch, clip
         self.context, self.selection = context, selection
         self.seed, self.noise_scale, self.noise_scale_every = seed, noise_scale, noise_scale_every
+        self.stepped, self._at = tuple(stepped), At()
 
     def gradients(self, batch: Batch, at: At) -> StepResult:
         """Accumulate the gradient of the batch's mean loss into the parameters, and clip it."""
@@ -102,7 +106,7 @@ class Stepper:
 
     def accumulate(self, batch: Batch, at: At) -> Accumulated:
         """`gradients`, whose figures are to be read later: so that several workers of one GPU need not wait for each other."""
-        at = at._replace(seed=self.seed)
+        self._at = at = at._replace(seed=self.seed)
         batch, choosing = self._selected(batch, at)
         more = 1 if self.context is None else max(1, self.context // batch.inputs.length)
         parts = batch.split(self.micro_batch * more)
@@ -122,6 +126,8 @@ class Stepper:
             spent = together(spent, loss.spent)
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
+        for edit in self.stepped:
+            spent = together(spent, {MODEL: edit.before_step(self.model, at)})
         norm_1 = self._norm(1.0)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
@@ -160,6 +166,8 @@ class Stepper:
         """Step the optimiser at its learning rates times the factor, and clear the gradients."""
         scale_learning_rates(self.optimizer, learning_rate_factor)
         self.optimizer.step()
+        for edit in self.stepped:
+            edit.after_step(self.model, self._at)
         self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.errors import ShoestringError
+from shoestring.kernels.decoder import Decoder
 from shoestring.lowbit import kernels
-from shoestring.lowbit.kernels.decoder import Decoder
 from shoestring.model import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.native_blocks import native_decoder

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.kernels import choice, native
 from shoestring.lowbit import kernels
-from shoestring.lowbit.kernels import choice, native
 from shoestring.lowbit.packing import pack
 
 PRODUCT = (

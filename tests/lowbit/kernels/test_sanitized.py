@@ -20,7 +20,7 @@ RUN = """
 import sys
 from pathlib import Path
 import pytest
-from shoestring.lowbit.kernels import native
+from shoestring.kernels import native
 native.LIBRARY = Path(sys.argv[1])
 assert len(native.library().kernels) > 0
 sys.exit(pytest.main(["-p", "no:cacheprovider", "-x", *sys.argv[2:]]))
@@ -30,7 +30,7 @@ BEYOND = """
 import sys
 from pathlib import Path
 import torch
-from shoestring.lowbit.kernels import native
+from shoestring.kernels import native
 found = native.load(Path(sys.argv[1]))
 x, packed, scales = torch.ones(int(sys.argv[3]), 4096), torch.zeros(64, dtype=torch.uint8), torch.ones(16, 1)
 found.ternary(found.kernels[sys.argv[2]], 0, x, packed, scales, 16)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from shoestring.kernels import native
 from shoestring.lowbit import kernels
-from shoestring.lowbit.kernels import native
 from shoestring.lowbit.packing import pack
 
 pytestmark = pytest.mark.skipif(not native.LIBRARY.exists(), reason="the native library was not built")

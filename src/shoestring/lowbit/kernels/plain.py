@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shoestring.lowbit.activations import LARGEST, quantise_tokens
-from shoestring.lowbit.packing import integer
+from shoestring.lowbit.packing import grouped, integer
 from shoestring.lowbit.packing.layout import ROWS, Layout
 from shoestring.lowbit.packing.ternary import spread
 
@@ -44,6 +44,32 @@ def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, column
     codes, token_scale = quantise_tokens(x)
     whole = weights if bits == 8 else integer.spread(weights)[:, :columns]
     return (exact_dots(codes, whole, 128).float() * scales[:, 0] + 0.0) * token_scale
+
+
+def grouped_matmul(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """See `kernels.grouped_matmul`; the arguments are checked there."""
+    groups = grouped.groups_of(columns)
+    filled = x.new_zeros(x.shape[0], groups * grouped.GROUP)
+    filled[:, :columns] = x
+    codes, scales = quantise_tokens(filled.view(x.shape[0], groups, grouped.GROUP))
+    scales = torch.where(scales.isfinite(), scales, torch.nan)[..., 0]
+    codes = torch.where(scales.isfinite()[..., None], codes, 0)
+    offsets = scales * codes.sum(-1).float()
+    out = x.new_empty(x.shape[0], rows)
+    for first in range(0, rows, SLAB):
+        which = torch.arange(first, min(first + SLAB, rows))
+        matrix = grouped.some_rows(packed, which, rows, columns, bits)
+        weights = matrix.codes.view(len(which), groups, grouped.GROUP).float()
+        dots = torch.einsum("tgc,rgc->gtr", codes.float(), weights)  # exact: integers below 2^24
+        total = x.new_zeros(x.shape[0], len(which))
+        for group in range(groups):
+            by = matrix.scales[:, group].float() * scales[:, group, None]
+            total = fused_multiply_add(dots[group], by, total)
+            if matrix.minimums is not None:
+                low = matrix.minimums[:, group].float().expand_as(total)
+                total = fused_multiply_add(low, offsets[:, group, None].expand_as(total), total)
+        out[:, first : first + len(which)] = total
+    return out
 
 
 def exact_dots(codes: Tensor, weights: Tensor, largest: int) -> Tensor:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
+from shoestring.kernels.choice import native
 from shoestring.lowbit.kernels import plain
-from shoestring.lowbit.kernels.choice import native
-from shoestring.lowbit.packing import integer
+from shoestring.lowbit.packing import grouped, integer
 from shoestring.lowbit.packing.layout import check_groups, check_size, layout_named
 
 
@@ -45,6 +45,25 @@ def int_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: i
     return integer_matmul(x, weights, scales, rows, columns, bits)
 
 
+def grouped_matmul(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """Activations times a matrix of 4 or 8 bits in groups of 32 columns: float32 [tokens, columns] -> float32 [tokens, rows].
+
+    packed: uint8, as `packing.grouped.pack` makes it. Each group of a token is rounded to int8 by itself: codes q, scale s. With
+    codes w, scales d and minimums m of the matrix, over the groups g in order,
+
+        out = a_G,    b_g = round(a_{g-1} + round(d_g s_g) sum(w q)),    a_g = round(b_g + m_g round(s_g sum(q))),    a_0 = 0
+
+    each rounded once, to float32; without minimums a_g = b_g. So every kernel gives the same bits. Where a number of a token is not
+    finite, all its rows are NaN. There is no gradient.
+
+    Also `torch.ops.shoestring.grouped_matmul`. Raises: ShoestringError where the arguments do not fit each other or are on two
+    devices.
+    """
+    if _direct(x):
+        return _grouped(x, packed, rows, columns, bits)
+    return grouped_operator(x, packed, rows, columns, bits)
+
+
 def _direct(x: Tensor) -> bool:
     """Whether torch's dispatcher has nothing to do: no tracing, no gradient, no tensor of a kind of its own."""
     plain_tensor = type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
@@ -79,6 +98,21 @@ def _integer(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int
     return library.integer(kernel, bits, x.contiguous(), weights.contiguous(), scales.contiguous(), rows)
 
 
+def _grouped(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    grouped.check(packed, rows, columns, bits)
+    if packed.device != x.device:
+        raise ShoestringError(f"activations on {x.device} cannot be multiplied with a packed matrix on {packed.device}")
+    if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != columns:
+        raise ShoestringError(f"activations are float32 [tokens, {columns}], not {_described(x)}")
+    if not columns:
+        return x.new_zeros(x.shape[0], rows)
+    found = native()
+    if found is None:
+        return plain.grouped_matmul(x, packed, rows, columns, bits)
+    library, kernel = found
+    return library.grouped(kernel, bits, x.contiguous(), packed.contiguous(), rows)
+
+
 def refuse_two_devices(x: Tensor, matrix: Tensor, scales: Tensor) -> None:
     """A kernel is given addresses, and reads all of them on the device of `x`. Raises: ShoestringError where that is wrong."""
     for name, other in (("a packed matrix", matrix), ("scales", scales)):
@@ -108,6 +142,17 @@ def ternary_matmul(x: Tensor, packed: Tensor, scales: Tensor, rows: int, columns
 def integer_matmul(x: Tensor, weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Tensor:
     """`int_matmul` as an operator of torch."""
     return _integer(x, weights, scales, rows, columns, bits)
+
+
+@torch.library.custom_op("shoestring::grouped_matmul", mutates_args=(), device_types="cpu")
+def grouped_operator(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """`grouped_matmul` as an operator of torch."""
+    return _grouped(x, packed, rows, columns, bits)
+
+
+@grouped_operator.register_fake
+def _grouped_shape(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    return x.new_empty(x.shape[0], rows)
 
 
 @ternary_matmul.register_fake

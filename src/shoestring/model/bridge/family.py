@@ -34,6 +34,12 @@ class Family(ABC):
     model_type: ClassVar[str]
     """As the configurations of transformers have it."""
 
+    stock_class: ClassVar[str]
+    """The name of the class of transformers."""
+
+    unset: ClassVar[Mapping[str, Any]]
+    """What the configuration file of the class says beside `settings`: its defaults, which say nothing of our models."""
+
     aliases: ClassVar[Mapping[str, str]] = {}
     """Names of weights in older files, and those of today."""
 
@@ -50,6 +56,10 @@ class Family(ABC):
     @abstractmethod
     def settings(self, config: ModelConfig) -> dict[str, Any]:
         """What the configuration of transformers is made of. Raises: UsageError for a model that the stock class cannot hold."""
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        """What the configuration file of the class says of a model, but for its tokens, types and versions."""
+        return {**self.unset, **self.settings(config)}
 
     @abstractmethod
     def places(self, config: ModelConfig) -> dict[str, Place]:

@@ -32,6 +32,13 @@ class GPTNeoX(Family):
     """
 
     model_type: ClassVar[str] = "gpt_neox"
+    stock_class: ClassVar[str] = "GPTNeoXForCausalLM"
+    unset: ClassVar[Mapping[str, Any]] = {
+        "classifier_dropout": 0.1,
+        "initializer_range": 0.02,
+        "is_decoder": False,
+        "use_cache": True,
+    }
     aliases: ClassVar[Mapping[str, str]] = {"embed_out.weight": "lm_head.weight"}
     unneeded: ClassVar[str] = r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$"
 

@@ -1,5 +1,6 @@
 """The bridge of Llama, on which those of the families stand that differ from it in a detail."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from shoestring.config import Choice, build
@@ -7,6 +8,12 @@ from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.bridge.family import Family, Place, parts_are, refuse, rope, rope_parameters, window
 from shoestring.model.config import ModelConfig
+
+PLAIN = {"attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
+"""What the configuration files of all these families say, whatever the model."""
+
+QWEN = {**PLAIN, "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False}
+"""And those of Qwen."""
 
 
 @method(
@@ -21,6 +28,8 @@ class Llama(Family):
     """Models of transformers' type 'llama', as native ones: Llama 1 to 3, SmolLM2 and many others."""
 
     model_type: ClassVar[str] = "llama"
+    stock_class: ClassVar[str] = "LlamaForCausalLM"
+    unset: ClassVar[Mapping[str, Any]] = {**PLAIN, "mlp_bias": False, "pretraining_tp": 1}
     qk_norm: ClassVar[bool] = False
     bias: ClassVar[str | None] = None
     """Which layers of attention have a bias. None: what the configuration's `attention_bias` says, all or none."""

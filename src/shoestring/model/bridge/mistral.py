@@ -1,9 +1,10 @@
 """The bridge of Mistral: a Llama without biases, some of whose models see a window of the context only."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from shoestring.method import method
-from shoestring.model.bridge.llama import Llama
+from shoestring.model.bridge.llama import PLAIN, Llama
 from shoestring.model.config import ModelConfig
 
 
@@ -19,6 +20,8 @@ class Mistral(Llama):
     """Models of transformers' type 'mistral' whose window is not shorter than their context."""
 
     model_type: ClassVar[str] = "mistral"
+    stock_class: ClassVar[str] = "MistralForCausalLM"
+    unset: ClassVar[Mapping[str, Any]] = PLAIN
     bias: ClassVar[str | None] = "none"
     even: ClassVar[bool] = False
 

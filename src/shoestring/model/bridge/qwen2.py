@@ -1,10 +1,11 @@
 """The bridge of Qwen2 and Qwen2.5: a Llama whose queries, keys and values have biases."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from shoestring.errors import UsageError
 from shoestring.method import method
-from shoestring.model.bridge.llama import Llama
+from shoestring.model.bridge.llama import QWEN, Llama
 from shoestring.model.config import ModelConfig
 
 
@@ -20,6 +21,8 @@ class Qwen2(Llama):
     """Models of transformers' type 'qwen2'."""
 
     model_type: ClassVar[str] = "qwen2"
+    stock_class: ClassVar[str] = "Qwen2ForCausalLM"
+    unset: ClassVar[Mapping[str, Any]] = QWEN
     bias: ClassVar[str | None] = "qkv"
 
     def settings(self, config: ModelConfig) -> dict[str, Any]:
@@ -28,3 +31,6 @@ class Qwen2(Llama):
             raise UsageError(f"a head is width / heads = {config.width / config.heads:g} wide, not {config.head_width}")
         del settings["head_dim"]  # no setting of this class
         return settings
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        return {**super().written(config), "layer_types": ["full_attention"] * config.layers}

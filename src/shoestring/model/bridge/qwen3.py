@@ -1,9 +1,11 @@
 """The bridge of Qwen3: a Llama whose queries and keys are normalised."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from shoestring.method import method
-from shoestring.model.bridge.llama import Llama
+from shoestring.model.bridge.llama import QWEN, Llama
+from shoestring.model.config import ModelConfig
 
 
 @method(
@@ -18,5 +20,10 @@ class Qwen3(Llama):
     """Models of transformers' type 'qwen3', the dense ones."""
 
     model_type: ClassVar[str] = "qwen3"
+    stock_class: ClassVar[str] = "Qwen3ForCausalLM"
+    unset: ClassVar[Mapping[str, Any]] = QWEN
     qk_norm: ClassVar[bool] = True
     even: ClassVar[bool] = False
+
+    def written(self, config: ModelConfig) -> dict[str, Any]:
+        return {**super().written(config), "layer_types": ["full_attention"] * config.layers}

@@ -38,7 +38,8 @@ class RunOpener:
         edits = [one.name for one in trained.applied]
         below = [choice.name for config in reversed(_bases(trained)) for choice in config.edits]
         values = {"step": trained.step, "edits": edits, "base_edits": below, "data": tree(trained.config.data)}
-        about = About(str(Path(place).absolute()), "run", trained.digest, values=values)
+        template = trained.tokenizer.chat_template
+        about = About(str(Path(place).absolute()), "run", trained.digest, chat_template=template, values=values)
         return Opened(trained.model, trained.tokenizer, about, partial(folded, trained))
 
 

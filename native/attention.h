@@ -1,0 +1,66 @@
+// Attention of the new tokens of rows to the keys and values that are held of them, wherever these lie; kernels/attention.py has the
+// same structures.
+#pragma once
+
+#include "common.h"
+
+namespace shoestring {
+
+constexpr i64 PLACES = 64;  // keys that are looked at together; a run of them begins at a multiple, whoever asks
+
+// The keys, or the values, of one layer: number d of head h of the token at place p of block b is at
+// b block_step + p token_step + h head_step + d.
+struct Side {
+    void* numbers;
+    i64 block_step, token_step, head_step;
+};
+
+struct Held {
+    Side keys, values;
+    i64 block;     // tokens of a block
+    i64 bfloat16;  // whether the numbers are such; else they are float32
+};
+
+// The new tokens start .. start + count - 1 of a pass are those of a row that holds `held` others, in these blocks.
+struct Row {
+    i64 start, count, held;
+    const i64* blocks;
+};
+
+struct Heads {
+    i64 heads, key_value_heads, key_width, value_width;
+    i64 window;  // how many of the latest tokens are seen; 0: all
+    double scale;
+};
+
+// Tokens first .. first + count - 1 of a row, and the query heads that share one head of keys and values.
+struct Piece {
+    const Heads* heads;
+    const Held* held;
+    const Row* row;
+    i64 first, count, head;
+    const float* queries;  // of a pass: [tokens], query_step apart, then [heads], head_step apart
+    i64 query_step, head_step;
+    float* out;            // [tokens, heads, value_width]
+    float* room;           // as many as room_of says
+};
+
+constexpr i64 whole_lanes(i64 count) { return (count + LANES - 1) / LANES * LANES; }
+
+inline i64 room_of(const Heads& heads, i64 tokens) {
+    const i64 queries = tokens * (heads.heads / heads.key_value_heads);
+    return queries * (whole_lanes(heads.key_width) + whole_lanes(heads.value_width) + 2) +
+           PLACES * (whole_lanes(heads.key_width) + whole_lanes(heads.value_width) + 1) + LANES;
+}
+
+struct Kernel;
+
+// out [tokens, heads, value_width] of queries, for all rows. What each token sees is there already, its own key among it. False:
+// there is no memory.
+bool attend(const Kernel&, int threads, const Heads&, const Held&, const Row* rows, i64 count, const float* queries,
+            i64 query_step, i64 head_step, float* out);
+
+// Puts the keys and values of new tokens, float32, to their places.
+void keep(const Heads&, const Held&, const Row* rows, i64 count, const float* keys, i64 key_step, const float* values, i64 value_step);
+
+}  // namespace shoestring

@@ -1,0 +1,1 @@
+"""Rules of acceptance, one file each: which drafted tokens stay (`decode.acceptance`)."""

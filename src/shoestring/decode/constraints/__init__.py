@@ -1,0 +1,1 @@
+"""What an answer may be, one kind a file: each makes a `decode.sampling.Constraint`."""

@@ -1,0 +1,94 @@
+"""A request to tune a model that exists: what is learnt, by which method, and the plan of both."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shoestring.base import peek
+from shoestring.budget.machine import cache_folder, probe
+from shoestring.config import Choice, Tree, merge, tables
+from shoestring.contract.model import LanguageModule
+from shoestring.data.chat_files import holds_chats
+from shoestring.data.places import absolute_path, is_path
+from shoestring.data.prepare import prepare
+from shoestring.data.store import TokenStore
+from shoestring.errors import UsageError, did_you_mean
+from shoestring.launch.request import Request
+from shoestring.method import methods
+from shoestring.plan.planner import Decision
+from shoestring.plan.tuning import plan_tuning
+
+FULL = "full"
+"""The method that tunes all weights."""
+
+OLD = "python-stdlib"
+"""The text that forgetting is judged on, where none is named: every machine has it."""
+
+Say = Callable[[str], None]
+
+
+def methods_of_tuning() -> list[str]:
+    """The names that a method may have."""
+    return [FULL, *(card.name for card in methods("tune", "edit"))]
+
+
+def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> Request:
+    """The request, complete and checked.
+
+    place: of the base. method: of `methods_of_tuning`. asked: plain values, laid over what is planned.
+    old: the corpus that forgetting is judged on; '' for none.
+    say: told what was found of the corpus.
+    Raises: UsageError.
+    """
+    known = methods_of_tuning()
+    if method not in known:
+        raise UsageError(f"--method {method}: {did_you_mean(method, known)}")
+    if "corpus" not in asked.get("data", {}):
+        raise UsageError("what is to be learnt? give --data.corpus PATH: chats as JSON lines, or any text")
+    if Path(place).expanduser().exists():
+        place = absolute_path(place)
+    asked = merge({"model": {"base": place}, "old": {"corpus": old}}, asked)
+    corpus = str(asked["data"]["corpus"])
+    if "kind" not in asked["data"] and is_path(corpus) and holds_chats(corpus):
+        asked = merge(asked, {"data": {"kind": "chat"}})
+        say("its lines are chats: their answers are learnt")
+    if method != FULL:
+        edits = tables(asked.get("edits", []))
+        if method not in [one["name"] for one in edits]:
+            edits.append({"name": method})
+        asked = {**asked, "edits": edits}
+    first = Request.of(asked)
+    model = peek(place).model
+    if not isinstance(model, LanguageModule):
+        raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
+    lengths = list[int]()
+    if asked["data"].get("kind") == "chat":
+        lengths = _lengths(prepare(first.data(), cache_folder(), say=lambda _: None).train)
+    choice = None if method == FULL else _choice(asked, method)
+    planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths)
+    return Request.of(_with(asked, planned), planned=planned)
+
+
+def _choice(asked: Tree, method: str) -> Choice:
+    table: dict[str, Any] = next(one for one in asked["edits"] if one["name"] == method)
+    return Choice.of("tune", method, kind="edit", **{key: value for key, value in table.items() if key != "name"})
+
+
+def _with(asked: Tree, planned: tuple[Decision, ...]) -> Tree:
+    """The recipe with what was planned."""
+    for one in planned:
+        branch: Tree = {}
+        *sections, last = one.key.split(".")
+        inner = branch
+        for section in sections:
+            inner[section] = inner = {}
+        inner[last] = one.value
+        asked = merge(asked, branch)
+    return asked
+
+
+def _lengths(store: TokenStore) -> list[int]:
+    """Of its documents, the end token included."""
+    starts = [*store.document_starts.tolist(), len(store)]
+    return [stop - start for start, stop in itertools.pairwise(starts)]

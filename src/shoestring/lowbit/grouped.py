@@ -1,0 +1,100 @@
+"""Layers whose matrices have 4 or 8 bits in groups of 32 columns, as GGUF files hold them: for use, not for training."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.errors import ShoestringError
+from shoestring.kernels.decoder import GROUPED, Matrix
+from shoestring.lowbit import kernels
+from shoestring.lowbit.packing import grouped
+from shoestring.lowbit.packing.grouped import Groups
+
+
+class GroupedLinear(nn.Module):
+    """y = W x̂ + b. W [rows, columns] has 4 or 8 bits a weight; x̂ is x rounded to int8 in groups of 32 columns.
+
+    x: [..., columns] of a floating type -> the same type [..., rows]. For counting operations it is an `nn.Linear`.
+    packed: uint8, as `packing.grouped` lays it out. bias: float32 [rows], or None.
+    Raises: ShoestringError where these do not fit each other.
+    """
+
+    packed: Tensor
+    bias: Tensor | None
+
+    def __init__(self, packed: Tensor, rows: int, columns: int, bits: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        grouped.check(packed, rows, columns, bits)
+        if bias is not None and (bias.dtype != torch.float32 or bias.shape != (rows,)):
+            raise ShoestringError(f"a bias of {rows} rows is float32 [{rows}], not {bias.dtype} {list(bias.shape)}")
+        self.in_features, self.out_features, self.bits = columns, rows, bits
+        self.register_buffer("packed", packed)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def of(cls, matrix: Groups, columns: int, bias: Tensor | None = None) -> "GroupedLinear":
+        """Packed from codes, scales and minimums; nothing is lost."""
+        return cls(grouped.pack(matrix), len(matrix.scales), columns, matrix.bits, bias)
+
+    def groups(self) -> Groups:
+        """The codes, scales and minimums it was made of."""
+        return grouped.unpack(self.packed, self.out_features, self.in_features, self.bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features).float()
+        y = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def native_matrix(self) -> Matrix:
+        """As the native decoder reads it."""
+        shape = self.out_features, self.in_features
+        return Matrix(self.packed, *shape, GROUPED[self.bits], bias=self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
+
+
+class GroupedEmbedding(nn.Module):
+    """The rows of a matrix in groups, looked up by number, and the logits of hidden states against all of them.
+
+    packed: uint8, as `packing.grouped` lays it out. Raises: ShoestringError where it does not fit.
+    """
+
+    packed: Tensor
+
+    def __init__(self, packed: Tensor, rows: int, columns: int, bits: int) -> None:
+        super().__init__()
+        grouped.check(packed, rows, columns, bits)
+        self.num_embeddings = self.out_features = rows
+        self.embedding_dim = self.in_features = columns
+        self.bits = bits
+        self.register_buffer("packed", packed)
+
+    @classmethod
+    def of(cls, matrix: Groups, columns: int) -> "GroupedEmbedding":
+        """Packed from codes, scales and minimums; nothing is lost."""
+        return cls(grouped.pack(matrix), len(matrix.scales), columns, matrix.bits)
+
+    def groups(self) -> Groups:
+        """The codes, scales and minimums it was made of."""
+        return grouped.unpack(self.packed, self.out_features, self.in_features, self.bits)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """float32 [..., columns]: the rows of `ids` [...]. Raises: IndexError for an id that there is none of."""
+        flat = ids.flatten()
+        if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < self.num_embeddings:
+            raise IndexError(f"ids lie between 0 and {self.num_embeddings - 1}")
+        found = grouped.some_rows(self.packed, flat, self.num_embeddings, self.embedding_dim, self.bits).values()
+        return found[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [..., rows]: the products of hidden states [..., columns] with every row."""
+        flat = hidden.reshape(math.prod(hidden.shape[:-1]), self.in_features).float()
+        found = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
+        return found.view(*hidden.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}, bits={self.bits}"

@@ -1,0 +1,42 @@
+"""Problems with their answers as a corpus: text to train a model of."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from shoestring import atomic
+from shoestring.task.task import Task
+
+
+@dataclass(frozen=True)
+class Portion:
+    """So many problems of a task."""
+
+    task: Task
+    count: int
+
+
+def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
+    """Problems of the split 'train' with their answers, task after task in turn. No problem of another split is among them.
+
+    A task that has fewer gives all it has; a problem without a known answer is left out.
+    """
+    each = [
+        [
+            portion.task.document(one)
+            for one in portion.task.problems("train", seed, portion.count)
+            if one.answer is not None
+        ]
+        for portion in portions
+    ]
+    for row in zip_longest(*each):
+        yield from (text for text in row if text is not None)
+
+
+def write_corpus(path: Path, portions: Sequence[Portion], seed: int) -> int:
+    """Write `documents` as JSON lines that `--data.corpus` takes. Returns how many there are."""
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(portions, seed)]
+    atomic.write_text(path, "\n".join(lines) + "\n")
+    return len(lines)

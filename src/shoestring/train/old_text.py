@@ -1,0 +1,51 @@
+"""Text of the kind that a base could do before: judged beside the new text, so that gain and forgetting are seen together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shoestring.budget.machine import cache_folder
+from shoestring.data.config import DataConfig
+from shoestring.data.corpus import Say
+from shoestring.data.dataset import Dataset
+from shoestring.data.prepare import prepare
+from shoestring.data.windows import Windows
+from shoestring.errors import UsageError
+from shoestring.train.config import RunConfig
+from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, Heldout
+
+
+def old_evaluator(config: RunConfig, dataset: Dataset, say: Say) -> Evaluator | None:
+    """What judges the old text of a run; None where it names none. Raises: UsageError where that is too small."""
+    old = config.old
+    if not old.corpus:
+        return None
+    data = DataConfig(
+        corpus=old.corpus, text_field=old.text_field, tokenizer=config.data.tokenizer, heldout=config.data.heldout
+    )
+    store, context = prepare(data, cache_folder(), say=say).heldout, config.model.context
+    if len(store) < context + 1:
+        raise UsageError(
+            f"old.corpus = {old.corpus} has {len(store)} tokens held out, and a window takes {context + 1}"
+        )
+    windows = Windows(store, context, HELDOUT_ORDER)
+    return Evaluator(
+        windows,
+        dataset.tokenizer.byte_lengths,
+        sequences=min(len(windows), max(1, old.tokens // context)),
+        rows=config.train.micro_batch or config.train.batch // config.workers,
+        device=config.execution.device,
+        precision=config.execution.precision,
+    )
+
+
+def gain_and_forgetting(rows: Sequence[Mapping[str, Any]], new: Heldout, old: Heldout) -> dict[str, Any]:
+    """What summary.json says of both texts: losses before and after, in nats a token, and their differences.
+
+    rows: the lines of the run's metrics.
+    """
+    first = next((row for row in rows if row["kind"] == "heldout" and row["step"] == 0), None)
+    found: dict[str, Any] = {"new": {"after": new.loss}, "old": {"after": old.loss}}
+    if first is not None and "old_loss" in first:
+        found["new"] |= {"before": first["loss"], "gain": first["loss"] - new.loss}
+        found["old"] |= {"before": first["old_loss"], "forgotten": old.loss - first["old_loss"]}
+    return found

@@ -1,0 +1,295 @@
+"""Many answers at once are those that each would have alone, whatever is drafted, shared, cancelled or preempted."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import LanguageModel
+from shoestring.decode import Answer, Engine, Request, Sampling, Stop
+from shoestring.decode.drafter import Drafter
+from shoestring.decode.mtp_head import MTPHead
+from shoestring.decode.scheduler import Scheduler
+from shoestring.decode.store import PagedStore, SeparateStore
+from shoestring.decode.supplied import supplied
+from shoestring.errors import UsageError
+from shoestring.method import methods
+from tests.decode.random_models import CONTEXT, native, noisy, one_by_one, prompts, wrapped
+
+GREEDY = Sampling(temperature=0)
+MODELS: dict[str, Callable[[], LanguageModel]] = {
+    "native": native,
+    "one key head": lambda: native(key_value_heads=1),
+    "gpt2": lambda: wrapped("gpt2"),
+    "gemma": lambda: wrapped("gemma"),
+    "windows": lambda: wrapped("mistral"),
+}
+TEXTS = prompts(12)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    return MODELS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def expected(model: LanguageModel) -> list[list[int]]:
+    return [one_by_one(model, text, 20) for text in TEXTS]
+
+
+def answers(engine: Engine, requests: list[Request]) -> dict[tuple[int, int], Answer]:
+    return {(each.number, each.sample): each for each in engine.run(requests)}
+
+
+def store(model: LanguageModel, kind: str) -> Any:
+    return SeparateStore(model, 12 * CONTEXT, 4) if kind == "separate" else PagedStore(model, 60, 4)
+
+
+# every scheduler and every drafter stands in this table: each scheduler with the drafter that needs nothing, and each drafter with
+# the scheduler of old
+SCHEDULERS = [card.name for card in methods("decode", "scheduler")]
+DRAFTERS = [card.name for card in methods("decode", "drafter")]
+TABLE = [*((scheduler, None) for scheduler in SCHEDULERS), *(("first_come", drafter) for drafter in DRAFTERS)]
+TABLE += [(scheduler, "ngram") for scheduler in SCHEDULERS if scheduler != "first_come"]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "draft_model": {"confidence": 0.1},
+    "staged": {"least": 0.0, "most": 8, "passes": 3},
+}
+"""Of drafters, for models that are never as sure as those that were trained."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the file of each drafter lies that needs one, by its name."""
+    folder = tmp_path_factory.mktemp("made")
+    MTPHead(32, 32, 24).save(folder / "fast_mtp")
+    return folder
+
+
+def drafter_of(name: str | None, model: LanguageModel, made: Path) -> Drafter | None:
+    """A drafter, its draft model much like `model`."""
+    supplies = {"target": lambda: model, "draft": lambda: noisy(model), "place": lambda: made / str(name)}
+    return supplied("drafter", name, supplies, **OPTIONS.get(name, {})) if name else None
+
+
+def scheduler_of(name: str, model: LanguageModel) -> Scheduler:
+    made: Scheduler = supplied("scheduler", name, {"target": lambda: model})
+    return made
+
+
+@pytest.mark.parametrize(("scheduler", "drafter"), TABLE)
+def test_every_answer_is_the_one_it_has_alone(
+    model: LanguageModel, expected: list[list[int]], scheduler: str, drafter: str | None, made: Path
+) -> None:
+    drafting = drafter_of(drafter, model, made)
+    paged = store(model, "paged")
+    engine = Engine(model, store=paged, rows=5, tokens=24, scheduler=scheduler_of(scheduler, model), drafter=drafting)
+    got = answers(engine, [Request(text, GREEDY, 20) for text in TEXTS])
+    assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
+    paged.check()
+    assert paged.free == paged.capacity
+    if drafter is not None:
+        assert engine.passes < engine.computed
+        assert engine.accepted > 0
+
+
+@pytest.mark.parametrize(("scheduler", "drafter"), TABLE)
+def test_draws_belong_to_the_request_and_not_to_its_company(scheduler: str, drafter: str | None, made: Path) -> None:
+    model, warm = native(), Sampling(temperature=1.5, top_p=0.9, seed=3, repetition_penalty=1.1, presence_penalty=0.2)
+    alone = [
+        next(iter(Engine(model, rows=1, room=CONTEXT).run([Request(text, warm, 12)]))).tokens for text in TEXTS[:6]
+    ]
+    drafting = drafter_of(drafter, model, made)
+    planner = scheduler_of(scheduler, model)
+    engine = Engine(model, store=PagedStore(model, 40, 4), rows=3, tokens=16, drafter=drafting, scheduler=planner)
+    got = answers(engine, [Request(text, warm, 12) for text in TEXTS[:6]])
+    assert [got[number, 0].tokens for number in range(1, 7)] == alone
+    assert len(set(alone)) > 3
+
+
+@pytest.mark.parametrize("kind", ["paged", "separate"])
+def test_stores_hold_the_same(model: LanguageModel, expected: list[list[int]], kind: str) -> None:
+    engine = Engine(model, store=store(model, kind), rows=4, tokens=16)
+    got = answers(engine, [Request(text, GREEDY, 20) for text in TEXTS])
+    assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
+    assert engine.store.free == engine.store.capacity
+
+
+def test_samples_share_the_prompt_and_are_those_of_their_numbers() -> None:
+    model, warm = native(), Sampling(temperature=1.5, seed=1)
+    text = prompts(1, seed=5)[0] * 2
+    engine = Engine(model, store=PagedStore(model, 40, 4), rows=4)
+    several = answers(engine, [Request(text, warm, 10, samples=4)])
+    assert len({each.tokens for each in several.values()}) == 4
+    assert sum(each.spent.charge.read for each in several.values()) == len(text)
+    assert engine.store.free == engine.store.capacity
+    # the first is what a request for one gives; and preemption of all but one changes nothing
+    single = next(iter(Engine(model, rows=1, room=CONTEXT).run([Request(text, warm, 10)])))
+    assert several[1, 0].tokens == single.tokens
+    narrow = Engine(model, store=PagedStore(model, 14, 4), rows=4)
+    assert {key: each.tokens for key, each in answers(narrow, [Request(text, warm, 10, samples=4)]).items()} == {
+        key: each.tokens for key, each in several.items()
+    }
+
+
+def test_what_was_read_before_is_not_read_again() -> None:
+    model, text = native(), tuple(range(20))
+    engine = Engine(model, store=PagedStore(model, 40, 4), rows=2)
+    first, second = (next(iter(engine.run([Request(text, GREEDY, 5)]))) for _ in range(2))
+    assert first.tokens == second.tokens
+    assert (first.spent.charge.read, first.spent.charge.reused) == (20, 0)
+    assert (second.spent.charge.read, second.spent.charge.reused) == (
+        4,
+        16,
+    )  # whole blocks, and the last token is read anew
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_the_books_close(drafter: str, made: Path) -> None:
+    """Places computed are those read, written and wasted, less the tokens of answers that nobody read."""
+    model = native()
+    drafting = drafter_of(drafter, model, made)
+    engine = Engine(model, store=PagedStore(model, 24, 4), rows=4, tokens=16, drafter=drafting)
+    end = frozenset(one_by_one(model, TEXTS[0], 8)[-1:])
+    got = list(engine.run([Request(text, GREEDY, 20, end, samples=2) for text in TEXTS]))
+    charges = [each.spent.charge + -each.spent.drafting for each in got]
+    total = sum(charge.read + charge.written + charge.wasted for charge in charges)
+    assert engine.computed == total - sum(each.spent.unread for each in got)
+    assert {each.spent.unread for each in got} == {0, 1}
+    assert sum(charge.wasted for charge in charges) > 0
+    assert sum(charge.written for charge in charges) == sum(len(each.tokens) for each in got)
+
+
+def test_a_pass_costs_what_its_rows_cost_but_for_the_weights() -> None:
+    model = native()
+    engine = Engine(model, store=PagedStore(model, 40, 4), rows=2)
+    got = answers(engine, [Request((1, 2, 3), GREEDY, 2), Request((4, 5, 6, 7, 8), GREEDY, 2)])
+    alone = [model.cost(Shape(1, size, outputs=1)).flops + model.cost(Shape(1, 1, size)).flops for size in (3, 5)]
+    assert sum(each.spent.charge.flops for each in got.values()) == sum(alone)
+    weights = model.cost(Shape(1, 1)).moved
+    token = model.cost(Shape(1, 1, 1)).moved - weights
+    assert sum(each.spent.charge.moved for each in got.values()) == 2 * weights + (3 + 5) * token
+
+
+def test_seconds_add_up_to_the_clock() -> None:
+    import time
+
+    model = native()
+    engine = Engine(model, store=PagedStore(model, 40, 4), rows=2)
+    began = time.monotonic()
+    got = list(engine.run([Request(text, GREEDY, 5) for text in TEXTS[:4]]))
+    whole = time.monotonic() - began
+    for each in got:
+        assert 0 < each.spent.total <= whole + 1e-3
+        assert each.spent.first is not None
+        assert each.spent.first <= each.spent.total + 1e-3
+        assert len(each.spent.between) == 4
+    work = sum(each.spent.seconds[cause] for each in got for cause in ("prefill", "decode"))
+    assert 0 < work <= whole
+
+
+@pytest.mark.parametrize(
+    ("request_", "stop", "count"),
+    [
+        (Request((5,), GREEDY, 20), Stop.LENGTH, 20),
+        (Request((5,) * (CONTEXT - 2), GREEDY, 20), Stop.CONTEXT, 3),
+        (Request((5,) * CONTEXT, GREEDY, 20), Stop.CONTEXT, 1),
+        (Request((5,), GREEDY, 20, seconds=0.0), Stop.DEADLINE, 0),
+        (Request((5,), GREEDY, 20, flops=1), Stop.FLOPS, 1),
+    ],
+)
+def test_answers_end_for_a_reason(request_: Request, stop: Stop, count: int) -> None:
+    (got,) = Engine(native(), rows=1, room=2 * CONTEXT).run([request_])
+    assert (got.stop, len(got.tokens)) == (stop, count)
+
+
+def test_it_ends_at_an_end_token_which_is_no_part_of_it() -> None:
+    model = native()
+    text = one_by_one(model, (5,), 20)
+    (got,) = Engine(model, rows=1).run([Request((5,), GREEDY, 20, frozenset({text[6], 999}))])
+    assert list(got.tokens) == text[: text.index(text[6])]
+    assert got.stop is Stop.END
+
+
+def test_what_can_have_no_room_is_refused_and_what_outgrows_it_ends() -> None:
+    model = native()
+    engine = Engine(model, store=PagedStore(model, 3, 4), rows=2)
+    with pytest.raises(UsageError, match="65 tokens, and the model's context is 64"):
+        engine.submit(Request((1,) * 65))
+    with pytest.raises(UsageError, match="13 tokens, and this engine has room for 12"):
+        engine.submit(Request((1,) * 13))
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        Request(())
+    (got,) = engine.run([Request((1,) * 10, GREEDY, 20)])
+    assert (got.stop, list(got.tokens)) == (Stop.ROOM, one_by_one(model, (1,) * 10, 3))
+    assert engine.store.free == engine.store.capacity
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    model = native()
+    request = Request((1, 2, 3), Sampling(temperature=0.5, top_k=2, seed=4), 3, log_probabilities=2)
+    (got,) = Engine(model, rows=1).run([request])
+    assert len(got.log_probabilities) == 3
+    text: tuple[int, ...] = (1, 2, 3)
+    for token, told in zip(got.tokens, got.log_probabilities, strict=True):
+        wanted = model(torch.tensor([text]))[0, -1].double().log_softmax(0)
+        assert told.token == token
+        assert told.value == pytest.approx(float(wanted[token]), abs=1e-5)
+        assert [each for each, _ in told.top] == wanted.topk(2).indices.tolist()
+        text = (*text, token)
+
+
+def test_a_higher_priority_goes_first() -> None:
+    model = native()
+    engine = Engine(model, rows=1, room=CONTEXT)
+    requests = [Request((1, 2), GREEDY, 3), Request((3, 4), GREEDY, 3), Request((5, 6), GREEDY, 3, priority=1)]
+    assert [each.number for each in engine.run(requests)] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "draft_model"])
+def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str, made: Path) -> None:
+    """Random arrivals, cancels and forks in little room, with drafts: the books are checked after each."""
+    chance, model = random.Random(11), native()
+    texts = prompts(20, seed=3)
+    alone = {text: one_by_one(model, text, 12) for text in texts}
+    paged = PagedStore(model, 13, 4)
+    engine = Engine(model, store=paged, rows=4, tokens=16, drafter=drafter_of(drafter, model, made))
+    asked: dict[int, tuple[int, ...]] = {}
+    written: dict[tuple[int, int], list[int]] = {}
+    seen = Counter[str]()
+    for _ in range(1500 if drafter == "ngram" else 400):
+        what = chance.choice(("submit", "step", "step", "step", "cancel", "fork"))
+        if what == "submit" and len(engine._rows) < 8:
+            text = chance.choice(texts)
+            asked[engine.submit(Request(text, GREEDY, chance.randrange(1, 13)))] = text
+        elif what == "cancel" and chance.random() < 0.3 and engine._rows:
+            engine.cancel(chance.choice(engine._rows).ticket)
+            seen["cancel"] += 1
+        elif what == "fork" and chance.random() < 0.3:
+            able = [
+                row for row in engine._rows if row.running and sum(o.ticket == row.ticket for o in engine._rows) == 1
+            ]
+            if able:
+                engine.fork(chance.choice(able).ticket, chance.randrange(1, 3))
+                seen["fork"] += 1
+        before = {row.number for row in engine._rows if row.running}
+        for event in engine.step():
+            got = written.setdefault((event.number, event.sample), [])
+            got += [each.token for each in event.written]
+            assert got == alone[asked[event.number]][: len(got)]
+            seen["end"] += event.stop is not None
+        seen["preempted"] += sum(not row.running for row in engine._rows if row.number in before)
+        paged.check()
+    for row in list(engine._rows):
+        engine.cancel(row.ticket)
+    engine.step()
+    assert paged.free == paged.capacity
+    assert not engine.busy
+    assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > (10 if drafter == "ngram" else 0), seen

@@ -1,0 +1,142 @@
+"""Commands as processes forked from a warm one (`tests.warm_server`), which take the place of `subprocess.Popen`."""
+
+import atexit
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[1]
+
+READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "PYTHON", "LD_", "MALLOC_", "CUDA_", "MPL")
+"""How the names of variables begin that a library or Python reads when it is loaded, which is too late in a fork."""
+
+
+def _for_loading(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+
+
+class WarmServer:
+    """The process to fork from; one for each worker of pytest-xdist, from the first command on."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._loaded = _for_loading(os.environ)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.warm_server", str(theirs.fileno())],
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+
+    def can(self, environment: Mapping[str, str]) -> bool:
+        """Whether a process with this environment may be forked: libraries have read theirs."""
+        return _for_loading(environment) == self._loaded
+
+    def ask(self, message: Mapping[str, object], descriptors: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], list(descriptors))
+        except OSError as error:
+            raise RuntimeError(f"the warm process has ended with status {self._process.poll()}") from error
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(10)
+
+
+@functools.cache
+def warm_server() -> WarmServer:
+    server = WarmServer()
+    atexit.register(server.close)
+    return server
+
+
+class Forked:
+    """A `shoestring` command with words and an environment, in a process of its own. As `subprocess.Popen`, in what tests use."""
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.args = ["shoestring", *words]
+        self.returncode: int | None = None
+        out, errors, report = os.pipe(), os.pipe(), os.pipe()
+        theirs = [out[1], errors[1], report[1]]
+        try:
+            message = {"words": list(words), "environment": dict(environment), "folder": os.getcwd()}
+            warm_server().ask(message, theirs)
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self.stdout: IO[str] = os.fdopen(out[0])
+        self.stderr: IO[str] = os.fdopen(errors[0])
+        self._report = report[0]
+        self.pid = int(self._line())
+        self._handle = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        return self._ended(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises: subprocess.TimeoutExpired."""
+        status = self._ended(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """(the rest of its output, of its errors). Raises: subprocess.TimeoutExpired."""
+        end = None if timeout is None else time.monotonic() + timeout
+        texts = ["", ""]
+
+        def read(place: int, stream: IO[str]) -> None:
+            texts[place] = stream.read()
+
+        streams = (self.stdout, self.stderr)
+        readers = [threading.Thread(target=read, args=each, daemon=True) for each in enumerate(streams)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(None if end is None else max(end - time.monotonic(), 0))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(None if end is None else max(end - time.monotonic(), 0))
+        for stream in streams:
+            stream.close()
+        return texts[0], texts[1]
+
+    def _line(self) -> bytes:
+        """The next line of the report. Raises: RuntimeError where the server ended before it wrote one."""
+        line = b""
+        while not line.endswith(b"\n"):
+            read = os.read(self._report, 1)
+            if not read:
+                raise RuntimeError("the warm process has ended")
+            line += read
+        return line
+
+    def _ended(self, timeout: float | None) -> int | None:
+        """The exit status, or None where the process has not ended within so many seconds."""
+        if self.returncode is None and select.select([self._report], [], [], timeout)[0]:
+            self.returncode = int(self._line())
+            os.close(self._report)
+            os.close(self._handle)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            signal.pidfd_send_signal(self._handle, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
