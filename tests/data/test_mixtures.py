@@ -4,6 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,20 @@ def test_sources_share_a_tokenizer_and_are_kept_apart(
 def test_keys_that_do_not_go_together_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         DataConfig(**options)
+
+
+def test_arms_of_a_comparison_may_differ_in_what_is_read_of_each_source_and_not_in_the_text() -> None:
+    sources = (SourceConfig("code", "x"), SourceConfig("prose", "y"))
+    base = DataConfig(source=sources, packing="isolated")
+    others = {
+        "mixture": Choice.of("data", "ramp", kind="mixture", end={"code": 1}),
+        "rows": Choice.of("data", "histogram", kind="packing"),
+        "length": Choice.of("data", "length_cycle", kind="length", shapes=(8,)),
+        "selection": Choice.of("data", "bmdal", kind="selection"),
+    }
+    for key, value in others.items():
+        other = replace(base, **{key: value})  # type: ignore[arg-type]
+        assert other != base
+        assert other.text_alone == base.text_alone
+    assert replace(base, heldout=0.1).text_alone != base.text_alone
+    assert replace(base, source=sources[::-1]).text_alone != base.text_alone

@@ -202,3 +202,36 @@ def test_a_document_longer_than_a_row_is_cut_and_an_empty_one_left_out() -> None
 def test_options_are_checked(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         made(name, skewed(), **options)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_not_to_be_learnt_is_no_target_and_weighs_nothing(name: str) -> None:
+    store = skewed(20)
+    generator = np.random.default_rng(2)
+    store.marks = TokenStore([generator.integers(0, 2, len(store)).astype(np.uint8)], store.document_starts, 0)
+    source = made(name, store, weigh="documents")
+    batch = source.batch(0, len(source))
+    marks, tokens = store.marks.tokens, store.tokens
+    expected = Counter[tuple[int, ...]]()
+    for start, length in zip(source.pieces.starts.tolist(), source.pieces.lengths.tolist(), strict=True):
+        own = range(start + 1, start + length + 1)
+        expected[tuple(int(tokens[place]) for place in own if marks[place])] += 1
+    found = Counter[tuple[int, ...]]()
+    assert batch.weights is not None
+    for _, targets, weight in documents_of(batch):
+        found[targets] += 1
+        assert weight == pytest.approx(1 / len(targets))
+    del expected[()]
+    assert not expected - found
+    assert not batch.weights[batch.targets == IGNORED].any()
+
+
+def test_stores_that_are_joined_keep_their_marks() -> None:
+    stores = [store_of([3, 4]), store_of([5], seed=1)]
+    for number, store in enumerate(stores):
+        store.marks = TokenStore([np.full(len(store), number, np.uint8)], store.document_starts, 0)
+    whole = TokenStore.joined(stores)
+    assert whole.marks is not None
+    assert whole.marks.tokens.tolist() == [0] * 9 + [1] * 6
+    with pytest.raises(ValueError, match="all marked, or none"):
+        TokenStore.joined([stores[0], store_of([2])])

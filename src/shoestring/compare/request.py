@@ -56,8 +56,11 @@ def _resolved(
     name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, decided: Say
 ) -> RunConfig:
     """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
-    if config.data != base.data:
-        raise UsageError(f"{name} asks for other data than the base: arms are judged on the same held-out text")
+    if config.data.text_alone != base.data.text_alone:
+        raise UsageError(
+            f"{name} asks for other data than the base: arms are judged on the same held-out text, and may differ in data.mixture, "
+            "data.rows, data.length and data.selection"
+        )
     resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
     way = resolved.execution
     compiled = "compiled" if way.compile == "blocks" else "not compiled"

@@ -115,7 +115,7 @@ class DataConfig:
     mixture: Annotated[Choice, MIXTURE] | None = None
 
     def __post_init__(self) -> None:
-        if self.rows is not None and self.packing != "isolated":
+        if self.rows is not None and self.packing == "stream":
             raise UsageError(
                 f"data.rows = {self.rows.name} keeps documents apart, and held-out text is read in windows: give data.packing = "
                 "isolated too, so that it is read likewise"
@@ -166,6 +166,11 @@ class DataConfig:
         """The mixture of these domains. Raises: UsageError where it is of others."""
         made: Mixture = (self.mixture or MIXTURE.choice()).build(domains)
         return made
+
+    @property
+    def text_alone(self) -> "DataConfig":
+        """What text there is and how it is held out and judged, without how it is laid out and how much is read of each source."""
+        return replace(self, rows=None, length=None, selection=None, mixture=None)
 
     @property
     def corpora(self) -> str:

@@ -15,8 +15,9 @@ class Pieces:
     """The documents of a store, cut where they are longer than a row.
 
     A document of L tokens, its end token among them, has L - 1 places: each token but the last is read, each but the first
-    predicted. One of more than `context` places is several pieces, in each of which reading begins anew; so every target is
-    there once. starts, lengths: int64 [n]: of each piece, where its first token is, and its places.
+    predicted, where the store marks it as to be learnt. One of more than `context` places is several pieces, in each of which
+    reading begins anew; so every target is there once. starts, lengths: int64 [n]: of each piece, where its first token is, and
+    its places.
     Raises: UsageError where no document has two tokens.
     """
 
@@ -37,6 +38,12 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.starts)
 
+    def _learnt(self, piece: int, length: int) -> np.ndarray:
+        """bool [length]: which targets of a piece are to be learnt."""
+        if self.store.marks is None:
+            return np.ones(length, dtype=bool)
+        return np.asarray(self.store.marks.rows(self.starts[piece : piece + 1] + 1, length)[0] > 0)
+
     def batch(self, rows: Sequence[np.ndarray], width: int, *, weigh: bool) -> Batch:
         """Rows of these pieces, one after the other, filled up to `width` places. weigh: each piece counts the same."""
         shape = (len(rows), width)
@@ -49,9 +56,10 @@ class Pieces:
                 length = int(self.lengths[piece])
                 tokens = self.store.rows(self.starts[piece : piece + 1], length + 1)[0]
                 here = slice(place, place + length)
-                inputs[row, here], targets[row, here] = tokens[:-1], tokens[1:]
+                learnt = self._learnt(piece, length)
+                inputs[row, here], targets[row, here] = tokens[:-1], np.where(learnt, tokens[1:], IGNORED)
                 positions[row, here], documents[row, here] = np.arange(length), number
-                weights[row, here] = 1 / length
+                weights[row, here] = learnt / max(int(learnt.sum()), 1)
                 place += length
             documents[row, place:] = len(pieces)  # what fills the row sees no document, and none sees it
             positions[row, place:] = np.arange(width - place)

@@ -62,7 +62,7 @@ def _prepare_sources(config: DataConfig, sources: Sequence[SourceConfig], cache:
         tokenizer = str(_shared_tokenizer(config, sources, cache, say))
     parts, digests = [], []
     for source in sources:
-        own = _prepare(replace(config.of_source(source), tokenizer=tokenizer), cache, say)
+        own = prepare(replace(config.of_source(source), tokenizer=tokenizer), cache, say=say)
         parts.append(Part(source.name, own.train, own.heldout))
         digests.append([source.name, own.fingerprint])
     train, heldout = (TokenStore.joined(stores) for stores in zip(*(part[1:] for part in parts), strict=True))

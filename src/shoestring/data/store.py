@@ -70,13 +70,18 @@ class TokenStore:
             raise ShoestringError(f"{folder}: its documents are not those that its manifest describes: {ADVICE}")
         return store
 
-    @classmethod
-    def joined(cls, stores: "Sequence[TokenStore]") -> "TokenStore":
+    @staticmethod
+    def joined(stores: "Sequence[TokenStore]") -> "TokenStore":
         """The documents of several stores, one store after the other: views of their shards, nothing copied."""
         bases = np.cumsum([0, *(len(store) for store in stores)], dtype=STARTS)
         starts = [store.document_starts + base for store, base in zip(stores, bases[:-1], strict=True)]
         shards = [shard for store in stores for shard in store.shards]
-        return cls(shards, np.concatenate(starts), sum(store.text_bytes for store in stores))
+        whole = TokenStore(shards, np.concatenate(starts), sum(store.text_bytes for store in stores))
+        marks = [store.marks for store in stores if store.marks is not None]
+        if marks and len(marks) < len(stores):
+            raise ValueError("stores that are joined are all marked, or none is")
+        whole.marks = TokenStore.joined(marks) if marks else None
+        return whole
 
     def __len__(self) -> int:
         """Tokens, end tokens included."""
