@@ -74,6 +74,7 @@ SMOKES = {
         "--execution.precision=float32 --execution.loss=plain --execution.attention=flash"
     ),
     "evidence": Smoke("--smoke"),
+    "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "serve": Smoke(

@@ -145,9 +145,11 @@ def data(run: Run) -> list[tuple[str, str]]:
         rows.append((f"{name}: curated from", str(card.get("corpus", NONE))))
         rows.append((f"{name}: text in", _amount(card)))
         rows.append((f"{name}: text kept", _amount(card.get("kept"))))
-        for curator in card.get("curators", ()):
-            for why, much in curator.get("dropped", {}).items():
-                rows.append((f"{name}: dropped, {why}", _amount(much)))
+        curators = card.get("curators")
+        for curator in curators if isinstance(curators, list) else ():
+            dropped = curator.get("dropped") if isinstance(curator, dict) else None
+            if isinstance(dropped, dict):
+                rows += [(f"{name}: dropped, {why}", _amount(much)) for why, much in dropped.items()]
         if isinstance(card.get("seconds"), int | float):
             rows.append((f"{name}: curating took", time(card["seconds"])))
     return rows

@@ -27,6 +27,7 @@ _ARXIV = re.compile(r"arXiv:([a-z-]+(?:\.[A-Z]{2})?/\d{7}|\d{4}\.\d{4,5})(?:v\d+
 _SECTIONS = {
     "fallback": ("optim", ""),
     "batch_size": ("schedule", "batch"),
+    "data.rows": ("data", "packing"),
     "lowbit": ("lowbit", "format"),
     "sync": ("sync", "outer loop"),
 }

@@ -296,6 +296,8 @@ class Session:
             "bits_per_byte": heldout.bits_per_byte,
             "heldout_targets": heldout.targets,
         }
+        if heldout.domains:
+            found["heldout_domains"] = dict(heldout.domains)
         if heldout.cut_short:
             found["heldout_cut_short"] = True
         if self.loop.old_found is not None:

@@ -79,8 +79,10 @@ def try_out(
 
 def _step(parts: Parts, number: int, count: int, ledger: Ledger) -> tuple[float, float]:
     """One step of `count` sequences. Returns the seconds of its gradients, batch included, and of the optimiser's step."""
+    selection = parts.stepper.selection
+    drawn = count if selection is None else count * selection.more
     began = ledger.now()
-    result = parts.stepper.gradients(parts.source.batch(number * count, count), At(number))
+    result = parts.stepper.gradients(parts.source.batch(number * drawn, drawn), At(number))
     between = ledger.now()
     for charge in result.spent.values():
         ledger.charge(charge, TRIAL)
