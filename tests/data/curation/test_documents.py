@@ -114,6 +114,26 @@ def test_a_killed_process_loses_one_part_at_most(tmp_path: Path) -> None:
     assert seen == TEXTS[-len(seen) :]
 
 
+def test_of_two_processes_that_want_a_column_one_makes_it(tmp_path: Path) -> None:
+    documents = opened(TEXTS, tmp_path)
+    (begun, began), (ended, ending) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+
+        def slow(texts: list[str]) -> dict[str, np.ndarray]:
+            os.write(began, b"x")
+            os.read(ended, 1)  # until the other process waits, or is about to
+            return lengths(texts)
+
+        documents.mapped("lengths", {}, slow, Account())
+        os._exit(0)
+    os.read(begun, 1)
+    os.write(ending, b"x" * len(TEXTS))
+    found = documents.mapped("lengths", {}, lambda texts: pytest.fail("made twice"), Account())
+    assert found["length"].tolist() == [len(text) for text in TEXTS]
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_corpus_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
     source = Texts(TEXTS)
     documents = open_documents(source, tmp_path)

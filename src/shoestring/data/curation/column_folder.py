@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import safetensors
 from safetensors.numpy import save
 
 from shoestring import atomic
+from shoestring.data.prepare import CACHE_TAG
 from shoestring.errors import ShoestringError
 from shoestring.json_files import read_json
+from shoestring.locks import hold
 
 ABOUT = "about.json"
 ADVICE = "delete it and it will be made anew"
@@ -29,6 +32,14 @@ class ColumnFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """While this process alone makes a column; another that wants the same one waits for it. The lock ends with the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self.path / "CACHEDIR.TAG", CACHE_TAG)
+        with hold(self.path / f".{key}.lock", wait="another process makes the same column", say=lambda line: None):
+            yield
 
     def read(self, key: str, documents: int) -> dict[str, np.ndarray] | None:
         """The fields of a column that is there whole; None where it is not. Raises: ShoestringError where it is damaged."""

@@ -170,13 +170,17 @@ class Documents:
         """
         key = self.key(name, options)
         found = self.columns.read(key, len(self))
-        if found is None:
-            self._map(key, function, account)
-            if not len(self):
-                return {field: value[:0] for field, value in function(["\n"]).items()}
-            self.columns.join(key, {"method": name, "options": json.loads(json.dumps(options, default=str))})
-            found = self.columns.read(key, len(self))
-            assert found is not None
+        if found is not None:
+            return found
+        if not len(self):
+            return {field: value[:0] for field, value in function(["\n"]).items()}
+        with self.columns.alone(key):
+            found = self.columns.read(key, len(self))  # another process may have made it meanwhile
+            if found is None:
+                self._map(key, function, account)
+                self.columns.join(key, {"method": name, "options": json.loads(json.dumps(options, default=str))})
+                found = self.columns.read(key, len(self))
+        assert found is not None
         return found
 
     def _map(self, key: str, function: Callable[[list[str]], Fields], account: Account) -> None:
@@ -229,7 +233,9 @@ def open_documents(source: Source, cache: Path, account: Account | None = None) 
     key = hashlib.sha256(json.dumps(["documents", source.stamp()]).encode()).hexdigest()[:32]
     recorded = columns.about(key)
     if not recorded:
-        _measure(source, columns, key, account or Account())
+        with columns.alone(key):
+            if not columns.about(key):
+                _measure(source, columns, key, account or Account())
         recorded = columns.about(key)
     total, notes = recorded["documents"], recorded["notes"]
     found = columns.read(key, total)
