@@ -67,7 +67,7 @@ class AdamW(Unguarded, torch.optim.AdamW):
         # None, not False: torch then still chooses its multi-tensor loop where that is the faster one
         group["fused"] = all(p.is_floating_point() and p.device.type in FUSED for p in group["params"]) or None
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         if torch.compiler.is_compiling():
             return super().step(closure)
         with torch.no_grad():
