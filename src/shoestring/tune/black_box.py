@@ -147,7 +147,9 @@ def automatic_words(
 ) -> list[list[int]]:
     """The token of each class that the model gives more to its texts than to those of any other: a verbaliser of no one's making.
 
-    word_c = argmax_w ( mean_{x of c} log p(w | x) - max_{c' != c} mean_{x of c'} log p(w | x) ), among the likelier half of words
+    word_c = argmax_w ( mean_{x of c} log p(w | x) - max_{c' != c} mean_{x of c'} log p(w | x) )
+
+    Words of the less likely half are left out.
     """
     said = []
     for text in texts:
