@@ -10,12 +10,13 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.initialise import initialise
+from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
 
 
@@ -114,9 +115,23 @@ class Transformer(Blocks):
 
     def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
+        if mask is None and isinstance(self.native, NativePass):
+            found = self.native.read(x, cos, sin, cache)
+            if found is not None:
+                return found
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
         return x
+
+    @cached_property
+    def native(self) -> NativePass | str:
+        """What reads all blocks in one native call where a pass allows it, or why each goes module by module."""
+        config = self.config
+        sizes = config.width, config.heads, config.key_value_heads, config.head_width, config.hidden
+        try:
+            return NativePass(self.blocks, *sizes)
+        except ShoestringError as error:
+            return str(error)
 
     def _through_some(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, depth: Depth
