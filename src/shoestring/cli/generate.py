@@ -241,7 +241,10 @@ def _arguments() -> Arguments:
         "asks a smaller model",
     )
     parser.add_argument(
-        "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
+        "--draft",
+        metavar="PLACE",
+        help="what the drafter needs: for draft_model and staged a smaller model of the same vocabulary, for fast_mtp and nest "
+        "a file",
     )
     parser.add_argument(
         "--acceptance",

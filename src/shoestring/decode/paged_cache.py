@@ -217,6 +217,7 @@ class PagedCache(Cache):
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
         self.held[row] = first + len(places)
+        self._filled(row, self.held[row])
 
     def _slots(self, row: int, tokens: int) -> "numpy.ndarray[Any, numpy.dtype[numpy.int64]]":
         """[tokens] int64: where the first tokens of a row are."""
