@@ -58,6 +58,11 @@ def test_a_comparison_is_made_judged_again_and_gone_on_with(recipes: dict[str, P
     assert "seed 1, 2 of 2" in shown
     assert (out / "rounds.jsonl").read_text().startswith(lines[0])
     assert len((out / "rounds.jsonl").read_text().splitlines()) == 2
+    status, _, errors = shoestring("compare", "--again", out, "--out", tmp_path / "again")
+    assert status == 0, errors
+    for name in ("terms.toml", "prompts.jsonl", "arms/ngram.toml"):
+        assert (tmp_path / "again" / name).read_text() == (out / name).read_text()
+    assert json.loads((tmp_path / "again" / "verdict.json").read_text())["comparisons"][0]["changed"] == 0
 
 
 def test_text_that_differs_is_no_comparison_unless_its_loss_is_kept(recipes: dict[str, Path], tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def check_flags(found: argparse.Namespace) -> None:
 
 def run_decoders(found: argparse.Namespace, rest: Sequence[str], fresh: Path) -> int:
     """Compare ways to decode, or judge a comparison of them again. fresh: a folder where none is named."""
-    for name in ("tune", "until_decided", "keep_runs", "runs_of", "again", "base"):
+    for name in ("tune", "until_decided", "keep_runs", "runs_of", "base"):
         if getattr(found, name):
             raise UsageError(f"--{name.replace('_', '-')} goes with ways to train: leave it out")
     if found.at_once != 1:
@@ -82,11 +82,16 @@ def run_decoders(found: argparse.Namespace, rest: Sequence[str], fresh: Path) ->
                 _conduct(folder, rounds, arms, folder.read_prompts(), say)
         _conclude(folder, rounds, screen, as_json=found.json)
         return 0
-    flags = overrides(rest)
-    options = flags.pop("task", {})
-    arms = _arms(found.recipes, flags)
-    prompts = _prompts(found, options, next(iter(arms.values())).rows)
-    rounds = _rounds(found, arms, prompts)
+    if found.again:
+        source = DecodingFolder(found.again)
+        rounds, prompts = source.read_rounds(), source.read_prompts()
+        arms = source.read_arms(rounds)
+    else:
+        flags = overrides(rest)
+        options = flags.pop("task", {})
+        arms = _arms(found.recipes, flags)
+        prompts = _prompts(found, options, next(iter(arms.values())).rows)
+        rounds = _rounds(found, arms, prompts)
     with DecodingFolder.create(found.out or fresh, say) as folder:
         bench = Decoders(arms, prompts, likelihood=rounds.terms.keep not in (None, TEXT))
         folder.write(rounds, arms, prompts, probe())
