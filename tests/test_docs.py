@@ -148,7 +148,8 @@ def test_the_readme_is_short_and_promises_what_there_is() -> None:
     assert "make demo" in text
     assert "make test" in text
     assert set(re.findall(r"^    (?:\S+/)?shoestring (\w+)", text, re.MULTILINE)) >= {
-        "plan", "train", "evaluate", "generate", "export", "report", "compare", "shrink", "quantise", "tune", "serve", "data", "methods", "doctor",
+        "plan", "train", "evaluate", "generate", "export", "report", "compare", "shrink", "quantise", "tune", "serve",
+        "data", "methods", "doctor",
     }  # fmt: skip
 
 

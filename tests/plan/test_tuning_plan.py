@@ -62,7 +62,7 @@ def test_all_resources_of_a_budget_are_heeded() -> None:
 
 
 def test_a_budget_of_tokens_counts_those_that_are_learnt() -> None:
-    model = Transformer(ModelConfig(**{**SIZES, "context": 1024}))
+    model = Transformer(build(ModelConfig, {**SIZES, "context": 1024}))
     lora = Choice.of("tune", "lora", kind="edit")
     half, whole = (plan_tuning(model, lora, Budget(tokens=3e5), MACHINE, {}, (60,) * 9, share) for share in (0.5, 1.0))
     batches = [next(one.value for one in made if one.key == "train.batch") for made in (half, whole)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shoestring.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    pass
+    from shoestring.base.opened import Weights
 
 
 def whole(at_least: int, at_most: int) -> Callable[[str], int]:

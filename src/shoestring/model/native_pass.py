@@ -124,4 +124,5 @@ def _matrix(linear: Any) -> Matrix:
     if type(linear) is not nn.Linear or linear.weight.dtype not in DENSE:
         raise ShoestringError(f"a matrix of {type(linear).__name__} that the native decoder does not know")
     bias = None if linear.bias is None else linear.bias.detach()
-    return Matrix(linear.weight.detach(), *linear.weight.shape, DENSE[linear.weight.dtype], bias=bias)
+    rows, columns = linear.weight.shape
+    return Matrix(linear.weight.detach(), rows, columns, DENSE[linear.weight.dtype], bias=bias)
