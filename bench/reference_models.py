@@ -1,8 +1,10 @@
-"""The two small models that benches use, trained once on Python's own standard library and kept in the cache folder.
+"""The small models that benches use, trained once and kept in the cache folder.
 
-`make models` trains both: '10m' takes 15 minutes and '1.5m' takes 4, on whatever machine this is. They have one tokenizer. A model
-is kept under the digest of its recipe (recipes/models/) and of the corpus, so a changed recipe is a new model. A training that was
-stopped goes on where it was. --quick trains both on a few thousand tokens, for smoke tests: the shapes are right, the text is not.
+`make models` trains them. '10m' takes 15 minutes and '1.5m' takes 4, on whatever machine this is: they learn from Python's own
+standard library, and have one tokenizer. 'tasks-0.9m' and 'tasks-0.2m' take 4 minutes each: they learn to answer the problems of
+recipes/models/tasks.toml (bench/task_models.py), byte by byte. A model is kept under the digest of its recipe (recipes/models/)
+and of the corpus, so a changed recipe is a new model. A training that was stopped goes on where it was. --quick trains on a few
+thousand tokens, for smoke tests: the shapes are right, the text is not.
 
 In a bench:
 
@@ -17,6 +19,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from task_models import corpus as write_tasks
+from task_models import mixture, text_digest
+
 from shoestring.budget.machine import cache_folder
 from shoestring.data.corpus import open_corpus
 from shoestring.data.survey import digest
@@ -24,7 +29,8 @@ from shoestring.errors import ShoestringError, did_you_mean
 from shoestring.locks import hold
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "models"
-NAMES = ("10m", "1.5m")
+TASK_NAMES = ("tasks-0.9m", "tasks-0.2m")
+NAMES = ("10m", "1.5m", *TASK_NAMES)
 
 QUICK = (
     "--budget=4ktok",
@@ -38,13 +44,16 @@ QUICK = (
 )
 """What makes a model of the same shape at once."""
 
+QUICK_DOCUMENTS = 400
+"""Of each task, for a model that is hardly trained."""
+
 CORPUS = "python-stdlib"
 
 
 def reference_model(name: str, *, quick: bool = False, say: Callable[[str], None] = print) -> Path:
     """The folder of the run of a reference model, which is trained first where it is not there yet.
 
-    name: '10m' or '1.5m'.
+    name: one of `NAMES`.
     quick: a model of the same shape, hardly trained.
     say: told what takes long.
     Raises: ShoestringError where the name is not known, or training fails.
@@ -62,8 +71,11 @@ def reference_model(name: str, *, quick: bool = False, say: Callable[[str], None
 def place(name: str, *, quick: bool = False) -> Path:
     """Where a reference model is kept."""
     whole = hashlib.sha256((RECIPES / f"{name}.toml").read_bytes())
-    for document in open_corpus(CORPUS).documents(lambda line: None):
-        whole.update(digest(document))
+    if name in TASK_NAMES:
+        whole.update(text_digest(mixture()))
+    else:
+        for document in open_corpus(CORPUS).documents(lambda line: None):
+            whole.update(digest(document))
     whole.update(" ".join(QUICK if quick else []).encode())
     return cache_folder() / "models" / f"{name}{'-quick' if quick else ''}-{whole.hexdigest()[:16]}"
 
@@ -71,6 +83,12 @@ def place(name: str, *, quick: bool = False) -> Path:
 def _train(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> None:
     begun = (folder / "config.toml").exists()
     words = ["--resume", str(folder)] if begun else [str(RECIPES / f"{name}.toml"), "--out", str(folder)]
+    if name in TASK_NAMES and not begun:
+        text = folder.parent / f"tasks-{'quick-' if quick else ''}{text_digest(mixture()).hex()[:16]}.jsonl"
+        if not text.exists():
+            say(f"writing what {name} learns from to {text}")
+            write_tasks(mixture(), text, QUICK_DOCUMENTS if quick else None)
+        words.append(f"--data.corpus={text}")
     if quick and not begun:
         words += QUICK
     say(f"{'going on with' if begun else 'training'} the reference model {name} in {folder}")
@@ -81,7 +99,7 @@ def _train(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> 
 
 def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="one of them, default both")
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="some of them, default all")
     parser.add_argument("--quick", action="store_true", help="hardly trained, for smoke tests")
     options = parser.parse_args(words)
     for name in options.names or NAMES:

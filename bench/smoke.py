@@ -105,6 +105,7 @@ SMOKES = {
     "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),
     "sync_peers": Smoke("--quick --sides torchft", lambda: _packages("torchft")),
+    "task_models": Smoke("--corpus tasks.jsonl --most 50"),
     "ternary_cpu": Smoke(
         "--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536 --head-rows 64 --head-columns 64"
     ),

@@ -42,20 +42,11 @@ const Kernel& kernel_of(int kernel) {
     return plain_kernel;
 }
 
-const GroupedKernel& grouped_of(int kernel) {
-#if SHOESTRING_X86
-    if (kernel == 1) return grouped_avx2;
-    if (kernel > 1) return grouped_avx512;
-#endif
-    (void)kernel;
-    return grouped_plain;
-}
-
 }  // namespace
 }  // namespace shoestring
 
 // Changes with the functions below.
-EXPORTED int shoestring_interface() { return 3; }
+EXPORTED int shoestring_interface() { return 4; }
 
 // Uses the threads of an OpenMP runtime, `run` being its GOMP_parallel; null: threads of the library's own.
 EXPORTED void shoestring_borrow_threads(void* run) { shoestring::borrow_threads(run); }
@@ -98,14 +89,21 @@ EXPORTED int shoestring_integer_matmul(int kernel, int bits, int threads, const 
 EXPORTED int shoestring_grouped_matmul(int kernel, int bits, int threads, const float* x, std::int64_t tokens,
                                        std::int64_t columns, const std::uint8_t* packed, std::int64_t rows, float* out) {
     using namespace shoestring;
-    return !multiply_grouped(grouped_of(kernel), bits, threads, x, tokens, columns, packed, rows, out);
+    return !multiply_grouped(*kernel_of(kernel).grouped, bits, threads, x, tokens, columns, packed, rows, out);
 }
 
-// x [width] through all layers, in place, see decoder.h. 0, or 1 where there is no memory.
-EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, const void* cache, const float* cos,
-                               const float* sin, float* x) {
+// x [tokens, width] through all layers, in place, see decoder.h. 0, or 1 where there is no memory.
+EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, const void* held, const void* rows, std::int64_t count,
+                               std::int64_t tokens, const float* cos, const float* sin, float* x) {
     using namespace shoestring;
-    return !decode(kernel_of(kernel), threads, *static_cast<const Decoder*>(decoder), *static_cast<const Cache*>(cache), cos, sin, x);
+    return !decode(kernel_of(kernel), threads, *static_cast<const Decoder*>(decoder), static_cast<const Held*>(held),
+                   static_cast<const Row*>(rows), count, tokens, cos, sin, x);
+}
+
+// out [tokens, rows] = x [tokens, columns] times any matrix of decoder.h. 0, or 1 where there is no memory.
+EXPORTED int shoestring_matmul(int kernel, int threads, const void* matrix, const float* x, std::int64_t tokens, float* out) {
+    using namespace shoestring;
+    return !product(kernel_of(kernel), threads, *static_cast<const Matrix*>(matrix), x, tokens, out);
 }
 
 // out [tokens, heads, value_width] of queries, see attention.h. 0, or 1 where there is no memory.

@@ -84,14 +84,19 @@ using Quantise = float (*)(const float* x, i64 columns, i64 padded, i64 group, i
 struct Floats {
     void (*norm)(const float* x, const float* gain, float epsilon, i64 count, float* out);
     void (*turn)(const float* x, const float* cos, const float* sin, i64 count, float* out);
-    void (*attend)(const float* query, const float* keys, const float* values, i64 places, i64 width, float* scores, float* out);
     void (*gate)(const float* gates, const float* ups, i64 count, float* out);
 };
 
-struct Piece;  // attention.h
+struct Piece;         // attention.h
+struct DenseProduct;  // dense.h
+struct GroupedKernel;  // grouped.h
 void attend_plain(const Piece&);
 void attend_avx2(const Piece&);
 void attend_avx512(const Piece&);
+void dense_plain(const DenseProduct&, i64 first, i64 last);
+void dense_avx2(const DenseProduct&, i64 first, i64 last);
+void dense_avx512(const DenseProduct&, i64 first, i64 last);
+extern const GroupedKernel grouped_plain, grouped_avx2, grouped_avx512;
 
 // One instruction set.
 struct Kernel {
@@ -101,6 +106,8 @@ struct Kernel {
     Quantise quantise;
     Floats floats;
     void (*attend)(const Piece&);
+    void (*dense)(const DenseProduct&, i64 first, i64 last);
+    const GroupedKernel* grouped;
 };
 
 // What an instruction set that needs its trits one to a byte has for `tiles`. A tile is [quads][16 rows][4 columns] of

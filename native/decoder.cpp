@@ -1,104 +1,197 @@
-// One token through all layers in one call: between the products of small models, calling them one by one costs more than they do.
+// Tokens of several rows through all layers in one call: between the products of small models, calling them one by one costs more than
+// they do.
 #include "decoder.h"
 
 #include <cstring>
 
+#include "dense.h"
+#include "grouped.h"
 #include "pool.h"
 #include "scratch.h"
 
 namespace shoestring {
 namespace {
 
-constexpr i64 ALONE = i64{1} << 16;  // multiplications of attention worth another thread
+constexpr i64 ALONE = i64{1} << 14;  // numbers of simple work worth another thread
 
-thread_local Scratch kept, of_scores;
+thread_local Scratch kept;
 
-struct Attention {
-    const Decoder& decoder;
-    const Floats& floats;
-    const float *queries, *keys, *values;
-    i64 head_step, places;
-    float *scores, *out;
+void widen(const void* numbers, bool bfloat16, i64 count, float* to) {
+    if (!bfloat16) {
+        std::memcpy(to, numbers, static_cast<std::size_t>(count) * sizeof(float));
+        return;
+    }
+    for (i64 i = 0; i < count; ++i) {
+        const u32 bits = static_cast<u32>(static_cast<const u16*>(numbers)[i]) << 16;
+        std::memcpy(to + i, &bits, 4);
+    }
+}
+
+// A norm whose gain, where it is bfloat16, was widened into `room`.
+struct Ready {
+    const float* gain;
+    float epsilon;
+    Ready(const Norm& norm, i64 count, float* room) : gain(nullptr), epsilon(static_cast<float>(norm.epsilon)) {
+        if (norm.gain && norm.bfloat16) widen(norm.gain, true, count, room);
+        gain = norm.gain && norm.bfloat16 ? room : static_cast<const float*>(norm.gain);
+    }
+    void operator()(const Floats& floats, i64 count, const float* x, float* out) const {
+        if (gain)
+            floats.norm(x, gain, epsilon, count, out);
+        else if (out != x)
+            std::memcpy(out, x, static_cast<std::size_t>(count) * sizeof(float));
+    }
 };
 
-// The query heads that share one head of keys and values.
-void shared_head(void* context, i64 head) {
-    const Attention& job = *static_cast<const Attention*>(context);
-    const i64 sharing = job.decoder.heads / job.decoder.key_value_heads, width = job.decoder.head_width;
-    for (i64 own = head * sharing; own < (head + 1) * sharing; ++own)
-        job.floats.attend(job.queries + own * width, job.keys + head * job.head_step, job.values + head * job.head_step,
-                          job.places, width, job.scores + head * job.places, job.out + own * width);
-}
-
-struct Buffers {
-    float *normed, *qkv, *turned, *mixed, *gates, *gated, *added;
+struct Biased {
+    const Matrix* matrix;
+    float* out;
 };
 
-bool product(const Kernel& kernel, int threads, const Matrix& matrix, const float* x, float* out) {
-    return multiply(kernel, static_cast<int>(matrix.layout), threads, x, 1, matrix.columns, matrix.packed, matrix.rows,
-                    matrix.scales, matrix.groups, out);
-}
-
-void normalise(const Floats& floats, const Norm& norm, i64 count, const float* x, float* out) {
-    if (norm.gain)
-        floats.norm(x, norm.gain, static_cast<float>(norm.epsilon), count, out);
-    else if (out != x)
-        std::memcpy(out, x, static_cast<std::size_t>(count) * sizeof(float));
-}
-
-bool mix_tokens(const Kernel& kernel, int threads, const Decoder& d, const Layer& layer, const Cache& cache, i64 index,
-                const float* cos, const float* sin, const Buffers& room) {
-    if (!product(kernel, threads, layer.qkv, room.normed, room.qkv)) return false;
-    const i64 width = d.head_width, own = d.heads * width, shared = d.key_value_heads * width;
-    float* const keys = cache.keys + index * cache.layer_step;
-    float* const values = cache.values + index * cache.layer_step;
-    for (i64 head = 0; head < d.heads; ++head) {
-        float* const query = room.qkv + head * width;
-        normalise(kernel.floats, layer.query_norm, width, query, query);
-        kernel.floats.turn(query, cos, sin, width, room.turned + head * width);
+void add_bias(void* context, i64 token) {
+    const Biased& job = *static_cast<Biased*>(context);
+    float* const to = job.out + token * job.matrix->rows;
+    if (job.matrix->bfloat16_bias) {
+        for (i64 row = 0; row < job.matrix->rows; ++row) {
+            float bias;
+            widen(static_cast<const u16*>(job.matrix->bias) + row, true, 1, &bias);
+            to[row] += bias;
+        }
+    } else {
+        for (i64 row = 0; row < job.matrix->rows; ++row) to[row] += static_cast<const float*>(job.matrix->bias)[row];
     }
-    for (i64 head = 0; head < d.key_value_heads; ++head) {
-        float* const key = room.qkv + own + head * width;
-        const i64 place = head * cache.head_step + cache.length * width;
-        normalise(kernel.floats, layer.key_norm, width, key, key);
-        kernel.floats.turn(key, cos, sin, width, keys + place);
-        std::memcpy(values + place, room.qkv + own + shared + head * width, static_cast<std::size_t>(width) * sizeof(float));
-    }
-    const i64 places = cache.length + 1;
-    float* const scores = static_cast<float*>(of_scores.get(static_cast<std::size_t>(d.key_value_heads * places) * sizeof(float)));
-    if (!scores) return false;
-    Attention job{d, kernel.floats, room.turned, keys, values, cache.head_step, places, scores, room.mixed};
-    parallel(2 * own * places < ALONE ? 1 : threads, d.key_value_heads, shared_head, &job);
-    return product(kernel, threads, layer.output, room.mixed, room.added);
 }
 
-bool mix_channels(const Kernel& kernel, int threads, const Decoder& d, const Layer& layer, const Buffers& room) {
-    if (!product(kernel, threads, layer.gate_up, room.normed, room.gates)) return false;
-    kernel.floats.gate(room.gates, room.gates + d.hidden, d.hidden, room.gated);
-    return product(kernel, threads, layer.down, room.gated, room.added);
+// One pass, and the room for what is between its products.
+struct Pass {
+    const Kernel& kernel;
+    const Decoder& d;
+    int threads;
+    i64 tokens;
+    const float *cos, *sin;
+    float *x, *normed, *qkv, *turned, *mixed, *gates, *gated, *added, *gains;
+    i64* row_of;
+    const Row* rows;
+    const Held* held;                                       // of the layer at hand
+    const Ready *norm, *query_norm, *key_norm;              // likewise
+    const float* more;                                      // what is added to the stream before the norm; null for nothing
+
+    i64 own() const { return d.heads * d.head_width; }
+    i64 shared() const { return d.key_value_heads * d.head_width; }
+    Heads heads() const {
+        return {d.heads, d.key_value_heads, d.head_width, d.head_width, 0, 1.0 / __builtin_sqrt(static_cast<double>(d.head_width))};
+    }
+    void each_token(i64 numbers, Work work) { parallel(numbers * tokens < ALONE ? 1 : threads, tokens, work, this); }
+};
+
+// x += more, normed = norm(x).
+void add_and_norm(void* context, i64 token) {
+    const Pass& pass = *static_cast<Pass*>(context);
+    const i64 width = pass.d.width;
+    float* const x = pass.x + token * width;
+    if (pass.more)
+        for (i64 i = 0; i < width; ++i) x[i] += pass.more[token * width + i];
+    if (pass.norm) (*pass.norm)(pass.kernel.floats, width, x, pass.normed + token * width);
+}
+
+// Queries turned, keys and values put to their places.
+void turn_and_keep(void* context, i64 token) {
+    const Pass& pass = *static_cast<Pass*>(context);
+    const Floats& floats = pass.kernel.floats;
+    const i64 width = pass.d.head_width, own = pass.own(), shared = pass.shared();
+    float* const qkv = pass.qkv + token * (own + 2 * shared);
+    float* const turned = pass.turned + token * (own + shared);
+    const float *const cos = pass.cos + token * width, *const sin = pass.sin + token * width;
+    for (i64 head = 0; head < pass.d.heads + pass.d.key_value_heads; ++head) {
+        const Ready& norm = head < pass.d.heads ? *pass.query_norm : *pass.key_norm;
+        norm(floats, width, qkv + head * width, qkv + head * width);
+        floats.turn(qkv + head * width, cos, sin, width, turned + head * width);
+    }
+    const Row& row = pass.rows[pass.row_of[token]];
+    const Row one{0, 1, row.held + token - row.start, row.blocks};
+    keep(pass.heads(), *pass.held, &one, 1, turned + own, 0, qkv + own + shared, 0);
+}
+
+void gate(void* context, i64 token) {
+    const Pass& pass = *static_cast<Pass*>(context);
+    const i64 hidden = pass.d.hidden;
+    const float* const gates = pass.gates + token * 2 * hidden;
+    pass.kernel.floats.gate(gates, gates + hidden, hidden, pass.gated + token * hidden);
+}
+
+bool one_layer(Pass& pass, const Layer& layer, i64 count) {
+    const Decoder& d = pass.d;
+    const i64 own = pass.own(), shared = pass.shared(), head = whole_lanes(d.head_width);
+    const Ready token_norm(layer.token_norm, d.width, pass.gains), query_norm(layer.query_norm, d.head_width, pass.gains + whole_lanes(d.width)),
+        key_norm(layer.key_norm, d.head_width, pass.gains + whole_lanes(d.width) + head);
+    pass.norm = &token_norm;
+    pass.query_norm = &query_norm;
+    pass.key_norm = &key_norm;
+    pass.each_token(d.width, add_and_norm);
+    if (!product(pass.kernel, pass.threads, layer.qkv, pass.normed, pass.tokens, pass.qkv)) return false;
+    pass.each_token(own + 2 * shared, turn_and_keep);
+    if (!attend(pass.kernel, pass.threads, pass.heads(), *pass.held, pass.rows, count, pass.turned, own + shared, d.head_width, pass.mixed))
+        return false;
+    if (!product(pass.kernel, pass.threads, layer.output, pass.mixed, pass.tokens, pass.added)) return false;
+    const Ready channel_norm(layer.channel_norm, d.width, pass.gains);
+    pass.norm = &channel_norm;
+    pass.more = pass.added;
+    pass.each_token(d.width, add_and_norm);
+    if (!product(pass.kernel, pass.threads, layer.gate_up, pass.normed, pass.tokens, pass.gates)) return false;
+    pass.each_token(2 * d.hidden, gate);
+    return product(pass.kernel, pass.threads, layer.down, pass.gated, pass.tokens, pass.added);
 }
 
 }  // namespace
 
-bool decode(const Kernel& kernel, int threads, const Decoder& d, const Cache& cache, const float* cos, const float* sin, float* x) {
+bool product(const Kernel& kernel, int threads, const Matrix& m, const float* x, i64 tokens, float* out) {
+    bool done = true;
+    switch (m.kind) {
+        case TERNARY_2:
+        case TERNARY_16:
+            done = multiply(kernel, m.kind == TERNARY_2 ? TERNARY2 : TERNARY16, threads, x, tokens, m.columns,
+                            static_cast<const u8*>(m.weights), m.rows, m.scales, m.groups, out);
+            break;
+        case GROUPED_4:
+        case GROUPED_8:
+            done = multiply_grouped(*kernel.grouped, m.kind == GROUPED_4 ? 4 : 8, threads, x, tokens, m.columns,
+                                    static_cast<const u8*>(m.weights), m.rows, out);
+            break;
+        default: multiply_dense(kernel, m.kind == DENSE_BFLOAT16, threads, x, tokens, m.columns, m.weights, m.rows, out);
+    }
+    if (!done || !m.bias) return done;
+    Biased job{&m, out};
+    parallel(m.rows * tokens < ALONE ? 1 : threads, tokens, add_bias, &job);
+    return true;
+}
+
+bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* held, const Row* rows, i64 count, i64 tokens,
+            const float* cos, const float* sin, float* x) {
     const i64 own = d.heads * d.head_width, shared = d.key_value_heads * d.head_width;
-    const i64 sizes[] = {d.width, own + 2 * shared, own, own, 2 * d.hidden, d.hidden, d.width};
-    float* places[7];
-    i64 total = 0;
-    for (const i64 size : sizes) total += (size + LANES - 1) / LANES * LANES;
+    const i64 sizes[] = {tokens * d.width,      tokens * (own + 2 * shared), tokens * (own + shared),
+                         tokens * own,          tokens * 2 * d.hidden,       tokens * d.hidden,
+                         tokens * d.width,      whole_lanes(d.width) + 2 * whole_lanes(d.head_width)};
+    constexpr int COUNT = sizeof(sizes) / sizeof(sizes[0]);
+    float* places[COUNT];
+    i64 total = 2 * whole_lanes(tokens);  // of `row_of`
+    for (const i64 size : sizes) total += whole_lanes(size);
     float* memory = static_cast<float*>(kept.get(static_cast<std::size_t>(total) * sizeof(float)));
     if (!memory) return false;
-    for (int i = 0; i < 7; memory += (sizes[i] + LANES - 1) / LANES * LANES, ++i) places[i] = memory;
-    const Buffers room{places[0], places[1], places[2], places[3], places[4], places[5], places[6]};
+    i64* const row_of = reinterpret_cast<i64*>(memory);
+    memory += 2 * whole_lanes(tokens);
+    for (int i = 0; i < COUNT; memory += whole_lanes(sizes[i]), ++i) places[i] = memory;
+    for (i64 row = 0; row < count; ++row)
+        for (i64 token = 0; token < rows[row].count; ++token) row_of[rows[row].start + token] = row;
+    Pass pass{kernel,    d,         threads,   tokens,    cos,       sin,       x,      places[0], places[1], places[2],
+              places[3], places[4], places[5], places[6], places[7], row_of,    rows,   nullptr,   nullptr,   nullptr,
+              nullptr,   nullptr};
     for (i64 index = 0; index < d.count; ++index) {
-        const Layer& layer = d.layers[index];
-        normalise(kernel.floats, layer.token_norm, d.width, x, room.normed);
-        if (!mix_tokens(kernel, threads, d, layer, cache, index, cos, sin, room)) return false;
-        for (i64 i = 0; i < d.width; ++i) x[i] += room.added[i];
-        normalise(kernel.floats, layer.channel_norm, d.width, x, room.normed);
-        if (!mix_channels(kernel, threads, d, layer, room)) return false;
-        for (i64 i = 0; i < d.width; ++i) x[i] += room.added[i];
+        pass.held = held + index;
+        if (!one_layer(pass, d.layers[index], count)) return false;
+        pass.more = pass.added;
     }
+    pass.norm = nullptr;
+    if (d.count) pass.each_token(d.width, add_and_norm);
     return true;
 }
 

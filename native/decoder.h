@@ -1,20 +1,25 @@
-// A decoder-only transformer with packed matrices, as Python describes it: kernels/decoder.py has the same structures.
+// A decoder-only transformer, as Python describes it: kernels/decoder.py has the same structures.
 #pragma once
 
-#include "common.h"
+#include "attention.h"
 
 namespace shoestring {
 
+enum Kind : int { TERNARY_2 = 0, TERNARY_16 = 1, GROUPED_4 = 2, GROUPED_8 = 3, DENSE = 4, DENSE_BFLOAT16 = 5 };
+
+// weights: packed trits, packed groups, or numbers [rows, columns], by `kind`. scales: [rows, groups], of trits. bias: [rows] or null.
 struct Matrix {
-    const u8* packed;
-    const float* scales;  // [rows, groups]
-    i64 rows, columns, groups, layout;
+    const void* weights;
+    const float* scales;
+    const void* bias;
+    i64 rows, columns, groups, kind, bfloat16_bias;
 };
 
 // A norm without gain is none: nothing is done.
 struct Norm {
-    const float* gain;
+    const void* gain;
     double epsilon;
+    i64 bfloat16;
 };
 
 struct Layer {
@@ -27,14 +32,12 @@ struct Decoder {
     i64 count, width, heads, key_value_heads, head_width, hidden;
 };
 
-// Keys and values of the tokens before: [layer][key-value head][place][head_width], with these steps between numbers.
-struct Cache {
-    float *keys, *values;
-    i64 layer_step, head_step, length;  // length: of tokens that are there
-};
+// Takes x [tokens, width], the embeddings of the new tokens of rows, through all layers, in place. held: keys and values of each
+// layer, into which those of the new tokens are put. cos, sin: [tokens, head_width], of their positions. False: there is no memory.
+bool decode(const Kernel&, int threads, const Decoder&, const Held* held, const Row* rows, i64 count, i64 tokens, const float* cos,
+            const float* sin, float* x);
 
-// Takes x [width], the embedding of the next token, through all layers, in place. cos, sin: [head_width], of its place. Its keys
-// and values are put at place `length` of the cache. False: there is no memory.
-bool decode(const Kernel&, int threads, const Decoder&, const Cache&, const float* cos, const float* sin, float* x);
+// out [tokens, rows] = x [tokens, columns] times any matrix, its bias added. False: there is no memory.
+bool product(const Kernel&, int threads, const Matrix&, const float* x, i64 tokens, float* out);
 
 }  // namespace shoestring

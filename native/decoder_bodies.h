@@ -57,33 +57,6 @@ static SHOESTRING_INLINE void turn_body(const float* x, const float* cos, const 
     for (i64 i = half; i < count; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
 }
 
-// out [width] = softmax(query . keys / sqrt(width)) values, keys and values [places, width]. scores: room for `places`.
-static SHOESTRING_INLINE void attend_body(const float* query, const float* keys, const float* values, i64 places, i64 width,
-                                          float* scores, float* out) {
-    const float by = 1.0f / std::sqrt(static_cast<float>(width));
-    float largest = -std::numeric_limits<float>::infinity();
-    for (i64 p = 0; p < places; ++p) {
-        scores[p] = dot_body(query, keys + p * width, width) * by;
-        largest = scores[p] > largest ? scores[p] : largest;
-    }
-    for (i64 p = 0; p < places; ++p) scores[p] = exp_body(scores[p] - largest);
-    float lanes[LANES] = {};
-    for (i64 p = 0; p < places; ++p) lanes[p % LANES] += scores[p];
-    const float share = 1.0f / lanes_sum(lanes);
-    i64 i = 0;
-    for (; i + LANES <= width; i += LANES) {
-        float sums[LANES] = {};
-        for (i64 p = 0; p < places; ++p)
-            for (i64 l = 0; l < LANES; ++l) sums[l] += scores[p] * values[p * width + i + l];
-        for (i64 l = 0; l < LANES; ++l) out[i + l] = sums[l] * share;
-    }
-    for (; i < width; ++i) {
-        float sum = 0.0f;
-        for (i64 p = 0; p < places; ++p) sum += scores[p] * values[p * width + i];
-        out[i] = sum * share;
-    }
-}
-
 // out [count] = silu(gate) up, both [count].
 static SHOESTRING_INLINE void gate_body(const float* gate, const float* up, i64 count, float* out) {
     for (i64 i = 0; i < count; ++i) {
@@ -100,11 +73,7 @@ static SHOESTRING_INLINE void gate_body(const float* gate, const float* up, i64 
     TARGET void turn(const float* x, const float* cos, const float* sin, i64 count, float* out) {                         \
         turn_body(x, cos, sin, count, out);                                                                               \
     }                                                                                                                     \
-    TARGET void attend(const float* query, const float* keys, const float* values, i64 places, i64 width, float* scores,  \
-                       float* out) {                                                                                      \
-        attend_body(query, keys, values, places, width, scores, out);                                                     \
-    }                                                                                                                     \
     TARGET void gate(const float* gates, const float* ups, i64 count, float* out) { gate_body(gates, ups, count, out); }  \
-    constexpr Floats FLOATS = {norm, turn, attend, gate};
+    constexpr Floats FLOATS = {norm, turn, gate};
 
 }  // namespace shoestring

@@ -44,11 +44,6 @@ struct GroupedKernel {
     GroupQuantise quantise;
 };
 
-extern const GroupedKernel grouped_plain;
-#if SHOESTRING_X86
-extern const GroupedKernel grouped_avx2, grouped_avx512;
-#endif
-
 // out [tokens, rows] = x [tokens, columns] times a matrix in groups. False: there is no memory.
 bool multiply_grouped(const GroupedKernel&, int bits, int threads, const float* x, i64 tokens, i64 columns, const u8* packed, i64 rows,
                       float* out);

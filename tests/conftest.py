@@ -33,7 +33,7 @@ WORKER_MEMORY = 3 << 30
 
 STARTERS = {"subprocess", "multiprocessing", "torch.multiprocessing", "tests.fuzz.explore", "churning", "toy_run"}
 """Modules that start processes, or whose functions and classes do."""
-COMMANDS = {"start", "shoestring"}
+COMMANDS = {"start", "start_fresh", "shoestring"}
 """Functions of `tests.train.command` that do."""
 
 STEADY: dict[str, Any] = {

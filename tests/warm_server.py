@@ -38,7 +38,7 @@ MESSAGE = 1 << 17
 def prepare() -> None:
     """Import everything that commands import, and start no thread."""
     # as in tests/conftest.py: a look at the speed of this machine is a third of the time of a tiny run
-    setattr(machine, "_too_low", lambda known: False)  # noqa: B010 (mypy forbids the plain form)
+    machine._too_low = lambda machine: False
     for name in COMMANDS:
         importlib.import_module(f"shoestring.cli.{name}")
     for engine in ENGINES:

@@ -72,11 +72,13 @@ def test_transformers_computes_the_same(runs: dict[str, Path], tmp_path: Path, n
 
     found = written(runs[name], tmp_path / "out", "--to", "transformers")
     own = open_model(str(runs[name]))
-    computed, wanted = theirs(tmp_path / "out"), logits(own)
+    here, there = logits(own), theirs(tmp_path / "out")
     if name in ("qwen3", "llama"):
-        torch.testing.assert_close(computed, wanted, atol=1e-4, rtol=1e-4)
-    # activations are rounded to int8 in the runs that train for it, and not in an export
-    assert (computed - wanted).norm() < 0.01 * wanted.norm()
+        torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
+    else:
+        # activations are rounded to int8 in the runs that train for it, and not in an export: single logits differ by 0.2, all
+        # of them together by 0.0015 of their norm
+        assert (there - here).norm() <= 0.01 * here.norm()
     # and so has what the run wrote itself at its end
     torch.testing.assert_close(theirs(runs[name] / "transformers"), theirs(tmp_path / "out"), atol=1e-6, rtol=0)
     assert found["bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())

@@ -13,6 +13,7 @@ from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.autojudge import AutoJudge, Judge, Mismatch, features_of, fit, mine
 from shoestring.decode.acceptances.bild import Bild
 from shoestring.decode.acceptances.exact import Exact
+from shoestring.decode.acceptances.nest import NestAcceptance
 from shoestring.decode.drafters.draft_model import DraftModel
 from shoestring.decode.drafters.staged import Staged
 from shoestring.decode.made_files import write_made
@@ -38,6 +39,7 @@ ACCEPTANCES: dict[str, Callable[[Path], Acceptance]] = {
     "exact": lambda _: Exact(),
     "bild": lambda _: Bild(rollback=3.0),
     "autojudge": AutoJudge,
+    "nest": lambda _: NestAcceptance(relaxed=0.3),
 }
 
 
@@ -51,6 +53,9 @@ def rule(name: str, question: Question) -> bool:
         return question.drafted == question.chosen
     if name == "bild":
         return -float(question.logits.softmax(0)[question.drafted].log()) <= 3.0
+    if name == "nest":
+        chances = question.logits.softmax(0)
+        return float(chances[question.drafted]) >= 0.3 * float(chances.max())
     return float(question.hidden[0]) < 0  # sigmoid(5 h) < 0.5
 
 

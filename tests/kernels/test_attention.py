@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ShoestringError, match="no whole number of blocks"):
         attend(queries, keys[:40], values[:40], Rows([Span(0, 2, 4, [0])], BLOCK))
     with pytest.raises(ShoestringError, match="contiguous"):
-        attend(queries, keys.transpose(0, 1).contiguous().transpose(0, 1), values, Rows(rows, BLOCK))
+        attend(queries, keys.mT.contiguous().mT, values, Rows(rows, BLOCK))
     with pytest.raises(ShoestringError, match="a window has at least 1"):
         attend(queries, keys, values, Rows(rows, BLOCK), window=0)
     kernels.choose("torch")

@@ -65,7 +65,7 @@ def test_a_worker_comes_by_an_address_that_other_machines_reach(
 ) -> None:
     found = host(outward)
     words = ["worker", "--lighthouse", found.address, tmp_path / "run" / "config.toml", "--out", tmp_path / "guest"]
-    status, shown, errors = shoestring(*words, "--name=guest", fresh=False, **{TOKEN: found.token})
+    status, shown, errors = shoestring(*words, "--name=guest", **{TOKEN: found.token})
     assert status == 0, errors
     assert "guest: 4,096 tokens trained into the run, 0 lost" in shown
     assert found.run_status.finished_by() == "guest"

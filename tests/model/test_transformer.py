@@ -44,8 +44,7 @@ def test_reading_in_pieces_gives_the_logits_of_reading_at_once(model: Transforme
         pieces = [model(piece, cache=cache) for piece in inputs.split([17, 1, 1, 12, 1, 8], 1)]
         torch.testing.assert_close(torch.cat(pieces, 1), model(inputs), atol=1e-4, rtol=1e-4)
     assert cache.length == 40
-    assert cache.stacked is not None
-    assert cache.stacked[0].shape == (2, 3, model.config.key_value_heads, 48, model.config.head_width)
+    assert cache.layers[1].keys.shape == (3, model.config.key_value_heads, 48, model.config.head_width)
 
 
 def test_a_packed_row_is_its_documents_apart(model: Transformer) -> None:

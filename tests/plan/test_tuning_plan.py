@@ -61,6 +61,15 @@ def test_all_resources_of_a_budget_are_heeded() -> None:
     assert planned(Budget(tokens=1e7, flops=1e9))["train.batch"] < alone["train.batch"]
 
 
+def test_a_budget_of_tokens_counts_those_that_are_learnt() -> None:
+    model = Transformer(build(ModelConfig, {**SIZES, "context": 1024}))
+    lora = Choice.of("tune", "lora", kind="edit")
+    half, whole = (plan_tuning(model, lora, Budget(tokens=3e5), MACHINE, {}, (60,) * 9, share) for share in (0.5, 1.0))
+    batches = [next(one.value for one in made if one.key == "train.batch") for made in (half, whole)]
+    assert batches[0] >= batches[1]
+    assert "600,000 tokens" in next(one.reason for one in half if one.key == "train.batch")
+
+
 def test_what_is_given_is_left_alone() -> None:
     given = {
         "model": {"context": 96},

@@ -24,27 +24,38 @@ LIMIT = 120 * float(os.environ.get("TEST_PATIENCE", "1"))
 """Seconds that a command may take; tests/conftest.py says what TEST_PATIENCE is."""
 
 
-def start(*words: object, fresh: bool = False, **more: str) -> Command:
-    """The command at work, as a process forked from one that has imported everything.
+def start(*words: object, **more: str) -> Command:
+    """The command at work, forked from a process that has imported everything.
 
-    fresh: started as a user starts it, which takes seconds; so it is too where the environment asks for something that is
-        read when a library is loaded, and where no process can be forked from another's.
+    It is started as by `start_fresh` where the environment asks for something that is read when a library is loaded, and where
+    no process can be forked from another's.
+
     more: variables of the environment.
     """
-    environment, command = {**os.environ, **more}, [str(word) for word in words]
-    if not fresh and sys.platform == "linux" and warm_server().can(environment):
-        return Forked(command, environment)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    started = [sys.executable, "-m", "shoestring", *command]
-    return subprocess.Popen(started, text=True, env=environment, **pipes)  # type: ignore[call-overload]
+    environment = {**os.environ, **more}
+    if sys.platform == "linux" and warm_server().can(environment):
+        return Forked([str(word) for word in words], environment)
+    return start_fresh(*words, **more)
 
 
-def shoestring(*words: object, fresh: bool = False, **more: str) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error). As `start`."""
-    process = start(*words, fresh=fresh, **more)
+def start_fresh(*words: object, **more: str) -> subprocess.Popen[str]:
+    """The command at work, started as a user starts it, which takes seconds."""
+    command = [sys.executable, "-m", "shoestring", *map(str, words)]
+    return subprocess.Popen(
+        command, text=True, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finished(process: Command) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of a command, once it has ended."""
     output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode is not None
     return process.returncode, output, errors
+
+
+def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error). As `start`."""
+    return finished(start(*words, **more))
 
 
 def newest_weights(run: Path) -> bytes:

@@ -86,8 +86,8 @@ def test_a_worker_comes_back_another_joins_and_all_may_stop_and_go_on(corpus: Pa
     where = shown.split(";")[0].split()[-1]
     token = {"SHOESTRING_TOKEN": (out / "token").read_text().strip()}
     again = ["worker", "--lighthouse", where, out / "config.toml"]
-    guest = start(*again, "--out", tmp_path / "guest", fresh=False, **token)
-    back = start(*again, "--out", out / "workers" / "1", fresh=False, **token)
+    guest = start(*again, "--out", tmp_path / "guest", **token)
+    back = start(*again, "--out", out / "workers" / "1", **token)
     until(lambda: len(rounds(out, "0")[-1]["contributed"]) == 3, process)
     process.send_signal(signal.SIGINT)
     until_end, errors = process.communicate(timeout=60)

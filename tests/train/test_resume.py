@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shoestring.budget.ledger import Totals, read_ledger
-from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
+from tests.train.command import TINY, finished, newest_weights, shoestring, shoestring_here, start, start_fresh
 
 STEPS, PER_STEP = 400, 4 * 32
 OFTEN = "--train.checkpoint_every=0.2"
@@ -26,9 +26,8 @@ def words(corpus: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    status, _, errors = shoestring(
-        *words, "--out", run, fresh=True
-    )  # what is forked shares a seed of `hash`, this does not
+    # forked processes share a seed of `hash`: this one has another
+    status, _, errors = finished(start_fresh(*words, "--out", run))
     assert status == 0, errors
     return run
 

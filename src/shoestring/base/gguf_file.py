@@ -217,6 +217,20 @@ def read_tensor(file: GGUFFile, name: str, dtype: torch.dtype) -> Tensor:
     return made
 
 
+def read_bytes(file: GGUFFile, name: str) -> Tensor:
+    """The bytes of a tensor of the file, uint8 [rows, bytes of a row]. Raises: ShoestringError where it cannot be read."""
+    stored = file.tensors[name]
+    try:
+        with open(file.path, "rb") as source:
+            source.seek(stored.start)
+            content = source.read(stored.size)
+    except OSError as error:
+        raise ShoestringError(f"{file.path} cannot be read: {error.strerror}") from None
+    if len(content) < stored.size:
+        raise ShoestringError(f"{file.path} was cut short while it was being read")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(prod(stored.shape[:-1]), -1)
+
+
 def _floats(content: bytes, stored: Stored, rows: int) -> Tensor:
     """[rows, columns] of some rows of a tensor."""
     if stored.type in PLAIN:

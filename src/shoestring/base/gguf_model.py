@@ -80,13 +80,18 @@ def _short(value: Any) -> str:
     return printable(repr(value))[:60]
 
 
-def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
-    """The native model of a file, filled tensor by tensor.
+class Outline(NamedTuple):
+    """What a file's metadata say of its model. names: of each tensor of the file, the name that transformers has for it."""
 
-    dtype: of its weights.
-    Raises: UsageError for an architecture without a bridge, a feature that the native model has not, and weights that are missing,
-    unknown or of another shape.
-    """
+    architecture: Architecture
+    family: Family
+    config: ModelConfig
+    names: dict[str, str]
+
+
+def outlined(file: GGUFFile) -> Outline:
+    """The outline of the model of a file. Raises: UsageError for an architecture without a bridge, a feature that the native model
+    has not, and weights that are unknown."""
     name = str(file.metadata.get("general.architecture", ""))
     if name not in ARCHITECTURES:
         raise UsageError(f"{file.path} is of the architecture '{name[:40]}': {did_you_mean(name[:40], ARCHITECTURES)}")
@@ -98,7 +103,17 @@ def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
         raise UsageError(
             f"{file.path}: its sizes make no {architecture.model_type} model: {first_line(error)}"
         ) from None
-    names = _names(family, config, file, name)
+    return Outline(architecture, family, config, _names(family, config, file, name))
+
+
+def open_gguf_model(file: GGUFFile, dtype: torch.dtype) -> Transformer:
+    """The native model of a file, filled tensor by tensor.
+
+    dtype: of its weights.
+    Raises: UsageError for an architecture without a bridge, a feature that the native model has not, and weights that are missing,
+    unknown or of another shape.
+    """
+    architecture, family, config, names = outlined(file)
     try:
         return fill(config, family, _weights(file, architecture, config, names, dtype), dtype)
     except UsageError as error:

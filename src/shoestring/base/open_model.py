@@ -2,7 +2,7 @@
 
 import torch
 
-from shoestring.base.opened import Opened, Opener
+from shoestring.base.opened import PACKED, Opened, Opener, PackedOpener, Weights
 from shoestring.errors import UsageError, printable
 from shoestring.method import Card, methods
 
@@ -15,19 +15,25 @@ def openers() -> list[Card]:
     return [card for package in PACKAGES for card in methods(package, "opener")]
 
 
-def open_model(place: str, dtype: torch.dtype | None = None) -> Opened:
+def open_model(place: str, dtype: Weights = None) -> Opened:
     """The model at `place`, ready to be used.
 
     place: the folder of a run, a packed model, experts or a transformers model; a GGUF file; 'hf:NAME' or 'hf:NAME@REVISION';
     'smollm2', the file of the installed package of that name.
-    dtype: of the weights; None: as they are stored.
+    dtype: of the weights; None: as they are stored, in plain numbers; 'packed': what is packed stays so, and is multiplied so.
     Raises: UsageError where nothing opens it, ShoestringError where it is damaged.
     """
     cards = openers()
     for card in cards:
         opener: Opener = card.target()
         if opener.accepts(str(place)):
-            return opener.open(str(place), dtype)
+            if dtype != PACKED:
+                return opener.open(str(place), dtype)
+            if isinstance(opener, PackedOpener):
+                return opener.open_packed(str(place))
+            raise UsageError(
+                f"{printable(str(place))} is of the kind '{card.name}', which has no packed weights: name a type"
+            )
     known = "; ".join(card.summary.rstrip(".").lower() for card in cards)
     raise UsageError(f"{printable(str(place))} is no model that can be opened. There are openers for: {known}")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -46,6 +46,22 @@ class Opened:
     tokenizer: TextTokenizer | None
     about: About
     fold: Callable[[], LanguageModel] | None = None
+
+
+PACKED: Literal["packed"] = "packed"
+"""In the place of a type of weights: those that are packed stay so, and are multiplied as they are."""
+
+Weights = torch.dtype | Literal["packed"] | None
+"""What is asked of a model's weights: a type, PACKED, or as they are stored, in plain numbers."""
+
+
+@runtime_checkable
+class PackedOpener(Protocol):
+    """An `Opener` of a kind whose places may hold packed weights."""
+
+    def open_packed(self, place: str) -> "Opened":
+        """As `Opener.open`, with what is packed left so."""
+        ...
 
 
 class Opener(Protocol):

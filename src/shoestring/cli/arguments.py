@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shoestring.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    import torch
+    from shoestring.base.opened import Weights
 
 
 def whole(at_least: int, at_most: int) -> Callable[[str], int]:
@@ -41,12 +41,17 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights are opened or written in."""
 
 
-def dtype_named(text: str) -> "torch.dtype":
-    """The type of a flag that takes the type of weights."""
+def dtype_named(text: str) -> "Weights":
+    """The type of a flag that takes the type of weights: one of DTYPES, or 'packed'."""
     import torch
 
+    from shoestring.base.opened import PACKED
+
+    if text == PACKED:
+        return PACKED
     if text not in DTYPES:
-        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no type of weights: {did_you_mean(text, DTYPES)}")
+        known = (*DTYPES, PACKED)
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is no type of weights: {did_you_mean(text, known)}")
     found: torch.dtype = getattr(torch, text)
     return found
 

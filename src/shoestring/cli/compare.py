@@ -12,6 +12,7 @@ from rich.table import Table
 from shoestring.budget.machine import Machine, cache_folder, probe
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
+from shoestring.cli.decoders import add_decoding_flags, check_flags, of_decoding, run_decoders
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
 from shoestring.compare.conduct import check_at_once, conduct
@@ -35,7 +36,10 @@ from shoestring.train.execution import keep_compiled_code
 DESCRIPTION = """Judge recipes at equal cost. The first recipe is the base. Each other one is a candidate, and takes what it
 leaves open from the base. Every run spends the same budget. Seeds are paired: the same data order, and the same first weights
 where the shapes allow. Without --tune each arm runs at the rates it has, and the verdict says so first. Flags of the
-configuration (--section.key value) hold for all arms."""
+configuration (--section.key value) hold for all arms.
+
+Recipes with a section [decode] are ways to decode: the same prompts by each, in turns; the same text, or one as likely within a
+margin; judged by the seconds of a written token."""
 
 TUNING_SEED = 9001
 """The seed of tuning trials, outside those that are judged: a setting is not chosen on the runs it is judged by."""
@@ -98,6 +102,7 @@ def _arguments() -> Arguments:
         metavar="FOLDER",
         help="judge the figures of this folder again, without running",
     )
+    add_decoding_flags(parser, whole)
     add_json_flag(parser, "the verdict and where the comparison's files are")
     parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm; nothing is written")
     return parser
@@ -119,6 +124,9 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--base goes with --from; without it the base is the first recipe")
     if found.source and found.at_once != 1:
         raise UsageError("--at-once goes with runs to be made, and --from makes none: leave it out")
+    if of_decoding(found):
+        return run_decoders(found, rest, _fresh_name())
+    check_flags(found)
     console = Screen(stderr=found.json)
     if found.source:
         folder = ComparisonFolder.open(found.source)

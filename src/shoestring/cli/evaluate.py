@@ -58,7 +58,12 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--context", type=whole(1, 1 << 24), metavar="N", help="tokens of a window (default: the model's)"
     )
-    parser.add_argument("--dtype", type=dtype_named, metavar="TYPE", help="of weights: float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype",
+        type=dtype_named,
+        metavar="TYPE",
+        help="of weights: float32, bfloat16, float16, or packed: as a GGUF file has them",
+    )
     add_task_flags(parser, whole)
     add_json_flag(parser, "what was measured on what, and the differences")
     found, configuration = parser.read_with_configuration(words)

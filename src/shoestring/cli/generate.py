@@ -241,7 +241,10 @@ def _arguments() -> Arguments:
         "asks a smaller model",
     )
     parser.add_argument(
-        "--draft", metavar="PLACE", help="for --drafter draft_model: a smaller model of the same vocabulary"
+        "--draft",
+        metavar="PLACE",
+        help="what the drafter needs: for draft_model and staged a smaller model of the same vocabulary, for fast_mtp and nest "
+        "a file",
     )
     parser.add_argument(
         "--acceptance",
@@ -265,7 +268,12 @@ def _arguments() -> Arguments:
         help="above 1: tokens that stand in the text already are less likely",
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default 0)")
-    parser.add_argument("--dtype", type=dtype_named, metavar="TYPE", help="of weights: float32, bfloat16 or float16")
+    parser.add_argument(
+        "--dtype",
+        type=dtype_named,
+        metavar="TYPE",
+        help="of weights: float32, bfloat16, float16, or packed: as a GGUF file has them",
+    )
     parser.add_argument(
         "--json",
         action="store_true",

@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pydantic
 
-from shoestring.errors import ShoestringError
-from shoestring.json_files import NotJson, parse_json
+from shoestring.compare.log import Log
+from shoestring.json_files import parse_json
 
 Purpose = Literal["tune", "judge"]
 Key = tuple[str, str, int, str]
@@ -107,62 +105,9 @@ def _parse(line: bytes) -> RunRecord:
         raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-class RunLog:
-    """The runs of a comparison in the order they were made: a file of one JSON object a line, only ever appended to.
+class RunLog(Log[RunRecord]):
+    """The runs of a comparison in the order they were made."""
 
-    A line is on the disk before `append` returns. A last line without its newline was torn by a kill: reading passes over
-    it, and the next append cuts it away. path: None keeps the runs in memory only.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self._records: list[RunRecord] = []
-        if path is not None:
-            self._records = self._load(path)
-
-    @staticmethod
-    def _content(path: Path) -> bytes:
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise ShoestringError(f"{path} cannot be read: {error.strerror}") from None
-
-    def _load(self, path: Path) -> list[RunRecord]:
-        records: list[RunRecord] = []
-        keys: set[Key] = set()
-        for number, line in enumerate(self._content(path).split(b"\n")[:-1], start=1):
-            try:
-                record = _parse(line)
-            except ValueError as error:
-                reason = "not JSON" if isinstance(error, NotJson) else error
-                raise ShoestringError(f"{path}, line {number}, is damaged: {reason}") from None
-            if record.key in keys:
-                raise ShoestringError(f"{path}, line {number}, is damaged: the same run stands above it")
-            keys.add(record.key)
-            records.append(record)
-        return records
-
-    def read(self) -> list[RunRecord]:
-        """All runs so far. Raises (here and when opened): ShoestringError, naming file and line, for a damaged one."""
-        return list(self._records)
-
-    def append(self, record: RunRecord) -> None:
-        """Add a run, on the disk before this returns. Raises: ShoestringError when it cannot be written."""
-        if self.path is not None:
-            line = json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
-            try:
-                self._write(self.path, line)
-            except OSError as error:
-                raise ShoestringError(f"{self.path} cannot be written: {error.strerror}") from None
-        self._records.append(record)
-
-    def _write(self, path: Path, line: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = self._content(path)
-        with open(path, "ab") as file:
-            file.truncate(content.rfind(b"\n") + 1)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+    def parse(self, line: bytes) -> RunRecord:
+        """As `Log.parse`."""
+        return _parse(line)

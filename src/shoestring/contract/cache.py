@@ -194,12 +194,14 @@ class Cache:
     layers: of each layer, or None where it keeps nothing.
     lengths: tokens held of each row.
     room: the most tokens of a row.
+    left_out: of each row, the layers that some of its tokens did not go through, with the place of the first of these.
     """
 
     def __init__(self, layers: Sequence[Any], rows: int, room: int) -> None:
         self.layers: list[Any] = list(layers)
         self.lengths = [0] * rows
         self.room = room
+        self.left_out: dict[int, dict[int, int]] = {}
         self._coming: Pass | PackedPass | None = None
 
     @property
@@ -242,6 +244,34 @@ class Cache:
                 layer.begin(self._coming)
         return self._coming
 
+    def through(self, layer: int) -> None:
+        """The pass goes through this layer. Raises: UsageError where tokens before it did not: their keys are missing there."""
+        for row, _ in self._places():
+            if layer in self.left_out.get(row, ()):
+                raise UsageError(
+                    f"layer {layer} was left out for tokens that are held already, and cannot be read after that: "
+                    "layers that are left out stay left out"
+                )
+
+    def past(self, layer: int) -> None:
+        """The pass leaves this layer out, so that nothing of its tokens is kept there."""
+        for row, held in self._places():
+            self.left_out.setdefault(row, {}).setdefault(layer, held)
+
+    def _places(self) -> list[tuple[int, int]]:
+        """(row, tokens held of it) of each row that the pass reads more of."""
+        coming = self._coming
+        if isinstance(coming, PackedPass):
+            return [(segment.row, segment.held) for segment in coming.segments]
+        assert coming is not None
+        return [(row, held) for row, (held, new) in enumerate(zip(coming.held, coming.new, strict=True)) if new]
+
+    def _filled(self, row: int, length: int) -> None:
+        """A row holds so many tokens now: what was left out beyond them is forgotten."""
+        kept = {layer: place for layer, place in self.left_out.pop(row, {}).items() if place < length}
+        if kept:
+            self.left_out[row] = kept
+
     def advance(self) -> None:
         """Count the tokens of this pass as held, once every layer has taken them in."""
         assert isinstance(self._coming, Pass)
@@ -252,6 +282,9 @@ class Cache:
         """A copy with these rows, [n] int64, in this order; a row may be taken twice."""
         made = Cache([None if layer is None else layer.take(rows) for layer in self.layers], len(rows), self.room)
         made.lengths = [self.lengths[row] for row in rows.tolist()]
+        made.left_out = {
+            place: dict(self.left_out[row]) for place, row in enumerate(rows.tolist()) if row in self.left_out
+        }
         return made
 
     def crop(self, lengths: Sequence[int]) -> None:
@@ -262,15 +295,19 @@ class Cache:
             if layer is not None:
                 layer.crop(lengths)
         self.lengths = [min(had, wanted) for had, wanted in zip(self.lengths, lengths, strict=True)]
+        for row, length in enumerate(self.lengths):
+            self._filled(row, length)
 
     def snapshot(self) -> Any:
         """What `restore` needs to come back to this moment."""
-        return list(self.lengths), [None if layer is None else layer.snapshot() for layer in self.layers]
+        left_out = {row: dict(layers) for row, layers in self.left_out.items()}
+        return list(self.lengths), [None if layer is None else layer.snapshot() for layer in self.layers], left_out
 
     def restore(self, snapshot: Any) -> None:
         """Back to the moment of a snapshot."""
-        lengths, states = snapshot
+        lengths, states, left_out = snapshot
         self.lengths = list(lengths)
+        self.left_out = {row: dict(layers) for row, layers in left_out.items()}
         for layer, state in zip(self.layers, states, strict=True):
             if layer is not None:
                 layer.restore(state)

@@ -18,6 +18,7 @@ from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.choosing import changed_logits, next_token
+from shoestring.decode.depth import RowDepth, Through, alike
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, Event, Request, Spent, Stop, Written
@@ -41,6 +42,7 @@ class Engine:
     rows: that have a place at a time, at most.
     tokens: places of a pass, at most.
     scheduler, drafter, acceptance: None: first come, first served; no drafts; drafts change nothing.
+    depth: which layers the tokens of an answer go through; None: all. Rows that go through others are read in passes of their own.
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
     room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
     """
@@ -55,6 +57,7 @@ class Engine:
         scheduler: Scheduler | None = None,
         drafter: Drafter | None = None,
         acceptance: Acceptance | None = None,
+        depth: RowDepth | None = None,
         pays: Pays | None = None,
         room: int | None = None,
     ) -> None:
@@ -64,7 +67,9 @@ class Engine:
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
-        self.pays = pays
+        self.pays, self.depth = pays, depth
+        if depth is not None and drafter is not None:
+            raise UsageError("drafts are checked by all layers at once: give a drafter or a depth, not both")
         if pays is not None and not self.acceptance.exact:
             raise UsageError("drafts that may change the text must not depend on the clock: leave pays out")
         self.notes: list[str] = []
@@ -145,12 +150,13 @@ class Engine:
         if works:
             decoding = sum(work.row.decoding for work in works)
             tokens, attended = sum(work.new for work in works), sum(work.new * work.row.held for work in works)
-            began = time.perf_counter()
             with torch.inference_mode():
-                found, cost = self.store.read(self.model, works)
-                self._account(works, cost, time.perf_counter() - began)
-                for work, read in zip(works, found, strict=True):
-                    self._take_in(work, read)
+                for layers, part in self._by_depth(works).items():
+                    began = time.perf_counter()
+                    found, cost = self.store.read(self.model, part, None if layers is None else Through(layers))
+                    self._account(part, cost, time.perf_counter() - began)
+                    for work, read in zip(part, found, strict=True):
+                        self._take_in(work, read)
             written = self.written - written
             self._last = Passed(decoding, tokens, attended, written, time.perf_counter() - started)
             if self.pays is not None and drafting:
@@ -200,6 +206,8 @@ class Engine:
             if row.stop is not None or not (row.running or self._admitted(row)):
                 continue
             count = min(count, row.unread)
+            if self.depth is not None:
+                count = alike(self.depth, row, count)
             if self._roomy(row, row.held + count, works):
                 whole = count == row.unread
                 works.append(Work(row, row.tokens[row.held : row.held + count], outputs=whole))
@@ -270,6 +278,15 @@ class Engine:
         except OutOfBlocks:
             return False
         return True
+
+    def _by_depth(self, works: list[Work]) -> dict[frozenset[int] | None, list[Work]]:
+        """The works of each pass, by the layers that it goes through."""
+        if self.depth is None:
+            return {None: works}
+        found: dict[frozenset[int] | None, list[Work]] = {}
+        for work in works:
+            found.setdefault(self.depth.layers(work.row, work.row.held), []).append(work)
+        return found
 
     # ---- what was found
 

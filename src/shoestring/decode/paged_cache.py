@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, KeptShape, PackedPass, Segment
 from shoestring.decode.blocks import BlockPool, Table
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.kernels import attention
-from shoestring.kernels.attention import Rows, Span
+from shoestring.kernels.attention import Layers, Rows, Span, in_blocks
+from shoestring.kernels.decoder import Places
 
 TOGETHER = 32
 """New tokens of a row up to which rows are attended to in one call, padded to the longest; beyond, each by itself."""
@@ -147,6 +148,7 @@ class PagedCache(Cache):
 
         layers = [PagedLayer(empty(heads, key), empty(heads, value)) for heads, key, value in shapes]
         super().__init__(layers, 0, blocks * size)
+        self._plan: Plan | None = None
 
     @property
     def rows(self) -> int:
@@ -169,9 +171,9 @@ class PagedCache(Cache):
             start += count
         mask = None if inputs.mask is None else inputs.mask[0]
         coming = PackedPass(segments, mask, inputs.values.device, inputs.positions)
-        plan = self._planned(coming)
+        self._plan = self._planned(coming)
         for layer in self.layers:
-            layer.begin(plan)
+            layer.begin(self._plan)
         self._coming = coming
         return coming
 
@@ -181,6 +183,22 @@ class PagedCache(Cache):
         for segment in self._coming.segments:
             self.held[segment.row] += segment.new
         self._coming = None
+
+    def places(self) -> Places | None:
+        """Where the pass that was begun reads and writes, for a model that reads natively; None where a mask says what is seen, and
+        where layers differ."""
+        rows = self._plan.rows if self._plan is not None else None
+        return None if rows is None or self._native is None else Places(self._native, rows)
+
+    @cached_property
+    def _native(self) -> Layers | None:
+        try:
+            each = [(layer.keys, layer.values) for layer in self.layers]
+            return Layers(
+                [(in_blocks(keys, self.pool.size), in_blocks(values, self.pool.size)) for keys, values in each]
+            )
+        except ShoestringError:  # of different shapes, or of a type or device that the library does not read
+            return None
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy what a block holds, in every layer."""
@@ -199,6 +217,7 @@ class PagedCache(Cache):
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
         self.held[row] = first + len(places)
+        self._filled(row, self.held[row])
 
     def _slots(self, row: int, tokens: int) -> "numpy.ndarray[Any, numpy.dtype[numpy.int64]]":
         """[tokens] int64: where the first tokens of a row are."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, KeptShape, Plain
 from shoestring.contract.cost import Cost
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import Depth, LanguageModel
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.decode.row import Draft, Row
@@ -75,8 +75,9 @@ class Store(Protocol):
         """Make room for so many tokens of a row. Raises: OutOfBlocks, and makes none."""
         ...
 
-    def read(self, model: LanguageModel, works: Sequence[Work]) -> tuple[list[Read], Cost]:
-        """Read all in one pass. Returns (what was found of each, what it cost, the head included)."""
+    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+        """Read all in one pass. depth: which layers it goes through; None: all. Returns (what was found of each, what it cost, the
+        head included)."""
         ...
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
@@ -156,12 +157,12 @@ class PagedStore:
             cache.copy_block(*copied)
         cache.pool.extend(table, tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work]) -> tuple[list[Read], Cost]:
+    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
         values = [token for work in works for token in (*work.tokens, *work.draft.tokens)]
         numbers = [work.row.number for work in works for _ in range(work.new)]
         positions, mask = _tree(works)
         inputs = Inputs(torch.tensor([values]), positions, torch.tensor([numbers]), mask=mask).to(model.device)
-        reading = model.read(inputs, self.cache)
+        reading = model.read(inputs, self.cache, depth=depth)
         wanted: list[int] = []
         end = 0
         for work in works:
@@ -178,15 +179,20 @@ class PagedStore:
         cache.keep(row.number, first, places)
         table, held = cache.tables[row.number], cache.held[row.number]
         cache.pool.crop(table, held)
-        cache.pool.register(table, row.tokens[:held])
+        # what some layer knows nothing of is of no use to others
+        whole = min(cache.left_out.get(row.number, {}).values(), default=held)
+        cache.pool.register(table, row.tokens[: min(held, whole)])
 
     def fork(self, row: Row, other: Row) -> None:
         self.cache.tables[other.number] = self.cache.pool.fork(self.cache.tables[row.number])
         self.cache.held[other.number] = self.cache.held[row.number]
+        if row.number in self.cache.left_out:
+            self.cache.left_out[other.number] = dict(self.cache.left_out[row.number])
 
     def drop(self, row: Row) -> None:
         self.cache.pool.clear(self.cache.tables.pop(row.number))
         del self.cache.held[row.number]
+        self.cache.left_out.pop(row.number, None)
 
     @property
     def nbytes(self) -> int:
@@ -257,14 +263,13 @@ class SeparateStore:
     def _wanted(self, row: Row) -> int:
         return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work]) -> tuple[list[Read], Cost]:
+    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
         found, cost = [], Cost()
         for work in works:
             if work.draft.tokens:
                 raise UsageError("this model reads one row at a time, and no drafts: decode without a drafter")
-            reading = model.read(
-                Inputs(torch.tensor([work.tokens], device=model.device)), self._caches[work.row.number]
-            )
+            inputs = Inputs(torch.tensor([work.tokens], device=model.device))
+            reading = model.read(inputs, self._caches[work.row.number], depth=depth)
             hidden = reading.hidden[0, reading.hidden.shape[1] - work.wanted :]
             cost += reading.cost.beside(Cost(reading.head.flops(work.wanted)))
             found.append(Read(reading.head.logits(hidden).float().cpu() if work.wanted else hidden, hidden))

@@ -20,12 +20,12 @@ TYPES = (torch.float32, torch.bfloat16)
 """Of keys and values."""
 
 
-class Side(ctypes.Structure):
+class _Side(ctypes.Structure):
     _fields_ = (("numbers", _POINTER), *((name, _LONG) for name in ("block_step", "token_step", "head_step")))
 
 
-class Held(ctypes.Structure):
-    _fields_ = (("keys", Side), ("values", Side), ("block", _LONG), ("bfloat16", _LONG))
+class _Held(ctypes.Structure):
+    _fields_ = (("keys", _Side), ("values", _Side), ("block", _LONG), ("bfloat16", _LONG))
 
 
 class _Heads(ctypes.Structure):
@@ -76,10 +76,12 @@ class Rows:
     def address(self) -> int:
         return int(self._rows.ctypes.data)
 
-    def expect(self, blocks: int) -> None:
-        """Raises: ShoestringError where a row has a block beyond the first `blocks`."""
+    def expect(self, blocks: int, block: int) -> None:
+        """Raises: ShoestringError where a row has a block beyond the first `blocks`, or blocks have another size."""
         if self.most[0] >= blocks or self.most[1] < 0:
             raise ShoestringError(f"a row has a block that is none of the {blocks}")
+        if block != self.block:
+            raise ShoestringError(f"blocks of {block} tokens are not the rows' blocks of {self.block}")
 
 
 def fits(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -91,17 +93,46 @@ def fits(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     return queries.is_floating_point() and in_use() is not None and not torch.compiler.is_compiling()
 
 
-def held(keys: Tensor, values: Tensor, block: int) -> Held:
-    """Keys and values of a layer, [slots, Hk, D] each, as the library reads them. A slot is a place of a block."""
-    sides = []
-    for numbers in (keys, values):
-        if not numbers.is_cpu or numbers.dtype not in TYPES or not numbers.is_contiguous():
-            raise ShoestringError("keys and values are contiguous float32 or bfloat16 of the CPU")
-        slots, heads, width = numbers.shape
-        sides.append(Side(numbers.data_ptr(), block * heads * width, heads * width, width))
-        if slots % block:
-            raise ShoestringError(f"{slots} slots are no whole number of blocks of {block}")
-    return Held(*sides, block, keys.dtype == torch.bfloat16)
+class Layers:
+    """Keys and values of layers of one shape, as the library reads them.
+
+    layers: of each, keys [blocks, Hk, block, D] and values [blocks, Hk, block, Dv], of any strides but the last.
+    shape: (Hk, D, Dv).
+    Raises: ShoestringError for layers of different shapes, and tensors that the library cannot read.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        shapes = {(keys.shape, values.shape[:3], values.shape[3]) for keys, values in layers}
+        if len(shapes) != 1:
+            raise ShoestringError("the layers keep keys and values of different shapes")
+        (self.blocks, heads, self.block, key_width), beside, value_width = shapes.pop()
+        self.shape = heads, key_width, value_width
+        for keys, values in layers:
+            alike = keys.dtype in TYPES and keys.dtype == values.dtype and beside == keys.shape[:3]
+            if not alike or not all(one.is_cpu and one.stride(3) == 1 for one in (keys, values)):
+                raise ShoestringError(
+                    "keys and values are float32 or bfloat16 of the CPU, contiguous in their last dimension"
+                )
+        self._kept = list(layers)
+        self.array = (_Held * len(layers))(*(self._held(*both) for both in layers))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.array)
+
+    def _held(self, keys: Tensor, values: Tensor) -> "_Held":
+        sides = (_Side(one.data_ptr(), one.stride(0), one.stride(2), one.stride(1)) for one in (keys, values))
+        return _Held(*sides, self.block, keys.dtype == torch.bfloat16)
+
+
+def in_blocks(slots: Tensor, block: int) -> Tensor:
+    """[blocks, Hk, block, D] of [slots, Hk, D]: a view. Raises: ShoestringError where there are no whole blocks."""
+    if len(slots) % block:
+        raise ShoestringError(f"{len(slots)} slots are no whole number of blocks of {block}")
+    return slots.unflatten(0, (len(slots) // block, block)).transpose(1, 2)
 
 
 def attend(
@@ -109,7 +140,7 @@ def attend(
 ) -> Tensor:
     """softmax(scale q kᵀ) v, each new token seeing its row up to itself: float32 [N, H, Dv].
 
-    queries: [N, H, D], any strides but the last. keys, values: [slots, Hk, D] and [slots, Hk, Dv], contiguous, in which those of
+    queries: [N, H, D], any strides but the last. keys, values: [slots, Hk, D] and [slots, Hk, Dv], in which those of
     the new tokens are already. rows: of the N tokens. scale: None: one over the square root of D. window: how many of the latest
     tokens are seen; None: all. Sums are float32.
     Raises: ShoestringError where these do not fit each other, or where no native kernel is in use.
@@ -122,7 +153,8 @@ def attend(
         )
     if window is not None and window < 1:
         raise ShoestringError(f"a window has at least 1 token, not {window}")
-    rows.expect(keys.shape[0] // rows.block)
+    layers = Layers([(in_blocks(keys, rows.block), in_blocks(values, rows.block))])
+    rows.expect(layers.blocks, layers.block)
     found = in_use()
     if found is None:
         raise ShoestringError("no native kernel is in use")
@@ -132,5 +164,5 @@ def attend(
         asked = asked.contiguous()
     out = torch.empty(tokens, heads, values.shape[2])
     shape = _Heads(heads, keys.shape[1], width, values.shape[2], window or 0, width**-0.5 if scale is None else scale)
-    library.attend(kernel, shape, held(keys, values, rows.block), rows.address, rows.count, asked, out)
+    library.attend(kernel, shape, layers.address, rows, asked, out)
     return out

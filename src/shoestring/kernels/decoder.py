@@ -1,4 +1,4 @@
-"""A decoder-only transformer of packed matrices, one token through all its layers in one native call.
+"""A decoder-only transformer as the native library reads it: tokens of several rows through all its layers in one call.
 
 The structures are those of native/decoder.h.
 """
@@ -6,28 +6,35 @@ The structures are those of native/decoder.h.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.choice import native
+from shoestring.kernels.attention import Layers, Rows
+from shoestring.kernels.choice import in_use
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 GROUPED = {4: 2, 8: 3}
+"""Kinds of matrices of so many bits in groups of 32 columns."""
+
+DENSE = {torch.float32: 4, torch.bfloat16: 5}
+"""Kinds of matrices of numbers."""
+
+FLOATS = (torch.float32, torch.bfloat16)
 
 
 class _Matrix(ctypes.Structure):
     _fields_ = (
-        ("packed", _POINTER),
-        ("scales", _POINTER),
-        *((n, _LONG) for n in ("rows", "columns", "groups", "layout")),
+        *((name, _POINTER) for name in ("weights", "scales", "bias")),
+        *((name, _LONG) for name in ("rows", "columns", "groups", "kind", "bfloat16_bias")),
     )
 
 
 class _Norm(ctypes.Structure):
-    _fields_ = (("gain", _POINTER), ("epsilon", ctypes.c_double))
+    _fields_ = (("gain", _POINTER), ("epsilon", ctypes.c_double), ("bfloat16", _LONG))
 
 
 class _Layer(ctypes.Structure):
@@ -44,24 +51,38 @@ class _Decoder(ctypes.Structure):
     )
 
 
-class _Cache(ctypes.Structure):
-    _fields_ = (("keys", _POINTER), ("values", _POINTER), *((n, _LONG) for n in ("layer_step", "head_step", "length")))
-
-
 @dataclass(frozen=True)
 class Matrix:
-    """packed, scales: as `products.matmul` takes them, checked. layout: its code."""
+    """A matrix [rows, columns], checked by whoever holds it.
 
-    packed: Tensor
-    scales: Tensor
+    weights: packed trits, packed groups, or numbers, by `kind`: 0 and 1 are the codes of the layouts of trits; GROUPED; DENSE.
+    scales: float32 [rows, groups], of trits. bias: [rows] of a type of FLOATS, or None.
+    """
+
+    weights: Tensor
     rows: int
     columns: int
-    layout: int
+    kind: int
+    scales: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def dense(self) -> bool:
+        return self.kind in DENSE.values()
+
+
+@runtime_checkable
+class NativeMatrix(Protocol):
+    """A linear layer whose matrix the native library can multiply."""
+
+    def native_matrix(self) -> Matrix:
+        """Its matrix, of the tensors that it has now."""
+        ...
 
 
 @dataclass(frozen=True)
 class Norm:
-    """gain: float32; None for no norm."""
+    """gain: of a type of FLOATS; None for no norm."""
 
     gain: Tensor | None
     epsilon: float
@@ -79,6 +100,25 @@ class Layer:
     output: Matrix
     gate_up: Matrix
     down: Matrix
+
+
+class Places(NamedTuple):
+    """Where a pass finds, and puts, the keys and values of its rows.
+
+    layers: all of a model. rows: of the pass.
+    """
+
+    layers: Layers
+    rows: Rows
+
+
+@runtime_checkable
+class NativeCache(Protocol):
+    """A cache whose keys and values the native library can read and write."""
+
+    def places(self) -> Places | None:
+        """Of the pass that was begun; None where it sees its tokens in another way than each row up to each token."""
+        ...
 
 
 class Decoder:
@@ -104,38 +144,38 @@ class Decoder:
                 matrix: Matrix = getattr(layer, name)
                 if (matrix.rows, matrix.columns) != size:
                     raise ShoestringError(f"{name} is {matrix.rows} x {matrix.columns}, not {size[0]} x {size[1]}")
+                _expect(f"the bias of {name}", matrix.bias, size[0])
             for name, count in norms.items():
                 _expect(name, getattr(layer, name).gain, count)
-        self._cache = (len(layers), key_value_heads, head_width)
-        self._width = width
+        self.dense = any(getattr(layer, name).dense for layer in layers for name in matrices)
+        """Whether a matrix is of numbers, which are read once for each few tokens."""
+        self._shape = width, head_width, key_value_heads
         self._kept: list[Tensor] = []
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self._decoder = _Decoder(self._layers, len(layers), width, heads, key_value_heads, head_width, hidden)
 
-    def step(self, x: Tensor, keys: Tensor, values: Tensor, length: int, cos: Tensor, sin: Tensor) -> bool:
-        """Take `x` [width], the embedding of the token after `length` others, through all layers, in place.
+    def read(self, x: Tensor, places: Places, cos: Tensor, sin: Tensor) -> bool:
+        """Take `x` [tokens, width], the embeddings of new tokens, through all layers, in place; keys and values are put to their
+        places.
 
-        keys, values: [layers, key_value_heads, capacity, head_width] with room for it: its own are put in. cos, sin:
-        [head_width] of its place, as `rotate` takes them. All are float32 on the CPU, and contiguous but for the first two
-        dimensions of the cache. False, and nothing is done, where the kernel in use is torch.
-        Raises: ShoestringError where these do not fit the decoder.
+        cos, sin: [tokens, head_width] of their positions, as `rotate` takes them. All are contiguous float32 on the CPU. False,
+        and nothing is done, where the kernel in use is torch. Raises: ShoestringError where these do not fit the decoder.
         """
-        _expect("x", x, self._width)
-        _expect("cos", cos, self._cache[-1])
-        _expect("sin", sin, self._cache[-1])
-        for held in (keys, values):
-            count, heads, capacity, width = held.shape
-            inner = held.stride()[2:] == (width, 1) and held.stride() == keys.stride()
-            if (count, heads, width) != self._cache or held.dtype != torch.float32 or not held.is_cpu or not inner:
-                raise ShoestringError("the cache is of another model")
-            if not 0 <= length < capacity:
-                raise ShoestringError(f"the cache has no place {length}: it has {capacity}")
-        found = native()
+        width, head_width, shared = self._shape
+        tokens = places.rows.tokens
+        for name, tensor, size in (("x", x, width), ("cos", cos, head_width), ("sin", sin, head_width)):
+            fit = tensor.is_cpu and tensor.is_contiguous() and tensor.dtype == torch.float32
+            if not fit or tensor.shape != (tokens, size):
+                raise ShoestringError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not float32 [{tokens}, {size}]")
+        layers = places.layers
+        if len(layers) != len(self._layers) or layers.shape != (shared, head_width, head_width):
+            raise ShoestringError("the cache is of another model: its layers or heads are of another number or width")
+        places.rows.expect(layers.blocks, layers.block)
+        found = in_use()
         if found is None:
             return False
         library, kernel = found
-        cache = _Cache(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), length)
-        library.decode(kernel, self._decoder, cache, cos, sin, x)
+        library.decode(kernel, self._decoder, layers.address, places.rows, cos, sin, x)
         return True
 
     def _layer(self, layer: Layer) -> _Layer:
@@ -144,21 +184,46 @@ class Decoder:
         return _Layer(*norms, *matrices)
 
     def _norm(self, norm: Norm) -> _Norm:
-        return _Norm(None if norm.gain is None else self._address(norm.gain), norm.epsilon)
+        return _Norm(self._address(norm.gain), norm.epsilon, _narrow(norm.gain))
 
     def _matrix(self, matrix: Matrix) -> _Matrix:
-        addresses = (self._address(matrix.packed), self._address(matrix.scales))
-        return _Matrix(*addresses, matrix.rows, matrix.columns, matrix.scales.shape[1], matrix.layout)
+        addresses = (self._address(tensor) for tensor in (matrix.weights, matrix.scales, matrix.bias))
+        groups = 0 if matrix.scales is None else matrix.scales.shape[1]
+        return _Matrix(*addresses, matrix.rows, matrix.columns, groups, matrix.kind, _narrow(matrix.bias))
 
-    def _address(self, tensor: Tensor) -> int:
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
         if not tensor.is_cpu or not tensor.is_contiguous():
             raise ShoestringError("the native decoder reads contiguous tensors of the CPU")
         self._kept.append(tensor)
         return tensor.data_ptr()
 
 
+def _narrow(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype == torch.bfloat16
+
+
 def _expect(name: str, tensor: Tensor | None, count: int) -> None:
     if tensor is not None and not (
-        tensor.dtype == torch.float32 and tensor.shape == (count,) and tensor.is_cpu and tensor.is_contiguous()
+        tensor.dtype in FLOATS and tensor.shape == (count,) and tensor.is_cpu and tensor.is_contiguous()
     ):
-        raise ShoestringError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not float32 [{count}] on the CPU")
+        raise ShoestringError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not floats [{count}] on the CPU")
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor | None:
+    """x [tokens, columns] times numbers [rows, columns], float32 or bfloat16: float32 [tokens, rows], sums in float32.
+
+    None where the kernel in use is torch. Raises: ShoestringError where the two do not fit each other.
+    """
+    if weight.dtype not in DENSE or not weight.is_cpu or not weight.is_contiguous() or x.shape[1:] != weight.shape[1:]:
+        raise ShoestringError(f"a matrix {weight.dtype} {list(weight.shape)} does not fit {list(x.shape)}")
+    found = in_use()
+    if found is None:
+        return None
+    library, kernel = found
+    rows, columns = weight.shape
+    given, out = x.float().contiguous(), torch.empty(len(x), rows)
+    matrix = _Matrix(weight.data_ptr(), None, None, rows, columns, 0, DENSE[weight.dtype], False)
+    library.matmul(kernel, matrix, given, out)
+    return out

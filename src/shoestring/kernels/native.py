@@ -5,6 +5,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,20 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 3
+INTERFACE = 4
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class RowsOfPass(Protocol):
+    """Rows of a pass: the address of `count` of them, with so many new tokens in all. See `kernels.attention.Rows`."""
+
+    count: int
+    tokens: int
+
+    @property
+    def address(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -77,40 +88,60 @@ class Library:
         return out
 
     def decode(
-        self, kernel: int, decoder: ctypes.Structure, cache: ctypes.Structure, cos: Tensor, sin: Tensor, x: Tensor
+        self,
+        kernel: int,
+        decoder: ctypes.Structure,
+        held: int,
+        rows: RowsOfPass,
+        cos: Tensor,
+        sin: Tensor,
+        x: Tensor,
     ) -> None:
-        """x [width] through all layers of a decoder (`kernels.decoder`), in place; everything is checked."""
+        """x [tokens, width] through all layers of a decoder (`kernels.decoder`), in place; everything is checked.
+
+        held: the address of all layers' keys and values.
+        """
         self._must_work(
             self.loaded.shoestring_decode(
                 kernel,
                 torch.get_num_threads(),
                 ctypes.addressof(decoder),
-                ctypes.addressof(cache),
+                held,
+                rows.address,
+                rows.count,
+                rows.tokens,
                 cos.data_ptr(),
                 sin.data_ptr(),
                 x.data_ptr(),
             )
         )
 
+    def matmul(self, kernel: int, matrix: ctypes.Structure, x: Tensor, out: Tensor) -> None:
+        """out [tokens, rows] = x [tokens, columns] times a matrix of `kernels.decoder`; everything is checked."""
+        addresses = ctypes.addressof(matrix), x.data_ptr(), len(x), out.data_ptr()
+        self._must_work(self.loaded.shoestring_matmul(kernel, torch.get_num_threads(), *addresses))
+
     def attend(
         self,
         kernel: int,
         heads: ctypes.Structure,
-        held: ctypes.Structure,
-        rows: int,
-        count: int,
+        held: int,
+        rows: RowsOfPass,
         queries: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of a pass (`kernels.attention`); everything is checked. rows: the address of `count` of them."""
+        """Attention of a pass (`kernels.attention`); everything is checked.
+
+        held: the address of the layer's keys and values.
+        """
         self._must_work(
             self.loaded.shoestring_attend(
                 kernel,
                 torch.get_num_threads(),
                 ctypes.addressof(heads),
-                ctypes.addressof(held),
-                rows,
-                count,
+                held,
+                rows.address,
+                rows.count,
                 queries.data_ptr(),
                 queries.stride(0),
                 queries.stride(1),
@@ -171,7 +202,10 @@ def load(path: Path | None = None) -> Library:
     loaded.shoestring_grouped_matmul.argtypes = [
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER),
     ]
-    loaded.shoestring_decode.argtypes = [_INT, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER]
+    loaded.shoestring_decode.argtypes = [
+        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER),
+    ]
+    loaded.shoestring_matmul.argtypes = [_INT, _INT, _POINTER, _POINTER, _LONG, _POINTER]
     loaded.shoestring_attend.argtypes = [
         *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _POINTER),
     ]

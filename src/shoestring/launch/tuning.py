@@ -62,11 +62,13 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> 
     model = peek(place).model
     if not isinstance(model, LanguageModule):
         raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
-    lengths = list[int]()
+    lengths, learnt = list[int](), 1.0
     if asked["data"].get("kind") == "chat":
-        lengths = _lengths(prepare(first.data(), cache_folder(), say=lambda _: None).train)
+        store = prepare(first.data(), cache_folder(), say=lambda _: None).train
+        lengths = _lengths(store)
+        learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
     choice = None if method == FULL else _choice(asked, method)
-    planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths)
+    planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths, learnt)
     return Request.of(_with(asked, planned), planned=planned)
 
 

@@ -1,12 +1,16 @@
 """Keys and values in one piece: room for every token of a row, allocated once."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from shoestring.contract.cache import Cache, KeptShape, Pass
+from shoestring.errors import ShoestringError
+from shoestring.kernels.attention import Layers, Rows, Span
+from shoestring.kernels.decoder import Places
 
 
 class KeyValueShape(NamedTuple):
@@ -73,8 +77,6 @@ class ContiguousCache(Cache):
     """A cache of `ContiguousLayer`s. Memory: of each layer 2 x rows x heads x room x head_width numbers.
 
     shapes: of each layer, or None for a layer that keeps nothing.
-    stacked: the keys and the values of all layers, [layers, B, heads, room, head_width] each, of which the layers are views;
-    None where the layers differ.
     """
 
     def __init__(
@@ -85,19 +87,30 @@ class ContiguousCache(Cache):
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.stacked: tuple[Tensor, Tensor] | None = None
-        layers: list[ContiguousLayer | None]
-        if shapes and shapes[0] is not None and len(set(shapes)) == 1:
-            size = (2, len(shapes), rows, shapes[0].heads, room, shapes[0].head_width)
-            keys, values = torch.zeros(size, dtype=dtype, device=device)
-            self.stacked = keys, values
-            layers = [ContiguousLayer(*both) for both in zip(keys, values, strict=True)]
-        else:
-            layers = [
-                shape
-                and ContiguousLayer(
-                    *torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device)
-                )
-                for shape in shapes
-            ]
+        layers = [
+            shape
+            and ContiguousLayer(
+                *torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device)
+            )
+            for shape in shapes
+        ]
         super().__init__(layers, rows, room)
+
+    def places(self) -> Places | None:
+        """Where the pass that was begun reads and writes, for a model that reads natively: a row is a block. None where a mask says
+        what is seen, rows have padding, or layers differ."""
+        coming = self._coming
+        if not isinstance(coming, Pass) or coming.mask is not None or min(coming.new) < coming.length:
+            return None
+        if self._native is None:
+            return None
+        length = coming.length
+        spans = [Span(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
+        return Places(self._native, Rows(spans, self._native.block))
+
+    @cached_property
+    def _native(self) -> Layers | None:
+        try:
+            return Layers([(layer.keys, layer.values) for layer in self.layers if layer is not None])
+        except ShoestringError:  # of different shapes, or of a type or device that the library does not read
+            return None

@@ -10,12 +10,13 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.initialise import initialise
+from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
 
 
@@ -73,11 +74,10 @@ class Transformer(Blocks):
         """Read token ids. The hidden states [B, T, width] are normed, and times `output_scale`, so that logits are hidden @
         head.weight.T whoever multiplies them. A cache is for use under `no_grad`.
 
-        tap: names of modules, 'blocks.3' say. depth: needs a pass without a cache.
-        Raises: UsageError when the tokens are more than the context or the cache has room for, and for an unknown tap.
+        tap: names of modules, 'blocks.3' say. depth: with a cache, a layer that is left out stays left out.
+        Raises: UsageError when the tokens are more than the context or the cache has room for, for an unknown tap, and for a depth
+        that goes through a layer in which the cache lacks tokens, or twice.
         """
-        if depth is not None and cache is not None:
-            raise UsageError("a depth that varies cannot be read with a cache: skipped layers would miss their keys")
         coming = None if cache is None else cache.begin(inputs)
         end = inputs.length if coming is None else coming.end
         if end > self.config.context:
@@ -90,7 +90,7 @@ class Transformer(Blocks):
                 x = self._through_blocks(x, cos, sin, mask, cache)
                 cost = self._pass_cost(inputs, coming)
             else:
-                x, cost = self._through_some(x, cos, sin, mask, depth)
+                x, cost = self._through_some(x, cos, sin, mask, depth, cache, inputs, coming)
             hidden = _scaled(self.norm(x), self.config.output_scale)
         if cache is not None:
             cache.advance()
@@ -114,20 +114,62 @@ class Transformer(Blocks):
 
     def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
+        if mask is None and isinstance(self.native, NativePass):
+            found = self.native.read(x, cos, sin, cache)
+            if found is not None:
+                return found
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
         return x
 
+    @cached_property
+    def native(self) -> NativePass | str:
+        """What reads all blocks in one native call where a pass allows it, or why each goes module by module."""
+        config = self.config
+        sizes = config.width, config.heads, config.key_value_heads, config.head_width, config.hidden
+        try:
+            return NativePass(self.blocks, *sizes)
+        except ShoestringError as error:
+            return str(error)
+
     def _through_some(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, depth: Depth
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        depth: Depth,
+        cache: Cache | None,
+        inputs: Inputs,
+        coming: Pass | PackedPass | None,
     ) -> tuple[Tensor, Cost]:
         """(x after the blocks that `depth` chooses, what those cost)."""
-        shape, cost = Shape(x.shape[0], x.shape[1]), Cost()
+        cost = Cost()
         for index, block in enumerate(self.blocks):
-            for _ in range(depth.times(index, x)):
-                x = block(x, cos, sin, mask)
-                cost += Cost(block.flops(shape), bytes_of(block))  # type: ignore[operator]
+            times = depth.times(index, x)
+            if cache is not None:
+                if times > 1:
+                    raise UsageError(
+                        f"layer {index} cannot be repeated with a cache: it keeps the keys of a token once"
+                    )
+                cache.through(index) if times else cache.past(index)
+            for _ in range(times):
+                x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
+                cost += self._block_cost(index, inputs, coming)
         return x, cost
+
+    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
+        """What a pass costs in one block."""
+        block, weights, token = self.blocks[index], self._block_bytes[index], self._layer_bytes[index]
+
+        def cost(shape: Shape) -> Cost:
+            kept = shape.rows * token
+            moved, held = kept * shape.past, kept * (shape.past + shape.new)
+            return Cost(block.flops(shape), weights + moved, weights + held)  # type: ignore[operator]
+
+        if isinstance(coming, PackedPass):
+            return ragged(cost, ((one.new, one.held) for one in coming.segments))
+        return cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
 
     def _head(self) -> Head:
         return MatrixHead(self.get_output_embeddings().weight)
@@ -178,10 +220,19 @@ class Transformer(Blocks):
         return bytes_of(self)
 
     @cached_property
+    def _block_bytes(self) -> list[int]:
+        return [bytes_of(block) for block in self.blocks]
+
+    @cached_property
+    def _layer_bytes(self) -> list[int]:
+        """Bytes that a cache holds of one token, of each layer."""
+        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
+        return [0 if s is None else 2 * s.heads * s.head_width * self.dtype.itemsize for s in shapes]
+
+    @cached_property
     def _cache_bytes(self) -> int:
         """Bytes that a cache holds of one token."""
-        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
-        return sum(2 * s.heads * s.head_width for s in shapes if s is not None) * self.dtype.itemsize
+        return sum(self._layer_bytes)
 
 
 def rotary_tables(config: ModelConfig) -> Rotary:

@@ -60,18 +60,20 @@ def plan_tuning(
     machine: Machine,
     given: Mapping[str, Any],
     lengths: Sequence[int] = (),
+    learnt: float = 1.0,
 ) -> tuple[Decision, ...]:
     """Decide what a recipe leaves open.
 
     model: the base. method: the edit; None: all weights are tuned. given: the plain values of the recipe.
     lengths: of the chats, in tokens; none for text, whose windows run across documents.
+    learnt: the share of the tokens that is learnt, which is what a budget of tokens counts.
     """
     context, reason = _window(model.about.context, lengths)
     if "context" in given.get("model", {}):
         context, reason = int(given["model"]["context"]), "as given"
     made = [Decision("model.context", context, reason)]
     each = model.cost(Shape(1, context, backward=True)).flops / context * (1.0 if method is None else FROZEN)
-    tokens = _tokens(budget, each, machine, model.about.width)
+    tokens = _tokens(budget, each, machine, model.about.width, learnt)
     batch = max(1, min(MOST_BATCH, 2 ** math.floor(math.log2(max(tokens / (STEPS * context), 1)))))
     made.append(
         Decision(
@@ -86,7 +88,7 @@ def plan_tuning(
     if method is not None:
         rate = getattr(method.build(), "rate", USUAL_RATE)
         if "rank" in method.options:
-            made.append(_rank(model, method, tokens))
+            made.append(_rank(model, method, tokens * learnt))
         made += [Decision(f"{section}.lr", rate, f"what suits {method.name}") for section in ("optim", "fallback")]
     return tuple(one for one in made if not _has(given, one.key))
 
@@ -100,11 +102,11 @@ def _window(most: int, lengths: Sequence[int]) -> tuple[int, str]:
     return context, f"holds {held:.0%} of the chats whole, the longest has {max(lengths)} tokens"
 
 
-def _tokens(budget: Budget, each: float, machine: Machine, width: int) -> float:
-    """Tokens that a budget allows, by rule."""
+def _tokens(budget: Budget, each: float, machine: Machine, width: int, learnt: float) -> float:
+    """Tokens that are read within a budget, by rule."""
     bought = []
     if budget.tokens is not None:
-        bought.append(budget.tokens)
+        bought.append(budget.tokens / learnt)
     if budget.flops is not None:
         bought.append(budget.flops / each)
     if budget.seconds is not None:

@@ -151,7 +151,10 @@ def read_evidence(evidence: Path, cards: Sequence[Card]) -> list[Measured]:
     """
     if not evidence.is_dir():
         raise UsageError(f"no such evidence: {evidence} is not a folder")
-    folders = sorted(path.parent for path in evidence.glob("*/verdict.json"))
+    # of ways to train: those of ways to decode have terms.toml
+    folders = sorted(
+        path.parent for path in evidence.glob("*/verdict.json") if not (path.parent / "terms.toml").exists()
+    )
     return [measured for folder in folders for measured in _read(folder, cards)]
 
 

@@ -1,4 +1,4 @@
-"""One token through all blocks in one native call: near what the modules compute, the same bits by every kernel."""
+"""Packed models in one native call: near what the modules compute, the same bits by every kernel and for any company."""
 
 from typing import Any
 
@@ -10,11 +10,10 @@ from torch import Tensor
 from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.errors import ShoestringError
-from shoestring.kernels.decoder import Decoder
 from shoestring.lowbit import kernels
 from shoestring.model import ModelConfig
+from shoestring.model.native_pass import NativePass
 from shoestring.model.transformer import Transformer
-from shoestring.shrink.native_blocks import native_decoder
 from shoestring.shrink.packed_transformer import PackedTransformer
 from shoestring.shrink.rounding import pack, ternaries
 
@@ -57,7 +56,7 @@ def decoded(model: PackedTransformer, length: int = 96, prompt: int = 5) -> Tens
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_it_is_what_the_modules_compute(shape: dict[str, Any], layout: str) -> None:
     model = packed(layout, **shape)
-    assert isinstance(model.decoder, Decoder)
+    assert isinstance(model.native, NativePass)
     found = decoded(model)
     kernels.choose("torch")
     wanted = decoded(model)
@@ -105,11 +104,19 @@ def test_what_is_no_number_stays_so() -> None:
     assert decoded(model, 8).isnan().all()
 
 
-def test_several_rows_and_tokens_go_module_by_module() -> None:
-    model, cache = packed(), packed().new_cache(2, 4)
+def test_a_row_does_not_see_its_company() -> None:
+    """Whole prompts, single tokens and other rows beside them: the bits are those of a row that is read token by token."""
+    model = packed(key_value_heads=2)
+    tokens = torch.randint(61, (3, 20), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        two = model.read(Inputs(torch.tensor([[1], [2]])), cache).hidden
-        assert torch.equal(two[:1], model.read(Inputs(torch.tensor([[1]]))).hidden)
+        whole = model.read(Inputs(tokens)).hidden
+        cache = model.new_cache(3, 20)
+        pieces = [model.read(Inputs(piece), cache).hidden for piece in tokens.split([7, 1, 11, 1], 1)]
+        assert torch.equal(torch.cat(pieces, 1), whole)
+        for row in range(3):
+            alone = model.new_cache(1, 20)
+            each = [model.read(Inputs(tokens[row : row + 1, i : i + 1]), alone).hidden for i in range(20)]
+            assert torch.equal(torch.cat(each, 1)[0], whole[row])
 
 
 @pytest.mark.parametrize(
@@ -125,14 +132,10 @@ def test_several_rows_and_tokens_go_module_by_module() -> None:
 )
 def test_parts_that_it_does_not_know_are_named_and_computed_all_the_same(shape: dict[str, Any], reason: str) -> None:
     model = packed(**shape)
-    assert model.decoder == f"blocks.0 has {reason.replace('it knows', 'the native decoder knows')}"
+    assert model.native == f"blocks.0 has {reason.replace('it knows', 'the native decoder knows')}"
     found = decoded(model)
     kernels.choose("torch")
     torch.testing.assert_close(found, decoded(model), rtol=0.05, atol=0.05)
-
-
-def test_a_model_that_is_cast_forgets_it() -> None:
-    assert packed().to(torch.bfloat16).decoder == "it was moved or cast"
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -140,5 +143,5 @@ def test_what_does_not_fit_is_refused() -> None:
     with torch.no_grad(), pytest.raises(ShoestringError, match="of another model"):
         model.read(Inputs(torch.tensor([[1]])), packed(layers=3).new_cache(1, 4))
     model.blocks[1].set_submodule("token_mixer.qkv", packed(heads=8).blocks[1].token_mixer.output)  # type: ignore[union-attr, arg-type]
-    with pytest.raises(ShoestringError, match="qkv is 32 x 32, not 96 x 32"):
-        native_decoder(model)
+    model.changed()
+    assert model.native == "qkv is 32 x 32, not 96 x 32"

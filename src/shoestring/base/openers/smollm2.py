@@ -33,8 +33,14 @@ class SmolLM2Opener:
         return place == NAME
 
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
-        opened = GGUFOpener().open(str(_file()), dtype)
-        return dataclasses.replace(opened, about=dataclasses.replace(opened.about, place=NAME))
+        return _named(GGUFOpener().open(str(_file()), dtype))
+
+    def open_packed(self, place: str) -> Opened:
+        return _named(GGUFOpener().open_packed(str(_file())))
+
+
+def _named(opened: Opened) -> Opened:
+    return dataclasses.replace(opened, about=dataclasses.replace(opened.about, place=NAME))
 
 
 def _file() -> Path:

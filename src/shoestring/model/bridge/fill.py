@@ -42,7 +42,7 @@ def fill(config: ModelConfig, family: Family, tensors: Iterable[tuple[str, Tenso
                 "is there twice" if name in places else f"is the name of no weight of this {family.model_type} model"
             )
             raise UsageError(f"'{given}' {there}")
-        _put(model, place, given, tensor)
+        put(model, place, given, tensor)
     if left:
         raise UsageError(
             f"{len(left)} weights of this {family.model_type} model are missing: '{next(iter(left))}' first"
@@ -58,7 +58,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.device), other)
 
 
-def _put(model: Transformer, place: Place, given: str, tensor: Tensor) -> None:
+def put(model: Transformer, place: Place, given: str, tensor: Tensor) -> None:
     """Copy a weight to its place; our parameter takes memory with the first of its parts."""
     holder, _, last = place.name.rpartition(".")
     module = model.get_submodule(holder)

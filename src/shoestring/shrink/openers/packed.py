@@ -24,11 +24,14 @@ class PackedOpener:
     def accepts(self, place: str) -> bool:
         return is_packed(Path(place))
 
+    def open_packed(self, place: str) -> Opened:
+        return self.open(place, None)
+
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
         if dtype not in (None, torch.float32):
             raise UsageError(f"{place} is packed, and computes in float32: it has no other type")
         found = load_packed(Path(place))
-        slow = found.model.decoder
+        slow = found.model.native
         notes = (f"slow: every token goes module by module, as {slow}",) if isinstance(slow, str) else ()
         about = About(str(Path(place).absolute()), "packed", digest_of([Path(place) / MODEL]), notes)
         return Opened(found.model, found.tokenizer, about)

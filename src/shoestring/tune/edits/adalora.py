@@ -114,7 +114,7 @@ class AdaLoRA(AdapterEdit):
     start normal at 1 / sqrt(in or out) (the paper: Gaussian), lambda at zero: a tuned model starts as the one it is made of.
 
     rank: values a matrix, on average, that are left at the end.
-    first_rank: values a matrix at the beginning.
+    first_rank: values a matrix at the beginning; None: half as many again as `rank`.
     alpha: the scale of what is added, times first_rank.
     start: share of the budget before the first values go.
     rest: share at the end in which none go any more.
@@ -133,7 +133,7 @@ class AdaLoRA(AdapterEdit):
         self,
         *,
         rank: Count = 8,
-        first_rank: Count = 12,
+        first_rank: Count | None = None,
         alpha: Positive = 16.0,
         start: Share = 0.1,
         rest: Share = 0.3,
@@ -143,6 +143,7 @@ class AdaLoRA(AdapterEdit):
         regularisation: NonNegative = 0.1,
         targets: tuple[str, ...] = (),
     ) -> None:
+        first_rank = math.ceil(1.5 * rank) if first_rank is None else first_rank
         if first_rank < rank:
             raise ValueError(f"adalora: first_rank = {first_rank} is below rank = {rank}, and ranks only fall")
         if start + rest >= 1:

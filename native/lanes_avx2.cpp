@@ -1,0 +1,23 @@
+// Attention and products with floats, with AVX2 and FMA.
+#define SHOESTRING_LANES 2
+#include "common.h"
+
+#if SHOESTRING_X86
+
+#include "attention_body.h"
+#include "dense_body.h"
+
+namespace shoestring {
+
+void attend_avx2(const Piece& piece) { attend_piece(piece); }
+
+void dense_avx2(const DenseProduct& product, i64 first, i64 last) {
+    if (product.bfloat16)
+        dense_rows<u16>(product, first, last);
+    else
+        dense_rows<float>(product, first, last);
+}
+
+}  // namespace shoestring
+
+#endif

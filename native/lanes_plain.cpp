@@ -1,0 +1,19 @@
+// Attention and products with floats, in plain C++.
+#define SHOESTRING_LANES 0
+#include "common.h"
+
+#include "attention_body.h"
+#include "dense_body.h"
+
+namespace shoestring {
+
+void attend_plain(const Piece& piece) { attend_piece(piece); }
+
+void dense_plain(const DenseProduct& product, i64 first, i64 last) {
+    if (product.bfloat16)
+        dense_rows<u16>(product, first, last);
+    else
+        dense_rows<float>(product, first, last);
+}
+
+}  // namespace shoestring

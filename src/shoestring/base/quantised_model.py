@@ -1,0 +1,67 @@
+"""A Transformer whose matrices are packed, the embedding and the head among them, and of which no float copy is kept."""
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.contract.model import Head, MatrixHead
+from shoestring.kernels import gather
+from shoestring.model.transformer import Transformer, rotary_tables
+
+TABLES = ("packed", "weight")
+"""Names of buffers that hold packed matrices."""
+
+
+class PackedHead(NamedTuple):
+    """A `Head` whose matrix is packed: it has no weight in floating point.
+
+    table: a module with `logits`, `in_features` and `out_features`.
+    """
+
+    table: Any
+    weight: None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.table.logits(hidden)
+        return found
+
+    def flops(self, places: int) -> int:
+        return 2 * places * int(self.table.out_features) * int(self.table.in_features)
+
+
+class QuantisedTransformer(Transformer):
+    """A `Transformer` whose matrices are modules that keep them packed, for use and not for training.
+
+    Whoever makes one puts these in their places and then calls `ready`. Activations are float32, on the CPU.
+
+    Tokens go through all blocks in one native call where there is one for their parts (`Transformer.native`), else module by
+    module. Their floating-point sums are not in the same order.
+    """
+
+    def ready(self) -> Self:
+        """The model, once its weights are in place, with the tables that are no weights; in evaluation mode. What is packed is
+        moved together, where it is read faster (`kernels.gather`)."""
+        self.rotary = rotary_tables(self.config)
+        packed = [
+            (module, name)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in TABLES and not isinstance(module, nn.Linear | nn.Embedding)
+        ]
+        for (module, name), moved in zip(packed, gather([getattr(m, n) for m, n in packed]), strict=True):
+            setattr(module, name, moved)
+        return self.requires_grad_(False).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self.norm.weight.device
+        return found
+
+    def _head(self) -> Head:
+        table: Any = self.get_output_embeddings()
+        return PackedHead(table) if hasattr(table, "logits") else MatrixHead(table.weight)

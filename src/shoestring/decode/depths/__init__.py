@@ -1,0 +1,1 @@
+"""Which layers the tokens of an answer go through, a method a file."""

@@ -1,0 +1,128 @@
+"""The blocks of a Transformer in one native call, where the library knows their parts and nobody listens to what they say."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from shoestring.contract.cache import Cache
+from shoestring.errors import ShoestringError
+from shoestring.kernels import kernel_in_use
+from shoestring.kernels.attention import Layers, Rows, Span
+from shoestring.kernels.choice import TORCH
+from shoestring.kernels.decoder import DENSE, FLOATS, Decoder, Layer, Matrix, NativeCache, NativeMatrix, Norm, Places
+from shoestring.model.attention import Attention
+from shoestring.model.norm import RMSNorm
+from shoestring.model.pre_norm import PreNorm
+from shoestring.model.swiglu import SwiGLU
+
+FEW = 16
+"""Tokens of a pass up to which matrices of numbers are multiplied natively: beyond, torch's products are faster."""
+
+
+class NativePass:
+    """All blocks of a model, as the native decoder reads them: made of the tensors that are in them now.
+
+    blocks: of `Transformer`. The sizes are those of its configuration.
+    Raises: ShoestringError, naming the part, where one is of another kind than the decoder computes.
+    """
+
+    def __init__(
+        self, blocks: nn.ModuleList, width: int, heads: int, key_value_heads: int, head_width: int, hidden: int
+    ) -> None:
+        layers = []
+        for number, block in enumerate(blocks):
+            try:
+                layers.append(_layer(block))
+            except ShoestringError as error:
+                raise ShoestringError(f"blocks.{number} has {error}") from None
+        self.decoder = Decoder(layers, width, heads, key_value_heads, head_width, hidden)
+        self._shape, self._blocks = (key_value_heads, head_width), blocks
+        modules = [module for module in blocks.modules() if module is not blocks]
+        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._parts = [
+            (owner._modules, name, part) for owner in blocks.modules() for name, part in owner._modules.items()
+        ]
+        self._tensors = [
+            (named, name, tensor, tensor.data_ptr())
+            for module in modules
+            for named in (module._parameters, module._buffers)
+            for name, tensor in named.items()
+            if tensor is not None
+        ]
+
+    def read(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor | None:
+        """x [B, T, width] after all blocks; None, and nothing is done, where this pass must go module by module.
+
+        cos, sin: as `Attention.forward` takes them. cache: a pass of it has begun.
+        """
+        rows, length, width = x.shape
+        if not x.is_cpu or not x.numel() or x.dtype not in FLOATS or kernel_in_use() == TORCH:
+            return None
+        if self.decoder.dense and rows * length > FEW:
+            return None
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return None
+        listening = any(self._hooks) or _get_current_dispatch_mode() is not None
+        if listening or not self._unchanged():
+            return None
+        if cache is None:
+            places: Places | None = self._beside(rows, length)
+        else:
+            places = cache.places() if isinstance(cache, NativeCache) else None
+        if places is None:
+            return None
+        stream = torch.empty(rows * length, width)
+        stream.copy_(x.reshape(rows * length, width))
+        tables = [
+            table.expand(rows, length, 1, -1).reshape(rows * length, -1).float().contiguous() for table in (cos, sin)
+        ]
+        if not self.decoder.read(stream, places, *tables):
+            return None
+        return stream.view(x.shape).to(x.dtype)
+
+    def _beside(self, rows: int, length: int) -> Places:
+        """For a pass that keeps nothing: each layer writes over what the one before it wrote."""
+        heads, width = self._shape
+        keys, values = torch.empty(2, rows, heads, length, width)
+        spans = [Span(row * length, length, 0, (row,)) for row in range(rows)]
+        return Places(Layers([(keys, values)] * len(self._blocks)), Rows(spans, length))
+
+    def _unchanged(self) -> bool:
+        """Whether the parts are those that there were, and every tensor where it was. It may hold other numbers."""
+        if any(named.get(name) is not part for named, name, part in self._parts):
+            return False
+        return all(named.get(name) is tensor and tensor.data_ptr() == at for named, name, tensor, at in self._tensors)
+
+
+def _layer(block: Any) -> Layer:
+    """Raises: ShoestringError, saying what it is that the decoder does not know."""
+    mixer, channels = block.token_mixer, block.channel_mixer
+    if type(mixer) is not Attention or type(channels) is not SwiGLU:
+        raise ShoestringError(
+            f"{type(mixer).__name__} and {type(channels).__name__}, where the native decoder knows Attention and SwiGLU"
+        )
+    if type(block.residual) is not PreNorm:
+        raise ShoestringError(f"{type(block.residual).__name__}, where the native decoder knows PreNorm")
+    norms = [_norm(norm) for norm in (block.token_norm, mixer.query_norm, mixer.key_norm, block.channel_norm)]
+    linears = (mixer.qkv, mixer.output, channels.gate_up, channels.output)
+    return Layer(*norms, *(_matrix(linear) for linear in linears))  # type: ignore[arg-type]
+
+
+def _norm(norm: Any) -> Norm:
+    if type(norm) is nn.Identity:
+        return Norm(None, 0.0)
+    if type(norm) is not RMSNorm:
+        raise ShoestringError(f"{type(norm).__name__}, where the native decoder knows RMSNorm")
+    return Norm(norm.weight.detach(), norm.epsilon)
+
+
+def _matrix(linear: Any) -> Matrix:
+    if isinstance(linear, NativeMatrix):
+        return linear.native_matrix()
+    if type(linear) is not nn.Linear or linear.weight.dtype not in DENSE:
+        raise ShoestringError(f"a matrix of {type(linear).__name__} that the native decoder does not know")
+    bias = None if linear.bias is None else linear.bias.detach()
+    rows, columns = linear.weight.shape
+    return Matrix(linear.weight.detach(), rows, columns, DENSE[linear.weight.dtype], bias=bias)
