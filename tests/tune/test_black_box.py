@@ -17,7 +17,13 @@ from tests.tune.making import folder_of, opened
 pytest.importorskip("cma", reason="the package cma is not installed")
 
 TEXTS, LABELS = ["aaab", "zzzy", "abaa", "yzzz"], [0, 1, 0, 1]
-PATTERNS = [Pattern(lambda text, first=first: [first, *text.encode(), 7], [[300], [301]]) for first in (5, 6)]
+
+
+def pattern(first: int) -> Pattern:
+    return Pattern(lambda text: [first, *text.encode(), 7], [[300], [301]])
+
+
+PATTERNS = [pattern(5), pattern(6)]
 PLACEHOLDER = 511
 
 
@@ -32,7 +38,7 @@ def test_a_prompt_is_read_where_its_tokens_are(model: LanguageModule) -> None:
     before = model(plain)
     prompt = with_prompt(model, 2, PLACEHOLDER)
     torch.testing.assert_close(model(plain), before)  # no placeholder, no prompt
-    vectors = model.get_submodule(model.anatomy().embedding).base(torch.tensor([8, 9]))  # type: ignore[operator, union-attr]
+    vectors = model.get_submodule(model.anatomy().embedding).base(torch.tensor([8, 9]))  # type: ignore[operator]
     prompt.prompt.copy_(vectors)
     torch.testing.assert_close(model(torch.tensor([[*prompt.ids, 1, 2]])), model(torch.tensor([[8, 9, 1, 2]])))
     cache = model.new_cache(1, 8)
