@@ -14,7 +14,7 @@ from shoestring.plan.tuning import MOST_BATCH, MOST_JUDGED, RANKS, plan_tuning
 from shoestring.tune.edits.road import RoAd
 
 MACHINE = Machine("cpu", "test", 2, 1 << 34, (), {"float32": 1e11}, 1e10)
-SIZES = {"layers": 2, "width": 64, "heads": 4, "vocabulary": 512}
+SIZES: dict[str, Any] = {"layers": 2, "width": 64, "heads": 4, "vocabulary": 512}
 
 
 def planned(

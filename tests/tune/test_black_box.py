@@ -19,11 +19,11 @@ pytest.importorskip("cma", reason="the package cma is not installed")
 TEXTS, LABELS = ["aaab", "zzzy", "abaa", "yzzz"], [0, 1, 0, 1]
 
 
-def asking(first: int) -> Pattern:
+def pattern(first: int) -> Pattern:
     return Pattern(lambda text: [first, *text.encode(), 7], [[300], [301]])
 
 
-PATTERNS = [asking(first) for first in (5, 6)]
+PATTERNS = [pattern(5), pattern(6)]
 PLACEHOLDER = 511
 
 

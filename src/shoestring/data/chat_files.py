@@ -30,7 +30,7 @@ def message_of(found: object, where: str) -> Message:
     if not isinstance(found, dict) or not all(isinstance(found.get(key), str) for key in ("role", "content")):
         raise UsageError(f"{where} has something that is no message: one is like {MESSAGE}")
     try:
-        found["content"].encode()
+        (found["role"] + found["content"]).encode()
     except UnicodeEncodeError:
         raise UsageError(f"{where} has half of a surrogate pair, which is no text") from None
     return found

@@ -90,6 +90,11 @@ def adapter_of(adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part
     ]
     for target in kinds:
         if kind in target.peft_types and target.reads(adapter.settings):
-            return target.imported(adapter, model, parts)
+            try:
+                return target.imported(adapter, model, parts)
+            except ShoestringError:
+                raise
+            except ValueError as error:  # of an option that is out of its bounds
+                raise UsageError(f"{SETTINGS}: {first_line(error)}") from None
     have = sorted({name for target in kinds for name in target.peft_types})
     raise UsageError(f"its adapters are of the kind {kind[:40]}: those that are read here are {', '.join(have)}")

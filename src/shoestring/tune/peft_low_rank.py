@@ -43,7 +43,10 @@ class Factors(NamedTuple):
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
     """The scale of an adapter of peft."""
     alpha = settings.get("lora_alpha", 8)
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UsageError("adapter_config.json: alpha_pattern is no object")
+    for pattern, value in patterns.items():
         if not re.fullmatch(r"[\w.]{1,200}", pattern):
             raise UsageError(
                 f"adapter_config.json: alpha_pattern '{pattern[:60]}' is a regular expression, which is not read here"
@@ -51,8 +54,8 @@ def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
         if re.fullmatch(rf"(.*\.)?{pattern}", module):  # as peft matches it: a dot is any letter
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UsageError(f"adapter_config.json: lora_alpha of '{module}' is no number")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1e6:
+        raise UsageError(f"adapter_config.json: lora_alpha of '{module}' is no number above 0")
     return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -65,7 +68,7 @@ def factors_of(adapter: PeftAdapter, module: str) -> Factors:
     if DOWN not in own or UP not in own:
         raise UsageError(f"'{module}' lacks {DOWN if DOWN not in own else UP}")
     down, up = own[DOWN], own[UP]
-    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1] or not down.numel():
         raise UsageError(f"'{module}' has {list(down.shape)} and {list(up.shape)}, which are no two factors")
     return Factors(down, up, _scale(adapter.settings, module, down.shape[0]))
 

@@ -26,7 +26,7 @@ By = Literal["angular", "gradient"]
     paper="When Life gives you LLMs, make LLM-ADE: Large Language Models with Adaptive Data Engineering, arXiv:2404.13028",
     claim="on TinyLlama, significant gains on general knowledge benchmarks without the drawbacks of continuous training, by "
     "freezing and expanding chosen blocks",
-    cost="a forward and backward pass over some text first; then `expand` layers more, and no gradients of frozen weights",
+    cost="a forward pass over some text first, a backward pass too by 'gradient'; then `expand` layers more, most weights frozen",
 )
 class LLMADE:
     """Freeze most layers, train those that new text asks most of, and put copies that start as nothing behind some of them.
