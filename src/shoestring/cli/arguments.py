@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shoestring.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    pass
+    from shoestring.base.opened import Weights
 
 
 def whole(at_least: int, at_most: int) -> Callable[[str], int]:
@@ -39,6 +39,9 @@ def seconds_above_zero(text: str) -> float:
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights are opened or written in."""
+
+
+TYPES_HELP = "of weights: float32, bfloat16, float16, or packed, as a GGUF file has them"
 
 
 def dtype_named(text: str) -> "Weights":
