@@ -11,7 +11,7 @@ WORKERS ?= auto
 MINUTES ?= 5
 SEED ?=
 
-.PHONY: install demo test test-slow test-gpu check fuzz properties bench bench-smoke models evidence evidence-quick docs dist format clean
+.PHONY: install demo test test-slow test-gpu sanitize check fuzz properties bench bench-smoke models evidence evidence-quick docs dist format clean
 
 install: $(READY)
 
@@ -37,6 +37,10 @@ test-slow: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# the native library with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests of all its functions
+sanitize: $(READY)
+	$(BIN)/python -m pytest -m slow tests/lowbit/kernels/test_sanitized.py
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

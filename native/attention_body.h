@@ -2,11 +2,9 @@
 // score so far taken off; each sum has one order, whoever the piece is shared with.
 #pragma once
 
-#include <cmath>
 #include <limits>
 
 #include "attention.h"
-#include "decoder_bodies.h"
 #include "lanes.h"
 
 namespace shoestring {
@@ -59,6 +57,21 @@ LANES_INLINE void mix_all(const float* weights, const float* const* values, i64 
     store(total + whole, sum);
 }
 
+// Has a cache line fetched.
+LANES_INLINE void ask(const float* line) {
+#if SHOESTRING_LANES
+    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+#else
+    (void)line;
+#endif
+}
+
+LANES_INLINE float first_of(V v) {
+    float all[LANES];
+    store(all, v);
+    return all[0];
+}
+
 LANES_INLINE void widen_row(const u16* from, i64 count, float* to) {
     i64 d = 0;
     for (; d + LANES <= count; d += LANES) store(to + d, widen(from + d));
@@ -77,6 +90,7 @@ LANES_INLINE void find(const Side& side, const Held& held, const Row& row, i64 h
             to[k] = room + k * padded;
         } else {
             to[k] = static_cast<const float*>(side.numbers) + at;
+            for (i64 d = 0; d < width; d += LANES) ask(to[k] + d);
         }
     }
 }
@@ -116,14 +130,18 @@ LANES_TARGET void attend_piece(const Piece& p) {
             const i64 high = place + 1 - first < count ? place + 1 - first : count, number = high - low;
             if (number <= 0) continue;
             score(asked + m * wide, keys + low, number, wide, last, scores);
-            float most = largest[m];
-            for (i64 k = 0; k < number; ++k) most = scores[k] > most ? scores[k] : most;
-            for (i64 k = 0; k < number; ++k) scores[k] = exp_body(scores[k] - most);
-            for (i64 k = number; k < whole_lanes(number); ++k) scores[k] = 0.0f;
+            float top = largest[m];
+            for (i64 k = 0; k < number; ++k) top = scores[k] > top ? scores[k] : top;
+            const i64 filled = whole_lanes(number);
+            for (i64 k = number; k < filled; ++k) scores[k] = -std::numeric_limits<float>::infinity();
             V share = zero();
-            for (i64 k = 0; k < number; k += LANES) share = add(share, load(scores + k));
-            const float shrink = exp_body(largest[m] - most);
-            largest[m] = most;
+            for (i64 k = 0; k < filled; k += LANES) {
+                const V weights = exponential(less(load(scores + k), same(top)));
+                store(scores + k, weights);
+                share = add(share, weights);
+            }
+            const float shrink = first_of(exponential(same(largest[m] - top)));
+            largest[m] = top;
             shares[m] = shares[m] * shrink + sum(share);
             mix_all(scores, values + low, number, out_wide, out_last, shrink, total + m * out_wide);
         }

@@ -84,7 +84,6 @@ using Quantise = float (*)(const float* x, i64 columns, i64 padded, i64 group, i
 struct Floats {
     void (*norm)(const float* x, const float* gain, float epsilon, i64 count, float* out);
     void (*turn)(const float* x, const float* cos, const float* sin, i64 count, float* out);
-    void (*gate)(const float* gates, const float* ups, i64 count, float* out);
 };
 
 struct Piece;         // attention.h
@@ -96,6 +95,9 @@ void attend_avx512(const Piece&);
 void dense_plain(const DenseProduct&, i64 first, i64 last);
 void dense_avx2(const DenseProduct&, i64 first, i64 last);
 void dense_avx512(const DenseProduct&, i64 first, i64 last);
+void gate_plain(const float* gates, const float* ups, i64 count, float* out);
+void gate_avx2(const float* gates, const float* ups, i64 count, float* out);
+void gate_avx512(const float* gates, const float* ups, i64 count, float* out);
 extern const GroupedKernel grouped_plain, grouped_avx2, grouped_avx512;
 
 // One instruction set.
@@ -107,6 +109,7 @@ struct Kernel {
     Floats floats;
     void (*attend)(const Piece&);
     void (*dense)(const DenseProduct&, i64 first, i64 last);
+    void (*gate)(const float* gates, const float* ups, i64 count, float* out);
     const GroupedKernel* grouped;
 };
 

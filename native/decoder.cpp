@@ -116,7 +116,7 @@ void gate(void* context, i64 token) {
     const Pass& pass = *static_cast<Pass*>(context);
     const i64 hidden = pass.d.hidden;
     const float* const gates = pass.gates + token * 2 * hidden;
-    pass.kernel.floats.gate(gates, gates + hidden, hidden, pass.gated + token * hidden);
+    pass.kernel.gate(gates, gates + hidden, hidden, pass.gated + token * hidden);
 }
 
 bool one_layer(Pass& pass, const Layer& layer, i64 count) {

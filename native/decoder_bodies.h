@@ -24,26 +24,6 @@ static SHOESTRING_INLINE float dot_body(const float* a, const float* b, i64 coun
     return lanes_sum(lanes);
 }
 
-// exp(x) for x <= 0, 0 below -87, NaN for NaN: 2^n times a polynomial in the rest, which is that of Cody and Waite's exponential (Cephes).
-static SHOESTRING_INLINE float exp_body(float x) {
-    const float kept = x > -87.0f ? x : -87.0f;
-    constexpr float to_integer = 12582912.0f;
-    const float n = (kept * 1.44269504f + to_integer) - to_integer;
-    const float r = (kept - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const i32 bits = (static_cast<i32>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    const float found = x < -87.0f ? 0.0f : p * power;
-    return x != x ? x : found;
-}
-
 // out = gain x / sqrt(mean x^2 + epsilon). out may be x.
 static SHOESTRING_INLINE void norm_body(const float* x, const float* gain, float epsilon, i64 count, float* out) {
     const float by = 1.0f / std::sqrt(dot_body(x, x, count) / static_cast<float>(count) + epsilon);
@@ -57,14 +37,6 @@ static SHOESTRING_INLINE void turn_body(const float* x, const float* cos, const 
     for (i64 i = half; i < count; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
 }
 
-// out [count] = silu(gate) up, both [count].
-static SHOESTRING_INLINE void gate_body(const float* gate, const float* up, i64 count, float* out) {
-    for (i64 i = 0; i < count; ++i) {
-        const float size = gate[i] < 0.0f ? gate[i] : -gate[i], small = exp_body(size);  // of -|gate|: nothing overflows
-        out[i] = gate[i] * ((gate[i] < 0.0f ? small : 1.0f) / (1.0f + small)) * up[i];
-    }
-}
-
 // The functions of one instruction set. TARGET: its attribute.
 #define SHOESTRING_FLOATS(TARGET)                                                                                         \
     TARGET void norm(const float* x, const float* gain, float epsilon, i64 count, float* out) {                           \
@@ -73,7 +45,6 @@ static SHOESTRING_INLINE void gate_body(const float* gate, const float* up, i64 
     TARGET void turn(const float* x, const float* cos, const float* sin, i64 count, float* out) {                         \
         turn_body(x, cos, sin, count, out);                                                                               \
     }                                                                                                                     \
-    TARGET void gate(const float* gates, const float* ups, i64 count, float* out) { gate_body(gates, ups, count, out); }  \
-    constexpr Floats FLOATS = {norm, turn, gate};
+    constexpr Floats FLOATS = {norm, turn};
 
 }  // namespace shoestring

@@ -35,6 +35,15 @@ LANES_INLINE void store(float* to, V v) { _mm512_storeu_ps(to, v.all); }
 LANES_INLINE V add(V a, V b) { return {_mm512_add_ps(a.all, b.all)}; }
 LANES_INLINE V times(V a, V b) { return {_mm512_mul_ps(a.all, b.all)}; }
 LANES_INLINE V fused(V a, V b, V c) { return {_mm512_fmadd_ps(a.all, b.all, c.all)}; }  // a b + c, rounded once
+LANES_INLINE V less(V a, V b) { return {_mm512_sub_ps(a.all, b.all)}; }
+LANES_INLINE V over(V a, V b) { return {_mm512_div_ps(a.all, b.all)}; }
+LANES_INLINE V most(V a, V b) { return {_mm512_max_ps(a.all, b.all)}; }  // b where one is no number
+LANES_INLINE V where_under(V a, V b, V yes, V no) {  // no where one is no number
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.all, b.all, _CMP_LT_OQ), no.all, yes.all)};
+}
+LANES_INLINE V power_of_two(V whole) {  // of whole numbers from -126 to 127
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(whole.all), _mm512_set1_epi32(127)), 23))};
+}
 LANES_INLINE V widen(const u16* from) {  // of bfloat16
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -62,6 +71,17 @@ LANES_INLINE V times(V a, V b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul
 LANES_INLINE V fused(V a, V b, V c) {  // a b + c, rounded once
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
+LANES_INLINE V less(V a, V b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+LANES_INLINE V over(V a, V b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+LANES_INLINE V most(V a, V b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }  // b where one is no number
+LANES_INLINE V where_under(V a, V b, V yes, V no) {  // no where one is no number
+    return {_mm256_blendv_ps(no.low, yes.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.high, yes.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+}
+LANES_INLINE __m256 power_of_two(__m256 whole) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23));
+}
+LANES_INLINE V power_of_two(V whole) { return {power_of_two(whole.low), power_of_two(whole.high)}; }  // of whole numbers from -126 to 127
 LANES_INLINE V widen(const u16* from) {  // of bfloat16
     const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)));
@@ -99,6 +119,29 @@ inline V fused(const V& a, const V& b, V c) {  // a b + c, rounded once
     for (i64 l = 0; l < LANES; ++l) c.of[l] = __builtin_fmaf(a.of[l], b.of[l], c.of[l]);
     return c;
 }
+inline V less(V a, const V& b) {
+    for (i64 l = 0; l < LANES; ++l) a.of[l] -= b.of[l];
+    return a;
+}
+inline V over(V a, const V& b) {
+    for (i64 l = 0; l < LANES; ++l) a.of[l] /= b.of[l];
+    return a;
+}
+inline V most(const V& a, V b) {  // b where one is no number
+    for (i64 l = 0; l < LANES; ++l) b.of[l] = a.of[l] > b.of[l] ? a.of[l] : b.of[l];
+    return b;
+}
+inline V where_under(const V& a, const V& b, const V& yes, V no) {  // no where one is no number
+    for (i64 l = 0; l < LANES; ++l) no.of[l] = a.of[l] < b.of[l] ? yes.of[l] : no.of[l];
+    return no;
+}
+inline V power_of_two(V whole) {  // of whole numbers from -126 to 127
+    for (i64 l = 0; l < LANES; ++l) {
+        const u32 bits = whole.of[l] == whole.of[l] ? static_cast<u32>(static_cast<i32>(whole.of[l]) + 127) << 23 : 0;
+        std::memcpy(whole.of + l, &bits, 4);
+    }
+    return whole;
+}
 inline V widen(const u16* from) {  // of bfloat16
     V v;
     for (i64 l = 0; l < LANES; ++l) {
@@ -134,6 +177,21 @@ LANES_INLINE float sum(V v) {
     float found[4];
     sums(four, found);
     return found[0];
+}
+
+// exp(x) for x <= 0, 0 below -87, NaN for NaN: 2^n times a polynomial in the rest, which is that of Cody and Waite's exponential (Cephes).
+LANES_INLINE V exponential(V x) {
+    const V low = same(-87.0f), to_integer = same(12582912.0f);
+    const V kept = most(low, x);
+    const V n = less(fused(kept, same(1.44269504f), to_integer), to_integer);
+    const V r = fused(n, same(2.12194440e-4f), fused(n, same(-0.693359375f), kept));
+    V p = fused(same(1.9875691500e-4f), r, same(1.3981999507e-3f));
+    p = fused(p, r, same(8.3334519073e-3f));
+    p = fused(p, r, same(4.1665795894e-2f));
+    p = fused(p, r, same(1.6666665459e-1f));
+    p = fused(p, r, same(5.0000001201e-1f));
+    p = add(fused(p, times(r, r), r), same(1.0f));
+    return where_under(x, low, zero(), times(p, power_of_two(n)));
 }
 
 // The first `count` < 16 of them, then zeros: nothing beyond is read.

@@ -6,6 +6,7 @@
 
 #include "attention_body.h"
 #include "dense_body.h"
+#include "gate_body.h"
 
 namespace shoestring {
 
@@ -17,6 +18,8 @@ void dense_avx2(const DenseProduct& product, i64 first, i64 last) {
     else
         dense_rows<float>(product, first, last);
 }
+
+void gate_avx2(const float* gates, const float* ups, i64 count, float* out) { gate_all(gates, ups, count, out); }
 
 }  // namespace shoestring
 

@@ -4,6 +4,7 @@
 
 #include "attention_body.h"
 #include "dense_body.h"
+#include "gate_body.h"
 
 namespace shoestring {
 
@@ -15,5 +16,7 @@ void dense_plain(const DenseProduct& product, i64 first, i64 last) {
     else
         dense_rows<float>(product, first, last);
 }
+
+void gate_plain(const float* gates, const float* ups, i64 count, float* out) { gate_all(gates, ups, count, out); }
 
 }  // namespace shoestring

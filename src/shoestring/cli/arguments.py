@@ -41,6 +41,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Types that weights are opened or written in."""
 
 
+TYPES_HELP = "of weights: float32, bfloat16, float16, or packed, as a GGUF file has them"
+
+
 def dtype_named(text: str) -> "Weights":
     """The type of a flag that takes the type of weights: one of DTYPES, or 'packed'."""
     import torch

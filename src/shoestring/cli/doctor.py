@@ -13,6 +13,7 @@ from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
 from shoestring.lowbit import gpu
+from shoestring.model.native_pass import FEW
 
 
 def findings(machine: Machine) -> list[str]:
@@ -42,6 +43,17 @@ def findings(machine: Machine) -> list[str]:
     return found
 
 
+def native_path() -> str:
+    """What is computed by the native library here, and what by torch."""
+    used = kernels.kernel_in_use()
+    if used == kernels.TORCH:
+        return "nothing: attention over a paged cache and all layers of a pass are computed with torch, one by one"
+    return (
+        f"the kernel '{used}' attends over a paged cache, and takes packed models through all layers in one call "
+        f"(models in float32 and bfloat16 too, up to {FEW} tokens a pass)"
+    )
+
+
 def _measured(machine: Machine) -> dict[str, Any]:
     """What `--json` prints; rates are FLOP/s and bytes/s."""
     on_gpu = gpu.kernel_in_use()[0] if torch.cuda.is_available() else None
@@ -51,6 +63,7 @@ def _measured(machine: Machine) -> dict[str, Any]:
         "machine": machine,
         "packed_kernel": kernels.kernel_in_use(),
         "packed_kernel_gpu": on_gpu,
+        "native": native_path(),
         "kept_in": cache_folder(),
         "slow": findings(machine),
     }
@@ -74,6 +87,7 @@ def run(words: Sequence[str]) -> int:
         console.print(f"matmul      {rate / 1e9:,.0f} GFLOP/s in {dtype} (2048 x 2048 x 2048)")
     console.print(f"bandwidth   {machine.bandwidth / 1e9:.1f} GB/s read from memory")
     console.print(f"packed      matrices of few bits are multiplied by the kernel '{kernels.kernel_in_use()}'")
+    console.print(f"native      {native_path()}")
     if torch.cuda.is_available():
         console.print(f"            and on the GPU by the kernel '{gpu.kernel_in_use()[0]}'")
     for line in busy_waiting.describe():

@@ -12,7 +12,7 @@ from shoestring.base.likelihood import Likelihood, first_tokens, likelihood, win
 from shoestring.base.text import Text, read_text
 from shoestring.budget.ledger import DATA, EVALUATE, EVALUATION, START, Ledger, peak_memory
 from shoestring.budget.units import show, show_seconds
-from shoestring.cli.arguments import Arguments, dtype_named, whole
+from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named, whole
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
 from shoestring.cli.tasks import add_task_flags, check_flags, run_task
@@ -62,7 +62,7 @@ def run(words: Sequence[str]) -> int:
         "--dtype",
         type=dtype_named,
         metavar="TYPE",
-        help="of weights: float32, bfloat16, float16, or packed: as a GGUF file has them",
+        help=TYPES_HELP,
     )
     add_task_flags(parser, whole)
     add_json_flag(parser, "what was measured on what, and the differences")

@@ -13,7 +13,7 @@ from shoestring.base import Opened, open_model
 from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
-from shoestring.cli.arguments import Arguments, dtype_named
+from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
 from shoestring.contract.model import LanguageModel
@@ -272,7 +272,7 @@ def _arguments() -> Arguments:
         "--dtype",
         type=dtype_named,
         metavar="TYPE",
-        help="of weights: float32, bfloat16, float16, or packed: as a GGUF file has them",
+        help=TYPES_HELP,
     )
     parser.add_argument(
         "--json",

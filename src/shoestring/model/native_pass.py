@@ -1,5 +1,6 @@
 """The blocks of a Transformer in one native call, where the library knows their parts and nobody listens to what they say."""
 
+import operator
 from typing import Any
 
 import torch
@@ -38,19 +39,19 @@ class NativePass:
             except ShoestringError as error:
                 raise ShoestringError(f"blocks.{number} has {error}") from None
         self.decoder = Decoder(layers, width, heads, key_value_heads, head_width, hidden)
-        self._shape, self._blocks = (key_value_heads, head_width), blocks
+        self._shape, self.blocks, self._count = (key_value_heads, head_width), blocks, len(blocks)
         modules = [module for module in blocks.modules() if module is not blocks]
         self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self._parts = [
-            (owner._modules, name, part) for owner in blocks.modules() for name, part in owner._modules.items()
+        found = [
+            (named, name, part)
+            for module in blocks.modules()
+            for named in (module._modules, module._parameters, module._buffers)
+            for name, part in named.items()
+            if part is not None
         ]
-        self._tensors = [
-            (named, name, tensor, tensor.data_ptr())
-            for module in modules
-            for named in (module._parameters, module._buffers)
-            for name, tensor in named.items()
-            if tensor is not None
-        ]
+        self._where, self._names, self._parts = zip(*found, strict=True)
+        self._tensors = [part for part in self._parts if isinstance(part, Tensor)]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
     def read(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor | None:
         """x [B, T, width] after all blocks; None, and nothing is done, where this pass must go module by module.
@@ -87,13 +88,17 @@ class NativePass:
         heads, width = self._shape
         keys, values = torch.empty(2, rows, heads, length, width)
         spans = [Span(row * length, length, 0, (row,)) for row in range(rows)]
-        return Places(Layers([(keys, values)] * len(self._blocks)), Rows(spans, length))
+        return Places(Layers([(keys, values)] * self._count), Rows(spans, length))
 
     def _unchanged(self) -> bool:
         """Whether the parts are those that there were, and every tensor where it was. It may hold other numbers."""
-        if any(named.get(name) is not part for named, name, part in self._parts):
-            return False
-        return all(named.get(name) is tensor and tensor.data_ptr() == at for named, name, tensor, at in self._tensors)
+        # by `map`, which is in C: this is asked for each token
+        same = all(map(operator.is_, map(dict.get, self._where, self._names), self._parts))
+        return (
+            same
+            and len(self.blocks) == self._count
+            and all(map(operator.eq, map(Tensor.data_ptr, self._tensors), self._addresses))
+        )
 
 
 def _layer(block: Any) -> Layer:

@@ -114,8 +114,9 @@ class Transformer(Blocks):
 
     def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
-        if mask is None and isinstance(self.native, NativePass):
-            found = self.native.read(x, cos, sin, cache)
+        native = self.native
+        if mask is None and isinstance(native, NativePass) and native.blocks is self.blocks:
+            found = native.read(x, cos, sin, cache)
             if found is not None:
                 return found
         for index, block in enumerate(self.blocks):

@@ -14,7 +14,16 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / "native"
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-pthread", "-shared", "-fPIC"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-TESTS = ["test_ternary_product.py", "test_integer_product.py", "test_threads.py", "test_decoder.py"]
+TESTS = [
+    *(
+        "test_ternary_product.py",
+        "test_integer_product.py",
+        "test_grouped_product.py",
+        "test_threads.py",
+        "test_decoder.py",
+    ),
+    *("../../kernels/test_attention.py", "../../model/test_native_pass.py"),
+]
 
 RUN = """
 import sys
