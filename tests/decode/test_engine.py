@@ -62,6 +62,8 @@ TABLE += [(scheduler, "ngram") for scheduler in SCHEDULERS if scheduler != "firs
 OPTIONS: dict[str, dict[str, Any]] = {
     "draft_model": {"confidence": 0.1},
     "staged": {"least": 0.0, "most": 8, "passes": 3},
+    "fast_mtp": {"confidence": 0.0},
+    "longspec": {"confidence": 0.0, "window": 10, "anchors": 2},
 }
 """Of drafters, for models that are never as sure as those that were trained."""
 
