@@ -19,7 +19,9 @@ ROWS = 32
     cost="as draft_model, and its reading of a window again each `window` tokens; a cache of 2 `window` tokens a row",
 )
 class LongSpec(DraftModel):
-    """A draft model sees the first `anchors` tokens of a text and the last `window` to 2 `window`, at positions 0, 1, 2 ... So its
+    """A draft model that sees the beginning and the end of a text.
+
+    A draft model sees the first `anchors` tokens of a text and the last `window` to 2 `window`, at positions 0, 1, 2 ... So its
     cache is of constant size, and no position is beyond those that it was trained for, however long the text is. When the
     window is full, its first half is left behind and the other read anew.
 
