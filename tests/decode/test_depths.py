@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.depth import RowDepth, Through
+from shoestring.decode.depths.dr_llm import DrLLM
 from shoestring.decode.depths.skip_decode import SkipDecode
 from shoestring.decode.drafters.ngram import NGram
+from shoestring.decode.layer_routers import LayerRouters
 from shoestring.decode.row import Row
 from shoestring.decode.store import PagedStore, SeparateStore, Store
 from shoestring.errors import UsageError
@@ -34,8 +37,20 @@ def deep(layers: int = 6) -> Transformer:
     return made.requires_grad_(False).eval()
 
 
-DEPTHS: dict[str, Callable[[Transformer], RowDepth]] = {
-    "skip_decode": lambda model: SkipDecode(model, most=1.0, least=0.34, warm=1),
+def routed(model: Transformer, folder: Path) -> DrLLM:
+    """With routers at random, some of which skip."""
+    torch.manual_seed(5)
+    routers = LayerRouters(6, 32)
+    with torch.no_grad():
+        routers.second.normal_(std=0.3)
+        routers.bias[0, 1] = 9.0
+    routers.save(folder / "routers")
+    return DrLLM(model, folder / "routers")
+
+
+DEPTHS: dict[str, Callable[[Transformer, Path], RowDepth]] = {
+    "skip_decode": lambda model, _: SkipDecode(model, most=1.0, least=0.34, warm=1),
+    "dr_llm": routed,
 }
 
 
@@ -73,10 +88,10 @@ def reference(model: Transformer, depth: RowDepth, prompt: tuple[int, ...], coun
 
 @pytest.mark.parametrize("kind", ["paged", "separate", "narrow"])
 @pytest.mark.parametrize("name", DEPTHS)
-def test_answers_are_those_of_a_pass_without_a_cache(name: str, kind: str) -> None:
+def test_answers_are_those_of_a_pass_without_a_cache(name: str, kind: str, tmp_path: Path) -> None:
     """In rows of any places, in little room where rows are read again, and with samples that share a prompt."""
     model = deep()
-    depth = DEPTHS[name](model)
+    depth = DEPTHS[name](model, tmp_path)
     texts = prompts(6, seed=3)
     expected = [reference(model, depth, text, 12) for text in texts]
     stores: dict[str, Callable[[], Store]] = {

@@ -62,6 +62,8 @@ TABLE += [(scheduler, "ngram") for scheduler in SCHEDULERS if scheduler != "firs
 OPTIONS: dict[str, dict[str, Any]] = {
     "draft_model": {"confidence": 0.1},
     "staged": {"least": 0.0, "most": 8, "passes": 3},
+    "fast_mtp": {"confidence": 0.0},
+    "longspec": {"confidence": 0.0, "window": 10, "anchors": 2},
 }
 """Of drafters, for models that are never as sure as those that were trained."""
 
@@ -97,7 +99,7 @@ def test_every_answer_is_the_one_it_has_alone(
     assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
     paged.check()
     assert paged.free == paged.capacity
-    if drafter in ("ngram", "draft_model", "staged"):  # the files of the others were made for another model
+    if drafter in ("ngram", "draft_model", "longspec", "staged"):  # the files of the others were made for another model
         assert engine.accepted > 0
 
 

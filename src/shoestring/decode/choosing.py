@@ -20,11 +20,14 @@ def changed_logits(row: Row, logits: Tensor) -> Tensor:
     return logits if mask is None else logits.masked_fill(~mask, -torch.inf)
 
 
-def next_token(row: Row, logits: Tensor) -> int:
-    """The token that comes next, of changed logits [V]. The draw is that of the row and the place."""
+def next_token(row: Row, logits: Tensor, skipped: int = 0) -> int:
+    """The token that comes next, of changed logits [V]. The draw is that of the row and the place.
+
+    skipped: tokens of the text that `row.tokens` lacks.
+    """
     if row.request.sampling.temperature == 0:
         return greedy(logits)
-    return choose(logits, row.request.sampling, row.draw(len(row.tokens)))
+    return choose(logits, row.request.sampling, row.draw(len(row.tokens) + skipped))
 
 
 def ahead(row: Row, tokens: Sequence[int] = ()) -> Row:

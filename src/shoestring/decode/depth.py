@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from shoestring.budget.charge import Charge
 from shoestring.decode.row import Row
 
 
@@ -18,6 +19,10 @@ class RowDepth(Protocol):
     def layers(self, row: Row, place: int) -> frozenset[int] | None:
         """The layers that the token at this place of `row.tokens` goes through, numbers from 0; None: all. No layer that a
         place before it left out."""
+        ...
+
+    def spent(self) -> Charge:
+        """What choosing took since this was last asked."""
         ...
 
 

@@ -24,10 +24,12 @@ class Followed:
 
     own: the draft model's row: the same tokens, and after them those of the latest draft that it read.
     final: how many of them are the text's for good.
+    skipped: tokens of the text that it does not see, where it sees a window.
     """
 
     own: Row
     final: int = 0
+    skipped: int = 0
 
 
 class DraftState:
@@ -35,18 +37,27 @@ class DraftState:
 
     model: the draft model, whose layers keep keys and values. target: the model that writes.
     room: tokens to keep, of all rows; 0: the target's context, or 2^15 where that is more. tokens: places of a pass, at most.
+    window: of a text, the draft model sees the first `anchors` tokens, and of the rest at least so many of the last, at most twice
+        as many; 0: all.
     Raises: UsageError where the vocabularies differ, and for a model that keeps something else.
     """
 
     def __init__(
-        self, model: LanguageModel, target: LanguageModel, room: int = 0, tokens: int = 512, block: int = BLOCK
+        self,
+        model: LanguageModel,
+        target: LanguageModel,
+        room: int = 0,
+        tokens: int = 512,
+        block: int = BLOCK,
+        window: int = 0,
+        anchors: int = 0,
     ) -> None:
         theirs, ours = target.about.vocabulary, model.about.vocabulary
         if theirs != ours:
             raise UsageError(
                 f"the draft model knows {ours} tokens, and the model {theirs}: a draft model needs the same vocabulary"
             )
-        self.model, self.tokens = model, tokens
+        self.model, self.tokens, self.window, self.anchors = model, tokens, window, anchors
         self.store = PagedStore(model, -(-(room or max(ROOM, target.about.context)) // block), block)
         self._followed: dict[int, Followed] = {}
         """By the number of the row; those that were asked for least lately first."""
@@ -64,7 +75,7 @@ class DraftState:
         for wave in waves:
             for row in wave:
                 followed = self._follow(row)
-                if self._roomy(followed.own, len(row.tokens) + most[row.number], asked):
+                if self._roomy(followed.own, len(followed.own.tokens) + most[row.number], asked):
                     found[row.number] = followed.own
                 else:
                     self.drop(row)
@@ -121,7 +132,7 @@ class DraftState:
         if followed is None:
             followed = self._joined(row)
         self._followed[row.number] = followed  # the latest
-        own, tokens = followed.own, row.tokens
+        own, tokens = followed.own, self._seen(followed, row)
         same = min(followed.final, len(tokens) - 1)
         most = min(own.held, len(tokens) - 1)
         while same < most and own.tokens[same] == tokens[same]:
@@ -137,17 +148,42 @@ class DraftState:
         own.constraint = row.constraint and row.constraint.copy()
         return followed
 
+    def _seen(self, followed: Followed, row: Row) -> list[int]:
+        """The tokens of a row that the draft model sees."""
+        length = len(row.tokens)
+        if not self.window:
+            return row.tokens
+        if length - followed.skipped > self.anchors + 2 * self.window:
+            # what it read of the window stands at other places now
+            followed.skipped, followed.final = length - self.anchors - self.window, self.anchors
+        return row.tokens[: self.anchors] + row.tokens[self.anchors + followed.skipped :]
+
+    def length(self, row: Row) -> int:
+        """Tokens of a row that the draft model is about to see."""
+        followed, length = self._followed.get(row.number), len(row.tokens)
+        skipped = 0 if followed is None else followed.skipped
+        if self.window and length - skipped > self.anchors + 2 * self.window:
+            return self.anchors + self.window
+        return length - skipped
+
+    def skipped(self, own: Row) -> int:
+        """Tokens of the text that its own row lacks."""
+        return self._followed[own.number].skipped
+
     def _joined(self, row: Row) -> Followed:
         """A row that is new. Where another answer to the same request is followed, it begins with what that has read."""
-        own = Row(row.number, row.ticket, row.request, row.sample, list(row.tokens), row.arrived)
+        followed = Followed(Row(row.number, row.ticket, row.request, row.sample, [], row.arrived))
+        own = followed.own
         own.running = True
         for other in self._followed.values():
             if other.own.ticket == row.ticket:
                 self.store.fork(other.own, own)
                 own.tokens, own.held = list(other.own.tokens), other.own.held
-                return Followed(own)
-        own.held = self.store.admit(own)
-        return Followed(own, own.held)
+                followed.skipped = other.skipped
+                return followed
+        own.tokens = list(self._seen(followed, row))
+        own.held = followed.final = self.store.admit(own)
+        return followed
 
     def _catch_up(self, rows: Iterable[Row], left: int) -> None:
         """Read what these rows lack, but for the last `left` tokens, in pieces."""

@@ -208,6 +208,7 @@ class Engine:
             count = min(count, row.unread)
             if self.depth is not None:
                 count = alike(self.depth, row, count)
+                row.charge += self.depth.spent()
             if self._roomy(row, row.held + count, works):
                 whole = count == row.unread
                 works.append(Work(row, row.tokens[row.held : row.held + count], outputs=whole))

@@ -179,11 +179,12 @@ def plan_queue(
     *,
     clipped: Fraction = 0.05,
 ) -> tuple[Batching, int, Delay]:
-    """The way of batching and the limit of tokens with the least mean time to an answer, clipping at most the share `clipped`.
+    """The way of batching and the limit of tokens with the least mean time to an answer.
 
     Of equals, the higher limit. What cannot keep up is left out.
 
     rate: requests a second. lengths: P(n) of answers without a limit. batchings, limits: to choose from.
+    clipped: the share of answers that a limit may end, at most.
     Returns: (batching, limit, what it gives). Raises: UsageError where none keeps up.
     """
     best: tuple[Batching, int, Delay] | None = None

@@ -13,8 +13,10 @@ from shoestring.method import Fraction, method
     cost="none; the text is no longer the model's own",
 )
 class NestAcceptance:
-    """A drafted token stays where p(y) >= relaxed max p, the relaxed speculative decoding of the paper without its chance: there a
-    token stays with the probability min(1, p(y) / (relaxed max p)).
+    """A drafted token stays where p(y) >= relaxed max p.
+
+    The relaxed speculative decoding of the paper, without its chance: there a token stays with the probability
+    min(1, p(y) / (relaxed max p)).
 
     Lossy: `Spent.changed` counts the tokens that stayed though the model chose another.
 

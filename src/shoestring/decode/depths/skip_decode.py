@@ -2,6 +2,7 @@
 
 from functools import lru_cache
 
+from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.row import Row
 from shoestring.errors import UsageError
@@ -49,6 +50,10 @@ class SkipDecode:
             return None
         share = self.most - (self.most - self.least) * min(number, last) / last
         return self._sets(round(self.total * share))
+
+    def spent(self) -> Charge:
+        """Nothing: the place alone decides."""
+        return NOTHING
 
     def _of(self, count: int) -> frozenset[int] | None:
         """The layers, where there are so many."""

@@ -55,7 +55,7 @@ class DraftModel:
         context, limits = self.state.model.about.context, dict[int, int]()
         for row, limit in zip(rows, most, strict=True):
             # the last drafted token is not read
-            limits[row.number] = max(0, min(limit, self.most, context - len(row.tokens) + 1))
+            limits[row.number] = max(0, min(limit, self.most, context - self.state.length(row) + 1))
         own = self.state.ready([row for row in rows if limits[row.number]], limits)
         drafts: dict[int, list[int]] = {number: [] for number in own}
         works = [Work(row, row.tokens[row.held :]) for row in own.values()]
@@ -77,7 +77,7 @@ class DraftModel:
         logits = changed_logits(own, logits)
         if self.confidence and float(logits.softmax(0).max()) < self.confidence:
             return None
-        token = next_token(own, logits)
+        token = next_token(own, logits, self.state.skipped(own))
         if token in own.request.ends:  # nothing would follow
             return None
         put(own, token)

@@ -25,7 +25,9 @@ from shoestring.method import Count, Fraction, method
     cost="a feed-forward block and a head, of all tokens or the frequent ones, for each drafted token; no cache",
 )
 class FastMTP:
-    """One head, used again and again: it reads the model's last hidden state and the token that was chosen there, then its own
+    """One head, used again and again, drafts from the model's last hidden state.
+
+    It reads the model's last hidden state and the token that was chosen there, then its own
     output and the token that it drafted.
 
     It is trained on texts of the model itself, unrolled as it is used (`mtp_head.train_head`), and may draft among the frequent

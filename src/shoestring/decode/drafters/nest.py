@@ -21,7 +21,9 @@ from shoestring.method import Count, method
     cost="2 N width operations a draft for a datastore of N entries; no model is asked",
 )
 class NEST:
-    """A span of a corpus. Of the `neighbours` nearest entries to the model's last hidden state, those count whose token is the one
+    """Drafts are spans of a corpus, found by what the model thinks.
+
+    Of the `neighbours` nearest entries to the model's last hidden state, those count whose token is the one
     that was chosen there; the draft is what followed the nearest of them. Where none has it, there is no draft.
 
     With exact acceptance the text is the model's own. The paper mixes the model's probabilities with the neighbours' (`knn_lm`

@@ -21,6 +21,7 @@ class NGram:
     Of the last n tokens, `longest` >= n >= `shortest`, the longest that the text holds at an earlier place is looked for; of
     several places the latest counts. The draft is what follows there; where that reaches the text's end, it goes round again.
 
+    longest, shortest: tokens that are looked for.
     most: tokens of a draft.
     """
 

@@ -56,7 +56,9 @@ class Walk:
     cost="the entries of a few clusters a step, and a search where too few pointers are left",
 )
 class RetoMaton:
-    """States are clusters of entries. From the entries of a step whose token is the one that came, pointers lead to the entries
+    """A datastore as an automaton: a step goes on from the entries of the one before.
+
+    States are clusters of entries. From the entries of a step whose token is the one that came, pointers lead to the entries
     after them; their clusters are the states of the next step, and all entries in them count for its probabilities.
 
     p(w) ~ sum of exp(-d_i / temperature) over the entries i in those states with token w, d_i the mean squared difference of a

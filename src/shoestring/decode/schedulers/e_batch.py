@@ -16,8 +16,9 @@ from shoestring.method import Count, method
     cost="newcomers wait for the end of a quantum, unless a row ends",
 )
 class EBatch:
-    """A quantum is a number of passes with the same rows. A row that ends is replaced at once, in the next pass; rows that would be
-    more than before join when the quantum is over.
+    """A quantum is a number of passes with as many rows; a row that ends is replaced at once.
+
+    A row that ends is replaced in the next pass; rows that would be more than before join when the quantum is over.
 
     The length of a quantum follows what was measured: while the tokens a second grow, it is doubled or halved further in the
     same direction, else it turns (the paper's runtime trades latency and energy by it). Its hardware is left out.

@@ -16,7 +16,9 @@ from shoestring.method import method
     cost="a sort of the rows a pass",
 )
 class EarliestDeadline:
-    """Among requests of one priority, prompts are read and places given in the order of deadlines (`Request.seconds`); those
+    """The most urgent request goes first.
+
+    Among requests of one priority, prompts are read and places given in the order of deadlines (`Request.seconds`); those
     without one come last, as they came. Rows that decode all go on, the most urgent first where a pass has no room for all.
 
     A row keeps its place to its end, unlike in the paper: giving it up would cost what was read.
