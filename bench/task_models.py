@@ -31,14 +31,15 @@ LOOK = 64
 
 @dataclass(frozen=True)
 class Part:
-    """documents: at most. task: with its options."""
+    """documents: at most, no two the same. times: how often each stands in the text. task: with its options."""
 
     documents: Annotated[int, Interval(ge=1, le=10**7)]
     task: Annotated[Choice, Pick("task", "task")]
+    times: Annotated[int, Interval(ge=1, le=100)] = 1
 
     def portion(self, most: int | None = None) -> Portion:
         """As the corpus takes it."""
-        return Portion(self.task.build(), min(self.documents, most or self.documents))
+        return Portion(self.task.build(), min(self.documents, most or self.documents), self.times)
 
 
 @dataclass(frozen=True)

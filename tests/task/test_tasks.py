@@ -386,6 +386,9 @@ def test_a_corpus_holds_no_problem_of_another_split(tmp_path: Path) -> None:
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     assert texts == list(documents(portions, 3))
     assert sum("/" in text for text in texts[:80]) == 40  # in turn
+    assert Counter(documents([Portion(portions[1].task, 40, times=3)], 3)) == Counter(
+        dict.fromkeys((text for text in texts if "/" in text), 3)
+    )
     for portion in portions:
         for split in SPLITS[1:]:
             held = portion.task.problems(split, 3, 200)

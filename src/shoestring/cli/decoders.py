@@ -46,7 +46,7 @@ def of_decoding(found: argparse.Namespace) -> bool:
     for folder in (found.resume, found.again, found.source):
         if folder:
             return DecodingFolder.is_one(folder)
-    kinds = {"decode" in read_toml(path) for path in found.recipes}
+    kinds = {"decode" in read_toml(path) for path in found.recipes if path.is_file()}
     if len(kinds) > 1:
         raise UsageError("some recipes have a section [decode] and some have none: compare ways to decode, or to train")
     return kinds == {True}

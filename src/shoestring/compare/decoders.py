@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from shoestring.base.likelihood import Window, log_probabilities
+from shoestring.base.likelihood import Window, batches, log_probabilities
 from shoestring.base.open_model import open_model
 from shoestring.base.opened import Opened
 from shoestring.budget.charge import NOTHING
@@ -20,7 +20,7 @@ from shoestring.compare.rounds import Done, interleaved
 from shoestring.config import Choice, Pick
 from shoestring.contract.batch import IGNORED
 from shoestring.contract.model import LanguageModel
-from shoestring.decode.engine import ROWS, TOKENS, Engine
+from shoestring.decode.engine import TOKENS, Engine
 from shoestring.decode.request import Answer, Request, Stop
 from shoestring.decode.sampling import Sampling
 from shoestring.errors import UsageError
@@ -109,8 +109,9 @@ class Decoding:
                 windows.append(Window(row[:-1], targets, np.zeros(len(targets), dtype=np.int64)))
         if not windows:
             return 0.0
-        found, _ = log_probabilities(judge, windows, self.filler)
-        return -float(found.sum()) / sum(len(answer.tokens) for answer in answers)
+        windows.sort(key=lambda window: -len(window.inputs))
+        total = sum(float(log_probabilities(judge, batch, self.filler)[0].sum()) for batch in batches(windows))
+        return -total / sum(len(answer.tokens) for answer in answers)
 
 
 class Decoders:
@@ -180,7 +181,7 @@ class Decoders:
         room = sum(len(row) + config.max_new_tokens + 64 for row in group)
         return Engine(
             self.model,
-            rows=min(max(config.rows, 1), max(len(group), 1), ROWS),
+            rows=len(group),
             tokens=config.tokens,
             scheduler=self._made(arm, config.scheduler, None),
             drafter=drafter,

@@ -21,7 +21,8 @@ class Chance:
 
     def whole(self, least: int, most: int) -> int:
         """A whole number from `least` to `most`, both among them; all about equally likely, as far as 53 bits can tell."""
-        return least + int(self._source.random() * (most - least + 1))
+        span = most - least + 1
+        return least + min(int(self._source.random() * span), span - 1)  # of a large one the product may be rounded up
 
     def happens(self, probability: float) -> bool:
         """True with this probability."""

@@ -12,10 +12,11 @@ from shoestring.task.task import Task
 
 @dataclass(frozen=True)
 class Portion:
-    """So many problems of a task."""
+    """So many problems of a task. times: how often each stands in the text, where a task has few."""
 
     task: Task
     count: int
+    times: int = 1
 
 
 def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
@@ -29,6 +30,7 @@ def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
             for one in portion.task.problems("train", seed, portion.count)
             if one.answer is not None
         ]
+        * portion.times
         for portion in portions
     ]
     for row in zip_longest(*each):
