@@ -54,7 +54,7 @@ def test_the_usual_optimiser_stops_earlier_than_this_one() -> None:
     law = Chinchilla()
     size, tokens, loss = (np.log(table.column(name)) for name in ("parameters", "tokens", "loss"))
 
-    def error(v: np.ndarray) -> float:  # type: ignore[type-arg]
+    def error(v: np.ndarray) -> float:
         terms = np.stack([v[1] - v[3] * size, v[2] - v[4] * tokens, np.full_like(size, v[0])])
         return float(np.mean((np.log(np.exp(terms).sum(0)) - loss) ** 2))
 
@@ -152,6 +152,6 @@ def test_few_rows_and_settings_out_of_range_are_refused() -> None:
         Chinchilla().fit(table.select(range(5)))
     for wrong in ({"confidence": 1.0}, {"regularise": -1.0}, {"delta": 0.0}, {"resamples": 1}, {"rungs": -1}):
         with pytest.raises(UsageError):
-            Chinchilla().fit(table, **wrong)  # type: ignore[arg-type]
+            Chinchilla().fit(table, **wrong)
     with pytest.raises(UsageError, match="a loss above 0"):
         Chinchilla().fit(table.adding("loss", -table.column("loss")))

@@ -169,7 +169,10 @@ def profiles(scaled: Scaled, solution: Solution, settings: Settings) -> dict[str
                     end = held[row]
                     break
                 last, start = held[row], found[row]
-            sides.append(at), inner.append(last), outer.append(end), near.append(start)
+            sides.append(at)
+            inner.append(last)
+            outer.append(end)
+            near.append(start)
     which = torch.tensor(sides).repeat_interleave(len(CLOSER))
     shares = torch.tensor(CLOSER, dtype=best.dtype).repeat(len(sides))
     first, last = (torch.stack(ends).repeat_interleave(len(CLOSER)) for ends in (inner, outer))

@@ -119,7 +119,7 @@ def test_the_best_batch_grows_with_compute() -> None:
         for b in (2e3, 4e3, 8e3, 16e3, 32e3)
     ]
     for along in ("compute", "tokens"):
-        found = BatchSize(along=along).fit(RunsTable.of(rows), rungs=0)  # type: ignore[arg-type]
+        found = BatchSize(along=along).fit(RunsTable.of(rows), rungs=0)
         assert found.constants["alpha"] == pytest.approx(0.25, abs=1e-3)
         assert found.predict({"compute": 1e20, "tokens": 1e13}).value == pytest.approx(1e4 * 1e4**0.25, rel=0.01)
 
