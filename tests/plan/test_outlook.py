@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -9,9 +10,15 @@ from shoestring.plan.laws.chinchilla import Chinchilla
 from shoestring.plan.memory import known, learn
 from shoestring.plan.outlook import narrowest, outlook
 from shoestring.plan.runs_table import RunsTable, text_of
-from tests.plan.test_runs_table import run
 
 LAW = {"E": 1.7, "A": 400.0, "B": 400.0, "alpha": 0.34, "beta": 0.34}
+
+
+def run(folder: Path, **summary: float) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text('[data]\ncorpus = "web"\n[model]\nvocabulary = 512\n')
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
 
 
 def row(size: float, tokens: float) -> dict[str, float]:

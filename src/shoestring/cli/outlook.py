@@ -60,7 +60,7 @@ def say_outlook(
     )
     for other, said in sorted(zip(neighbours, others, strict=True), key=lambda pair: pair[1].value):
         console.print(
-            f"next best: {show('parameters', other.parameters)}, {show('tokens', other.tokens)}: {said.value:.3f}, "
+            f"next best: {other.parameters / 1e6:.2f} M parameters, {show('tokens', other.tokens)}: {said.value:.3f}, "
             f"{said.low:.3f} to {said.high:.3f}",
             highlight=False,
             soft_wrap=True,
@@ -68,7 +68,7 @@ def say_outlook(
     if found.narrowing is not None and found.narrowed < 0.99:
         run = cheap[found.narrowing]
         console.print(
-            f"a run of {show('parameters', run['parameters'])} on {show('tokens', run['tokens'])} would narrow this most, to "
+            f"a run of {run['parameters'] / 1e6:.2f} M parameters on {show('tokens', run['tokens'])} would narrow this most, to "
             f"{found.narrowed:.0%} of its width, for {CHEAP:.0%} of the compute",
             highlight=False,
             soft_wrap=True,

@@ -44,8 +44,8 @@ def compute_optimal(constants: Mapping[str, float], compute: float) -> Allocatio
 def beyond_chinchilla(constants: Mapping[str, float], loss: float, *, served: Tokens = 0.0) -> Allocation:
     """The size and tokens that reach a loss for the fewest FLOPs of training and serving together.
 
-    Sardana et al. (2024), arXiv:2401.00448, equation 1: minimise 6 N D + 2 N D_inf subject to L(N, D) = loss. The law stays as it is,
-    the best point on it moves. D follows from N by the law; the best N is looked for on a logarithmic scale, where the sum has
+    Sardana et al. (2024), arXiv:2401.00448, equation 1: minimise 6 N D + 2 N D_inf subject to L(N, D) = loss. The law stays as it
+    is, the best point on it moves. D follows from N by the law; the best N is looked for on a logarithmic scale, where the sum has
     one minimum. Differs: FLOPs only; the paper's prices, utilisations and input tokens at another price are left to the caller.
 
     constants: of the law 'chinchilla', by name.
