@@ -91,6 +91,7 @@ SMOKES = {
     ),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
     "integrity": Smoke("--megabytes 1 --repeats 1"),
+    "laws": Smoke("--resamples 4 --rungs 1 --planted 1 --figures figures.jsonl"),
     "noise_scale": Smoke(
         "--batches 2 4 --target 20 --middle 2 --tokens 2000 --every 256 --width 32 --context 32 --heldout-windows 4 "
         "--out runs.jsonl"

@@ -10,6 +10,7 @@ from shoestring.budget.machine import probe
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.outlook import learned, say_outlook
 from shoestring.cli.planning import add_noise_scale_flag, show_plan
 from shoestring.cli.screen import Screen
 from shoestring.config import tree
@@ -24,6 +25,14 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--toml", action="store_true", help="print the complete recipe instead, each key explained")
     add_json_flag(parser, "the plan, what it is expected to cost and the complete configuration")
     add_noise_scale_flag(parser)
+    parser.add_argument(
+        "--learn",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        default=[],
+        help="finished runs that this plan and later ones learn from",
+    )
     found, rest = parser.read_with_configuration(words)
     if found.json and found.toml:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
@@ -33,6 +42,8 @@ def run(words: Sequence[str]) -> int:
     def say(line: str) -> None:
         console.print(f"  {line}")
 
+    if found.learn:
+        learned(found.learn, say)
     dataset = prepared(request, nullcontext(), say)
     machine = probe()
     # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
@@ -45,4 +56,5 @@ def run(words: Sequence[str]) -> int:
         print(commented_toml(config), end="")
     else:
         show_plan(console, request, made, machine)
+        say_outlook(console, request, machine, dataset, made, config)
     return 0

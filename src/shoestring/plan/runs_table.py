@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,12 +194,28 @@ def read_folders(folders: Sequence[Path]) -> RunsTable:
     return RunsTable.of(rows, names)
 
 
-def _row(run: Path) -> dict[str, float]:
-    """A finished run, from its configuration and summary; what they do not hold is left out."""
+def text_of(run: Path) -> str:
+    """What makes the losses of a run comparable: its corpus, tokenizer and vocabulary, as one line."""
+    return text_key(_configuration(run))
+
+
+def text_key(config: Mapping[str, Any]) -> str:
+    """The same of a configuration as plain values."""
+    data = config.get("data", {})
+    vocabulary = config.get("model", {}).get("vocabulary", "")
+    return f"{data.get('corpus', '')} {data.get('tokenizer', '')} {vocabulary}"
+
+
+def _configuration(run: Path) -> dict[str, Any]:
     try:
-        config = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        return tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}/config.toml cannot be read: {error}") from None
+
+
+def _row(run: Path) -> dict[str, float]:
+    """A finished run, from its configuration and summary; what they do not hold is left out."""
+    config = _configuration(run)
     summary = read_json(run / "summary.json", dict, "the summary of a run")
     found: dict[str, float] = {}
     for ours, theirs in _SUMMARY.items():

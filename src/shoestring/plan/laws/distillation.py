@@ -17,7 +17,9 @@ from shoestring.plan.law import Law
     cost="students of several sizes, token counts and teachers",
 )
 class Distillation(Law):
-    """The loss of a student of N parameters and D tokens, whose teacher has the loss L_T:
+    """The loss of a student from its size, its tokens and its teacher's loss.
+
+    N: parameters of the student. D: its tokens. L_T: loss of the teacher.
 
         L_S = L_T + (1 + (L_T / (L~ d1))^(1 / f1))^(-c1 f1) / L_T^c0 (A / N^alpha + B / D^beta)^gamma
 

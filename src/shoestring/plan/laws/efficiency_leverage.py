@@ -18,7 +18,7 @@ from shoestring.plan.law import Law
     cost="pairs of dense and sparse runs of the same loss",
 )
 class EfficiencyLeverage(Law):
-    """The compute of a dense model over that of a mixture of experts of the same loss:
+    """The compute of a dense model over that of a mixture of experts of the same loss.
 
         EL = Â^(a + d log C + g (log G)^2 + b log G),    1 / Â = 1 / (A + 1 / (1 / A_start - 1 / A_max)) + 1 / A_max
 

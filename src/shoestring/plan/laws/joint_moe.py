@@ -18,7 +18,7 @@ from shoestring.plan.law import Law
     cost="a grid of small runs with 1 to 32 experts",
 )
 class JointMoE(Law):
-    """The loss of N active parameters, D tokens and E experts:
+    """The loss of N active parameters, D tokens and E experts.
 
         L = c + a Ê^delta N^(-alpha + gamma ln Ê) + b Ê^omega D^(-beta + zeta ln Ê)
         1 / Ê = 1 / (E - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max

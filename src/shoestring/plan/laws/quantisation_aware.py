@@ -16,7 +16,7 @@ from shoestring.plan.law import Law
     cost="sizes, token counts and shares of quantised training, at two bit widths or more",
 )
 class QuantisationAware(Law):
-    """The loss of N parameters of `bits` bits, D_fp tokens at full precision and then D_qat tokens quantised:
+    """The loss of N parameters of `bits` bits, D_fp tokens at full precision and then D_qat tokens quantised.
 
         L = E + B / D^beta + A / N^alpha + theta 2^(-kappa bits) + phi 2^(-chi bits) / (N^psi S_qat^omega)
             + lam 2^(-mu bits) / (N^nu S_fp^xi S_qat^rho),    S = D / (N bits / 8),    D = D_fp + D_qat
