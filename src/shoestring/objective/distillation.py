@@ -44,6 +44,7 @@ class Distillation:
     teacher: the place of a model; '': the base of the run, as it was before its edits.
     weight: of the divergence, from 0 to 1.
     temperature: tau.
+    divergence: 'forward' or 'reverse', as above.
     """
 
     def __init__(
