@@ -8,7 +8,7 @@ runs above have no part in it.
 --overtraining: runs of 'Language models scale reliably with over-training and on downstream tasks' (arXiv:2403.08540): three
 corpora, eight held-out sets, 11 M to 1.4 B parameters. Runs whose warm-up is longer than the run are in it: they are not taken out.
 --planted N: as many grids of runs of a planted law, and how many of its constants lie within their intervals.
---figures PATH: the same as JSON lines.
+--figures PATH: the same as JSON lines, written after each table. --show PATH ...: fit nothing, print what such files hold.
 Without a table, one grid of a planted law stands for it.
 """
 
@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -189,11 +188,16 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--planted", type=int, default=0, help="grids of a planted law, default none")
     parser.add_argument("--noise", type=float, default=0.003, help="of planted runs, default %(default)s")
     parser.add_argument("--figures", type=Path, help="where to write the results as JSON lines")
+    parser.add_argument("--show", type=Path, nargs="+", help="files that --figures wrote")
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> None:
     options, began = read(words), time.monotonic()
+    if options.show:
+        lines = [line for path in options.show for line in path.read_text().splitlines()]
+        show([Result(**json.loads(line)) for line in lines])
+        return
     source: Iterator[tuple[str, RunsTable]]
     if options.overtraining:
         source = tables(options.overtraining, options.corpora, options.losses)
@@ -205,12 +209,11 @@ def main(words: Sequence[str]) -> None:
         for cut in cuts:
             results += cut_at(name, table, cut, options.resamples, options.rungs)
         print(f"{name}: {len(table)} runs, {time.monotonic() - began:.0f} s", flush=True)
+        if options.figures:
+            atomic.write_text(options.figures, "".join(json.dumps(asdict(result)) + "\n" for result in results))
     show(results)
     if options.planted:
         recover(options.planted, options.noise)
-    if options.figures:
-        lines: list[dict[str, Any]] = [asdict(result) for result in results]
-        atomic.write_text(options.figures, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 if __name__ == "__main__":
