@@ -128,11 +128,6 @@ def _matrix(linear: Any) -> Matrix:
         return linear.native_matrix()
     if type(linear) is not nn.Linear or linear.weight.dtype not in DENSE:
         raise ShoestringError(f"a matrix of {type(linear).__name__} that the native decoder does not know")
-<<<<<<< HEAD
     bias = None if linear.bias is None else linear.bias.detach()
     rows, columns = linear.weight.shape
     return Matrix(linear.weight.detach(), rows, columns, DENSE[linear.weight.dtype], bias=bias)
-=======
-    weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    return Matrix(weight, len(weight), weight.shape[1], DENSE[weight.dtype], bias=bias)
->>>>>>> native
