@@ -163,7 +163,7 @@ def test_it_keeps_out_of_the_way_of_those_who_listen_or_train(calls: list[Any]) 
             of.read(Inputs(tokens))
         of.read(Inputs(tokens, None, torch.tensor([[0, 0, 1]])))  # documents
         of.read(Inputs(torch.zeros(1, FEW + 1, dtype=torch.int64)))  # numbers are multiplied natively for few tokens
-        handle = of.blocks[0].token_mixer.qkv.register_forward_hook(lambda *_: None)
+        handle = of.blocks[0].token_mixer.qkv.register_forward_hook(lambda *_: None)  # type: ignore[union-attr]
         of.read(Inputs(tokens))
         handle.remove()
         assert not calls
