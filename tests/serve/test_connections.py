@@ -126,6 +126,7 @@ def test_wrong_commands_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "cannot listen at nowhere.invalid, port 0" in said("smollm2", "--host", "nowhere.invalid", "--port", 0)
     assert "/nowhere cannot be read" in said("smollm2", "--api-keys", "/nowhere")
     assert "no drafter method is named 'ngrams'" in said("smollm2", "--drafter", "ngrams")
+    assert "needs a draft model: give --draft PLACE" in said("smollm2", "--drafter", "draft_model")
     assert "argument --body: 'much'" in said("smollm2", "--body", "much")
     assert "two models would be called 'a'" in said("a", "b/a")
     assert "is no model that can be opened" in said(tmp_path / "none", "--port", 0)

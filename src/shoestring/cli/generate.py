@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shoestring.base import Opened, open_model
+from shoestring.base import open_model
+from shoestring.base.drafting import check_drafter, open_drafter
 from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
-from shoestring.contract.model import LanguageModel
 from shoestring.data.chat import Message
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
 from shoestring.decode.acceptance import Acceptance
@@ -89,12 +89,13 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(
             f"--samples {found.samples} at --temperature 0 is one text {found.samples} times: give one of them"
         )
-    _check_drafter(found)
+    check_drafter(found.drafter, found.draft)
+    _check_acceptance(found)
     chats = _chats(found)
     texts = [] if chats else _texts(found.prompts, found.file)
     schema = None if found.schema is None else _schema(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
-    drafter, acceptance = _drafter(found, writer.opened), _acceptance(found)
+    drafter, acceptance = open_drafter(found.drafter, found.draft, writer.opened, found.dtype), _acceptance(found)
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
@@ -133,34 +134,13 @@ def _acceptance(found: argparse.Namespace) -> Acceptance:
     return made
 
 
-def _check_drafter(found: argparse.Namespace) -> None:
-    """Raises: UsageError where the drafter is unknown, or has not what it needs, before anything is loaded."""
-    wanted = needs(find("decode", found.drafter, "drafter").target) if found.drafter else ()
-    takes = sorted({"draft", "place"} & set(wanted))
-    if takes and found.draft is None:
-        raise UsageError(f"the drafter '{found.drafter}' needs {WHAT[takes[0]]}: give --draft PLACE")
-    if found.draft is not None and not takes:
-        raise UsageError("--draft is for a drafter that needs a place: give --drafter draft_model, say")
+def _check_acceptance(found: argparse.Namespace) -> None:
+    """Raises: UsageError where the acceptance is unknown, or has not what it needs, before anything is loaded."""
     wanted = needs(find("decode", found.acceptance, "acceptance").target)
     if "place" in wanted and found.judge is None:
         raise UsageError(f"the acceptance '{found.acceptance}' needs {WHAT['place']}: give --judge FILE")
     if found.judge is not None and "place" not in wanted:
         raise UsageError("--judge is for an acceptance that needs a file: give --acceptance autojudge, say")
-
-
-def _drafter(found: argparse.Namespace, opened: Opened) -> Drafter | None:
-    if not found.drafter:
-        return None
-
-    def draft() -> LanguageModel:
-        other = open_model(found.draft, found.dtype)
-        if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
-            raise UsageError(f"{found.draft} has other tokens than {found.place}: a draft model needs the same")
-        return other.model
-
-    supplies = {"target": lambda: opened.model, "draft": draft, "place": lambda: Path(found.draft)}
-    made: Drafter = supplied("drafter", found.drafter, supplies)
-    return made
 
 
 def _sum_up(samples: Sequence[Sample], seconds: float) -> None:

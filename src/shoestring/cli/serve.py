@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.base import open_model
+from shoestring.base.drafting import check_drafter
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
 from shoestring.errors import UsageError
-from shoestring.method import find
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 """Packages of the extra `serve` by the names that they are imported by."""
@@ -33,14 +33,14 @@ def run(words: Sequence[str]) -> int:
     from shoestring.serve.server import listen, serve
     from shoestring.serve.settings import Keys, Settings
 
-    if found.drafter:
-        find("decode", found.drafter, "drafter")
+    check_drafter(found.drafter, found.draft)
     alone = _loopback(found.host)
     settings = Settings(
         rows=found.rows,
         tokens=found.tokens,
         room=found.room,
         drafter=found.drafter,
+        draft=found.draft,
         answer=found.answer,
         queue=found.queue,
         body=found.body,
@@ -100,6 +100,7 @@ def _arguments() -> Arguments:
     parser.add_argument("--tokens", type=whole(1, 1 << 20), default=512, help="tokens of a pass (default 512)")
     parser.add_argument("--room", type=whole(1, MOST), metavar="TOKENS", help="tokens kept of all texts")
     parser.add_argument("--drafter", metavar="NAME", help="propose tokens that are checked together, as 'ngram'")
+    parser.add_argument("--draft", metavar="PLACE", help="what the drafter needs: a smaller model for draft_model, say")
     parser.add_argument(
         "--answer", type=whole(1, MOST), default=512, metavar="TOKENS",
         help="of an answer to a chat, where the request does not say (default 512)",

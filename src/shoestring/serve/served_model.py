@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
+from shoestring.base.drafting import open_drafter
 from shoestring.base.writer import Writer
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
-from shoestring.decode.drafter import Drafter
+from shoestring.decode.pays import Pays
 from shoestring.errors import UsageError
-from shoestring.method import find
 from shoestring.serve.admission import Admission, Budget, Promise, rows_of, within
 from shoestring.serve.answers import LENGTH, Answers, Asked
 from shoestring.serve.engine_thread import EngineThread, Pass
@@ -142,9 +142,14 @@ class ServedModel:
 
     def _engine(self) -> Engine:
         settings = self._settings
-        drafter: Drafter | None = find("decode", settings.drafter, "drafter").target() if settings.drafter else None
+        drafter = open_drafter(settings.drafter, settings.draft, self.writer.opened)
         engine = Engine(
-            self.writer.opened.model, rows=settings.rows, tokens=settings.tokens, drafter=drafter, room=settings.room
+            self.writer.opened.model,
+            rows=settings.rows,
+            tokens=settings.tokens,
+            drafter=drafter,
+            pays=Pays() if drafter else None,
+            room=settings.room,
         )
         if not self._first:
             self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))

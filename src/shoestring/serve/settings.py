@@ -64,7 +64,7 @@ class Settings:
     """What a server allows, and what the engine of each of its models has.
 
     rows: answers that are worked on at a time. tokens: places of a pass. room: tokens kept, of all; None: the engine's own choice.
-    drafter: by name; None: no drafts.
+    drafter: by name; None: no drafts. draft: the place of the draft model or file that it needs.
     answer: tokens of an answer to a chat where the request does not say. queue: answers that may wait.
     body: bytes of a request. body_seconds: that it may take to arrive.
     keys: of clients.
@@ -76,6 +76,7 @@ class Settings:
     tokens: int = TOKENS
     room: int | None = None
     drafter: str | None = None
+    draft: str | None = None
     answer: int = 512
     queue: int = 256
     body: int = 4 << 20
