@@ -189,3 +189,17 @@ def test_an_engine_reads_all_its_rows_natively(calls: list[Any]) -> None:
     engine = Engine(model("4 bits"), rows=2, tokens=60)
     assert len(list(engine.run([Request((1, 2, 3), max_new_tokens=4) for _ in range(3)]))) == 3
     assert len(calls) == engine.passes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_are_products_with_the_matrix(tied: bool, dtype: torch.dtype) -> None:
+    of = model(tied=tied, width=34, heads=1).to(dtype)
+    with torch.no_grad():
+        reading = of.read(Inputs(torch.randint(61, (2, 5))))
+        wanted = reading.hidden.double() @ of.get_output_embeddings().weight.double().T
+        near = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(reading.logits().double(), wanted, rtol=near, atol=near)
+        assert reading.logits().dtype == dtype
+        assert reading.head.logits(reading.hidden[:0]).shape == (0, 5, 61)
+    assert of.requires_grad_(True).read(Inputs(torch.tensor([[1]]))).logits().requires_grad

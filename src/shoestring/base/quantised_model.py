@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from shoestring.contract.model import Head, MatrixHead
+from shoestring.contract.model import Head
 from shoestring.kernels import gather
 from shoestring.model.transformer import Transformer, rotary_tables
 
@@ -64,4 +64,4 @@ class QuantisedTransformer(Transformer):
 
     def _head(self) -> Head:
         table: Any = self.get_output_embeddings()
-        return PackedHead(table) if hasattr(table, "logits") else MatrixHead(table.weight)
+        return PackedHead(table) if hasattr(table, "logits") else super()._head()

@@ -66,10 +66,6 @@ class Matrix:
     scales: Tensor | None = None
     bias: Tensor | None = None
 
-    @property
-    def dense(self) -> bool:
-        return self.kind in DENSE.values()
-
 
 @runtime_checkable
 class NativeMatrix(Protocol):
@@ -147,8 +143,9 @@ class Decoder:
                 _expect(f"the bias of {name}", matrix.bias, size[0])
             for name, count in norms.items():
                 _expect(name, getattr(layer, name).gain, count)
-        self.dense = any(getattr(layer, name).dense for layer in layers for name in matrices)
-        """Whether a matrix is of numbers, which are read once for each few tokens."""
+        every = [getattr(layer, name) for layer in layers for name in matrices]
+        self.dense = {matrix.weights.dtype for matrix in every if matrix.kind in DENSE.values()}
+        """The types of matrices of numbers: these are read once for each few tokens."""
         self._shape = width, head_width, key_value_heads
         self._kept: list[Tensor] = []
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))

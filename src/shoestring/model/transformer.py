@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
-from shoestring.contract.model import About, Depth, Head, MatrixHead, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block
 from shoestring.model.cache import ContiguousCache
 from shoestring.model.config import ModelConfig
 from shoestring.model.initialise import initialise
+from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
 
@@ -173,7 +174,7 @@ class Transformer(Blocks):
         return cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
 
     def _head(self) -> Head:
-        return MatrixHead(self.get_output_embeddings().weight)
+        return NativeHead(self.get_output_embeddings().weight)
 
     def new_cache(self, rows: int, room: int) -> ContiguousCache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
