@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from shoestring.contract.batch import Inputs
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from tests.decode.random_models import native
 from tests.model.conftest import SHAPES
 
 
@@ -138,3 +139,15 @@ def test_too_many_tokens_are_refused() -> None:
             model(ids(model, 1, 2), cache=cache)
         with pytest.raises(UsageError, match="one sequence a row"):
             model(ids(model, 1, 1), documents=ids(model, 1, 1), cache=cache)
+
+
+def test_a_copy_works_out_everything_from_its_own_parts() -> None:
+    """A model that was read has native tables of its tensors; a copy must not read the original's."""
+    model, tokens = native(), Inputs(torch.tensor([[1, 2, 3]]))
+    with torch.no_grad():
+        before = model.read(tokens).hidden
+        made = copy.deepcopy(model)
+        for weight in made.parameters():
+            weight.mul_(1.5)
+        assert torch.equal(model.read(tokens).hidden, before)
+        assert not torch.allclose(made.read(tokens).hidden, before)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,16 @@ class LanguageModule(nn.Module, abc.ABC):
             for name, value in vars(kind).items():
                 if isinstance(value, cached_property):
                     self.__dict__.pop(name, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without cached properties: a copy works them out from its own parts."""
+        cached = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, cached_property)
+        }
+        return {name: value for name, value in self.__dict__.items() if name not in cached}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         self.changed()
