@@ -146,7 +146,7 @@ def test_columns_without_whole_blocks_are_said(corpus: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["RUN", "--to", "onnx", "--out", "OUT"], "--to onnx: known: gguf, transformers"),
+        (["RUN", "--to", "onnx", "--out", "OUT"], "--to onnx: known: gguf, peft, transformers"),
         (["RUN", "--to", "gguf"], "the following arguments are required: --out"),
         (["RUN", "--to", "gguf", "--out", "OUT", "--dtype", "Q8"], "--dtype Q8: did you mean 'Q8_0'?"),
         (["RUN", "--to", "transformers", "--out", "OUT", "--dtype", "Q8_0"], "--dtype Q8_0: known: bfloat16"),

@@ -66,7 +66,7 @@ def test_chats_come_from_a_file(model: Transformer, tmp_path: Path) -> None:
 
 def test_an_answer_ends_with_the_templates_own_token(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     for token, stopped in ((STOP, "end"), (256, "end"), (START, "length"), (65, "length")):
-        monkeypatch.setattr(sys.modules["shoestring.decode.engine"], "choose", lambda *_, chosen=token: chosen)
+        monkeypatch.setattr(sys.modules["shoestring.decode.choosing"], "choose", lambda *_, chosen=token: chosen)
         (found,) = answered("--chat", "Hello")
         assert (found["stopped"], found["tokens"]) == (stopped, 0 if stopped == "end" else 4)
 

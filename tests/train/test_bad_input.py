@@ -55,7 +55,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, st
         (["compare", "a.toml", "b.toml", "--seeds", "1000000000"], "--seeds: 1000000000 is not between 1 and 1000"),
         (["compare", "a.toml", "b.toml", "--seeds", "9" * 5000], "is not a whole number"),
         (["generate", "/nowhere", "def", "--top-k", "-1"], "(--top-k)"),
-        (["generate", "/nowhere", "def", "--tokens", "0"], "(--tokens)"),
+        (["generate", "/nowhere", "def", "--tokens", "0"], "--tokens"),
         (["experts", "--experts", "1"], "--experts: 1 is not between 2 and 1024"),
         (["experts", "--experts.temperature", "0"], "(--experts.temperature)"),
         (["train", "--train.batch", "6", "--train.micro_batch", "4"], "does not divide"),
