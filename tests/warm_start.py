@@ -20,9 +20,14 @@ ROOT = Path(__file__).parents[1]
 READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "PYTHON", "LD_", "MALLOC_", "CUDA_", "MPL")
 """How the names of variables begin that a library or Python reads when it is loaded, which is too late in a fork."""
 
+QUIET = {"TORCH_CPP_LOG_LEVEL"}
+"""One of those changes only what torch logs; `shoestring worker` sets it, in the tests' own process as well."""
+
 
 def _for_loading(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED)}
+    return {
+        name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED) and name not in QUIET
+    }
 
 
 class WarmServer:
