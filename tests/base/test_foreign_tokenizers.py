@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from shoestring.data import TextTokenizer, train_bpe
 from shoestring.data.tokenizer_bytes import SPACE
+from shoestring.data.tokenizer_sentencepiece import UNIGRAM, UNKNOWN, Piece, rules_of
 from shoestring.errors import UsageError
 from tests.base import making
 from tests.base.pieces import tokenizer_model
@@ -249,3 +250,10 @@ def test_damaged_models_are_refused_in_one_line(content: bytes, complaint: str, 
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(UsageError, match=complaint):
         TextTokenizer.load(tmp_path)
+
+
+def test_pieces_without_one_for_the_unknown_are_refused() -> None:
+    pieces = [Piece("a", -1.0), Piece("b", -2.0)]
+    with pytest.raises(UsageError, match="has no token for what it does not know"):
+        rules_of(pieces, UNIGRAM)
+    assert rules_of([Piece("<unk>", 0.0, UNKNOWN), *pieces], UNIGRAM).encode("ab?").ids

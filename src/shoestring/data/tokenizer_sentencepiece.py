@@ -53,6 +53,8 @@ def rules_of(
         raise UsageError(f"a token has {long} characters, and {LONGEST} are the most that is taken")
     unknown = next((place for place, piece in enumerate(pieces) if piece.kind == UNKNOWN), None)
     fallback = any(piece.kind == BYTE for piece in pieces)
+    if model == UNIGRAM and unknown is None:
+        raise UsageError("it has no token for what it does not know, which every such model has: it is damaged")
     try:
         if model == UNIGRAM:
             # nine digits tell a float32; the package reads longer ones back as others
