@@ -33,6 +33,10 @@ class Piece(NamedTuple):
     kind: int = NORMAL
 
 
+PROBE = "Text, 0 1; \u00e9t\u00e9 \u65e5\u672c \u0416 \u0639 \U0001f600 \ufb01 \u0378 \n\t  x"
+"""Text of many kinds, one character of it unassigned."""
+
+
 def rules_of(
     pieces: Sequence[Piece],
     model: int,
@@ -89,7 +93,19 @@ def rules_of(
         )
     except Exception as error:  # the package raises Exception itself
         raise UsageError(f"its tokens make no tokenizer: {first_line(error)}") from None
+    _try_out(rules)
     return rules
+
+
+def _try_out(rules: tokenizers.Tokenizer) -> None:
+    """Read some text of many kinds. Raises: UsageError where the package fails on it: on a damaged table of normalisation it
+    panics, which is no `Exception`."""
+    try:
+        rules.encode(PROBE, add_special_tokens=False)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UsageError(f"text cannot be read with it, it is damaged: {first_line(error)}") from None
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
