@@ -83,7 +83,6 @@ class About:
 
     vocabulary: V, tokens. context: the most tokens of a sequence. width: of the hidden states. layers: how many.
     causal: whether a token sees only those before it.
-    alone: whether a token of a single row is read in a faster way, which a pass over several rows does not take.
     """
 
     vocabulary: int
@@ -91,7 +90,6 @@ class About:
     width: int
     layers: int
     causal: bool = True
-    alone: bool = False
 
 
 class LanguageModel(Protocol):

@@ -105,7 +105,7 @@ def store_for(model: LanguageModel, tokens: int, *, block: int = BLOCK, rows: in
     tokens: to hold in all. block: tokens of a block. rows: how many there may be at a time.
     """
     try:
-        paged = not model.about.alone and _shapes(model) is not None
+        paged = _shapes(model) is not None
     except UsageError:  # of a wrapped model that keeps nothing of its own in some layer
         paged = False
     if not paged:
@@ -228,7 +228,7 @@ def _tree(works: Sequence[Work]) -> tuple[Tensor | None, Tensor | None]:
 
 class SeparateStore:
     """A cache of the model's own for each row; rows are read one after the other. For models whose caches are not keys and values
-    alone, or that have a faster way to read one row. Nothing is shared.
+    alone. Nothing is shared.
 
     model: whose caches. tokens: to hold in all. rows: how many there may be at a time.
     """

@@ -59,23 +59,25 @@ def share_for(
     wanted, unit = target.of(whole), target.unit
     if whole.of(unit) <= wanted:
         raise UsageError(f"the model has {_said(unit, whole.of(unit))} already: a target below that is needed")
-    places = range(1, STEPS)
-    sizes = {place: size_of(cut_to(outline_of(model), axes, place / STEPS, multiple)) for place in (1, STEPS - 1)}
     if unit == "seconds":
         return _by_time(model, wanted, axes, multiple, whole, measure)
-    if sizes[1].of(unit) > wanted:
-        least = _said(unit, sizes[1].of(unit))
+
+    def at(place: int) -> Size:
+        return size_of(cut_to(outline_of(model), axes, place / STEPS, multiple))
+
+    if at(1).of(unit) > wanted:
+        least = _said(unit, at(1).of(unit))
         raise UsageError(
             f"{', '.join(axes)} alone do not reach {_said(unit, wanted)}: the least is {least}; drop layers too"
         )
-    low, high = 1, len(places) + 1
+    low, high = 1, STEPS
     while high - low > 1:
         middle = (low + high) // 2
-        if size_of(cut_to(outline_of(model), axes, middle / STEPS, multiple)).of(unit) <= wanted:
+        if at(middle).of(unit) <= wanted:
             low = middle
         else:
             high = middle
-    return low / STEPS, size_of(cut_to(outline_of(model), axes, low / STEPS, multiple))
+    return low / STEPS, at(low)
 
 
 def _by_time(

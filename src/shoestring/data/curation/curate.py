@@ -48,9 +48,11 @@ class Step:
 class Curated:
     """What curating came to.
 
-    documents: all there were. kept: bool [n]. step: int16 [n], which curator dropped a document, -1 where none did. reason: int16
-    [n], why, in `reasons`. reasons: '<curator>: <reason>'. values: columns by '<curator>.<name>', [n], for those that saw a
-    document; for the others NaN, or -1.
+    documents: all there were. kept: bool [n].
+    reason: int16 [n], why a document was dropped, as a place in `reasons`; -1 where none was.
+    reasons: '<curator>: <reason>'.
+    values: columns by '<curator>.<name>', [n]; NaN or -1 for a document that the curator did not see.
+    steps: what each curator did.
     """
 
     documents: Documents
