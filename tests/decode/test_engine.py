@@ -1,5 +1,6 @@
 """Many answers at once are those that each would have alone, whatever is drafted, shared, cancelled or preempted."""
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from shoestring.method import methods
 from tests.decode.random_models import CONTEXT, native, noisy, one_by_one, prompts, wrapped
 
 GREEDY = Sampling(temperature=0)
+WARM = Sampling(temperature=1.5, top_p=0.9, seed=3, repetition_penalty=1.1, presence_penalty=0.2)
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "native": native,
     "one key head": lambda: native(key_value_heads=1),
@@ -30,17 +32,20 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "gemma": lambda: wrapped("gemma"),
     "windows": lambda: wrapped("mistral"),
 }
-TEXTS = prompts(12)
+TEXTS = prompts(8)
+WRITTEN = 14
+"""Tokens of an answer."""
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest) -> LanguageModel:
-    return MODELS[request.param]()
+@functools.cache
+def model_of(name: str) -> LanguageModel:
+    return MODELS[name]()
 
 
-@pytest.fixture(scope="module")
-def expected(model: LanguageModel) -> list[list[int]]:
-    return [one_by_one(model, text, 20) for text in TEXTS]
+@functools.cache
+def expected_of(name: str) -> list[list[int]]:
+    """What each text is followed by, alone."""
+    return [one_by_one(model_of(name), text, WRITTEN) for text in TEXTS]
 
 
 def answers(engine: Engine, requests: list[Request]) -> dict[tuple[int, int], Answer]:
@@ -52,11 +57,13 @@ def store(model: LanguageModel, kind: str) -> Any:
 
 
 # every scheduler and every drafter stands in this table: each scheduler with the drafter that needs nothing, and each drafter with
-# the scheduler of old
+# the scheduler of old. Schedulers see no model: one is enough for them
 SCHEDULERS = [card.name for card in methods("decode", "scheduler")]
 DRAFTERS = [card.name for card in methods("decode", "drafter")]
 TABLE = [*((scheduler, None) for scheduler in SCHEDULERS), *(("first_come", drafter) for drafter in DRAFTERS)]
 TABLE += [(scheduler, "ngram") for scheduler in SCHEDULERS if scheduler != "first_come"]
+WHOLE_TABLE = [("native", *each) for each in TABLE]
+WHOLE_TABLE += [(name, "first_come", drafter) for name in MODELS if name != "native" for drafter in (None, *DRAFTERS)]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -88,39 +95,47 @@ def scheduler_of(name: str, model: LanguageModel) -> Scheduler:
     return made
 
 
-@pytest.mark.parametrize(("scheduler", "drafter"), TABLE)
-def test_every_answer_is_the_one_it_has_alone(
-    model: LanguageModel, expected: list[list[int]], scheduler: str, drafter: str | None, made: Path
-) -> None:
+@pytest.mark.parametrize(("name", "scheduler", "drafter"), WHOLE_TABLE)
+def test_every_answer_is_the_one_it_has_alone(name: str, scheduler: str, drafter: str | None, made: Path) -> None:
+    model, expected = model_of(name), expected_of(name)
     drafting = drafter_of(drafter, model, made)
     paged = store(model, "paged")
     engine = Engine(model, store=paged, rows=5, tokens=24, scheduler=scheduler_of(scheduler, model), drafter=drafting)
-    got = answers(engine, [Request(text, GREEDY, 20) for text in TEXTS])
+    got = answers(engine, [Request(text, GREEDY, WRITTEN) for text in TEXTS])
     assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
     paged.check()
     assert paged.free == paged.capacity
-    if drafter in ("ngram", "draft_model", "longspec", "staged"):  # the files of the others were made for another model
+    # the files of the other drafters were made for another model, and the other models may be sure of what no draft says
+    if name == "native" and drafter in ("ngram", "draft_model", "longspec", "staged"):
         assert engine.accepted > 0
+
+
+@functools.cache
+def drawn_alone() -> list[tuple[int, ...]]:
+    """What each of six texts is followed by, drawn alone."""
+    engines = [Engine(native(), rows=1, room=CONTEXT) for _ in TEXTS[:6]]
+    return [
+        next(iter(engine.run([Request(text, WARM, 12)]))).tokens for engine, text in zip(engines, TEXTS, strict=False)
+    ]
 
 
 @pytest.mark.parametrize(("scheduler", "drafter"), TABLE)
 def test_draws_belong_to_the_request_and_not_to_its_company(scheduler: str, drafter: str | None, made: Path) -> None:
-    model, warm = native(), Sampling(temperature=1.5, top_p=0.9, seed=3, repetition_penalty=1.1, presence_penalty=0.2)
-    alone = [
-        next(iter(Engine(model, rows=1, room=CONTEXT).run([Request(text, warm, 12)]))).tokens for text in TEXTS[:6]
-    ]
+    model, alone = native(), drawn_alone()
     drafting = drafter_of(drafter, model, made)
     planner = scheduler_of(scheduler, model)
     engine = Engine(model, store=PagedStore(model, 40, 4), rows=3, tokens=16, drafter=drafting, scheduler=planner)
-    got = answers(engine, [Request(text, warm, 12) for text in TEXTS[:6]])
+    got = answers(engine, [Request(text, WARM, 12) for text in TEXTS[:6]])
     assert [got[number, 0].tokens for number in range(1, 7)] == alone
     assert len(set(alone)) > 3
 
 
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["paged", "separate"])
-def test_stores_hold_the_same(model: LanguageModel, expected: list[list[int]], kind: str) -> None:
+def test_stores_hold_the_same(name: str, kind: str) -> None:
+    model, expected = model_of(name), expected_of(name)
     engine = Engine(model, store=store(model, kind), rows=4, tokens=16)
-    got = answers(engine, [Request(text, GREEDY, 20) for text in TEXTS])
+    got = answers(engine, [Request(text, GREEDY, WRITTEN) for text in TEXTS])
     assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
     assert engine.store.free == engine.store.capacity
 
@@ -161,7 +176,7 @@ def test_the_books_close(drafter: str, made: Path) -> None:
     drafting = drafter_of(drafter, model, made)
     engine = Engine(model, store=PagedStore(model, 24, 4), rows=4, tokens=16, drafter=drafting)
     end = frozenset(one_by_one(model, TEXTS[0], 8)[-1:])
-    got = list(engine.run([Request(text, GREEDY, 20, end, samples=2) for text in TEXTS]))
+    got = list(engine.run([Request(text, GREEDY, 16, end, samples=2) for text in TEXTS]))
     charges = [each.spent.charge + -each.spent.drafting for each in got]
     total = sum(charge.read + charge.written + charge.wasted for charge in charges)
     assert engine.computed == total - sum(each.spent.unread for each in got)
@@ -267,7 +282,7 @@ def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str, ma
     asked: dict[int, tuple[int, ...]] = {}
     written: dict[tuple[int, int], list[int]] = {}
     seen = Counter[str]()
-    for _ in range(1500 if drafter == "ngram" else 400):
+    for _ in range(1000 if drafter == "ngram" else 250):
         what = chance.choice(("submit", "step", "step", "step", "cancel", "fork"))
         if what == "submit" and len(engine._rows) < 8:
             text = chance.choice(texts)
@@ -295,4 +310,4 @@ def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str, ma
     engine.step()
     assert paged.free == paged.capacity
     assert not engine.busy
-    assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > (10 if drafter == "ngram" else 0), seen
+    assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > (5 if drafter == "ngram" else 0), seen
