@@ -1,11 +1,12 @@
 """Reading and writing of several rows at once on this CPU: ours in 4 bits as the file has them, in float32 and bfloat16, beside
-llama.cpp with the same file.
+transformers with the same weights and llama.cpp with the same file.
 
 Each side answers so many rows of random tokens, --prompt in and --answer out, greedily and with no end. Reading is timed until each
 row has its first token; writing is what --answer more tokens take. The sides take turns in each round, in an order that turns too.
 Printed are medians of the rounds, tokens/s of all rows together, and the median of the rounds' ratios to the first side. llama.cpp
 keeps keys and values as its users do, in float16; the others in the type of their activations. It is left out where
-llama-cpp-python is not installed, which is said.
+llama-cpp-python is not installed, which is said. transformers reads all rows as one batch, whose logits it makes for the last
+token alone, and then a token of each row at a time, with its own cache and attention (SDPA).
 """
 
 import argparse
@@ -30,9 +31,10 @@ from shoestring.budget.machine import probe
 from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.shrink.export import stock_of
 from shoestring.train.run_folder import environment
 
-SIDES = ("packed", "float32", "bfloat16", "llama.cpp")
+SIDES = ("packed", "float32", "bfloat16", "transformers float32", "transformers bfloat16", "llama.cpp")
 
 
 class Side(Protocol):
@@ -66,6 +68,25 @@ class Ours:
         while engine.busy:
             engine.step()
         assert engine.passes == 1 + answer
+        return reading, time.perf_counter() - began
+
+
+class Transformers:
+    """The same weights as transformers' own class, by its forward pass and cache."""
+
+    def __init__(self, place: str, dtype: torch.dtype) -> None:
+        opened = open_model(place, torch.float32)
+        self.model = stock_of(opened.model).to(dtype).eval()
+
+    @torch.no_grad()
+    def seconds(self, prompts: Sequence[Sequence[int]], answer: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        found = self.model(torch.tensor(prompts), use_cache=True, logits_to_keep=1)
+        latest = found.logits[:, -1:].argmax(-1)
+        reading, began = time.perf_counter() - began, time.perf_counter()
+        for _ in range(answer):
+            found = self.model(latest, past_key_values=found.past_key_values, use_cache=True)
+            latest = found.logits[:, -1:].argmax(-1)
         return reading, time.perf_counter() - began
 
 
@@ -129,6 +150,8 @@ def built(options: argparse.Namespace, stack: ExitStack) -> tuple[dict[str, Side
         "packed": ours("packed"),
         "float32": ours(torch.float32),
         "bfloat16": ours(torch.bfloat16),
+        "transformers float32": lambda: Transformers(options.place, torch.float32),
+        "transformers bfloat16": lambda: Transformers(options.place, torch.bfloat16),
         "llama.cpp": lambda: LlamaCpp(file, context, max(options.rows), options.threads, stack),
     }
     sides, left_out = dict[str, Side](), dict[str, str]()
@@ -169,11 +192,11 @@ def measure(sides: dict[str, Side], rows: int, options: argparse.Namespace) -> d
 
 def show(rows: int, found: dict[str, Any]) -> None:
     print(
-        f"\n{rows} row{'s' * (rows > 1)}{'':12}{'reading, tokens/s':>20}{'ratio':>8}{'writing, tokens/s':>20}{'ratio':>8}"
+        f"\n{rows} row{'s' * (rows > 1)}{'':16}{'reading, tokens/s':>20}{'ratio':>8}{'writing, tokens/s':>20}{'ratio':>8}"
     )
     for name, side in found.items():
         figures = [(side[what]["tokens_per_second"], side[what]["ratio"]) for what in ("reading", "writing")]
-        print(f"{name:18}" + "".join(f"{rate:20.0f}{ratio:8.2f}" for rate, ratio in figures))
+        print(f"{name:22}" + "".join(f"{rate:20.0f}{ratio:8.2f}" for rate, ratio in figures))
 
 
 def main(words: Sequence[str]) -> None:
