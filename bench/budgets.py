@@ -11,6 +11,7 @@ nobody's budget. Expected tokens are those that the plan printed; a ratio is tra
 
 import argparse
 import json
+import logging
 import os
 import re
 import subprocess
@@ -76,6 +77,7 @@ def memory(printed: str) -> float:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 40.0, 120.0], help="default 20 40 120")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each budget, default 1")
@@ -85,7 +87,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--fresh", action="store_true", help="every run measures anew how to compute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, environment and every run there")
     options, more = parser.parse_known_args(words)
-    prepare(DataConfig(), cache_folder(), say=print)  # once, before any clock
+    prepare(DataConfig(), cache_folder())  # once, before any clock
     machine, runs = probe(), []
     print(
         f"{machine.name}, {machine.threads} threads; others take {others_now():.2f} cores now; busy: {options.busy} loops"

@@ -76,7 +76,7 @@ def child(options: argparse.Namespace) -> None:
     keep_freed_memory()
     if options.child == "shoestring":
         busy_waiting.begin()
-    dataset = prepare(DataConfig(), cache_folder(), say=lambda line: None)
+    dataset = prepare(DataConfig(), cache_folder())
     precision = probe().best_precision if options.precision == "auto" else options.precision
     attention = "chunked" if precision == "bfloat16" else "flash"
     fixed = {"device": "cpu", "compile": "none", "loss": "plain", "threads": torch.get_num_threads()}

@@ -23,6 +23,7 @@ else to do.
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -68,7 +69,7 @@ class Text:
     """The batches of a run, by step, and held-out ones."""
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
-        dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
+        dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
         self.train = Windows(dataset.train, options.context, seed)
         self.heldout = Windows(dataset.heldout, options.context)
         self.rows, self.micros, self.heldout_rows = options.batch, options.micros, options.heldout_rows
@@ -192,6 +193,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="of each run, default 4")
     parser.add_argument("--tokens", type=int, default=0, help="of each run, in the place of --minutes")

@@ -26,6 +26,7 @@ Parts that are there (calm.json, faults.json) are not made again; --trace replay
 import argparse
 import heapq
 import json
+import logging
 import os
 import shutil
 import signal
@@ -66,7 +67,7 @@ class Run:
         self.stack = ExitStack()
         self.host = self.stack.enter_context(Host(config, dataset, folder, ("127.0.0.1", 0)))
         self.proxies: dict[str, Proxy] = {}
-        self.fleet = Fleet(self.host, self.names, restart=False, since=time.monotonic(), say=print)
+        self.fleet = Fleet(self.host, self.names, restart=False, since=time.monotonic())
         self.returned: list[dict[str, Any]] = []
         self.done: list[dict[str, Any]] = []
 
@@ -223,8 +224,8 @@ def _rejoined(done: Sequence[dict[str, Any]], rounds: dict[str, list[dict[str, A
 def run_in(options: argparse.Namespace, path: Path) -> Iterator[Run]:
     shutil.rmtree(path, ignore_errors=True)
     config = build(RunConfig, overrides(recipe(options)))
-    dataset = prepare(config.data, cache_folder(), say=print)
-    config = resolve(config, dataset, probe(), Ledger(), print)
+    dataset = prepare(config.data, cache_folder())
+    config = resolve(config, dataset, probe(), Ledger())
     with RunFolder.create(path) as folder:
         folder.write_config(config, dataset)
         run = Run(options, folder, config, dataset)
@@ -277,6 +278,7 @@ def part(options: argparse.Namespace, name: str, trace: Sequence[Fault]) -> dict
 
 
 def main() -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/churn"))
     parser.add_argument("--seed", type=int, default=0)

@@ -128,7 +128,7 @@ def ours(path: Path, cache: Path) -> list[int]:
     account = Account()
     found = open_documents(CorpusSource(open_corpus(str(path), TextOptions()), ""), cache, account)
     choice = Choice.of("data", "minhash", kind="curation", threshold=THRESHOLD, permutations=PERMUTATIONS, ngram=NGRAM)
-    curated = curate(found, [choice], account, lambda line: None)
+    curated = curate(found, [choice], account)
     copies = curated.values["minhash.of"]
     return np.where(copies >= 0, copies, np.arange(len(copies))).tolist()
 
@@ -139,7 +139,7 @@ def datasketch_alone(path: Path, cache: Path) -> list[int]:
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
     first: list[int] = []
-    for number, text in enumerate(open_corpus(str(path), TextOptions()).documents(lambda line: None)):
+    for number, text in enumerate(open_corpus(str(path), TextOptions()).documents()):
         words = text.lower().split()
         made = MinHash(num_perm=PERMUTATIONS, seed=1)
         shingles = {" ".join(words[place : place + NGRAM]) for place in range(max(len(words) - NGRAM + 1, 1))}

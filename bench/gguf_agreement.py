@@ -17,6 +17,7 @@ numbers and whose activations are rounded as there ('rounded alike'): what then 
 
 import argparse
 import json
+import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Difference:
 
 def prompts(run: Path, count: int, length: int) -> list[list[int]]:
     trained = load_trained(run)
-    dataset = prepare(trained.config.data, cache_folder(), say=print)
+    dataset = prepare(trained.config.data, cache_folder())
     batch = Windows(dataset.heldout, length, HELDOUT_ORDER, "stream").batch(0, count)
     return [row.tolist() for row in batch.inputs.values]
 
@@ -103,7 +104,7 @@ def compare(run: Path, kind: str, options: argparse.Namespace, texts: list[list[
     alike_spreads: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
-        write_gguf(path, plain, trained.tokenizer, kind, say=print)  # type: ignore[arg-type]
+        write_gguf(path, plain, trained.tokenizer, kind)  # type: ignore[arg-type]
         context = trained.config.model.context
         llama = llama_cpp.Llama(
             str(path),
@@ -174,6 +175,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)

@@ -9,6 +9,7 @@ The steps are `shoestring train`'s own (`train.step`, `train.team`), around whic
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -100,7 +101,7 @@ def take(
 
 def train(specification: dict[str, Any], transport: Transport) -> dict[str, Any]:
     config = build(RunConfig, specification["config"])
-    dataset = prepare(config.data, cache_folder(), say=lambda line: None)
+    dataset = prepare(config.data, cache_folder())
     config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
     total, count, batch = specification["total"], specification["steps"], config.train.batch
     parts = assemble(config, dataset, transport.rank)
@@ -113,7 +114,7 @@ def train(specification: dict[str, Any], transport: Transport) -> dict[str, Any]
         take(parts, steps, company, 0, WARM, total, batch)
     else:
         take(warm, warm.stepper, CompanyOfOne(warm.stepper), 0, WARM, total, batch)
-        team = join_workers(config, parts, ledger, transport, print)
+        team = join_workers(config, parts, ledger, transport)
         if team is not None:
             steps, company = team, team
     all_gather(transport, None, number=BEGIN)
@@ -139,6 +140,7 @@ def train(specification: dict[str, Any], transport: Transport) -> dict[str, Any]
 
 
 def main(words: list[str]) -> int:
+    logging.basicConfig(level="INFO", format="%(message)s")
     specification = json.loads(Path(words[0]).read_text())
     torch.set_num_threads(1)
     keep_freed_memory()

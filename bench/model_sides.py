@@ -150,7 +150,7 @@ class Sides:
             source = self.folder / f"{ternary}.gguf"
             if not source.exists():
                 plain = dense(self.model, self.chosen)
-                write_gguf(source, plain, self.tokenizer, ternary, embedding=HEAD_BITS, say=lambda _: None)  # type: ignore[arg-type]
+                write_gguf(source, plain, self.tokenizer, ternary, embedding=HEAD_BITS)  # type: ignore[arg-type]
             if file != source:
                 self._converted(api, source, file, kind)
         return LlamaCpp(api, file, self.config.context, self.threads, self.stack)

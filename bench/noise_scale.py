@@ -16,6 +16,7 @@ Every run is a line of --out, and what is there is not run again.
 
 import argparse
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,6 +163,7 @@ def shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("evidence/noise-scale/runs.jsonl"), help="default %(default)s")
     parser.add_argument("--show", action="store_true", help="run nothing: print what the file holds")
@@ -176,7 +178,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     runs = RunLines(options.out, shared(options))
     if not options.show:
-        dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
+        dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
         made = {(line["batch"], line["factor"]) for line in runs.lines}
         for batch in options.batches:
             for factor in FACTORS:

@@ -21,6 +21,7 @@ optimiser).
 import argparse
 import inspect
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -100,7 +101,7 @@ def configure(options: argparse.Namespace, machine: Machine, vocabulary: int, ca
     sizes = {name: getattr(options, part + name) for name in ("layers", "width", "heads")}
     model = ModelConfig(vocabulary=vocabulary, context=options.context, **sizes)
     execution = ExecutionConfig(precision=options.precision, compile=options.compile)
-    settled = settle(execution, model, rows=rows, seconds=None, machine=machine, cache=cache, say=print)
+    settled = settle(execution, model, rows=rows, seconds=None, machine=machine, cache=cache)
     print(*settled.reasons, sep="\n")
     adamw = Choice.of("optim", "adamw", lr=options.lr)
     return RunConfig(
@@ -242,6 +243,7 @@ def show(method: str, sides: dict[str, dict[str, Any]], known: dict[str, str]) -
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     try:
         for name in options.peers if options.methods else ():
@@ -252,7 +254,7 @@ def main(words: Sequence[str]) -> None:
     keep_freed_memory()
     known = versions(options.peers)
     found: dict[str, Any] = {"versions": {"torch": torch.__version__, **known}, "methods": {}}
-    dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
+    dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
     with tempfile.TemporaryDirectory() as scratch:  # its own cache: nothing measured at another time is used
         machine = probe(cache=Path(scratch), fresh=True)
         print(f"{machine.name}, {machine.threads} threads")

@@ -14,9 +14,10 @@ In a bench:
 
 import argparse
 import hashlib
+import logging
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from task_models import corpus as write_tasks
@@ -27,6 +28,8 @@ from shoestring.data.corpus import open_corpus
 from shoestring.data.survey import digest
 from shoestring.errors import ShoestringError, did_you_mean
 from shoestring.locks import hold
+
+log = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "models"
 TASK_NAMES = ("tasks-0.9m", "tasks-0.2m")
@@ -50,21 +53,20 @@ QUICK_DOCUMENTS = 400
 CORPUS = "python-stdlib"
 
 
-def reference_model(name: str, *, quick: bool = False, say: Callable[[str], None] = print) -> Path:
+def reference_model(name: str, *, quick: bool = False) -> Path:
     """The folder of the run of a reference model, which is trained first where it is not there yet.
 
     name: one of `NAMES`.
     quick: a model of the same shape, hardly trained.
-    say: told what takes long.
     Raises: ShoestringError where the name is not known, or training fails.
     """
     if name not in NAMES:
         raise ShoestringError(f"no reference model '{name}': {did_you_mean(name, NAMES)}")
     folder = place(name, quick=quick)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with hold(folder.parent / f".{folder.name}.lock", wait=f"waiting for who trains {folder.name}", say=say):
+    with hold(folder.parent / f".{folder.name}.lock", wait=f"waiting for who trains {folder.name}"):
         if not (folder / "summary.json").exists():
-            _train(name, folder, quick, say)
+            _train(name, folder, quick)
     return folder
 
 
@@ -74,24 +76,24 @@ def place(name: str, *, quick: bool = False) -> Path:
     if name in TASK_NAMES:
         whole.update(text_digest(mixture()))
     else:
-        for document in open_corpus(CORPUS).documents(lambda line: None):
+        for document in open_corpus(CORPUS).documents():
             whole.update(digest(document))
     whole.update(" ".join(QUICK if quick else []).encode())
     return cache_folder() / "models" / f"{name}{'-quick' if quick else ''}-{whole.hexdigest()[:16]}"
 
 
-def _train(name: str, folder: Path, quick: bool, say: Callable[[str], None]) -> None:
+def _train(name: str, folder: Path, quick: bool) -> None:
     begun = (folder / "config.toml").exists()
     words = ["--resume", str(folder)] if begun else [str(RECIPES / f"{name}.toml"), "--out", str(folder)]
     if name in TASK_NAMES and not begun:
         text = folder.parent / f"tasks-{'quick-' if quick else ''}{text_digest(mixture()).hex()[:16]}.jsonl"
         if not text.exists():
-            say(f"writing what {name} learns from to {text}")
+            log.warning(f"writing what {name} learns from to {text}")
             write_tasks(mixture(), text, QUICK_DOCUMENTS if quick else None)
         words.append(f"--data.corpus={text}")
     if quick and not begun:
         words += QUICK
-    say(f"{'going on with' if begun else 'training'} the reference model {name} in {folder}")
+    log.warning(f"{'going on with' if begun else 'training'} the reference model {name} in {folder}")
     done = subprocess.run([sys.executable, "-m", "shoestring", "train", *words], check=False)
     if done.returncode:
         raise ShoestringError(f"training the reference model {name} failed: shoestring train {' '.join(words)}")

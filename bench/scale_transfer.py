@@ -13,6 +13,7 @@ Every run is a line of --out, and what is there is not run again.
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def table(runs: RunLines, times: int) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=Path("evidence/scale-transfer/runs.jsonl"), help="default %(default)s"
@@ -139,7 +141,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     runs = RunLines(options.out, shared(settings, options))
     if not options.show:
-        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder(), say=print)
+        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder())
         while following := missing(runs):
             grown, rule, k = following
             line = run(grown, rule, k, settings, options, dataset)

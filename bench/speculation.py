@@ -13,6 +13,7 @@ that differ are counted, with how near the two tokens were where they first did.
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def prompts(opened: Opened, options: argparse.Namespace) -> dict[str, list[list[
     """Prompts of each kind."""
     assert opened.tokenizer is not None
     size, found = options.prompt_tokens, list[list[int]]()
-    for document in open_corpus(DataConfig().corpus).documents(print):
+    for document in open_corpus(DataConfig().corpus).documents():
         ids = opened.tokenizer.encode(document[200 : 200 + 16 * size])[:size]
         if len(ids) == size:
             found.append(ids)
@@ -113,6 +114,7 @@ def margin(opened: Opened, prompt: list[int], one: list[int], other: list[int]) 
 
 
 def main() -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read()
     opened = open_model(options.place, getattr(torch, options.dtype))
     ways: dict[str, Drafter | None] = {"none": None}

@@ -22,9 +22,10 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import logging
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean, median
@@ -177,11 +178,11 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def settings_of(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What decides a seed's figures."""
     reasons = {side: missing(side) for side in SIDES if side in {"shoestring", *options.sides}}
     for reason in {reason: None for reason in reasons.values() if reason}:
-        say(f"left out: {', '.join(side for side in reasons if reasons[side] == reason)}: {reason}")
+        print(f"left out: {', '.join(side for side in reasons if reasons[side] == reason)}: {reason}")
     shape = ("layers", "width", "heads", "context", "vocabulary")
     others = {*shape, "sides", "seeds", "quick", "out", "json"}
     kept = {key: value for key, value in vars(options).items() if key not in others}
@@ -190,10 +191,11 @@ def settings_of(options: argparse.Namespace, say: Callable[[str], None]) -> dict
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
-    settings = settings_of(options, print)
+    settings = settings_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
-    prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
+    prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
     found = []
     for seed in options.seeds:
         path = options.out / f"{'quick-' if options.quick else ''}seed-{seed}.json"

@@ -238,7 +238,7 @@ def _parts(settings: dict[str, Any], inner: str) -> Parts:
         train=TrainConfig(batch=settings["batch"], heldout_tokens=settings["heldout_tokens"]),
         execution=ExecutionConfig("cpu", settings["precision"], "none", "chunked", "plain"),
     )
-    dataset = prepare(DataConfig(vocabulary=settings["model"]["vocabulary"]), cache_folder(), say=lambda line: None)
+    dataset = prepare(DataConfig(vocabulary=settings["model"]["vocabulary"]), cache_folder())
     return assemble(config, dataset, int(os.environ["RANK"]))
 
 

@@ -21,6 +21,7 @@ Without a GPU it says so and ends with 2. All of it takes some ten minutes, most
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -197,6 +198,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> int:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     if not torch.cuda.is_available():
         print("there is no GPU that torch can use here: nothing was checked or timed", file=sys.stderr)
@@ -252,7 +254,7 @@ def tune(options: argparse.Namespace) -> dict[str, str]:
     keys = [Key(*size, 1, tokens) for size in sorted(shapes) for tokens in sorted(full)]
     heads = {(SHAPES[model].vocabulary, SHAPES[model].width) for model in options.decode}
     keys += [Key(*size, 1, 1, options.head_bits) for size in sorted(heads)]
-    return {key.name: str(config) for key, config in fastest(keys, options.gpu, print).items()}
+    return {key.name: str(config) for key, config in fastest(keys, options.gpu).items()}
 
 
 def show(found: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ a loop, each of which makes one run and says by exit status 3 that none was miss
 """
 
 import argparse
+import logging
 import math
 import sys
 import time
@@ -269,13 +270,14 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     torch.set_num_threads(options.threads)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     plan = Plan(options.arms, sorted(options.widths), sorted(options.tokens), options.seeds)
     runs = Runs(options.out, asdict(settings))
     if not options.show:
-        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder(), say=print)
+        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder())
         while cell := plan.missing(runs):
             line = train(cell, settings, dataset)
             runs.add(line)

@@ -14,6 +14,7 @@ and head at 8 bits. llama.cpp keeps its cache in float16, ours is float32. llama
 import argparse
 import gc
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -97,6 +98,7 @@ def show(title: str, found: dict[str, Any], sides: dict[str, Side]) -> None:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=tuple(MODELS))
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES, help="ratios are over the first")
@@ -111,7 +113,7 @@ def main(words: Sequence[str]) -> None:
     if max(options.prompts) + options.tokens > CONTEXT:
         parser.error(f"prompt and tokens are at most {CONTEXT} together")
     torch.manual_seed(0)
-    tokenizer = prepare(DataConfig(vocabulary=1024), cache_folder(), say=print).tokenizer
+    tokenizer = prepare(DataConfig(vocabulary=1024), cache_folder()).tokenizer
     print(f"kernel: {kernels.kernel_in_use()} {kernels.reason()}".rstrip())
     found, left_out = [], dict[str, str]()
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,6 +20,7 @@ The process keeps the memory it frees, as `shoestring train` does, and the Train
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def configure(options: argparse.Namespace, machine: Machine, vocabulary: int, ca
     execution = ExecutionConfig(precision=options.precision, compile=options.compile)
     names = ("layers", "width", "heads", "context")
     model = ModelConfig(vocabulary=vocabulary, **{name: getattr(options, name) for name in names})
-    settled = settle(execution, model, rows=options.batch, seconds=None, machine=machine, cache=cache, say=print)
+    settled = settle(execution, model, rows=options.batch, seconds=None, machine=machine, cache=cache)
     print(*settled.reasons, sep="\n")
     return RunConfig(
         budget=Budget.parse("1h"),  # ends nothing here: the steps are counted
@@ -92,10 +93,11 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     if not options.return_memory:
         keep_freed_memory()
-    dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder(), say=print)
+    dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
     with tempfile.TemporaryDirectory() as scratch:  # its own cache: nothing measured at another time is used
         machine = probe(cache=Path(scratch), fresh=True)
         config = configure(options, machine, dataset.tokenizer.vocabulary, Path(scratch))

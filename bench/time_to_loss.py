@@ -23,6 +23,7 @@ own evaluations, on its clock, are those of its plan; its own last figure is in 
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -96,7 +97,7 @@ def candidate(bench: Bench, seed: int, budget: float) -> dict[str, Any]:
 
 def prepared(options: argparse.Namespace) -> Bench:
     """The corpus, the plan for the whole time, and the judge."""
-    dataset = prepare(DataConfig(), cache_folder(), say=print)
+    dataset = prepare(DataConfig(), cache_folder())
     machine = probe()
     words = ["--budget", f"{options.seconds:g}s"]
     for name in ("layers", "width"):
@@ -178,6 +179,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     whole, (first, *others) = options.seconds, options.seeds
     ladder = [] if options.ladder is None else options.ladder or [whole / 4, 3 * whole / 8]

@@ -21,6 +21,7 @@ different --arms.
 """
 
 import argparse
+import logging
 import math
 import sys
 import time
@@ -365,12 +366,13 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> None:
+    logging.basicConfig(level="INFO", format="%(message)s")
     options = read(words)
     torch.set_num_threads(options.threads)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     runs = Runs(options.out, asdict(settings))
     if not options.show:
-        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder(), say=print)
+        dataset = prepare(DataConfig(vocabulary=settings.vocabulary), cache_folder())
         while following := missing(runs, options.arms, options.widths, options.seeds):
             arm, width, k, seed = following
             line = train(arm, width, k, seed, settings, dataset)

@@ -22,6 +22,7 @@ import torch
 
 from shoestring.budget import machine
 from shoestring.cli import train
+from shoestring.log_lines import held_back
 from shoestring.report.page import write_report
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
@@ -111,6 +112,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends in this process draws its page, as a user's does."""
     monkeypatch.setattr(train, "write_report", write_report)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the package says through `logging` while a test goes on."""
+    with held_back("shoestring") as lines:
+        yield lines
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 class Corpus:
     """One document, in place of a whole library."""
 
-    def documents(self, say: object) -> list[str]:
+    def documents(self) -> list[str]:
         return ["a document"]
 
 
@@ -67,9 +67,9 @@ def test_it_is_trained_once_and_goes_on_where_it_was(bench: Any, monkeypatch: py
 
     monkeypatch.setattr(bench.subprocess, "run", run)
     with pytest.raises(ShoestringError, match="training the reference model 10m failed"):
-        bench.reference_model("10m", say=lambda line: None)
-    folder = bench.reference_model("10m", say=lambda line: None)
-    assert bench.reference_model("10m", say=lambda line: None) == folder
+        bench.reference_model("10m")
+    folder = bench.reference_model("10m")
+    assert bench.reference_model("10m") == folder
     assert asked == [[str(bench.RECIPES / "10m.toml"), "--out", str(folder)], ["--resume", str(folder)]]
 
 
@@ -103,7 +103,7 @@ def test_task_models_learn_from_problems_of_the_training_split(
         return subprocess.CompletedProcess(words, 0)
 
     monkeypatch.setattr(bench.subprocess, "run", run)
-    places = [bench.reference_model(name, say=lambda line: None) for name in bench.TASK_NAMES]
+    places = [bench.reference_model(name) for name in bench.TASK_NAMES]
     assert len(set(places)) == len(asked) == 2
     (text,) = {word.partition("=")[2] for words in asked for word in words if word.startswith("--data.corpus=")}
     documents = [json.loads(line)["text"] for line in Path(text).read_text().splitlines()]

@@ -2,14 +2,16 @@
 
 import errno
 import fcntl
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shoestring.errors import ShoestringError
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What a file system says that has no locks."""
@@ -24,15 +26,15 @@ class Held(ShoestringError):
 
 
 @contextmanager
-def hold(path: Path, *, wait: str = "", say: Say = print) -> Iterator[None]:
+def hold(path: Path, *, wait: str = "") -> Iterator[None]:
     """Hold the lock on the file at `path`, which is made where it is missing, and whose folder must be there.
 
     A process that was forked from the holder does not hold it. The file names the holder's process id, for people.
-    wait: said once where another process holds the lock, which is then waited for; '': it is not waited for. say: told too
-    where the file system has no locks, and nothing keeps others away.
+    wait: logged once where another process holds the lock, which is then waited for; '': it is not waited for. So is where
+    the file system has no locks, and nothing keeps others away.
     Raises: Held; ShoestringError where the file cannot be opened: it is a symbolic link, for one.
     """
-    handle = _acquired(path, wait, say)
+    handle = _acquired(path, wait)
     _own.add(handle)
     try:
         yield
@@ -42,11 +44,11 @@ def hold(path: Path, *, wait: str = "", say: Say = print) -> Iterator[None]:
             os.close(handle)
 
 
-def _acquired(path: Path, wait: str, say: Say) -> int:
+def _acquired(path: Path, wait: str) -> int:
     while True:
         handle = _opened(path)
         try:
-            _lock(handle, path, wait, say)
+            _lock(handle, path, wait)
             if not _is_still(
                 path, handle
             ):  # its last holder has removed the file: the lock of no name keeps nobody away
@@ -68,18 +70,20 @@ def _opened(path: Path) -> int:
         raise ShoestringError(f"{path} cannot be opened to be locked: {why}") from None
 
 
-def _lock(handle: int, path: Path, wait: str, say: Say) -> None:
+def _lock(handle: int, path: Path, wait: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
             raise Held(path, _holder(handle)) from None
-        say(wait)
+        log.warning(wait)
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise ShoestringError(f"{path} cannot be locked: {error.strerror}") from None
-        say(f"note: the file system of {path.parent} has no locks: see to it that no other process writes there")
+        log.warning(
+            f"note: the file system of {path.parent} has no locks: see to it that no other process writes there"
+        )
 
 
 def _holder(handle: int) -> str:

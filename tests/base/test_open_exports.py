@@ -75,7 +75,7 @@ def test_a_gguf_file(shape: str, kind: str, tmp_path: Path) -> None:
     model, tokenizer = made(**SHAPES[shape]), train_bpe([TEXT], 300)
     lower(model, Ternary())
     ternary = dense(model, ternaries(model)).eval()
-    write_gguf(tmp_path / "a.gguf", ternary, tokenizer, kind, say=lambda line: None)  # type: ignore[arg-type]
+    write_gguf(tmp_path / "a.gguf", ternary, tokenizer, kind)  # type: ignore[arg-type]
     opened = open_model(str(tmp_path / "a.gguf"))
     torch.testing.assert_close(logits(opened.model), logits(as_stored(ternary, 16)), atol=1e-4, rtol=1e-4)
     assert opened.about.values["types"][-1] == kind

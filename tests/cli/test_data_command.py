@@ -31,7 +31,7 @@ def curated(*words: object) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[str]:
-    return list(open_corpus(str(folder), TextOptions()).documents(lambda line: None))
+    return list(open_corpus(str(folder), TextOptions()).documents())
 
 
 RULES = (

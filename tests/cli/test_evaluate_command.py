@@ -37,7 +37,7 @@ def measured(*words: object) -> dict[str, Any]:
 
 
 def heldout(corpus: Path, share: float) -> list[str]:
-    documents = list(open_corpus(str(corpus)).documents(lambda line: None))
+    documents = list(open_corpus(str(corpus)).documents())
     split = survey(documents, share, 0)
     return sorted({document for document in documents if split.holds_out(digest(document))})
 

@@ -88,7 +88,3 @@ def design(*arms: str, seeds: int = 5, **more: Any) -> Design:
     """A comparison at a minute a run."""
     given: dict[str, Any] = {"unit": "seconds", "amount": MINUTE, "tuning": {}, "tuning_seed": 1000}
     return Design(arms=arms or ("adamw", "muon"), seeds=tuple(range(seeds)), **{**given, **more})
-
-
-def silent(line: str) -> None:
-    """Says nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_objective import Objective, design, record, silent
+from synthetic_objective import Objective, design, record
 
 from shoestring.compare import RunLog, conduct, judge
 from shoestring.errors import ShoestringError, UsageError
@@ -19,7 +19,7 @@ TUNING = {"adamw": RATES, "muon": RATES, "lion": RATES}
 def test_trials_then_seeds_interleaved_with_the_order_rotated() -> None:
     objective = Objective({"adamw": 0.0, "muon": -0.1, "lion": 0.1})
     plan = design("adamw", "muon", "lion", seeds=3, tuning=TUNING)
-    records = conduct(plan, objective, RunLog(), silent)
+    records = conduct(plan, objective, RunLog())
     assert [(arm, lr["lr"], purpose) for arm, _, lr, purpose in objective.calls[:9]] == [
         *[(arm, 1e-4, "tune") for arm in ("adamw", "muon", "lion")],
         *[(arm, 1e-3, "tune") for arm in ("muon", "lion", "adamw")],
@@ -37,7 +37,7 @@ def test_trials_then_seeds_interleaved_with_the_order_rotated() -> None:
 
 def test_no_arm_is_first_more_often_than_another() -> None:
     objective = Objective({"adamw": 0.0, "muon": 0.0, "lion": 0.0})
-    conduct(design("adamw", "muon", "lion", seeds=6), objective, RunLog(), silent)
+    conduct(design("adamw", "muon", "lion", seeds=6), objective, RunLog())
     assert set(Counter(arm for arm, *_ in objective.calls[::3]).values()) == {2}
 
 
@@ -54,12 +54,12 @@ def test_a_comparison_killed_anywhere_goes_on_as_if_it_had_not_been(
 ) -> None:
     plan, path = _small(sequential), tmp_path_factory.mktemp("log") / "runs.jsonl"
     offsets = {"adamw": 0.0, "muon": -0.4, "lion": 0.01}
-    whole = conduct(plan, Objective(offsets), RunLog(path), silent)
+    whole = conduct(plan, Objective(offsets), RunLog(path))
     content = path.read_bytes()
     cut = round(share * len(content))
     path.write_bytes(content[:cut])
     objective = Objective(offsets)
-    assert conduct(plan, objective, RunLog(path), silent) == whole
+    assert conduct(plan, objective, RunLog(path)) == whole
     assert path.read_bytes() == content
     assert len(objective.calls) == len(whole) - content[:cut].count(b"\n")
 
@@ -67,13 +67,13 @@ def test_a_comparison_killed_anywhere_goes_on_as_if_it_had_not_been(
 def test_a_decision_at_an_added_seed_falls_alike_wherever_the_comparison_was_stopped() -> None:
     plan = design("adamw", "muon", "lion", seeds=2, until_decided=6)
     offsets = {"adamw": 0.0, "muon": -0.12, "lion": 0.01}
-    whole = conduct(plan, Objective(offsets), RunLog(), silent)
+    whole = conduct(plan, Objective(offsets), RunLog())
     assert 2 < Counter(run.arm for run in whole)["muon"] < 6  # decided on the way
     for made in range(len(whole)):
         log = RunLog()
         for run in whole[:made]:
             log.append(run)
-        assert conduct(plan, Objective(offsets), log, silent) == whole
+        assert conduct(plan, Objective(offsets), log) == whole
 
 
 def test_a_candidate_that_failed_where_the_base_finished_gets_no_further_seeds() -> None:
@@ -83,16 +83,16 @@ def test_a_candidate_that_failed_where_the_base_finished_gets_no_further_seeds()
             return record(arm, seed, None) if (arm, seed) == ("muon", 1) else run
 
     objective = Once({"adamw": 0.0, "muon": 0.0})
-    conduct(design(seeds=3, until_decided=8), objective, RunLog(), silent)
+    conduct(design(seeds=3, until_decided=8), objective, RunLog())
     assert len(objective.calls) == 6
 
 
 def test_a_finished_comparison_runs_nothing_again(tmp_path: Path) -> None:
     plan, path = _small(True), tmp_path / "runs.jsonl"
     offsets = {"adamw": 0.0, "muon": -0.4, "lion": 0.01}
-    conduct(plan, Objective(offsets), RunLog(path), silent)
+    conduct(plan, Objective(offsets), RunLog(path))
     again = Objective(offsets)
-    conduct(plan, again, RunLog(path), silent)
+    conduct(plan, again, RunLog(path))
     assert again.calls == []
 
 
@@ -106,14 +106,14 @@ def test_a_run_that_raises_leaves_what_was_done_in_the_log(tmp_path: Path) -> No
             return super().__call__(*asked)
 
     with pytest.raises(KeyboardInterrupt):
-        conduct(design(), Stopped({"adamw": 0.0, "muon": 0.0}), RunLog(path), silent)
+        conduct(design(), Stopped({"adamw": 0.0, "muon": 0.0}), RunLog(path))
     assert len(RunLog(path).read()) == 3
 
 
 def test_seeds_are_added_to_the_base_and_to_undecided_candidates_alone() -> None:
     objective = Objective({"adamw": 0.0, "muon": -0.5, "lion": 0.0})
     plan = design("adamw", "muon", "lion", seeds=3, until_decided=8)
-    verdict = judge(conduct(plan, objective, RunLog(), silent), plan)
+    verdict = judge(conduct(plan, objective, RunLog()), plan)
     runs = Counter(arm for arm, *_ in objective.calls)
     assert (runs["adamw"], runs["muon"], runs["lion"]) == (8, 3, 8)
     words = {one.candidate: one.verdict for one in verdict.comparisons}
@@ -128,15 +128,14 @@ def test_nothing_is_added_once_all_is_decided_or_cannot_be() -> None:
         ({"adamw": 0.0, "muon": 0.0}, 0.0),
     ):
         objective = Objective(offsets, own=own)
-        conduct(design(seeds=3, until_decided=8), objective, RunLog(), silent)
+        conduct(design(seeds=3, until_decided=8), objective, RunLog())
         assert len(objective.calls) == 6
 
 
-def test_an_arm_all_of_whose_trials_fail_is_reported_and_not_judged() -> None:
-    said: list[str] = []
+def test_an_arm_all_of_whose_trials_fail_is_reported_and_not_judged(said: list[str]) -> None:
     objective = Objective({"adamw": 0.0, "muon": None, "lion": -0.3})
     plan = design("adamw", "muon", "lion", seeds=3, tuning=TUNING)
-    verdict = judge(conduct(plan, objective, RunLog(), said.append), plan)
+    verdict = judge(conduct(plan, objective, RunLog()), plan)
     assert not [call for call in objective.calls if call[0] == "muon" and call[3] == "judge"]
     assert any("every trial of muon failed" in line for line in said)
     muon, lion = verdict.comparisons
@@ -150,7 +149,7 @@ def test_an_arm_all_of_whose_trials_fail_is_reported_and_not_judged() -> None:
 def test_nothing_is_judged_against_a_base_that_cannot_be_tuned() -> None:
     objective = Objective({"adamw": None, "muon": 0.0})
     plan = design(seeds=3, tuning={"adamw": RATES, "muon": RATES})
-    verdict = judge(conduct(plan, objective, RunLog(), silent), plan)
+    verdict = judge(conduct(plan, objective, RunLog()), plan)
     assert len(objective.calls) == 6
     assert verdict.comparisons[0].verdict == "not comparable"
 
@@ -164,7 +163,7 @@ def test_a_failed_trial_is_never_chosen() -> None:
             return record(arm, seed, None, purpose, settings=dict(settings), seconds=7.0)
 
     plan = design(seeds=2, tuning={"adamw": RATES, "muon": RATES})
-    verdict = judge(conduct(plan, Diverging({"adamw": 0.0, "muon": 0.0}, best=2e-3), RunLog(), silent), plan)
+    verdict = judge(conduct(plan, Diverging({"adamw": 0.0, "muon": 0.0}, best=2e-3), RunLog()), plan)
     tuning = verdict.arms["muon"].tuning
     assert tuning is not None
     assert tuning.chosen == {"lr": 1e-2}
@@ -174,7 +173,7 @@ def test_a_failed_trial_is_never_chosen() -> None:
 
 def test_a_runner_that_returns_another_run_is_stopped() -> None:
     with pytest.raises(ValueError, match="returned"):
-        conduct(design(), lambda arm, seed, settings, purpose: record(arm, seed + 1, 3.0), RunLog(), silent)
+        conduct(design(), lambda arm, seed, settings, purpose: record(arm, seed + 1, 3.0), RunLog())
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_a_log_of_another_comparison_is_refused(stray: Any, said: str) -> None:
     log = RunLog()
     log.append(stray)
     with pytest.raises(ShoestringError, match=said):
-        conduct(design(), Objective({"adamw": 0.0, "muon": 0.0}), log, silent)
+        conduct(design(), Objective({"adamw": 0.0, "muon": 0.0}), log)
     with pytest.raises(ShoestringError, match=said):
         judge(log.read(), design())
 
@@ -218,10 +217,10 @@ def test_runs_made_at_once_are_those_made_one_by_one(sequential: bool, tmp_path:
     if sequential:
         plan = design("adamw", "muon", seeds=2, until_decided=8, **TOKENS)
     offsets = {"adamw": 0.0, "muon": -0.12, "lion": 0.01, "soap": -0.2}
-    one_by_one = conduct(plan, Objective(offsets), RunLog(), silent)
+    one_by_one = conduct(plan, Objective(offsets), RunLog())
     together = Together(2, Objective(offsets))  # every batch has an even number of runs
     path = tmp_path / "runs.jsonl"
-    found = conduct(plan, together, RunLog(path), silent, at_once=2)
+    found = conduct(plan, together, RunLog(path), at_once=2)
     key = operator.attrgetter("key")
     assert sorted(found, key=key) == sorted(one_by_one, key=key)
     assert judge(found, plan).to_json() == judge(one_by_one, plan).to_json()
@@ -242,7 +241,7 @@ def test_of_runs_made_at_once_one_that_raises_stops_the_others_and_begins_no_mor
         return record(arm, seed, 3.0)
 
     with pytest.raises(KeyboardInterrupt):
-        conduct(plan, run, RunLog(path), silent, at_once=2, stop=stopped.set)
+        conduct(plan, run, RunLog(path), at_once=2, stop=stopped.set)
     assert stopped.is_set()
     assert len(calls) <= 3
     assert {run.arm for run in RunLog(path).read()} <= {"adamw"}
@@ -251,6 +250,6 @@ def test_of_runs_made_at_once_one_that_raises_stops_the_others_and_begins_no_mor
 def test_runs_at_equal_seconds_are_not_made_at_once() -> None:
     plan = design("adamw", "muon", unit="seconds")
     with pytest.raises(UsageError, match="one at a time: they would take time from each other"):
-        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), silent, at_once=2)
+        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), at_once=2)
     with pytest.raises(UsageError, match="give 1 or more"):
-        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), silent, at_once=0)
+        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), at_once=0)

@@ -7,7 +7,7 @@ held to its error rate where it can be told sharply, over many thousand repetiti
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_objective import Objective, design, silent
+from synthetic_objective import Objective, design
 from test_compare_sequential import first_crossings
 
 from shoestring.compare import Design, RunLog, conduct, judge
@@ -22,7 +22,7 @@ SAME = {"first": 0.0, "second": 0.0}
 
 
 def conclude(plan: Design, objective: Objective) -> Comparison:
-    return judge(conduct(plan, objective, RunLog(), silent), plan).comparisons[0]
+    return judge(conduct(plan, objective, RunLog()), plan).comparisons[0]
 
 
 def differences(world: int) -> list[float]:
@@ -80,7 +80,7 @@ def test_a_planted_worse_arm_is_found() -> None:
             return type(run)(**{**{k: getattr(run, k) for k in run.__dataclass_fields__}, "settings": {}})
 
         plan = design("tuned", "planted", seeds=3)
-        found = judge(conduct(plan, detuned, RunLog(), silent), plan).comparisons[0]  # type: ignore[arg-type]
+        found = judge(conduct(plan, detuned, RunLog()), plan).comparisons[0]  # type: ignore[arg-type]
         assert found.verdict == "worse"
         assert found.difference == pytest.approx(np.log10(30) ** 2, abs=0.1)
 
@@ -101,7 +101,7 @@ def test_sharing_the_seeds_luck_is_what_finds_a_small_difference() -> None:
     """The same runs, unpaired, could not show it."""
     objective = Objective({"first": 0.0, "second": -0.06}, shared=0.3, repetition=3)
     plan = design(*SAME, seeds=6)
-    records = conduct(plan, objective, RunLog(), silent)
+    records = conduct(plan, objective, RunLog())
     first, second = ([run.loss for run in records if run.arm == arm] for arm in SAME)
     assert stats.ttest_ind(first, second).pvalue > 0.3
     assert judge(records, plan).comparisons[0].verdict == "better"

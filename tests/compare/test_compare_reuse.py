@@ -104,7 +104,7 @@ def made_anew(
     """The runs of a design that are not taken from `earlier`."""
     made = Made()
     before = runs_of(earlier, asked, MACHINE)
-    conduct(asked, Reused(made, before, arms, lambda line: None), RunLog(tmp_path / "runs.jsonl"), lambda line: None)
+    conduct(asked, Reused(made, before, arms), RunLog(tmp_path / "runs.jsonl"))
     return made.asked
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from synthetic_objective import Objective, design, luck, record, silent
+from synthetic_objective import Objective, design, luck, record
 
 from shoestring.compare import Design, RunLog, RunRecord, conduct, judge
 from shoestring.compare.comparison import Comparison
@@ -44,7 +44,7 @@ LOWER = [2.90, 2.95, 2.86, 2.93, 2.88]
 
 def test_the_verdict_has_exactly_the_keys_that_the_page_reads() -> None:
     plan = design(seeds=3, tuning={"adamw": RATES, "muon": RATES})
-    content = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}), RunLog(), silent), plan).to_json()
+    content = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}), RunLog()), plan).to_json()
     assert content == json.loads(json.dumps(content, allow_nan=False))
     assert content.keys() == TOP
     for arm in content["arms"].values():
@@ -212,7 +212,7 @@ def test_what_an_arm_is_made_from_is_charged_to_it() -> None:
 
 def test_tuning_is_charged_and_its_edges_are_told() -> None:
     plan = design(seeds=3, tuning={"adamw": RATES, "muon": RATES})
-    verdict = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}, best=1e-2), RunLog(), silent), plan)
+    verdict = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}, best=1e-2), RunLog()), plan)
     arm = verdict.arms["muon"]
     assert arm.tuning is not None
     assert (arm.tuning.chosen, arm.tuning.edge) == ({"lr": 1e-2}, True)
@@ -336,7 +336,7 @@ def test_what_was_not_tuned_is_said_first() -> None:
     )
     assert found.sentences[0].startswith("Untuned: muon is better than adamw")
     plan = design(seeds=3, tuning={"adamw": RATES, "muon": RATES})
-    tuned = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}), RunLog(), silent), plan)
+    tuned = judge(conduct(plan, Objective({"adamw": 0.0, "muon": -0.2}), RunLog()), plan)
     assert "uned" not in tuned.statement
     assert tuned.sentences[0].startswith("muon is better")
 

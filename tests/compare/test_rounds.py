@@ -122,7 +122,7 @@ def test_seeds_repeat_items_and_narrow_the_interval() -> None:
     assert width((0, 1, 2, 3, 4, 5, 6, 7)) < 0.6 * width((0,))
 
 
-def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_comparison_goes_on_where_it_was(tmp_path: Path, said: list[str]) -> None:
     rounds, path = Rounds(("a", "b"), (0, 1, 2), 5, SPEED), tmp_path / "rounds.jsonl"
 
     class Killed(Machine):
@@ -132,11 +132,11 @@ def test_a_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
             return super().__call__(arms, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        conduct_rounds(rounds, Killed(0, 5, {"a": 1.0, "b": 1.0}), RoundLog(path), lambda line: None)
+        conduct_rounds(rounds, Killed(0, 5, {"a": 1.0, "b": 1.0}), RoundLog(path))
     before = RoundLog(path).read()
     assert [each.seed for each in before] == [0, 1]
-    said: list[str] = []
-    outcomes = conduct_rounds(rounds, Machine(1, 5, {"a": 1.0, "b": 1.0}), RoundLog(path), said.append)
+    said.clear()
+    outcomes = conduct_rounds(rounds, Machine(1, 5, {"a": 1.0, "b": 1.0}), RoundLog(path))
     assert said == ["seed 2, 3 of 3: 5 items by a, b"]
     assert RoundLog(path).read()[:2] == before
     assert [(o.seed, o.arm) for o in outcomes] == [(s, a) for s in (0, 1, 2) for a in "ab"]

@@ -144,7 +144,7 @@ def test_a_wrong_line_is_refused_with_its_number(line: Any, said: str, tmp_path:
     im_end_folder(tmp_path / "tokenizer")
     config = DataConfig(corpus=str(written(tmp_path, CHAT, line)), tokenizer=str(tmp_path / "tokenizer"), kind="chat")
     with pytest.raises(UsageError, match=said) as caught:
-        prepare(config, tmp_path / "cache", say=lambda _: None)
+        prepare(config, tmp_path / "cache")
     assert "\n" not in str(caught.value)
 
 
@@ -155,7 +155,7 @@ def im_end_folder(folder: Path, template: str | None = TEMPLATE) -> None:
     own.save(folder)
 
 
-def test_chats_are_a_dataset_that_is_the_same_each_time(tmp_path: Path) -> None:
+def test_chats_are_a_dataset_that_is_the_same_each_time(tmp_path: Path, said: list[str]) -> None:
     im_end_folder(tmp_path / "tokenizer")
     lines = [{"messages": [user(f"Say {n}"), assistant(f"It is {n}")]} for n in range(40)]
     config = DataConfig(
@@ -165,8 +165,7 @@ def test_chats_are_a_dataset_that_is_the_same_each_time(tmp_path: Path) -> None:
         heldout=0.2,
         packing="whole",
     )
-    said: list[str] = []
-    first, again = (prepare(config, tmp_path / "cache", say=said.append) for _ in range(2))
+    first, again = (prepare(config, tmp_path / "cache") for _ in range(2))
     assert first.fingerprint == again.fingerprint
     assert first.tokenizer.chat_template == TEMPLATE
     assert len(first.train.document_starts) + len(first.heldout.document_starts) == 40
@@ -182,7 +181,7 @@ def test_chats_need_a_template(tmp_path: Path) -> None:
     path = str(written(tmp_path, CHAT))
     for own, said in ((str(tmp_path / "tokenizer"), "has no chat template"), ("bpe", "give model.base")):
         with pytest.raises(UsageError, match=said):
-            prepare(DataConfig(corpus=path, tokenizer=own, kind="chat"), tmp_path / "cache", say=lambda _: None)
+            prepare(DataConfig(corpus=path, tokenizer=own, kind="chat"), tmp_path / "cache")
 
 
 def test_preferences_share_what_they_answer(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from shoestring.data.config import TextOptions
 from shoestring.data.corpora.hub import Hub
 from shoestring.data.reading import Reading
 from shoestring.errors import UsageError
+from shoestring.log_lines import held_back
 from shoestring.method import method, methods
 
 
 def read(where: str | Path, text_field: str = "text") -> tuple[list[str], list[str]]:
-    said: list[str] = []
-    return list(open_corpus(str(where), TextOptions(text_field)).documents(said.append)), said
+    with held_back("shoestring") as said:
+        return list(open_corpus(str(where), TextOptions(text_field)).documents()), said
 
 
 @pytest.fixture
@@ -140,7 +141,7 @@ def test_a_hub_corpus_read_from_a_local_folder(tmp_path: Path, monkeypatch: pyte
     rows = [json.dumps({"text": text, "n": n}) for n, text in enumerate(["one", "", "two", "three"])]
     (local / "train.jsonl").write_text("\n".join(rows))
     corpus = open_corpus(f"hf:{local}")
-    assert list(corpus.documents(print)) == ["one", "two", "three"]
+    assert list(corpus.documents()) == ["one", "two", "three"]
     assert open_corpus(f"hf:{local}").stamp() == corpus.stamp()
     with pytest.raises(UsageError, match=r"no column 'txt' .*did you mean 'text'"):
         open_corpus(f"hf:{local}", TextOptions("txt"))
@@ -148,7 +149,7 @@ def test_a_hub_corpus_read_from_a_local_folder(tmp_path: Path, monkeypatch: pyte
         open_corpus(f"hf:{local}", TextOptions("n"))
     (local / "train.jsonl").write_text('{"text": "changed"}')
     changed = open_corpus(f"hf:{local}")
-    assert list(changed.documents(print)) == ["changed"]
+    assert list(changed.documents()) == ["changed"]
     assert changed.stamp() != corpus.stamp()
     for where in (f"hf:{tmp_path}/gone/gone", f"hf:{local}:none"):
         with pytest.raises(UsageError, match="cannot be loaded") as caught:
@@ -198,12 +199,11 @@ def test_an_unknown_encoding_is_refused(encoding: str) -> None:
         DataConfig(encoding=encoding)
 
 
-def test_what_of_a_folder_was_not_read_is_told(tmp_path: Path) -> None:
+def test_what_of_a_folder_was_not_read_is_told(tmp_path: Path, said: list[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_bytes(b"fine\nnot f\xefne\n")
     (tmp_path / "c").write_bytes(b"\x7fELF\0")
-    said: list[str] = []
-    assert list(open_corpus(str(tmp_path), TextOptions(invalid="skip")).documents(said.append)) == ["fine\n"] * 2
+    assert list(open_corpus(str(tmp_path), TextOptions(invalid="skip")).documents()) == ["fine\n"] * 2
     assert "left out 1 of 3 files" in said[0]
     assert "skipped 2 lines" in said[1]
     assert f"{tmp_path}/a.txt, line 2; {tmp_path}/b.txt, line 2" in said[1]

@@ -20,6 +20,7 @@ from shoestring.data.formats.text import text
 from shoestring.data.passages import PASSAGE, passages
 from shoestring.data.reading import NotText, Reading
 from shoestring.errors import UsageError
+from shoestring.log_lines import held_back
 
 
 def of(text_field: str = "text", encoding: str = "auto", invalid: Invalid = "refuse") -> Reading:
@@ -156,8 +157,8 @@ def test_text_and_lines_in_every_encoding(tmp_path: Path, encoding: str, content
 
 
 def told(reading: Reading) -> str:
-    said: list[str] = []
-    reading.report(said.append)
+    with held_back("shoestring") as said:
+        reading.report()
     return "; ".join(said)
 
 

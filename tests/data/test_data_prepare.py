@@ -19,13 +19,14 @@ from shoestring.data import DataConfig, Dataset, Windows, byte_tokenizer, open_d
 from shoestring.data.dataset import _digest as manifest_digest
 from shoestring.data.dataset import token_type
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.log_lines import held_back
 
 preparing = importlib.import_module("shoestring.data.prepare")
 
 
 def said_by(config: DataConfig, cache: Path) -> tuple[Dataset, list[str]]:
-    said: list[str] = []
-    return prepare(config, cache, say=said.append), said
+    with held_back("shoestring") as said:
+        return prepare(config, cache), said
 
 
 def write(folder: Path, documents: int = 40) -> Path:
@@ -112,7 +113,7 @@ def test_an_existing_tokenizer_is_used_and_one_that_changes_the_text_is_told_of(
     _, said = said_by(config, tmp_path / "cache")
     assert "changes the text" in said[-1]
     with pytest.raises(UsageError, match=r"no tokenizer 'bpee'.*did you mean 'bpe'"):
-        prepare(DataConfig(config.corpus, "bpee"), tmp_path / "cache", say=print)
+        prepare(DataConfig(config.corpus, "bpee"), tmp_path / "cache")
 
 
 def test_large_vocabularies_take_four_bytes(
@@ -239,7 +240,7 @@ def test_a_corpus_is_never_held_whole(config: DataConfig, tmp_path: Path, monkey
         def stamp(self) -> str:
             return "endless"
 
-        def documents(self, say: object) -> Iterator[str]:
+        def documents(self) -> Iterator[str]:
             nonlocal taken, written
             taken = written = 0
             for n in range(500):
@@ -254,7 +255,7 @@ def test_a_corpus_is_never_held_whole(config: DataConfig, tmp_path: Path, monkey
 
     monkeypatch.setattr(preparing, "open_corpus", lambda *_: Endless())
     monkeypatch.setattr(preparing.StoreWriter, "add", watched)
-    prepare(DataConfig(tokenizer="bytes"), tmp_path / "cache", say=print)
+    prepare(DataConfig(tokenizer="bytes"), tmp_path / "cache")
     assert written == 500
     assert most < 20
 
@@ -271,7 +272,7 @@ def stop_before_the_end(*given):
     return write(*given)
 write, preparing.write_manifest = preparing.write_manifest, stop_before_the_end
 config = DataConfig(corpus, vocabulary=270, heldout=0.2)
-print(prepare(config, Path(cache), say=lambda line: None).fingerprint, flush=True)
+print(prepare(config, Path(cache)).fingerprint, flush=True)
 """
 
 

@@ -55,16 +55,17 @@ def test_a_selection_copies_nothing() -> None:
 def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Path, Dataset]:
     cache = tmp_path_factory.mktemp("cache")
     config = DataConfig(corpus=str(corpus), tokenizer="bytes", heldout=0.2)
-    return config, cache, prepare(config, cache, say=lambda line: None)
+    return config, cache, prepare(config, cache)
 
 
 def test_a_run_reads_only_the_documents_of_its_index(
-    prepared: tuple[DataConfig, Path, Dataset], tmp_path: Path
+    prepared: tuple[DataConfig, Path, Dataset], tmp_path: Path, said: list[str]
 ) -> None:
     config, cache, whole = prepared
     index = tmp_path / "index.safetensors"
     write_index(index, whole, {"train": np.array([0, 2, 3])})
-    part = prepare(replace(config, documents=str(index)), cache, say=lambda line: pytest.fail(line))
+    part = prepare(replace(config, documents=str(index)), cache)
+    assert not said
     assert len(part.train.document_starts) == 3
     assert len(part.heldout) == len(whole.heldout)
     assert part.train.tokens.tolist() == select(whole.train, np.array([0, 2, 3])).tokens.tolist()
@@ -79,7 +80,7 @@ def test_an_index_that_is_missing_damaged_or_of_another_corpus_is_refused(
     config, cache, whole = prepared
     index = tmp_path / "index.safetensors"
     with pytest.raises(UsageError, match="no index of documents at"):
-        prepare(replace(config, documents=str(index)), cache, say=lambda line: None)
+        prepare(replace(config, documents=str(index)), cache)
     write_index(index, replace(whole, fingerprint="another"), {})
     with pytest.raises(UsageError, match="of another corpus"):
         read_index(index, whole)

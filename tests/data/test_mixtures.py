@@ -22,6 +22,7 @@ from shoestring.data.mixed import InTurn, Mixed
 from shoestring.data.mixture import Domain, Mixture
 from shoestring.data.stream import Stream, stream_of
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.log_lines import held_back
 
 CONTEXT = 4
 NAMES = ("code", "prose", "talk")
@@ -305,16 +306,18 @@ def test_sources_share_a_tokenizer_and_are_kept_apart(
     corpora: tuple[SourceConfig, ...], tmp_path: Path, tokenizer: str
 ) -> None:
     config = DataConfig(source=corpora, tokenizer=tokenizer, vocabulary=300, heldout=0.2)
-    whole = prepare(config, tmp_path / "cache", say=lambda line: None)
+    whole = prepare(config, tmp_path / "cache")
     assert [part.name for part in whole.domains] == ["code", "prose"]
     assert len(whole.train) == sum(len(part.train) for part in whole.domains)
     start = len(whole.domains[0].train)
     assert whole.train.rows(np.array([start]), 9).tolist() == whole.domains[1].train.rows(np.array([0]), 9).tolist()
     assert whole.tokenizer.decode(whole.domains[1].train.tokens[:30].tolist()).startswith("tale prose")
     assert whole.train.document_starts[len(whole.domains[0].train.document_starts)] == start
-    again = prepare(config, tmp_path / "cache", say=lambda line: pytest.fail(line))
+    with held_back("shoestring") as said:
+        again = prepare(config, tmp_path / "cache")
+    assert not said
     assert again.fingerprint == whole.fingerprint
-    other = prepare(DataConfig(**{**vars(config), "source": corpora[::-1]}), tmp_path / "cache", say=lambda line: None)
+    other = prepare(DataConfig(**{**vars(config), "source": corpora[::-1]}), tmp_path / "cache")
     assert other.fingerprint != whole.fingerprint
 
 

@@ -45,7 +45,7 @@ def test_a_dataset_has_the_commands_and_learns_none_of_them(tmp_path: Path) -> N
         heldout=0.3,
         returns=("length",),
     )
-    store = prepare(config, tmp_path / "cache", say=lambda _: None)
+    store = prepare(config, tmp_path / "cache")
     text = store.tokenizer.decode(store.train.tokens.tolist())
     assert text.count("[length: ") == len(store.train.document_starts)
     assert store.train.marks is not None

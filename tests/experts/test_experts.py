@@ -71,7 +71,7 @@ def trained(two_topics: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_each_expert_has_the_documents_of_one_topic(trained: tuple[Path, dict[str, Any]], two_topics: Path) -> None:
     out, summary = trained
     folder = ExpertsFolder.open(out)
-    dataset = prepare(folder.read_config().run.data, cache_folder(), say=lambda line: None)
+    dataset = prepare(folder.read_config().run.data, cache_folder())
     clustering = Clustering.read(folder.clusters)
     stores = [dataset.train.document_starts[clustering.members(number)] for number in range(2)]
     digits = [np.mean([_is_sum(int(dataset.train.tokens[start])) for start in starts.tolist()]) for starts in stores]
@@ -127,7 +127,7 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
     out, summary = trained
     folder = ExpertsFolder.open(out)
     config = folder.read_config()
-    dataset = prepare(config.run.data, cache_folder(), say=lambda line: None)
+    dataset = prepare(config.run.data, cache_folder())
     text = heldout_text(config, dataset, Clustering.read(folder.clusters))
     for name, k in (("top-1", 1), ("all", 0)):
         ensemble, _, _ = load_experts(out, top_k=k)

@@ -1,6 +1,7 @@
 """A lock is one process's, ends with it however it ends, and is no forked child's."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from shoestring.errors import ShoestringError
 from shoestring.locks import Held, hold
+from shoestring.log_lines import KeptLines, attached
 
 HOLD = """
 import os, sys, time
@@ -57,15 +59,16 @@ def test_a_lock_does_not_outlive_a_killed_process(tmp_path: Path, how: str) -> N
 
 
 def test_it_is_waited_for_where_that_is_said(tmp_path: Path) -> None:
-    path, said = tmp_path / "lock", list[str]()
+    path = tmp_path / "lock"
     process = holder(path)
 
-    def say(line: str) -> None:
-        said.append(line)
-        process.kill()
+    class Killing(KeptLines):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            process.kill()
 
-    with hold(path, wait="waiting for it", say=say):
-        assert said == ["waiting for it"]
+    with attached(Killing()) as said, hold(path, wait="waiting for it"):
+        assert said.lines == ["waiting for it"]
     process.communicate()
 
 

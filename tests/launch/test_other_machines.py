@@ -36,7 +36,7 @@ def host(corpus: Path, tmp_path: Path) -> Iterator[Callable[[str], Host]]:
     """Makes the host of a run that nobody takes part in yet, at an address."""
     flags = ["--budget=4ktok", f"--data.corpus={corpus}", *TINY, *ELASTIC, "--model.vocabulary=257"]
     config = build(RunConfig, overrides(flags))
-    dataset = prepare(config.data, Path(os.environ["SHOESTRING_CACHE"]), say=lambda line: None)
+    dataset = prepare(config.data, Path(os.environ["SHOESTRING_CACHE"]))
     with ExitStack() as stack:
         folder = stack.enter_context(RunFolder.create(tmp_path / "run"))
         folder.write_config(config, dataset)

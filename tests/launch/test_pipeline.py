@@ -129,4 +129,4 @@ def test_nothing_else_trains_a_pipelines_configuration(tmp_path: Path) -> None:
     request = Request.of(overrides([*words, *STAGES]))
     config = build(RunConfig, request.asked)
     with pytest.raises(UsageError, match="transport = pipeline takes processes that"):
-        FixedWorkers().join(config, None, Ledger(), print)  # type: ignore[arg-type]
+        FixedWorkers().join(config, None, Ledger())  # type: ignore[arg-type]

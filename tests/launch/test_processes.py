@@ -23,6 +23,7 @@ from shoestring import __version__
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch import processes
 from shoestring.launch.processes import StartedWorkers, WorkerFailed, available_cores, launch, share_of_cores
+from shoestring.log_lines import held_back
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.sync.rendezvous.joining import PLACE, join, leave
 from shoestring.sync.transport.frame import TOKEN
@@ -136,9 +137,9 @@ SLEEPERS = "if rank != 1: time.sleep(60)\n"
 )
 def test_when_one_fails_the_others_are_ended_and_it_is_named(start: Start, end: str, line: str, status: int) -> None:
     began = time.monotonic()
-    team, said = start(SLEEPERS + end), []  # type: ignore[var-annotated]
-    with pytest.raises(WorkerFailed) as failed:
-        team.wait(said.append)
+    team = start(SLEEPERS + end)
+    with pytest.raises(WorkerFailed) as failed, held_back("shoestring") as said:
+        team.wait()
     assert str(failed.value) == f"worker 1 {line}"
     assert (failed.value.rank, failed.value.exit_status) == (1, status)
     assert said == (["worker 1 | first"] if status == 2 else [])

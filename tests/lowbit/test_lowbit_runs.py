@@ -17,6 +17,7 @@ from shoestring.config import build, merge, overrides, to_toml, tree
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
+from shoestring.log_lines import held_back
 from shoestring.lowbit import lowered_layers
 from shoestring.optim.adamw import AdamW
 from shoestring.optim.partition import partition
@@ -39,25 +40,24 @@ SAVING = ("--train.checkpoint_every=0.0001", "--train.keep=100")
 @pytest.fixture(scope="module")
 def data(corpus: Path) -> Dataset:
     config = build(RunConfig, merge({"budget": "1ktok", "model": {}}, overrides([*TINY, f"--data.corpus={corpus}"])))
-    return prepare(config.data, cache_folder(), say=lambda line: None)
+    return prepare(config.data, cache_folder())
 
 
 def train(run: Path, data: Dataset, steps: int, *words: str) -> tuple[dict[str, Any], str]:
     """(the summary, what was said), of a run without the plan and the pages about it."""
     asked = overrides([*TINY, "--train.sample_tokens=0", *words])
     config = build(RunConfig, merge({"budget": f"{steps * PER_STEP}tok"}, asked))
-    said: list[str] = []
-    with RunFolder.create(run) as folder:
+    with held_back("shoestring") as said, RunFolder.create(run) as folder:
         data.tokenizer.save(folder.tokenizer)
         ledger = Ledger(folder.ledger)
-        found = start(config, folder, ledger, data, MACHINE, said.append, lambda line: None)
+        found = start(config, folder, ledger, data, MACHINE, lambda line: None)
         ledger.close()
     return found.summary, "\n".join(said)
 
 
 def go_on(run: Path, data: Dataset, step: int) -> None:
     folder = RunFolder.open(run)
-    resume(folder, folder.read_config(), Ledger(folder.ledger), data, lambda line: None, lambda line: None, step)
+    resume(folder, folder.read_config(), Ledger(folder.ledger), data, lambda line: None, step)
 
 
 def heldout(run: Path) -> list[dict[str, Any]]:

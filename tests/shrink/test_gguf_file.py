@@ -43,11 +43,11 @@ def read(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray], dict[str
     return said, tensors, {one.name: one.tensor_type.name for one in reader.tensors}
 
 
-def test_a_qwen3_has_the_numbers_of_the_model(tmp_path: Path) -> None:
-    path, made, lines = tmp_path / "model.gguf", model(key_value_heads=2, tied=False), list[str]()
-    written = write_gguf(path, made, byte_tokenizer(), "TQ1_0", say=lines.append)
+def test_a_qwen3_has_the_numbers_of_the_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, made = tmp_path / "model.gguf", model(key_value_heads=2, tied=False)
+    written = write_gguf(path, made, byte_tokenizer(), "TQ1_0")
     said, tensors, types = read(path)
-    assert not lines
+    assert not caplog.messages
     assert not written.wide
     assert written.bytes == path.stat().st_size
     assert written.rounding == 0  # a ternary scale is a float16's number
@@ -78,7 +78,7 @@ def test_a_qwen3_has_the_numbers_of_the_model(tmp_path: Path) -> None:
 
 def test_a_llama_has_its_queries_and_keys_in_pairs(tmp_path: Path) -> None:
     made = model(token_mixer={"name": "attention", "qk_norm": False}, key_value_heads=2)
-    write_gguf(tmp_path / "model.gguf", made, byte_tokenizer(), "TQ2_0", embedding=8, say=lambda line: None)
+    write_gguf(tmp_path / "model.gguf", made, byte_tokenizer(), "TQ2_0", embedding=8)
     said, tensors, types = read(tmp_path / "model.gguf")
     assert said["general.architecture"] == "llama"
     assert "output.weight" not in tensors, "a tied head is the embedding"
@@ -95,11 +95,10 @@ def test_a_llama_has_its_queries_and_keys_in_pairs(tmp_path: Path) -> None:
     np.testing.assert_allclose(tensors["blk.0.attn_v.weight"], value.numpy(force=True), rtol=2**-11)
 
 
-def test_matrices_without_whole_blocks_are_in_float16_and_that_is_said(tmp_path: Path) -> None:
-    lines: list[str] = []
-    written = write_gguf(tmp_path / "a.gguf", model(hidden=480), byte_tokenizer(), "TQ2_0", say=lines.append)
+def test_matrices_without_whole_blocks_are_in_float16_and_that_is_said(tmp_path: Path, said: list[str]) -> None:
+    written = write_gguf(tmp_path / "a.gguf", model(hidden=480), byte_tokenizer(), "TQ2_0")
     assert written.wide == ("blk.0.ffn_down.weight",)
-    assert "stored in F16" in lines[0]
+    assert "stored in F16" in said[0]
     assert read(tmp_path / "a.gguf")[2]["blk.0.ffn_down.weight"] == "F16"
 
 
@@ -107,7 +106,7 @@ def test_matrices_without_whole_blocks_are_in_float16_and_that_is_said(tmp_path:
 @pytest.mark.parametrize("shape", [{}, {"tied": False, "input_scale": 2.0, "hidden": 480}], ids=["tied", "untied"])
 def test_what_is_measured_is_what_is_stored(tmp_path: Path, shape: dict[str, object], embedding: int) -> None:
     made = model(**shape)
-    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0", embedding=embedding, say=lambda line: None)
+    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0", embedding=embedding)
     _, tensors, types = read(tmp_path / "a.gguf")
     found = as_stored(made, embedding).state_dict()
     assert types["token_embd.weight"] == {16: "F16", 8: "Q8_0"}[embedding]
@@ -131,10 +130,10 @@ def trained_tokenizer() -> TextTokenizer:
     return train_bpe(["some text of some words, again and again: some text"] * 3, 300)
 
 
-def test_tokens_are_named_and_merged_as_ours(tmp_path: Path) -> None:
-    tokenizer, lines = trained_tokenizer(), list[str]()
+def test_tokens_are_named_and_merged_as_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = trained_tokenizer()
     size = tokenizer.vocabulary + 3
-    write_gguf(tmp_path / "a.gguf", model(vocabulary=size), tokenizer, "TQ2_0", say=lines.append)
+    write_gguf(tmp_path / "a.gguf", model(vocabulary=size), tokenizer, "TQ2_0")
     said = read(tmp_path / "a.gguf")[0]
     tokens, types = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
     assert isinstance(tokens, list)
@@ -145,7 +144,7 @@ def test_tokens_are_named_and_merged_as_ours(tmp_path: Path) -> None:
     assert types[-3:] == [5, 5, 5]
     merged = {first + second for first, second in (pair.split(" ") for pair in said["tokenizer.ggml.merges"])}  # type: ignore[attr-defined]
     assert merged == set(tokens[257 : tokenizer.vocabulary])
-    assert "qwen2" in lines[0]
+    assert "qwen2" in caplog.messages[0]
 
 
 def test_patterns_that_llama_cpp_knows_have_its_names() -> None:
@@ -160,15 +159,15 @@ def test_patterns_that_llama_cpp_knows_have_its_names() -> None:
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="16 or 8 bits here, not 4"):
-        write_gguf(tmp_path / "a.gguf", model(), byte_tokenizer(), "TQ2_0", embedding=4, say=lambda line: None)
+        write_gguf(tmp_path / "a.gguf", model(), byte_tokenizer(), "TQ2_0", embedding=4)
     with pytest.raises(UsageError, match="no stock transformers class"):
         other = model(channel_mixer="squared_relu")
-        write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
+        write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0")
     with pytest.raises(UsageError, match="with llama3 scaling of its positions is not written"):
         scaling = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
         scaling["original_max_position_embeddings"] = 32
         other = model(token_mixer={"name": "attention", "rope_scaling": scaling})
-        write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0", say=lambda line: None)
+        write_gguf(tmp_path / "a.gguf", other, byte_tokenizer(), "TQ2_0")
     assert not list(tmp_path.iterdir())
 
 
@@ -178,7 +177,7 @@ def test_transformers_reads_the_head_size_and_computes_the_same(tmp_path: Path, 
 
     mixer = {"name": "attention", "qk_norm": qk_norm, "rope_theta": 500.0}
     made = model(token_mixer=mixer, key_value_heads=2)
-    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0", say=lambda line: None)
+    write_gguf(tmp_path / "a.gguf", made, byte_tokenizer(), "TQ2_0")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
     assert theirs.config.head_dim == made.config.head_width == 64
     ids = torch.arange(20)[None] * 7 % 256

@@ -41,7 +41,7 @@ def stock(name: str, **more: Any) -> Any:
 
 
 def write(path: Path, made: Any, tokenizer: TextTokenizer | None = None) -> dict[str, str]:
-    return write_stock(path, made, tokenizer or byte_tokenizer(), lambda *_: "F32", "F32", say=lambda line: None)
+    return write_stock(path, made, tokenizer or byte_tokenizer(), lambda *_: "F32", "F32")
 
 
 @pytest.mark.parametrize("name", MODELS)

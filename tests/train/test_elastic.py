@@ -113,7 +113,7 @@ def waiting(corpus: Path, tmp_path: Path) -> Iterator[tuple[Host, list[str]]]:
     """The host of a run that nobody takes part in, and the words of a worker that fits."""
     flags = ["--budget=4ktok", f"--data.corpus={corpus}", *TINY, *ELASTIC, "--execution.device=cpu"]
     config = build(RunConfig, overrides([*flags, "--model.vocabulary=257"]))
-    dataset = prepare(config.data, host_cache(), say=lambda line: None)
+    dataset = prepare(config.data, host_cache())
     with RunFolder.create(tmp_path / "run") as folder, Host(config, dataset, folder, ("127.0.0.1", 0)) as found:
         folder.write_config(config, dataset)
         yield (

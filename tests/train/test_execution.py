@@ -14,9 +14,7 @@ MODEL = ModelConfig(1, 16, 2, vocabulary=64, context=16)
 
 
 def settle(cache: Path, seconds: float | None, config: ExecutionConfig | None = None) -> execution.Execution:
-    return execution.settle(
-        config or ExecutionConfig(), MODEL, rows=2, seconds=seconds, machine=MACHINE, cache=cache, say=lambda line: None
-    )
+    return execution.settle(config or ExecutionConfig(), MODEL, rows=2, seconds=seconds, machine=MACHINE, cache=cache)
 
 
 @pytest.fixture
@@ -129,7 +127,7 @@ def test_measuring_keeps_to_its_allowance_and_says_what_it_left_out(
     slow: Clock, tmp_path: Path, allowed: float, spent: float, said: str
 ) -> None:
     config, allowance = ExecutionConfig(compile="none"), execution.Allowance(allowed, slow)
-    words = {"rows": 2, "seconds": 10 * allowed, "machine": MACHINE, "cache": tmp_path, "say": lambda line: None}
+    words = {"rows": 2, "seconds": 10 * allowed, "machine": MACHINE, "cache": tmp_path}
     found = execution.settle(config, MODEL, allowance=allowance, **words)  # type: ignore[arg-type]
     assert slow.now == spent
     assert any(said in reason for reason in found.reasons)

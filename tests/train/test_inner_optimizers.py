@@ -51,7 +51,7 @@ CARDS = [card for card in methods("optim") if card.name not in REFUSED]
 @pytest.fixture(scope="module")
 def dataset(corpus: Path) -> Dataset:
     data = build(RunConfig, RECIPE | {"data": {**RECIPE["data"], "corpus": str(corpus)}}).data
-    return prepare(data, cache_folder(), say=lambda line: None)
+    return prepare(data, cache_folder())
 
 
 def session(folder: Path, dataset: Dataset, name: str) -> Session:
@@ -59,7 +59,7 @@ def session(folder: Path, dataset: Dataset, name: str) -> Session:
     config = build(RunConfig, RECIPE | {"optim": {"name": name}})
     config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
     run = RunFolder(folder)
-    return Session(config, run, Ledger(run.ledger), dataset, lambda line: None, lambda line: None)
+    return Session(config, run, Ledger(run.ledger), dataset, lambda line: None)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

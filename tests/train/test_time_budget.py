@@ -46,7 +46,6 @@ class Slow:
     model: Any = None
     sequences: int = 100
     steps: int = 0
-    said: list[str] = field(default_factory=list)
     lines: list[Mapping[str, Any]] = field(default_factory=list)
 
     def passes(self, seconds: float) -> None:
@@ -109,7 +108,6 @@ class Slow:
             record=self.lines.append,
             checkpoint=lambda: self.passes(0.02),
             speed=Speed(seconds, evaluated=self.sequences, sampling=0.2, saving=0.02),
-            say=self.said.append,
         )
 
     def train(self, seconds: float, spent: Mapping[str, float] | None = None, **more: Any) -> float:
@@ -151,7 +149,7 @@ MACHINES = {
 @pytest.mark.parametrize("name", MACHINES)
 def test_a_budget_is_kept_whatever_the_machine_does(name: str, seconds: float) -> None:
     given = MACHINES[name]
-    machine = replace(given, since=given.since * seconds / 20, said=[], lines=[])
+    machine = replace(given, since=given.since * seconds / 20, lines=[])
     spent = machine.train(seconds, {"data": 2.0, "measure": 1.0})
     assert spent <= seconds * (1.05 if seconds <= 20 else 1.02)
     assert spent >= seconds * 0.75 - given.first or name == "evaluations of most of the budget"
@@ -159,16 +157,16 @@ def test_a_budget_is_kept_whatever_the_machine_does(name: str, seconds: float) -
     assert machine.heldout()
 
 
-def test_an_evaluation_that_takes_too_much_is_skipped_and_said() -> None:
+def test_an_evaluation_that_takes_too_much_is_skipped_and_said(said: list[str]) -> None:
     machine = Slow(0.2, 0.02)
     machine.train(20.0)
     assert [line.get("cut_short", False) for line in machine.heldout()] == [False]  # the last one alone, and whole
-    assert len(machine.said) == 3
-    assert "skipped: it would take" in machine.said[0]
-    assert "--train.heldout_tokens" in machine.said[0]
+    assert len(said) == 3
+    assert "skipped: it would take" in said[0]
+    assert "--train.heldout_tokens" in said[0]
 
 
-def test_an_evaluation_that_becomes_slow_is_cut_short_and_said() -> None:
+def test_an_evaluation_that_becomes_slow_is_cut_short_and_said(said: list[str]) -> None:
     machine = Slow(0.1, 0.002)
     made = machine.loop(60.0)
     for _ in range(4):
@@ -180,7 +178,7 @@ def test_an_evaluation_that_becomes_slow_is_cut_short_and_said() -> None:
     (line,) = machine.heldout()
     assert line["cut_short"]
     assert 0 < line["targets"] < machine.sequences * TARGETS
-    assert "cut short" in machine.said[0]
+    assert "cut short" in said[0]
 
 
 def test_no_evaluation_is_made_twice_of_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +191,13 @@ def test_no_evaluation_is_made_twice_of_the_same_weights(monkeypatch: pytest.Mon
         assert len(set(steps)) == len(steps)
 
 
-def test_without_seconds_nothing_is_skipped_or_cut_short() -> None:
+def test_without_seconds_nothing_is_skipped_or_cut_short(said: list[str]) -> None:
     machine = Slow(1.0, 500.0)
     made = machine.loop(None)
     assert made.run(SimpleNamespace(asked=None)) == "finished"  # type: ignore[arg-type]
     assert [line["targets"] for line in machine.heldout()] == [machine.sequences * TARGETS] * 3
     assert machine.steps == 50
-    assert not machine.said
+    assert not said
 
 
 def test_what_is_kept_back_follows_the_speed_of_the_machine() -> None:

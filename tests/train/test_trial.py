@@ -26,7 +26,7 @@ MACHINE = Machine("cpu", "a processor", 1, 2**34, (), {"float32": 1e11, "bfloat1
 @pytest.fixture(scope="module")
 def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     config = DataConfig(corpus=str(corpus), tokenizer="bytes", heldout=0.1)
-    return prepare(config, tmp_path_factory.mktemp("cache"), say=lambda line: None)
+    return prepare(config, tmp_path_factory.mktemp("cache"))
 
 
 def request_for(budget: str, *more: str) -> Request:
@@ -43,7 +43,7 @@ def test_a_trial_tells_what_steps_take_and_is_on_the_ledger(dataset: Dataset) ->
     config = config_for("60s", dataset)
     ledger = Ledger()
     began = time.monotonic()
-    pace = try_out(config, dataset, MACHINE, ledger, 6.0, 60.0, lambda line: None)
+    pace = try_out(config, dataset, MACHINE, ledger, 6.0, 60.0)
     took = time.monotonic() - began
     assert pace is not None
     assert pace.measured
@@ -59,7 +59,7 @@ def test_a_trial_tells_what_steps_take_and_is_on_the_ledger(dataset: Dataset) ->
 
 def test_without_the_time_for_a_step_nothing_is_tried(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "assemble", lambda *given: pytest.fail("it has begun to work"))
-    assert try_out(config_for("60s", dataset), dataset, MACHINE, Ledger(), 1e-6, 60.0, lambda line: None) is None
+    assert try_out(config_for("60s", dataset), dataset, MACHINE, Ledger(), 1e-6, 60.0) is None
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_shape_that_turns_out_slow_is_planned_again(dataset: Dataset, monkeypa
         return Pace(1e-3 * config.model.layers, 0.3, 0.1, measured=True)
 
     monkeypatch.setattr("shoestring.launch.request.try_out", try_out)
-    made, config = tried(request, MACHINE, dataset, Ledger(), lambda line: None)
+    made, config = tried(request, MACHINE, dataset, Ledger())
     assert len(set(shapes)) > 1  # the first was chosen by rule, which expects much more
     assert shapes[0] > shapes[-1]
     assert made.pace.measured
@@ -104,8 +104,6 @@ def test_a_budget_without_seconds_is_settled_by_those_expected(
         return Execution(config, ())
 
     monkeypatch.setattr(session, "settle", settle)
-    session.resolve(
-        config_for(budget, dataset), dataset, MACHINE, Ledger(clock=lambda: 0.0), lambda line: None, expected
-    )
+    session.resolve(config_for(budget, dataset), dataset, MACHINE, Ledger(clock=lambda: 0.0), expected)
     assert given["seconds"] == seconds
     assert given["allowance"].seconds == pytest.approx(allowed)

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shoestring.data.config import DataConfig
-from shoestring.data.corpus import Say, open_corpus
+from shoestring.data.corpus import open_corpus
+from shoestring.data.reading import READER
 from shoestring.data.survey import Key, digest, survey
 from shoestring.errors import UsageError
+from shoestring.log_lines import held_back
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Text:
         return f"{part} of {self.corpus}: {count:,} document{'s' * (count > 1)}, {self.bytes:,} bytes"
 
 
-def read_text(config: DataConfig, characters: int, *, whole: bool = False, say: Say) -> Text:
+def read_text(config: DataConfig, characters: int, *, whole: bool = False) -> Text:
     """Documents of a corpus, about as many as make up so many characters: an even draw, by their hashes.
 
     config: the corpus, how it is read, and the share held out, as a run has it: the documents that a run with the same share
@@ -48,15 +50,16 @@ def read_text(config: DataConfig, characters: int, *, whole: bool = False, say: 
     """
     corpus = open_corpus(config.corpus, config.text)
     if whole:
-        drawn, total = _drawn(((digest(document), document) for document in corpus.documents(say)), characters)
+        drawn, total = _drawn(((digest(document), document) for document in corpus.documents()), characters)
     else:
-        split = survey(corpus.documents(say), config.heldout, 0)
+        split = survey(corpus.documents(), config.heldout, 0)
         if split.documents and not split.heldout_bytes:
             raise UsageError(
                 f"corpus '{config.corpus}' has too few documents to hold some out: --all measures on all of it"
             )
-        keyed = ((digest(document), document) for document in corpus.documents(lambda line: None))
-        drawn, total = _drawn(((key, document) for key, document in keyed if split.holds_out(key)), characters)
+        keyed = ((digest(document), document) for document in corpus.documents())
+        with held_back(READER):  # the first reading has said it
+            drawn, total = _drawn(((key, document) for key, document in keyed if split.holds_out(key)), characters)
     if not drawn:
         raise UsageError(f"corpus '{config.corpus}' holds no text")
     return Text(drawn, config.corpus, None if whole else config.heldout, total)

@@ -15,6 +15,7 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.decoders import add_decoding_flags, check_flags, of_decoding, run_decoders
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.compare.conduct import check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
@@ -145,9 +146,6 @@ def run(words: Sequence[str]) -> int:
         )
         return 0
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
     at_work: AbstractContextManager[object]
     keep_compiled_code(cache_folder())
     machine = probe()
@@ -156,7 +154,7 @@ def run(words: Sequence[str]) -> int:
         folder = ComparisonFolder.open(found.resume)
         design = folder.read_design()
         arms = folder.read_arms(design)
-        at_work = folder.held(say)
+        at_work = folder.held()
         before = runs_of(earlier, design, machine) if earlier else {}
     else:
         if found.again:
@@ -170,8 +168,8 @@ def run(words: Sequence[str]) -> int:
         check_workers(arms)
         before = runs_of(earlier, design, machine) if earlier else {}
         folder = ComparisonFolder(found.out or _fresh_name())
-        at_work = ComparisonFolder.create(folder.path, say)
-    with at_work:
+        at_work = ComparisonFolder.create(folder.path)
+    with shown_on(console), at_work:
         if not found.resume:
             folder.write(design, arms, machine)
         _run(folder, design, arms, machine, before, found, console)
@@ -191,9 +189,8 @@ def _arms(recipes: Sequence[Path], rest: Sequence[str], machine: Machine, consol
         raise UsageError(f"two recipes are named {twice[0]}: an arm goes by its file's name, so rename one")
     flags = overrides(rest)
     asked = {path.stem: merge(read_toml(path), flags) for path in recipes}
-    return planned_arms(
-        asked, machine, say=lambda line: console.print(f"  {line}"), decided=lambda line: console.print(line)
-    )
+    with shown_on(console):
+        return planned_arms(asked, machine)
 
 
 def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:
@@ -230,29 +227,28 @@ def _run(
     found: argparse.Namespace,
     console: Screen,
 ) -> None:
-    trainer, log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
-    say(f"comparison: {folder.path}")
+    trainer, run_log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
+    console.print(f"comparison: {folder.path}", soft_wrap=True)
     if not design.tuned:
-        say(f"{UNTUNED} Here: {rates(arms)}.")
+        console.print(f"{UNTUNED} Here: {rates(arms)}.", soft_wrap=True)
     threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
     cores = len(available_cores())
     if found.at_once > 1 and threads > cores:
-        say(
+        console.print(
             f"{found.at_once} runs at once have {threads} threads on {cores} cores, so they wait for each other; "
-            "give each fewer with --execution.threads"
+            "give each fewer with --execution.threads",
+            soft_wrap=True,
         )
-    run = Reused(trainer, before, arms, say)
+    run = Reused(trainer, before, arms)
     try:
-        records = conduct(design, run, log, say, at_once=found.at_once, stop=trainer.stop)
+        records = conduct(design, run, run_log, at_once=found.at_once, stop=trainer.stop)
     except KeyboardInterrupt:
-        say(f"stopped; go on with: shoestring compare --resume {folder.path}")
+        console.print(f"stopped; go on with: shoestring compare --resume {folder.path}", soft_wrap=True)
         raise
     if found.runs_of:
-        say(f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs")
+        console.print(
+            f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs", soft_wrap=True
+        )
     _conclude(folder, judge(records, design), console, as_json=found.json)
 
 

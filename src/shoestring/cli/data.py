@@ -12,6 +12,7 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, seconds_above_zero
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.config import Choice, PickList, Tree, build, overrides
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import open_corpus
@@ -73,7 +74,7 @@ def run(words: Sequence[str]) -> int:
     out = None if found.out is None else _free(Path(found.out))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
     account = Account(found.seconds, open_scorer)
-    with ledger.clock(DATA):
+    with shown_on(screen, before=""), ledger.clock(DATA):
         text = request.data.text
         source = CorpusSource(open_corpus(found.corpus, text), repr(text))
         documents = open_documents(source, cache_folder(), account)
@@ -82,7 +83,7 @@ def run(words: Sequence[str]) -> int:
         for line in documents.notes:
             screen.print(line)
         screen.print(f"{len(documents):,} documents, {show('bytes', int(documents.bytes.sum()))} of text")
-        curated = curate(documents, request.filter, account, screen.print)
+        curated = curate(documents, request.filter, account)
         ledger.charge(account.spent, SELECTION)
         described = card(curated, found.corpus, _options(request.data), account.taken)
         if out is not None:

@@ -11,6 +11,7 @@ from shoestring.budget.machine import probe
 from shoestring.budget.units import show_seconds
 from shoestring.cli.json_output import print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.compare.decoders import DecodeConfig, Decoders, check_arms
 from shoestring.compare.decoding_folder import DecodingFolder, read_prompts
 from shoestring.compare.decoding_verdict import judge_rounds, kept
@@ -69,17 +70,13 @@ def run_decoders(found: argparse.Namespace, rest: Sequence[str], fresh: Path) ->
             "--at-once goes with ways to train: decoders that run beside each other take each other's time"
         )
     screen = Screen(stderr=found.json)
-
-    def say(line: str) -> None:
-        screen.print(line, soft_wrap=True)
-
     if found.source or found.resume:
         folder = DecodingFolder(found.source or found.resume)
         rounds, arms = folder.read_rounds(), {}
         if found.resume:
             arms = folder.read_arms(rounds)
-            with folder.held(say):
-                _conduct(folder, rounds, arms, folder.read_prompts(), say)
+            with shown_on(screen), folder.held():
+                _conduct(folder, rounds, arms, folder.read_prompts(), screen)
         _conclude(folder, rounds, screen, as_json=found.json)
         return 0
     if found.again:
@@ -92,10 +89,10 @@ def run_decoders(found: argparse.Namespace, rest: Sequence[str], fresh: Path) ->
         arms = _arms(found.recipes, flags)
         prompts = _prompts(found, options, next(iter(arms.values())).rows)
         rounds = _rounds(found, arms, prompts)
-    with DecodingFolder.create(found.out or fresh, say) as folder:
+    with shown_on(screen), DecodingFolder.create(found.out or fresh) as folder:
         bench = Decoders(arms, prompts, likelihood=rounds.terms.keep not in (None, TEXT))
         folder.write(rounds, arms, prompts, probe())
-        _conduct(folder, rounds, arms, prompts, say, bench)
+        _conduct(folder, rounds, arms, prompts, screen, bench)
         _conclude(folder, rounds, screen, as_json=found.json)
     return 0
 
@@ -105,15 +102,15 @@ def _conduct(
     rounds: Rounds,
     arms: Mapping[str, DecodeConfig],
     prompts: Sequence[str],
-    say: Any,
+    screen: Screen,
     bench: Decoders | None = None,
 ) -> None:
-    say(f"comparison: {folder.path}")
+    screen.print(f"comparison: {folder.path}", soft_wrap=True)
     bench = bench or Decoders(arms, prompts, likelihood=rounds.terms.keep not in (None, TEXT))
     try:
-        conduct_rounds(rounds, bench, RoundLog(folder.rounds), say)
+        conduct_rounds(rounds, bench, RoundLog(folder.rounds))
     except KeyboardInterrupt:
-        say(f"stopped; go on with: shoestring compare --resume {folder.path}")
+        screen.print(f"stopped; go on with: shoestring compare --resume {folder.path}", soft_wrap=True)
         raise
 
 

@@ -15,6 +15,7 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named, whole
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.cli.tasks import add_task_flags, check_flags, run_task
 from shoestring.config import Tree, build, merge, overrides
 from shoestring.data.config import DataConfig
@@ -85,8 +86,8 @@ def run(words: Sequence[str]) -> int:
             raise UsageError(f"{place} has no tokenizer: text cannot be made its tokens")
         window(opened.model, found.context)  # said before the text is read
         if text is None:
-            with ledger.clock(DATA):
-                text = _text(opened, asked, tokens, whole=found.all, say=screen.print)
+            with shown_on(screen, before=""), ledger.clock(DATA):
+                text = _text(opened, asked, tokens, whole=found.all)
             screen.print(f"measured on  {text.said}")
         with ledger.clock(EVALUATE):
             measured.append(likelihood(opened.model, opened.tokenizer, text, found.context))
@@ -136,13 +137,13 @@ def _asked(given: Tree) -> Tree:
     return asked
 
 
-def _text(opened: Opened, asked: Tree, tokens: int, *, whole: bool, say: Any) -> Text:
+def _text(opened: Opened, asked: Tree, tokens: int, *, whole: bool) -> Text:
     """What to measure on: what is asked for, laid over what the first model was trained on."""
     own: Mapping[str, Any] = opened.about.values.get("data", {})
     if own.get("source") and "corpus" not in asked:
         raise UsageError("the first model was trained on several sources: say which text is meant with --data.corpus")
     config = build(DataConfig, merge({key: own[key] for key in TEXT if key in own}, asked), _flag)
-    text = read_text(config, CHARACTERS * tokens, whole=whole, say=say)
+    text = read_text(config, CHARACTERS * tokens, whole=whole)
     assert opened.tokenizer is not None
     return first_tokens(text, opened.tokenizer, tokens)
 

@@ -15,6 +15,7 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import forbid
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.config import Tree, merge, overrides, read_toml
 from shoestring.errors import UsageError
 from shoestring.experts.conduct import Conducted, conduct
@@ -31,11 +32,8 @@ temperature, top_k, every, clusters.*, embedding.*.
 
 
 def _conclude(folder: ExpertsFolder, done: Conducted, console: Screen) -> None:
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
     if done.stopped == "interrupted":
-        say(f"stopped; go on with: shoestring experts --resume {folder.path}")
+        console.print(f"stopped; go on with: shoestring experts --resume {folder.path}", soft_wrap=True)
         return
     found = done.summary
     experts = found["experts"]
@@ -59,12 +57,12 @@ def _conclude(folder: ExpertsFolder, done: Conducted, console: Screen) -> None:
             f"{arm['experts_per_window']:.2f}" if "experts_per_window" in arm else "",
         )
     console.print(table)
-    say(found["choice"])
+    console.print(found["choice"], soft_wrap=True)
     budget = Budget.parse(found["budget"])
     spent = f"{show_seconds(found['seconds'])}, {show('tokens', found['tokens'])}, {show('flops', found['flops'])}"
     shares = ", ".join(f"{share:.1%} of the {unit}" for unit, share in found["spent"].items())
-    say(f"clusters, seeds and experts together took {spent} of {budget}: {shares}")
-    say(f"figures: {folder.path / 'summary.json'}")
+    console.print(f"clusters, seeds and experts together took {spent} of {budget}: {shares}", soft_wrap=True)
+    console.print(f"figures: {folder.path / 'summary.json'}", soft_wrap=True)
 
 
 def _table(first: str, *others: str) -> Table:
@@ -94,10 +92,6 @@ def run(words: Sequence[str]) -> int:
     add_json_flag(parser, "the figures of all experts and where their files are")
     found, rest = parser.read_with_configuration(words)
     console = Screen(stderr=found.json)
-
-    def say(line: str) -> None:
-        console.print(f"  {line}", soft_wrap=True)
-
     at_work: AbstractContextManager[object]
     keep_freed_memory()
     keep_compiled_code(cache_folder())
@@ -106,19 +100,20 @@ def run(words: Sequence[str]) -> int:
             raise UsageError("--resume goes on with experts as they are: give nothing else with it")
         forbid(rest, "experts that are resumed keep their configuration; begin new ones to change it")
         folder = ExpertsFolder.open(found.resume)
-        at_work = folder.held(say)
+        at_work = folder.held()
     else:
         own: Tree = {"count": found.experts, "parallel": found.parallel}
         own["sizes"] = [size.strip() for size in found.sizes.split(",")] if found.sizes else None
         given = {key: value for key, value in own.items() if value is not None}
         asked = merge(read_toml(found.recipe) if found.recipe else {}, overrides(rest))
-        config = planned_experts(asked, given, dense=found.dense, say=say)
+        with shown_on(console):
+            config = planned_experts(asked, given, dense=found.dense)
         name = datetime.datetime.now().strftime("experts-%Y-%m-%d-%H%M%S")
         folder = ExpertsFolder(found.out or Path("runs") / name)
-        at_work = ExpertsFolder.create(folder.path, config, say)
-    with at_work:
+        at_work = ExpertsFolder.create(folder.path, config)
+    with shown_on(console), at_work:
         console.print(f"experts: {folder.path}", soft_wrap=True)
-        done = conduct(folder, say)
+        done = conduct(folder)
         _conclude(folder, done, console)
         if found.json:
             print_json({"stopped": done.stopped, **done.summary, "folder": folder.path})

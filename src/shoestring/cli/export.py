@@ -1,5 +1,6 @@
 """`shoestring export`: a model written for transformers, or as GGUF."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from shoestring.budget.units import show
 from shoestring.cli.arguments import DTYPES, Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.shrink.export import GGUF_TYPES, OWN_TYPES, export_gguf, export_transformers, refuse_taken
 from shoestring.train.adapter_folder import export_adapter
 from shoestring.train.trained import load_trained
+
+log = logging.getLogger(__name__)
 
 TARGETS = ("transformers", "gguf", "peft")
 
@@ -48,19 +52,15 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(f"--to {found.to}: {did_you_mean(found.to, TARGETS)}")
     if found.to == "peft":
         return _adapters(found.place, found.out, found.dtype, Screen(soft_wrap=True, stderr=found.json), found.json)
-    screen, said = Screen(soft_wrap=True, stderr=found.json), list[str]()
+    screen = Screen(soft_wrap=True, stderr=found.json)
     to_gguf = found.to == "gguf"
     kind, dtype = (_gguf_type(found.dtype), None) if to_gguf else (None, _dtype(found.dtype))
     refuse_taken(found.out)
-
-    def say(line: str) -> None:
-        said.append(line)
-        screen.print(f"note: {line}")
-
-    opened = open_model(found.place)
-    for note in opened.about.notes:
-        say(note)
-    made = export_gguf(opened, found.out, kind, say) if to_gguf else export_transformers(opened, found.out, dtype, say)
+    with shown_on(screen, before="note: ") as notes:
+        opened = open_model(found.place)
+        for note in opened.about.notes:
+            log.info(note)
+        made = export_gguf(opened, found.out, kind) if to_gguf else export_transformers(opened, found.out, dtype)
     template = opened.about.chat_template is not None
     if made.folded:
         screen.print(f"folded      {', '.join(made.folded)}")
@@ -69,7 +69,7 @@ def run(words: Sequence[str]) -> int:
     screen.print(f"written to  {made.place} ({made.dtype}, {show('bytes', made.bytes)})")
     if found.json:
         about = {"path": made.place, "to": found.to, "dtype": made.dtype, "bytes": made.bytes}
-        print_json({**about, "folded": made.folded, "chat_template": template, "notes": said})
+        print_json({**about, "folded": made.folded, "chat_template": template, "notes": notes})
     return 0
 
 

@@ -48,10 +48,6 @@ class LiveView:
         if self.console.is_terminal:
             self.progress.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        self.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-
     def show(self, line: Mapping[str, Any]) -> None:
         """A line of metrics, shown."""
         if line["kind"] == "heldout":

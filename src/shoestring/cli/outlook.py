@@ -1,7 +1,8 @@
 """What earlier runs say of a plan, on the screen: the loss to expect, the next-best sizes, the run that would narrow it most."""
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from shoestring.plan.planner import Plan, flops_per_token, paces_for, parameters
 from shoestring.plan.runs_table import text_key
 from shoestring.train.config import RunConfig
 
+log = logging.getLogger(__name__)
+
 CHEAP = 0.1
 """Share of a plan's FLOPs that a run to learn from may take."""
 
@@ -30,10 +33,10 @@ def store() -> Path:
     return cache_folder() / "learned-runs.jsonl"
 
 
-def learned(folders: Sequence[Path], say: Callable[[str], None]) -> None:
+def learned(folders: Sequence[Path]) -> None:
     """Keep these folders' runs for this plan and later ones."""
     count = learn(folders, store())
-    say(f"{count} runs are kept for plans, in {store()}")
+    log.info(f"{count} runs are kept for plans, in {store()}")
 
 
 def say_outlook(

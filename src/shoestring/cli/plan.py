@@ -13,6 +13,7 @@ from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.outlook import learned, say_outlook
 from shoestring.cli.planning import add_noise_scale_flag, show_plan
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.config import tree
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
@@ -38,16 +39,13 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = Request.read(found.recipe, rest, found.noise_scale_of)
     console = Screen(stderr=found.toml or found.json)
-
-    def say(line: str) -> None:
-        console.print(f"  {line}")
-
-    if found.learn:
-        learned(found.learn, say)
-    dataset = prepared(request, nullcontext(), say)
-    machine = probe()
-    # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
-    made, config = tried(request, machine, dataset, Ledger(), say)
+    with shown_on(console):
+        if found.learn:
+            learned(found.learn)
+        dataset = prepared(request, nullcontext())
+        machine = probe()
+        # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
+        made, config = tried(request, machine, dataset, Ledger())
     if found.json:
         expected = {key: value for key, value in asdict(made).items() if key != "decisions"}
         decided = decisions(request, made)

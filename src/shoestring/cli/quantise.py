@@ -10,6 +10,7 @@ from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.contract.edit import Switched
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
@@ -56,15 +57,16 @@ def run(words: Sequence[str]) -> int:
     console = Screen(soft_wrap=True, stderr=found.json)
     ledger = Ledger()
     trained = load_trained(found.run)
-    with ledger.clock("data"):
-        text = None if found.unmeasured else _text(trained, console)
+    with shown_on(console, before=""), ledger.clock("data"):
+        text = None if found.unmeasured else _text(trained)
     if target in LAYOUTS:
         out = found.out or found.run / target
         outcome = shrink_to_packed(trained, target, found.embedding or 8, out, text, ledger)
     else:
         out = found.out or found.run / f"{target}.gguf"
         kind = next(kind for kind in KINDS if kind == target)
-        outcome = shrink_to_gguf(trained, kind, found.embedding or 16, out, text, ledger, console.print)
+        with shown_on(console, before=""):
+            outcome = shrink_to_gguf(trained, kind, found.embedding or 16, out, text, ledger)
     _tell(console, trained, outcome)
     console.print(f"written to   {out}")
     if found.json:
@@ -74,10 +76,10 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _text(trained: Trained, console: Screen) -> HeldoutText:
+def _text(trained: Trained) -> HeldoutText:
     """The run's held-out text. Raises: UsageError where it cannot be had."""
     try:
-        dataset = prepare(trained.config.data, cache_folder(), say=console.print)
+        dataset = prepare(trained.config.data, cache_folder())
         return HeldoutText(trained.config, dataset, trained.tokenizer)
     except UsageError as error:
         raise UsageError(

@@ -15,12 +15,6 @@ class RunView:
     def __init__(self, console: Screen) -> None:
         self.console = console
 
-    def say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)
-
-    def detail(self, line: str) -> None:
-        self.console.print(f"  {line}")
-
     def decided(self, request: Request, made: Plan, machine: Machine) -> None:
         show_plan(self.console, request, made, machine)
 

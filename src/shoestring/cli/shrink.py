@@ -18,6 +18,7 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.config import Tree, merge, overrides
 from shoestring.contract.edit import Decision
 from shoestring.data.prepare import prepare
@@ -94,7 +95,7 @@ def run(words: Sequence[str]) -> int:
     screen.print(f"decided    {card.name}: {share:.0%} of {' and '.join(axes)} stay, for {planned}")
     edit: dict[str, Any] = {"name": card.name, **dict.fromkeys(axes, share)}
     asked: Tree = {"model": {"base": found.place}, "edits": [edit], "objective": "distillation"}
-    with Launch(RunView(screen)) as launch:
+    with shown_on(screen), Launch(RunView(screen)) as launch:
         ended = launch.begin(Request.of(merge(asked, overrides(rest))), out)
     if ended.outcome.signal is not None:
         screen.print(f"stopped; go on with: shoestring train --resume {ended.folder.path}")
@@ -146,7 +147,7 @@ def _stages(opened: Opened, model: Transformer, whole: Size, path: Path, *, meas
     small = trained.native
     text: HeldoutText | None = None
     if measured:
-        dataset = prepare(trained.config.data, cache_folder(), say=lambda line: None)
+        dataset = prepare(trained.config.data, cache_folder())
         text = HeldoutText(trained.config, dataset, trained.tokenizer)
     ledger = Ledger()
     before = text(model, ledger, "before") if text else None

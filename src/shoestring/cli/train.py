@@ -15,6 +15,7 @@ from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.planning import add_noise_scale_flag, moved_places
 from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.crew import leads, processes, started
 from shoestring.launch.elastic import Hosting
@@ -115,12 +116,15 @@ def run(words: Sequence[str]) -> int:
     named = [] if found.out or found.resume else ["--out", str(out)]
     # under torchrun all workers write to one terminal; those that a command has started have a file each
     console = Screen(quiet=not leads() and started() is None)
-    with Launch(
-        RunView(console),
-        heartbeat_timeout=found.heartbeat_timeout,
-        hosting=Hosting(found.restart, listening(found.listen), time.monotonic()),
-        command=[sys.executable, "-m", "shoestring", "train", *words, *named],
-    ) as launch:
+    with (
+        shown_on(console),
+        Launch(
+            RunView(console),
+            heartbeat_timeout=found.heartbeat_timeout,
+            hosting=Hosting(found.restart, listening(found.listen), time.monotonic()),
+            command=[sys.executable, "-m", "shoestring", "train", *words, *named],
+        ) as launch,
+    ):
         if found.resume:
             ended = launch.resume(found.resume, found.from_step, moved_places(rest))
         else:

@@ -12,6 +12,7 @@ from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.planning import moved_places
 from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
+from shoestring.cli.screen_log import shown_on
 from shoestring.config import overrides
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.launch import Launch
@@ -66,16 +67,12 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--resume goes on with a run as it is: give no --out with it")
     console = Screen(stderr=found.json)
     out = found.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    with Launch(RunView(console)) as launch:
+    with shown_on(console), Launch(RunView(console)) as launch:
         if found.resume:
             ended = launch.resume(found.resume, None, moved_places(rest))
         else:
             old = "" if found.old == "none" else found.old
-
-            def say(line: str) -> None:
-                console.print(f"  {line}")
-
-            ended = launch.begin(tuning_request(found.place, found.method, overrides(rest), old, say), out)
+            ended = launch.begin(tuning_request(found.place, found.method, overrides(rest), old), out)
         if ended.outcome.stopped == "finished":
             told = _conclude(ended, console)
             if found.json:

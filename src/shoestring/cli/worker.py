@@ -13,6 +13,7 @@ def run(words: Sequence[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from shoestring.cli.run_view import RunView
     from shoestring.cli.screen import Screen
+    from shoestring.cli.screen_log import shown_on
     from shoestring.config import build, merge, overrides, read_toml
     from shoestring.launch.participant import join
     from shoestring.train.config import RunConfig
@@ -39,7 +40,10 @@ def run(words: Sequence[str]) -> int:
     companions = [name for name in found.companions.split(",") if name]
     config = build(RunConfig, merge(read_toml(found.recipe), overrides(rest)))
     console = Screen()
-    left = join(config, found.lighthouse, out=found.out, name=found.name, companions=companions, view=RunView(console))
+    with shown_on(console):
+        left = join(
+            config, found.lighthouse, out=found.out, name=found.name, companions=companions, view=RunView(console)
+        )
     summary = left.outcome.summary
     worker = summary["worker"]
     line = f"{left.identity}: {worker['tokens']:,} tokens trained into the run, {worker['tokens_discarded']:,} lost"

@@ -1,5 +1,6 @@
 """Carrying a comparison out: trials, judged seeds, added seeds, in an order that favours no arm, resumed after a kill."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -11,6 +12,8 @@ from shoestring.compare.design import Design
 from shoestring.compare.record import Key, Purpose, RunLog, RunRecord, settings_text
 from shoestring.compare.standing import standing
 from shoestring.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 Runner = Callable[[str, int, Mapping[str, Any], Purpose], RunRecord]
 """(arm, seed, settings, purpose) -> the run. One that fails for a reason of its own returns a record that says so; an
@@ -46,18 +49,17 @@ class _Session:
         self,
         design: Design,
         run: Runner,
-        log: RunLog,
-        say: Callable[[str], None],
+        run_log: RunLog,
         at_once: int,
         stop: Callable[[], None],
     ) -> None:
-        self.design, self.run, self.log, self.say = design, run, log, say
+        self.design, self.run, self.log = design, run, run_log
         self.at_once, self.stop = at_once, stop
-        self.records = log.read()
+        self.records = run_log.read()
         check(self.records, design)
         self.done = {record.key for record in self.records}
         if self.records:
-            say(f"{len(self.records)} runs were made before: they count, and are not made again")
+            log.info(f"{len(self.records)} runs were made before: they count, and are not made again")
 
     def make(self, jobs: Iterable[_Job]) -> None:
         """Make those of these runs that have not been made, `at_once` at a time; each is logged when it ends."""
@@ -88,7 +90,7 @@ class _Session:
                 raise
 
     def _made(self, job: _Job) -> RunRecord:
-        self.say(f"{job.what}: {job.arm}" + (f" with {settings_text(job.settings)}" if job.settings else ""))
+        log.info(f"{job.what}: {job.arm}" + (f" with {settings_text(job.settings)}" if job.settings else ""))
         record = self.run(job.arm, job.seed, job.settings, job.purpose)
         if record.key != job.key:
             raise ValueError(f"the runner was asked for {job.key} and returned {record.key}")
@@ -99,7 +101,7 @@ class _Session:
         self.records.append(record)
         self.done.add(record.key)
         ended = f"failed: {record.failure}" if record.failure else f"ends at {record.loss:.4f} nats a token"
-        self.say(f"{record.arm} {ended}")
+        log.info(f"{record.arm} {ended}")
 
     def tune(self) -> None:
         """Every arm's trials, interleaved."""
@@ -145,31 +147,30 @@ def _most(design: Design) -> str:
 def conduct(
     design: Design,
     run: Runner,
-    log: RunLog,
-    say: Callable[[str], None],
+    run_log: RunLog,
     *,
     at_once: int = 1,
     stop: Callable[[], None] = lambda: None,
 ) -> list[RunRecord]:
-    """Make every run of a comparison that `log` does not hold, and return all of them, for `judge`.
+    """Make every run of a comparison that `run_log` does not hold, and return all of them, for `judge`.
 
     First every arm's tuning trials, one of each arm at a time; then each seed by every arm, with the settings of its best
     trial. An arm all of whose trials failed is not judged, and no other is where it is the base. With `until_decided`,
     further seeds by the base and each candidate that is not yet settled, up to the cap. Only the log decides what comes
     next, so a comparison that was killed goes on as if it had not been.
 
-    say: takes a line for people as each run begins and ends. at_once: how many runs are made at a time, which `run` must
-    allow; they are logged as they end. stop: ends those under way when one of them raises. Raises: UsageError as
-    `check_at_once` does; ShoestringError when the log holds runs that are no part of the design; ValueError when the
-    runner returns another run than it was asked for; and what `run` raises.
+    at_once: how many runs are made at a time, which `run` must allow; they are kept as they end.
+    stop: ends those under way when one of them raises.
+    Raises: UsageError as `check_at_once` does; ShoestringError when the log holds runs that are no part of the design;
+    ValueError when the runner returns another run than it was asked for; and what `run` raises.
     """
     check_at_once(design, at_once)
-    session = _Session(design, run, log, say, at_once, stop)
+    session = _Session(design, run, run_log, at_once, stop)
     session.tune()
     chosen = {arm: settings for arm in design.arms if (settings := choose(session.records, design, arm)) is not None}
     for arm in design.arms:
         if arm not in chosen:
-            say(f"every trial of {arm} failed: it is not judged")
+            log.warning(f"every trial of {arm} failed: it is not judged")
     arms = [arm for arm in design.arms if arm in chosen]
     if design.base in chosen and len(arms) > 1:
         session.judge(arms, chosen)

@@ -17,7 +17,7 @@ from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import UsageError
 from shoestring.json_files import read_lines
 from shoestring.train.run_folder import environment
-from shoestring.train.work_folder import Kind, Say, held
+from shoestring.train.work_folder import Kind, held
 
 DECODING = Kind(begins_with="terms.toml", prepared=("arms", "environment.json", "prompts.jsonl"))
 
@@ -31,15 +31,15 @@ class DecodingFolder:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, say: Say) -> Iterator["DecodingFolder"]:
+    def create(cls, path: Path) -> Iterator["DecodingFolder"]:
         """A new folder, which this process alone works in. Raises: UsageError when `path` holds something."""
-        with DECODING.created(path, say):
+        with DECODING.created(path):
             yield cls(path)
 
     @contextmanager
-    def held(self, say: Say) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """While this process alone works here. Raises: UsageError where another one does."""
-        with held(self.path, say):
+        with held(self.path):
             yield
 
     @classmethod

@@ -17,7 +17,7 @@ from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
 from shoestring.train.former import translated
 from shoestring.train.run_folder import environment
-from shoestring.train.work_folder import Kind, Say, held
+from shoestring.train.work_folder import Kind, held
 
 COMPARISON = Kind(begins_with="design.toml", prepared=("arms", "environment.json"))
 
@@ -33,16 +33,16 @@ class ComparisonFolder:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, say: Say = print) -> Iterator["ComparisonFolder"]:
+    def create(cls, path: Path) -> Iterator["ComparisonFolder"]:
         """A new folder, which this process alone works in. Raises: UsageError when `path` holds something, ShoestringError
         when it cannot be made."""
-        with COMPARISON.created(path, say):
+        with COMPARISON.created(path):
             yield cls(path)
 
     @contextmanager
-    def held(self, say: Say) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """While this process alone works here. Raises: UsageError where another one does."""
-        with held(self.path, say):
+        with held(self.path):
             yield
 
     @classmethod

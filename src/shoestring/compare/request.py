@@ -1,7 +1,8 @@
 """The arms of a comparison, complete: what each recipe leaves open is planned, or taken from the base, and measured."""
 
+import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from shoestring.config import Tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
 from shoestring.launch.request import Request, planned, prepared
+from shoestring.log_lines import held_back
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens
 from shoestring.train.session import resolve
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 def require_two(recipes: Sized) -> None:
@@ -25,13 +27,11 @@ def require_two(recipes: Sized) -> None:
         raise UsageError("a comparison needs two recipes or more: give the base first, then the candidates")
 
 
-def planned_arms(asked: Mapping[str, Tree], machine: Machine, *, say: Say, decided: Say) -> dict[str, RunConfig]:
+def planned_arms(asked: Mapping[str, Tree], machine: Machine) -> dict[str, RunConfig]:
     """Complete configurations by the names of arms, nothing left to decide.
 
     asked: plain values, as in a recipe, by name; the base first.
     machine: this one.
-    say: takes lines about the data.
-    decided: takes a line for each arm.
     Raises: UsageError.
     """
     require_two(asked)
@@ -39,7 +39,7 @@ def planned_arms(asked: Mapping[str, Tree], machine: Machine, *, say: Say, decid
     request = Request.of(trees[0])
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
-        dataset = prepared(request, ledger.clock("data"), say)
+        dataset = prepared(request, ledger.clock("data"))
         made, base = planned(request, machine, dataset, 0.0)
         configs = [
             replace(each, edits=with_planned_tokens(each.edits, made.tokens))
@@ -47,13 +47,13 @@ def planned_arms(asked: Mapping[str, Tree], machine: Machine, *, say: Say, decid
         ]
         check_workers(dict(zip(names, configs, strict=True)))  # before anything is measured
         return {
-            name: _resolved(name, config, base, dataset, machine, ledger, decided)
+            name: _resolved(name, config, base, dataset, machine, ledger)
             for name, config in zip(names, configs, strict=True)
         }
 
 
 def _resolved(
-    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, decided: Say
+    name: str, config: RunConfig, base: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger
 ) -> RunConfig:
     """The arm with nothing left open: what is measured to decide is measured before any arm's clock runs."""
     if config.data.text_alone != base.data.text_alone:
@@ -61,8 +61,9 @@ def _resolved(
             f"{name} asks for other data than the base: arms are judged on the same held-out text, and may differ in data.mixture, "
             "data.rows, data.length and data.selection"
         )
-    resolved = resolve(for_judging(config), dataset, machine, ledger, lambda line: None)
+    with held_back("shoestring.train"):  # one line an arm tells what was decided
+        resolved = resolve(for_judging(config), dataset, machine, ledger)
     way = resolved.execution
     compiled = "compiled" if way.compile == "blocks" else "not compiled"
-    decided(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
+    log.info(f"{name}: {resolved.optim.name}, {resolved.schedule.name}, {way.precision}, {compiled}")
     return resolved

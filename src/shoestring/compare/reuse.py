@@ -1,7 +1,8 @@
 """Runs of an earlier comparison that a new one would make again exactly, taken over instead of made."""
 
 import json
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import environment
+
+log = logging.getLogger(__name__)
 
 
 def runs_of(earlier: ComparisonFolder, design: Design, machine: Machine) -> dict[str, RunRecord]:
@@ -46,17 +49,15 @@ class Reused:
     were, so far.
     """
 
-    def __init__(
-        self, make: Runner, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig], say: Callable[[str], None]
-    ) -> None:
-        self.make, self.earlier, self.arms, self.say = make, earlier, arms, say
+    def __init__(self, make: Runner, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig]) -> None:
+        self.make, self.earlier, self.arms = make, earlier, arms
         self.taken: list[RunRecord] = []
 
     def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
         found = self.earlier.get(_whole(self.arms[arm], seed, settings))
         if found is None:
             return self.make(arm, seed, settings, purpose)
-        self.say(f"{arm}: taken from the earlier comparison")
+        log.info(f"{arm}: taken from the earlier comparison")
         self.taken.append(found)
         return replace(found, arm=arm, settings=dict(settings), purpose=purpose)
 

@@ -5,6 +5,7 @@ grows slower or busier by the minute then favours none. A round that was stopped
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from shoestring.compare.log import Log
 from shoestring.compare.outcome import Bench, Outcome, Terms
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import parse_json
+
+log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
 """Seconds from some beginning, as `time.perf_counter` gives them."""
@@ -153,19 +156,21 @@ class RoundLog(Log[Round]):
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def conduct_rounds(rounds: Rounds, bench: Bench, log: RoundLog, say: Callable[[str], None]) -> list[Outcome]:
+def conduct_rounds(rounds: Rounds, bench: Bench, round_log: RoundLog) -> list[Outcome]:
     """Do every round that the log does not hold. Returns all outcomes.
 
     Raises: ShoestringError when the log holds what is no part of the comparison; and what the bench raises.
     """
-    check_rounds(rounds, log.read())
-    done = {each.seed for each in log.read()}
+    check_rounds(rounds, round_log.read())
+    done = {each.seed for each in round_log.read()}
     for place, seed in enumerate(rounds.seeds):
         if seed not in done:
-            say(f"seed {seed}, {place + 1} of {len(rounds.seeds)}: {rounds.items} items by {', '.join(rounds.arms)}")
-            log.append(Round(seed, tuple(bench(rounds.arms, seed))))
-    check_rounds(rounds, log.read())
-    return [outcome for each in log.read() for outcome in each.outcomes]
+            log.info(
+                f"seed {seed}, {place + 1} of {len(rounds.seeds)}: {rounds.items} items by {', '.join(rounds.arms)}"
+            )
+            round_log.append(Round(seed, tuple(bench(rounds.arms, seed))))
+    check_rounds(rounds, round_log.read())
+    return [outcome for each in round_log.read() for outcome in each.outcomes]
 
 
 def check_rounds(rounds: Rounds, done: Sequence[Round]) -> None:

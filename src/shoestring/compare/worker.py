@@ -1,5 +1,6 @@
 """One run of a comparison, in a process of its own: its memory is its own, and its failure nobody else's."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -9,12 +10,15 @@ from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import build, read_toml
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
+from shoestring.log_lines import log_to
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import start
 from shoestring.train.stopping import stop_with_parent
+
+log = logging.getLogger(__name__)
 
 OUTPUT = "output.txt"
 """What a run had to say, in its folder."""
@@ -31,15 +35,13 @@ def train(recipe: str, path: str) -> None:
     with RunFolder.create(Path(path)) as folder:
         output = open(folder.path / OUTPUT, "w", buffering=1)  # noqa: SIM115 (the process ends with it)
         sys.stdout = sys.stderr = output  # a traceback goes there as well
-
-        def say(line: str) -> None:
-            output.write(line + "\n")
+        log_to(output)
 
         ledger = Ledger(folder.ledger)
         try:
             with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=say)
-            start(config, folder, ledger, dataset, machine, say, lambda line: None)
+                dataset = prepare(config.data, cache_folder())
+            start(config, folder, ledger, dataset, machine, lambda line: None)
         except ShoestringError as error:
-            say(f"failed: {error}")
+            log.error(f"failed: {error}")
             sys.exit(1)

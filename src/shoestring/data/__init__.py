@@ -1,6 +1,7 @@
 """Text to batches: corpora, tokenizers, tokens on disk, and the order they are read in.
 
-dataset = prepare(DataConfig(corpus="~/notes"), Path(".cache"), say=print)
+logging.basicConfig(level="INFO", format="%(message)s")  # to hear what is done
+dataset = prepare(DataConfig(corpus="~/notes"), Path(".cache"))
 source = Windows(dataset.train, context=512, seed=0)
 batch = source.batch(start=0, count=8)
 """

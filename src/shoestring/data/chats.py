@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import numpy as np
 from shoestring.data.chat import Chat, Learnt, Message
 from shoestring.data.chat_files import Preference, chat_lines, preference_lines
 from shoestring.data.config import DataConfig
-from shoestring.data.corpus import Say
 from shoestring.data.dataset import Dataset
 from shoestring.data.return_commands import conditioned
 from shoestring.data.store import TokenStore
 from shoestring.data.survey import digest, survey
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 class MarkedStore(TokenStore):
@@ -60,7 +62,7 @@ def tokenizer_of(config: DataConfig) -> TextTokenizer:
     return TextTokenizer.load(Path(config.tokenizer).expanduser())
 
 
-def prepare_chats(config: DataConfig, say: Say) -> Dataset:
+def prepare_chats(config: DataConfig) -> Dataset:
     """The chats of a corpus of JSON lines, as the model's template writes them. They are made anew in every process: a template
     of anybody's is cheap to run, and what it makes is kept nowhere.
 
@@ -80,7 +82,7 @@ def prepare_chats(config: DataConfig, say: Say) -> Dataset:
     train = MarkedStore([one for one, out in zip(documents, held, strict=True) if not out], tokenizer.end)
     heldout = MarkedStore([one for one, out in zip(documents, held, strict=True) if out], tokenizer.end)
     learnt = sum(sum(one.counted) + 1 for one in documents)
-    say(
+    log.info(
         f"{len(documents):,} chats, {sum(held):,} of them held out; {learnt:,} of {len(train) + len(heldout):,} tokens are of "
         f"answers, {seen / max(learnt, 1):.2f} bytes each"
     )

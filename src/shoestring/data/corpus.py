@@ -2,16 +2,13 @@
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from shoestring.data.config import TextOptions
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import find, methods
-
-Say = Callable[[str], None]
-"""What tells the user something, one line at a time."""
 
 
 class Corpus(Protocol):
@@ -23,8 +20,8 @@ class Corpus(Protocol):
     def stamp(self) -> str:
         """A name for the present state of the corpus, had without reading it; see `stamp_files` for what is trusted."""
 
-    def documents(self, say: Say) -> Iterator[str]:
-        """The documents, never an empty one, a bounded amount in memory; what is left out is told to `say`."""
+    def documents(self) -> Iterator[str]:
+        """The documents, never an empty one, a bounded amount in memory. What was left out is logged at their end."""
 
 
 def open_corpus(where: str, text: TextOptions | None = None) -> Corpus:

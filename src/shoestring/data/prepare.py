@@ -7,6 +7,7 @@ unchanged corpus is not even read. What the stamp trusts is said at `shoestring.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from shoestring import atomic
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
 from shoestring.data.chats import prepare_chats
 from shoestring.data.config import DataConfig, SourceConfig
-from shoestring.data.corpus import Corpus, Say, open_corpus
+from shoestring.data.corpus import Corpus, open_corpus
 from shoestring.data.dataset import MANIFEST, VERSION, Dataset, Part, open_dataset, token_type, write_manifest
 from shoestring.data.places import absolute_corpus
+from shoestring.data.reading import READER
 from shoestring.data.store import StoreWriter, TokenStore
 from shoestring.data.subset import read_index, subset
 from shoestring.data.survey import Content, Survey, digest, survey
@@ -27,6 +29,9 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
 from shoestring.json_files import NotJson, parse_json
 from shoestring.locks import hold
+from shoestring.log_lines import held_back
+
+log = logging.getLogger(__name__)
 
 KEY = re.compile(r"[0-9a-f]{32}")
 """The name of a prepared corpus in the cache."""
@@ -37,7 +42,7 @@ BATCH = 1 << 20
 CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of shoestring: see https://bford.info/cachedir/\n"
 
 
-def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
+def prepare(config: DataConfig, cache: Path) -> Dataset:
     """The tokens of a corpus, made on the first call and found in `cache` on every other; those of `config.documents` alone
     where it names an index.
 
@@ -48,21 +53,21 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
     cache is damaged, cannot be written, or the corpus changes while it is being read.
     """
     if config.source:
-        return _prepare_sources(config, config.source, cache, say)
+        return _prepare_sources(config, config.source, cache)
     if config.kind == "chat":
-        return prepare_chats(config, say)
-    whole = _prepare(config, cache, say)
+        return prepare_chats(config)
+    whole = _prepare(config, cache)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
 
 
-def _prepare_sources(config: DataConfig, sources: Sequence[SourceConfig], cache: Path, say: Say) -> Dataset:
+def _prepare_sources(config: DataConfig, sources: Sequence[SourceConfig], cache: Path) -> Dataset:
     """The tokens of several corpora under one tokenizer, each kept by itself, and found again by whoever reads it with others."""
     tokenizer = config.tokenizer
     if tokenizer == "bpe":
-        tokenizer = str(_shared_tokenizer(config, sources, cache, say))
+        tokenizer = str(_shared_tokenizer(config, sources, cache))
     parts, digests = [], []
     for source in sources:
-        own = prepare(replace(config.of_source(source), tokenizer=tokenizer), cache, say=say)
+        own = prepare(replace(config.of_source(source), tokenizer=tokenizer), cache)
         parts.append(Part(source.name, own.train, own.heldout))
         digests.append([source.name, own.fingerprint])
     train, heldout = (TokenStore.joined(stores) for stores in zip(*(part[1:] for part in parts), strict=True))
@@ -70,7 +75,7 @@ def _prepare_sources(config: DataConfig, sources: Sequence[SourceConfig], cache:
     return Dataset(train, heldout, own.tokenizer, whole, tuple(parts))
 
 
-def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache: Path, say: Say) -> Path:
+def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache: Path) -> Path:
     """The folder of a tokenizer that is trained on a like sample of every source."""
     corpora = [open_corpus(source.corpus, config.of_source(source).text) for source in sources]
     shaped = config.vocabulary, PATTERN, SAMPLE, config.heldout, VERSION
@@ -78,13 +83,13 @@ def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache
     key = _key("bpe of sources", *shaped, *(corpus.stamp() for corpus in corpora), *read)
     folder = cache / "tokenizers" / key
     try:
-        with _alone(folder, say):
+        with _alone(folder):
             if not folder.exists():
-                say(f"reading {len(sources)} sources for a tokenizer")
-                samples = [
-                    survey(corpus.documents(lambda line: None), config.heldout, SAMPLE // len(sources)).sample
-                    for corpus in corpora
-                ]
+                log.info(f"reading {len(sources)} sources for a tokenizer")
+                with held_back(READER):  # each source is read again, and says it then
+                    samples = [
+                        survey(corpus.documents(), config.heldout, SAMPLE // len(sources)).sample for corpus in corpora
+                    ]
                 made = train_bpe([text for sample in samples for text in sample], config.vocabulary)
                 with atomic.directory(folder) as half:
                     made.save(half)
@@ -93,7 +98,7 @@ def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache
     return folder
 
 
-def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
+def _prepare(config: DataConfig, cache: Path) -> Dataset:
     corpus = open_corpus(config.corpus, config.text)
     ready, shape = _tokenizer(config)
     request = _key(
@@ -104,39 +109,41 @@ def _prepare(config: DataConfig, cache: Path, say: Say) -> Dataset:
     if known and (cache / "tokens" / known / MANIFEST).exists():
         return open_dataset(cache / "tokens" / known)
 
-    say(f"reading {config.corpus}")
-    found = survey(corpus.documents(say), config.heldout, 0 if ready else SAMPLE)
+    log.info(f"reading {config.corpus}")
+    found = survey(corpus.documents(), config.heldout, 0 if ready else SAMPLE)
     if not found.documents:
         raise UsageError(f"corpus '{config.corpus}' holds no text")
-    say(f"{found.documents:,} documents, {found.bytes / 1e6:,.1f} MB of text")
-    _tell_split(found, config.heldout, say)
+    log.info(f"{found.documents:,} documents, {found.bytes / 1e6:,.1f} MB of text")
+    _tell_split(found, config.heldout)
     key = _key(found.content, shape, *(["by weight"] if found.by_weight else []))
     folder = cache / "tokens" / key
     try:
         atomic.write_text(cache / "CACHEDIR.TAG", CACHE_TAG)
-        with _alone(folder, say):
+        with _alone(folder):
             if not (folder / MANIFEST).exists():
-                _build(folder, config, corpus, found, ready, say)
+                _build(folder, config, corpus, found, ready)
         atomic.write_text(index, json.dumps({"tokens": key}) + "\n")
     except OSError as error:
         raise ShoestringError(f"cannot write the cache {cache}: {error.strerror or error}") from None
     return open_dataset(folder)
 
 
-def _tell_split(found: Survey, asked: float, say: Say) -> None:
+def _tell_split(found: Survey, asked: float) -> None:
     """Say where documents repeat, and where the held-out share is not what was asked."""
     share = found.heldout_bytes / found.bytes
     if found.distinct is not None and found.distinct < 0.9 * found.documents:
-        say(f"only {found.distinct:,} of the {found.documents:,} documents differ: copies are on one side of the split")
+        log.info(
+            f"only {found.distinct:,} of the {found.documents:,} documents differ: copies are on one side of the split"
+        )
     if found.distinct == 1:
         return  # nothing is held out, which whoever needs held-out text will say
     if found.by_weight:
-        say(
+        log.info(
             "the heaviest documents (long, or repeated often) are for training: drawn by their hash alone, the held-out "
             f"ones would be far from {asked:.1%}"
         )
     if not asked / 2 <= share <= 2 * asked:
-        say(f"{share:.1%} of the text is held out, not {asked:.1%}: the documents are few or uneven")
+        log.info(f"{share:.1%} of the text is held out, not {asked:.1%}: the documents are few or uneven")
 
 
 def _tokenizer(config: DataConfig) -> tuple[TextTokenizer | None, str]:
@@ -166,30 +173,28 @@ def _indexed(index: Path) -> str | None:
 
 
 @contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a cache entry, which ends with the process."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     wait = "waiting for another process that is preparing the same corpus"
-    with hold(folder.parent / f".{folder.name}.lock", wait=wait, say=say):
+    with hold(folder.parent / f".{folder.name}.lock", wait=wait):
         yield
 
 
-def _build(
-    folder: Path, config: DataConfig, corpus: Corpus, found: Survey, ready: TextTokenizer | None, say: Say
-) -> None:
+def _build(folder: Path, config: DataConfig, corpus: Corpus, found: Survey, ready: TextTokenizer | None) -> None:
     """Read the corpus a second time, and write its tokens to `folder`."""
     if ready is None:
-        say(f"training a tokenizer on {sum(map(len, found.sample)) / 1e6:,.1f} MB of it")
+        log.info(f"training a tokenizer on {sum(map(len, found.sample)) / 1e6:,.1f} MB of it")
         ready = train_bpe(found.sample, config.vocabulary)
         if ready.vocabulary < config.vocabulary:
-            say(f"the vocabulary is {ready.vocabulary}, not {config.vocabulary}: no other pair occurs twice")
-    say("tokenising")
-    with atomic.directory(folder) as half:
+            log.info(f"the vocabulary is {ready.vocabulary}, not {config.vocabulary}: no other pair occurs twice")
+    log.info("tokenising")
+    with atomic.directory(folder) as half, held_back(READER):  # which has said it
         ready.save(half)
         dtype = token_type(ready.vocabulary)
         train, heldout = (StoreWriter(half, name, dtype, ready.end) for name in ("train", "heldout"))
         content, lengths, stands_for = Content(), ready.byte_lengths.numpy(), 0
-        for batch in _batches(corpus.documents(lambda line: None)):
+        for batch in _batches(corpus.documents()):
             for document, ids in zip(batch, ready.encode_batch(batch), strict=True):
                 key = digest(document)
                 content.add(key)
@@ -200,9 +205,11 @@ def _build(
         parts = train.close(), heldout.close()
         write_manifest(half, config.corpus, ready, *parts)
     tokens = sum(part.tokens for part in parts)
-    say(f"{parts[0].tokens:,} tokens to train on, {parts[1].tokens:,} held out; {found.bytes / tokens:.2f} bytes each")
+    log.info(
+        f"{parts[0].tokens:,} tokens to train on, {parts[1].tokens:,} held out; {found.bytes / tokens:.2f} bytes each"
+    )
     if stands_for != found.bytes:
-        say(f"the tokenizer changes the text: its tokens stand for {stands_for:,} bytes, not {found.bytes:,}")
+        log.warning(f"the tokenizer changes the text: its tokens stand for {stands_for:,} bytes, not {found.bytes:,}")
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,10 +10,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shoestring.data.config import TextOptions
-from shoestring.data.corpus import Say
 from shoestring.data.opening import BLOCK
 from shoestring.data.passages import PASSAGE, passages
 from shoestring.errors import UsageError
+
+READER = __name__
+"""The logger that tells what was left out, replaced or cut."""
+
+log = logging.getLogger(READER)
 
 LOOKED_AT = 8192
 """Characters at the beginning of a file that tell whether it is text."""
@@ -156,16 +161,18 @@ class Reading:
             elif document:
                 yield document
 
-    def report(self, say: Say, files: int = 1) -> None:
-        """Tell what was left out, replaced, skipped and cut. files: how many there were to read."""
+    def report(self, files: int = 1) -> None:
+        """Log what was left out, replaced, skipped and cut. files: how many there were to read."""
         if self.left_out:
-            say(f"left out {len(self.left_out)} of {files} files that are not text; the first: {self.left_out[0]}")
+            log.warning(
+                f"left out {len(self.left_out)} of {files} files that are not text; the first: {self.left_out[0]}"
+            )
         if self.replaced.count:
-            say(f"replaced {self.replaced.count:,} invalid places by U+FFFD {self.replaced}")
+            log.warning(f"replaced {self.replaced.count:,} invalid places by U+FFFD {self.replaced}")
         if self.skipped.count:
-            say(f"skipped {self.skipped.count:,} lines or documents that are not valid text {self.skipped}")
+            log.warning(f"skipped {self.skipped.count:,} lines or documents that are not valid text {self.skipped}")
         if self.cut:
-            say(f"cut {self.cut:,} documents of more than {PASSAGE:,} characters into {self.cut_into:,}")
+            log.info(f"cut {self.cut:,} documents of more than {PASSAGE:,} characters into {self.cut_into:,}")
 
     def _named(self) -> str:
         return "utf-8" if self.options.encoding == "auto" else self.options.encoding

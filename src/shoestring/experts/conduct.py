@@ -1,5 +1,6 @@
 """From a corpus and a budget to judged experts: cluster, train seeds, divide the budget, train experts, judge."""
 
+import logging
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +24,12 @@ from shoestring.experts.allocation import divided, remaining, scaled, token_rati
 from shoestring.experts.config import resized, size_name, with_vocabulary
 from shoestring.experts.folder import Expert, ExpertsFolder
 from shoestring.experts.judgement import judge, losses_by_cluster
-from shoestring.experts.worker import Say, finished, train_run
+from shoestring.experts.worker import finished, train_run
 from shoestring.train.config import RunConfig, StartConfig
 from shoestring.train.execution import preloaded
 from shoestring.train.stopping import StopRequest
+
+log = logging.getLogger(__name__)
 
 WORDS, SHORTEST = 8, 4
 """How many words describe a cluster, and their least number of characters."""
@@ -49,7 +52,7 @@ class _Interrupted(Exception):
         self.signal = signal
 
 
-def conduct(folder: ExpertsFolder, say: Say) -> Conducted:
+def conduct(folder: ExpertsFolder) -> Conducted:
     """Do what is not done yet of what the folder's configuration asks for. Everything decided on the way is kept in the
     folder, so that one that was killed goes on where it was: finished runs are not trained again, and others go on from
     their newest checkpoints.
@@ -60,17 +63,17 @@ def conduct(folder: ExpertsFolder, say: Say) -> Conducted:
     The seeds' cost is on the budget here. Raises: UsageError, ShoestringError.
     """
     try:
-        return Conducted("finished", None, _Work(folder, say).all())
+        return Conducted("finished", None, _Work(folder).all())
     except _Interrupted as stopped:
         return Conducted("interrupted", stopped.signal, {})
 
 
 class _Work:
-    def __init__(self, folder: ExpertsFolder, say: Say) -> None:
-        self.folder, self.say = folder, say
+    def __init__(self, folder: ExpertsFolder) -> None:
+        self.folder = folder
         config = folder.read_config()
         with folder.work("data", "data"):
-            self.dataset: Dataset = prepare(config.run.data, cache_folder(), say=say)
+            self.dataset: Dataset = prepare(config.run.data, cache_folder())
         config = with_vocabulary(config, self.dataset.tokenizer.vocabulary)
         threads = config.run.execution.threads or max(1, torch.get_num_threads() // config.parallel)
         execution = replace(config.run.execution, threads=threads)
@@ -85,7 +88,7 @@ class _Work:
         spent = self.folder.spent()
         if self.config.dense is not None:
             self.train([(self.folder.dense, self.config.dense)])
-        self.say("judging on held-out text")
+        log.info("judging on held-out text")
         summary = judge(self.folder, self.config, self.dataset, clustering, members, spent)
         self.folder.write_summary(summary)
         return summary
@@ -98,7 +101,7 @@ class _Work:
                 raise ShoestringError("the corpus or the tokenizer has changed since these experts were begun")
             return found
         config = self.config
-        self.say(f"cutting the corpus into {config.count} clusters")
+        log.info(f"cutting the corpus into {config.count} clusters")
         with self.folder.work("data", "clusters"):
             found = cluster(self.dataset, config.count, config.run.seed, config.embedding, config.clusters)
             self._write_documents(found)
@@ -121,7 +124,7 @@ class _Work:
                 )
             if tokens["heldout"] < context + 1:
                 del splits["heldout"]
-                self.say(
+                log.warning(
                     f"cluster {number}: its held-out documents fill no window; its own run reports on all held-out text"
                 )
             write_index(self._index(number), self.dataset, splits)
@@ -200,11 +203,11 @@ class _Work:
         """Have these runs finished. Raises: ShoestringError of the first that fails."""
         left = [(path, config) for path, config in runs if not finished(path)]
         if self.config.parallel > 1 and len(left) > 1:
-            _side_by_side(left, self.config.parallel, self.say)
+            _side_by_side(left, self.config.parallel)
             return
         for path, config in left:
-            self.say(_what(path, config))
-            stopped = train_run(config, path, self.say)
+            log.info(_what(path, config))
+            stopped = train_run(config, path)
             if stopped is not None:
                 raise _Interrupted(stopped)
 
@@ -214,7 +217,7 @@ def _what(path: Path, config: RunConfig) -> str:
     return f"{path.parent.name}/{path.name}: {size_name(config.model)}, {budget}"
 
 
-def _side_by_side(runs: Sequence[tuple[Path, RunConfig]], parallel: int, say: Say) -> None:
+def _side_by_side(runs: Sequence[tuple[Path, RunConfig]], parallel: int) -> None:
     """Train each in a process of its own, `parallel` at a time. One that fails, or a signal, stops those that run; they keep
     their checkpoints."""
     context = multiprocessing.get_context("forkserver")
@@ -225,7 +228,7 @@ def _side_by_side(runs: Sequence[tuple[Path, RunConfig]], parallel: int, say: Sa
         while running or (waiting and not failed and stop.asked is None):
             while waiting and len(running) < parallel and not failed and stop.asked is None:
                 path, config = waiting.pop(0)
-                say(_what(path, config))
+                log.info(_what(path, config))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 process = context.Process(target=worker.work, args=(tree(config), str(path)))
                 process.start()

@@ -15,7 +15,7 @@ from shoestring.config import build, read_toml, to_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.experts.config import ExpertsConfig
 from shoestring.train.origin import absolute
-from shoestring.train.work_folder import Kind, Say, held
+from shoestring.train.work_folder import Kind, held
 
 JUDGING = "judge"
 """The event of ledger lines that are no part of training: they count in no budget."""
@@ -63,17 +63,17 @@ class ExpertsFolder:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, config: ExpertsConfig, say: Say) -> Iterator["ExpertsFolder"]:
+    def create(cls, path: Path, config: ExpertsConfig) -> Iterator["ExpertsFolder"]:
         """A new one, which this process alone works in. Raises: UsageError where `path` holds something already."""
-        with EXPERTS.created(path, say):
+        with EXPERTS.created(path):
             folder = cls(path)
             atomic.write_text(folder.recipe, to_toml(replace(config, run=absolute(config.run))))
             yield folder
 
     @contextmanager
-    def held(self, say: Say) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """While this process alone works here. Raises: UsageError where another one does."""
-        with held(self.path, say):
+        with held(self.path):
             yield
 
     @classmethod

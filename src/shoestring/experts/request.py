@@ -9,20 +9,19 @@ from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.experts.allocation import scaled
 from shoestring.experts.config import ExpertsConfig
-from shoestring.experts.worker import Say, machine
+from shoestring.experts.worker import machine
 from shoestring.launch.request import DEFAULT_BUDGET, Request, planned
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import require_device
 
 
-def planned_experts(asked: Tree, own: Tree | None = None, *, dense: bool = False, say: Say) -> ExpertsConfig:
+def planned_experts(asked: Tree, own: Tree | None = None, *, dense: bool = False) -> ExpertsConfig:
     """The complete configuration of a set of experts. A recipe that leaves the model open gets one planned for an expert's
     part of the budget, and its dense run one for the whole.
 
     asked: plain values, as in a recipe; the section 'experts' is of the experts themselves.
     own: more of that section, laid over it.
     dense: whether one model is trained on everything too, with as much budget again.
-    say: takes a line for people.
     Raises: UsageError.
     """
     asked = dict(asked)
@@ -37,7 +36,7 @@ def planned_experts(asked: Tree, own: Tree | None = None, *, dense: bool = False
     early = build(ExpertsConfig, sized | {"run": tree(first)}, _flag)
 
     request = Request(asked, first.budget)
-    dataset = prepare(request.data(), cache_folder(), say=say)
+    dataset = prepare(request.data(), cache_folder())
     require(dataset, int(asked.get("model", {}).get("context", 1)))
     part = replace(request, budget=scaled(first.budget, (1 - early.seed_share) / early.count))
     _, run = planned(part, machine(), dataset, 0.0)

@@ -1,8 +1,9 @@
 """One of the runs that a set of experts is made of: begun, gone on with, or found finished."""
 
 import functools
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from shoestring.config import build
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
 from shoestring.locks import hold
+from shoestring.log_lines import log_to
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
@@ -21,7 +23,7 @@ from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resume, start
 from shoestring.train.stopping import stop_with_parent
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -35,7 +37,7 @@ def finished(path: Path) -> bool:
     return RunFolder(path).read_summary().get("stopped") == "finished"
 
 
-def train_run(config: RunConfig, path: Path, say: Say) -> int | None:
+def train_run(config: RunConfig, path: Path) -> int | None:
     """Have a finished run of `config` in the folder `path`: nothing is done where there is one, one that was interrupted
     goes on from its newest checkpoint, and one that another process is training is waited for.
 
@@ -43,25 +45,25 @@ def train_run(config: RunConfig, path: Path, say: Say) -> int | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     wait = f"waiting for the process that trains {path.name}"
-    with hold(path.parent / f".{path.name}.lock", wait=wait, say=say):
+    with hold(path.parent / f".{path.name}.lock", wait=wait):
         folder = RunFolder(path)
         if finished(path):
             return None
         if not folder.begun:
-            with RunFolder.create(path, say), _ledger(folder) as ledger:
+            with RunFolder.create(path), _ledger(folder) as ledger:
                 with ledger.clock("data"):
-                    dataset = prepare(config.data, cache_folder(), say=say)
+                    dataset = prepare(config.data, cache_folder())
                 dataset.tokenizer.save(folder.tokenizer)
                 found = machine(config.execution.device)
-                return start(config, folder, ledger, dataset, found, say, lambda line: None).signal
-        with folder.held(say), _ledger(folder) as ledger:
+                return start(config, folder, ledger, dataset, found, lambda line: None).signal
+        with folder.held(), _ledger(folder) as ledger:
             # its files lie where they do now, should the experts' folder or the corpus have been moved
             own = folder.read_config()
             start_from = replace(own.start, run=config.start.run) if own.start.run else own.start
             config = replace(own, data=config.data, start=start_from)
             with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=say)
-            return resume(folder, config, ledger, dataset, say, lambda line: None).signal
+                dataset = prepare(config.data, cache_folder())
+            return resume(folder, config, ledger, dataset, lambda line: None).signal
 
 
 @contextmanager
@@ -82,13 +84,11 @@ def work(tree: dict[str, object], path: str) -> None:
     keep_compiled_code(cache_folder())
     output = open(f"{path}.log", "a", buffering=1)  # noqa: SIM115 (the process ends with it)
     sys.stdout = sys.stderr = output  # a traceback goes there as well
-
-    def say(line: str) -> None:
-        output.write(line + "\n")
+    log_to(output)
 
     try:
-        stopped = train_run(build(RunConfig, tree), Path(path), say)
+        stopped = train_run(build(RunConfig, tree), Path(path))
     except ShoestringError as error:
-        say(str(error))
+        log.error(str(error))
         sys.exit(error.exit_status)
     sys.exit(0 if stopped is None else 128 + stopped)

@@ -5,7 +5,6 @@ The JSON is an object: {"begin": ..., "critical_batch": ..., "out": ...} or {"re
 """
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from shoestring.budget import busy_waiting
 from shoestring.errors import ShoestringError, printable
+from shoestring.log_lines import log_to
 
 
 def _work(asked: dict[str, Any]) -> int:
@@ -40,8 +40,7 @@ def _work(asked: dict[str, Any]) -> int:
 
 
 def main() -> int:
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("shoestring").setLevel(logging.INFO)
+    log_to(sys.stdout)
     try:
         busy_waiting.begin()
         return _work(json.loads(sys.argv[1]))

@@ -20,20 +20,20 @@ class Alone:
         self.place, self.view = place, place.view
 
     def begin(self, request: Request, out: Path) -> Ended:
-        folder = self.place.held.enter_context(RunFolder.create(out, self.view.say))
+        folder = self.place.held.enter_context(RunFolder.create(out))
         ledger = Ledger(folder.ledger)
         with ledger.clock("start"):
             machine = probe()
         dataset, config, expected = self.place.decide(request, folder, ledger, machine)
         with self.view.watch(config, machine) as watch:
-            return Ended(folder, start(config, folder, ledger, dataset, machine, watch.say, watch.show, expected))
+            return Ended(folder, start(config, folder, ledger, dataset, machine, watch.show, expected))
 
     def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
         folder = RunFolder.open(path)
-        self.place.held.enter_context(folder.held(self.view.say))
+        self.place.held.enter_context(folder.held())
         config = resumed_config(folder, moved)
         ledger = Ledger(folder.ledger)
         with self.view.watch(config, probe()) as watch:
             with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=watch.say)
-            return Ended(folder, resume(folder, config, ledger, dataset, watch.say, watch.show, step))
+                dataset = prepare(config.data, cache_folder())
+            return Ended(folder, resume(folder, config, ledger, dataset, watch.show, step))

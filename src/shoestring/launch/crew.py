@@ -153,7 +153,7 @@ class Crew:
     def begin(self, request: Request, out: Path) -> Ended:
         if is_worker():
             return self._begin_as_worker(request, out)
-        with RunFolder.create(out, self.view.say):
+        with RunFolder.create(out):
             pass  # refused here where it is taken: the first worker will hold it
         asked = {"begin": request.asked, "critical_batch": request.critical_batch, "out": str(out)}
         return self._start(asked, request.workers, out)
@@ -162,7 +162,7 @@ class Crew:
         if is_worker():
             return self._resume_as_worker(path, step, moved)
         folder = RunFolder.open(path)
-        with folder.held(self.view.say):
+        with folder.held():
             pass  # said here where another process is at work there: the first worker will hold it
         return self._start({"resume": str(path), "step": step, "moved": moved}, folder.read_config().workers, path)
 
@@ -182,24 +182,22 @@ class Crew:
             mine = None
             if transport.rank == 0:
                 machine = probe()
-                folder = place.held.enter_context(RunFolder.create(out, view.say, workers=started() is not None))
+                folder = place.held.enter_context(RunFolder.create(out, workers=started() is not None))
                 ledger = Ledger(folder.ledger, since=started())
                 dataset, config, expected = place.decide(request, folder, ledger, machine)
-                config = resolve(config, dataset, machine, ledger, view.say, expected)
+                config = resolve(config, dataset, machine, ledger, expected)
                 mine = (folder.path, config)
             path, config = settle_run(transport, mine)
             if transport.rank != 0:
                 machine = probe()
-                folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank), view.say))
+                folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank)))
                 ledger = Ledger(folder.ledger, since=started())
                 with ledger.clock("data"):
-                    dataset = prepare(config.data, cache_folder(), say=view.say)
+                    dataset = prepare(config.data, cache_folder())
                 dataset.tokenizer.save(folder.tokenizer)
             require_same_data(transport, dataset)
             with view.watch(config, machine) as watch:
-                outcome = begin(
-                    config, folder, ledger, dataset, machine, watch.say, watch.show, FixedWorkers(transport)
-                )
+                outcome = begin(config, folder, ledger, dataset, machine, watch.show, FixedWorkers(transport))
         return Ended(folder, outcome, leads())
 
     def _resume_as_worker(self, path: Path, step: int | None, moved: Tree) -> Ended:
@@ -208,14 +206,14 @@ class Crew:
         with joined(without_places(tree(config)), config.workers, self.heartbeat_timeout, start) as transport:
             folder = RunFolder(own_folder(path, transport.rank))
             folder.path.mkdir(parents=True, exist_ok=True)
-            self.place.held.enter_context(folder.held(self.view.say))
+            self.place.held.enter_context(folder.held())
             if not folder.begun:  # killed before this worker had begun
                 folder.write_config(config)
             ledger = Ledger(folder.ledger, since=started())
             with self.view.watch(config, probe()) as watch:
                 with ledger.clock("data"):
-                    dataset = prepare(config.data, cache_folder(), say=watch.say)
+                    dataset = prepare(config.data, cache_folder())
                 require_same_data(transport, dataset)
                 at = common_step(transport, folder) if step is None else step
-                outcome = resume(folder, config, ledger, dataset, watch.say, watch.show, at, FixedWorkers(transport))
+                outcome = resume(folder, config, ledger, dataset, watch.show, at, FixedWorkers(transport))
         return Ended(folder, outcome, leads())

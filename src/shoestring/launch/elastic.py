@@ -1,5 +1,6 @@
 """A run whose workers come and go, from where it was started: its lighthouse, its workers here, and what they come to."""
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from shoestring.launch.way import Ended, Place
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, require_same_text, resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ def host_run(config: RunConfig, dataset: Dataset, folder: RunFolder, watch: RunD
     """
     with Host(config, dataset, folder, hosting.listen) as host:
         for line in host.directions:
-            watch.say(line)
+            log.info(line)
         names = [str(rank) for rank in range(config.workers)]
-        fleet = Fleet(host, names, restart=hosting.restart, since=hosting.since or time.monotonic(), say=watch.say)
+        fleet = Fleet(host, names, restart=hosting.restart, since=hosting.since or time.monotonic())
         status = fleet.watch(_Tail(folder.path / "workers", watch).look)
         judge = host.run_status.finished_by()
     if status:
@@ -134,12 +137,12 @@ class Elastic:
 
     def begin(self, request: Request, out: Path) -> Ended:
         require_torchft()
-        machine, folder = probe(), self.place.held.enter_context(RunFolder.create(out, self.view.say))
+        machine, folder = probe(), self.place.held.enter_context(RunFolder.create(out))
         ledger = Ledger(folder.ledger, since=self.hosting.since or None)
         dataset, config, expected = self.place.decide(request, folder, ledger, machine)
         threads = config.execution.threads or len(share_of_cores(0, config.workers, available_cores()))
         config = replace(config, execution=replace(config.execution, threads=threads))
-        config = resolve(config, dataset, machine, ledger, self.view.say, expected)
+        config = resolve(config, dataset, machine, ledger, expected)
         folder.write_json("environment.json", environment(machine))
         folder.write_config(config, dataset)
         ledger.close()
@@ -157,12 +160,12 @@ class Elastic:
                 "workers that come and go go on from the latest step that any of them has kept: name no step"
             )
         folder = RunFolder.open(path)
-        self.place.held.enter_context(folder.held(self.view.say))
+        self.place.held.enter_context(folder.held())
         if folder.read_summary().get("stopped") == "finished":
             raise UsageError(f"{path} has finished: its budget is spent")
         config = resumed_config(folder, moved)
         with self.view.watch(config, probe()) as watch:
-            dataset = prepare(config.data, cache_folder(), say=watch.say)
+            dataset = prepare(config.data, cache_folder())
             origin = folder.read_origin()
             if origin is not None and origin.data:
                 require_same_text(origin.data, dataset, config)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,13 +18,13 @@ from shoestring.launch.host import Host
 from shoestring.launch.processes import GRACE, available_cores, share_of_cores, tied
 from shoestring.sync.transport.frame import TOKEN
 
+log = logging.getLogger(__name__)
+
 LOOK = 0.2
 """Seconds between two looks at the workers."""
 
 FAILURES = 3
 """Times that a worker may fail by itself before it is not started again."""
-
-Say = Callable[[str], None]
 
 
 class Fleet:
@@ -33,11 +34,10 @@ class Fleet:
     names: of the workers: each keeps its part of the run in RUN/workers/NAME, and what it writes in output.txt there.
     restart: start a worker again that has died.
     since: the monotonic clock when the run was asked for.
-    say: takes a line for people.
     """
 
-    def __init__(self, host: Host, names: Sequence[str], *, restart: bool, since: float, say: Say) -> None:
-        self.host, self.names, self.restart, self.since, self.say = host, list(names), restart, since, say
+    def __init__(self, host: Host, names: Sequence[str], *, restart: bool, since: float) -> None:
+        self.host, self.names, self.restart, self.since = host, list(names), restart, since
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.failures: dict[str, int] = dict.fromkeys(names, 0)
         self.asked: int | None = None
@@ -118,7 +118,9 @@ class Fleet:
         said = f": {self.last_words(name)}" if status > 0 else ""
         self.failures[name] += status > 0
         again = self.restart and self.asked is None and self.failures[name] < FAILURES and status != 2
-        self.say(f"worker {name} {how}{said}" + ("; it is started again" if again else "; the run goes on without it"))
+        log.warning(
+            f"worker {name} {how}{said}" + ("; it is started again" if again else "; the run goes on without it")
+        )
         if again:
             self.start(name, again=True)
 

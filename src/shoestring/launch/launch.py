@@ -1,5 +1,6 @@
 """Starting runs from Python, and going on with them: by one process, a crew of several, workers that come and go, a pipeline."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.execution import keep_compiled_code, require_device
 from shoestring.train.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class Launch:
@@ -85,7 +88,7 @@ class Launch:
             )
         require_distributed(transport)
         if not keep_freed_memory():
-            self.view.say("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
+            log.warning("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
         keep_compiled_code(cache_folder())
         return self._ways[transport](workers)
 

@@ -128,14 +128,14 @@ def join(
     own = _own_address(host, port)
     _bind_gloo(own)
     began, machine = started(), probe()
-    dataset = prepare(config.data, cache_folder(), say=view.say)
+    dataset = prepare(config.data, cache_folder())
     preparing = Ledger()
-    config = resolve(config, dataset, machine, preparing, view.say)
+    config = resolve(config, dataset, machine, preparing)
     fingerprint = run_fingerprint(config, dataset)
     with contextlib.ExitStack() as stack:
         tunnel = stack.enter_context(ServiceTunnel(host, port, token, fingerprint))
         folder = _folder(out)
-        stack.enter_context(folder.held(view.say))
+        stack.enter_context(folder.held())
         identity = _name(folder, name)
         if not folder.begun:
             dataset.tokenizer.save(folder.tokenizer)
@@ -163,7 +163,6 @@ def join(
             folder,
             ledger,
             dataset,
-            watch.say,
             watch.show,
             identity=identity,
             companions=companions,

@@ -23,25 +23,25 @@ class PipelineWay:
         self.place, self.view = place, place.view
 
     def begin(self, request: Request, out: Path) -> Ended:
-        view, folder = self.view, self.place.held.enter_context(RunFolder.create(out, self.view.say))
+        view, folder = self.view, self.place.held.enter_context(RunFolder.create(out))
         ledger = Ledger(folder.ledger)
         with ledger.clock("start"):
             machine = probe()
         dataset, config, expected = self.place.decide(request, folder, ledger, machine)
         threads = config.execution.threads or max(1, len(available_cores()) // config.pipeline.stages)
         config = replace(config, execution=replace(config.execution, threads=threads))
-        config = resolve(config, dataset, machine, ledger, view.say, expected)
+        config = resolve(config, dataset, machine, ledger, expected)
         with view.watch(config, machine) as watch, PipelineParticipation(folder.path, threads) as participation:
-            outcome = begin(config, folder, ledger, dataset, machine, watch.say, watch.show, participation)
+            outcome = begin(config, folder, ledger, dataset, machine, watch.show, participation)
         return Ended(folder, outcome)
 
     def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
         folder = RunFolder.open(path)
-        self.place.held.enter_context(folder.held(self.view.say))
+        self.place.held.enter_context(folder.held())
         config = resumed_config(folder, moved)
         ledger, threads = Ledger(folder.ledger), config.execution.threads
         with self.view.watch(config, probe()) as watch, PipelineParticipation(path, threads) as participation:
             with ledger.clock("data"):
-                dataset = prepare(config.data, cache_folder(), say=watch.say)
-            outcome = resume(folder, config, ledger, dataset, watch.say, watch.show, step, participation)
+                dataset = prepare(config.data, cache_folder())
+            outcome = resume(folder, config, ledger, dataset, watch.show, step, participation)
         return Ended(folder, outcome)

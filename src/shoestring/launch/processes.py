@@ -1,6 +1,7 @@
 """The workers of a run as processes of this machine: started together, ended together."""
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -18,6 +19,8 @@ import torch.distributed as dist
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.transport.frame import TOKEN, new_token
+
+log = logging.getLogger(__name__)
 
 GRACE = 5.0
 """Seconds between asking the other workers to end and ending them."""
@@ -52,10 +55,6 @@ class WorkerFailed(ShoestringError):
         self.exit_status = status if status > 0 else 1
         how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
         super().__init__(f"worker {rank} {how}{f': {said}' if said else ''}")
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def available_cores() -> list[int]:
@@ -172,11 +171,11 @@ class StartedWorkers:
         self._watchers.append(watcher)
         watcher.start()
 
-    def wait(self, say: Callable[[str], None] = _print) -> int:
+    def wait(self) -> int:
         """Wait until all workers have ended. Returns 0, or 128 + n where they ended as asked by signal n.
 
         Each SIGINT and SIGTERM that comes meanwhile is handed on to every worker, once. When one fails the others are asked
-        to end (SIGTERM), and are ended after `GRACE` seconds; the last lines of its output are given to `say`.
+        to end (SIGTERM), and are ended after `GRACE` seconds; the last lines of its output are logged.
         Raises: WorkerFailed, of the first that failed.
         """
         stopped = False
@@ -186,7 +185,7 @@ class StartedWorkers:
                 as_asked = self._asked is not None and status in (-self._asked, 128 + self._asked)
                 if status and not as_asked:
                     self.end()
-                    raise WorkerFailed(rank, status, self._last_words(rank, say))
+                    raise WorkerFailed(rank, status, self._last_words(rank))
                 stopped |= as_asked
         return 128 + (self._asked or 0) if stopped else 0
 
@@ -231,13 +230,13 @@ class StartedWorkers:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _last_words(self, rank: int, say: Callable[[str], None]) -> str:
-        """The last line that a worker wrote; the ones before it are said."""
+    def _last_words(self, rank: int) -> str:
+        """The last line that a worker wrote; the ones before it are logged."""
         if rank == 0:
             return ""  # all it wrote has been seen
         with open(self.output_of(rank), "rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         for line in lines[-_SHOWN_LINES:-1]:
-            say(f"worker {rank} | {line}")
+            log.warning(f"worker {rank} | {line}")
         return lines[-1].strip().removeprefix("shoestring: ") if lines else ""

@@ -1,7 +1,7 @@
 """What a run is asked for, laid over the plan for its budget."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,8 +30,6 @@ from shoestring.train.trial import allowed, try_out
 DEFAULT_BUDGET = "2m"
 TRIALS = 3
 """Shapes that are tried out at most for one plan."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,10 @@ def critical_batch(run: Path) -> float:
     return float(found)
 
 
-def prepared(request: Request, clock: AbstractContextManager[None], say: Say) -> Dataset:
+def prepared(request: Request, clock: AbstractContextManager[None]) -> Dataset:
     """The request's corpus, its time on the clock."""
     with clock:
-        dataset = prepare(request.data(), cache_folder(), say=say)
+        dataset = prepare(request.data(), cache_folder())
         require(dataset, int(request.asked.get("model", {}).get("context", 1)))
     return dataset
 
@@ -171,7 +169,7 @@ def planned(
     return made, config
 
 
-def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, say: Say) -> tuple[Plan, RunConfig]:
+def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
     """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
     another shape may be the one to plan, which is tried then too."""
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
@@ -182,7 +180,7 @@ def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, 
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
         used = ledger.totals.seconds.get("measure", 0.0)
         seconds = allowed(request.budget.seconds, made.seconds, left, used)
-        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds, say)
+        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds)
         if pace is None:
             return made, config
         paces.add(config.model, flops_per_token(config.model), pace)

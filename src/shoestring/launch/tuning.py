@@ -1,7 +1,7 @@
 """A request to tune a model that exists: what is learnt, by which method, and the plan of both."""
 
 import itertools
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from shoestring.data.prepare import prepare
 from shoestring.data.store import TokenStore
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.launch.request import Request
+from shoestring.log_lines import held_back
 from shoestring.method import methods
 from shoestring.plan.planner import Decision
 from shoestring.plan.tuning import plan_tuning
+
+log = logging.getLogger(__name__)
 
 FULL = "full"
 """The method that tunes all weights."""
@@ -25,20 +28,17 @@ FULL = "full"
 OLD = "python-stdlib"
 """The text that forgetting is judged on, where none is named: every machine has it."""
 
-Say = Callable[[str], None]
-
 
 def methods_of_tuning() -> list[str]:
     """The names that a method may have."""
     return [FULL, *(card.name for card in methods("tune", "edit"))]
 
 
-def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> Request:
+def tuning_request(place: str, method: str, asked: Tree, old: str) -> Request:
     """The request, complete and checked.
 
     place: of the base. method: of `methods_of_tuning`. asked: plain values, laid over what is planned.
     old: the corpus that forgetting is judged on; '' for none.
-    say: told what was found of the corpus.
     Raises: UsageError.
     """
     known = methods_of_tuning()
@@ -52,7 +52,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> 
     corpus = str(asked["data"]["corpus"])
     if "kind" not in asked["data"] and is_path(corpus) and holds_chats(corpus):
         asked = merge(asked, {"data": {"kind": "chat"}})
-        say("its lines are chats: their answers are learnt")
+        log.info("its lines are chats: their answers are learnt")
     if method != FULL:
         edits = tables(asked.get("edits", []))
         if method not in [one["name"] for one in edits]:
@@ -64,7 +64,8 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, say: Say) -> 
         raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
     lengths, learnt = list[int](), 1.0
     if asked["data"].get("kind") == "chat":
-        store = prepare(first.data(), cache_folder(), say=lambda _: None).train
+        with held_back("shoestring.data"):  # the run says it
+            store = prepare(first.data(), cache_folder()).train
         lengths = _lengths(store)
         learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
     choice = None if method == FULL else _choice(asked, method)

@@ -10,13 +10,11 @@ from shoestring.launch.request import Request
 from shoestring.plan.planner import Plan
 from shoestring.train.config import RunConfig
 
+log = logging.getLogger(__name__)
+
 
 class RunDisplay(Protocol):
     """Shows one run while it trains."""
-
-    def say(self, line: str) -> None:
-        """Show a line for people."""
-        ...
 
     def show(self, line: Mapping[str, Any]) -> None:
         """Show a line of metrics, as metrics.jsonl has it."""
@@ -25,14 +23,6 @@ class RunDisplay(Protocol):
 
 class View(Protocol):
     """Shows what is done to start a run. `LogView` is one that needs no screen."""
-
-    def say(self, line: str) -> None:
-        """Show a line for people."""
-        ...
-
-    def detail(self, line: str) -> None:
-        """Show a line about how the run is prepared."""
-        ...
 
     def decided(self, request: Request, made: Plan, machine: Machine) -> None:
         """Show the plan that was made for a request."""
@@ -44,25 +34,16 @@ class View(Protocol):
 
 
 class LogView:
-    """Gives every line to Python's `logging`, under the name 'shoestring'; metrics at the level DEBUG."""
-
-    def __init__(self) -> None:
-        self.log = logging.getLogger("shoestring")
-
-    def say(self, line: str) -> None:
-        self.log.info("%s", line)
-
-    def detail(self, line: str) -> None:
-        self.log.info("%s", line)
+    """Gives the plan and the metrics to Python's `logging`, metrics at the level DEBUG."""
 
     def decided(self, request: Request, made: Plan, machine: Machine) -> None:
         for decision in made.decisions:
-            self.log.info("%s = %s: %s", decision.key, decision.value, decision.reason)
+            log.info("%s = %s: %s", decision.key, decision.value, decision.reason)
         for warning in made.warnings:
-            self.log.warning("%s", warning)
+            log.warning("%s", warning)
 
     def show(self, line: Mapping[str, Any]) -> None:
-        self.log.debug("%s", dict(line))
+        log.debug("%s", dict(line))
 
     @contextmanager
     def watch(self, config: RunConfig, machine: Machine) -> Iterator["LogView"]:

@@ -1,5 +1,6 @@
 """What the ways to start a run have in common: what each is given, what it answers, and the plan that it begins with."""
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,12 @@ class Place:
     ) -> tuple[Dataset, RunConfig, float]:
         """The data, the plan laid under what was asked for, and the seconds that it expects; shown, and kept in the folder."""
         view = self.view
-        dataset = prepared(request, ledger.clock("data"), view.detail)
+        dataset = prepared(request, ledger.clock("data"))
         with ledger.clock("measure"):
-            made, config = tried(request, machine, dataset, ledger, view.detail)
+            made, config = tried(request, machine, dataset, ledger)
             config = replace(config, edits=with_planned_tokens(config.edits, made.tokens))
             view.decided(request, made, machine)
             folder.write_json("decisions.json", decisions(request, made))
             dataset.tokenizer.save(folder.tokenizer)
-        view.say(f"run: {folder.path}")
+        log.info(f"run: {folder.path}")
         return dataset, config, made.seconds

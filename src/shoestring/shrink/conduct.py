@@ -1,7 +1,6 @@
 """A trained run made small: the model rounded and written, measured on the run's held-out text before and after."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +66,11 @@ def shrink_to_gguf(
     out: Path,
     text: HeldoutText | None,
     ledger: Ledger,
-    say: Callable[[str], None],
 ) -> Shrunk:
     """Write a GGUF file.
 
     The loss after is that of the file's numbers in float32 arithmetic here; llama.cpp's, which rounds activations, is its own.
 
-    say: told, in a line each, what a reader may not expect.
     Raises: UsageError where `out` exists, or no matrix would be ternary in the file.
     """
     _refuse_taken(out)
@@ -83,7 +80,7 @@ def shrink_to_gguf(
         require_ternary(plain, kind)
     before = text(trained.native, ledger, "before") if text else None
     with ledger.clock("compute"):
-        written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding, say=say)
+        written = write_gguf(out, plain, trained.tokenizer, kind, embedding=embedding)
     ledger.write("write", kind=kind, embedding=embedding)
     after = text(as_stored(plain, embedding), ledger, "after") if text else None
     return Shrunk(chosen, before, after, written.bytes, written=written)

@@ -1,8 +1,9 @@
 """An opened model as a folder for transformers, or as a GGUF file, its edits folded into plain weights."""
 
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from shoestring.shrink.gguf_writer import Q8_0_COLUMNS, write_stock
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
 
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", *KINDS)
 """Types that the matrices of a GGUF file are written in."""
@@ -60,21 +61,20 @@ def refuse_taken(out: Path) -> None:
         raise UsageError(f"{out} exists: name another with --out")
 
 
-def export_transformers(opened: Opened, out: Path, dtype: torch.dtype | None, say: Say) -> Exported:
+def export_transformers(opened: Opened, out: Path, dtype: torch.dtype | None) -> Exported:
     """Write the folder `out` for `AutoModelForCausalLM` and `AutoTokenizer`, whole or not at all.
 
     The opened model is changed, and not to be used after that.
 
     dtype: of the weights; None: as they are.
-    say: told, in a line each, what is left out.
     Raises: UsageError where `out` holds something, or the model is of no stock class.
     """
     refuse_taken(out)
-    model, folded = plain(opened, say)
+    model, folded = plain(opened)
     dtype = dtype or _dtype(model)
     end = None if opened.tokenizer is None else opened.tokenizer.end
     if opened.tokenizer is None:
-        say("there is no tokenizer to write beside the model")
+        log.warning("there is no tokenizer to write beside the model")
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         if opened.tokenizer is not None:
@@ -107,33 +107,32 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def export_gguf(opened: Opened, out: Path, kind: str | None, say: Say) -> Exported:
+def export_gguf(opened: Opened, out: Path, kind: str | None) -> Exported:
     """Write the GGUF file `out`, whole or not at all.
 
     The opened model is changed, and not to be used after that.
 
     kind: of `GGUF_TYPES`, the type of matrices; None: the one that the weights have. A matrix without whole blocks is F16.
-    say: told, in a line each, what is left out, or what a reader may not expect.
     Raises: UsageError where `out` exists, there is no tokenizer, or llama.cpp has no architecture for the model.
     """
     refuse_taken(out)
     if opened.tokenizer is None:
         raise UsageError(f"{opened.about.place} has no tokenizer, and a GGUF file holds one")
-    model, folded = plain(opened, say)
+    model, folded = plain(opened)
     kind = kind or OWN_TYPES[_dtype(model)]
     template = opened.about.chat_template
     if kind in KINDS:
         if not isinstance(model, Transformer):
             raise UsageError(f"{opened.about.place} is no native model, and only such are written in {kind}")
         ternary = next(each for each in KINDS if each == kind)
-        write_gguf(out, model.float(), opened.tokenizer, ternary, chat_template=template, say=say)
+        write_gguf(out, model.float(), opened.tokenizer, ternary, chat_template=template)
     else:
-        _write_plain(out, stock_of(model), opened.tokenizer, kind, template, say)
+        _write_plain(out, stock_of(model), opened.tokenizer, kind, template)
     return Exported(out, out.stat().st_size, kind, folded)
 
 
 def _write_plain(
-    out: Path, stock: "PreTrainedModel", tokenizer: TextTokenizer, kind: str, template: str | None, say: Say
+    out: Path, stock: "PreTrainedModel", tokenizer: TextTokenizer, kind: str, template: str | None
 ) -> None:
     narrow = list[str]()
 
@@ -143,23 +142,22 @@ def _write_plain(
             return "F16"
         return kind
 
-    write_stock(out, stock, tokenizer, type_of, kind, chat_template=template, say=say)
+    write_stock(out, stock, tokenizer, type_of, kind, chat_template=template)
     if narrow:
         more = f" and {len(narrow) - 1} more" if narrow[1:] else ""
-        say(f"{narrow[0]}{more} are F16: their columns are no multiple of {Q8_0_COLUMNS}, the block of Q8_0")
+        log.warning(f"{narrow[0]}{more} are F16: their columns are no multiple of {Q8_0_COLUMNS}, the block of Q8_0")
 
 
-def plain(opened: Opened, say: Say) -> tuple[LanguageModel, tuple[str, ...]]:
+def plain(opened: Opened) -> tuple[LanguageModel, tuple[str, ...]]:
     """(the model of plain layers that computes what the opened one does, the edits that were folded for it).
 
-    say: told what such layers cannot do.
     Raises: UsageError where there is no such model.
     """
     model = opened.model
     if isinstance(model, LanguageModule):
         rounded = sum(layer.activations != "none" for layer in lowered_layers(model))
         if rounded:
-            say(f"activations of {rounded} matrices are rounded in this model, and not in the export")
+            log.warning(f"activations of {rounded} matrices are rounded in this model, and not in the export")
     if opened.fold is not None:
         model = opened.fold()
     if isinstance(model, Transformer):

@@ -4,7 +4,7 @@ The architecture is qwen3 with query-key norm and llama without, the names and s
 `model.hf` makes.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,8 @@ from shoestring.lowbit.gguf import BLOCK, is_ternary, rounding
 from shoestring.model.hf import from_transformers, require_uniform, to_transformers
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.gguf_writer import encoded, package, write_stock
+
+log = logging.getLogger(__name__)
 
 Kind = Literal["TQ1_0", "TQ2_0"]
 KINDS: tuple[Kind, ...] = ("TQ1_0", "TQ2_0")
@@ -69,7 +71,6 @@ def write_gguf(
     *,
     embedding: int = 16,
     chat_template: str | None = None,
-    say: Callable[[str], None],
 ) -> Written:
     """Write `model` to `path`, whole or not at all.
 
@@ -78,7 +79,6 @@ def write_gguf(
     At least one must be. Others are stored in float16, which is told.
     embedding: bits of embedding and head, 16 or 8.
     chat_template: in Jinja.
-    say: told, in one line each, what a reader may not expect.
 
     Raises: UsageError without the `gguf` package, where no stock class holds the architecture, or where no matrix is
     ternary; ShoestringError where float16 cannot hold a scale or a weight.
@@ -97,12 +97,12 @@ def write_gguf(
         return kind
 
     stock = to_transformers(model)
-    types = write_stock(path, stock, tokenizer, type_of, kind, chat_template=chat_template, say=say)
+    types = write_stock(path, stock, tokenizer, type_of, kind, chat_template=chat_template)
     ternary = tuple(name for name, found in types.items() if found == kind)
     wide = tuple(name for name, found in types.items() if found == "F16" and name.startswith("blk."))
     if wide:
         count = len(ternary) + len(wide)
-        say(
+        log.warning(
             f"{len(wide)} of the {count} matrices of blocks in the file are stored in F16: their columns are no multiple of "
             f"{BLOCK}, or they have other numbers than one and its negative in a block of so many "
             f"({wide[0]}{' ...' if wide[1:] else ''})"

@@ -1,7 +1,7 @@
 """A byte-level tokenizer written into a GGUF file, as llama.cpp's 'gpt2' tokenizer."""
 
 import json
-from collections.abc import Callable
+import logging
 from typing import TYPE_CHECKING, Any
 
 from shoestring.data.tokenizer import TextTokenizer
@@ -9,6 +9,8 @@ from shoestring.errors import UsageError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+
+log = logging.getLogger(__name__)
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,13 +29,11 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Types of token."""
 
 
-def write_tokenizer(
-    writer: "GGUFWriter", tokenizer: TextTokenizer, vocabulary: int, say: Callable[[str], None]
-) -> None:
+def write_tokenizer(writer: "GGUFWriter", tokenizer: TextTokenizer, vocabulary: int) -> None:
     """Add the tokens, their merges and the end token. vocabulary: of the model; ids beyond the tokenizer's are filled up.
 
-    say: told where llama.cpp will cut some text into other tokens than `tokenizer` does. Raises: UsageError where it is no
-    byte-pair encoding.
+    Where llama.cpp will cut some text into other tokens than `tokenizer` does, that is logged. Raises: UsageError where it is
+    no byte-pair encoding.
     """
     described = json.loads(tokenizer.rules.to_str())
     if described["model"].get("type") != "BPE":
@@ -52,7 +52,7 @@ def write_tokenizer(
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in described["model"]["merges"]]
     name = _pattern(described.get("pre_tokenizer"))
     if name is None and merges:
-        say(
+        log.warning(
             f"llama.cpp does not know how this tokenizer cuts text, and will cut it as '{NEAREST}' does: it reads some text as "
             "other tokens than those trained on; the ids of tokens mean the same"
         )

@@ -52,7 +52,6 @@ def write_stock(
     kind: str,
     *,
     chat_template: str | None = None,
-    say: Callable[[str], None],
 ) -> dict[str, str]:
     """Write a model to `path`, whole or not at all. Returns the type of each tensor, by its name in the file.
 
@@ -60,7 +59,6 @@ def write_stock(
     type_of: (name in transformers, weight) -> the type of a matrix, of `FILE_TYPES`. Vectors are F32.
     kind: the type that most have.
     chat_template: in Jinja.
-    say: told, in one line each, what a reader may not expect.
     Raises: UsageError without the `gguf` package, or for a model that is not written here; ShoestringError where a type cannot hold
     a weight.
     """
@@ -73,7 +71,7 @@ def write_stock(
     with atomic.file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.lower())
         _describe(writer, config, FILE_TYPES[kind], gguf)
-        write_tokenizer(writer, tokenizer, config.vocab_size, say)
+        write_tokenizer(writer, tokenizer, config.vocab_size)
         if chat_template is not None:
             writer.add_chat_template(chat_template)
         for theirs, weight in stock.state_dict().items():

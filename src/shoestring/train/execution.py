@@ -9,6 +9,7 @@ share of what the run has: what it does not reach is not tried, and that is said
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -37,6 +38,8 @@ from shoestring.plan.pace import seconds_per_token
 from shoestring.plan.planner import flops_per_token
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.precision import autocast
+
+log = logging.getLogger(__name__)
 
 FIRST_TRY = 150.0
 """Seconds of budget from which compiling is tried for the first time. Block and loss took 48 s of two cores to compile,
@@ -259,7 +262,6 @@ def settle(
     seconds: float | None,
     machine: Machine,
     cache: Path,
-    say: Callable[[str], None],
     allowance: Allowance | None = None,
     clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
     native: bool = True,
@@ -285,7 +287,7 @@ def settle(
     guess = 8 * rows * model.context * seconds_per_token(flops_per_token(block), model.width, rate)
     bench = _Bench(model, rows, _Timings(cache / f"timings-{key}.json"), allowance, guess)
     if not bench.timings.known and "auto" in (config.precision, config.compile, config.loss):
-        say("measuring which arithmetic pays at these shapes")
+        log.info("measuring which arithmetic pays at these shapes")
     reasons: list[str] = []
     if "auto" in (config.precision, config.compile):
         config = _settle_blocks(config, bench, machine.best_precision, seconds, reasons, clock)

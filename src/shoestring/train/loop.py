@@ -1,5 +1,6 @@
 """The loop: steps until the budget is spent, with evaluations and checkpoints on the way, all on the ledger."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ from shoestring.train.health import LossWatch
 from shoestring.train.speed import Speed
 from shoestring.train.stopping import StopRequest
 from shoestring.train.vote import Vote
+
+log = logging.getLogger(__name__)
 
 LOG_SECONDS = 0.5
 """Least time between two lines of metrics."""
@@ -70,7 +73,6 @@ class Loop:
     schedule: sets what hangs on progress.
     evaluator: judges on held-out text.
     record: takes each line of metrics.
-    say: takes a line for people.
     checkpoint: writes one.
     speed: of this run, by which what follows the last step (held-out evaluation, checkpoint, sample) is kept back from a budget
     in seconds.
@@ -99,7 +101,6 @@ class Loop:
         record: Callable[[Mapping[str, Any]], None],
         checkpoint: Callable[[], None],
         speed: Speed,
-        say: Callable[[str], None] = lambda line: None,
         first_cause: str = "start",
         old: Evaluator | None = None,
     ) -> None:
@@ -108,7 +109,7 @@ class Loop:
         self.budget, self.ledger, self.settings = budget, ledger, settings
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
-        self.record, self.checkpoint, self.say = record, checkpoint, say
+        self.record, self.checkpoint = record, checkpoint
         self.speed, self.first_cause, self.old = speed, first_cause, old
         self.old_found: Heldout | None = None
         self.watch = LossWatch(settings.spike)
@@ -187,7 +188,7 @@ class Loop:
                 found = evaluator(self.worker.model, lambda until=until: self.ledger.now() >= until)  # type: ignore[misc]
             self.ledger.charge(found.spent, EVALUATION)
             if found.cut_short:
-                self.say(f"{found.targets:,} tokens are judged, and no more: the budget is short")
+                log.warning(f"{found.targets:,} tokens are judged, and no more: the budget is short")
                 evaluator.sequences = found.sequences
             if evaluator is self.evaluator:
                 new = found
@@ -219,7 +220,7 @@ class Loop:
         if self.speed.may_evaluate(left - self.reserve):
             self.evaluate()
         else:
-            self.say(
+            log.warning(
                 f"held-out evaluation at {spent:.0%} skipped: it would take {show_seconds(self.speed.evaluation)} of the "
                 f"{show_seconds(max(left, 0))} that are left; a smaller --train.heldout_tokens takes less"
             )
@@ -321,7 +322,7 @@ class Loop:
             line |= _of_old(old)
         if found.cut_short:
             line["cut_short"] = True
-            self.say(
+            log.warning(
                 f"held-out evaluation cut short after {show_seconds(took)}: its loss is of {found.sequences} of "
                 f"{self.evaluator.sequences} windows of held-out text"
             )

@@ -5,7 +5,6 @@ from typing import Any
 
 from shoestring.budget.machine import cache_folder
 from shoestring.data.config import DataConfig
-from shoestring.data.corpus import Say
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
@@ -14,7 +13,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, Heldout
 
 
-def old_evaluator(config: RunConfig, dataset: Dataset, say: Say) -> Evaluator | None:
+def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
     """What judges the old text of a run; None where it names none. Raises: UsageError where that is too small."""
     old = config.old
     if not old.corpus:
@@ -22,7 +21,7 @@ def old_evaluator(config: RunConfig, dataset: Dataset, say: Say) -> Evaluator | 
     data = DataConfig(
         corpus=old.corpus, text_field=old.text_field, tokenizer=config.data.tokenizer, heldout=config.data.heldout
     )
-    store, context = prepare(data, cache_folder(), say=say).heldout, config.model.context
+    store, context = prepare(data, cache_folder()).heldout, config.model.context
     if len(store) < context + 1:
         raise UsageError(
             f"old.corpus = {old.corpus} has {len(store)} tokens held out, and a window takes {context + 1}"

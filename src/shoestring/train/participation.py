@@ -1,6 +1,5 @@
 """How a process takes part in a run: which of its workers it has, what takes its steps, and its part of the budget."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +14,6 @@ from shoestring.train.assembly import Parts
 from shoestring.train.company import Company, CompanyOfOne, Worker
 from shoestring.train.config import RunConfig
 from shoestring.train.team import Team
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,11 @@ class Participation(Protocol):
         """What this process may spend, as `Company.spent` counts it."""
         ...
 
-    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         """Take the place.
 
         parts: of this process.
         ledger: what the company does is charged to it.
-        say: takes a line for people.
         Raises: UsageError where the configuration cannot be had so.
         """
         ...
@@ -73,22 +69,21 @@ class FixedWorkers:
     def budget(self, config: RunConfig) -> Budget:
         return config.budget if self.transport is None else config.budget.share(config.workers)
 
-    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         """As `Participation`. Raises: UsageError where the run is not of such workers, or the schedule's milestones cannot be
         passed by all of them at one step."""
         if config.transport not in ("local", "distributed"):
             raise UsageError(f"transport = {config.transport} takes processes that `launch.launch.Launch` starts")
-        team = join_workers(config, parts, ledger, self.transport, say)
+        team = join_workers(config, parts, ledger, self.transport)
         if team is None:
             return Joined(parts.stepper, CompanyOfOne(parts.stepper), parts.source)
         return Joined(team, team, parts.source)
 
 
-def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None, say: Say) -> Team | None:
+def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None) -> Team | None:
     """The team of this process; None for a worker that exchanges nothing.
 
     transport: to the other workers' processes, None where all workers are in this one.
-    say: takes a line for people.
     Raises: UsageError where the schedule's milestones cannot be passed by all workers at one step.
     """
     if config.sync.name == "none":
@@ -104,4 +99,4 @@ def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Tra
     for stepper, link in zip(parts.steppers, links, strict=True):
         roles = {member.name: member.role for member in members(stepper.model)}
         outers.append(loop.attach(stepper.model, stepper.optimizer, link, roles=roles))
-    return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap, say=say)
+    return Team(parts.steppers, outers, ledger, transport=transport, gap=loop.gap)

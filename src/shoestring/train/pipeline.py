@@ -1,5 +1,6 @@
 """A run whose model is cut into the stages of a pipeline, each in a process of its own."""
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,9 +31,11 @@ from shoestring.sync.pipeline.engine import Pipeline
 from shoestring.train.assembly import Parts, rules_for
 from shoestring.train.config import RunConfig
 from shoestring.train.noise_scale import NoiseScale
-from shoestring.train.participation import Joined, Say
+from shoestring.train.participation import Joined
 from shoestring.train.step import StepResult
 from shoestring.train.vote import Vote
+
+log = logging.getLogger(__name__)
 
 FOLDER = "stages"
 """Of a run's folder: where the recovery by checkpoints keeps those of the stages."""
@@ -173,7 +176,7 @@ class PipelineParticipation:
     def budget(self, config: RunConfig) -> Budget:
         return config.budget
 
-    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         """As `Participation`. Raises: UsageError where the model or the recovery cannot be had in so many stages."""
         if not isinstance(parts.model, Transformer):
             raise UsageError("transport = pipeline: only a model of Shoestring's own can be cut into stages")
@@ -193,7 +196,7 @@ class PipelineParticipation:
             timeout=config.pipeline.silence,
         )
         pids = ", ".join(map(str, self.pipeline.processes()))
-        say(f"{config.pipeline.stages} stages in processes {pids}; recovery: {config.pipeline.recovery.name}")
+        log.info(f"{config.pipeline.stages} stages in processes {pids}; recovery: {config.pipeline.recovery.name}")
         return Joined(worker, worker, parts.source)
 
     def __enter__(self) -> Self:

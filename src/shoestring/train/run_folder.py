@@ -25,7 +25,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.former import translated
 from shoestring.train.origin import NAME as ORIGIN
 from shoestring.train.origin import Origin, absolute
-from shoestring.train.work_folder import Kind, Say, held
+from shoestring.train.work_folder import Kind, held
 
 RUN = Kind(
     begins_with="config.toml",
@@ -100,13 +100,13 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def create(cls, path: Path, say: Say = print, *, workers: bool = False) -> Iterator["RunFolder"]:
+    def create(cls, path: Path, *, workers: bool = False) -> Iterator["RunFolder"]:
         """A new run's folder, which this process alone writes in: see `Kind.created`.
 
         workers: there are some at work in it already.
         Raises: UsageError, ShoestringError.
         """
-        with RUN.created(path, say, keep_outputs=workers):
+        with RUN.created(path, keep_outputs=workers):
             yield cls(path)
 
     @classmethod
@@ -126,9 +126,9 @@ class RunFolder:
         return RUN.begun(self.path)
 
     @contextmanager
-    def held(self, say: Say = print, *, wait: str = "") -> Iterator[None]:
+    def held(self, *, wait: str = "") -> Iterator[None]:
         """While this process alone writes here: see `work_folder.held`. Raises: UsageError where another one does."""
-        with held(self.path, say, wait=wait):
+        with held(self.path, wait=wait):
             atomic.sweep(self.checkpoints)
             yield
 

@@ -1,5 +1,6 @@
 """A training run from its first second to its last, or on from its last checkpoint."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +32,8 @@ from shoestring.train.speed import Speed
 from shoestring.train.starting import begin_from, require_start
 from shoestring.train.stopping import StopRequest
 
-Say = Callable[[str], None]
+log = logging.getLogger(__name__)
+
 Record = Callable[[Mapping[str, Any]], None]
 
 
@@ -52,7 +54,7 @@ class Outcome:
 
 
 def resolve(
-    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, say: Say, expected: float | None = None
+    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, expected: float | None = None
 ) -> RunConfig:
     """The configuration with nothing left open: the vocabulary from the tokenizer, every 'auto' measured.
 
@@ -80,13 +82,12 @@ def resolve(
             seconds=seconds,
             machine=machine,
             cache=cache_folder(),
-            say=say,
             allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
             clock=ledger.clock,
             native=is_native(config.model),
         )
     for reason in execution.reasons:
-        say(reason)
+        log.info(reason)
     return replace(config, execution=replace(execution.config, threads=torch.get_num_threads()))
 
 
@@ -96,7 +97,6 @@ def start(
     ledger: Ledger,
     dataset: Dataset,
     machine: Machine,
-    say: Say,
     view: Record,
     expected: float | None = None,
 ) -> Outcome:
@@ -106,8 +106,8 @@ def start(
     expected: as for `resolve`.
     Raises: UsageError, ShoestringError (Diverged and NothingTrained among them).
     """
-    config = resolve(config, dataset, machine, ledger, say, expected)
-    return begin(config, folder, ledger, dataset, machine, say, view)
+    config = resolve(config, dataset, machine, ledger, expected)
+    return begin(config, folder, ledger, dataset, machine, view)
 
 
 def begin(
@@ -116,7 +116,6 @@ def begin(
     ledger: Ledger,
     dataset: Dataset,
     machine: Machine,
-    say: Say,
     view: Record,
     participation: Participation | None = None,
 ) -> Outcome:
@@ -128,7 +127,7 @@ def begin(
     folder.write_json("environment.json", environment(machine))
     folder.write_config(config, dataset)
     ledger.write("start")
-    session = Session(config, folder, ledger, dataset, say, view, participation)
+    session = Session(config, folder, ledger, dataset, view, participation)
     return session.run()
 
 
@@ -137,7 +136,6 @@ def resume(
     config: RunConfig,
     ledger: Ledger,
     dataset: Dataset,
-    say: Say,
     view: Record,
     step: int | None = None,
     participation: Participation | None = None,
@@ -153,10 +151,12 @@ def resume(
         raise UsageError(f"{folder.path} has finished: its budget of {config.budget} is spent")
     origin = folder.read_origin()
     if origin is None:
-        say("begun by an earlier version, which kept no copy of the configuration: config.toml is taken as it is")
+        log.warning(
+            "begun by an earlier version, which kept no copy of the configuration: config.toml is taken as it is"
+        )
     elif origin.data:
         require_same_text(origin.data, dataset, config)
-    session = Session(config, folder, ledger, dataset, say, view, participation)
+    session = Session(config, folder, ledger, dataset, view, participation)
     session.restore(step)
     folder.write_config(config, dataset)
     return session.run()
@@ -175,7 +175,6 @@ class Session:
     """A run in hand: its parts, its folder and its ledger.
 
     view: is given every line of metrics, as it is written.
-    say: takes a line for people.
     participation: the place of this process in the run; None: it has all workers.
     """
 
@@ -185,24 +184,23 @@ class Session:
         folder: RunFolder,
         ledger: Ledger,
         dataset: Dataset,
-        say: Say,
         view: Record,
         participation: Participation | None = None,
     ) -> None:
         self.config, self.folder, self.ledger, self.dataset = config, folder, ledger, dataset
-        self.say, self.view = say, view
+        self.view = view
         participation = participation or FixedWorkers()
         self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
             self.parts: Parts = self._assemble(participation.rank)
             if config.start.run:
-                say(begin_from(config.start, self.parts, dataset))
-            joined = participation.join(config, self.parts, ledger, say)
+                log.info(begin_from(config.start, self.parts, dataset))
+            joined = participation.join(config, self.parts, ledger)
         self.worker, self.company = joined.worker, joined.company
         with ledger.clock("data"):
-            old = old_evaluator(config, dataset, say)
+            old = old_evaluator(config, dataset)
         for line in self.parts.claims.splitlines():
-            say(line)
+            log.info(line)
         self.metrics: JsonLines | None = None
         self._kept: tuple[int, int] | None = None
         self.milestones = Milestones(folder)
@@ -227,7 +225,6 @@ class Session:
                 sampling=rules.sampling_seconds(config.train.sample_tokens),
                 saving=rules.saving_seconds(size),
             ),
-            say=say,
             first_cause="compile" if compiles(config.execution) else "start",
             old=old,
         )
@@ -263,7 +260,7 @@ class Session:
                     if stop.asked is None:
                         raise
                     # they were asked too, some before they could wait for the round in which all stop
-                    self.say("the other workers have stopped already: this worker keeps its last checkpoint")
+                    log.info("the other workers have stopped already: this worker keeps its last checkpoint")
                     return Outcome("interrupted", stop.asked, self.summarise("interrupted"), "")
                 if ended == "interrupted":
                     self.loop.save()
@@ -336,7 +333,7 @@ class Session:
         """Keep the checkpoint of a share of the budget that the schedule holds ready to be used."""
         self.milestones.add(share, self._here(), heldout)
         self.loop.save()
-        self.say(f"{share:.0%} of the budget: held-out loss {heldout.loss:.4f}, checkpoint kept")
+        log.info(f"{share:.0%} of the budget: held-out loss {heldout.loss:.4f}, checkpoint kept")
 
     def _checkpoint(self) -> None:
         tensors, numbers = self.worker.state()
@@ -357,7 +354,7 @@ class Session:
     def restore(self, step: int | None) -> None:
         """Back to a checkpoint (None: the newest; the first step when none was written), on the ledger too."""
         if step is None and not checkpoint.list_checkpoints(self.folder.checkpoints):
-            self.say("no checkpoint was written yet: beginning again from the first step")
+            log.info("no checkpoint was written yet: beginning again from the first step")
             self.ledger.roll_back(Totals())
             self.folder.roll_back_metrics(-1)  # what was judged before the first step is judged again
             self.milestones.roll_back(0)
@@ -375,7 +372,7 @@ class Session:
         for later in checkpoint.list_checkpoints(self.folder.checkpoints):
             if later > found:
                 checkpoint.remove(self.folder.checkpoints, later)
-        self.say(f"resumed from the checkpoint of step {found}")
+        log.info(f"resumed from the checkpoint of step {found}")
 
     def _with_advice(self, error: Diverged) -> Diverged:
         steps = checkpoint.list_checkpoints(self.folder.checkpoints)

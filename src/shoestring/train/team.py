@@ -1,6 +1,7 @@
 """Several workers on one run: each trains a model of its own, and now and then they exchange what they learnt."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from shoestring.sync.transport.base import Transport
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper, StepResult, together
 from shoestring.train.vote import Vote, VoteCount
+
+log = logging.getLogger(__name__)
 
 FIRST_VOTE = 5
 """Steps after which the workers of a run first vote on its end, where no exchange comes before: the first may come too late."""
@@ -60,7 +63,6 @@ class Team:
     steppers, outers: of each of its workers.
     transport: to the other processes, None where this one has all workers.
     gap: steps from one exchange to the next (`VoteCount`).
-    say: takes a line for people.
 
     On the ledger, 'sync_exposed' is all that a step waited for an exchange, packing and unpacking included.
     """
@@ -73,9 +75,7 @@ class Team:
         *,
         transport: Transport | None = None,
         gap: int = 1,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.say = say
         self.steppers, self.outers, self.ledger, self.transport = list(steppers), list(outers), ledger, transport
         self.vote_count = None if transport is None else VoteCount(gap)
         self.lockstep = Lockstep(self.outers) if transport is None else None
@@ -148,7 +148,7 @@ class Team:
         self.exchanges.abandoned += not ended.committed
         self.exchanges.dropped += len(ended.dropped)
         for rank in ended.dropped:
-            self.say(f"step {ended.step}: the pseudo-gradient of worker {rank} is not finite and was left out")
+            log.warning(f"step {ended.step}: the pseudo-gradient of worker {rank} is not finite and was left out")
         self.ledger.overlap(SYNC_HIDDEN, ended.hidden_seconds)
         self._count_votes(ended.step, ended.notes)
 

@@ -13,7 +13,7 @@ from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator
 from shoestring.train.execution import Allowance
-from shoestring.train.session import Say, resolve
+from shoestring.train.session import resolve
 
 TRIAL = account("trial", "steps that are timed before a run, and thrown away")
 
@@ -34,7 +34,7 @@ def allowed(budget_seconds: float | None, expected: float, left: float, used: fl
 
 
 def try_out(
-    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, seconds: float, expected: float, say: Say
+    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, seconds: float, expected: float
 ) -> Pace | None:
     """The pace of `config`, from a few of its steps; None where `seconds` are not enough for any.
 
@@ -51,7 +51,7 @@ def try_out(
     if 4 * count * config.model.context * per_token > seconds:
         return None
     allowance = Allowance(seconds, ledger.now)
-    config = resolve(config, dataset, machine, ledger, say, expected)
+    config = resolve(config, dataset, machine, ledger, expected)
     if allowance.left <= 0:
         return None
     with ledger.clock("start"):

@@ -5,7 +5,7 @@ Until that file is there nothing is worth keeping: what an attempt leaves that w
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,6 @@ from shoestring.locks import Held, hold
 
 LOCK = "lock"
 """The file whose lock is held by the process that works in the folder."""
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Kind:
         return names <= {LOCK, *self.prepared, *self.outputs} and not names.isdisjoint(mark)
 
     @contextmanager
-    def created(self, path: Path, say: Say, *, keep_outputs: bool = False) -> Iterator[None]:
+    def created(self, path: Path, *, keep_outputs: bool = False) -> Iterator[None]:
         """While a new folder is this process's alone. What an earlier attempt left there is removed first, and where this one
         fails before it has begun, it leaves nothing.
 
@@ -55,7 +53,7 @@ class Kind:
         made = not path.exists()
         self._refuse_taken(path)
         _make(path)
-        with held(path, say):
+        with held(path):
             self._refuse_taken(path)  # another process may have been quicker
             for name in self.prepared if keep_outputs else (*self.prepared, *self.outputs):
                 _remove(path / name)
@@ -84,13 +82,13 @@ class Kind:
 
 
 @contextmanager
-def held(path: Path, say: Say = print, *, wait: str = "") -> Iterator[None]:
+def held(path: Path, *, wait: str = "") -> Iterator[None]:
     """While this process alone works in a folder. What killed processes left half written there is removed.
 
     wait: said where another process is at work there, which is then waited for. Raises: UsageError where none is waited for.
     """
     try:
-        with hold(path / LOCK, wait=wait, say=say):
+        with hold(path / LOCK, wait=wait):
             atomic.sweep(path)
             yield
     except Held as error:

@@ -184,7 +184,7 @@ def test_each_works_after_another_and_on_nothing(name: str, options: dict[str, A
     texts = [*(of_kind(list(KINDS)[number % 3], number) for number in range(30)), "two words"]
     steps = [Choice.of("data", "quality_rules", kind="curation", least_words=5, stop_words=0, repetition=0)]
     steps.append(Choice.of("data", name, kind="curation", **options))
-    curated = curate(opened(texts, tmp_path), steps, paid, lambda line: None)
+    curated = curate(opened(texts, tmp_path), steps, paid)
     assert not curated.kept[-1]
     assert curated.reasons[curated.reason[-1]] == "quality_rules: too few words"
     assert 0 < curated.kept.sum() < 30

@@ -44,7 +44,7 @@ def prepare(folder: Path) -> Case:
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(f"line {number} of the corpus\n" for number in range(2000)))
     data = DataConfig(corpus=str(corpus), tokenizer="bytes", heldout=0.2)
-    dataset = prepare_data(data, folder / "cache", say=lambda line: None)
+    dataset = prepare_data(data, folder / "cache")
     base = {
         "budget": "1Mtok",
         "model": {"layers": 2, "width": 64, "context": 64, "vocabulary": 257},

@@ -18,7 +18,7 @@ def prepare(folder: Path) -> Case:
         lines = [f"line {place} of text {number}: {'abc' * (1 + (number + place) % 5)}\n" for place in range(40)]
         (corpus / f"{number:03}.txt").write_text("".join(lines))
     config = DataConfig(corpus=str(corpus), tokenizer="bytes", heldout=0.2)
-    whole = _contents(data.prepare(config, cache, say=lambda line: None))
+    whole = _contents(data.prepare(config, cache))
     files = {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     damageable = sorted(path for path, content in files.items() if content and path.suffix in (".json", ".bin"))
 
@@ -30,7 +30,7 @@ def prepare(folder: Path) -> Case:
                 path.unlink()
             else:
                 path.write_bytes(mutate_json(content, draw) if path.suffix == ".json" else mutate_bytes(content, draw))
-            found = _contents(data.prepare(config, cache, say=lambda line: None))
+            found = _contents(data.prepare(config, cache))
             assert found == whole, f"{name} was damaged, and other tokens were accepted"
         finally:
             _restore(cache, files)

@@ -27,7 +27,7 @@ class Member:
     """A worker of a run of two, 'a' and 'b'."""
 
     def __init__(self, rank: int, budget: Budget, **options: Any) -> None:
-        self.toy, self.said, name = Toy(), list[str](), "ab"[rank]
+        self.toy, name = Toy(), "ab"[rank]
         self.elastic = ElasticLoop(
             self.toy.outer(**options),
             name,
@@ -44,7 +44,6 @@ class Member:
             budget,
             every=EVERY,
             nominal=Work(STEP, 3),
-            say=self.said.append,
         )
 
     def step(self) -> None:
@@ -76,7 +75,7 @@ def connected(members: list[Member]) -> list[Member]:
     return members
 
 
-def test_a_pseudo_gradient_that_is_not_finite_is_counted_and_its_worker_named() -> None:
+def test_a_pseudo_gradient_that_is_not_finite_is_counted_and_its_worker_named(said: list[str]) -> None:
     members = connected(two())
     together(*(member.team.run_round for member in members))
     for member in members:
@@ -87,7 +86,7 @@ def test_a_pseudo_gradient_that_is_not_finite_is_counted_and_its_worker_named() 
     for member in members:
         assert member.team.exchanges.dropped == 1
         assert sum(member.team.exchanges.sent_by_role.values()) > 0
-        assert member.said == ["round 1: the pseudo-gradient of worker b is not finite and was left out"]
+    assert said == ["round 1: the pseudo-gradient of worker b is not finite and was left out"] * 2
     assert [member.ledger.totals.discarded for member in members] == [0, EVERY * STEP]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shoestring.data.config import TextOptions
-from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.corpus import stamp_files
 from shoestring.data.curated_folder import documents_of
 from shoestring.data.opening import suffix
 from shoestring.data.passages import PASSAGE
@@ -41,33 +41,33 @@ class Files:
     def stamp(self) -> str:
         return stamp_files(self.paths)
 
-    def documents(self, say: Say) -> Iterator[str]:
+    def documents(self) -> Iterator[str]:
         formats = {card.name: card for card in methods("data", "format")}
         reading = Reading(self.text)
         if len(self.paths) == 1:
-            return read_alone(self.paths[0], reading, formats, say)
-        return read_all(self.paths, reading, formats, say)
+            return read_alone(self.paths[0], reading, formats)
+        return read_all(self.paths, reading, formats)
 
 
-def read_alone(path: Path, reading: Reading, formats: dict[str, Card], say: Say) -> Iterator[str]:
-    """The documents of the one file of a corpus; `say` is told what of it was not read."""
+def read_alone(path: Path, reading: Reading, formats: dict[str, Card]) -> Iterator[str]:
+    """The documents of the one file of a corpus; what of it was not read is logged."""
     card = formats.get(suffix(path), formats["text"])
     options = {}
     if card.name == "text":
         options["passage"] = min(max(path.stat().st_size // PASSAGES, 2048), PASSAGE)
     yield from reading.documents(card.target(path, reading, **options))
-    reading.report(say)
+    reading.report()
 
 
-def read_all(paths: Sequence[Path], reading: Reading, formats: dict[str, Card], say: Say) -> Iterator[str]:
-    """The documents of many files; those that are not text are left out, and `say` is told what was not read and why."""
+def read_all(paths: Sequence[Path], reading: Reading, formats: dict[str, Card]) -> Iterator[str]:
+    """The documents of many files; those that are not text are left out; what was not read, and why, is logged."""
     for path in paths:
         card = formats.get(suffix(path), formats["text"])
         try:
             yield from reading.documents(card.target(path, reading))
         except NotText as error:
             reading.left_out.append(str(error))
-    reading.report(say, len(paths))
+    reading.report(len(paths))
 
 
 def find_files(where: str) -> list[Path]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.data.config import TextOptions
-from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.corpus import stamp_files
 from shoestring.data.reading import Reading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
@@ -44,10 +44,10 @@ class Hub:
     def stamp(self) -> str:
         return stamp_files(Path(file["filename"]) for file in self.rows.cache_files)
 
-    def documents(self, say: Say) -> Iterator[str]:
+    def documents(self) -> Iterator[str]:
         reading = Reading(self.text)
         yield from reading.documents(self._values(reading))
-        reading.report(say)
+        reading.report()
 
     def _values(self, reading: Reading) -> Iterator[str | None]:
         import pyarrow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shoestring.data.config import TextOptions
 from shoestring.data.corpora.files import read_all, walk
-from shoestring.data.corpus import Say, stamp_files
+from shoestring.data.corpus import stamp_files
 from shoestring.data.reading import Reading
 from shoestring.errors import UsageError
 from shoestring.method import method, methods
@@ -45,8 +45,8 @@ class PythonStdlib:
     def stamp(self) -> str:
         return stamp_files(self.paths)
 
-    def documents(self, say: Say) -> Iterator[str]:
-        return read_all(self.paths, Reading(), {card.name: card for card in methods("data", "format")}, say)
+    def documents(self) -> Iterator[str]:
+        return read_all(self.paths, Reading(), {card.name: card for card in methods("data", "format")})
 
 
 def _of_the_build(path: Path) -> bool:

@@ -38,7 +38,7 @@ class ColumnFolder:
         """While this process alone makes a column; another that wants the same one waits for it. The lock ends with the process."""
         self.path.mkdir(parents=True, exist_ok=True)
         atomic.write_text(self.path / "CACHEDIR.TAG", CACHE_TAG)
-        with hold(self.path / f".{key}.lock", wait="another process makes the same column", say=lambda line: None):
+        with hold(self.path / f".{key}.lock", wait="waiting for another process that makes the same column"):
             yield
 
     def read(self, key: str, documents: int) -> dict[str, np.ndarray] | None:

@@ -1,5 +1,6 @@
 """Curators one after the other, each on what those before it kept; and the card that says what was dropped, why, at what cost."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.config import Choice
-from shoestring.data.corpus import Say
 from shoestring.data.curation.account import Account
 from shoestring.data.curation.column import KEPT, Column
 from shoestring.data.curation.curator import Curator
 from shoestring.data.curation.documents import Documents
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Curated:
         return self.documents.only(self.kept)
 
 
-def curate(documents: Documents, curators: Sequence[Choice], account: Account, say: Say) -> Curated:
+def curate(documents: Documents, curators: Sequence[Choice], account: Account) -> Curated:
     """Apply curators in order; each sees what those before it kept. Raises: OutOfTime, UsageError."""
     count = len(documents)
     kept, reason = np.ones(count, dtype=bool), np.full(count, KEPT, dtype=np.int16)
@@ -80,7 +82,7 @@ def curate(documents: Documents, curators: Sequence[Choice], account: Account, s
         here = documents.only(kept)
         began, spent = account.now(), account.spent
         account.check()
-        say(f"{choice.name}: {len(here):,} documents, {here.bytes.sum() / 1e6:,.1f} MB")
+        log.info(f"{choice.name}: {len(here):,} documents, {here.bytes.sum() / 1e6:,.1f} MB")
         column = curator(here, account)
         places = np.flatnonzero(kept)
         lost = _dropped(column, here)
@@ -101,7 +103,7 @@ def curate(documents: Documents, curators: Sequence[Choice], account: Account, s
             tuple(column.notes),
         )
         steps.append(step)
-        _tell(step, say)
+        _tell(step)
     return Curated(documents, kept, reason, tuple(reasons), values, tuple(steps))
 
 
@@ -120,10 +122,10 @@ def _scattered(value: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
     return whole
 
 
-def _tell(step: Step, say: Say) -> None:
+def _tell(step: Step) -> None:
     gone = sum(amount.documents for amount in step.dropped.values())
-    say(f"  dropped {gone:,} documents in {step.seconds:.1f} s")
+    log.info(f"  dropped {gone:,} documents in {step.seconds:.1f} s")
     for why, amount in sorted(step.dropped.items(), key=lambda item: -item[1].documents):
-        say(f"    {amount.documents:>9,}  {why}  ({amount.bytes / 1e6:,.1f} MB)")
+        log.info(f"    {amount.documents:>9,}  {why}  ({amount.bytes / 1e6:,.1f} MB)")
     for note in step.notes:
-        say(f"  {note}")
+        log.info(f"  {note}")

@@ -12,10 +12,12 @@ import xxhash
 from shoestring.data.corpus import Corpus
 from shoestring.data.curation.account import Account, OutOfTime
 from shoestring.data.curation.column_folder import ColumnFolder
+from shoestring.data.reading import READER
 from shoestring.data.store import TokenStore
 from shoestring.data.subset import document_bounds
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError
+from shoestring.log_lines import held_back
 
 BATCH = 1 << 20
 """Characters of text that are looked at together."""
@@ -57,8 +59,8 @@ class CorpusSource:
         return f"{self.name} {self.corpus.stamp()}"
 
     def texts(self) -> Iterator[str]:
-        told: list[str] = []
-        yield from self.corpus.documents(told.append)
+        with held_back(READER) as told:
+            yield from self.corpus.documents()
         self.notes = told
 
 

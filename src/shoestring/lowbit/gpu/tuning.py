@@ -1,6 +1,7 @@
 """Finding a kernel's settings for the shapes of a model on the GPU at hand: each candidate is checked, then timed."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Iterable
 from statistics import median
 
 import torch
@@ -14,15 +15,16 @@ from shoestring.lowbit.gpu.table import Key
 from shoestring.lowbit.gpu.timing import Captured, cache_bytes, rotated
 from shoestring.lowbit.packing import integer
 
+log = logging.getLogger(__name__)
+
 MOST = 2 << 30
 """Bytes that the copies of a matrix take at most."""
 
 
-def tune(wanted: Iterable[Key], device: torch.device, say: Callable[[str], None]) -> dict[Key, Config]:
+def tune(wanted: Iterable[Key], device: torch.device) -> dict[Key, Config]:
     """The fastest settings for each product, kept in the user's cache folder for this GPU.
 
-    say: told what was found, a line each, and any candidate that is left out: it asks for more than the GPU has, or its
-    sums are wrong.
+    What was found is logged, and any candidate that is left out: it asks for more than the GPU has, or its sums are wrong.
     """
     found: dict[Key, Config] = {}
     names = set[str]()
@@ -30,7 +32,7 @@ def tune(wanted: Iterable[Key], device: torch.device, say: Callable[[str], None]
         if key.name not in names:
             names.add(key.name)
             with torch.cuda.device(device):
-                found[key] = _fastest(key, device, say)
+                found[key] = _fastest(key, device)
             table.keep(torch.cuda.get_device_name(device), {key: found[key]})
     return found
 
@@ -47,7 +49,7 @@ def matrices(key: Key, device: torch.device, count: int) -> list[launch.Matrix]:
     return [launch.integers(weights, scales, key.rows, key.columns, key.bits) for weights in made]
 
 
-def _fastest(key: Key, device: torch.device, say: Callable[[str], None]) -> Config:
+def _fastest(key: Key, device: torch.device) -> Config:
     one = matrices(key, device, 1)[0]
     held = matrices(key, device, rotated(one.words.nbytes, cache_bytes(device), MOST))
     held *= -(-8 // len(held))
@@ -59,16 +61,18 @@ def _fastest(key: Key, device: torch.device, say: Callable[[str], None]) -> Conf
         try:
             sums = launch.product(x, held[0], config).float()
             if not torch.allclose(sums, wanted, rtol=2**-7, atol=2**-7):
-                say(f"{key.name}: {config} gives wrong sums, by {float((sums - wanted).abs().max()):.3g}; left out")
+                log.warning(
+                    f"{key.name}: {config} gives wrong sums, by {float((sums - wanted).abs().max()):.3g}; left out"
+                )
                 continue
             captured = Captured([lambda m=matrix, c=config: launch.product(x, m, c) for matrix in held])  # type: ignore[misc]
         except triton.OutOfResources as error:
-            say(f"{key.name}: {config} is left out: {error}")
+            log.info(f"{key.name}: {config} is left out: {error}")
             continue
         captured.seconds()
         times[config] = median(captured.seconds() for _ in range(7))
     best = min(times, key=lambda config: times[config])
-    say(f"{key.name}: {1e6 * times[best]:.1f} us with {best}")
+    log.info(f"{key.name}: {1e6 * times[best]:.1f} us with {best}")
     return best
 
 

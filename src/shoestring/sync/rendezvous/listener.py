@@ -123,7 +123,7 @@ class Listener(Generic[T]):
         except Refused as error:
             self._refusals.add(str(error), time.monotonic())
         except (OSError, ShoestringError) as error:
-            log.info("a connection ended: %s", error)
+            log.debug("a connection ended: %s", error)
         finally:
             with self._lock:
                 self._links.discard(link)

@@ -1,5 +1,6 @@
 """The place of a worker that comes and goes: its share of the data, its team, and the record of its rounds."""
 
+import logging
 import time
 from dataclasses import asdict
 
@@ -15,9 +16,11 @@ from shoestring.train.assembly import Parts, planned_flops
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic.inner import InnerState
 from shoestring.train.elastic.team import ElasticBatches, ElasticTeam
-from shoestring.train.participation import Joined, Say
+from shoestring.train.participation import Joined
 from shoestring.train.run_folder import JsonLines
 from shoestring.train.worker_batches import WorkerBatches
+
+log = logging.getLogger(__name__)
 
 
 class ElasticParticipation:
@@ -40,7 +43,7 @@ class ElasticParticipation:
         """The whole run's, which all workers spend together."""
         return config.budget
 
-    def join(self, config: RunConfig, parts: Parts, ledger: Ledger, say: Say) -> Joined:
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         stepper, source = parts.stepper, parts.source
         loop = config.sync.build()
         roles = {member.name: member.role for member in members(stepper.model)}
@@ -51,7 +54,7 @@ class ElasticParticipation:
             try:
                 return bool(self.run_status.finished_by())
             except ShoestringError as error:
-                say(f"{error}; going on")  # a later round says so again
+                log.warning(f"{error}; going on")  # a later round says so again
                 return False
 
         elastic = ElasticLoop(
@@ -71,7 +74,6 @@ class ElasticParticipation:
             config.budget,
             every=loop.every,
             nominal=Work(own * config.model.context, flops),
-            say=say,
         )
         every_sequence = source.source if isinstance(source, WorkerBatches) else source
         return Joined(self.team, self.team, ElasticBatches(every_sequence, elastic))

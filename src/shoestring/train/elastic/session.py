@@ -1,5 +1,6 @@
 """The run of one worker among others that come and go, from its first second to its last."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 from shoestring.budget.ledger import Ledger
@@ -12,7 +13,9 @@ from shoestring.train import checkpoint
 from shoestring.train.config import RunConfig
 from shoestring.train.elastic.participation import ElasticParticipation
 from shoestring.train.run_folder import JsonLines, RunFolder
-from shoestring.train.session import Outcome, Record, Say, Session, require_same_text
+from shoestring.train.session import Outcome, Record, Session, require_same_text
+
+log = logging.getLogger(__name__)
 
 ROUNDS = "rounds.jsonl"
 """The file of a worker's rounds, in its folder."""
@@ -24,7 +27,7 @@ ASSEMBLY = 60.0
 class ElasticSession:
     """A worker's run in hand. Its folder holds what a run's folder does, and rounds.jsonl: a line for every attempt at one.
 
-    config, folder, ledger, dataset, say, view: as of a `Session`.
+    config, folder, ledger, dataset, view: as of a `Session`.
     identity: its name in the run.
     companions: the names of those that begin the run together.
     run_status: the run's, in the store of its lighthouse.
@@ -38,7 +41,6 @@ class ElasticSession:
         folder: RunFolder,
         ledger: Ledger,
         dataset: Dataset,
-        say: Say,
         view: Record,
         *,
         identity: str,
@@ -48,10 +50,10 @@ class ElasticSession:
         since: float | None = None,
     ) -> None:
         self.identity, self.companions, self.run_status, self.link = identity, companions, run_status, link
-        self.folder, self.dataset, self.say = folder, dataset, say
+        self.folder, self.dataset = folder, dataset
         self.rounds = JsonLines(folder.path / ROUNDS)
         participation = ElasticParticipation(identity, run_status, self.rounds, since)
-        self.session = Session(config, folder, ledger, dataset, say, view, participation)
+        self.session = Session(config, folder, ledger, dataset, view, participation)
         self.team = participation.team
         self.team.reserve = lambda: self.session.loop.reserve
 
@@ -68,11 +70,11 @@ class ElasticSession:
             self.run_status.wait_for_start(self.identity, list(self.companions), timeout=ASSEMBLY)
             attempt = self.team.run_round()
             how = ", with the state of another" if attempt.healed else ""
-            self.say(f"joined as {self.identity}: {len(attempt.ids)} workers, step {elastic.outer.steps}{how}")
+            log.info(f"joined as {self.identity}: {len(attempt.ids)} workers, step {elastic.outer.steps}{how}")
             return self.session.run(self._finish)
         except RunOver:
             self.team.reconcile()
-            self.say("the run ended without this worker")
+            log.info("the run ended without this worker")
             return Outcome("finished", None, self.session.summarise("finished"), "")
         finally:
             elastic.transport.close()
@@ -105,4 +107,4 @@ class ElasticSession:
         require_same_text(snapshot.state["data"], self.dataset, self.session.config)
         self.team.restore(snapshot.model, snapshot.optimizer, snapshot.state["optimizer"])
         self.session.loop.restore(snapshot.state)
-        self.say(f"this worker's own checkpoint is of step {found}")
+        log.info(f"this worker's own checkpoint is of step {found}")

@@ -1,5 +1,6 @@
 """One worker of a run whose workers come and go: its share of the data, its steps, and when the run ends."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -26,6 +27,8 @@ from shoestring.train.step import Stepper, StepResult
 from shoestring.train.team import Exchanges
 from shoestring.train.vote import Vote
 
+log = logging.getLogger(__name__)
+
 FIRST_PERIOD = 5
 """Inner steps before the first exchange of a run with a budget in seconds: until then nobody knows what a step takes."""
 
@@ -51,7 +54,6 @@ class ElasticTeam:
     every: inner steps from one exchange to the next.
     nominal: what an inner step of one worker takes, as planned.
     reserve: seconds to keep back for what follows the last step.
-    say: takes a line for people.
 
     On the ledger, tokens are those that are in the global weights or may still come there. Those of this worker that were
     lost are 'discarded': when it takes over the run's state, the run's own account of this worker says which they are.
@@ -71,10 +73,9 @@ class ElasticTeam:
         every: int,
         nominal: Work,
         reserve: Callable[[], float] = lambda: 0.0,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stepper, self.elastic, self.ledger, self.budget = stepper, elastic, ledger, budget
-        self.every, self.nominal, self.reserve, self.say = every, nominal, reserve, say
+        self.every, self.nominal, self.reserve = every, nominal, reserve
         self.model = stepper.model
         self.noise_scale: NoiseScale | None = None
         self.exchanges = Exchanges()
@@ -166,7 +167,7 @@ class ElasticTeam:
         self.exchanges.abandoned += not attempt.committed
         self.exchanges.dropped += len(attempt.dropped)
         for rank in attempt.dropped:
-            self.say(
+            log.warning(
                 f"round {attempt.round}: the pseudo-gradient of worker {attempt.ids[rank]} is not finite and was left out"
             )
         self.ledger.charge(Charge(sent=attempt.sent, received=attempt.received))

@@ -71,7 +71,7 @@ class DataFilteringNetwork:
         """The trusted documents of lowest hash, `sample` at most."""
         corpus = open_corpus(self.trusted, TextOptions(self.text_field))
         found: list[tuple[bytes, str]] = []
-        for text in corpus.documents(lambda line: None):
+        for text in corpus.documents():
             found.append((hashlib.blake2b(text.encode(), digest_size=8).digest(), text))
             if len(found) >= 2 * self.sample:
                 found = sorted(found)[: self.sample]

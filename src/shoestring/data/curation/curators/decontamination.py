@@ -70,7 +70,7 @@ class Decontamination:
     def _known(self) -> tuple[np.ndarray, int]:
         """(uint64, ascending: the runs of the test set; how many items are too short to have one)."""
         found, short = [np.empty(0, np.uint64)], 0
-        for text in open_corpus(self.against, TextOptions(self.text_field)).documents(lambda line: None):
+        for text in open_corpus(self.against, TextOptions(self.text_field)).documents():
             words = units(text, "word")
             if len(words) < self.ngram:
                 short += 1
