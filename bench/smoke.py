@@ -46,6 +46,12 @@ def _links() -> str:
     return "" if done.returncode == 0 else "no network namespaces here"
 
 
+def _git() -> str:
+    """Another commit's code is laid out from this repository."""
+    done = subprocess.run(["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, check=False)
+    return "" if done.returncode == 0 else "no git repository"
+
+
 @dataclass(frozen=True)
 class Smoke:
     """words: the smallest setting. lacks: says why it cannot run here, if so. run_first: `shoestring train` words of a run
@@ -61,6 +67,11 @@ TINY = (
     "--train.batch=4 --train.heldout_tokens=256 --execution.compile=none --execution.precision=float32"
 )
 SMOKES = {
+    "beside_commit": Smoke(
+        "--commit HEAD --rounds 1 --slice 4 --model.layers=1 --model.width=64 --model.heads=2 --model.context=32 "
+        "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32",
+        _git,
+    ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
