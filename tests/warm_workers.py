@@ -83,7 +83,7 @@ def _run(module: str, words: Sequence[str]) -> int:
     except SystemExit as end:
         status = end.code
     except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.excepthook(*sys.exc_info())
         status = 1
     if isinstance(status, str):
         print(status, file=sys.stderr)
