@@ -21,7 +21,7 @@ from shoestring.budget.machine import probe
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.sync.codecs import pieces
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.lockstep import Lockstep
@@ -46,7 +46,7 @@ class Side:
             DiLoCo(
                 model,
                 every=1,
-                codec=LinearCodec(bits=2),
+                codec=Linear(bits=2),
                 feedback=ErrorFeedback(1.0, held="weights"),
                 transport=transport,
             )

@@ -35,7 +35,7 @@ from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.optim.composite import scale_learning_rates
 from shoestring.optim.partition import members
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.outer import OuterSGD
@@ -125,7 +125,7 @@ class Ours(Side):
             self.model,
             self.stepper.optimizer,
             every=settings["every"],
-            codec=LinearCodec(bits=2) if compressed else None,
+            codec=Linear(bits=2) if compressed else None,
             feedback=ErrorFeedback(settings["feedback"]) if compressed else None,
             transport=place.transport,
             outer=OuterSGD(settings["outer_lr"], settings["muon_momentum" if muon else "outer_momentum"]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from shoestring.errors import UsageError
 from shoestring.sync.codecs.floats import Float32
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.feedback import ErrorFeedback
 from shoestring.sync.fragments import Fragments
@@ -198,7 +198,7 @@ def test_rate_one_without_momentum_is_the_mean_of_the_models() -> None:
         torch.testing.assert_close(weight, mean[name], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", [Float32(), LinearCodec(bits=2), LinearCodec(bits=1), Sparse()])
+@pytest.mark.parametrize("codec", [Float32(), Linear(bits=2), Linear(bits=1), Sparse()])
 @pytest.mark.parametrize("average", ["gather", "scatter"])
 def test_all_workers_hold_the_same_global_weights_bit_for_bit(codec: Any, average: Any) -> None:
     run = Run(

@@ -14,7 +14,7 @@ import torch
 from churning import FINGERPRINT, HEARTBEAT_TIMEOUT, TIMEOUT, TOKEN
 from torch import nn
 
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.elastic.fault_tolerant import FaultTolerantTransport
 from shoestring.sync.elastic.lighthouse import Lighthouse
@@ -58,7 +58,7 @@ class Toy(nn.Module):
 
     def outer(self, held: Held = "accumulator", **more: Any) -> DiLoCo:
         feedback = ErrorFeedback(0.9, held)
-        return DiLoCo(self, every=EVERY, codec=LinearCodec(bits=4), feedback=feedback, outer=OuterSGD(0.7, 0.6), **more)
+        return DiLoCo(self, every=EVERY, codec=Linear(bits=4), feedback=feedback, outer=OuterSGD(0.7, 0.6), **more)
 
 
 def take_part(pipe: Connection, listener: tuple[str, int], number: int, log: Path, enough: Path, first: int) -> None:

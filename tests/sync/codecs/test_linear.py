@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shoestring.sync.codecs.linear import Bits, LinearCodec, Range
+from shoestring.sync.codecs.linear import Bits, Linear, Range
 from shoestring.sync.codecs.step import best_steps
 
 BITS: list[Bits] = [8, 4, 2, 1]
@@ -32,7 +32,7 @@ def heavy(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator) / (chi / 3).sqrt()
 
 
-def relative_loss(codec: LinearCodec, values: Tensor) -> float:
+def relative_loss(codec: Linear, values: Tensor) -> float:
     decoded = codec.decode(codec.encode(values), values.shape)
     return float((values - decoded).double().square().sum() / values.double().square().sum())
 
@@ -47,7 +47,7 @@ def test_every_entry_takes_the_nearest_level_of_the_grid_of_the_reference(
     bits: Bits, range_: Range, shape: tuple[int, ...], scope: str
 ) -> None:
     values = heavy(*shape) * 1e-3
-    codec = LinearCodec(bits=bits, range=range_, scope=scope, block=40)  # type: ignore[arg-type]
+    codec = Linear(bits=bits, range=range_, scope=scope, block=40)  # type: ignore[arg-type]
     decoded = codec.decode(codec.encode(values), shape)
     pairs = [reference.groups(each.flatten().double().tolist(), shape, scope, 40) for each in (values, decoded)]
     assert len(pairs[0]) == {"row": shape[0] if len(shape) > 1 else 1, "block": 8, "tensor": 1}[scope]
@@ -88,14 +88,14 @@ def test_no_step_is_much_better_than_the_best_one(make: type, bits: Bits) -> Non
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_a_normal_signal_loses_what_max_found(bits: Bits) -> None:
-    assert relative_loss(LinearCodec(bits=bits), normal(16, 4096)) == pytest.approx(MAX_1960[bits], rel=0.02)
+    assert relative_loss(Linear(bits=bits), normal(16, 4096)) == pytest.approx(MAX_1960[bits], rel=0.02)
 
 
 @pytest.mark.parametrize("make", [normal, laplace, heavy])
 @pytest.mark.parametrize("bits", [4, 2, 1])
 def test_the_default_range_loses_least(make: type, bits: Bits) -> None:
     values: Tensor = make(64, 1024)
-    lost = {range_: relative_loss(LinearCodec(bits=bits, range=range_), values) for range_ in RANGES}
+    lost = {range_: relative_loss(Linear(bits=bits, range=range_), values) for range_ in RANGES}
     assert lost["mse"] == min(lost.values()) or (bits == 4 and make is heavy)
     if bits == 2:
         assert lost["minmax"] > 2 * lost["mse"]
@@ -104,17 +104,15 @@ def test_the_default_range_loses_least(make: type, bits: Bits) -> None:
 def test_one_outlier_spoils_its_own_block_alone() -> None:
     values = normal(4, 256)
     values[2, 200] = 1000
-    decoded = LinearCodec(bits=4, scope="block", block=64).encode(values)
-    lost = (
-        (LinearCodec(bits=4, scope="block", block=64).decode(decoded, (4, 256)) - values).square().view(16, 64).sum(1)
-    )
+    decoded = Linear(bits=4, scope="block", block=64).encode(values)
+    lost = (Linear(bits=4, scope="block", block=64).decode(decoded, (4, 256)) - values).square().view(16, 64).sum(1)
     assert [block for block, each in enumerate(lost.tolist()) if each > 3] == [11]
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_row_far_from_zero_keeps_its_range_with_minmax(bits: Bits) -> None:
     values = 1000 + 0.25 * torch.arange(2**bits).expand(3, -1)
-    codec = LinearCodec(bits=bits, range="minmax")
+    codec = Linear(bits=bits, range="minmax")
     assert torch.equal(codec.decode(codec.encode(values), values.shape), values)
     constant = torch.full((3, 5), 1.2345)
     assert torch.equal(codec.decode(codec.encode(constant), (3, 5)), constant)
@@ -123,7 +121,7 @@ def test_a_row_far_from_zero_keeps_its_range_with_minmax(bits: Bits) -> None:
 def test_the_payload_stays_as_it_is() -> None:
     """Scales h first, 0.5 is 3F00 and 1.25 3FA0 in bfloat16; then the codes 0 3 2 1 and 0 3 2 1 by planes of two."""
     values = torch.tensor([[-1.5, 1.5, 0.5, -0.5], [-3.75, 3.75, 1.25, -1.25]])
-    codec = LinearCodec(bits=2, range="absmax")
+    codec = Linear(bits=2, range="absmax")
     payload = codec.encode(values)
     assert payload.tolist() == [0x00, 0x3F, 0xA0, 0x3F, 0 | 2 << 2 | 0 << 4 | 2 << 6, 3 | 1 << 2 | 3 << 4 | 1 << 6]
     assert torch.equal(codec.decode(payload, (2, 4)), values)
@@ -132,18 +130,18 @@ def test_the_payload_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(("bits", "bytes_"), [(8, 2 * 6 + 300), (4, 2 * 6 + 150), (2, 2 * 6 + 75), (1, 2 * 6 + 38)])
 def test_bytes_by_scope(bits: Bits, bytes_: int) -> None:
-    assert LinearCodec(bits=bits).payload_bytes((6, 50)) == bytes_
-    assert LinearCodec(bits=bits).payload_bytes((6, 5, 10)) == bytes_
-    assert LinearCodec(bits=bits, scope="tensor").payload_bytes((6, 50)) == bytes_ - 10
-    assert LinearCodec(bits=bits, scope="block", block=70).payload_bytes((6, 50)) == bytes_ - 2
-    assert LinearCodec(bits=bits, range="minmax").payload_bytes((6, 50)) == bytes_ + 36
-    assert LinearCodec(bits=bits).payload_bytes((0, 50)) == LinearCodec(bits=bits).payload_bytes((6, 0)) == 0
+    assert Linear(bits=bits).payload_bytes((6, 50)) == bytes_
+    assert Linear(bits=bits).payload_bytes((6, 5, 10)) == bytes_
+    assert Linear(bits=bits, scope="tensor").payload_bytes((6, 50)) == bytes_ - 10
+    assert Linear(bits=bits, scope="block", block=70).payload_bytes((6, 50)) == bytes_ - 2
+    assert Linear(bits=bits, range="minmax").payload_bytes((6, 50)) == bytes_ + 36
+    assert Linear(bits=bits).payload_bytes((0, 50)) == Linear(bits=bits).payload_bytes((6, 0)) == 0
 
 
 @pytest.mark.parametrize("scale", [math.inf, math.nan, -1.0, 3e38])
 @pytest.mark.parametrize("range_", RANGES)
 def test_a_scale_that_cannot_be_one_is_refused(scale: float, range_: Range) -> None:
-    codec = LinearCodec(bits=4, range=range_)
+    codec = Linear(bits=4, range=range_)
     payload = codec.encode(normal(3, 10))
     dtype = torch.float32 if range_ == "minmax" else torch.bfloat16
     size = dtype.itemsize
@@ -156,4 +154,4 @@ def test_a_scale_that_cannot_be_one_is_refused(scale: float, range_: Range) -> N
 @pytest.mark.parametrize("wrong", [{"bits": 5}, {"scope": "column"}, {"block": 0}, {"range": "max"}])
 def test_wrong_options_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"linear: {next(iter(wrong))} = "):
-        LinearCodec(**wrong)  # type: ignore[arg-type]
+        Linear(**wrong)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoestring.sync.codecs import pieces
 from shoestring.sync.codecs.floats import BFloat16, Float32
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.codecs.statistical import Statistical
 from shoestring.sync.codecs.top_k import TopK
 from shoestring.sync.message import BodyLayout
@@ -19,9 +19,9 @@ from shoestring.sync.message import BodyLayout
 CODECS = [
     Float32(),
     BFloat16(),
-    *(LinearCodec(bits=bits) for bits in (8, 3, 2, 1)),
-    LinearCodec(range="minmax"),
-    LinearCodec(scope="tensor"),
+    *(Linear(bits=bits) for bits in (8, 3, 2, 1)),
+    Linear(range="minmax"),
+    Linear(scope="tensor"),
     Statistical(scope="row"),
     Statistical(),
     TopK(fraction=0.3),
@@ -58,14 +58,14 @@ def test_each_tensor_comes_out_as_it_would_alone(codec: Any, shapes: list[tuple[
 def test_a_model_of_many_layers_is_a_few_pieces() -> None:
     layer = [(192, 64), (64, 64), (256, 64), (64, 128), (64,), (64,)]
     shapes = [(288, 64), *layer * 12, (64,)]
-    layout = BodyLayout(LinearCodec(), shapes)
+    layout = BodyLayout(Linear(), shapes)
     assert [piece.shape(len(piece.members)) for piece in layout.pieces] == [
         (288 + 12 * (192 + 64 + 256), 64),
         (12 * 64, 128),
         (25 * 64,),
     ]
     _, shares = layout.pack(tensors_of(shapes))
-    assert shares[0] == LinearCodec().payload_bytes((288, 64))
+    assert shares[0] == Linear().payload_bytes((288, 64))
     assert shares[-1] == 4 * 64
 
 

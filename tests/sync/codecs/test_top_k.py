@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.sync.codecs.floats import Float32
 from shoestring.sync.codecs.gaps import decode_places, encode_places, most_bytes
 from shoestring.sync.codecs.histogram import largest
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.codecs.top_k import TopK, Values
 
 
@@ -53,7 +53,7 @@ def test_values_are_coded_by_the_linear_codec(values: Values) -> None:
     codec = TopK(fraction=0.1, values=values)
     decoded = codec.decode(codec.encode(whole), whole.shape).flatten()
     kept = reference.largest(whole.flatten().tolist(), 200)
-    inner = LinearCodec(bits=int(values[0]), scope="tensor")  # type: ignore[arg-type]
+    inner = Linear(bits=int(values[0]), scope="tensor")  # type: ignore[arg-type]
     assert torch.equal(decoded[kept], inner.decode(inner.encode(whole.flatten()[kept]), (200,)))
     assert decoded.count_nonzero() == 200
 

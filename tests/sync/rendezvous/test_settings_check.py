@@ -9,7 +9,7 @@ from small_codecs import Grid, Tampered, Tower
 from torch import nn
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.exchange import drive
 from shoestring.sync.fragments import Fragments
@@ -79,13 +79,13 @@ def test_other_first_weights_are_refused_by_name() -> None:
     ("options", "line"),
     [
         (
-            {"codec": LinearCodec(bits=4)},
+            {"codec": Linear(bits=4)},
             "codec = Linear bits=4 scope=row block=128 range=mse and worker 0 has Float32",
         ),
         ({"outer": OuterSGD(0.7, 0.6)}, "outer = OuterSGD(lr=0.7, momentum=0.6, nesterov=True) and worker 0 has"),
         ({"average": "scatter"}, "average = scatter and worker 0 has auto"),
         (
-            {"average_codec": LinearCodec(bits=3)},
+            {"average_codec": Linear(bits=3)},
             "average_codec = Linear bits=3 scope=row block=128 range=mse and worker 0 has None",
         ),
     ],

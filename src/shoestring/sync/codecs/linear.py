@@ -25,7 +25,7 @@ Range = Literal["mse", "absmax", "minmax"]
     "grid is `range = minmax`, by the row",
     cost="bits + 16 / (entries of a group) bits an entry ('minmax': + 64); some 10 passes over the tensor to encode",
 )
-class LinearCodec:
+class Linear:
     """n-bit codes on an evenly spaced grid, one grid for the whole tensor, each row or each block.
 
     Thérien et al. (2025), arXiv:2505.23725, code pseudo-gradients so, by the row in their own program. With L = 2^bits

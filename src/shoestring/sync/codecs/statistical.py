@@ -34,7 +34,7 @@ class Statistical:
     quantization in PCM), a fixed number of rounds from 'quantile'. 'quantile': the means of L bins of equal probability.
     'deviation': the means of L bins of equal width, centred at mean + (i - L / 2) 6 sigma / L, as the published program of
     Thérien et al. (2025), arXiv:2505.23725, has them (its outermost bin above the mean is a step nearer than the one below).
-    Of the energy of a normal tensor they lose 0.118, 0.130 and 0.165 at 2 bits. At 8 bits all three are worse than `LinearCodec`
+    Of the energy of a normal tensor they lose 0.118, 0.130 and 0.165 at 2 bits. At 8 bits all three are worse than `Linear`
     by the row: their bins are few in the tails.
 
     Each entry takes the nearest level, midway the lower; theirs takes its bin's, which is farther where the two differ.

@@ -11,7 +11,7 @@ from shoestring.sync.codec import Codec
 from shoestring.sync.codecs.floats import BFloat16, Float32
 from shoestring.sync.codecs.gaps import decode_places, encode_places, most_bytes
 from shoestring.sync.codecs.histogram import largest
-from shoestring.sync.codecs.linear import LinearCodec
+from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.codecs.payload import Reader, entries, flat_float32
 
 Values = Literal["float32", "bfloat16", "8bit", "4bit", "2bit", "1bit"]
@@ -31,7 +31,7 @@ class TopK:
 
     Aji and Heafield (2017), arXiv:1704.05021; for pseudo-gradients Thérien et al. (2025), arXiv:2505.23725, k / n = 0.5 to
     0.005. k = fraction x entries, rounded to the nearest, at least one. Of equal magnitudes the first in row-major order
-    are kept. values: how the kept ones are coded, in order of place: as floats, or by `LinearCodec` with one scale for all
+    are kept. values: how the kept ones are coded, in order of place: as floats, or by `Linear` with one scale for all
     ('2bit' ...), which is top-k and quantisation combined. Payload: the coded values, then the places (see `gaps`), whose
     length depends on where they lie.
 
@@ -44,7 +44,7 @@ class TopK:
         self.fraction, self.values = fraction, values
         floats: dict[str, type[Float32] | type[BFloat16]] = {"float32": Float32, "bfloat16": BFloat16}
         self._codec: Codec = (
-            floats[values]() if values in floats else LinearCodec(bits=int(values.removesuffix("bit")), scope="tensor")  # type: ignore[arg-type]
+            floats[values]() if values in floats else Linear(bits=int(values.removesuffix("bit")), scope="tensor")  # type: ignore[arg-type]
         )
 
     def kept(self, shape: Sequence[int]) -> int:
