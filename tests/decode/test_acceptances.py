@@ -10,7 +10,7 @@ from shoestring.budget.charge import Charge
 from shoestring.contract.batch import Inputs
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.acceptance import Acceptance, Question
-from shoestring.decode.acceptances.autojudge import AutoJudge, Judge, Mismatch, features_of, fit, mine
+from shoestring.decode.acceptances.autojudge import AutoJudge, Mismatch, MismatchJudge, features_of, fit, mine
 from shoestring.decode.acceptances.bild import Bild
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.acceptances.nest import NestAcceptance
@@ -31,7 +31,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("judge") / "judge.safetensors"
     weight = torch.zeros(2 * WIDTH, dtype=torch.float64)
     weight[0] = 5.0
-    Judge(weight, torch.tensor(0.0, dtype=torch.float64), 0.5, 1.0, 1.0).save(place)
+    MismatchJudge(weight, torch.tensor(0.0, dtype=torch.float64), 0.5, 1.0, 1.0).save(place)
     return place
 
 

@@ -11,7 +11,7 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.draft_model import DraftModel
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, SeparateStore, Work
+from shoestring.decode.store import PagedStore, RowWork, SeparateStore
 from shoestring.decode.supplied import supplied
 from shoestring.errors import UsageError
 from tests.decode.random_models import CONTEXT, VOCABULARY, native, noisy, one_by_one, prompts
@@ -152,7 +152,7 @@ def test_a_shared_block_that_was_registered_is_not_written_over_in_place() -> No
     first, second = row_of(1, range(9)), row_of(2, (0, 1, 2, 3, 9, 9, 9))
     first.held = store.admit(first)
     store.extend(first, 8)
-    store.read(model, [Work(first, first.tokens[:8], outputs=False)])
+    store.read(model, [RowWork(first, first.tokens[:8], outputs=False)])
     store.keep(first, 0, range(8))
     store.fork(first, second)
     store.drop(first)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract.batch import Inputs
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.depths.dr_llm import DrLLM
-from shoestring.decode.layer_routers import Fixed, LayerRouters, balanced, focal_loss, search, train_routers
+from shoestring.decode.layer_routers import FixedDepth, LayerRouters, balanced, focal_loss, search, train_routers
 from shoestring.errors import UsageError
 from tests.decode.random_models import prompts
 from tests.decode.test_depths import deep
@@ -75,7 +75,7 @@ def test_routers_learn_what_they_are_shown_and_a_text_keeps_its_layers(tmp_path:
     assert losses[-1] < 0.05 * losses[0]
     assert charge.read == sum(map(len, texts))
     for text, times in examples:
-        fixed = Fixed(times)
+        fixed = FixedDepth(times)
         expected = model.read(Inputs(torch.tensor([text])), depth=fixed)
         got = model.read(Inputs(torch.tensor([text])), depth=routers)
         assert torch.equal(got.hidden, expected.hidden)
@@ -87,7 +87,7 @@ def test_routers_learn_what_they_are_shown_and_a_text_keeps_its_layers(tmp_path:
     assert sum(each.spent.charge.read for each in got_all) == 2 * sum(map(len, texts))  # once to choose, once to read
     for each in got_all:
         text, times = examples[each.number - 1]
-        first = model.read(Inputs(torch.tensor([text])), depth=Fixed(times)).logits()[0, -1].argmax()
+        first = model.read(Inputs(torch.tensor([text])), depth=FixedDepth(times)).logits()[0, -1].argmax()
         assert each.tokens[0] == int(first)
 
 

@@ -9,7 +9,7 @@ import torch
 from starlette.testclient import TestClient
 from tokenizers import AddedToken
 
-from shoestring.base import About, Opened
+from shoestring.base import Opened, Provenance
 from shoestring.base.writer import Writer
 from shoestring.config import build
 from shoestring.data.bpe import byte_tokenizer
@@ -44,7 +44,7 @@ def writer(template: str | None = CHATML, context: int = CONTEXT) -> Writer:
     opened = Opened(
         made.requires_grad_(False).eval(),
         TextTokenizer(rules, end=END),
-        About(PLACE, "test", "ab", chat_template=template),
+        Provenance(PLACE, "test", "ab", chat_template=template),
     )
     return Writer.of(opened)
 

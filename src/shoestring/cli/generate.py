@@ -18,7 +18,7 @@ from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
 from shoestring.data.chat import Message
-from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
+from shoestring.decode import AnswerSpent, Engine, Event, Request, Sampling, Stop
 from shoestring.decode.acceptance import Acceptance
 from shoestring.decode.answer_text import AnswerText
 from shoestring.decode.drafter import Drafter
@@ -371,7 +371,7 @@ def _prompt(text: str, writer: Writer, tokens: int, *, keep_last: bool) -> Promp
 
 
 @dataclass
-class Text:
+class GrowingText:
     """A text that is being written.
 
     prompt, number: what it goes on from, and which of the samples it is.
@@ -383,7 +383,7 @@ class Text:
     answer: AnswerText
     tokens: int = 0
     pending: str = ""
-    ended: tuple[Stop, Spent] | None = None
+    ended: tuple[Stop, AnswerSpent] | None = None
 
 
 def _written(
@@ -396,7 +396,7 @@ def _written(
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
-    texts: dict[tuple[int, int], Text] = {}
+    texts: dict[tuple[int, int], GrowingText] = {}
     room = sum((len(each.prompt) + each.max_new_tokens) * each.samples for each in requests)
     rows = sum(each.samples for each in requests)
     pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
@@ -409,7 +409,7 @@ def _written(
             header = f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {request.samples}\n" * (rows > 1)
             header += "" if prompt.messages else prompt.text
             answer = AnswerText(writer.tokenizer.stream(), stops)
-            texts[ticket, index] = Text(prompt, index + 1, answer, pending=header)
+            texts[ticket, index] = GrowingText(prompt, index + 1, answer, pending=header)
     queue = list(texts.values())
     while queue:
         for event in engine.step():
@@ -427,7 +427,7 @@ def _written(
         print(f"({note})", file=sys.stderr)
 
 
-def _take(event: Event, text: Text, engine: Engine) -> None:
+def _take(event: Event, text: GrowingText, engine: Engine) -> None:
     """Put what a pass brought to a text."""
     for written in event.written:
         if text.answer.stopped:
@@ -441,7 +441,7 @@ def _take(event: Event, text: Text, engine: Engine) -> None:
         text.ended = event.stop, event.spent
 
 
-def _sample(text: Text) -> Sample:
+def _sample(text: GrowingText) -> Sample:
     """A text that is whole."""
     assert text.ended is not None
     stop, spent = text.ended

@@ -15,7 +15,7 @@ from shoestring.base.likelihood import Window, batches, log_probabilities
 from shoestring.base.open_model import open_model
 from shoestring.base.opened import Opened
 from shoestring.budget.charge import NOTHING
-from shoestring.compare.outcome import Outcome
+from shoestring.compare.outcome import ArmOutcome
 from shoestring.compare.rounds import Done, interleaved
 from shoestring.config import Choice, Pick
 from shoestring.contract.batch import IGNORED
@@ -86,11 +86,11 @@ class Decoding:
         self.answers: list[Answer] = []
 
     def do(self) -> None:
-        """As `Work.do`."""
+        """As `PreparedItem.do`."""
         self.answers = list(self.engine.run())
 
     def done(self) -> Done:
-        """As `Work.done`."""
+        """As `PreparedItem.done`."""
         ordered = sorted(self.answers, key=lambda answer: answer.number)
         whole = blake2b(repr([answer.tokens for answer in ordered]).encode(), digest_size=8)
         tokens = sum(len(answer.tokens) + (answer.stop is Stop.END) for answer in ordered)
@@ -154,7 +154,7 @@ class Decoders:
         """Of a round."""
         return len(self.groups)
 
-    def __call__(self, arms: Sequence[str], seed: int) -> list[Outcome]:
+    def __call__(self, arms: Sequence[str], seed: int) -> list[ArmOutcome]:
         """As `Bench`."""
         gc.freeze()  # what is there stays, so that looking for garbage takes no time
         try:

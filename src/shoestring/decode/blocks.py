@@ -12,7 +12,7 @@ class OutOfBlocks(ShoestringError):
     """No block is free: end or preempt a row."""
 
 
-class Key(NamedTuple):
+class BlockKey(NamedTuple):
     """What a full block holds: these tokens, after the block of number `before` among all that were ever registered."""
 
     before: int
@@ -20,11 +20,11 @@ class Key(NamedTuple):
 
 
 @dataclass
-class Block:
+class CacheBlock:
     """users: rows that have it. key, serial: of a full block that was registered, what it holds and its number; else None, 0."""
 
     users: int = 0
-    key: Key | None = None
+    key: BlockKey | None = None
     serial: int = 0
 
 
@@ -50,11 +50,11 @@ class BlockPool:
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        self.blocks = [Block() for _ in range(count)]
+        self.blocks = [CacheBlock() for _ in range(count)]
         self._empty = list(range(count - 1, -1, -1))
         self._kept: OrderedDict[int, None] = OrderedDict()
         """Registered blocks without a user, the longest unused first."""
-        self._known: dict[Key, int] = {}
+        self._known: dict[BlockKey, int] = {}
         self._registered = 0
 
     @property
@@ -70,7 +70,7 @@ class BlockPool:
         """The registered blocks that hold the longest beginning of `tokens`; the caller becomes a user of each."""
         table, before = Table(), 0
         for start in range(0, len(tokens) - self.size + 1, self.size):
-            number = self._known.get(Key(before, tuple(tokens[start : start + self.size])))
+            number = self._known.get(BlockKey(before, tuple(tokens[start : start + self.size])))
             if number is None:
                 break
             self._use(number)
@@ -108,7 +108,7 @@ class BlockPool:
         """Let others share the blocks that `tokens`, all that the row holds for good, fill."""
         for place in range(len(table.serials), len(tokens) // self.size):
             before = table.serials[-1] if table.serials else 0
-            key = Key(before, tuple(tokens[place * self.size : (place + 1) * self.size]))
+            key = BlockKey(before, tuple(tokens[place * self.size : (place + 1) * self.size]))
             known = self._known.get(key)
             if known is None:
                 block = self.blocks[table.blocks[place]]

@@ -21,12 +21,12 @@ from shoestring.decode.choosing import changed_logits, next_token
 from shoestring.decode.depth import RowDepth, Through, alike
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.pays import Pays
-from shoestring.decode.request import Answer, Event, Request, Spent, Stop, Written
+from shoestring.decode.request import Answer, AnswerSpent, Event, Request, Stop, Written
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
-from shoestring.decode.store import Read, Store, Work, store_for
+from shoestring.decode.store import Read, RowWork, Store, store_for
 from shoestring.errors import UsageError
 
 ROWS, TOKENS = 32, 512
@@ -185,7 +185,7 @@ class Engine:
 
     # ---- what to read
 
-    def _planned(self) -> tuple[list[Work], bool]:
+    def _planned(self) -> tuple[list[RowWork], bool]:
         """(what the next pass reads, whether `pays` measures it)."""
         if self.drafter is None:
             return self._works(0), False
@@ -198,10 +198,10 @@ class Engine:
         works = self._works(self.drafter.most if drafts else 0)
         return self._drafted(works) if drafts else works, measured
 
-    def _works(self, drafts: int) -> list[Work]:
+    def _works(self, drafts: int) -> list[RowWork]:
         """What the next pass reads, but for drafts; every row of it has its place and its room."""
         chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last))
-        works = list[Work]()
+        works = list[RowWork]()
         for row, count in chosen:
             if row.stop is not None or not (row.running or self._admitted(row)):
                 continue
@@ -211,7 +211,7 @@ class Engine:
                 row.charge += self.depth.spent()
             if self._roomy(row, row.held + count, works):
                 whole = count == row.unread
-                works.append(Work(row, row.tokens[row.held : row.held + count], outputs=whole))
+                works.append(RowWork(row, row.tokens[row.held : row.held + count], outputs=whole))
         return works
 
     def _admitted(self, row: Row) -> bool:
@@ -221,7 +221,7 @@ class Engine:
         row.deepest = max(row.deepest, row.held)
         return True
 
-    def _roomy(self, row: Row, tokens: int, works: Sequence[Work]) -> bool:
+    def _roomy(self, row: Row, tokens: int, works: Sequence[RowWork]) -> bool:
         """Make room for so many tokens of a row; rows that came later lose theirs for it, and read all again when there is room."""
         while True:
             try:
@@ -242,7 +242,7 @@ class Engine:
         self.store.drop(row)
         row.running, row.held, row.hidden = False, 0, None
 
-    def _drafted(self, works: list[Work]) -> list[Work]:
+    def _drafted(self, works: list[RowWork]) -> list[RowWork]:
         """The works, with drafts of the rows that decode."""
         assert self.drafter is not None
         left = self.tokens - sum(work.new for work in works)
@@ -264,7 +264,7 @@ class Engine:
             row.spend("draft", seconds)
             row.charge += charge
             row.drafting += charge
-        made = list[Work]()
+        made = list[RowWork]()
         for work in works:
             draft = drafts.get(work.row.number, Draft())
             if draft.tokens and self._extended(work.row, work.row.held + work.new + len(draft.tokens)):
@@ -280,18 +280,18 @@ class Engine:
             return False
         return True
 
-    def _by_depth(self, works: list[Work]) -> dict[frozenset[int] | None, list[Work]]:
+    def _by_depth(self, works: list[RowWork]) -> dict[frozenset[int] | None, list[RowWork]]:
         """The works of each pass, by the layers that it goes through."""
         if self.depth is None:
             return {None: works}
-        found: dict[frozenset[int] | None, list[Work]] = {}
+        found: dict[frozenset[int] | None, list[RowWork]] = {}
         for work in works:
             found.setdefault(self.depth.layers(work.row, work.row.held), []).append(work)
         return found
 
     # ---- what was found
 
-    def _account(self, works: Sequence[Work], cost: Cost, seconds: float) -> None:
+    def _account(self, works: Sequence[RowWork], cost: Cost, seconds: float) -> None:
         """Divide what a pass took among its rows, by their places."""
         places = [work.new for work in works]
         self.passes += 1
@@ -306,7 +306,7 @@ class Engine:
             row.deepest = max(row.deepest, end)
             row.spend("decode" if row.decoding else "prefill", seconds * work.new / sum(places))
 
-    def _take_in(self, work: Work, read: Read) -> None:
+    def _take_in(self, work: RowWork, read: Read) -> None:
         """Accept drafts, choose the next token, and forget what was refused."""
         row, first, kept = work.row, work.row.held, list(range(len(work.tokens)))
         if not work.outputs or row.parts:
@@ -394,7 +394,7 @@ class Engine:
             self.drafter.drop(row)
         if row.parts:  # it ended before its prompt was read
             for sample in range(1, row.parts + 1):
-                self._ended.append(Event(row.ticket, sample, (), stop, Spent()))
+                self._ended.append(Event(row.ticket, sample, (), stop, AnswerSpent()))
         self._ended.append(Event(row.ticket, row.sample, tuple(written), stop, row.spent()))
 
     def _forked(self, row: Row, sample: int) -> Row:

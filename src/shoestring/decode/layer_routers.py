@@ -66,7 +66,7 @@ class LayerRouters(nn.Module):
         return made.requires_grad_(False).eval().to(model.device)
 
 
-class Fixed:
+class FixedDepth:
     """A `contract.model.Depth` that applies each layer so often, and notes what enters it. times_: by layer."""
 
     def __init__(self, times_: Sequence[int]) -> None:
@@ -179,7 +179,7 @@ def train_routers(
         raise UsageError("routers need texts with the layers to apply: search for some first")
     charge, states, actions = NOTHING, list[list[Tensor]](), list[Tensor]()
     for tokens, times in examples:
-        noted = Fixed(times)
+        noted = FixedDepth(times)
         with torch.no_grad():
             reading = model.read(Inputs(torch.tensor([list(tokens)], device=model.device)), depth=noted)
         charge += Charge(flops=reading.cost.flops, moved=reading.cost.moved, read=len(tokens), calls=1)

@@ -15,7 +15,7 @@ from shoestring.decode.blocks import BlockPool, Table
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.kernels import attention
 from shoestring.kernels.attention import Layers, Rows, Span, in_blocks
-from shoestring.kernels.decoder import Places
+from shoestring.kernels.decoder import CachePlaces
 
 TOGETHER = 32
 """New tokens of a row up to which rows are attended to in one call, padded to the longest; beyond, each by itself."""
@@ -39,7 +39,7 @@ class Group(NamedTuple):
         return Group(*(tensor.to(device) for tensor in self))
 
 
-class Plan:
+class PagePlan:
     """Where a pass writes and reads, for all layers.
 
     written: [N], the slots of the new tokens.
@@ -76,7 +76,7 @@ class PagedLayer:
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
-        self._plan: Plan | None = None
+        self._plan: PagePlan | None = None
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +148,7 @@ class PagedCache(Cache):
 
         layers = [PagedLayer(empty(heads, key), empty(heads, value)) for heads, key, value in shapes]
         super().__init__(layers, 0, blocks * size)
-        self._plan: Plan | None = None
+        self._plan: PagePlan | None = None
 
     @property
     def rows(self) -> int:
@@ -184,11 +184,11 @@ class PagedCache(Cache):
             self.held[segment.row] += segment.new
         self._coming = None
 
-    def places(self) -> Places | None:
+    def places(self) -> CachePlaces | None:
         """Where the pass that was begun reads and writes, for a model that reads natively; None where a mask says what is seen, and
         where layers differ."""
         rows = self._plan.rows if self._plan is not None else None
-        return None if rows is None or self._native is None else Places(self._native, rows)
+        return None if rows is None or self._native is None else CachePlaces(self._native, rows)
 
     @cached_property
     def _native(self) -> Layers | None:
@@ -226,7 +226,7 @@ class PagedCache(Cache):
         places: numpy.ndarray[Any, numpy.dtype[numpy.int64]] = (blocks[:, None] * size + numpy.arange(size)).reshape(-1)
         return places[:tokens]
 
-    def _planned(self, coming: PackedPass) -> Plan:
+    def _planned(self, coming: PackedPass) -> PagePlan:
         """Where the pass writes and reads."""
         slots = [self._slots(one.row, one.held + one.new) for one in coming.segments]
         rows = None
@@ -234,7 +234,7 @@ class PagedCache(Cache):
             tables = [self.tables[one.row].blocks for one in coming.segments]
             spans = [Span(one.start, one.new, one.held, t) for one, t in zip(coming.segments, tables, strict=True)]
             rows = Rows(spans, self.pool.size)
-        return Plan(coming, slots, rows)
+        return PagePlan(coming, slots, rows)
 
 
 def _group(coming: PackedPass, slots: Sequence[Any], which: Sequence[int]) -> Group:

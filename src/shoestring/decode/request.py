@@ -63,7 +63,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Spent:
+class AnswerSpent:
     """What an answer took.
 
     charge: positions read, reused, written and wasted; FLOPs; bytes moved. What several requests shared is divided among them
@@ -109,7 +109,7 @@ class Event:
     sample: int
     written: tuple[Written, ...] = ()
     stop: Stop | None = None
-    spent: Spent | None = None
+    spent: AnswerSpent | None = None
 
 
 @dataclass(frozen=True)
@@ -120,5 +120,5 @@ class Answer:
     sample: int
     tokens: tuple[int, ...]
     stop: Stop
-    spent: Spent
+    spent: AnswerSpent
     log_probabilities: tuple[LogProbability, ...] = ()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.decode.draws import draw
-from shoestring.decode.request import Request, Spent, Stop
+from shoestring.decode.request import AnswerSpent, Request, Stop
 from shoestring.decode.sampling import Constraint
 
 
@@ -96,12 +96,12 @@ class Row:
         self.seconds[cause] += seconds
         self.seen = now
 
-    def spent(self) -> Spent:
+    def spent(self) -> AnswerSpent:
         """All that it took."""
         first = self.times[0] - self.arrived if self.times else None
         between = tuple(after - before for before, after in zip(self.times, self.times[1:], strict=False))
         unread = self.written - max(0, self.deepest - len(self.request.prompt))
-        return Spent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
+        return AnswerSpent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
 
 
 @dataclass(frozen=True)

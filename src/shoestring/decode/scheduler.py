@@ -38,7 +38,7 @@ class Room:
     last: Passed | None = None
 
 
-class Reading(NamedTuple):
+class RowReading(NamedTuple):
     """So many of the next tokens of a row."""
 
     row: Row
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 class Scheduler(Protocol):
     """Chooses what a pass reads."""
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """What to read of which rows.
 
         rows: all that are not at their end, by priority and then as they came; those with `running` have a place already.
@@ -60,28 +60,28 @@ class Scheduler(Protocol):
 
 def in_order(
     decoding: Sequence[Row], reading: Sequence[Row], waiting: Sequence[Row], room: Room, most: int | None = None
-) -> list[Reading]:
+) -> list[RowReading]:
     """What a pass reads where rows take their turns: a token of each that decodes, then prompts.
 
     decoding, reading: rows with a place. waiting: rows that may have one; where one has no room, those after it wait too, as a row
     that is begun and cannot go on would have to be read again.
     most: tokens of prompts; None: as the pass has room for.
     """
-    chosen, left = list[Reading](), room.tokens
+    chosen, left = list[RowReading](), room.tokens
     for row in decoding:
         if left > 0:
-            chosen.append(Reading(row, 1))
+            chosen.append(RowReading(row, 1))
             left -= 1 + room.drafts
     left = left if most is None else min(left, most)
     for row in reading:
         if left > 0:
-            chosen.append(Reading(row, min(row.unread, left)))
+            chosen.append(RowReading(row, min(row.unread, left)))
             left -= chosen[-1].tokens
     free = room.free
     for row in waiting:
         if left <= 0 or len(row.tokens) > free:
             break
-        chosen.append(Reading(row, min(row.unread, left)))
+        chosen.append(RowReading(row, min(row.unread, left)))
         left -= chosen[-1].tokens
         free -= len(row.tokens)
     return chosen

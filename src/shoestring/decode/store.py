@@ -24,7 +24,7 @@ NONE = Draft()
 
 
 @dataclass(frozen=True)
-class Work:
+class RowWork:
     """What a pass reads of one row.
 
     row: whose. tokens: the next ones of it. draft: tokens that may follow them.
@@ -75,7 +75,9 @@ class Store(Protocol):
         """Make room for so many tokens of a row. Raises: OutOfBlocks, and makes none."""
         ...
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+    def read(
+        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+    ) -> tuple[list[Read], Cost]:
         """Read all in one pass. depth: which layers it goes through; None: all. Returns (what was found of each, what it cost, the
         head included)."""
         ...
@@ -157,7 +159,9 @@ class PagedStore:
             cache.copy_block(*copied)
         cache.pool.extend(table, tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+    def read(
+        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+    ) -> tuple[list[Read], Cost]:
         values = [token for work in works for token in (*work.tokens, *work.draft.tokens)]
         numbers = [work.row.number for work in works for _ in range(work.new)]
         positions, mask = _tree(works)
@@ -206,7 +210,7 @@ class PagedStore:
             assert len(table.blocks) * size >= self.cache.held[number], f"row {number} holds more than its blocks"
 
 
-def _tree(works: Sequence[Work]) -> tuple[Tensor | None, Tensor | None]:
+def _tree(works: Sequence[RowWork]) -> tuple[Tensor | None, Tensor | None]:
     """([1, N] positions, [1, N, N] mask) of a pass in which some draft is a tree; None, None where none is."""
     if all(work.draft.parents is None for work in works):
         return None, None
@@ -263,7 +267,9 @@ class SeparateStore:
     def _wanted(self, row: Row) -> int:
         return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+    def read(
+        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+    ) -> tuple[list[Read], Cost]:
         found, cost = [], Cost()
         for work in works:
             if work.draft.tokens:

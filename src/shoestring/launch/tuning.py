@@ -14,10 +14,10 @@ from shoestring.data.places import absolute_path, is_path
 from shoestring.data.prepare import prepare
 from shoestring.data.store import TokenStore
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.log_lines import held_back
 from shoestring.method import methods
-from shoestring.plan.planner import Decision
+from shoestring.plan.planner import PlanDecision
 from shoestring.plan.tuning import plan_tuning
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def methods_of_tuning() -> list[str]:
     return [FULL, *(card.name for card in methods("tune", "edit"))]
 
 
-def tuning_request(place: str, method: str, asked: Tree, old: str) -> Request:
+def tuning_request(place: str, method: str, asked: Tree, old: str) -> TrainingRequest:
     """The request, complete and checked.
 
     place: of the base. method: of `methods_of_tuning`. asked: plain values, laid over what is planned.
@@ -58,7 +58,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str) -> Request:
         if method not in [one["name"] for one in edits]:
             edits.append({"name": method})
         asked = {**asked, "edits": edits}
-    first = Request.of(asked)
+    first = TrainingRequest.of(asked)
     model = peek(place).model
     if not isinstance(model, LanguageModule):
         raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
@@ -70,7 +70,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str) -> Request:
         learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
     choice = None if method == FULL else _choice(asked, method)
     planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths, learnt)
-    return Request.of(_with(asked, planned), planned=planned)
+    return TrainingRequest.of(_with(asked, planned), planned=planned)
 
 
 def _choice(asked: Tree, method: str) -> Choice:
@@ -78,7 +78,7 @@ def _choice(asked: Tree, method: str) -> Choice:
     return Choice.of("tune", method, kind="edit", **{key: value for key, value in table.items() if key != "name"})
 
 
-def _with(asked: Tree, planned: tuple[Decision, ...]) -> Tree:
+def _with(asked: Tree, planned: tuple[PlanDecision, ...]) -> Tree:
     """The recipe with what was planned."""
     for one in planned:
         branch: Tree = {}

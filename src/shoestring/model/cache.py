@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.cache import Cache, KeptShape, Pass
 from shoestring.errors import ShoestringError
 from shoestring.kernels.attention import Layers, Rows, Span
-from shoestring.kernels.decoder import Places
+from shoestring.kernels.decoder import CachePlaces
 
 
 class KeyValueShape(NamedTuple):
@@ -96,7 +96,7 @@ class ContiguousCache(Cache):
         ]
         super().__init__(layers, rows, room)
 
-    def places(self) -> Places | None:
+    def places(self) -> CachePlaces | None:
         """Where the pass that was begun reads and writes, for a model that reads natively: a row is a block. None where a mask says
         what is seen, rows have padding, or layers differ."""
         coming = self._coming
@@ -106,7 +106,7 @@ class ContiguousCache(Cache):
             return None
         length = coming.length
         spans = [Span(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
-        return Places(self._native, Rows(spans, self._native.block))
+        return CachePlaces(self._native, Rows(spans, self._native.block))
 
     @cached_property
     def _native(self) -> Layers | None:

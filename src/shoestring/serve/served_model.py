@@ -13,11 +13,11 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
 from shoestring.decode.pays import Pays
 from shoestring.errors import UsageError
-from shoestring.serve.admission import Admission, Budget, Promise, rows_of, within
-from shoestring.serve.answers import LENGTH, Answers, Asked
-from shoestring.serve.engine_thread import EngineThread, Pass
+from shoestring.serve.admission import Admission, Promise, RequestBudget, rows_of, within
+from shoestring.serve.answers import LENGTH, Asked, ServedAnswers
+from shoestring.serve.engine_thread import EngineStep, EngineThread
 from shoestring.serve.errors import ApiError
-from shoestring.serve.forecast import Row
+from shoestring.serve.forecast import ForecastRow
 from shoestring.serve.metrics import Metrics
 from shoestring.serve.rates import Rates
 from shoestring.serve.settings import Settings
@@ -39,7 +39,7 @@ class ServedModel:
         self._first: tuple[tuple[int, float], ...] = ()
         self._grammars: dict[frozenset[int], Grammars] = {}
         self._lock = threading.Lock()
-        self._going: dict[Answers, tuple[Budget, float]] = {}
+        self._going: dict[ServedAnswers, tuple[RequestBudget, float]] = {}
         self._thread: EngineThread | None = None
 
     async def start(self) -> None:
@@ -95,7 +95,7 @@ class ServedModel:
         if max(prompt) >= self.vocabulary:
             raise ApiError(400, f"a token of the prompt is beyond the vocabulary of {self.vocabulary}", param="prompt")
 
-    def answer(self, asked: Asked, budget: Budget, arrived: float) -> Answers:
+    def answer(self, asked: Asked, budget: RequestBudget, arrived: float) -> ServedAnswers:
         """Begin to answer; whoever has the answers closes them.
 
         arrived: when the request did, on the monotonic clock.
@@ -108,14 +108,14 @@ class ServedModel:
         budget = replace(budget, seconds=max(deadline - time.monotonic(), 0.0), least=least)
         requests = within(budget, asked.requests, self.writer.opened.model)
         self.admission.check(budget, requests, self._promises())
-        answers = Answers(self._thread, replace(asked, requests=requests), self._ended)
+        answers = ServedAnswers(self._thread, replace(asked, requests=requests), self._ended)
         self._going[answers] = budget, deadline
         return answers
 
     def _promises(self) -> Collection[Promise]:
         found = list[Promise]()
         for answers, (budget, deadline) in self._going.items():
-            rows, written = list[Row](), list[int]()
+            rows, written = list[ForecastRow](), list[int]()
             for each in answers.progress:
                 rows += rows_of(each.request, each.written, self.rates.share, each.ended)
                 written += [count for place, count in enumerate(each.written) if place not in each.ended]
@@ -123,7 +123,7 @@ class ServedModel:
                 found.append(Promise(rows, deadline, budget.least, min(written)))
         return found
 
-    def _ended(self, answers: Answers) -> None:
+    def _ended(self, answers: ServedAnswers) -> None:
         self._going.pop(answers, None)
         allowed = answers.asked.requests[0].max_new_tokens
         for ended in answers.ended:
@@ -131,7 +131,7 @@ class ServedModel:
             if ended.reason == "stop" or ended.detail == LENGTH:
                 self.rates.observe_answer(max(ended.spent.charge.written, 1), allowed)
 
-    def _passed(self, happened: Pass) -> None:
+    def _passed(self, happened: EngineStep) -> None:
         if happened.places:
             self.rates.observe(happened.places, happened.seconds)
         self._metrics.passed(self.name, happened, self.unfinished)

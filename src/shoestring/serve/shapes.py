@@ -8,13 +8,13 @@ from typing import Any
 from shoestring.budget.charge import NOTHING
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.sampling import LogProbability
-from shoestring.serve.answers import Answers, Ended, Piece
+from shoestring.serve.answers import AnswerEnd, AnswerPiece, ServedAnswers
 
 NEVER = -9999.0
 """What stands for the logarithm of a probability of 0."""
 
 
-def usage(answers: Answers, seconds: float) -> dict[str, Any]:
+def usage(answers: ServedAnswers, seconds: float) -> dict[str, Any]:
     """What all answers of a request took. seconds: from its beginning to its end."""
     spent = [ended.spent for ended in answers.ended]
     charge = sum((each.charge for each in spent), NOTHING)
@@ -43,7 +43,7 @@ def usage(answers: Answers, seconds: float) -> dict[str, Any]:
     }
 
 
-class Shape:
+class AnswerShape:
     """How the answers to one request are told.
 
     identity: of the request. model: its name. tokenizer: for the names of tokens.
@@ -56,7 +56,7 @@ class Shape:
         self._identity, self._model, self._tokenizer, self._chances = identity, model, tokenizer, chances
         self._created = int(time.time())
 
-    def whole(self, pieces: Sequence[Piece], took: dict[str, Any]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[AnswerPiece], took: dict[str, Any]) -> dict[str, Any]:
         """The answer in one piece. pieces: all of them, in the order in which they came."""
         choices = []
         for answer in sorted({piece.answer for piece in pieces}):
@@ -66,7 +66,7 @@ class Shape:
             choices.append({**self._choice(answer, text, chances), **_end(ended)})
         return {**self._head(self.whole_kind), "choices": choices, "usage": took}
 
-    def chunk(self, piece: Piece) -> dict[str, Any] | None:
+    def chunk(self, piece: AnswerPiece) -> dict[str, Any] | None:
         """A piece; None where there is nothing to tell."""
         if not (piece.text or piece.chances or piece.ended):
             return None
@@ -82,7 +82,7 @@ class Shape:
     def _choice(self, answer: int, text: str, chances: Sequence[LogProbability]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _delta(self, piece: Piece) -> dict[str, Any]:
+    def _delta(self, piece: AnswerPiece) -> dict[str, Any]:
         raise NotImplementedError
 
     def _bytes(self, token: int) -> bytes:
@@ -101,7 +101,7 @@ class Shape:
         return self._tokenizer.token(token) if token < len(self._tokenizer.token_bytes) else f"<{token}>"
 
 
-def _end(ended: Ended | None) -> dict[str, Any]:
+def _end(ended: AnswerEnd | None) -> dict[str, Any]:
     if ended is None:
         return {"finish_reason": None}
     return {"finish_reason": ended.reason, "finish_detail": ended.detail}
@@ -111,7 +111,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else NEVER
 
 
-class ChatShape(Shape):
+class ChatShape(AnswerShape):
     """Of `/v1/chat/completions`."""
 
     whole_kind, chunk_kind = "chat.completion", "chat.completion.chunk"
@@ -124,7 +124,7 @@ class ChatShape(Shape):
         message = {"role": "assistant", "content": text}
         return {"index": answer, "message": message, "logprobs": self._told(chances)}
 
-    def _delta(self, piece: Piece) -> dict[str, Any]:
+    def _delta(self, piece: AnswerPiece) -> dict[str, Any]:
         delta = {} if piece.answer in self._begun else {"role": "assistant"}
         self._begun.add(piece.answer)
         return {"index": piece.answer, "delta": {**delta, "content": piece.text}, "logprobs": self._told(piece.chances)}
@@ -141,7 +141,7 @@ class ChatShape(Shape):
         return {"token": self._name(token), "logprob": _finite(value), "bytes": list(self._bytes(token))}
 
 
-class CompletionShape(Shape):
+class CompletionShape(AnswerShape):
     """Of `/v1/completions`."""
 
     whole_kind = chunk_kind = "text_completion"
@@ -155,7 +155,7 @@ class CompletionShape(Shape):
         self._begun.add(answer)
         return {"index": answer, "text": echo + text, "logprobs": self._told(answer, chances)}
 
-    def _delta(self, piece: Piece) -> dict[str, Any]:
+    def _delta(self, piece: AnswerPiece) -> dict[str, Any]:
         return self._choice(piece.answer, piece.text, piece.chances)
 
     def _told(self, answer: int, chances: Sequence[LogProbability]) -> dict[str, Any] | None:

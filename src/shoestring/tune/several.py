@@ -18,7 +18,7 @@ from shoestring.tune.matrix import sizes
 class Routed(nn.Module):
     """A matrix with adapters by name. The base's product is made once for all rows; then each adapter has its rows."""
 
-    def __init__(self, base: nn.Module, rows: "Rows") -> None:
+    def __init__(self, base: nn.Module, rows: "AdapterRows") -> None:
         super().__init__()
         self.base, self.adapters = base, nn.ModuleDict()
         self.__dict__["rows"] = rows
@@ -26,7 +26,7 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         plain: Tensor = self.base(x)
-        chosen: Rows = self.rows  # type: ignore[assignment]
+        chosen: AdapterRows = self.rows  # type: ignore[assignment]
         names = chosen.names
         if not names:
             return plain
@@ -42,7 +42,7 @@ class Routed(nn.Module):
         return made
 
 
-class Rows:
+class AdapterRows:
     """Which adapter each row of the batch has."""
 
     names: tuple[str | None, ...] = ()
@@ -60,7 +60,7 @@ class Several:
     """
 
     def __init__(self, model: LanguageModule) -> None:
-        self.model, self._rows, self.names = model, Rows(), list[str]()
+        self.model, self._rows, self.names = model, AdapterRows(), list[str]()
 
     def add(self, name: str, edit: AdapterEdit, decision: Decision) -> None:
         """Take in an adapter. Raises: UsageError where there is one of that name, or it shares parameters between layers."""

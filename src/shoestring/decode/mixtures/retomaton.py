@@ -25,7 +25,7 @@ def k_means(points: Tensor, count: int, seed: int, rounds: int = 10) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Walk:
+class AutomatonWalk:
     """What an automaton said along a text.
 
     probabilities: [T, V], of the token after each place, of the datastore alone.
@@ -87,7 +87,7 @@ class RetoMaton:
         order = self.labels.argsort(stable=True)
         self._members = order.split(torch.bincount(self.labels).tolist())
 
-    def walk(self, hidden: Tensor, tokens: Tensor, vocabulary: int) -> Walk:
+    def walk(self, hidden: Tensor, tokens: Tensor, vocabulary: int) -> AutomatonWalk:
         """What it says along a text. hidden: [T, width], the model's last hidden states. tokens: [T], the token after each
         place."""
         if len(hidden) != len(tokens):
@@ -107,4 +107,4 @@ class RetoMaton:
             values = self.store.tokens[places]
             found.append(weighted(values[None], distances[None] / len(query), vocabulary, self.temperature)[0])
             pointers = self.store.next(places[values == token])
-        return Walk(torch.stack(found), searched, looked_at)
+        return AutomatonWalk(torch.stack(found), searched, looked_at)
