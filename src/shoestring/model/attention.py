@@ -99,12 +99,12 @@ class Attention(nn.Module):
             return self.output(cache.attend(q, k, v).transpose(1, 2).flatten(2))
         if cache is not None:
             k, v, mask = cache.append(k, v)
-            if mask is not None and mask.shape[1] not in (1, self.heads):  # of each key head
-                mask = mask.repeat_interleave(self.heads // mask.shape[1], 1)
+            if mask is not None and mask.shape[1] not in (1, self.split[0]):  # of each key head
+                mask = mask.repeat_interleave(self.split[0] // mask.shape[1], 1)
         causal = mask is None
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
-        grouped = self.split[1] != self.heads
+        grouped = self.split[1] != self.split[0]
         if self.chunked and cache is None and mask is None:
             mixed = chunked_attention(q, k, v)
         else:
@@ -142,6 +142,12 @@ class Attention(nn.Module):
         shared = (self.qkv.out_features // self.head_width - self.heads) // 2
         self.split = (self.heads, shared, shared)
         self._mark()
+
+    def divide(self, parts: int) -> None:
+        """Compute an equal part of the heads, as `qkv` gives no others: the rest are other processes'. `heads` stays the number of
+        all, which are counted once."""
+        queries, keys, values = self.split
+        self.split = (queries // parts, keys // parts, values // parts)
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

@@ -154,5 +154,7 @@ def _matrix(linear: Any) -> KernelMatrix:
         return linear.native_matrix()
     if type(linear) is not nn.Linear or linear.weight.dtype not in DENSE:
         raise ShoestringError(f"a matrix of {type(linear).__name__} that the native decoder does not know")
+    if type(linear.weight) is not nn.Parameter:
+        raise ShoestringError("a matrix that is divided among processes, of which the native decoder sees a part")
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     return KernelMatrix(weight, len(weight), weight.shape[1], DENSE[weight.dtype], bias=bias)

@@ -40,6 +40,7 @@ class AdamW(Unguarded, torch.optim.AdamW):
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})
+    elementwise = True
 
     def __init__(
         self,

@@ -19,6 +19,9 @@ class StatefulOptimizer(Unguarded):
     accepts: the roles of parameters that the subclass takes. One that takes matrices alone raises ValueError for a parameter
     that is none (give it to another optimiser, as `partition` does).
 
+    elementwise: whether each weight moves by its own gradient and state alone, so that any part of a parameter can be stepped
+    without the rest. One that does not say so is given whole parameters (`parallel.optimizer`).
+
     What an outer loop, which sets weights between the steps, has to know (`sync.inner.InnerOptimizer`):
     state_holds_weights: whether the state has weights of its own, which would then stay behind. orthogonal_updates: whether
     it moves matrices by the polar factor of a momentum. anchored: the keys of the state that hold what is measured on the
@@ -26,6 +29,7 @@ class StatefulOptimizer(Unguarded):
     """
 
     accepts: ClassVar[frozenset[str]]
+    elementwise: ClassVar[bool] = False
     state_holds_weights: ClassVar[bool] = False
     orthogonal_updates: ClassVar[bool] = False
     anchored: ClassVar[frozenset[str]] = frozenset()

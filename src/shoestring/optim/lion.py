@@ -33,6 +33,7 @@ class Lion(StatefulOptimizer):
     """
 
     accepts = frozenset({"embedding", "head", "matrix", "vector"})
+    elementwise = True
 
     def __init__(
         self,

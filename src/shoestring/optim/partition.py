@@ -103,7 +103,7 @@ def partition(model: nn.Module, *optimizers: Recipe, head: str | None = None) ->
     if not optimizers:
         raise UsageError("no optimiser was given for the parameters of the model")
     accepts = [_accepts(recipe) for recipe in optimizers]
-    refuses: list[frozenset[str]] = [getattr(_class(recipe), "refuses", frozenset()) for recipe in optimizers]
+    refuses: list[frozenset[str]] = [getattr(optimizer_class(recipe), "refuses", frozenset()) for recipe in optimizers]
     given: list[list[Member]] = [[] for _ in optimizers]
     unsure = _possible_head(model) if head is None else None
     for member in members(model, head):
@@ -234,18 +234,19 @@ def _weight(model: nn.Module, getter: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else getattr(found, "weight", None)
 
 
-def _class(recipe: Recipe) -> Any:
+def optimizer_class(recipe: Recipe) -> Any:
+    """The class that a recipe makes an optimiser of."""
     if isinstance(recipe, Choice):
         return recipe.card.target
     return recipe.func if isinstance(recipe, functools.partial) else recipe
 
 
 def _name(recipe: Recipe) -> str:
-    return recipe.name if isinstance(recipe, Choice) else _class(recipe).__name__
+    return recipe.name if isinstance(recipe, Choice) else optimizer_class(recipe).__name__
 
 
 def _accepts(recipe: Recipe) -> frozenset[str]:
-    given = _class(recipe)
+    given = optimizer_class(recipe)
     if isinstance(given, torch.optim.Optimizer):
         raise UsageError(
             f"an optimiser that is made already cannot be given parameters: give its class, {_full_name(type(given))}"
