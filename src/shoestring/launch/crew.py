@@ -26,7 +26,7 @@ from shoestring.sync.rendezvous.joining import join, leave, world_size
 from shoestring.sync.transport.base import Transport
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
-from shoestring.train.participation import FixedWorkers
+from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, begin, resolve, resume
 
@@ -140,6 +140,18 @@ def common_step(transport: Transport, folder: RunFolder) -> int | None:
     return max(common, default=None)
 
 
+def place_of(config: RunConfig, transport: Transport, run: Path) -> Participation:
+    """The place of this process in a run: one of several workers, or one of several processes of one worker.
+
+    run: the run's folder.
+    """
+    if config.parallel.processes == 1:
+        return FixedWorkers(transport)
+    from shoestring.train.parallel import ParallelProcesses  # torch's engines, which take a second to import
+
+    return ParallelProcesses(transport, run)
+
+
 class Crew:
     """The `Way` of a fixed number of processes: starts them, unless this process is one of them.
 
@@ -156,7 +168,7 @@ class Crew:
         with RunFolder.create(out):
             pass  # refused here where it is taken: the first worker will hold it
         asked = {"begin": request.asked, "critical_batch": request.critical_batch, "out": str(out)}
-        return self._start(asked, request.workers, out)
+        return self._start(asked, request.processes, out)
 
     def resume(self, path: Path, step: int | None, moved: Tree) -> Ended:
         if is_worker():
@@ -164,7 +176,8 @@ class Crew:
         folder = RunFolder.open(path)
         with folder.held():
             pass  # said here where another process is at work there: the first worker will hold it
-        return self._start({"resume": str(path), "step": step, "moved": moved}, folder.read_config().workers, path)
+        processes = resumed_config(folder, moved).processes
+        return self._start({"resume": str(path), "step": step, "moved": moved}, processes, path)
 
     def _start(self, asked: Tree, workers: int, path: Path) -> Ended:
         asked = {**asked, "heartbeat_timeout": self.heartbeat_timeout}
@@ -178,7 +191,7 @@ class Crew:
     def _begin_as_worker(self, request: TrainingRequest, out: Path) -> Ended:
         """The leader decides, and all train."""
         place, view = self.place, self.view
-        with joined(request.asked, request.workers, self.heartbeat_timeout) as transport:
+        with joined(request.asked, request.processes, self.heartbeat_timeout) as transport:
             mine = None
             if transport.rank == 0:
                 machine = probe()
@@ -197,13 +210,13 @@ class Crew:
                 dataset.tokenizer.save(folder.tokenizer)
             require_same_data(transport, dataset)
             with view.watch(config, machine) as watch:
-                outcome = begin(config, folder, ledger, dataset, machine, watch.show, FixedWorkers(transport))
+                outcome = begin(config, folder, ledger, dataset, machine, watch.show, place_of(config, transport, path))
         return Ended(folder, outcome, leads())
 
     def _resume_as_worker(self, path: Path, step: int | None, moved: Tree) -> Ended:
         config = resumed_config(RunFolder.open(path), moved)
         start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
-        with joined(without_places(tree(config)), config.workers, self.heartbeat_timeout, start) as transport:
+        with joined(without_places(tree(config)), config.processes, self.heartbeat_timeout, start) as transport:
             folder = RunFolder(own_folder(path, transport.rank))
             folder.path.mkdir(parents=True, exist_ok=True)
             self.place.held.enter_context(folder.held())
@@ -214,6 +227,9 @@ class Crew:
                 with ledger.clock("data"):
                     dataset = prepare(config.data, cache_folder())
                 require_same_data(transport, dataset)
-                at = common_step(transport, folder) if step is None else step
-                outcome = resume(folder, config, ledger, dataset, watch.show, at, FixedWorkers(transport))
+                # processes of one worker go on from one checkpoint, the leader's
+                keeper = folder if config.parallel.processes == 1 else RunFolder(path)
+                at = common_step(transport, keeper) if step is None else step
+                place = place_of(config, transport, path)
+                outcome = resume(folder, config, ledger, dataset, watch.show, at, place)
         return Ended(folder, outcome, leads())

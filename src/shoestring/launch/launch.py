@@ -55,7 +55,7 @@ class Launch:
         crew = Crew(place, heartbeat_timeout, command)
         self._ways: dict[str, Callable[[int], Way]] = {
             "local": lambda workers: alone,
-            "distributed": lambda workers: crew if workers > 1 or is_worker() else alone,
+            "distributed": lambda processes: crew if processes > 1 or is_worker() else alone,
             "torchft": lambda workers: Elastic(place, self.hosting),
             "pipeline": lambda workers: PipelineWay(place),
         }
@@ -67,7 +67,7 @@ class Launch:
         out: the run's folder, which must be new or empty.
         Raises: UsageError, ShoestringError (`Diverged`, `NothingTrained` and `WorkerFailed` among them).
         """
-        return self._way(request.transport, request.workers).begin(request, out)
+        return self._way(request.transport, request.processes).begin(request, out)
 
     def resume(self, path: Path, step: int | None = None, moved: Tree | None = None) -> Ended:
         """Go on with a run.
@@ -79,9 +79,9 @@ class Launch:
         """
         config = resumed_config(RunFolder.open(path), moved or {})
         require_device(config.execution)
-        return self._way(config.transport, config.workers).resume(path, step, moved or {})
+        return self._way(config.transport, config.processes).resume(path, step, moved or {})
 
-    def _way(self, transport: str, workers: int) -> Way:
+    def _way(self, transport: str, processes: int) -> Way:
         if transport != "torchft" and (self.hosting.restart or self.hosting.listen != LOOPBACK):
             raise UsageError(
                 f"--restart and --listen go with --transport torchft, whose workers come and go, not with {transport}"
@@ -90,7 +90,7 @@ class Launch:
         if not keep_freed_memory():
             log.warning("note: this C library cannot be told to keep freed memory: steps on a CPU are slower")
         keep_compiled_code(cache_folder())
-        return self._ways[transport](workers)
+        return self._ways[transport](processes)
 
     def __enter__(self) -> Self:
         return self

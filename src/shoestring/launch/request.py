@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
+from shoestring.parallel.layout import Layout
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import Plan, PlanDecision, flops_per_token, paces_for, plan
 from shoestring.train.base import with_base
@@ -39,7 +40,7 @@ class TrainingRequest:
     asked: plain values, as in a recipe.
     budget: what the run may spend.
     critical_batch: tokens, as measured in an earlier run; None: not known.
-    workers, transport: as in the configuration.
+    workers, transport, parallel: as in the configuration.
     planned: what was decided before, and is among what is asked for.
     """
 
@@ -49,6 +50,7 @@ class TrainingRequest:
     workers: int = 1
     transport: str = "distributed"
     planned: tuple[PlanDecision, ...] = ()
+    parallel: Layout = field(default_factory=Layout)
 
     @classmethod
     def of(
@@ -68,13 +70,16 @@ class TrainingRequest:
         Raises: UsageError.
         """
         asked = dict(asked)
-        if processes is not None:
+        divided = isinstance(asked.get("parallel"), Mapping)
+        if processes is not None and not divided:
             asked.setdefault("workers", processes)
         asked.setdefault("budget", DEFAULT_BUDGET)
         if asked.get("transport") == "pipeline":
             asked = merge({"model": {"tied": False}, "execution": PIPELINE_EXECUTION}, asked)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
-        config = build(RunConfig, merge({"model": {}, "train": {"batch": asked.get("workers", 1)}}, asked), as_flag)
+        parts = build(Layout, asked["parallel"], as_flag).parts if divided else 1
+        batch = asked.get("workers", 1) if parts == 1 else parts
+        config = build(RunConfig, merge({"model": {}, "train": {"batch": batch}}, asked), as_flag)
         require_device(config.execution)
         if config.old.corpus:
             open_corpus(config.old.corpus)  # refuses what is not there
@@ -82,7 +87,7 @@ class TrainingRequest:
             asked = with_start(asked, config.start)
         if config.model.base:
             asked = with_base(asked)
-        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned)
+        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned, config.parallel)
 
     @classmethod
     def read(
@@ -107,7 +112,12 @@ class TrainingRequest:
     @property
     def at_once(self) -> int:
         """Workers that compute at the same time, each with the cores that one has."""
-        return 1 if self.transport == "local" else self.workers
+        return 1 if self.transport == "local" else self.processes
+
+    @property
+    def processes(self) -> int:
+        """Processes that train the run, where each worker has its own."""
+        return self.workers * self.parallel.processes
 
     def data(self) -> DataConfig:
         return build(DataConfig, self.asked.get("data", {}))
@@ -152,7 +162,7 @@ def planned(
     made = plan(
         request.budget,
         machine,
-        workers=request.workers,
+        workers=request.workers * request.parallel.parts,
         at_once=request.at_once,
         corpus_tokens=len(dataset.train),
         vocabulary=dataset.tokenizer.vocabulary,
@@ -175,7 +185,7 @@ def tried(request: TrainingRequest, machine: Machine, dataset: Dataset, ledger: 
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
     for _ in range(TRIALS):
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
-        if request.workers > 1 or request.transport == "pipeline" or paces.knows(config.model):
+        if request.processes > 1 or request.transport == "pipeline" or paces.knows(config.model):
             return made, config
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
         used = ledger.totals.seconds.get("measure", 0.0)

@@ -17,6 +17,4 @@ def gather_json(value: Any, device: str | torch.device = "cpu") -> list[Any]:
     padded[: len(text)] = text
     received = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(received, padded)
-    return [
-        json.loads(bytes(each[: int(size)].cpu().tolist())) for each, size in zip(received, sizes, strict=True)
-    ]
+    return [json.loads(bytes(each[: int(size)].cpu().tolist())) for each, size in zip(received, sizes, strict=True)]

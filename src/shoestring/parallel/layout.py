@@ -1,12 +1,14 @@
 """How a model and its batches are divided among processes."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shoestring.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Processes = Annotated[int, Interval(ge=1, le=65536)]
 
@@ -43,9 +45,10 @@ class Layout:
         """Which part of a batch the process of this rank reads."""
         return rank // self.tensor
 
-    def mesh(self, device: str = "cpu") -> DeviceMesh:
+    def mesh(self, device: str = "cpu") -> "DeviceMesh":
         """The processes of torch's default group, [data, fsdp, tensor]. Raises: UsageError where they are another number."""
         import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
 
         found = dist.get_world_size() if dist.is_initialized() else 1
         if found != self.processes:

@@ -138,6 +138,7 @@ class ShardedOptimizer(Composite):
             name = key.rpartition(".")[0]
             one = self.sharded.parameters[name]
             part = mine.get(key)
+            found: Tensor | None
             if self.kinds[name] == "shard" and part is not None and list(part.shape) == list(one.local().shape):
                 found = one.whole(part) if part.ndim else part
             elif owner == 0:

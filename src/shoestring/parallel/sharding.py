@@ -209,7 +209,9 @@ def shard(model: LanguageModule, layout: Layout, device: str = "cpu") -> Sharded
         fully_shard(model, mesh=along)
         register_fsdp_forward_method(model, "read")
     model.changed()
-    model.cost(Shape(1, 1, backward=True))  # it keeps sizes that it takes from `state_dict`, which gives up whole weights
+    model.cost(
+        Shape(1, 1, backward=True)
+    )  # it keeps sizes that it takes from `state_dict`, which gives up whole weights
     places = {name: (mesh.get_local_rank(name), mesh[name].size()) for name in ("fsdp", "tensor")}
     parameters = {
         name: ShardedParameter(

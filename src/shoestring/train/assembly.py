@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from shoestring.data.windows import BatchSource, Windows
 from shoestring.errors import UsageError
 from shoestring.optim.composite import Composite
 from shoestring.optim.partition import members, partition
+from shoestring.parallel.activation_checkpointing import checkpoint_layers
 from shoestring.schedule.batch_rule.rule import BatchRule, scale_to_batch
 from shoestring.schedule.transfer.rule import Rules, Scale, require_optimizer, scale_groups, scale_weights
 from shoestring.schedule.warmup import with_warmup
@@ -101,7 +103,7 @@ def steps_of(config: RunConfig) -> Callable[[float], int]:
             f"batch_size = {config.batch_size.name}: compiled blocks take one shape, so set train.micro_batch, "
             "the sequences at once, of which a growing batch takes ever more; or execution.compile none"
         )
-    unit = (config.train.micro_batch or 1) * config.workers
+    unit = (config.train.micro_batch or 1) * config.parts
     return lambda progress: max(1, round(ramp(progress) * batch / unit)) * unit
 
 
@@ -136,6 +138,10 @@ def assemble(
         precision=config.execution.precision,
         domains=[part.name for part in dataset.domains],
     )
+    if config.parallel.processes > 1:
+        from shoestring.train.joint_evaluation import JointEvaluator
+
+        evaluator = JointEvaluator(evaluator, config.parallel)
     model, drawn = steppers[0].model, steps_of(config)
     schedule, switches, said = join_schedule(config.schedule.build(), applied, model, planned_tokens(config, model))
     pairs = [(stepper.model, stepper.optimizer) for stepper in steppers]
@@ -222,7 +228,7 @@ def planned_flops(stepper: Stepper, sequences: int, context: int) -> int:
 
 def _rows(config: RunConfig) -> int:
     """Sequences at once."""
-    return config.train.micro_batch or config.train.batch // config.workers
+    return config.train.micro_batch or config.train.batch // config.parts
 
 
 def _objective(config: RunConfig) -> Objective:
@@ -243,27 +249,34 @@ def _stepper(
     model, applied = apply_edits(made, config.edits, evidence, decisions)
     edits = describe(model, applied)
     claimed = partition(model, config.optim, config.fallback)
-    optimizer = claimed.build()
     rules = rules_for(config)
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
-    scale_groups(rules, optimizer.param_groups)
-    rule: BatchRule = config.batch_rule.build()
-    rescaled = scale_to_batch(rule, optimizer.param_groups, config.train.batch / config.workers)
+    layout, device = config.parallel, config.execution.device
     prepare_blocks(model, config.execution)
-    stepper = Stepper(
-        model,
-        _objective(config),
-        optimizer,
-        device=config.execution.device,
-        precision=config.execution.precision,
-        micro_batch=_rows(config),
-        context=config.model.context if config.data.length is not None else None,
-        selection=selection,
-        clip=config.train.gradient_clip,
-        seed=config.seed,
-        noise_scale=NoiseScale() if config.train.noise_scale_every else None,
-        noise_scale_every=max(config.train.noise_scale_every, 1),
-        stepped=[one.edit for one in applied if isinstance(one.edit, Stepped)],
-    )
+    options: dict[str, Any] = {
+        "device": device,
+        "precision": config.execution.precision,
+        "micro_batch": _rows(config),
+        "context": config.model.context if config.data.length is not None else None,
+        "selection": selection,
+        "clip": config.train.gradient_clip,
+        "seed": config.seed,
+        "noise_scale": NoiseScale() if config.train.noise_scale_every else None,
+        "noise_scale_every": max(config.train.noise_scale_every, 1),
+        "stepped": [one.edit for one in applied if isinstance(one.edit, Stepped)],
+        "checkpointed": layout.checkpointing == "layers",
+    }
+    if layout.processes > 1:
+        from shoestring.train.sharded_step import sharded_stepper  # torch's engines, which take a second to import
+
+        stepper: Stepper
+        stepper, divided = sharded_stepper(model, layout, claimed, _objective(config), **options)
+    else:
+        if layout.checkpointing == "layers":
+            checkpoint_layers(model.anatomy())
+        stepper, divided = Stepper(model, _objective(config), claimed.build(), **options), ""
+    scale_groups(rules, stepper.optimizer.param_groups)
+    rule: BatchRule = config.batch_rule.build()
+    rescaled = scale_to_batch(rule, stepper.optimizer.param_groups, config.train.batch / config.workers)
     ruled = [f"{config.batch_rule.name}: {line}" for line in rescaled]
-    return stepper, applied, "\n".join(line for line in (edits, claimed.describe(), *ruled) if line)
+    return stepper, applied, "\n".join(line for line in (edits, claimed.describe(), divided, *ruled) if line)

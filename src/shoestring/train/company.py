@@ -4,7 +4,7 @@ A `Worker` computes: gradients, steps, its state. The `Company` decides what all
 together. One worker alone is a company of one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -88,6 +88,11 @@ class Company(Protocol):
         """What all workers do after `step` steps, where this one would do as `vote` says."""
         ...
 
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        """The largest of each number among the processes that must take the same step; where each may take its own, they are
+        what they were."""
+        ...
+
     def figures(self) -> dict[str, float]:
         """What a line of metrics says of the workers, beside their loss."""
         ...
@@ -128,6 +133,9 @@ class CompanyOfOne:
 
     def decide(self, step: int, vote: Vote) -> Vote:
         return vote
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        return list(numbers)
 
     def figures(self) -> dict[str, float]:
         return {}

@@ -14,6 +14,7 @@ from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive, Seed, Whole
 from shoestring.model.config import ModelConfig
+from shoestring.parallel.layout import Layout
 from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
 from shoestring.train import former
@@ -188,6 +189,7 @@ class RunConfig:
     'torchft' is a process for each, and they may die, freeze, come late and come back: `workers` is then the number
     planned for, each of which takes its part of train.batch, however many there are; 'pipeline' cuts the model into
     stages, a process for each, any of which may die.
+    parallel: how one worker is several processes, which train one model together.
     old: text that the model could do before, judged beside what is held out of the new.
     elastic: when a worker that comes and goes is given up.
     pipeline: how the model is cut.
@@ -212,6 +214,7 @@ class RunConfig:
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
     transport: Literal["distributed", "local", "torchft", "pipeline"] = "distributed"
+    parallel: Layout = field(default_factory=Layout)
     old: OldConfig = field(default_factory=OldConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
@@ -241,6 +244,49 @@ class RunConfig:
             self._check_workers()
         if self.transport == "torchft":
             self._check_elastic()
+        self._check_parallel()
+
+    @property
+    def processes(self) -> int:
+        """Processes that train the run, where each worker has its own."""
+        return self.workers * self.parallel.processes
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a batch is divided."""
+        return self.workers * self.parallel.parts
+
+    def _check_parallel(self) -> None:
+        """Refuse what several processes of one model have not got, before any work."""
+        layout, train, data = self.parallel, self.train, self.data
+        if layout.checkpointing != "none" and self.execution.compile == "blocks":
+            raise ValueError("parallel.checkpointing keeps blocks uncompiled: give execution.compile = none")
+        if layout.processes == 1:
+            return
+        others = {"data.rows": data.rows, "data.length": data.length, "data.selection": data.selection}
+        refused = {
+            f"workers = {self.workers}: islands of several processes are not built: set workers = 1": self.workers > 1,
+            f"sync = {self.sync.name}: its processes exchange nothing else: give --sync none": self.sync.name != "none",
+            f"transport = {self.transport}: give --transport distributed": self.transport != "distributed",
+            "it trains a model as it is: give no edits": bool(self.edits),
+            "it judges one text: give no old.corpus": bool(self.old.corpus),
+            "it reads one corpus: give no data.source": bool(data.source),
+            "it begins with new weights or a base: give no start.run": bool(self.start.run),
+            "train.noise_scale_every is measured in one process: set it to 0": bool(train.noise_scale_every),
+            "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
+            "it has been run on CPUs alone: give execution.device = cpu": self.execution.device == "cuda",
+            f"train.batch = {train.batch} does not divide into {layout.parts} equal parts": train.batch % layout.parts
+            != 0,
+            **{f"{key} is read by one process: leave it out": choice is not None for key, choice in others.items()},
+        }
+        for why, true in refused.items():
+            if true:
+                raise ValueError(f"parallel: {why}")
+        if train.micro_batch is not None and (train.batch // layout.parts) % train.micro_batch:
+            raise ValueError(
+                f"parallel: train.micro_batch = {train.micro_batch} does not divide a process's part of the batch, "
+                f"{train.batch // layout.parts}"
+            )
 
     def _check_rows(self) -> None:
         """Refuse shapes that vary where one is needed."""

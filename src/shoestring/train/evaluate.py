@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +56,22 @@ def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows | InTu
     return windows, min(len(windows), max(1, config.train.heldout_tokens // context))
 
 
+class Sums(NamedTuple):
+    """What was found on held-out text, summed up.
+
+    nats: of all targets. targets: how many. text: their bytes. flops, read: what it took. done: sequences that were read.
+    by_domain: float64 [domains, 2], sum of the losses and number of targets.
+    """
+
+    nats: float
+    targets: int
+    text: int
+    flops: int
+    read: int
+    done: int
+    by_domain: np.ndarray
+
+
 class Evaluator:
     """Evaluates on the first sequences of `source`, `rows` at a time, at most `targets` targets.
 
@@ -85,6 +102,10 @@ class Evaluator:
 
         enough: asked after each batch, whether to leave it at that.
         """
+        return self._found(self.sums(model, enough))
+
+    def sums(self, model: LanguageModel, enough: Callable[[], bool]) -> "Sums":
+        """As a call, what the figures are made of."""
         nats, targets, text, flops, read, done = 0.0, 0, 0, 0, 0, 0
         by_domain = np.zeros((len(self.domains), 2))
         for start in range(0, self.sequences, self.rows):
@@ -106,13 +127,16 @@ class Evaluator:
             targets += len(counted)
             read += moved.targets.numel()
             flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
-        loss = nats / max(targets, 1)
-        spent = Charge(flops=flops, read=read)
+        return Sums(nats, targets, text, flops, read, done, by_domain)
+
+    def _found(self, sums: "Sums") -> Heldout:
+        loss = sums.nats / max(sums.targets, 1)
+        spent = Charge(flops=sums.flops, read=sums.read)
         domains = {
-            name: float(own / count) for name, (own, count) in zip(self.domains, by_domain, strict=True) if count
+            name: float(own / count) for name, (own, count) in zip(self.domains, sums.by_domain, strict=True) if count
         }
-        bits = nats / math.log(2) / max(text, 1)
-        return Heldout(loss, bits, targets, done, done < self.sequences, spent, domains)
+        bits = sums.nats / math.log(2) / max(sums.text, 1)
+        return Heldout(loss, bits, sums.targets, sums.done, sums.done < self.sequences, spent, domains)
 
 
 def _by_domain(head: Head, hidden: Tensor, targets: Tensor, batch: Batch, domains: int) -> np.ndarray:

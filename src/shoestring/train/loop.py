@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import EVALUATION, MODEL, Ledger, is_limited
+from shoestring.budget.ledger import EVALUATION, MODEL, Ledger, Totals, is_limited
 from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.stream import stream_of
@@ -133,16 +133,20 @@ class Loop:
         """(progress, steps that there is budget for: below 1 when it is spent, infinite where that is not known yet)."""
         totals = self.company.spent(self.ledger.totals)
         spent = self.budget.spent(totals, self.reserve)
-        progress = max(self.position.progress, spent.progress)
-        if spent.progress >= 1.0:
-            return progress, 0
+        progress, left = max(self.position.progress, spent.progress), self._steps_left(spent.progress, totals)
+        progress, fewest = self.company.agree((progress, -left))
+        return progress, -fewest
+
+    def _steps_left(self, progress: float, totals: Totals) -> float:
+        if progress >= 1.0:
+            return 0
         limits, left = self.budget.limits, math.inf
         if "seconds" in limits:
             left = self.speed.steps_left(limits["seconds"] - self.reserve - totals.wall_clock)
         for resource, each in self.last_cost.items():
             if resource in limits and each:
                 left = min(left, math.ceil((limits[resource] - getattr(totals, resource)) / each))
-        return progress, left
+        return left
 
     def run(self, stop: StopRequest) -> str:
         """Returns 'finished' when the budget is spent, 'interrupted' when asked to stop.
@@ -217,7 +221,8 @@ class Loop:
         if not self.company.leads or self._spent()[1] < 1:
             return
         left = self._seconds_left()
-        if self.speed.may_evaluate(left - self.reserve):
+        (skipped,) = self.company.agree((float(not self.speed.may_evaluate(left - self.reserve)),))
+        if not skipped:
             self.evaluate()
         else:
             log.warning(

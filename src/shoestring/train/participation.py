@@ -1,10 +1,13 @@
 """How a process takes part in a run: which of its workers it has, what takes its steps, and its part of the budget."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger
+from shoestring.contract.model import LanguageModule
 from shoestring.data.windows import BatchSource
 from shoestring.errors import UsageError
 from shoestring.optim.partition import members
@@ -23,11 +26,15 @@ class Joined:
     worker: computes the steps.
     company: decides with the other workers.
     source: the batches of this process.
+    checkpoints: of the run, where another process keeps them; None: this one keeps its own.
+    whole: makes the whole model where `Parts.model` is divided among processes, which all call it; None but for one of them.
     """
 
     worker: Worker
     company: Company
     source: BatchSource
+    checkpoints: Path | None = None
+    whole: Callable[[], LanguageModule | None] | None = None
 
 
 class Participation(Protocol):

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,9 @@ class PipelineWorker:
             self.ledger.discard(lost, round(lost * self.flops_a_token))
             self.ledger.write("discard", step=self.pipeline.step, lost_tokens=lost)
         return vote
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        return list(numbers)
 
     def figures(self) -> dict[str, float]:
         return {"stages": self.pipeline.count, "failures": self.pipeline.accounts.failures, "sent": self._sent}

@@ -70,6 +70,14 @@ def resolve(
     if not config.model.base:  # a base has room for more tokens than its tokenizer, often
         config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
     config = with_transfer(config)
+    layout, execution = config.parallel, config.execution
+    if (layout.processes > 1 or layout.checkpointing != "none") and execution.compile == "auto":
+        config = replace(config, execution=replace(execution, compile="none"))
+        log.info("blocks are not compiled: [parallel] has been tried without")
+    if layout.processes > 1 and execution.device == "auto":
+        config = replace(config, execution=replace(config.execution, device="cpu"))
+        if machine.device != "cpu":
+            log.warning("[parallel] has been run on CPUs alone: it trains on the CPU of this machine")
     seconds = config.budget.seconds or expected
     left = None
     if seconds is not None:
@@ -78,7 +86,7 @@ def resolve(
         execution = settle(
             config.execution,
             config.model,
-            rows=config.train.micro_batch or config.train.batch // config.workers,
+            rows=config.train.micro_batch or config.train.batch // config.parts,
             seconds=seconds,
             machine=machine,
             cache=cache_folder(),
@@ -196,7 +204,8 @@ class Session:
             if config.start.run:
                 log.info(begin_from(config.start, self.parts, dataset))
             joined = participation.join(config, self.parts, ledger)
-        self.worker, self.company = joined.worker, joined.company
+        self.worker, self.company, self.joined = joined.worker, joined.company, joined
+        self.checkpoints = joined.checkpoints or folder.checkpoints
         with ledger.clock("data"):
             old = old_evaluator(config, dataset)
         for line in self.parts.claims.splitlines():
@@ -282,7 +291,9 @@ class Session:
             self.milestones.add(1.0, self._here(), heldout)
         with self.ledger.clock("evaluate"):
             prompt = sample_prompt(self.config, self.dataset)
-            sample = draw_sample(self.parts.model, self.dataset.tokenizer, self.config, self.ledger, prompt)
+            model = self.joined.whole() if self.joined.whole else self.parts.model
+            tokenizer = self.dataset.tokenizer
+            sample = draw_sample(model, tokenizer, self.config, self.ledger, prompt) if model else ""
         if sample:
             line = {"step": self.loop.position.step, "prompt": prompt, "text": sample}
             samples = JsonLines(self.folder.path / "samples.jsonl")
@@ -344,6 +355,8 @@ class Session:
             "data": self.dataset.fingerprint,
         }
         snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.worker.weights(), self.config), tensors, state)
+        if self.joined.checkpoints is not None:
+            return  # another process keeps them
         keep, spared = self.config.train.keep, self.milestones.steps()
         here = self.loop.position.step, self.loop.returns
         if here != self._kept and here[0] in checkpoint.list_checkpoints(self.folder.checkpoints):
@@ -353,13 +366,13 @@ class Session:
 
     def restore(self, step: int | None) -> None:
         """Back to a checkpoint (None: the newest; the first step when none was written), on the ledger too."""
-        if step is None and not checkpoint.list_checkpoints(self.folder.checkpoints):
+        if step is None and not checkpoint.list_checkpoints(self.checkpoints):
             log.info("no checkpoint was written yet: beginning again from the first step")
             self.ledger.roll_back(Totals())
             self.folder.roll_back_metrics(-1)  # what was judged before the first step is judged again
             self.milestones.roll_back(0)
             return
-        found, snapshot = checkpoint.load(self.folder.checkpoints, step)
+        found, snapshot = checkpoint.load(self.checkpoints, step)
         require_same_text(snapshot.state["data"], self.dataset, self.config)
         self.worker.restore(
             with_frozen(self.parts.model, snapshot.model, self.config), snapshot.optimizer, snapshot.state["optimizer"]

@@ -16,6 +16,7 @@ from shoestring.contract.objective import At, Objective
 from shoestring.data.selection import Selection
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
+from shoestring.parallel.activation_checkpointing import recomputed_flops
 from shoestring.train.curvature import curvature_of
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
@@ -73,6 +74,7 @@ class Stepper:
     seed: of what is drawn on the way.
     noise_scale: is shown the gradient of the first micro-batch beside that of the whole batch, every `noise_scale_every` steps.
     stepped: edits that do something around every step.
+    checkpointed: whether layers are computed again in the backward pass, which is charged.
 
     `gradients` and `apply` are apart so that an exchange between workers, or a look at the loss, fits between them.
     """
@@ -93,12 +95,13 @@ class Stepper:
         noise_scale: NoiseScale | None = None,
         noise_scale_every: int = 1,
         stepped: Sequence[Stepped] = (),
+        checkpointed: bool = False,
     ) -> None:
         self.model, self.objective, self.optimizer = model, objective, optimizer
         self.device, self.precision, self.micro_batch, self.clip = device, precision, micro_batch, clip
         self.context, self.selection = context, selection
         self.seed, self.noise_scale, self.noise_scale_every = seed, noise_scale, noise_scale_every
-        self.stepped, self._at = tuple(stepped), At()
+        self.stepped, self._at, self.checkpointed = tuple(stepped), At(), checkpointed
 
     def gradients(self, batch: Batch, at: At) -> StepResult:
         """Accumulate the gradient of the batch's mean loss into the parameters, and clip it."""
@@ -111,28 +114,52 @@ class Stepper:
         more = 1 if self.context is None else max(1, self.context // batch.inputs.length)
         parts = batch.split(self.micro_batch * more)
         counts = [self.objective.count(part) for part in parts]
-        whole = sum(counts) or 1
+        whole = self._total(sum(counts)) or 1
         measured = self.noise_scale is not None and len(parts) > 1 and at.step % self.noise_scale_every == 0
         targets = max(batch.tokens, 1)
         total = torch.zeros((), device=self.device)
         first: tuple[float, int] | None = None
-        spent: dict[str, Charge] = {MODEL: Charge(tokens=targets, flops=self.optimizer.step_flops())}
+        spent: dict[str, Charge] = {MODEL: Charge(tokens=targets)}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             share = count / whole
             with autocast(self.device, self.precision):
                 loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
-            (loss.mean * share).backward()
+            (loss.mean * (share * self.loss_scale)).backward()
             total += loss.mean.detach() * share
             spent = together(spent, loss.spent)
+            if self.checkpointed:
+                again = recomputed_flops(self.model, part.rows, part.inputs.length)
+                spent = together(spent, {MODEL: Charge(flops=again)})
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
+        total, targets, spent = self._summed(total, targets, spent)
+        spent = together(spent, {MODEL: Charge(flops=self.optimizer.step_flops())})
         for edit in self.stepped:
             spent = together(spent, {MODEL: edit.before_step(self.model, at)})
         norm_1 = self._norm(1.0)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        norm = self._clip()
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
         return Accumulated(total, norm, norm_1, targets, together(spent, choosing, self._curvature(parts[0], at)))
+
+    @property
+    def loss_scale(self) -> float:
+        """By what a loss is multiplied before its backward pass."""
+        return 1.0
+
+    def _total(self, count: float) -> float:
+        """What counts in the whole batch, of which this process has `count`."""
+        return count
+
+    def _summed(
+        self, loss: Tensor, targets: int, spent: Mapping[str, Charge]
+    ) -> tuple[Tensor, int, Mapping[str, Charge]]:
+        """Loss, targets and charges of the whole batch, whose gradient the parameters hold from here on."""
+        return loss, targets, spent
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient. Returns its norm before."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
 
     def _selected(self, batch: Batch, at: At) -> tuple[Batch, dict[str, Charge]]:
         """(the rows that are trained on, what choosing them took)."""

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from statistics import median
@@ -218,6 +218,9 @@ class ElasticTeam:
         if tokens or flops:
             self.ledger.discard(tokens, flops)
             self.ledger.write("discard", step=self.elastic.outer.steps, lost_tokens=tokens)
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        return list(numbers)
 
     def figures(self) -> dict[str, float]:
         found = self.exchanges

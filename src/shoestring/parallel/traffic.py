@@ -1,0 +1,64 @@
+"""Bytes that a process of a layout receives in a step, by formula: what its collectives take when each is a ring.
+
+Of n processes, a ring all-gather or reduce-scatter of b bytes brings each process b (n - 1) / n, an all-reduce twice that. As much
+is sent. What a network adds is not counted.
+"""
+
+from dataclasses import dataclass
+
+from shoestring.parallel.layout import Layout
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes a step, by cause.
+
+    data: gradients of copies, all-reduced. fsdp: weights gathered, gradients scattered. tensor: activations all-reduced.
+    whole: matrices gathered for optimisers that need them whole, and sent back.
+    """
+
+    data: int = 0
+    fsdp: int = 0
+    tensor: int = 0
+    whole: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.data + self.fsdp + self.tensor + self.whole
+
+
+def ring(size: float, processes: int) -> float:
+    """Bytes that one process receives of an all-gather of `size` bytes."""
+    return size * (processes - 1) / processes
+
+
+def traffic(
+    layout: Layout,
+    *,
+    layers: int,
+    root: int,
+    layer_bytes: int,
+    width: int,
+    tokens: int,
+    micro_batches: int = 1,
+    whole: int = 0,
+) -> Traffic:
+    """The traffic of one step.
+
+    layers: how many. layer_bytes: of weights in all layers. root: bytes of the weights outside of layers.
+    width: of the hidden states, of 4 bytes. tokens: of one micro-batch in one process. micro_batches: of a step.
+    whole: bytes for whole matrices, as the optimiser says.
+    """
+    own = layer_bytes / layout.tensor
+    data = fsdp = tensor = 0.0
+    if layout.fsdp > 1:
+        # layers: gathered forward, and again backward; the root stays whole in between. Each gradient is scattered
+        fsdp = micro_batches * (3 * ring(own, layout.fsdp) + 2 * ring(root, layout.fsdp))
+        data = micro_batches * 2 * ring((own + root) / layout.fsdp, layout.data)
+    elif layout.data > 1:
+        data = 2 * ring(own + root, layout.data)
+    if layout.tensor > 1:
+        passes = 4 if layout.checkpointing == "none" else 6
+        tensor = micro_batches * layers * passes * 2 * ring(4 * tokens * width, layout.tensor)
+    return Traffic(round(data), round(fsdp), round(tensor), whole)

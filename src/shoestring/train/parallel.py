@@ -1,0 +1,173 @@
+"""One worker that is several processes: each has a part of the model, of its optimiser's state and of every batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shoestring.budget.budget import Budget
+from shoestring.budget.charge import Charge
+from shoestring.budget.ledger import Ledger, Totals
+from shoestring.contract.batch import Batch
+from shoestring.contract.model import LanguageModule
+from shoestring.contract.objective import At
+from shoestring.parallel.optimizer import ShardedOptimizer
+from shoestring.parallel.sharding import Sharded
+from shoestring.parallel.traffic import Traffic, traffic
+from shoestring.sync.transport.base import PeerLost, Transport
+from shoestring.train.assembly import Parts
+from shoestring.train.base import build_model
+from shoestring.train.config import RunConfig
+from shoestring.train.noise_scale import NoiseScale
+from shoestring.train.participation import Joined
+from shoestring.train.sharded_step import ShardedStepper
+from shoestring.train.step import StepResult
+from shoestring.train.vote import Vote
+from shoestring.train.worker_batches import WorkerBatches
+
+
+class ParallelTeam:
+    """The `Worker` and `Company` of the processes of a layout.
+
+    All take every step, judge the model and decide together. Rank 0 keeps checkpoints and speaks for the run. Each process's ledger
+    counts the whole run's tokens and operations, once; bytes are those that one process sends and receives (`parallel.traffic`).
+    """
+
+    leads, processes = True, 1
+    noise_scale: NoiseScale | None = None
+
+    def __init__(self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger) -> None:
+        self.config, self.stepper, self.ledger = config, stepper, ledger
+        self.model, self.sharded, self.optimizer = stepper.model, stepper.sharded, stepper.sharded_optimizer
+        self.traffic = Traffic()
+
+    def gradients(self, batch: Batch, at: At) -> StepResult:
+        with peers():
+            result = self.stepper.gradients(batch, at)
+        self.traffic = step_traffic(self.sharded, self.optimizer, batch, self.stepper.micro_batch)
+        return result
+
+    def apply(self, learning_rate_factor: float) -> None:
+        with peers():
+            self.stepper.apply(learning_rate_factor)
+        self.ledger.charge(Charge(sent=self.traffic.total, received=self.traffic.total))
+
+    def at(self, step: int) -> int:
+        return step
+
+    def spent(self, own: Totals) -> Totals:
+        return own
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        found = torch.tensor(numbers, dtype=torch.float64)
+        with peers():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        agreed: list[float] = found.tolist()
+        return agreed
+
+    def decide(self, step: int, vote: Vote) -> Vote:
+        """The run ends where any process has no step left, stops where any was asked to, and saves where any is due."""
+        left, stop, save = self.agree((-vote.left, float(vote.stop), float(vote.save)))
+        return Vote(-left, bool(stop), bool(save))
+
+    def figures(self) -> dict[str, float]:
+        return {"processes": self.sharded.layout.processes}
+
+    def summary(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        return {"parallel": {**asdict(self.sharded.layout), "bytes_per_step": asdict(self.traffic)}}
+
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        with peers():
+            yield
+        self.sharded.reshard()
+
+    def conclude(self) -> None:
+        """Its processes have nothing left to exchange."""
+
+    def finish(self) -> None:
+        """The weights are those that were judged."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole weights, at rank 0; nothing elsewhere."""
+        leads = self.sharded.rank == 0
+        with peers():
+            return {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
+
+    def state(self) -> tuple[dict[str, Tensor], Any]:
+        with peers():
+            return self.optimizer.whole_state()
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        with peers():
+            self.stepper.restore(weights, tensors, values)
+
+    def whole(self) -> LanguageModule | None:
+        """The whole model, at rank 0."""
+        weights = self.weights()
+        if self.sharded.rank != 0:
+            return None
+        model = build_model(self.config.model)
+        model.load_state_dict(weights)
+        model.changed()
+        return model
+
+
+class ParallelProcesses:
+    """The place of this process in a layout.
+
+    transport: to the other processes.
+    run: the run's folder, which all of them can read.
+    """
+
+    rank = None  # all of them are one worker, and read from one source
+
+    def __init__(self, transport: Transport, run: Path) -> None:
+        self.transport, self.run = transport, run
+
+    def budget(self, config: RunConfig) -> Budget:
+        return config.budget
+
+    def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
+        stepper, layout = parts.stepper, config.parallel
+        assert isinstance(stepper, ShardedStepper)
+        team = ParallelTeam(config, stepper, ledger)
+        source = WorkerBatches(parts.source, layout.part(self.transport.rank), layout.parts)
+        others = None if self.transport.rank == 0 else self.run / "checkpoints"
+        return Joined(team, team, source, others, team.whole)
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Around a collective. Raises: PeerLost where another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, dist.DistError) or "gloo" in text or "Connection closed" in text:
+            raise PeerLost(-1, text.splitlines()[0][:200]) from None
+        raise
+
+
+def step_traffic(sharded: Sharded, optimizer: ShardedOptimizer, batch: Batch, micro_batch: int) -> Traffic:
+    """Bytes that this process receives in a step on `batch`, its own part."""
+    model = sharded.model
+    layers = tuple(f"{name}." for name in model.anatomy().layers)
+    sizes = {name: one.shape.numel() * one.parameter.element_size() for name, one in sharded.parameters.items()}
+    inside = sum(size for name, size in sizes.items() if name.startswith(layers))
+    rows = min(micro_batch, batch.rows)
+    return traffic(
+        sharded.layout,
+        layers=len(layers),
+        root=sum(sizes.values()) - inside,
+        layer_bytes=inside,
+        width=model.about.width,
+        tokens=rows * batch.inputs.length,
+        micro_batches=-(-batch.rows // rows),
+        whole=optimizer.whole_bytes(),
+    )

@@ -1,0 +1,76 @@
+"""One optimiser step of a model that is divided among processes: each computes the gradient of its part of the batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shoestring.budget.charge import FIELDS, Charge
+from shoestring.contract.model import LanguageModule
+from shoestring.optim.partition import Partition
+from shoestring.parallel.layout import Layout
+from shoestring.parallel.optimizer import ShardedOptimizer
+from shoestring.parallel.sharding import Sharded, shard
+from shoestring.train.step import Stepper
+
+
+class ShardedStepper(Stepper):
+    """A `Stepper` whose batch is one process's part. Figures and charges are those of the whole batch, the same in each process.
+
+    sharded: the model; the optimiser is a `ShardedOptimizer` of it.
+    """
+
+    def __init__(self, sharded: Sharded, objective: Any, optimizer: ShardedOptimizer, **options: Any) -> None:
+        super().__init__(sharded.model, objective, optimizer, **options)
+        self.sharded, self.sharded_optimizer = sharded, optimizer
+
+    @property
+    def loss_scale(self) -> float:
+        return float(self.sharded.gradient_scale)
+
+    def _total(self, count: float) -> float:
+        return self._over_all([count])[0]
+
+    def _summed(
+        self, loss: Tensor, targets: int, spent: Mapping[str, Charge]
+    ) -> tuple[Tensor, int, Mapping[str, Charge]]:
+        self.sharded.reduce_gradients()
+        accounts = sorted(spent)
+        counts = [getattr(spent[account], field) for account in accounts for field in FIELDS]
+        mean, whole, *sums = self._over_all([float(loss), targets, *counts])
+        charges = {
+            account: Charge(*(round(each) for each in sums[at * len(FIELDS) : (at + 1) * len(FIELDS)]))
+            for at, account in enumerate(accounts)
+        }
+        return torch.tensor(mean), round(whole), charges
+
+    def _over_all(self, numbers: list[float]) -> list[float]:
+        """The sum of each number over the parts of the batch; processes that divide heads read the same part."""
+        total = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(total)
+        summed: list[float] = (total / self.sharded.layout.tensor).tolist()
+        return summed
+
+    def _norm(self, order: float = 2.0) -> Tensor:
+        return self.sharded.gradient_norm(order)
+
+    def _clip(self) -> Tensor:
+        return self.sharded.clip_gradients(self.clip)
+
+    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+        self.sharded.load(weights)
+        self.sharded_optimizer.load_whole_state(tensors, values)
+
+
+def sharded_stepper(
+    model: LanguageModule, layout: Layout, claimed: Partition, objective: Any, **options: Any
+) -> tuple[ShardedStepper, str]:
+    """(the stepper of a model that is divided now, what dividing its optimisers costs in a line).
+
+    claimed: who optimises which parameters of the model, made before. options: of `Stepper`.
+    """
+    sharded = shard(model, layout, options["device"])
+    optimizer = ShardedOptimizer(sharded, claimed)
+    return ShardedStepper(sharded, objective, optimizer, **options), optimizer.describe()
