@@ -18,7 +18,7 @@ from shoestring.data.dataset import Dataset, require
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import Plan, PlanDecision, flops_per_token, paces_for, plan
 from shoestring.train.base import with_base
@@ -50,7 +50,7 @@ class TrainingRequest:
     workers: int = 1
     transport: str = "distributed"
     planned: tuple[PlanDecision, ...] = ()
-    parallel: Layout = field(default_factory=Layout)
+    parallel: ParallelLayout = field(default_factory=ParallelLayout)
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class TrainingRequest:
         if asked.get("transport") == "pipeline":
             asked = merge({"model": {"tied": False}, "execution": PIPELINE_EXECUTION}, asked)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
-        parts = build(Layout, asked["parallel"], as_flag).parts if divided else 1
+        parts = build(ParallelLayout, asked["parallel"], as_flag).parts if divided else 1
         batch = asked.get("workers", 1) if parts == 1 else parts
         config = build(RunConfig, merge({"model": {}, "train": {"batch": batch}}, asked), as_flag)
         require_device(config.execution)

@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelLayout:
     """The [parallel] section: data x fsdp x tensor processes train one model, and are one worker.
 
     data: copies of the model; each reads its part of every batch, and gradients are summed by all-reduce.

@@ -14,8 +14,10 @@ from torch.distributed.tensor import DTensor
 
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
+from shoestring.errors import UsageError
+from shoestring.model.anatomy import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.tensor_parallel import Divided, Division, divide
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ class Sharded:
     """
 
     model: LanguageModule
-    layout: Layout
+    layout: ParallelLayout
     mesh: DeviceMesh
     parameters: dict[str, ShardedParameter]
     partial: frozenset[str]
@@ -189,11 +191,13 @@ def _sum(group: Any, gradients: list[Tensor | None]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def shard(model: LanguageModule, layout: Layout, device: str = "cpu") -> Sharded:
+def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") -> Sharded:
     """Divide a model, the same in each process, as the layout says: in place, and for good.
 
     All processes of torch's default group call it together. Raises: UsageError where the layout does not fit.
     """
+    if layout.fsdp * layout.tensor > 1 and not isinstance(model, Blocks):
+        raise UsageError("parallel: a model that is only wrapped is not divided: give parallel.data alone")
     mesh = layout.mesh(device)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     anatomy = model.anatomy()

@@ -6,11 +6,11 @@ is sent. What a network adds is not counted.
 
 from dataclasses import dataclass
 
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 
 
 @dataclass(frozen=True)
-class Traffic:
+class StepTraffic:
     """Bytes a step, by cause.
 
     data: gradients of copies, all-reduced. fsdp: weights gathered, gradients scattered. tensor: activations all-reduced.
@@ -34,7 +34,7 @@ def ring(size: float, processes: int) -> float:
 
 
 def traffic(
-    layout: Layout,
+    layout: ParallelLayout,
     *,
     layers: int,
     root: int,
@@ -43,7 +43,7 @@ def traffic(
     tokens: int,
     micro_batches: int = 1,
     whole: int = 0,
-) -> Traffic:
+) -> StepTraffic:
     """The traffic of one step.
 
     layers: how many. layer_bytes: of weights in all layers. root: bytes of the weights outside of layers.
@@ -61,4 +61,4 @@ def traffic(
     if layout.tensor > 1:
         passes = 4 if layout.checkpointing == "none" else 6
         tensor = micro_batches * layers * passes * 2 * ring(4 * tokens * width, layout.tensor)
-    return Traffic(round(data), round(fsdp), round(tensor), whole)
+    return StepTraffic(round(data), round(fsdp), round(tensor), whole)

@@ -14,7 +14,7 @@ from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive, Seed, Whole
 from shoestring.model.config import ModelConfig
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.schedule.batch_rule.rule import require_optimizer
 from shoestring.schedule.progress import Share
 from shoestring.train import former
@@ -214,7 +214,7 @@ class RunConfig:
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
     transport: Literal["distributed", "local", "torchft", "pipeline"] = "distributed"
-    parallel: Layout = field(default_factory=Layout)
+    parallel: ParallelLayout = field(default_factory=ParallelLayout)
     old: OldConfig = field(default_factory=OldConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.model import LanguageModel
 from shoestring.data.windows import BatchSource
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.train.evaluate import Evaluator, Sums
 
 
@@ -35,7 +35,7 @@ class JointEvaluator(Evaluator):
     They stop early together, once any of them has had enough.
     """
 
-    def __init__(self, whole: Evaluator, layout: Layout) -> None:
+    def __init__(self, whole: Evaluator, layout: ParallelLayout) -> None:
         self.whole, self.layout = whole, layout
         super().__init__(
             whole.source,

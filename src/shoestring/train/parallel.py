@@ -18,7 +18,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded
-from shoestring.parallel.traffic import Traffic, traffic
+from shoestring.parallel.traffic import StepTraffic, traffic
 from shoestring.sync.transport.base import PeerLost, Transport
 from shoestring.train.assembly import Parts
 from shoestring.train.base import build_model
@@ -44,7 +44,7 @@ class ParallelTeam:
     def __init__(self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger) -> None:
         self.config, self.stepper, self.ledger = config, stepper, ledger
         self.model, self.sharded, self.optimizer = stepper.model, stepper.sharded, stepper.sharded_optimizer
-        self.traffic = Traffic()
+        self.traffic = StepTraffic()
 
     def gradients(self, batch: Batch, at: At) -> StepResult:
         with peers():
@@ -154,7 +154,7 @@ def peers() -> Iterator[None]:
         raise
 
 
-def step_traffic(sharded: Sharded, optimizer: ShardedOptimizer, batch: Batch, micro_batch: int) -> Traffic:
+def step_traffic(sharded: Sharded, optimizer: ShardedOptimizer, batch: Batch, micro_batch: int) -> StepTraffic:
     """Bytes that this process receives in a step on `batch`, its own part."""
     model = sharded.model
     layers = tuple(f"{name}." for name in model.anatomy().layers)

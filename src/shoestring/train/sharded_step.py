@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.budget.charge import FIELDS, Charge
 from shoestring.contract.model import LanguageModule
 from shoestring.optim.partition import Partition
-from shoestring.parallel.layout import Layout
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded, shard
 from shoestring.train.step import Stepper
@@ -65,7 +65,7 @@ class ShardedStepper(Stepper):
 
 
 def sharded_stepper(
-    model: LanguageModule, layout: Layout, claimed: Partition, objective: Any, **options: Any
+    model: LanguageModule, layout: ParallelLayout, claimed: Partition, objective: Any, **options: Any
 ) -> tuple[ShardedStepper, str]:
     """(the stepper of a model that is divided now, what dividing its optimisers costs in a line).
 
