@@ -7,10 +7,11 @@ from pathlib import Path
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.outlook import learned, say_outlook
+from shoestring.cli.parallel_plan import plan_layouts
 from shoestring.cli.planning import add_noise_scale_flag, show_plan
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
@@ -34,7 +35,20 @@ def run(words: Sequence[str]) -> int:
         default=[],
         help="finished runs that this plan and later ones learn from",
     )
+    parser.add_argument(
+        "--devices",
+        type=whole(1, 65536),
+        metavar="N",
+        help="rank the layouts of so many devices for the recipe's model",
+    )
+    parser.add_argument("--gpu", metavar="NAME", help="which devices they are: a100, h100 or h200")
     found, rest = parser.read_with_configuration(words)
+    if (found.devices is None) != (found.gpu is None):
+        raise UsageError("--devices N and --gpu NAME go together: how many devices, and which")
+    if found.devices is not None:
+        if found.toml or found.learn:
+            raise UsageError("--devices ranks layouts: give no --toml and no --learn with it")
+        return plan_layouts(found.recipe, rest, found.devices, found.gpu, found.json)
     if found.json and found.toml:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = TrainingRequest.read(found.recipe, rest, found.noise_scale_of)

@@ -43,11 +43,12 @@ def traffic(
     tokens: int,
     micro_batches: int = 1,
     whole: int = 0,
+    value: int = 4,
 ) -> StepTraffic:
     """The traffic of one step.
 
     layers: how many. layer_bytes: of weights in all layers. root: bytes of the weights outside of layers.
-    width: of the hidden states, of 4 bytes. tokens: of one micro-batch in one process. micro_batches: of a step.
+    width: of the hidden states. value: bytes of one of them. tokens: of one micro-batch in one process. micro_batches: of a step.
     whole: bytes for whole matrices, as the optimiser says.
     """
     own = layer_bytes / layout.tensor
@@ -60,5 +61,5 @@ def traffic(
         data = 2 * ring(own + root, layout.data)
     if layout.tensor > 1:
         passes = 4 if layout.checkpointing == "none" else 6
-        tensor = micro_batches * layers * passes * 2 * ring(4 * tokens * width, layout.tensor)
+        tensor = micro_batches * layers * passes * 2 * ring(value * tokens * width, layout.tensor)
     return StepTraffic(round(data), round(fsdp), round(tensor), whole)

@@ -1,0 +1,245 @@
+"""Layouts of several devices, ranked by the share of their peak that a step is predicted to reach, where they fit.
+
+Efficient Parallelization Layouts for Large-Scale Distributed Model Training (Hagemann et al. 2023, arXiv:2311.05610) measures which
+layouts are fast; this predicts it from the model's own `Cost` and a device's data sheet. A step takes, in each device,
+
+    products / (peak ACHIEVED narrow) + elementwise bytes / bandwidth + exposed communication,   times the pipeline's bubble.
+
+narrow = d / (d + NARROW) for the smallest side d of the divided products: narrow ones do not fill a device. Activations are
+10 + 24 / tensor bytes a token, width and layer in 16 bits, without sequence parallelism, and the width alone where layers are
+checkpointed (Korthikanti et al. 2022, arXiv:2205.05198). All-reduces of 'tensor' are waited for. Those of gradients and weights run
+beside the backward pass, two thirds of the products. The constants are round numbers, and not fitted.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from shoestring.budget.units import show
+from shoestring.contract.cost import Shape
+from shoestring.errors import UsageError, did_you_mean
+from shoestring.model.config import ModelConfig
+from shoestring.model.transformer import Transformer
+from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.traffic import traffic
+
+ACHIEVED = 0.8
+"""Share of the peak that large products of matrices reach."""
+
+NARROW = 256
+"""A product whose smallest side this is reaches half of that."""
+
+ELEMENTWISE = 3
+"""How often the activations of a layer are moved: written, read forward, read backward."""
+
+RESERVED = 0.9
+"""Share of a device's memory that may be planned for: the rest is the allocator's, the library's and the communication's."""
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """A device by its data sheet.
+
+    flops: dense bfloat16 operations a second. memory: bytes. bandwidth: of it, bytes a second.
+    link: bytes a second, each way, to the others of its node. network: to other nodes. node: devices of a node.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    network: float
+    node: int = 8
+
+
+DEVICES = {
+    "a100": DeviceFigures(312e12, 80e9, 2.04e12, 300e9, 25e9),
+    "h100": DeviceFigures(989e12, 80e9, 3.35e12, 450e9, 50e9),
+    "h200": DeviceFigures(989e12, 141e9, 4.8e12, 450e9, 50e9),
+}
+"""By name: SXM modules, NVLink, and a network card of 200 or 400 Gb/s for each device."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A layout at work.
+
+    micro_batch: sequences at once, of each part of the batch. stages: of a pipeline; [parallel] has none.
+    """
+
+    layout: ParallelLayout
+    micro_batch: int = 1
+    stages: int = 1
+
+    @property
+    def devices(self) -> int:
+        return self.layout.processes * self.stages
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of a parameter in memory.
+
+    weight, gradient: as they are kept. optimizer: its state, and a copy of the weight where it keeps one.
+    divided: whether copies divide the optimiser's among them (ZeRO-1), which [parallel] does within 'fsdp' alone.
+    """
+
+    weight: float = 4
+    gradient: float = 4
+    optimizer: float = 8
+    divided: bool = False
+
+
+@dataclass(frozen=True)
+class PredictedStep:
+    """What a placement is predicted to take of each device.
+
+    seconds: of a step, by cause. share: of the devices' peak that the model's own operations are.
+    memory: bytes at most.
+    """
+
+    placement: Placement
+    seconds: dict[str, float]
+    share: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model as its prediction needs it: parameters of all layers, and of the rest; operations of a trained sequence."""
+
+    config: ModelConfig
+    layers: int
+    rest: int
+    flops: int
+    forward: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "ModelSizes":
+        """Of a configuration; no memory is taken for its weights."""
+        with torch.device("meta"):
+            model = Transformer(config)
+        inside = sum(p.numel() for p in model.blocks.parameters())
+        every = sum(p.numel() for p in model.parameters())
+        context = config.context
+        trained, read = (model.cost(Shape(1, context, backward=back)).flops for back in (True, False))
+        head = 2 * context * config.width * config.vocabulary
+        return cls(config, inside, every - inside, trained, read - head)
+
+
+def predict(
+    sizes: ModelSizes, device: DeviceFigures, placement: Placement, batch: int, state: StateBytes | None = None
+) -> PredictedStep:
+    """What a step of `batch` sequences takes."""
+    layout, config, state = placement.layout, sizes.config, state or StateBytes()
+    tensor, stages, width = layout.tensor, placement.stages, config.width
+    micro_batches = max(1, batch // (layout.parts * placement.micro_batch))
+    tokens, layers = placement.micro_batch * config.context, config.layers / stages
+    again = sizes.forward if layout.checkpointing == "layers" else 0
+    each = placement.micro_batch * (sizes.flops + again) / (tensor * stages)
+    side = min(tokens, width // tensor, config.hidden // tensor)
+    products = micro_batches * each / (device.flops * ACHIEVED * side / (side + NARROW))
+    kept = tokens * width * (10 + 24 / tensor)
+    moved = ELEMENTWISE + (1 if again else 0)
+    elementwise = micro_batches * layers * moved * kept / device.bandwidth
+    found = traffic(
+        layout,
+        layers=round(layers),
+        root=round(state.weight * sizes.rest / stages),
+        layer_bytes=round(state.weight * sizes.layers / stages),
+        width=width,
+        tokens=tokens,
+        micro_batches=micro_batches,
+        value=2,
+    )
+    near = device.link if tensor <= device.node else device.network
+    far = device.link if placement.devices <= device.node else device.network
+    waited = found.tensor / near
+    beside = max(0.0, (found.data + found.fsdp) / far - 2 / 3 * products)
+    bubble = (stages - 1) / micro_batches * (products + elementwise + waited)
+    seconds = {
+        "products": products,
+        "elementwise": elementwise,
+        "tensor": waited,
+        "gradients and weights": beside,
+        "bubble": bubble,
+    }
+    total = sum(seconds.values())
+    share = batch * sizes.flops / (total * placement.devices * device.flops)
+    return PredictedStep(placement, seconds, share, _memory(sizes, placement, state, micro_batches))
+
+
+def _memory(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_batches: int) -> float:
+    """Bytes of weights, gradients, optimiser's state and activations at the most in one device."""
+    layout, config = placement.layout, sizes.config
+    layers = sizes.layers / (layout.tensor * placement.stages)
+    own = layers + sizes.rest
+    parts = layout.fsdp * (layout.data if state.divided else 1)
+    held = own / layout.fsdp * (state.weight + state.gradient) + own / parts * state.optimizer
+    if layout.fsdp > 1:
+        # whole at once: what is outside of layers, and two layers, of which the next is fetched beside the one at work; a
+        # layer's gradients, and those outside, before they are scattered
+        held += (sizes.rest + 2 * layers / config.layers) * state.weight
+        held += (sizes.rest + layers / config.layers) * state.gradient
+    tokens = placement.micro_batch * config.context
+    per_layer = tokens * config.width * (10 + 24 / layout.tensor)
+    under_way = min(placement.stages, micro_batches)
+    if layout.checkpointing == "layers":
+        activations = under_way * config.layers / placement.stages * tokens * config.width * 2 + per_layer
+    else:
+        activations = under_way * config.layers / placement.stages * per_layer
+    logits = 4 * 2 * tokens * config.vocabulary
+    return held + activations + logits
+
+
+def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> Iterator[Placement]:
+    """Every way in which [parallel] can train a model on so many devices."""
+    for tensor in range(1, min(devices, node) + 1):
+        if devices % tensor or any(size % tensor for size in (config.heads, config.key_value_heads, config.hidden)):
+            continue
+        for fsdp in range(1, devices // tensor + 1):
+            data, left = divmod(devices // tensor, fsdp)
+            if left or batch % (data * fsdp):
+                continue
+            for checkpointing in ("none", "layers"):
+                layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)  # type: ignore[arg-type]
+                part = batch // layout.parts
+                for exponent in range(int(math.log2(part)) + 1):
+                    if part % 2**exponent == 0:
+                        yield Placement(layout, 2**exponent)
+
+
+def ranked(
+    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None
+) -> list[PredictedStep]:
+    """The placements that fit, the largest predicted share of peak first.
+
+    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step.
+    Raises: UsageError for an unknown device, and where none fits: it says the least that would do.
+    """
+    if gpu not in DEVICES:
+        raise UsageError(f"no figures of a device '{gpu}': {did_you_mean(gpu, DEVICES)}")
+    device, sizes = DEVICES[gpu], ModelSizes.of(config)
+    found = [predict(sizes, device, each, batch, state) for each in placements(config, devices, batch, device.node)]
+    if not found:
+        raise UsageError(
+            f"a batch of {batch} does not divide among {devices} devices in any layout: give another batch"
+        )
+    fitting = [each for each in found if each.memory <= RESERVED * device.memory]
+    if not fitting:
+        least = min(each.memory for each in found)
+        raise UsageError(
+            f"no layout fits: the leanest takes {show('bytes', least)} of each device, and {gpu} may be given "
+            f"{show('bytes', RESERVED * device.memory)}: give more devices, a shorter context or a smaller model"
+        )
+    return sorted(fitting, key=lambda each: -each.share)
+
+
+def best_of_each(steps: list[PredictedStep]) -> list[PredictedStep]:
+    """Of each layout, the micro-batch with the largest share; in order."""
+    seen: dict[ParallelLayout, PredictedStep] = {}
+    for each in steps:
+        seen.setdefault(each.placement.layout, each)
+    return list(seen.values())
