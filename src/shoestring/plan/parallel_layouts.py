@@ -168,11 +168,11 @@ def predict(
     }
     total = sum(seconds.values())
     share = batch * sizes.flops / (total * placement.devices * device.flops)
-    return PredictedStep(placement, seconds, share, _memory(sizes, placement, state, micro_batches))
+    return PredictedStep(placement, seconds, share, memory_of(sizes, placement, state, micro_batches))
 
 
-def _memory(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_batches: int) -> float:
-    """Bytes of weights, gradients, optimiser's state and activations at the most in one device."""
+def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_batches: int, value: int = 2) -> float:
+    """Bytes of weights, gradients, optimiser's state and activations at the most in one device. value: bytes of an activation."""
     layout, config = placement.layout, sizes.config
     layers = sizes.layers / (layout.tensor * placement.stages)
     own = layers + sizes.rest
@@ -184,10 +184,10 @@ def _memory(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_ba
         held += (sizes.rest + 2 * layers / config.layers) * state.weight
         held += (sizes.rest + layers / config.layers) * state.gradient
     tokens = placement.micro_batch * config.context
-    per_layer = tokens * config.width * (10 + 24 / layout.tensor)
+    per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
     if layout.checkpointing == "layers":
-        activations = under_way * config.layers / placement.stages * tokens * config.width * 2 + per_layer
+        activations = under_way * config.layers / placement.stages * tokens * config.width * value + per_layer
     else:
         activations = under_way * config.layers / placement.stages * per_layer
     logits = 4 * 2 * tokens * config.vocabulary
