@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from shoestring import atomic
+from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
 from shoestring.contract.batch import Inputs
 from shoestring.launch.processes import launch
@@ -150,7 +151,7 @@ def main(words: Sequence[str]) -> int:
             )
     if options.json:
         atomic.write_text(
-            options.json, json.dumps({"shape": shape, "rows": rows, "environment": environment()}, indent=1)
+            options.json, json.dumps({"shape": shape, "rows": rows, "environment": environment(probe())}, indent=1)
         )
     return 0
 

@@ -204,7 +204,7 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
             if left or batch % (data * fsdp):
                 continue
             for checkpointing in ("none", "layers"):
-                layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)  # type: ignore[arg-type]
+                layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
                     if part % 2**exponent == 0:

@@ -70,11 +70,11 @@ def resolve(
     if not config.model.base:  # a base has room for more tokens than its tokenizer, often
         config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
     config = with_transfer(config)
-    layout, execution = config.parallel, config.execution
-    if (layout.processes > 1 or layout.checkpointing != "none") and execution.compile == "auto":
-        config = replace(config, execution=replace(execution, compile="none"))
+    layout = config.parallel
+    if (layout.processes > 1 or layout.checkpointing != "none") and config.execution.compile == "auto":
+        config = replace(config, execution=replace(config.execution, compile="none"))
         log.info("blocks are not compiled: [parallel] has been tried without")
-    if layout.processes > 1 and execution.device == "auto":
+    if layout.processes > 1 and config.execution.device == "auto":
         config = replace(config, execution=replace(config.execution, device="cpu"))
         if machine.device != "cpu":
             log.warning("[parallel] has been run on CPUs alone: it trains on the CPU of this machine")

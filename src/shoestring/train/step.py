@@ -132,8 +132,8 @@ class Stepper:
                 spent = together(spent, {MODEL: Charge(flops=again)})
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
-        total, targets, spent = self._summed(total, targets, spent)
-        spent = together(spent, {MODEL: Charge(flops=self.optimizer.step_flops())})
+        total, targets, summed = self._summed(total, targets, spent)
+        spent = together(summed, {MODEL: Charge(flops=self.optimizer.step_flops())})
         for edit in self.stepped:
             spent = together(spent, {MODEL: edit.before_step(self.model, at)})
         norm_1 = self._norm(1.0)
