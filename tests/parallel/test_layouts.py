@@ -41,6 +41,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "soap", FSDP),
     ("bridged", "muon", FSDP),
     ("bridged", "adamw", TENSOR),
+    ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
 ]
 """(model, optimiser, layout). SOAP turns the rounding of its first gradient into other eigenvectors wherever two eigenvalues
@@ -148,10 +149,22 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     dist.destroy_process_group()
 
 
+SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
+
+
 def native() -> LanguageModule:
     torch.manual_seed(0)
-    sizes = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
-    return Transformer(build(ModelConfig, sizes))
+    return Transformer(build(ModelConfig, SIZES))
+
+
+def biased() -> LanguageModule:
+    """With a bias in every layer of its attention."""
+    torch.manual_seed(0)
+    model = Transformer(build(ModelConfig, {**SIZES, "token_mixer": {"name": "attention", "bias": "all"}}))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 @pytest.fixture
@@ -179,7 +192,7 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     for name, stock in (("bridged", LlamaForCausalLM(llama)), ("wrapped", GPT2LMHeadModel(gpt2))):
         stock.save_pretrained(tmp_path / name)
         opened(name)
-    return {"native": native, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
+    return {"native": native, "biased": biased, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
 
 
 def test_two_processes_of_any_layout_train_as_one(
