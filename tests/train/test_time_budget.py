@@ -2,7 +2,7 @@
 evaluations set themselves."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,6 +61,9 @@ class Slow:
 
     def decide(self, step: int, vote: Vote) -> Vote:
         return vote
+
+    def agree(self, numbers: Sequence[float]) -> list[float]:
+        return list(numbers)
 
     def gradients(self, batch: Any, at: At) -> StepResult:
         self.passes(self.step + (0 if self.steps else self.first))
