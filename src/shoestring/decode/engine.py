@@ -18,7 +18,7 @@ from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.choosing import changed_logits, next_token
-from shoestring.decode.depth import RowDepth, Through, alike
+from shoestring.decode.depth import RowDepth, alike
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, Event, Request, Spent, Stop, Written
@@ -153,7 +153,8 @@ class Engine:
             with torch.inference_mode():
                 for layers, part in self._by_depth(works).items():
                     began = time.perf_counter()
-                    found, cost = self.store.read(self.model, part, None if layers is None else Through(layers))
+                    depth = None if self.depth is None else self.depth.through(layers, part)
+                    found, cost = self.store.read(self.model, part, depth)
                     self._account(part, cost, time.perf_counter() - began)
                     for work, read in zip(part, found, strict=True):
                         self._take_in(work, read)
