@@ -255,7 +255,10 @@ class Cache:
                 )
 
     def past(self, layer: int) -> None:
-        """The pass leaves this layer out, so that nothing of its tokens is kept there."""
+        """The pass leaves this layer out, so that nothing of its tokens is kept there. A cache that has no such layer lacks
+        nothing."""
+        if layer >= len(self.layers):
+            return
         for row, held in self._places():
             self.left_out.setdefault(row, {}).setdefault(layer, held)
 

@@ -18,8 +18,8 @@ from shoestring.decode.store import Work
 
 
 class RowDepth(Protocol):
-    """Chooses the layers of each token of a row, by its place alone: a row that lost its place is read again in the same way. A class
-    that inherits from it mixes the channels of every layer that is gone through."""
+    """Chooses the layers of each token of a row, by its place alone: a row that lost its place is read again in the same way.
+    A class that inherits from it mixes the channels of every layer that is gone through."""
 
     def layers(self, row: Row, place: int) -> frozenset[int] | None:
         """The layers that the token at this place of `row.tokens` goes through, numbers from 0; None: all. No layer that a

@@ -179,7 +179,7 @@ class Transformer(Blocks):
         if places is None:
             return whole
         missing = int((~places).sum())
-        unread = 0 if missing < places.numel() else block.channel_bytes
+        unread: int = 0 if missing < places.numel() else block.channel_bytes  # type: ignore[assignment]
         return Cost(whole.flops - missing * block.channel_flops(), whole.moved - unread, whole.held)  # type: ignore[operator]
 
     def _head(self) -> Head:
@@ -247,7 +247,10 @@ class Transformer(Blocks):
 
 
 class _Ruled:
-    """A depth's rule for the channels of one layer, as `Block.forward` takes it. places: at which the mixer was asked; None: all."""
+    """A depth's rule for the channels of one layer, as `Block.forward` takes it.
+
+    places: [B, T] bool, at which the mixer was asked; None: at all.
+    """
 
     def __init__(self, depth: Depth, layer: int) -> None:
         self.depth, self.layer = depth, layer
