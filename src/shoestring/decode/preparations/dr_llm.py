@@ -60,9 +60,10 @@ def dr_llm(
         return float(logits.log_softmax(-1).gather(-1, goals[:, None]).mean())
 
     for text in texts[:most_texts]:
-        prompt, answer = parted(text)
-        if not prompt or not answer or len(prompt) + len(answer) > target.about.context:
+        parts = parted(text, target.about.context)
+        if parts is None:
             continue
+        prompt, answer = parts
         least = said(prompt, answer, (1,) * total) - slack
 
         def score(times: tuple[int, ...], prompt: Ids = prompt, answer: Ids = answer, least: float = least) -> float:
