@@ -35,11 +35,11 @@ def fast_mtp(
     target: the model that will write. texts: to learn from.
     steps: tokens ahead. decay: of the weight of a step. hidden: features of its block; 0: four times the width.
     keep: how many of the most frequent tokens it may draft; 0: all. epochs: over the texts.
-    length, rows: of a batch. learning_rate: at the start. seed: of the first weights.
+    length, rows: of a batch, the length at most the context. learning_rate: at the start. seed: of the first weights.
     """
     head, losses, charge = train_head(
         target,
-        windows(texts, length, rows),
+        windows(texts, min(length, target.about.context), rows),
         steps=steps,
         decay=decay,
         hidden=hidden or None,

@@ -32,11 +32,11 @@ def m2r2(
 
     target: the model that will write, a native or bridged one. texts: to learn from.
     layers: of the model that draft; 0: a third of them. rank: of the changes of the stream. epochs: over the texts.
-    length, rows: of a batch. learning_rate: at the start. seed: of the first weights.
+    length, rows: of a batch, the length at most the context. learning_rate: at the start. seed: of the first weights.
     """
     made, losses, charge = train_accelerators(
         target,
-        windows(texts, length, rows),
+        windows(texts, min(length, target.about.context), rows),
         layers=layers or max(1, target.about.layers // 3),
         rank=rank,
         epochs=epochs,
