@@ -17,6 +17,9 @@ from shoestring.base import open_model
 from shoestring.base.openers.smollm2 import file_of_package
 from shoestring.base.writer import Writer
 
+PAGE = 64
+"""Tokens of a page of transformers' cache."""
+
 
 @contextmanager
 def ours(place: str, dtype: str) -> Iterator[str]:
@@ -75,6 +78,7 @@ def transformers_rates(place: str, dtype: str, counts: list[int], asked: Asked, 
     rest is None. It reads prompts and writes answers, and has no clients."""
     import torch
     from transformers import GenerationConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
     from shoestring.model.hf import to_transformers
     from shoestring.model.transformer import Transformer
@@ -90,7 +94,12 @@ def transformers_rates(place: str, dtype: str, counts: list[int], asked: Asked, 
             found[count] = None
             continue
         ids = [opened.tokenizer.encode(prompt(chance, asked.prompt)) for _ in range(count)]
+        # by itself it takes most of the memory for its cache, and reads all of that
+        pages = count * -(-(max(map(len, ids)) + asked.tokens) // PAGE) + 4
+        batching = ContinuousBatchingConfig(
+            page_size=PAGE, num_blocks=pages, max_batch_tokens=512, use_cuda_graph=False
+        )
         start = time.perf_counter()
-        stock.generate_batch(inputs=ids, generation_config=settings)
+        stock.generate_batch(inputs=ids, generation_config=settings, continuous_batching_config=batching, warmup=False)
         found[count] = count * asked.tokens / (time.perf_counter() - start)
     return found

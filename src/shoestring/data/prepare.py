@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoestring import atomic
+from shoestring.data.answers import prepare_answers
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
 from shoestring.data.chats import prepare_chats
 from shoestring.data.config import DataConfig, SourceConfig
@@ -51,6 +52,8 @@ def prepare(config: DataConfig, cache: Path, *, say: Say) -> Dataset:
         return _prepare_sources(config, config.source, cache, say)
     if config.kind == "chat":
         return prepare_chats(config, say)
+    if config.kind == "answers":
+        return prepare_answers(config, say)
     whole = _prepare(config, cache, say)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
 
