@@ -53,7 +53,7 @@ def routed(model: Transformer, folder: Path) -> DrLLM:
 DEPTHS: dict[str, Callable[[Transformer, Path], RowDepth]] = {
     "skip_decode": lambda model, _: SkipDecode(model, most=1.0, least=0.34, warm=1),
     "dr_llm": routed,
-    "ffn_skipllm": lambda model, _: FFNSkipLLM(model, similarity=0.75, cold=1, warm=2),
+    "ffn_skipllm": lambda model, _: FFNSkipLLM(model, similarity=0.75, most=0.34, cold=1, warm=2),
 }
 
 
@@ -67,12 +67,13 @@ def settled_pass(model: Transformer, tokens: Sequence[int], rule: FFNSkipLLM, pr
     length = len(tokens)
     x = model.embedding(torch.tensor([list(tokens)]))
     cos, sin = model.rotary(0, length, None)
-    settled = [False] * length
+    settled, left = [False] * length, [rule.most] * length
     for index, block in enumerate(model.blocks):
         x = x + block.token_mixer(block.token_norm(x), cos, sin, None, None)
         inside = rule.cold <= index < rule.total - rule.cold
         for place in range(length):
-            if inside and settled[place]:
+            if inside and settled[place] and left[place]:
+                left[place] -= 1
                 continue
             before = x[0, place]
             after = before + block.channel_mixer(block.channel_norm(before))
@@ -159,7 +160,7 @@ def test_channels_that_are_left_out_are_not_paid_for_and_their_blocks_are_lent_t
     model = deep()
     saved = []
     for similarity in (-1.0, 1.0):
-        depth = FFNSkipLLM(model, similarity=0.0, cold=1, warm=0)
+        depth = FFNSkipLLM(model, similarity=0.0, most=0.5, cold=1, warm=0)
         depth.similarity = similarity  # all settle at once, or none does
         engine = Engine(model, store=PagedStore(model, 40, 4), rows=2, depth=depth)
         (first,) = engine.run([Request(tuple(range(8)), GREEDY, 20)])

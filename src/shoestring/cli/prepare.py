@@ -22,8 +22,10 @@ from shoestring.method import find, methods
 from shoestring.task import Task
 
 KIND = "preparation"
-CHARACTERS = 8
+CHARACTERS = 32
 """Of text that are drawn for each token that is wanted."""
+LEAST, PARTS = 512, 32
+"""Tokens that a document may always give; and documents that a long text is of, at least."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -100,12 +102,13 @@ def _table(options: Tree, name: str) -> Tree:
 
 
 def _texts(path: str, tokens: int, writer: Writer, screen: Screen) -> list[Given]:
-    """Documents of a corpus, of so many tokens at most."""
+    """Beginnings of documents of a corpus, of so many tokens at most."""
     config = build(DataConfig, {"corpus": path}, lambda key: "--text" if key == "corpus" else f"--data.{key}")
     text = read_text(config, CHARACTERS * tokens, whole=True, say=screen.print)
     found, left = list[Given](), tokens
+    most = max(LEAST, tokens // PARTS)  # of one document, so that several are read
     for document in text.documents:
-        ids = writer.text_ids(document)[:left]
+        ids = writer.text_ids(document)[: min(left, most)]
         if len(ids) > 1:
             found.append(Given(tuple(ids)))
         left -= len(ids)

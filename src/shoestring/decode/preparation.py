@@ -47,9 +47,19 @@ def windows(texts: Sequence[Given], length: int, rows: int) -> list[Tensor]:
     return list(whole.split(rows))
 
 
-def parted(text: Given, context: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """(the question, the answer) of a text; of plain text, the halves of as much as the context holds. None where one is empty, or
-    both do not fit."""
-    tokens = text.tokens if text.prompt else text.tokens[:context]
-    at = text.prompt or len(tokens) // 2
-    return (tokens[:at], tokens[at:]) if 0 < at < len(tokens) <= context else None
+def pieces(texts: Sequence[Given], length: int) -> list[Given]:
+    """The same texts, the plain ones cut into pieces of so many tokens; of one token there is none."""
+    found = list[Given]()
+    for text in texts:
+        if text.prompt:
+            found.append(text)
+            continue
+        cut = (text.tokens[start : start + length] for start in range(0, len(text.tokens), length))
+        found += [Given(tokens) for tokens in cut if len(tokens) > 1]
+    return found
+
+
+def parted(text: Given) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the question, the answer) of a text; of plain text, its halves."""
+    at = text.prompt or len(text.tokens) // 2
+    return text.tokens[:at], text.tokens[at:]

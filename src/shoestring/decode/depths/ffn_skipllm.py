@@ -21,14 +21,15 @@ class Settled(Depth):
 
     able: of each place of all these passes, whether it may leave one out.
     first, last: the layers whose mixers may be left out, `last` not among them.
-    similarity: at which a place has settled.
+    similarity: at which a place has settled. most: mixers that are left out after that; then the place is as if it had not.
     asked, left: mixers that were asked and left out, of all places and layers.
     """
 
-    def __init__(self, able: Sequence[bool], first: int, last: int, similarity: float) -> None:
-        self.first, self.last, self.similarity = first, last, similarity
+    def __init__(self, able: Sequence[bool], first: int, last: int, similarity: float, most: int) -> None:
+        self.first, self.last, self.similarity, self.most = first, last, similarity, most
         self._coming = list(able)
         self._able = self._settled = torch.zeros(1, 0, dtype=torch.bool)
+        self._left_out = torch.zeros(1, 0, dtype=torch.int64)
         self.asked = self.left = 0
 
     def times(self, layer: int, hidden: Tensor) -> int:
@@ -37,21 +38,25 @@ class Settled(Depth):
             count = hidden.shape[1]
             self._able = torch.tensor([self._coming[:count]], device=hidden.device)
             self._settled = torch.zeros_like(self._able)
+            self._left_out = torch.zeros_like(self._able, dtype=torch.int64)
             del self._coming[:count]
         return 1
 
     def channels(self, layer: int, hidden: Tensor, mix: Mixer) -> tuple[Tensor, Tensor | None]:
         """As `Depth.channels`."""
-        asked = ~self._settled if self.first <= layer < self.last else torch.ones_like(self._settled)
+        if not self.first <= layer < self.last:
+            self.asked += self._able.numel()
+            return mix(hidden), None
+        asked = ~(self._settled & (self._left_out < self.most))
+        self._left_out += ~asked
         count, total = int(asked.sum()), asked.numel()
         self.asked, self.left = self.asked + count, self.left + total - count
         added = torch.zeros_like(hidden)
         if count:
             before = hidden[asked]
             change = added[asked] = mix(before)
-            if self.first <= layer < self.last:
-                near = F.cosine_similarity(before.float(), (before + change).float(), dim=-1) >= self.similarity
-                self._settled[asked] = near & self._able[asked]
+            near = F.cosine_similarity(before.float(), (before + change).float(), dim=-1) >= self.similarity
+            self._settled[asked] |= near & self._able[asked]
         return added, None if count == total else asked
 
 
@@ -67,24 +72,35 @@ class Settled(Depth):
 class FFNSkipLLM(RowDepth):
     """Once the feed-forward block of a layer hardly turns a token's hidden state, those of the layers after it are left out.
 
-    In layer l, x' = x + ffn_l(x). A token of an answer settles at the first layer of `cold` .. L - `cold` - 1 with cos(x, x') >=
-    `similarity`; from the next of these layers on, its feed-forward blocks are left out, and attention goes on in all layers. The
-    first and last `cold` layers are always whole, and so are the prompt and the first `warm` tokens of an answer.
+    In layer l, x' = x + ffn_l(x). A token of an answer settles at the first layer of `cold` .. L - `cold` - 1 with
+    cos(x, x') >= `similarity`. From the next of these layers on, its feed-forward blocks are left out, `most` of all L at most;
+    attention goes on in all layers. The first and last `cold` layers are always whole, and so are the prompt and the first `warm`
+    tokens of an answer. Where a model's hidden states are long, every block hardly turns them: then `most` alone decides.
 
     Each token decides for itself, so rows of any places share a pass. It changes the text. What follows the first block that was
     left out lends its keys to no other request.
 
     target: the model that writes, a native one.
-    similarity: of the hidden state before and after the block. cold: layers at each end. warm: tokens of an answer.
+    similarity: of the hidden state before and after the block. most: share of all blocks. cold: layers at each end.
+    warm: tokens of an answer.
     """
 
-    def __init__(self, target: LanguageModel, *, similarity: Fraction = 0.95, cold: Count = 1, warm: Whole = 4) -> None:
+    def __init__(
+        self,
+        target: LanguageModel,
+        *,
+        similarity: Fraction = 0.95,
+        most: Fraction = 0.25,
+        cold: Count = 1,
+        warm: Whole = 4,
+    ) -> None:
         total = target.about.layers
         if total < 2 * cold + 2:
             raise UsageError(
                 f"ffn_skipllm: {cold} whole layers at each end of {total} leave none to leave out: lower `cold`"
             )
         self.total, self.similarity, self.cold, self.warm = total, similarity, cold, warm
+        self.most = max(1, round(most * total))
         self.asked = self.left = 0
         """Feed-forward blocks that were asked, and left out, of all tokens of all passes."""
         self._latest: Settled | None = None
@@ -103,7 +119,7 @@ class FFNSkipLLM(RowDepth):
         ]
         if not any(able):
             return None
-        self._latest = Settled(able, self.cold, self.total - self.cold, self.similarity)
+        self._latest = Settled(able, self.cold, self.total - self.cold, self.similarity, self.most)
         return self._latest
 
     @property

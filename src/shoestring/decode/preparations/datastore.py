@@ -7,7 +7,7 @@ import torch
 
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.datastore import build_datastore
-from shoestring.decode.preparation import Given, Prepared
+from shoestring.decode.preparation import Given, Prepared, pieces
 from shoestring.method import method
 
 
@@ -28,6 +28,6 @@ def datastore(
     dtype: of the keys.
     """
     context = target.about.context
-    parts = [text.tokens[start : start + context] for text in texts for start in range(0, len(text.tokens), context)]
-    made, charge = build_datastore(target, parts, getattr(torch, dtype))
+    plain = [Given(text.tokens) for text in texts]  # a question is kept with its answer
+    made, charge = build_datastore(target, [piece.tokens for piece in pieces(plain, context)], getattr(torch, dtype))
     return Prepared(made.save, charge, (f"{len(made):,} entries, {made.nbytes:,} bytes",))

@@ -8,7 +8,7 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Inputs
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.layer_routers import NAME, Fixed, search, train_routers
-from shoestring.decode.preparation import Given, Prepared, parted
+from shoestring.decode.preparation import Given, Prepared, parted, pieces
 from shoestring.errors import UsageError
 from shoestring.method import Count, NonNegative, Positive, Seed, method
 
@@ -59,11 +59,10 @@ def dr_llm(
         charge += Charge(flops=flops, moved=reading.cost.moved, read=inputs.length, calls=1)
         return float(logits.log_softmax(-1).gather(-1, goals[:, None]).mean())
 
-    for text in texts[:most_texts]:
-        parts = parted(text, target.about.context)
-        if parts is None:
+    for text in pieces(texts, target.about.context)[:most_texts]:
+        prompt, answer = parted(text)
+        if not prompt or not answer or len(text.tokens) > target.about.context:
             continue
-        prompt, answer = parts
         least = said(prompt, answer, (1,) * total) - slack
 
         def score(times: tuple[int, ...], prompt: Ids = prompt, answer: Ids = answer, least: float = least) -> float:

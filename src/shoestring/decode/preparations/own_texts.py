@@ -10,7 +10,7 @@ from shoestring.budget.charge import NOTHING
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.engine import Engine
 from shoestring.decode.own_texts import OwnText, own_texts, save_texts
-from shoestring.decode.preparation import Given, Prepared
+from shoestring.decode.preparation import Given, Prepared, pieces
 from shoestring.decode.sampling import Sampling
 from shoestring.errors import UsageError
 from shoestring.method import Count, Seed, method
@@ -38,18 +38,20 @@ def write_own_texts(
     rows: Count = 16,
     seed: Seed = 0,
 ) -> Prepared:
-    """Let the model go on from the beginning of each text, and keep what it writes as a corpus to align a draft model with.
+    """Let the model go on from many places of the texts, and keep what it writes as a corpus to align a draft model with.
 
     The paper's recipe is three steps: pre-train a small model of the same tokenizer (`shoestring train`, recipes/fastdraft), let
     the target write, and train the draft on that from where it is. A mixture of temperatures, the greedy one among them, is as the
     paper's.
 
-    target: the model that will write. texts: whose beginnings are the prompts; of questions, the question. decode: makes text of
-        tokens.
-    prompt_tokens: of plain text. tokens: of an answer at most. temperatures: each gives an answer to each prompt.
+    target: the model that will write. texts: plain ones are cut into pieces, whose beginnings are the prompts; of questions, the
+        question is. decode: makes text of tokens.
+    prompt_tokens: of plain text; a piece has `tokens` more. tokens: of an answer at most.
+    temperatures: each gives an answer to each prompt.
     rows: answers at a time. seed: of the draws.
     """
-    prompts = [text.tokens[: text.prompt or prompt_tokens] for text in texts]
+    parts = pieces(texts, prompt_tokens + tokens)
+    prompts = [text.tokens[: text.prompt or prompt_tokens] for text in parts]
     prompts = [each for each in prompts if each and len(each) + tokens <= target.about.context]
     if not prompts:
         raise UsageError(f"no prompt leaves room for {tokens} tokens in a context of {target.about.context}")
