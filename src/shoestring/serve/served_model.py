@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from shoestring.base.drafting import open_drafter
+from shoestring.base.drafting import open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
@@ -159,16 +159,19 @@ class ServedModel:
 
     def _engine(self) -> Engine:
         settings = self._settings
-        drafter = open_drafter(settings.drafter, settings.draft, self.writer.opened)
+        opened = self.writer.opened
+        drafter = open_drafter(settings.drafter, settings.draft, opened)
         engine = Engine(
-            self.writer.opened.model,
+            opened.model,
             rows=settings.rows,
             tokens=settings.tokens,
             drafter=drafter,
+            depth=open_made("depth", settings.depth, settings.routers, opened),
+            mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
         )
-        if isinstance(slow := getattr(self.writer.opened.model, "native", None), str):
+        if isinstance(slow := getattr(opened.model, "native", None), str):
             engine.notes.append(f"passes go module by module, which is slower: {slow}")
         if not self._first:
             self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
