@@ -19,9 +19,7 @@ def test_the_queueing_models_are_given_the_line_that_clients_saw() -> None:
     import serve
 
     # a pass takes 10 ms and 1 ms a row; a prompt takes 40 ms
-    rows = [
-        {"clients": clients, "between": 0.010 + 0.001 * clients, "first": 0.040 + 0.011} for clients in (1, 8, 32)
-    ]
+    rows = [{"clients": clients, "between": 0.010 + 0.001 * clients, "first": 0.040 + 0.011} for clients in (1, 8, 32)]
     made = serve.service_of(rows, 20)
     assert made.step == pytest.approx(0.010)
     assert made.beside == pytest.approx(0.001)
