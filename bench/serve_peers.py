@@ -4,10 +4,10 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -53,9 +53,12 @@ def llama_cpp(place: str, context: int, threads: int, limit: float) -> Iterator[
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", str(port), "--n_ctx", str(context)]
     words += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_batch", "512", "--verbose", "False"]
-    # what it says is kept, for when it does not start
-    log = Path(f"llama-server-{port}.log")
-    with log.open("w") as said, subprocess.Popen(words, stdout=said, stderr=said) as process:
+    # else a request that comes ends the one that is being answered
+    words += ["--interrupt_requests", "False"]
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(words, stdout=said, stderr=said) as process,
+    ):
         try:
             address, until = f"http://127.0.0.1:{port}", time.monotonic() + limit
             while True:
@@ -64,10 +67,10 @@ def llama_cpp(place: str, context: int, threads: int, limit: float) -> Iterator[
                     break
                 except httpx.HTTPError:
                     if process.poll() is not None or time.monotonic() > until:
-                        tail = log.read_text().strip().splitlines()[-1:] or ["it said nothing"]
+                        said.seek(0)
+                        tail = said.read().strip().splitlines()[-1:] or ["it said nothing"]
                         raise SystemExit(f"llama.cpp's server did not start: {tail[0][:200]}") from None
                     time.sleep(0.2)
-            log.unlink()
             yield address
         finally:
             process.terminate()
