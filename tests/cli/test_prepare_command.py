@@ -85,6 +85,7 @@ def test_heads_for_later_tokens_are_trained_saved_and_draft(trained: Path, capsy
         (["m2r2", "--text", "x", "--other.rank", "2"], "--other is unknown"),
         (["autojudge", "--task", "arithmetic"], "needs a draft model: give --draft PLACE"),
         (["datastore", "--text", "nowhere.txt"], "nowhere.txt"),
+        (["datastore", "--text", "x", "--draft", "y"], "'datastore' needs no draft model: leave --draft out"),
     ],
 )
 def test_what_is_asked_wrongly_is_said_in_one_line(

@@ -57,6 +57,8 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("give --text PATH or --task NAME, and not both")
     if "draft" in wanted and found.draft is None:
         raise UsageError(f"'{found.method}' needs {WHAT['draft']}: give --draft PLACE")
+    if found.draft is not None and "draft" not in wanted:
+        raise UsageError(f"'{found.method}' needs no draft model: leave --draft out")
     if found.out.is_dir():
         raise UsageError(f"{found.out} is a folder: give the name of a file")
     task: Task | None = None
@@ -72,6 +74,7 @@ def run(words: Sequence[str]) -> int:
         "texts": lambda: texts,
         "draft": lambda: open_draft(found.draft, writer.opened, found.dtype),
         "decode": lambda: writer.tokenizer.decode,
+        "ends": lambda: writer.ends,
     }
     began = time.monotonic()
     made: Prepared = choice.build(*(supplies[name]() for name in wanted))

@@ -13,6 +13,7 @@ WHAT = {
     "place": "the file that was made for it",
     "texts": "text, or a task",
     "decode": "a tokenizer",
+    "ends": "a tokenizer",
 }
 """What a drafter, an acceptance or a scheduler may name as a positional parameter."""
 

@@ -30,14 +30,16 @@ def autojudge(
     tokens: of an answer at most. recall: share of the important mismatches that must be found.
     """
     engine, charge, found = Engine(target, rows=1), NOTHING, list[Mismatch]()
-
-    def write(prompt: tuple[int, ...]) -> tuple[Sequence[int], Charge]:
-        (answer,) = engine.run([Request(prompt, Sampling(temperature=0), tokens)])
-        return answer.tokens, answer.spent.charge
-
     for text in texts:
         if text.check is None:
             raise UsageError("autojudge learns from answers that can be checked: give --task NAME in place of text")
+
+        def write(begun: tuple[int, ...], most: int = text.prompt + tokens) -> tuple[Sequence[int], Charge]:
+            if len(begun) >= most:
+                return (), NOTHING
+            (answer,) = engine.run([Request(begun, Sampling(temperature=0), most - len(begun))])
+            return answer.tokens, answer.spent.charge
+
         mismatches, took = mine(write, target, draft, text.tokens[: text.prompt], text.check)
         found += mismatches
         charge += took

@@ -31,6 +31,7 @@ def write_own_texts(
     target: LanguageModel,
     texts: Sequence[Given],
     decode: Callable[[Sequence[int]], str],
+    ends: frozenset[int],
     *,
     prompt_tokens: Count = 32,
     tokens: Count = 128,
@@ -45,7 +46,7 @@ def write_own_texts(
     paper's.
 
     target: the model that will write. texts: plain ones are cut into pieces, whose beginnings are the prompts; of questions, the
-        question is. decode: makes text of tokens.
+        question is. decode: makes text of tokens. ends: tokens that end an answer.
     prompt_tokens: of plain text; a piece has `tokens` more. tokens: of an answer at most.
     temperatures: each gives an answer to each prompt.
     rows: answers at a time. seed: of the draws.
@@ -58,7 +59,7 @@ def write_own_texts(
     written = list[OwnText]()
     for place, temperature in enumerate(temperatures):
         engine = Engine(target, rows=rows)
-        written += own_texts(engine, prompts, tokens, Sampling(temperature=temperature, seed=seed + place))
+        written += own_texts(engine, prompts, tokens, Sampling(temperature=temperature, seed=seed + place), ends)
     charge = sum((each.charge for each in written), NOTHING)
 
     def save(path: Path) -> None:
