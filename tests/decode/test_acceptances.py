@@ -165,11 +165,11 @@ def test_a_judge_is_prepared_of_questions_and_serves_an_engine(tmp_path: Path) -
     target, draft = native(seed=2), native(seed=5)
 
     def check(answer: Sequence[int]) -> bool:
-        assert len(answer) <= 4
+        assert len(answer) <= 5
         return sum(answer) % 3 != 0
 
-    given = [Given((*text, 0), len(text), check) for text in prompts(7)]
-    made = autojudge(target, given, draft, tokens=4)
+    given = [Given((*text, 0), len(text), check) for text in prompts(10)]
+    made = autojudge(target, given, draft, tokens=5)
     assert "mismatches matter" in made.found[0]
     assert made.charge.flops > 0
     made.save(tmp_path / "judge")
