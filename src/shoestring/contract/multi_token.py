@@ -1,5 +1,6 @@
 """Heads that predict the tokens after the next one from the same hidden state. A model may carry them beside its own head."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +17,6 @@ class TokenHead(nn.Module):
         super().__init__()
         self.up, self.down = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
         self.norm = nn.RMSNorm(width)
-        if not self.down.weight.is_meta:
-            nn.init.zeros_(self.down.weight)  # it begins with what the model would say of the next token
 
     def forward(self, hidden: Tensor) -> Tensor:
         made: Tensor = self.norm(hidden + self.down(F.silu(self.up(hidden))))
@@ -28,11 +27,19 @@ class MultiTokenHeads(nn.Module):
     """Heads 2 .. n: head k says what stands k places after what was read. The model's own head makes logits of what they give.
 
     ahead: n, tokens that are predicted, the next one among them. width: of hidden states. hidden: between W_up and W_down.
+    seed: of W_up. W_down begins at zero: a head then says what the model says of the next token.
     """
 
-    def __init__(self, ahead: int, width: int, hidden: int) -> None:
+    def __init__(self, ahead: int, width: int, hidden: int, seed: int = 0) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(TokenHead(width, hidden) for _ in range(ahead - 1))
+        with torch.random.fork_rng(devices=[]):  # what torch draws for them is of no use
+            made = [TokenHead(width, hidden) for _ in range(ahead - 1)]
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for head in made:
+                head.down.weight.zero_()
+                head.up.weight.copy_(torch.randn(hidden, width, generator=generator) / width**0.5)
+        self.heads = nn.ModuleList(made)
 
     @property
     def ahead(self) -> int:

@@ -20,7 +20,8 @@ Ids = tuple[int, ...]
     kind="preparation",
     name=NAME,
     paper="Dr.LLM: Dynamic Layer Routing in LLMs, arXiv:2510.12773",
-    claim="routers learn from 4,000 paths of layers that a Monte Carlo tree search finds; the model stays as it is",
+    claim="layers that a Monte Carlo tree search finds keep or improve accuracy within a budget, and teach routers; the model's "
+    "weights stay as they are",
     cost="a pass of the model for each path that is scored, at most `rollouts` a text, and small networks to train",
 )
 def dr_llm(

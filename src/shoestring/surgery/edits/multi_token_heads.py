@@ -40,12 +40,13 @@ class WithMultiTokenHeads:
         if hasattr(model, ATTRIBUTE):
             raise UsageError("multi_token_heads: the model has such heads already")
         width = model.about.width
-        return Decision({"ahead": self.ahead, "width": width, "hidden": max(1, round(self.expansion * width))})
+        hidden = max(1, round(self.expansion * width))
+        return Decision({"ahead": self.ahead, "width": width, "hidden": hidden, "seed": evidence.seed})
 
     def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
-        """The model with heads; drawn from torch's global generator, as a new model is."""
+        """The model with heads."""
         values, like = decision.values, next(model.parameters())
-        heads = MultiTokenHeads(values["ahead"], values["width"], values["hidden"])
+        heads = MultiTokenHeads(values["ahead"], values["width"], values["hidden"], values["seed"])
         setattr(model, ATTRIBUTE, heads.to_empty(device="meta") if like.is_meta else heads.to(like.device, like.dtype))
         return model
 
