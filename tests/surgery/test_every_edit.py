@@ -30,6 +30,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
+    "multi_token_heads": ("surgery", {"ahead": 3}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),

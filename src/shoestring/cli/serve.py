@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.base import open_model
-from shoestring.base.drafting import check_drafter
+from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
@@ -34,6 +34,8 @@ def run(words: Sequence[str]) -> int:
     from shoestring.serve.settings import Keys, Settings
 
     check_drafter(found.drafter, found.draft)
+    check_made("mixture", found.mixture, found.datastore, "--datastore")
+    check_made("depth", found.depth, found.routers, "--routers")
     alone = _loopback(found.host)
     settings = Settings(
         rows=found.rows,
@@ -41,6 +43,10 @@ def run(words: Sequence[str]) -> int:
         room=found.room,
         drafter=found.drafter,
         draft=found.draft,
+        depth=found.depth,
+        routers=found.routers,
+        mixture=found.mixture,
+        datastore=found.datastore,
         answer=found.answer,
         queue=found.queue,
         body=found.body,
@@ -101,6 +107,10 @@ def _arguments() -> Arguments:
     parser.add_argument("--room", type=whole(1, MOST), metavar="TOKENS", help="tokens kept of all texts")
     parser.add_argument("--drafter", metavar="NAME", help="propose tokens that are checked together, as 'ngram'")
     parser.add_argument("--draft", metavar="PLACE", help="what the drafter needs: a smaller model for draft_model, say")
+    parser.add_argument("--depth", metavar="NAME", help="leave out parts of layers, as `generate` does")
+    parser.add_argument("--routers", metavar="FILE", help="for --depth dr_llm: what `shoestring prepare` made")
+    parser.add_argument("--mixture", metavar="NAME", help="mix in a datastore: 'knn_lm' or 'retomaton'")
+    parser.add_argument("--datastore", metavar="FILE", help="for --mixture: what `shoestring prepare` made")
     parser.add_argument(
         "--answer", type=whole(1, MOST), default=512, metavar="TOKENS",
         help="of an answer to a chat, where the request does not say (default 512)",

@@ -29,6 +29,8 @@ from shoestring.method import Count
 SCHEDULER = Pick("decode", "scheduler", default="first_come")
 ACCEPTANCE = Pick("decode", "acceptance", default="exact")
 DRAFTER = Pick("decode", "drafter")
+DEPTH = Pick("decode", "depth")
+MIXTURE = Pick("decode", "mixture")
 GREEDY = Sampling(temperature=0)
 
 
@@ -40,6 +42,8 @@ class DecodeConfig:
     drafter: who proposes tokens; left out: nobody.
     draft: the place of its model, or the file that was made for it, where it needs one.
     acceptance: which drafted tokens stay. judge: the file that was made for it, where it needs one.
+    depth: which layers tokens go through; left out: all. routers: the file that was made for it, where it needs one.
+    mixture: what the probabilities are mixed with; left out: nothing. datastore: the file that was made for it.
     scheduler: who reads in the next pass.
     sampling: how tokens are chosen; the seed is that of the comparison.
     rows: prompts of an item, which are answered together; the same for all arms.
@@ -52,12 +56,19 @@ class DecodeConfig:
     draft: str | None = None
     acceptance: Annotated[Choice, ACCEPTANCE] = field(default_factory=ACCEPTANCE.choice)
     judge: str | None = None
+    depth: Annotated[Choice, DEPTH] | None = None
+    routers: str | None = None
+    mixture: Annotated[Choice, MIXTURE] | None = None
+    datastore: str | None = None
     scheduler: Annotated[Choice, SCHEDULER] = field(default_factory=SCHEDULER.choice)
     sampling: Sampling = GREEDY
     rows: Count = 1
     tokens: Count = TOKENS
     max_new_tokens: Count = 64
 
+
+PLACES = {"drafter": "draft", "acceptance": "judge", "depth": "routers", "mixture": "datastore"}
+"""Where an arm says what a method of each kind needs."""
 
 SHARED = ("place", "rows", "max_new_tokens")
 """What all arms must have in common, else the items are not the same."""
@@ -178,6 +189,8 @@ class Decoders:
     def _engine(self, arm: str, group: Sequence[Sequence[int]]) -> Engine:
         config = self.arms[arm]
         drafter = None if config.drafter is None else self._made(arm, config.drafter, config.draft)
+        depth = None if config.depth is None else self._made(arm, config.depth, config.routers)
+        mixture = None if config.mixture is None else self._made(arm, config.mixture, config.datastore)
         room = sum(len(row) + config.max_new_tokens + 64 for row in group)
         return Engine(
             self.model,
@@ -185,6 +198,8 @@ class Decoders:
             tokens=config.tokens,
             scheduler=self._made(arm, config.scheduler, None),
             drafter=drafter,
+            depth=depth,
+            mixture=mixture,
             acceptance=self._made(arm, config.acceptance, config.judge),
             room=room,
         )
@@ -199,7 +214,7 @@ class Decoders:
                 given.append(self.model)
             elif place is None:
                 raise UsageError(
-                    f"{arm}: the {choice.kind} '{choice.name}' needs a place: give decode.draft or decode.judge"
+                    f"{arm}: the {choice.kind} '{choice.name}' needs a place: give decode.{PLACES[choice.kind]}"
                 )
             else:
                 given.append(self._opened(place).model if name == "draft" else Path(place))

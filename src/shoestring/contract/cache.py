@@ -194,7 +194,8 @@ class Cache:
     layers: of each layer, or None where it keeps nothing.
     lengths: tokens held of each row.
     room: the most tokens of a row.
-    left_out: of each row, the layers that some of its tokens did not go through, with the place of the first of these.
+    left_out: of each row, the layers that some of its tokens did not go through, with the place of the first of these; -1 -
+        layer stands for the channel mixer of a layer alone.
     """
 
     def __init__(self, layers: Sequence[Any], rows: int, room: int) -> None:
@@ -254,9 +255,27 @@ class Cache:
                 )
 
     def past(self, layer: int) -> None:
-        """The pass leaves this layer out, so that nothing of its tokens is kept there."""
+        """The pass leaves this layer out, so that nothing of its tokens is kept there. A cache that has no such layer lacks
+        nothing."""
+        if layer >= len(self.layers):
+            return
         for row, held in self._places():
             self.left_out.setdefault(row, {}).setdefault(layer, held)
+
+    def thinned(self, layer: int, places: Tensor) -> None:
+        """The channel mixer of this layer was asked at these places of the pass alone ([B, T] bool): those after them were made
+        of hidden states that are not the whole model's."""
+        coming = self._coming
+        if isinstance(coming, PackedPass):
+            parts = [(one.row, one.held, places[0, one.start : one.start + one.new]) for one in coming.segments]
+        else:
+            assert coming is not None
+            rows = enumerate(zip(coming.held, coming.new, strict=True))
+            parts = [(row, held, places[row, :new]) for row, (held, new) in rows]
+        for row, held, own in parts:
+            missing = (~own).nonzero()
+            if len(missing):
+                self.left_out.setdefault(row, {}).setdefault(-1 - layer, held + int(missing[0]))
 
     def _places(self) -> list[tuple[int, int]]:
         """(row, tokens held of it) of each row that the pass reads more of."""

@@ -69,12 +69,25 @@ class Reading:
         return self.head.logits(self.hidden)
 
 
+Mixer = Callable[[Tensor], Tensor]
+"""What a channel mixer adds to hidden states [..., width], its norm included: place by place."""
+
+
 class Depth(Protocol):
-    """Which layers a pass goes through: asked before each."""
+    """Which layers a pass goes through, and which of their channel mixers: asked before each. A class that inherits from it mixes
+    the channels of every place."""
 
     def times(self, layer: int, hidden: Tensor) -> int:
         """How often to apply layer number `layer` to the hidden states [B, T, width]: 0 skips it, 2 repeats it."""
         ...
+
+    def channels(self, layer: int, hidden: Tensor, mix: Mixer) -> tuple[Tensor, Tensor | None]:
+        """Of a layer that is applied: (what its channel mixer adds [B, T, width], the places [B, T] at which it was asked).
+
+        hidden: [B, T, width], before the mixer. None in place of places: all. Elsewhere it adds nothing. A place that leaves it
+        out still has keys and values in every layer, so nothing that comes later lacks any.
+        """
+        return mix(hidden), None
 
 
 @dataclass(frozen=True)

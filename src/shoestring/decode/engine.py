@@ -7,6 +7,8 @@ refused is forgotten -> events.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.choosing import changed_logits, next_token
-from shoestring.decode.depth import RowDepth, Through, alike
+from shoestring.decode.depth import RowDepth, alike
 from shoestring.decode.drafter import Drafter
+from shoestring.decode.mixture import Mixture
 from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, AnswerSpent, Event, Request, Stop, Written
 from shoestring.decode.row import Draft, Row
@@ -43,6 +46,7 @@ class Engine:
     tokens: places of a pass, at most.
     scheduler, drafter, acceptance: None: first come, first served; no drafts; drafts change nothing.
     depth: which layers the tokens of an answer go through; None: all. Rows that go through others are read in passes of their own.
+    mixture: changes the logits that tokens are chosen of; None: they are the model's.
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
     room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
     """
@@ -58,6 +62,7 @@ class Engine:
         drafter: Drafter | None = None,
         acceptance: Acceptance | None = None,
         depth: RowDepth | None = None,
+        mixture: Mixture | None = None,
         pays: Pays | None = None,
         room: int | None = None,
     ) -> None:
@@ -67,7 +72,7 @@ class Engine:
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
-        self.pays, self.depth = pays, depth
+        self.pays, self.depth, self.mixture = pays, depth, mixture
         if depth is not None and drafter is not None:
             raise UsageError("drafts are checked by all layers at once: give a drafter or a depth, not both")
         if pays is not None and not self.acceptance.exact:
@@ -153,10 +158,11 @@ class Engine:
             with torch.inference_mode():
                 for layers, part in self._by_depth(works).items():
                     began = time.perf_counter()
-                    found, cost = self.store.read(self.model, part, None if layers is None else Through(layers))
+                    depth = None if self.depth is None else self.depth.through(layers, part)
+                    found, cost = self.store.read(self.model, part, depth)
                     self._account(part, cost, time.perf_counter() - began)
-                    for work, read in zip(part, found, strict=True):
-                        self._take_in(work, read)
+                    for work, read, near in zip(part, found, self._found(part, found), strict=True):
+                        self._take_in(work, read, near)
             written = self.written - written
             self._last = Passed(decoding, tokens, attended, written, time.perf_counter() - started)
             if self.pays is not None and drafting:
@@ -306,18 +312,37 @@ class Engine:
             row.deepest = max(row.deepest, end)
             row.spend("decode" if row.decoding else "prefill", seconds * work.new / sum(places))
 
-    def _take_in(self, work: RowWork, read: Read) -> None:
+    def _found(self, works: Sequence[RowWork], reads: Sequence[Read]) -> list[Sequence[Any]]:
+        """What the mixture looks up at the places of each work; they pay for it by their places."""
+        sizes = [work.wanted for work in works]
+        if self.mixture is None or not sum(sizes):
+            return [[None] * size for size in sizes]
+        found = self.mixture.find(torch.cat([read.hidden for read in reads]))
+        for work, charge in zip(works, divided(self.mixture.spent(), sizes), strict=True):
+            work.row.charge += charge
+        ends = list(accumulate(sizes))
+        return [found[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def _logits(self, row: Row, read: Read, place: int, found: Sequence[Any]) -> Tensor:
+        """[V], of the token that comes next in a row, after this place of what was read of it."""
+        if self.mixture is None:
+            return read.logits[place]
+        mixed = self.mixture.mixed(row, read.logits[place], read.hidden[place], found[place])
+        row.charge += self.mixture.spent()
+        return mixed
+
+    def _take_in(self, work: RowWork, read: Read, found: Sequence[Any]) -> None:
         """Accept drafts, choose the next token, and forget what was refused."""
         row, first, kept = work.row, work.row.held, list(range(len(work.tokens)))
         if not work.outputs or row.parts:
             row.held += len(kept)
             self.store.keep(row, first, kept)
             if work.outputs:
-                self._part(row, read)
+                self._part(row, read, found)
             return
         written, stop, place = list[Written](), None, -1
         while stop is None:
-            logits = read.logits[place + 1]
+            logits = self._logits(row, read, place + 1, found)
             changed = changed_logits(row, logits)
             token = next_token(row, changed)
             child = self._accepted(work.draft, place, token, changed, read.hidden)
@@ -347,14 +372,15 @@ class Engine:
                 return child
         return None
 
-    def _part(self, row: Row, read: Read) -> None:
+    def _part(self, row: Row, read: Read, found: Sequence[Any]) -> None:
         """The prompt is read: each answer to it goes its own way."""
         others = [self._forked(row, sample) for sample in range(1, row.parts + 1)]
         row.parts = 0
         for each in (row, *others):
             written = list[Written]()
             each.hidden = read.hidden[0]
-            stop = self._write(each, next_token(each, changed_logits(each, read.logits[0])), read.logits[0], written)
+            logits = self._logits(each, read, 0, found)
+            stop = self._write(each, next_token(each, changed_logits(each, logits)), logits, written)
             self._tell(each, written, stop)
 
     def _write(self, row: Row, token: int, logits: Tensor, written: list[Written]) -> Stop | None:
@@ -403,6 +429,7 @@ class Engine:
         other = Row(self._number(), row.ticket, row.request, sample, list(row.tokens), row.arrived)
         other.answered, other.constraint = row.answered.copy(), row.constraint and row.constraint.copy()
         other.held = other.deepest = row.held
+        other.memory = row.memory
         other.seen = now
         try:
             self.store.fork(row, other)

@@ -13,10 +13,13 @@ What fills the two slots is a registered method that is an `nn.Module` with
 A registered method of kind 'residual' joins the two: see `PreNorm`.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from shoestring.contract.cache import KeyValues
-from shoestring.contract.cost import Shape, trains
+from shoestring.contract.cost import Shape, bytes_of, trains
+from shoestring.contract.model import Mixer
 from shoestring.model.config import ModelConfig
 
 
@@ -43,8 +46,12 @@ class Block(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
+        channel_rule: Callable[[Tensor, Mixer], Tensor] | None = None,
     ) -> Tensor:
-        """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`."""
+        """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`.
+
+        channel_rule: makes what the channel mixer adds, of the hidden states before it and the mixer; None: the mixer does.
+        """
 
         def tokens(x: Tensor) -> Tensor:
             mixed: Tensor = self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
@@ -54,7 +61,10 @@ class Block(nn.Module):
             mixed: Tensor = self.channel_mixer(self.channel_norm(x))
             return mixed
 
-        joined: Tensor = self.residual(x, tokens, channels)
+        def ruled(x: Tensor) -> Tensor:
+            return channels(x) if channel_rule is None else channel_rule(x, channels)
+
+        joined: Tensor = self.residual(x, tokens, ruled)
         return joined
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
@@ -66,3 +76,13 @@ class Block(nn.Module):
         tokens: int = self.token_mixer.flops(shape, token_inputs)
         channels: int = self.channel_mixer.flops(shape, channel_inputs)
         return tokens + channels
+
+    def channel_flops(self) -> int:
+        """Operations of the channel mixer at one place, forward."""
+        found: int = self.channel_mixer.flops(Shape(1, 1), False)
+        return found
+
+    @property
+    def channel_bytes(self) -> int:
+        """Of the channel mixer's weights."""
+        return bytes_of(self.channel_mixer)

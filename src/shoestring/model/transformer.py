@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
-from shoestring.contract.model import About, Depth, Head, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Mixer, Reading, tapping
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block
@@ -156,12 +156,15 @@ class Transformer(Blocks):
                     )
                 cache.through(index) if times else cache.past(index)
             for _ in range(times):
-                x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
-                cost += self._block_cost(index, inputs, coming)
+                rule = _Ruled(depth, index)
+                x = block(x, cos, sin, mask, None if cache is None else cache.layers[index], rule)
+                if cache is not None and rule.places is not None:
+                    cache.thinned(index, rule.places)
+                cost += self._block_cost(index, inputs, coming, rule.places)
         return x, cost
 
-    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
-        """What a pass costs in one block."""
+    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None, places: Tensor | None) -> Cost:
+        """What a pass costs in one block. places: at which its channels were mixed; None: at all."""
         block, weights, token = self.blocks[index], self._block_bytes[index], self._layer_bytes[index]
 
         def cost(shape: Shape) -> Cost:
@@ -170,8 +173,14 @@ class Transformer(Blocks):
             return Cost(block.flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
         if isinstance(coming, PackedPass):
-            return ragged(cost, ((one.new, one.held) for one in coming.segments))
-        return cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+            whole = ragged(cost, ((one.new, one.held) for one in coming.segments))
+        else:
+            whole = cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+        if places is None:
+            return whole
+        missing = int((~places).sum())
+        unread: int = 0 if missing < places.numel() else block.channel_bytes  # type: ignore[assignment]
+        return Cost(whole.flops - missing * block.channel_flops(), whole.moved - unread, whole.held)  # type: ignore[operator]
 
     def _head(self) -> Head:
         return NativeHead(self.get_output_embeddings().weight)
@@ -235,6 +244,21 @@ class Transformer(Blocks):
     def _cache_bytes(self) -> int:
         """Bytes that a cache holds of one token."""
         return sum(self._layer_bytes)
+
+
+class _Ruled:
+    """A depth's rule for the channels of one layer, as `Block.forward` takes it.
+
+    places: [B, T] bool, at which the mixer was asked; None: at all.
+    """
+
+    def __init__(self, depth: Depth, layer: int) -> None:
+        self.depth, self.layer = depth, layer
+        self.places: Tensor | None = None
+
+    def __call__(self, x: Tensor, mix: Mixer) -> Tensor:
+        added, self.places = self.depth.channels(self.layer, x, mix)
+        return added
 
 
 def rotary_tables(config: ModelConfig) -> Rotary:

@@ -135,7 +135,7 @@ class Completions:
     def _shape(self, identity: str, fields: Common, model: ServedModel, asked: Asked) -> AnswerShape:
         tokenizer, chances = model.writer.tokenizer, fields.top is not None
         if not isinstance(fields, CompletionFields):
-            return ChatShape(identity, model.name, tokenizer, chances)
+            return ChatShape(identity, model.name, tokenizer, chances, asked.form, asked.tools)
         echo = []
         if fields.echo:
             texts = [fields.prompt] if isinstance(fields.prompt, str) else fields.prompt
@@ -185,7 +185,9 @@ def make_app(service: Service) -> ASGIApp:
     async def health(request: Request) -> Response:
         failed = [model.name for model in service.models if not model.alive]
         status = "draining" if service.draining else "failed" if failed else "ok"
-        body = as_json({"status": status, "models": {model.name: model.alive for model in service.models}})
+        notes = {model.name: list(model.notes) for model in service.models if model.notes}
+        alive = {model.name: model.alive for model in service.models}
+        body = as_json({"status": status, "models": alive, "notes": notes})
         return Response(body, 200 if status == "ok" else 503, media_type="application/json")
 
     async def metrics(request: Request) -> Response:

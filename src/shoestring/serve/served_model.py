@@ -1,13 +1,15 @@
 """One model of a server: its engine, what it is asked at the moment, and how fast it is."""
 
 import asyncio
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from shoestring.base.drafting import open_drafter
+from shoestring.base.drafting import open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
@@ -21,6 +23,11 @@ from shoestring.serve.forecast import ForecastRow
 from shoestring.serve.metrics import Metrics
 from shoestring.serve.rates import Rates
 from shoestring.serve.settings import Settings
+
+log = logging.getLogger("shoestring.serve")
+
+NOTES = 20
+"""That are kept of a model."""
 
 TRIED = 256
 """Tokens of the prompt that is read to see how fast a model is, at most."""
@@ -41,6 +48,14 @@ class ServedModel:
         self._lock = threading.Lock()
         self._going: dict[ServedAnswers, tuple[RequestBudget, float]] = {}
         self._thread: EngineThread | None = None
+        self.notes: deque[str] = deque(maxlen=NOTES)
+        """What a user should know of how it goes; the latest lines. Anybody may read them at /health."""
+
+    def note(self, line: str) -> None:
+        """Tell whoever looks after the server, once for each line."""
+        if line not in self.notes:
+            self.notes.append(line)
+            log.warning("%s: %s", self.name, line)
 
     async def start(self) -> None:
         """Make the engine, and see how fast it is. Raises: UsageError where there is no room for it."""
@@ -132,6 +147,8 @@ class ServedModel:
                 self.rates.observe_answer(max(ended.spent.charge.written, 1), allowed)
 
     def _passed(self, happened: EngineStep) -> None:
+        for line in happened.notes:
+            self.note(line)
         if happened.places:
             self.rates.observe(happened.places, happened.seconds)
         self._metrics.passed(self.name, happened, self.unfinished)
@@ -142,15 +159,20 @@ class ServedModel:
 
     def _engine(self) -> Engine:
         settings = self._settings
-        drafter = open_drafter(settings.drafter, settings.draft, self.writer.opened)
+        opened = self.writer.opened
+        drafter = open_drafter(settings.drafter, settings.draft, opened)
         engine = Engine(
-            self.writer.opened.model,
+            opened.model,
             rows=settings.rows,
             tokens=settings.tokens,
             drafter=drafter,
+            depth=open_made("depth", settings.depth, settings.routers, opened),
+            mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
         )
+        if isinstance(slow := getattr(opened.model, "native", None), str):
+            engine.notes.append(f"passes go module by module, which is slower: {slow}")
         if not self._first:
             self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
         return engine

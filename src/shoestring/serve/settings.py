@@ -77,6 +77,10 @@ class Settings:
     room: int | None = None
     drafter: str | None = None
     draft: str | None = None
+    depth: str | None = None
+    routers: str | None = None
+    mixture: str | None = None
+    datastore: str | None = None
     answer: int = 512
     queue: int = 256
     body: int = 4 << 20
