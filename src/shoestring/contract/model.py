@@ -17,6 +17,23 @@ from shoestring.contract.cost import Cost, Shape
 from shoestring.errors import UsageError, did_you_mean
 
 
+Notes = dict[str, Tensor]
+"""What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
+
+LOSS = "loss."
+"""How the name of a note begins that is a term of the loss, a scalar with its coefficient multiplied in."""
+
+
+def add_notes(notes: Notes, more: Mapping[str, Tensor], place: str) -> None:
+    """Take in the notes of a part. Those of one name add up: a part may be gone through several times.
+
+    place: the name of the part, for those of one kind: 'blocks.3'.
+    """
+    for name, value in more.items():
+        key = f"{LOSS}{place}.{name.removeprefix(LOSS)}" if name.startswith(LOSS) else f"{place}.{name}"
+        notes[key] = notes[key] + value if key in notes else value
+
+
 class Head(Protocol):
     """Makes logits of hidden states."""
 
@@ -67,6 +84,11 @@ class Reading:
     def logits(self) -> Tensor:
         """[B, T, V], of all places."""
         return self.head.logits(self.hidden)
+
+    def auxiliary(self) -> Tensor | None:
+        """The sum of the terms of the loss that layers told, to be differentiated; None where none did."""
+        terms = [value for name, value in self.notes.items() if name.startswith(LOSS)]
+        return torch.stack(terms).sum() if terms else None
 
 
 class Depth(Protocol):

@@ -11,6 +11,7 @@ from shoestring.contract.anatomy import Axis, Matrix, Slice
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.model.stacked_linear import StackedLinear
 
 
 class Blocks(LanguageModule):
@@ -95,7 +96,7 @@ class NativeAnatomy:
         """As `Anatomy.matrices`."""
         for layer, block in enumerate(self.model.blocks):
             for name, module in block.named_modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | StackedLinear):
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
 
     def resized(self) -> None:
@@ -109,12 +110,15 @@ class NativeAnatomy:
         rows, width = model.embedding.weight.shape
         sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
         for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
-            if axes := self.axes(kind):
+            # where a pattern names sizes of its own, the configuration goes on saying what it said
+            if model.config.uniform and (axes := self.axes(kind)):
                 sizes[key] = axes[0].size
         model.config = replace(model.config, **sizes)
 
     def uniform(self) -> bool:
         """Whether all layers have the sizes that the configuration says."""
+        if not self.model.config.uniform:
+            return False
         return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
@@ -122,15 +126,21 @@ class NativeAnatomy:
         count = len(self.model.blocks)
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < count for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {count - 1}, each once, not {list(numbers)}")
-        self._put([self.model.blocks[number] for number in numbers])
+        self._put([self.model.blocks[number] for number in numbers], numbers)
 
     def copy_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.copy_layers`."""
-        self._put(with_copies(list(self.model.blocks), numbers))
+        order = [place for number in range(len(self.model.blocks)) for place in [number] * (1 + (number in numbers))]
+        self._put(with_copies(list(self.model.blocks), numbers), order)
 
-    def _put(self, blocks: Sequence[nn.Module]) -> None:
+    def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
+        """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
+        try:
+            config = self.model.config.with_layers(list(numbers))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self.model.blocks = nn.ModuleList(blocks)
-        self.model.config = replace(self.model.config, layers=len(blocks))
+        self.model.config = config
         self.model.changed()
 
 

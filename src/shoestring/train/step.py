@@ -121,7 +121,7 @@ class Stepper:
             share = count / whole
             with autocast(self.device, self.precision):
                 loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
-            (loss.mean * share).backward()
+            (loss.total * share).backward()
             total += loss.mean.detach() * share
             spent = together(spent, loss.spent)
             if measured and first is None and 0 < share < 1:
