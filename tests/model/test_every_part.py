@@ -1,6 +1,7 @@
 """Every registered part through one model: cached, packed, counted, saved; a new part is here without a new test."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -107,12 +108,12 @@ def test_packed_documents_are_as_separate_ones(name: str) -> None:
     documents, positions = torch.zeros(2, 22, dtype=torch.int64), torch.zeros(2, 22, dtype=torch.int64)
     cuts = [[0, 5, 6, 22], [0, 8, 15, 22]]
     for row, ends in enumerate(cuts):
-        for number, (first, last) in enumerate(zip(ends, ends[1:], strict=False)):
+        for number, (first, last) in enumerate(pairwise(ends)):
             documents[row, first:last], positions[row, first:last] = number, torch.arange(last - first)
     with torch.no_grad():
         packed = model.read(Inputs(text, positions, documents)).hidden
         for row, ends in enumerate(cuts):
-            for first, last in zip(ends, ends[1:], strict=False):
+            for first, last in pairwise(ends):
                 alone = model.read(Inputs(text[row : row + 1, first:last])).hidden
                 torch.testing.assert_close(packed[row, first:last], alone[0])
 
@@ -206,7 +207,8 @@ def test_it_learns_and_comes_back_from_a_state(name: str) -> None:
 
 def test_a_model_without_patterns_is_as_it_was() -> None:
     model = Transformer(ModelConfig(layers=2, width=16, heads=2, vocabulary=30, context=8))
-    assert model.stack is None and not [n for n in model.state_dict() if n.startswith(("spans", "more_"))]
+    assert model.stack is None
+    assert not [n for n in model.state_dict() if n.startswith(("spans", "more_"))]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
 from shoestring.errors import UsageError, did_you_mean
 
-
 Notes = dict[str, Tensor]
 """What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
 

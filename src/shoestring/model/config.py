@@ -145,8 +145,8 @@ class ModelConfig:
             for order, pattern in enumerate(self.pattern):
                 if number in places(pattern.at, self.layers):
                     made.setdefault(order, []).append(place)
-        pattern = tuple(replace(self.pattern[order], at=", ".join(map(str, made[order]))) for order in sorted(made))
-        return replace(self, layers=len(numbers), pattern=pattern)
+        kept = tuple(replace(self.pattern[order], at=", ".join(map(str, made[order]))) for order in sorted(made))
+        return replace(self, layers=len(numbers), pattern=kept)
 
     def _own_sizes(self) -> dict[str, int]:
         """What is worked out where nothing is given."""

@@ -1,6 +1,6 @@
 """Lightning attention: linear attention whose memory fades at a fixed rate of each head."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Interval
@@ -22,8 +22,8 @@ from shoestring.model.recurrent_cache import RecurrentState
     kind="token mixer",
     name="lightning",
     paper="MiniMax-01: Scaling Foundation Models with Lightning Attention, arXiv:2501.08313",
-    claim="with softmax attention in one layer of eight, quality comparable to top models at contexts of up to a million tokens, in "
-    "training time linear in the length",
+    claim="with softmax attention in one layer of eight, quality comparable to top models at contexts of up to a million "
+    "tokens, in training time linear in the length",
     cost="linear in the length: 4 width x width matrices and 4 head_width² FLOPs a head and token; a state of head_width² a head",
 )
 class Lightning(nn.Module):
@@ -130,5 +130,6 @@ class Lightning(nn.Module):
         projected = cost.linear(self.qkv_gate, shape.tokens, back, inputs)
         projected += cost.linear(self.output, shape.tokens, back, inside or cost.trains(self.norm))
         width = self.head_width
-        sizes: Any = shape.rows, shape.new, self.heads, width, width
-        return projected + linear_recurrence_flops(*sizes, back and inside, shape.past, self.chunk)
+        return projected + linear_recurrence_flops(
+            shape.rows, shape.new, self.heads, width, width, back and inside, past=shape.past, chunk=self.chunk
+        )

@@ -31,7 +31,7 @@ def linear_recurrence(
     state: [B, H, K, V], before the first token; None: zeros.
     documents: [B, T], which the state does not pass from one to the next; None: all one.
     """
-    rows, length, heads, key_width = q.shape
+    length = q.shape[1]
     if length == 1 and documents is None and (state is not None or keep):
         return _one(q, k, v, log_decay, state, keep)
     size = min(chunk, length)
@@ -100,6 +100,7 @@ def linear_recurrence_flops(
     key_width: int,
     value_width: int,
     backward: bool,
+    *,
     past: int = 0,
     chunk: int = CHUNK,
 ) -> int:

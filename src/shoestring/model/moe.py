@@ -19,6 +19,7 @@ from shoestring.model.stacked_linear import StackedLinear
 from shoestring.model.swiglu import SwiGLU
 
 ROUTER = Pick("model", "router", default="token_choice")
+DEFAULT = ROUTER.choice()
 
 
 @method(
@@ -58,7 +59,7 @@ class MixtureOfExperts(nn.Module):
         hidden: int,
         *,
         experts: Annotated[int, Interval(ge=1, le=4096)] = 8,
-        router: Annotated[Choice, ROUTER] = ROUTER.choice(),
+        router: Annotated[Choice, ROUTER] = DEFAULT,
         expert_hidden: Annotated[int, Interval(ge=0, le=1 << 20)] = 0,
         shared: Annotated[int, Interval(ge=0, le=64)] = 0,
         before_attention: bool = False,

@@ -34,11 +34,17 @@ class Span(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
-        """x [B, T, width] -> (x [B, T, width], notes). caches: of each layer within, as `new_cache` made it; None without a cache."""
+        """x [B, T, width] -> (x [B, T, width], notes).
+
+        caches: of each layer within, as `new_cache` made it; None without a cache.
+        """
 
     @abc.abstractmethod
     def flops(self, inner: Callable[[Shape, bool], int], shape: Shape, inputs: bool) -> int:
-        """Operations of a pass. inner: of the layers within, of a shape and whether x takes a gradient. inputs: whether it does here."""
+        """Operations of a pass.
+
+        inner: of the layers within, of a shape and whether x takes a gradient. inputs: whether it does here.
+        """
 
     def new_cache(self, make: Callable[[], Any]) -> Any:
         """The state of one layer within. make: makes that of the layer by itself, or None."""

@@ -194,7 +194,8 @@ class _Bench:
         return found
 
     def block(self, config: ExecutionConfig) -> float:
-        """Seconds of a block forward and backward at its fastest, compiled before the clock starts; the mean where layers differ."""
+        """Seconds of a block forward and backward at its fastest, compiled before the clock starts; where layers differ,
+        the mean."""
         kinds = self.model.kinds()
         if len(kinds) == 1:
             return self._get(self.name(config), lambda: self._block(kinds[0][0], config), config)

@@ -13,8 +13,8 @@ from shoestring.model.routing import Router, Routing, by_expert, losses
     name="sinkhorn",
     paper="Unified Scaling Laws for Routed Language Models, arXiv:2202.01169; "
     "Continual Pre-training of MoEs: How robust is your router?, arXiv:2503.05029",
-    claim="balances experts without a term of the loss; routers by Sinkhorn and by z-and-auxiliary losses are both robust to continual "
-    "pre-training",
+    claim="balances experts without a term of the loss; routers by Sinkhorn and by z-and-auxiliary losses are both robust to "
+    "continual pre-training",
     cost="token choice, and a few sums over [tokens, experts] while training",
 )
 class Sinkhorn(Router):

@@ -12,8 +12,8 @@ from shoestring.model.routing import Router, Routing, balance, by_expert, losses
     name="token_choice",
     paper="Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538; "
     "ST-MoE: Designing Stable and Transferable Sparse Expert Models, arXiv:2202.08906",
-    claim="over 1000x more capacity with minor losses of computational efficiency; the z-loss makes training stable without loss of "
-    "quality",
+    claim="over 1000x more capacity with minor losses of computational efficiency; the z-loss makes training stable without "
+    "loss of quality",
     cost="a width x experts product and a sort a token",
 )
 class TokenChoice(Router):
