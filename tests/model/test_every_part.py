@@ -18,7 +18,12 @@ from shoestring.model import ModelConfig, Transformer
 from tests.flop_counting import CPU_ATTENTION
 
 BASE: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24, "tied": False}
-OPTIONS: dict[str, dict[str, Any]] = {"lightning": {"chunk": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lightning": {"chunk": 4},
+    "mamba2": {"chunk": 4, "state": 6},
+    "gated_delta": {"chunk": 4},
+    "group_rational": {"groups": 2},
+}
 """Small sizes, so that a short text has several chunks."""
 
 

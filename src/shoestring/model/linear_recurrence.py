@@ -27,7 +27,7 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor | None]:
     """(o [B, T, H, V], the state after the last token [B, H, K, V] where `keep`, else None).
 
-    q, k: [B, T, H, K]. v: [B, T, H, V]. log_decay: log a, [B, T, H], at most 0; of float32 or finer.
+    q, k: [B, T, H, K], or [B, T, 1, K] where all heads share them. v: [B, T, H, V]. log_decay: log a, [B, T, H], at most 0; of float32 or finer.
     state: [B, H, K, V], before the first token; None: zeros.
     documents: [B, T], which the state does not pass from one to the next; None: all one.
     """
@@ -103,20 +103,20 @@ def linear_recurrence_flops(
     *,
     past: int = 0,
     chunk: int = CHUNK,
+    key_heads: int = 0,
 ) -> int:
     """Operations of `linear_recurrence`; without a backward pass, as it is with a cache.
 
-    past: tokens read before.
+    past: tokens read before. key_heads: of queries and keys, 1 where they are shared by all heads; 0: each has its own.
     """
-    each = 2 * rows * heads
     if length == 1 and not backward:
-        return each * key_width * value_width
+        return 2 * rows * heads * key_width * value_width
     size = max(1, min(chunk, length))
     count = -(-length // size)
     if not count:
         return 0
     first = 0 if past else 1
-    inside = count * size * size * (key_width + value_width)
+    inside = count * size * size * (key_width * (key_heads or heads) + value_width * heads)
     written = count - 1 if backward else count
-    between = size * key_width * value_width * (written + count - first)
-    return (3 if backward else 1) * each * (inside + between)
+    between = heads * size * key_width * value_width * (written + count - first)
+    return (3 if backward else 1) * 2 * rows * (inside + between)
