@@ -25,6 +25,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "group_rational": {"groups": 2},
 }
 """Small sizes, so that a short text has several chunks."""
+BY_THE_TEXT = {"span mixture_of_depths"}
+"""Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
 
 
 def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -152,7 +154,10 @@ def test_operations_of_cached_decoding(name: str, past: int, new: int) -> None:
             model.read(Inputs(torch.zeros(2, past, dtype=torch.int64)), cache)
         with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             reading = model.read(Inputs(torch.zeros(2, new, dtype=torch.int64)), cache)
-    assert reading.cost.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    if name in BY_THE_TEXT:
+        assert reading.cost.flops >= counter.get_total_flops() * 0.99
+    else:
+        assert reading.cost.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_what_a_cache_holds_is_what_the_cost_says(name: str) -> None:

@@ -31,11 +31,11 @@ def lightning(mixer: Any, x: Tensor) -> Tensor:
     for token in x:
         projected = mixer.qkv_gate.weight @ token
         q, k, v = F.silu(projected[: 3 * inner]).view(3, HEADS, HEAD)
-        o = []
+        answers = []
         for h in range(HEADS):
             state[h] = math.exp(-slopes[h]) * state[h] + torch.outer(k[h], v[h])
-            o.append(state[h].T @ q[h])
-        o = torch.cat(o)
+            answers.append(state[h].T @ q[h])
+        o = torch.cat(answers)
         normed = mixer.norm.weight * o / (o.square().mean() + mixer.norm.epsilon).sqrt()
         rows.append(mixer.output.weight @ (projected[3 * inner :].sigmoid() * normed))
     return torch.stack(rows)
@@ -63,7 +63,7 @@ def mamba2(mixer: Any, x: Tensor) -> Tensor:
         dt = (1 + (dt + mixer.dt_bias).exp()).log()
         y = []
         for h in range(heads):
-            state[h] = math.exp(-dt[h] * mixer.a_log[h].exp()) * state[h] + dt[h] * torch.outer(b, values[h])
+            state[h] = (-dt[h] * mixer.a_log[h].exp()).exp() * state[h] + dt[h] * torch.outer(b, values[h])
             y.append(c @ state[h] + mixer.skip[h] * values[h])
         gated = torch.cat(y) * z * z.sigmoid()
         normed = mixer.norm.weight * gated / (gated.square().mean() + mixer.norm.epsilon).sqrt()
@@ -83,7 +83,7 @@ def gated_delta(mixer: Any, x: Tensor) -> Tensor:
         o = []
         for h in range(HEADS):
             key, query = k[h] / k[h].norm(), q[h] / q[h].norm()
-            a = math.exp(-mixer.a_log[h].exp() * (1 + (step[h] + mixer.dt_bias[h]).exp()).log())
+            a = (-mixer.a_log[h].exp() * (1 + (step[h] + mixer.dt_bias[h]).exp()).log()).exp()
             b = strength[h].sigmoid()
             erased = torch.eye(HEAD, dtype=x.dtype) - b * torch.outer(key, key)
             state[h] = a * erased @ state[h] + b * torch.outer(key, v[h])

@@ -24,8 +24,8 @@ from shoestring.model.rotary import rotate
     kind="token mixer",
     name="grouped_differential",
     paper="Grouped Differential Attention, arXiv:2510.06949; Motif 2 12.7B technical report, arXiv:2511.07464",
-    claim="moderate imbalance of signal and noise heads gives better generalisation and stability than the symmetric form, at little "
-    "compute",
+    claim="moderate imbalance of signal and noise heads gives better generalisation and stability than the symmetric form, at "
+    "little compute",
     cost="attention of heads + key_value_heads maps, in one kernel; keys and values as grouped-query attention",
 )
 class GroupedDifferential(nn.Module):
@@ -57,10 +57,10 @@ class GroupedDifferential(nn.Module):
         super().__init__()
         if head_width % 4:
             raise ValueError(f"a half of head_width = {head_width} is rotated in pairs: it must divide by 4")
-        self.heads, self.groups, self.half, self.rope_theta = heads, key_value_heads, head_width // 2, rope_theta
-        self.sizes = (heads * self.half, key_value_heads * self.half, 2 * key_value_heads * self.half)
+        self.heads, self.groups, self.part, self.rope_theta = heads, key_value_heads, head_width // 2, rope_theta
+        self.sizes = (heads * self.part, key_value_heads * self.part, 2 * key_value_heads * self.part)
         self.qkv = nn.Linear(width, sum(self.sizes) + key_value_heads * head_width, bias=False)
-        self.mixes = nn.ParameterList([nn.Parameter(torch.empty(self.half)) for _ in range(4)])
+        self.mixes = nn.ParameterList([nn.Parameter(torch.empty(self.part)) for _ in range(4)])
         self.norm = RMSNorm(head_width, epsilon=epsilon)
         self.output = nn.Linear(heads * head_width, width, bias=False)
         self.register_buffer("start", torch.tensor(0.2))
@@ -88,17 +88,17 @@ class GroupedDifferential(nn.Module):
         cache: KeyValues | Attending | None = None,
     ) -> Tensor:
         """As `Attention.forward`."""
-        half, groups = self.half, self.groups
-        parts = self.qkv(x).split((*self.sizes, groups * 2 * half), -1)
+        part, groups = self.part, self.groups
+        parts = self.qkv(x).split((*self.sizes, groups * 2 * part), -1)
         # every other frequency of a head's table is the table of half a head
         cos, sin = cos[..., ::2].to(x.dtype), sin[..., ::2].to(x.dtype)
-        signal, noise, keys = (rotate(part.unflatten(-1, (-1, half)), cos, sin) for part in parts[:3])
-        signal = F.pad(signal.unflatten(2, (groups, -1)), (0, half))
-        noise = F.pad(noise.unflatten(2, (groups, 1)), (half, 0))
+        signal, noise, keys = (rotate(one.unflatten(-1, (-1, part)), cos, sin) for one in parts[:3])
+        signal = F.pad(signal.unflatten(2, (groups, -1)), (0, part))
+        noise = F.pad(noise.unflatten(2, (groups, 1)), (part, 0))
         q = torch.cat((signal, noise), 3).flatten(2, 3).transpose(1, 2)
         k = keys.unflatten(2, (groups, 2)).flatten(3).transpose(1, 2)
-        v = parts[3].unflatten(-1, (groups, 2 * half)).transpose(1, 2)
-        scale = half**-0.5
+        v = parts[3].unflatten(-1, (groups, 2 * part)).transpose(1, 2)
+        scale = part**-0.5
         if isinstance(cache, Attending):
             mixed = cache.attend(q, k, v, scale=scale)
         else:
@@ -120,7 +120,7 @@ class GroupedDifferential(nn.Module):
 
     def cache_shape(self) -> KeyValueShape:
         """What is kept of each token."""
-        return KeyValueShape(self.groups, 2 * self.half)
+        return KeyValueShape(self.groups, 2 * self.part)
 
     def axes(self) -> tuple[Axis, ...]:
         """The axis of the width that it reads and writes."""
@@ -135,4 +135,4 @@ class GroupedDifferential(nn.Module):
         projected += cost.linear(self.output, shape.tokens, back, inside or cost.trains(self.norm))
         maps = self.heads + self.groups
         keys = shape.past + shape.new
-        return projected + cost.attention(shape.rows, maps, shape.new, keys, 2 * self.half, back and inside)
+        return projected + cost.attention(shape.rows, maps, shape.new, keys, 2 * self.part, back and inside)

@@ -27,7 +27,8 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor | None]:
     """(o [B, T, H, V], the state after the last token [B, H, K, V] where `keep`, else None).
 
-    q, k: [B, T, H, K], or [B, T, 1, K] where all heads share them. v: [B, T, H, V]. log_decay: log a, [B, T, H], at most 0; of float32 or finer.
+    q, k: [B, T, H, K], or [B, T, 1, K] where all heads share them.
+    v: [B, T, H, V]. log_decay: log a, [B, T, H], at most 0; of float32 or finer.
     state: [B, H, K, V], before the first token; None: zeros.
     documents: [B, T], which the state does not pass from one to the next; None: all one.
     """

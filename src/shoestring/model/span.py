@@ -30,7 +30,12 @@ Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
 
 
 class Span(nn.Module, abc.ABC):
-    """Wraps a run of layers."""
+    """Wraps a run of layers.
+
+    compiles: whether the layers within always see shapes that a compiler has seen.
+    """
+
+    compiles = True
 
     @abc.abstractmethod
     def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:

@@ -137,10 +137,12 @@ def prepare_blocks(model: nn.Module, config: ExecutionConfig) -> None:
     alike, so the compiler works once for all of them."""
     if not isinstance(model, Transformer):
         return  # of a wrapped model every part is its makers' own
-    for block in model.blocks:
+    spans = [] if model.stack is None else model.stack.spans
+    uncompiled = {layer for span, layers in spans if not span.compiles for layer in layers}
+    for number, block in enumerate(model.blocks):
         if config.attention == "chunked" and hasattr(block.token_mixer, "chunked"):
             block.token_mixer.chunked = True
-        if config.compile == "blocks" and block.compiles:
+        if config.compile == "blocks" and block.compiles and number not in uncompiled:
             block.compile(dynamic=False)
 
 
