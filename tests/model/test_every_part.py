@@ -23,9 +23,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mamba2": {"chunk": 4, "state": 6},
     "gated_delta": {"chunk": 4},
     "group_rational": {"groups": 2},
+    "lact": {"chunk": 4, "rate": 0.5},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths"}
+BY_THE_TEXT = {"span mixture_of_depths", "running states of some tokens"}
 """Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
 
 
@@ -49,6 +50,10 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
     for card in methods("model", "span"):
         yield f"span {card.name}", {"span": [{"at": "1:3", "name": card.name, **OPTIONS.get(card.name, {})}]}
     yield "a loop of a running state", {"token_mixer": {"name": "lightning"}, "span": [{"at": "0:2", "name": "loop"}]}
+    yield (
+        "running states of some tokens",
+        {"token_mixer": {"name": "gated_delta", "chunk": 4}, "span": [{"at": "1", "name": "mixture_of_depths"}]},
+    )
     yield "rotary tables of two kinds", {"pattern": [{"at": "1", "heads": 1, "token_mixer": {"rope_theta": 100.0}}]}
 
 

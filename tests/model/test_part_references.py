@@ -17,8 +17,11 @@ from shoestring.model.linear_recurrence import linear_recurrence
 from shoestring.model.rotary import Rotary, rotate
 from shoestring.model.routers.sinkhorn import Sinkhorn
 from shoestring.model.routing import Routing
+from shoestring.model.span import Where
 
 WIDTH, HEADS, HEAD, LENGTH = 12, 2, 8, 11
+
+NOWHERE = Where(((torch.ones(16, 1, 2), torch.zeros(16, 1, 2)),), None, None)
 
 Reference = Callable[[Any, Tensor], Tensor]
 """(the part, x [T, width]) -> y [T, width]"""
@@ -159,11 +162,45 @@ def moe(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def lact(mixer: Any, x: Tensor) -> Tensor:
+    """The networks' gradients by autograd."""
+    inner, rows = HEADS * HEAD, []
+    weights = [[w[h].detach().clone() for w in (mixer.gate, mixer.up, mixer.down)] for h in range(HEADS)]
+    lengths = [[w.norm(dim=-1, keepdim=True) for w in own] for own in weights]
+
+    def network(own: list[Tensor], u: Tensor) -> Tensor:
+        return own[2] @ (F.silu(own[0] @ u) * (own[1] @ u))
+
+    chunk: list[tuple[Tensor, Tensor, Tensor]] = []
+    for token in x:
+        projected = mixer.input.weight @ token
+        q, k, v = F.silu(projected[: 3 * inner]).view(3, HEADS, HEAD).detach()
+        rates = mixer.rate * (1 + (projected[3 * inner :] + 1).exp()).log().view(HEADS, 3).detach()
+        answers = [network(own, q[h] / q[h].norm()) for h, own in enumerate(weights)]
+        normed = [mixer.norm.weight * o / (o.square().mean() + mixer.norm.epsilon).sqrt() for o in answers]
+        rows.append(mixer.output.weight @ torch.cat(normed))
+        chunk.append((k, v, rates))
+        if len(chunk) == mixer.chunk:
+            for h in range(HEADS):
+                own, steps = [w.requires_grad_() for w in weights[h]], [torch.zeros_like(w) for w in weights[h]]
+                for k, v, rates in chunk:
+                    gained = network(own, k[h] / k[h].norm()) @ v[h]
+                    for place, gradient in enumerate(torch.autograd.grad(gained, own)):
+                        steps[place] += rates[h, place] * gradient
+                moved = [(w + step).detach() for w, step in zip(own, steps, strict=True)]
+                weights[h] = [
+                    w / w.norm(dim=-1, keepdim=True) * length for w, length in zip(moved, lengths[h], strict=True)
+                ]
+            chunk = []
+    return torch.stack(rows)
+
+
 TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "lightning": (lightning, {"chunk": 4}),
     "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0}),
     "gated_delta": (gated_delta, {"chunk": 4}),
     "grouped_differential": (grouped_differential, {}),
+    "lact": (lact, {"chunk": 4, "rate": 0.5}),
 }
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),
@@ -284,3 +321,40 @@ def test_sinkhorn_shares_tokens_out_and_chooses_by_scores_when_it_does_not_train
     best = logits.argmax(1)
     wanted = F.one_hot(best, 4) * logits.sigmoid()
     torch.testing.assert_close(dense(plain, 40, 4), wanted)
+
+
+def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None:
+    span = Choice.of("model", "loop", kind="span", times=3, through=1, inject=True).build(WIDTH)
+    weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
+    x = torch.randn(1, 4, WIDTH)
+    found, notes = span(lambda x, *_: (x + (x @ weight).tanh(), {"blocks.0.seen": torch.ones(())}), x, NOWHERE, [None])
+    state = x + (x @ weight).tanh()
+    state = state + x + ((state + x) @ weight).tanh()
+    last = state.detach() + x
+    wanted = last + (last @ weight).tanh()
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(each.sum(), weight)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert notes["blocks.0.seen"] == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mixture_of_depths_chooses_by_rank_in_training_and_by_sign_without(training: bool) -> None:
+    torch.manual_seed(2)
+    span = Choice.of("model", "mixture_of_depths", kind="span", capacity=0.3, loss=1.0).build(WIDTH).train(training)
+    x = torch.randn(2, 9, WIDTH)
+
+    def inner(x: Tensor, where: Where, caches: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return x + x.cumsum(1), {}
+
+    found, notes = span(inner, x, NOWHERE, [None])
+    for row in range(2):
+        scores = x[row] @ span.router.weight[0]
+        best = scores.argsort(descending=True)[:3].tolist()
+        chosen = sorted(best) if training else [t for t in range(9) if scores[t] > 0]
+        wanted, total = x[row].clone(), torch.zeros(WIDTH)
+        for t in chosen:
+            total = total + x[row, t]
+            wanted[t] = x[row, t] + scores[t].sigmoid() * total
+        torch.testing.assert_close(found[row], wanted)
+    assert set(notes) == ({"loss.choice"} if training else set())

@@ -37,7 +37,9 @@ class ChosenTokens:
 
     def begin(self, coming: Pass) -> None:
         if isinstance(coming, PackedPass):
-            raise UsageError("layers that some tokens go through cannot read rows packed in one: give one sequence a row")
+            raise UsageError(
+                "layers that some tokens go through cannot read rows packed in one: give one sequence a row"
+            )
         if coming.mask is not None:
             raise UsageError("layers that some tokens go through take no mask")
         self.coming = coming
@@ -55,7 +57,9 @@ class ChosenTokens:
         return type(self)(self.inner.take(rows), lengths)
 
     def crop(self, lengths: Sequence[int]) -> None:
-        raise UsageError("which tokens went through a layer is not kept, so that none can be forgotten: restore a snapshot")
+        raise UsageError(
+            "which tokens went through a layer is not kept, so that none can be forgotten: restore a snapshot"
+        )
 
     def snapshot(self) -> Any:
         return None if self.lengths is None else list(self.lengths), self.inner.snapshot()
