@@ -61,6 +61,9 @@ TINY = (
     "--train.batch=4 --train.heldout_tokens=256 --execution.compile=none --execution.precision=float32"
 )
 SMOKES = {
+    "architectures": Smoke(
+        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths"
+    ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
