@@ -12,6 +12,7 @@ from shoestring.config import build
 from shoestring.contract.anatomy import Slice
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
+from shoestring.contract.model import causally
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
@@ -26,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lact": {"chunk": 4, "rate": 0.5},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths", "running states of some tokens"}
+BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
 """Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
 
 
@@ -112,6 +113,18 @@ def test_a_snapshot_takes_a_draft_back_and_rows_can_be_taken(name: str) -> None:
         other = cache.take(torch.tensor([1, 0, 1]))
         torch.testing.assert_close(model.read(Inputs(text[:, 9:12]), cache).hidden, wanted)
         torch.testing.assert_close(model.read(Inputs(text[[1, 0, 1], 9:12]), other).hidden, wanted[[1, 0, 1]])
+
+
+def test_evaluation_and_decoding_look_at_no_later_token_while_training(name: str) -> None:
+    model = made(name)
+    text = torch.randint(30, (2, 12))
+    with torch.no_grad():
+        wanted = model.read(Inputs(text)).hidden
+        model.train()
+        with causally(model):
+            torch.testing.assert_close(model.read(Inputs(text)).hidden, wanted)
+        torch.testing.assert_close(model.read(Inputs(text), model.new_cache(2, 24)).hidden, wanted)
+        assert all(module.training for module in model.modules())
 
 
 def test_packed_documents_are_as_separate_ones(name: str) -> None:

@@ -152,7 +152,7 @@ def moe(mixer: Any, x: Tensor) -> Tensor:
     each, rows = mixer.output.in_features, []
     for token in x:
         shares = (mixer.router.gate.weight @ token).softmax(0)
-        best = sorted(range(mixer.experts), key=lambda e: -float(shares[e]))[:2]
+        best = sorted(range(mixer.experts), key=lambda e: -float(shares[e].detach()))[:2]
         total = sum(shares[e] for e in best)
         y = torch.zeros(WIDTH, dtype=x.dtype)
         for e in best:
@@ -298,7 +298,7 @@ def test_token_choice_and_its_terms_of_the_loss() -> None:
     routing = router(x)
     wanted, taken = torch.zeros(14, 5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     for n in range(14):
-        for e in sorted(range(5), key=lambda e: -float(shares[n, e]))[:2]:
+        for e in sorted(range(5), key=lambda e: -float(shares[n, e].detach()))[:2]:
             wanted[n, e], taken[e] = shares[n, e], taken[e] + 1
     torch.testing.assert_close(dense(routing, 14, 5), wanted)
     assert routing.notes["load"].tolist() == taken.tolist()
@@ -358,3 +358,20 @@ def test_mixture_of_depths_chooses_by_rank_in_training_and_by_sign_without(train
             wanted[t] = x[row, t] + scores[t].sigmoid() * total
         torch.testing.assert_close(found[row], wanted)
     assert set(notes) == ({"loss.choice"} if training else set())
+
+
+def test_expert_choice_gives_each_expert_its_best_tokens_and_keeps_to_its_own_without_training() -> None:
+    torch.manual_seed(6)
+    router = scattered(Choice.of("model", "expert_choice", kind="router", active=2, loss=1.0).build(WIDTH, 4))
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    logits = router.gate(x).view(10, 4)
+    shares = logits.softmax(-1)
+    routing = router.train()(x)
+    wanted, taken = torch.zeros_like(shares), torch.zeros_like(shares)
+    for e in range(4):
+        for n in shares[:, e].argsort(descending=True)[:5].tolist():
+            wanted[n, e], taken[n, e] = shares[n, e], 1
+    torch.testing.assert_close(dense(routing, 10, 4), wanted)
+    entropy = -(taken * logits.sigmoid().log() + (1 - taken) * (1 - logits.sigmoid()).log()).mean()
+    torch.testing.assert_close(routing.notes["loss.choice"], entropy)
+    torch.testing.assert_close(dense(router.eval()(x), 10, 4), torch.where(logits > 0, shares, 0.0))

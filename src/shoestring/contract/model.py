@@ -33,6 +33,21 @@ def add_notes(notes: Notes, more: Mapping[str, Tensor], place: str) -> None:
         notes[key] = notes[key] + value if key in notes else value
 
 
+@contextmanager
+def causally(model: object) -> Iterator[None]:
+    """Within, parts that look at later tokens while they train (`looks_ahead = True`) do as they do when decoding. Nothing else
+    changes its mode, so that what was compiled is not compiled again."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    ahead = [module for module in modules if getattr(module, "looks_ahead", False) and module.training]
+    for module in ahead:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in ahead:
+            module.training = True
+
+
 class Head(Protocol):
     """Makes logits of hidden states."""
 

@@ -19,6 +19,7 @@ What only some have:
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
   and what it says is given to `forward(x, routed)`;
+* `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
 * `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 
 A registered method of kind 'residual' joins the two: see `PreNorm`.

@@ -12,7 +12,6 @@ from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
-from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.routing import Router, Routing
 from shoestring.model.stacked_linear import StackedLinear
@@ -67,8 +66,6 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.experts, self.early = experts, before_attention
         self.router: Router = router.build(width, experts)
-        if not self.router.causal and before_attention:
-            raise UsageError(f"the router {router.name} looks at all tokens of a pass: before_attention is not for it")
         each = expert_hidden or max(1, round(hidden / (self.router.active + shared)))
         self.input = StackedLinear(experts, width, 2 * each)
         self.output = StackedLinear(experts, each, width)
@@ -109,7 +106,7 @@ class MixtureOfExperts(nn.Module):
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
         total = self.router.flops(shape, inputs)
-        taken = round(shape.tokens * self.router.active)
+        taken = self.router.taken(shape.tokens, shape.backward)
         inside = inputs or (shape.backward and (cost.trains(self.input) or cost.trains(self.router)))
         total += cost.linear(self.input, taken, shape.backward, inputs)
         total += cost.linear(self.output, taken, shape.backward, inside)

@@ -33,8 +33,8 @@ class Router(nn.Module, abc.ABC):
 
     active: float
     """Experts that a token goes to, on the average."""
-    causal: ClassVar[bool] = True
-    """Whether where a token goes depends on it and those before it alone."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether where a token goes depends on later ones while it trains; without training it never does."""
 
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
@@ -44,6 +44,10 @@ class Router(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Routing:
         """x: [B, T, width], of N = B T tokens."""
+
+    def taken(self, tokens: int, backward: bool) -> int:
+        """Choices of so many tokens, the most that there can be. backward: whether it is training."""
+        return round(tokens * self.active)
 
     def flops(self, shape: Shape, inputs: bool) -> int:
         """Operations of the scores."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
-from shoestring.contract.model import About, Depth, Head, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Reading, causally, tapping
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block, Place
@@ -89,6 +89,18 @@ class Transformer(Blocks):
         Raises: UsageError when the tokens are more than the context or the cache has room for, for an unknown tap, and for a depth
         that goes through a layer in which the cache lacks tokens, or twice.
         """
+        if cache is not None and self._ahead:
+            with causally(self):
+                return self._read(inputs, cache, tap, depth)
+        return self._read(inputs, cache, tap, depth)
+
+    @cached_property
+    def _ahead(self) -> bool:
+        """Whether a part looks at later tokens while it trains, which it must not with a cache."""
+        return any(getattr(module, "looks_ahead", False) for module in self.modules())
+
+    def _read(self, inputs: Inputs, cache: Cache | None, tap: Sequence[str], depth: Depth | None) -> Reading:
+        """As `read`."""
         coming = None if cache is None else cache.begin(inputs)
         end = inputs.length if coming is None else coming.end
         if end > self.config.context:

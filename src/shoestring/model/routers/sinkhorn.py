@@ -31,6 +31,8 @@ class Sinkhorn(Router):
     active: experts of each token. z: coefficient of the z-loss.
     """
 
+    looks_ahead = True
+
     def __init__(
         self,
         width: int,

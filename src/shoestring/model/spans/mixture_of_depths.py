@@ -96,6 +96,7 @@ class MixtureOfDepths(Span):
     """
 
     compiles = False
+    looks_ahead = True
 
     def __init__(
         self,
