@@ -48,7 +48,8 @@ class LargeChunkTestTimeTraining(nn.Module):
 
     q, k, v = silu(W x), q and k of length 1; f(u) = W_down (silu(W_gate u) * W_up u), d -> hidden -> d.
     o_t = f(q_t), with the weights after the chunks before that of t. After a chunk: W <- |W_0| N(W + sum_t eta_t
-    grad(f(k_t)^T v_t)), rows kept at the length that they had at the start; eta = rate softplus(W_eta x + 1) of each head and matrix.
+    grad(f(k_t)^T v_t)), rows kept at the length that they had at the start; eta = rate softplus(W_eta x + 1) of each head and
+    matrix.
     y = W_out (RMSNorm(o) per head). x: [B, T, width] -> [B, T, width]. d = head_width.
 
     Cost: linear in T. State: 3 d hidden numbers a head, and the keys, values and rates of a chunk that is not full.

@@ -200,16 +200,16 @@ class _Bench:
         the mean."""
         kinds = self.model.kinds()
         if len(kinds) == 1:
-            return self._get(self.name(config), lambda: self._block(kinds[0][0], config), config)
+            return self._get(self.name(config), lambda: self._block(config), config)
         total = 0.0
         for number, (kind, layers) in enumerate(kinds):
             name = f"{self.name(config)}, kind {number}"
-            total += len(layers) * self._get(name, partial(self._block, kind, config), config)
+            total += len(layers) * self._get(name, partial(self._block, config, kind), config)
         return total / self.model.layers
 
-    def _block(self, kind: ModelConfig, config: ExecutionConfig) -> float:
-        """Of one layer by itself. kind: its configuration."""
-        small = Transformer(replace(kind, vocabulary=64)).to(config.device)
+    def _block(self, config: ExecutionConfig, kind: ModelConfig | None = None) -> float:
+        """Of one layer by itself. kind: its configuration; None: of the first."""
+        small = Transformer(replace(kind or self.model.layer(0), vocabulary=64)).to(config.device)
         prepare_blocks(small, config)
         tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
 

@@ -75,8 +75,8 @@ class ChosenTokens:
     kind="span",
     name="mixture_of_depths",
     paper="Mixture-of-Depths: Dynamically allocating compute in transformer-based language models, arXiv:2404.02258",
-    claim="matches the baseline's loss for equal FLOPs and training time with a fraction of the FLOPs a forward pass, and up to 50 % "
-    "faster steps when sampling",
+    claim="matches the baseline's loss for equal FLOPs and training time with a fraction of the FLOPs a forward pass, and up to "
+    "50 % faster steps when sampling",
     cost="that of the layers within for a share `capacity` of the tokens, and one product of width a token",
 )
 class MixtureOfDepths(Span):
