@@ -16,6 +16,7 @@ from shoestring.contract.model import causally
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.plan.planner import flops_per_token, parameters
 from tests.flop_counting import CPU_ATTENTION
 
 BASE: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24, "tied": False}
@@ -183,6 +184,13 @@ def test_what_a_cache_holds_is_what_the_cost_says(name: str) -> None:
     cost, weights = model.cost(Shape(2, 0, 24)), sum(p.nbytes for p in model.state_dict().values())
     state = sum(getattr(layer, "nbytes", 0) for layer in model.new_cache(2, 24).layers)
     assert cost.held - weights == state
+
+
+def test_the_plan_counts_what_the_model_has(name: str) -> None:
+    config = build(ModelConfig, {**BASE, **SHAPES[name]})
+    model = Transformer(config)
+    assert parameters(config) == sum(p.numel() for p in model.parameters())
+    assert flops_per_token(config) == pytest.approx(model.cost(Shape(1, 24, backward=True)).flops / 24)
 
 
 def test_every_weight_lies_along_an_axis_of_width(name: str) -> None:
