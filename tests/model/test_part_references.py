@@ -127,7 +127,7 @@ def polynorm(mixer: Any, x: Tensor) -> Tensor:
 
 
 def rational(part: Any, x: Tensor) -> Tensor:
-    size = x.shape[-1] // part.groups
+    size = x.shape[-1] // len(part.above[0])
     found = torch.empty_like(x)
     for place in range(x.shape[-1]):
         group, z = place // size, x[:, place]
@@ -149,7 +149,7 @@ def normformer(mixer: Any, x: Tensor) -> Tensor:
 
 
 def moe(mixer: Any, x: Tensor) -> Tensor:
-    each, rows = mixer.output.in_features, []
+    each, rows = mixer.output.weight.shape[2], []
     for token in x:
         shares = (mixer.router.gate.weight @ token).softmax(0)
         best = sorted(range(mixer.experts), key=lambda e: -float(shares[e].detach()))[:2]

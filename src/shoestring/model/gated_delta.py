@@ -43,6 +43,7 @@ class GatedDelta(nn.Module):
     """
 
     recurrent = True
+    compiles = False  # its chunks are gone through one by one, which a compiler writes out one by one
     roles: ClassVar[dict[str, str]] = {"taps": VECTOR}
 
     def __init__(

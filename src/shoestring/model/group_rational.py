@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.contract import cost
+from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.method import Count, method
 from shoestring.model.two_matrices import TwoMatrices
@@ -33,31 +34,32 @@ def start(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 class GroupRational(nn.Module):
     """f_g(x) = (a_0 + .. + a_5 x^5) / (1 + |b_1 x + .. + b_4 x^4|), with coefficients of each group g of features.
 
-    x: [..., features] -> the same. begin: what it is at the start.
+    x: [..., features] -> the same. begin: what it is at the start. `group` says which function each feature has, so that features
+    can be cut away.
     """
+
+    group: Tensor
 
     def __init__(self, features: int, groups: int, begin: str) -> None:
         super().__init__()
         if features % groups:
             raise ValueError(f"groups = {groups} must divide the {features} features")
-        self.groups = groups
+        self.register_buffer("group", torch.arange(features) * groups // features)
         above, below = start(begin)
         self.above = nn.ParameterList([nn.Parameter(torch.full((groups,), value)) for value in above])
         self.below = nn.ParameterList([nn.Parameter(torch.full((groups,), value)) for value in below])
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.unflatten(-1, (self.groups, -1))
-        above = _horner(list(self.above), parts)
-        below = _horner(list(self.below), parts) * parts
-        return (above / (1 + below.abs())).flatten(-2)
+        below = self._polynomial(self.below, x) * x
+        return self._polynomial(self.above, x) / (1 + below.abs())
 
-
-def _horner(coefficients: list[nn.Parameter], x: Tensor) -> Tensor:
-    """The polynomial of these coefficients, the lowest first, of each group."""
-    found = coefficients[-1].to(x.dtype)[:, None]
-    for coefficient in reversed(coefficients[:-1]):
-        found = found * x + coefficient.to(x.dtype)[:, None]
-    return found
+    def _polynomial(self, coefficients: nn.ParameterList, x: Tensor) -> Tensor:
+        """The polynomial of these coefficients, the lowest first, of each feature."""
+        own = [coefficient.to(x.dtype)[self.group] for coefficient in coefficients]
+        found = own[-1]
+        for coefficient in reversed(own[:-1]):
+            found = found * x + coefficient
+        return found
 
 
 @method(
@@ -90,6 +92,14 @@ class GroupRationalFeedForward(TwoMatrices):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.second(self.input(self.first(x))))
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of its weights: the hidden features, and the width that it reads and writes."""
+        width, hidden = super().axes()
+        return (
+            Axis("width", None, width.size, (*width.slices, Slice("first.group", 0))),
+            Axis("hidden", None, hidden.size, (*hidden.slices, Slice("second.group", 0))),
+        )
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass, the matrices' products; the functions before them are trained, so inputs take a gradient."""

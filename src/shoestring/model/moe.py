@@ -96,7 +96,7 @@ class MixtureOfExperts(nn.Module):
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: experts, and the width that it reads and writes."""
-        width = self.output.out_features
+        width = self.output.weight.shape[1]
         own = [Slice("input.weight", 2), Slice("output.weight", 1), Slice("router.gate.weight", 1)]
         if self.shared is not None:
             own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]

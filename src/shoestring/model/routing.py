@@ -54,18 +54,33 @@ class Router(nn.Module, abc.ABC):
         return cost.linear(self.gate, shape.tokens, shape.backward, inputs)
 
 
-class Gate(nn.Linear):
-    """The matrix of a router: no bias, and a product in float32 or finer under autocast too."""
+class Gate(nn.Module):
+    """The matrix of a router: no bias, and a product in float32 or finer under autocast too.
+
+    It does not look like a linear layer, so that edits which lower or adapt those leave it alone. weight: [out, in].
+    """
 
     roles: ClassVar[dict[str, str]] = {"weight": ROUTER}
 
     def __init__(self, width: int, experts: int) -> None:
-        super().__init__(width, experts, bias=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.draw()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """As a linear layer: normal, of standard deviation 1 / sqrt(in)."""
+        self.weight.normal_(std=self.weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., width] -> [..., experts]."""
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             return nn.functional.linear(x.to(wide), self.weight.to(wide))
+
+    def flops(self, tokens: int, backward: bool = False, inputs: bool = True) -> int:
+        """As `contract.cost.linear`."""
+        return cost.matrix_product(self.weight, tokens, backward, inputs)
 
 
 def by_expert(chosen: Tensor, weights: Tensor, experts: int, notes: Notes) -> Routing:
