@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from shoestring.config import build
+from shoestring.config import Choice, build
 from shoestring.contract.anatomy import Slice
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
+from shoestring.contract.edit import Evidence
 from shoestring.contract.model import causally
 from shoestring.errors import UsageError
 from shoestring.method import methods
@@ -287,3 +288,37 @@ def test_what_some_layers_cannot_do_is_said() -> None:
     model = made("lightning")
     with pytest.raises(UsageError, match="layer 0 keeps a running state"):
         model.read(Inputs(torch.zeros(1, 3, dtype=torch.int64), mask=torch.ones(1, 3, 3, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("mixer", [card.name for card in methods("model", "token mixer")])
+def test_layers_get_other_mixers_and_the_model_is_built_again_from_what_it_says(mixer: str) -> None:
+    model = Transformer(build(ModelConfig, {**BASE, "key_value_heads": 1})).eval()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    edit = Choice.of("surgery", "xatl", kind="edit", at="0, -1", token_mixer=mixer).build()
+    made = edit.apply(model, edit.decide(model, Evidence(seed=4)))
+    text = torch.randint(30, (1, 9))
+    again = Transformer(model.config).eval()
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again(text), made(text))
+    kept = {name for name, p in made.named_parameters() if name in before and torch.equal(p, before[name])}
+    assert {name for name in before if "token_mixer" not in name or name.startswith("blocks.1.")} <= kept
+    silent = [made.blocks[layer].token_mixer.output.weight for layer in (0, 2)]
+    assert not any(bool(weight.any()) for weight in silent)
+
+
+def test_a_layer_with_other_positions_gets_tables_of_its_own() -> None:
+    model = Transformer(build(ModelConfig, BASE)).eval()
+    mixer = {"name": "grouped_differential", "rope_theta": 50.0}
+    edit = Choice.of("surgery", "xatl", kind="edit", at="1", token_mixer=mixer).build()
+    made = edit.apply(model, edit.decide(model, Evidence(seed=4)))
+    assert isinstance(made, Transformer)
+    with torch.no_grad():
+        made.blocks[1].token_mixer.output.weight.normal_()  # type: ignore[union-attr, operator]
+    again = Transformer(made.config).eval()
+    again.load_state_dict(made.state_dict())
+    text = torch.randint(30, (1, 9))
+    assert torch.equal(again(text), made(text))
+    made.anatomy().keep_layers([1])
+    alone = Transformer(made.config).eval()
+    alone.load_state_dict(made.state_dict())
+    assert torch.equal(alone(text), made(text))

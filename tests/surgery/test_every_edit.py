@@ -30,6 +30,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
+    "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -100,13 +101,14 @@ def as_saved(decision: Decision) -> Decision:
     return Decision(json.loads(json.dumps(dict(decision.values))), {k: v.clone() for k, v in decision.tensors.items()})
 
 
-NATIVE_ONLY = {"minitron", "slimgpt", "random_pruning"}
-"""Edits that need axes, which wrapped models do not tell."""
+NATIVE_ONLY = {"minitron", "slimgpt", "random_pruning", "xatl"}
+"""Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
 ORDERS = [[name] for name in EDITS] + [
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],
+    ["xatl", "drop_layers", "lora"],
     ["lora", "drop_layers", "integer"],
     ["ternary", "lora", "drop_layers"],
 ]
@@ -209,6 +211,7 @@ def test_influence_is_that_of_its_formula_and_needs_text() -> None:
     [
         ("surgery", "drop_layers", {"count": 4}, "one must stay"),
         ("surgery", "drop_layers", {"layers": (7,)}, "that has 4, numbered from 0"),
+        ("surgery", "xatl", {"at": "9"}, "layer 9 is none of the 4"),
         ("tune", "lora", {"targets": ("*.qvk",)}, "names no matrix"),
         ("lowbit", "ternary", {"keep": ("nothing",)}, "no linear layer"),
     ],

@@ -1,5 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
+import abc
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,10 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.initialise import initialise
+from shoestring.model.layout import Pattern, places
 from shoestring.model.stacked_linear import StackedLinear
 
 
@@ -26,6 +31,10 @@ class Blocks(LanguageModule):
     embedding: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear | None
+
+    @abc.abstractmethod
+    def make_rotaries(self) -> None:
+        """Make the tables of positions that the layers read, as the configuration has them now."""
 
 
 class NativeAnatomy:
@@ -133,6 +142,32 @@ class NativeAnatomy:
         order = [place for number in range(len(self.model.blocks)) for place in [number] * (1 + (number in numbers))]
         self._put(with_copies(list(self.model.blocks), numbers), order)
 
+    def swap_token_mixers(self, at: str, choice: Choice) -> None:
+        """Put new token mixers in some layers, drawn from torch's global generator, silent at first.
+
+        at: as `model.layout.places` reads it. Raises: UsageError where the model has no such layer, or the mixer does not fit.
+        """
+        model, blocks = self.model, self.model.blocks
+        pattern = Pattern(at, token_mixer=choice)
+        try:
+            numbers = places(at, len(blocks))
+            config = replace(model.config, pattern=(*model.config.pattern, pattern))
+            alone = config.layer(numbers[0])
+            try:
+                choice.build(alone.width, alone.heads, alone.key_value_heads, alone.head_width)
+            except ValueError:  # it has keys of each head
+                pattern = replace(pattern, key_value_heads=alone.heads)
+                config = replace(model.config, pattern=(*model.config.pattern, pattern))
+            for number in numbers:
+                made = Block(config.layer(number), Place(number, len(blocks), config.context))
+                mixer: Any = made.token_mixer
+                initialise(mixer, mixer, mixer, [mixer.output])
+                old = next(blocks[number].token_mixer.parameters())  # type: ignore[union-attr]
+                blocks[number].token_mixer = mixer.to(old.device, old.dtype).train(model.training)
+        except ValueError as error:
+            raise UsageError(f"other token mixers: {error}") from None
+        self._configure(config)
+
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
         try:
@@ -140,7 +175,15 @@ class NativeAnatomy:
         except ValueError as error:
             raise UsageError(str(error)) from None
         self.model.blocks = nn.ModuleList(blocks)
-        self.model.config = config
+        self._configure(config)
+
+    def _configure(self, config: ModelConfig) -> None:
+        """What the model says of itself from now on."""
+        uniform, self.model.config = self.model.config.uniform, config
+        if not (uniform and config.uniform):  # layers may read other tables of positions than before
+            device = self.model.device
+            self.model.make_rotaries()
+            self.model.to(device)
         self.model.changed()
 
 

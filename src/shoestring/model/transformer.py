@@ -45,12 +45,18 @@ class Transformer(Blocks):
             self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
-        self.rotary = rotary_tables(_rotaries(config)[0])
-        others = [rotary_tables(own) for own in _rotaries(config)[1:]]
-        if others:
-            self.more_rotaries = nn.ModuleList(others)
+        self.make_rotaries()
         outputs = [mixer.output for block in blocks for mixer in (block.token_mixer, block.channel_mixer)]
         initialise(self, self.embedding, self.get_output_embeddings(), outputs)
+
+    def make_rotaries(self) -> None:
+        """Make the tables of positions that the layers read, as the configuration has them now."""
+        first, *others = (rotary_tables(own) for own in _rotaries(self.config))
+        self.rotary = first
+        if others:
+            self.more_rotaries = nn.ModuleList(others)
+        elif hasattr(self, "more_rotaries"):
+            del self.more_rotaries
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
