@@ -18,6 +18,7 @@ from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
+from shoestring.surgery.edits.weight_norm import WeightNormalised
 from tests.flop_counting import CPU_ATTENTION
 
 SHAPES = {
@@ -31,6 +32,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
     "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
+    "weight_norm": ("surgery", {}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -181,6 +183,20 @@ def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backw
         assert counted <= stated < (1.1 if UNFOLDED & set(names) else 1.03) * counted
     else:
         assert stated == pytest.approx(counted, rel=0.001)
+
+
+def test_weight_norm_is_its_formula_and_leaves_silent_rows_silent() -> None:
+    layer = nn.Linear(5, 3)
+    layer.weight.data[1] = 0
+    x, made = torch.randn(2, 5), WeightNormalised(layer, torch.randn(3, 5))
+    rows = [g * v / v.square().sum().sqrt() for g, v in zip(made.gain, made.direction, strict=True)]
+    torch.testing.assert_close(made(x), x @ torch.stack(rows).T + layer.bias)
+    kept = model("native")
+    with torch.no_grad():
+        kept.get_submodule("blocks.0.token_mixer.output").weight.zero_()  # type: ignore[operator]
+        before = logits(kept)
+        after = logits(edit("weight_norm").apply(kept, Decision({"seed": 1})))
+    torch.testing.assert_close(after, before)
 
 
 def test_influence_is_that_of_its_formula_and_needs_text() -> None:

@@ -1,5 +1,6 @@
 """LaCT: a small network of each head is trained on the text as it is read, once a large chunk."""
 
+import logging
 from typing import Annotated, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Positive, method
 from shoestring.model.norm import RMSNorm
 from shoestring.model.recurrent_cache import RecurrentState
+
+
+log = logging.getLogger(__name__)
 
 
 class Fast(NamedTuple):
@@ -78,6 +82,7 @@ class LargeChunkTestTimeTraining(nn.Module):
         if key_value_heads != heads:
             raise ValueError(f"lact has keys of each head: key_value_heads = {key_value_heads} must be heads = {heads}")
         self.heads, self.head_width, self.chunk, self.rate = heads, head_width, chunk, rate
+        self._said = False
         self.hidden = max(1, round(expansion * head_width))
         self.input = nn.Linear(width, 3 * heads * head_width + 3 * heads, bias=False)
         self.gate, self.up = (nn.Parameter(torch.empty(heads, self.hidden, head_width)) for _ in range(2))
@@ -111,6 +116,9 @@ class LargeChunkTestTimeTraining(nn.Module):
 
     def _document_by_document(self, read: Read, row: int, documents: Tensor) -> Tensor:
         """[1, T, H, d] of one row."""
+        if not self._said:
+            log.warning("lact reads packed documents one after the other, which is slower than whole rows")
+            self._said = True
         lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
         found, first = [], 0
         for length in lengths:
