@@ -15,7 +15,6 @@ from shoestring.method import Epsilon, Positive, method
 from shoestring.model.norm import RMSNorm
 from shoestring.model.recurrent_cache import RecurrentState
 
-
 log = logging.getLogger(__name__)
 
 

@@ -28,7 +28,10 @@ class Sinkhorn(Router):
 
     Different from the paper: a fixed number of iterations, in place of a tolerance.
 
-    active: experts of each token. z: coefficient of the z-loss.
+    active: experts of each token.
+    iterations: of the scaling of rows and columns.
+    temperature: of the scores that are balanced.
+    z: coefficient of the z-loss.
     """
 
     looks_ahead = True

@@ -27,7 +27,9 @@ class TokenChoice(Router):
 
     Different from the papers: no noise, no capacity, so no token is dropped.
 
-    active: experts of each token. balance, z: coefficients of the terms.
+    active: experts of each token.
+    normalised: whether the weights of a token's experts are made to add up to 1.
+    balance, z: coefficients of the terms.
     """
 
     def __init__(
