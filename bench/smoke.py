@@ -72,6 +72,9 @@ SMOKES = {
         "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32",
         _git,
     ),
+    "architectures": Smoke(
+        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths"
+    ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"

@@ -1,6 +1,7 @@
 """A stream that runs ahead: it is its formula, it learns to say what the whole model says, and what it drafts stays."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def trained_pair(model: Transformer) -> tuple[Accelerated, Accelerated]:
 def test_it_comes_nearer_to_the_whole_model_than_an_early_exit_and_drafts_with_it(tmp_path: Path) -> None:
     model = deep(6)
     with torch.no_grad():
-        for block in model.blocks[4:]:  # the last layers change less, as those of trained models do
-            for output in (block.token_mixer.output, block.channel_mixer.output):  # type: ignore[union-attr]
+        blocks: Any = model.blocks
+        for block in blocks[4:]:  # the last layers change less, as those of trained models do
+            for output in (block.token_mixer.output, block.channel_mixer.output):
                 output.weight.mul_(0.5)
     made, plain = trained_pair(model)
     tokens = torch.randint(40, (8, 24), generator=torch.Generator().manual_seed(9))

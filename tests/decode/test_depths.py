@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,7 +69,8 @@ def settled_pass(model: Transformer, tokens: Sequence[int], rule: FFNSkipLLM, pr
     x = model.embedding(torch.tensor([list(tokens)]))
     cos, sin = model.rotary(0, length, None)
     settled, left = [False] * length, [rule.most] * length
-    for index, block in enumerate(model.blocks):
+    blocks: Any = model.blocks
+    for index, block in enumerate(blocks):
         x = x + block.token_mixer(block.token_norm(x), cos, sin, None, None)
         inside = rule.cold <= index < rule.total - rule.cold
         for place in range(length):

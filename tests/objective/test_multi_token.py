@@ -1,5 +1,7 @@
 """Multi-token prediction is its formula, trains with the model, and what it learnt drafts."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -47,7 +49,8 @@ def batch(tokens: torch.Tensor, **more: torch.Tensor) -> Batch:
 def test_the_loss_is_its_formula_and_ends_with_each_document() -> None:
     made = model()
     with torch.no_grad():
-        for head in heads_of(made).heads:
+        heads: Any = heads_of(made).heads
+        for head in heads:
             torch.nn.init.normal_(head.down.weight, std=0.3)
     tokens = text(2, 9, seed=0)
     documents = torch.tensor([[0] * 8, [0] * 3 + [1] * 5])
@@ -64,7 +67,7 @@ def test_the_loss_is_its_formula_and_ends_with_each_document() -> None:
                     continue
                 z = hidden[row, place]
                 if ahead > 1:
-                    head = heads_of(made).heads[ahead - 2]
+                    head = heads[ahead - 2]
                     z = F.rms_norm(z + head.down.weight @ F.silu(head.up.weight @ z), (32,), head.norm.weight)
                 losses.append(-(matrix @ z).log_softmax(0)[tokens[row, place + ahead]])
         assert len(losses) == {1: 16, 2: 13, 3: 10}[ahead]

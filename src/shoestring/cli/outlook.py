@@ -116,7 +116,10 @@ def _cheap(config: RunConfig, made: Plan) -> list[dict[str, float]]:
     for shape in rules.LADDER:
         if config.model.base or shape.width * shape.layers > config.model.width * config.model.layers:
             continue
-        model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        try:
+            model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        except ValueError:
+            continue  # a pattern or a span names layers that so small a model has not
         tokens = CHEAP * made.flops / flops_per_token(model)
         if math.isfinite(tokens):
             found.append({"parameters": float(parameters(model)), "tokens": tokens})

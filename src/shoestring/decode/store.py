@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -232,7 +232,8 @@ def _tree(works: Sequence[RowWork]) -> tuple[Tensor | None, Tensor | None]:
 
 class SeparateStore:
     """A cache of the model's own for each row; rows are read one after the other. For models whose caches are not keys and values
-    alone. Nothing is shared.
+    alone. Nothing is shared. Of drafts that are refused a rewindable cache forgets the rest; any other goes back to a snapshot, and
+    reads what stays again, in the row's next pass.
 
     model: whose caches. tokens: to hold in all. rows: how many there may be at a time.
     """
@@ -242,6 +243,10 @@ class SeparateStore:
         self._most = rows
         self._caches: dict[int, Cache] = {}
         self._room: dict[int, int] = {}
+        self._drafted: dict[int, tuple[list[int], Any]] = {}
+        """Of rows whose last pass had a draft: what it read, and a snapshot of before."""
+        self._again: dict[int, list[int]] = {}
+        """Tokens of rows that count as held, and are to be read again."""
 
     @property
     def capacity(self) -> int:
@@ -272,10 +277,17 @@ class SeparateStore:
     ) -> tuple[list[Read], Cost]:
         found, cost = [], Cost()
         for work in works:
+            number, cache = work.row.number, self._caches[work.row.number]
             if work.draft.tokens:
-                raise UsageError("this model reads one row at a time, and no drafts: decode without a drafter")
-            inputs = Inputs(torch.tensor([work.tokens], device=model.device))
-            reading = model.read(inputs, self._caches[work.row.number], depth=depth)
+                if any(work.draft.parent(place) != place - 1 for place in range(len(work.draft.tokens))):
+                    raise UsageError(
+                        "this model reads tokens in order, and no trees of drafts: give a drafter of lines"
+                    )
+                snapshot = None if cache.rewindable else cache.snapshot()
+                self._drafted[number] = [*work.tokens, *work.draft.tokens], snapshot
+            values = [*self._again.get(number, ()), *work.tokens, *work.draft.tokens]
+            inputs = Inputs(torch.tensor([values], device=model.device))
+            reading = model.read(inputs, cache, depth=depth)
             hidden = reading.hidden[0, reading.hidden.shape[1] - work.wanted :]
             cost += reading.cost.beside(Cost(reading.head.flops(work.wanted)))
             found.append(Read(reading.head.logits(hidden).float().cpu() if work.wanted else hidden, hidden))
@@ -283,6 +295,18 @@ class SeparateStore:
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
         assert list(places) == list(range(len(places)))
+        again = self._again.pop(row.number, [])
+        if row.number not in self._drafted:
+            return
+        read, snapshot = self._drafted.pop(row.number)
+        cache = self._caches[row.number]
+        if len(places) == len(read):
+            return
+        if snapshot is None:
+            cache.crop([first + len(places)])
+        else:
+            cache.restore(snapshot)
+            self._again[row.number] = [*again, *read[: len(places)]]
 
     def fork(self, row: Row, other: Row) -> None:
         room = self._room[row.number]
@@ -290,10 +314,13 @@ class SeparateStore:
             raise OutOfBlocks("there is no room for another row")
         self._room[other.number] = room
         self._caches[other.number] = self._caches[row.number].take(torch.tensor([0]))
+        if row.number in self._again:
+            self._again[other.number] = list(self._again[row.number])
 
     def drop(self, row: Row) -> None:
         del self._room[row.number]
-        self._caches.pop(row.number, None)
+        for kept in (self._caches, self._drafted, self._again):
+            kept.pop(row.number, None)
 
     @property
     def nbytes(self) -> int:

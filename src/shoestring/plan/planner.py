@@ -74,6 +74,14 @@ class _Size:
     trained: int | None = None
 
 
+def _whole(model: ModelConfig) -> tuple[int, float]:
+    """(parameters, forward and backward operations per token at full context) of a model whose layers differ or are wrapped."""
+    with outline():
+        built = Transformer(model)
+    count = sum(p.numel() for p in built.parameters())
+    return count, built.cost(Shape(1, model.context, backward=True)).flops / model.context
+
+
 def _costs(model: ModelConfig) -> tuple[int, int, int]:
     """(parameters outside the blocks, parameters of a block, forward and backward operations of a block at full context),
     from a model of one block that takes no memory: the blocks are alike."""
@@ -100,6 +108,8 @@ def parameters(model: ModelConfig) -> int:
     """Parameters of a model, embeddings included, without building it."""
     if model.base:
         return sum(p.numel() for p in _base(model).parameters())
+    if not model.uniform:
+        return _whole(model)[0]
     outside, block, _ = _costs(model)
     return outside + model.layers * block
 
@@ -109,6 +119,8 @@ def flops_per_token(model: ModelConfig) -> float:
     if model.base:
         base = _base(model)
         return float(base.cost(Shape(1, model.context, backward=True)).flops / model.context)
+    if not model.uniform:
+        return _whole(model)[1]
     return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
 

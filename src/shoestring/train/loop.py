@@ -264,6 +264,7 @@ class Loop:
         self.window.targets += result.targets
         self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
         self.latest["gradient_norm_1"] = result.gradient_norm_1
+        self.latest |= result.figures
         noise = self.worker.noise_scale
         if noise is not None and noise.critical_batch is not None:
             self.latest["critical_batch"] = noise.critical_batch
