@@ -126,7 +126,8 @@ def test_openais_client_reads_all_answers(client: openai.OpenAI) -> None:
         model="tiny", messages=HELLO, max_tokens=90, tools=[tool], response_format=call
     ).choices[0]
     assert (called.finish_reason, called.message.content) == ("tool_calls", None)
-    (one,) = called.message.tool_calls or ()
+    assert called.message.tool_calls is not None
+    (one,) = called.message.tool_calls
     assert one.type == "function"
     assert (one.function.name, one.function.arguments) == ("look", "{}")
     history: list[Any] = [*HELLO, called.message, {"role": "tool", "tool_call_id": one.id, "content": "42"}]
