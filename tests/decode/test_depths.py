@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from shoestring.decode.store import PagedStore, SeparateStore, Store
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.block import Block
 from tests.decode.random_models import CONTEXT, VOCABULARY, prompts, wrapped
 
 GREEDY = Sampling(temperature=0)
@@ -69,8 +69,8 @@ def settled_pass(model: Transformer, tokens: Sequence[int], rule: FFNSkipLLM, pr
     x = model.embedding(torch.tensor([list(tokens)]))
     cos, sin = model.rotary(0, length, None)
     settled, left = [False] * length, [rule.most] * length
-    blocks: Any = model.blocks
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
         x = x + block.token_mixer(block.token_norm(x), cos, sin, None, None)
         inside = rule.cold <= index < rule.total - rule.cold
         for place in range(length):

@@ -1,7 +1,5 @@
 """Multi-token prediction is its formula, trains with the model, and what it learnt drafts."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +7,7 @@ from torch.nn import functional as F
 from shoestring.config import Choice, build
 from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.edit import Decision, Edit, Evidence
-from shoestring.contract.multi_token import ATTRIBUTE, heads_of
+from shoestring.contract.multi_token import ATTRIBUTE, TokenHead, heads_of
 from shoestring.contract.objective import At
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.drafters.multi_token import MultiTokenDrafter
@@ -49,8 +47,8 @@ def batch(tokens: torch.Tensor, **more: torch.Tensor) -> Batch:
 def test_the_loss_is_its_formula_and_ends_with_each_document() -> None:
     made = model()
     with torch.no_grad():
-        heads: Any = heads_of(made).heads
-        for head in heads:
+        for head in heads_of(made).heads:
+            assert isinstance(head, TokenHead)
             torch.nn.init.normal_(head.down.weight, std=0.3)
     tokens = text(2, 9, seed=0)
     documents = torch.tensor([[0] * 8, [0] * 3 + [1] * 5])
@@ -67,7 +65,8 @@ def test_the_loss_is_its_formula_and_ends_with_each_document() -> None:
                     continue
                 z = hidden[row, place]
                 if ahead > 1:
-                    head = heads[ahead - 2]
+                    head = heads_of(made).heads[ahead - 2]
+                    assert isinstance(head, TokenHead)
                     z = F.rms_norm(z + head.down.weight @ F.silu(head.up.weight @ z), (32,), head.norm.weight)
                 losses.append(-(matrix @ z).log_softmax(0)[tokens[row, place + ahead]])
         assert len(losses) == {1: 16, 2: 13, 3: 10}[ahead]

@@ -28,6 +28,7 @@ def test_the_queueing_models_are_given_the_line_that_clients_saw() -> None:
     said = serve.predicted(0.5, 0.5 / alone, made, 32, 20)
     # Pollaczek and Khinchine, of a constant service at half load: half a service of waiting
     assert said["one by one"] == pytest.approx(1.5 * alone, rel=1e-3)
+    assert said["one by one"] is not None
     assert said["batches"] is not None
     assert said["one by one"] is not None
     assert alone < said["batches"] < said["one by one"] * 1.05
