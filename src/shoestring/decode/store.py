@@ -1,6 +1,6 @@
 """Where an engine keeps what rows have read, and how it reads more of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,9 @@ from shoestring.contract.cache import Cache, KeptShape, Plain
 from shoestring.contract.cost import Cost
 from shoestring.contract.model import Depth, LanguageModel
 from shoestring.decode.blocks import OutOfBlocks
+from shoestring.decode.cache_policy import CachePolicy
+from shoestring.decode.cache_store import CacheStore
+from shoestring.decode.eviction import Eviction, Limit
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.decode.row import Draft, Row
 from shoestring.errors import UsageError
@@ -21,6 +24,9 @@ BLOCK = 16
 
 
 NONE = Draft()
+
+UNBOUNDED = 1 << 62
+"""Tokens of a row that gives up places as it goes on."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,27 @@ class Store(Protocol):
         """Bytes of all that is kept, and of the room for more."""
         ...
 
+    def needed(self, row: Row) -> int:
+        """What a row takes of `capacity` to read the tokens that it has."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that there can be."""
+        ...
+
+    def expect(self, *, drafts: bool, depth: bool) -> None:
+        """Raises: UsageError where it cannot do with drafts, or with layers that are left out."""
+        ...
+
+    def notes(self) -> list[str]:
+        """A line each for what a user should know of how it went."""
+        ...
+
+    def allowed(self, row: Row, tokens: int) -> int:
+        """How many of so many next tokens of a row may be read in one pass: at least 1."""
+        ...
+
 
 def store_for(model: LanguageModel, tokens: int, *, block: int = BLOCK, rows: int = 1) -> Store:
     """The store that suits a model: blocks where all layers keep keys and values, else a cache for each row.
@@ -105,7 +132,7 @@ def store_for(model: LanguageModel, tokens: int, *, block: int = BLOCK, rows: in
     tokens: to hold in all. block: tokens of a block. rows: how many there may be at a time.
     """
     try:
-        paged = _shapes(model) is not None
+        paged = shapes_of(model) is not None
     except UsageError:  # of a wrapped model that keeps nothing of its own in some layer
         paged = False
     if not paged:
@@ -114,7 +141,7 @@ def store_for(model: LanguageModel, tokens: int, *, block: int = BLOCK, rows: in
     return PagedStore(model, -(-tokens // block) + rows, block)
 
 
-def _shapes(model: LanguageModel) -> tuple[list[KeptShape], Tensor] | None:
+def shapes_of(model: LanguageModel) -> tuple[list[KeptShape], Tensor] | None:
     """(what each layer keeps of a token, a tensor of the type and device to keep it in); None where one keeps something else."""
     layers = model.new_cache(1, 1).layers
     if not layers or not all(isinstance(layer, Plain) for layer in layers):
@@ -126,13 +153,34 @@ class PagedStore:
     """Blocks that rows share, read in one packed pass.
 
     model: for the shapes. blocks: how many. block: tokens of each.
+    store: how keys and values are held; None: as they are.
+    policy: which tokens of a row stay where it may not have all; None: all stay. limit: how many may stay, and when some go.
+    whole: whether that of every row has prompts read whole.
     """
 
-    def __init__(self, model: LanguageModel, blocks: int, block: int = BLOCK) -> None:
-        kept = _shapes(model)
+    def __init__(
+        self,
+        model: LanguageModel,
+        blocks: int,
+        block: int = BLOCK,
+        *,
+        store: CacheStore | None = None,
+        policy: CachePolicy | None = None,
+        limit: Callable[[Row], Limit] | None = None,
+        whole: bool = False,
+    ) -> None:
+        kept = shapes_of(model)
         if kept is None:
             raise UsageError("a layer of this model keeps something other than keys and values: it has no blocks")
-        self.cache = PagedCache(*kept, blocks, block)
+        if (policy is None) != (limit is None):
+            raise UsageError("a policy and a limit go together: give both, or neither")
+        self.eviction = None if policy is None else Eviction(policy, kept[0])
+        self.cache = PagedCache(*kept, blocks, block, store=store, eviction=self.eviction)
+        self._limit = limit
+        self._whole = whole
+        self._limits: dict[int, Limit] = {}
+        self.evicted = 0
+        """Places that rows lost."""
 
     @property
     def capacity(self) -> int:
@@ -142,20 +190,77 @@ class PagedStore:
     def free(self) -> int:
         return self.cache.pool.free * self.cache.pool.size
 
+    @property
+    def longest(self) -> int:
+        return self.capacity if self._limit is None or self._whole else UNBOUNDED
+
+    def needed(self, row: Row) -> int:
+        if self._limit is None:
+            return len(row.tokens)
+        limit = self._limit(row)
+        return max(len(row.request.prompt), limit.most) if limit.whole else min(len(row.tokens), limit.most)
+
+    def expect(self, *, drafts: bool, depth: bool) -> None:
+        if depth and self.eviction is not None:
+            raise UsageError("a cache that evicts tokens holds those of all layers: give a depth or a policy, not both")
+        if drafts and self.eviction is not None and self.eviction.watches:
+            raise UsageError(
+                f"the policy {type(self.eviction.policy).__name__} looks at the queries of tokens that stay, and drafts may not: "
+                "leave the drafter out, or take a policy that looks at keys alone"
+            )
+
+    def notes(self) -> list[str]:
+        if self.eviction is None or self.evicted:
+            return []
+        return ["the cache policy evicted nothing, and so freed nothing: every text had room for all of its tokens"]
+
+    def allowed(self, row: Row, tokens: int) -> int:
+        limit = self._limits.get(row.number)
+        if limit is None:
+            return tokens
+        held, read = self._at(row)
+        prompt = len(row.request.prompt)
+        held = limit.kept if limit.due(held, read, prompt) else held
+        return min(tokens, limit.allowed(held, read, prompt))
+
     def admit(self, row: Row) -> int:
         cache = self.cache
-        table = cache.pool.match(row.tokens[:-1])
+        known = row.tokens[:-1]
+        if self._limit is not None:
+            limit = self._limits[row.number] = self._limit(row)
+            known = known[
+                : len(row.request.prompt) if limit.whole else limit.most
+            ]  # beyond, another text's cuts differ
+        if self.eviction is not None:
+            self.eviction.begin(row.number, cache.device)
+            if self.eviction.watches:  # it has to see these tokens read
+                known = []
+        table = cache.pool.match(known)
         cache.tables[row.number] = table
         cache.held[row.number] = len(table.blocks) * cache.pool.size
         return cache.held[row.number]
 
     def extend(self, row: Row, tokens: int) -> None:
         cache, table = self.cache, self.cache.tables[row.number]
-        held = cache.held[row.number]
-        copied = cache.pool.own(table, held, tokens - held)
+        self._cut(row)
+        held, places = cache.held[row.number], tokens - cache.gone.get(row.number, 0)
+        copied = cache.pool.own(table, held, places - held)
         if copied is not None:
             cache.copy_block(*copied)
-        cache.pool.extend(table, tokens)
+        cache.pool.extend(table, places)
+
+    def _at(self, row: Row) -> tuple[int, int]:
+        """(places that a row takes, tokens of it that were read)."""
+        held = self.cache.held[row.number]
+        return held, held + self.cache.gone.get(row.number, 0)
+
+    def _cut(self, row: Row) -> None:
+        """Have a row give up places, where it is time. Raises: OutOfBlocks, and changes nothing."""
+        limit = self._limits.get(row.number)
+        held, read = self._at(row)
+        if limit is not None and limit.due(held, read, len(row.request.prompt)):
+            self.cache.evict(row.number, limit.kept)
+            self.evicted += held - limit.kept
 
     def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
         values = [token for work in works for token in (*work.tokens, *work.draft.tokens)]
@@ -172,31 +277,48 @@ class PagedStore:
         logits = reading.head.logits(hidden).float().cpu() if wanted else hidden
         sizes = [work.wanted for work in works]
         found = [Read(*both) for both in zip(logits.split(sizes), hidden.split(sizes), strict=True)]
-        return found, reading.cost.beside(Cost(reading.head.flops(len(wanted))))
+        watched = 0
+        if self.eviction is not None:
+            watched, self.eviction.flops = self.eviction.flops, 0
+        return found, reading.cost.beside(Cost(reading.head.flops(len(wanted)) + watched))
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
         cache = self.cache
         cache.keep(row.number, first, places)
         table, held = cache.tables[row.number], cache.held[row.number]
         cache.pool.crop(table, held)
-        # what some layer knows nothing of is of no use to others
-        whole = min(cache.left_out.get(row.number, {}).values(), default=held)
-        cache.pool.register(table, row.tokens[: min(held, whole)])
+        if not cache.gone.get(row.number):
+            # what some layer knows nothing of is of no use to others
+            whole = min(cache.left_out.get(row.number, {}).values(), default=held)
+            cache.pool.register(table, row.tokens[: min(held, whole)])
+        try:
+            self._cut(row)
+        except OutOfBlocks:
+            pass  # others share its blocks: there has to be room before it goes on
 
     def fork(self, row: Row, other: Row) -> None:
-        self.cache.tables[other.number] = self.cache.pool.fork(self.cache.tables[row.number])
-        self.cache.held[other.number] = self.cache.held[row.number]
-        if row.number in self.cache.left_out:
-            self.cache.left_out[other.number] = dict(self.cache.left_out[row.number])
+        cache = self.cache
+        cache.tables[other.number] = cache.pool.fork(cache.tables[row.number])
+        for kept in (cache.held, cache.gone, self._limits):
+            if row.number in kept:
+                kept[other.number] = kept[row.number]  # type: ignore[index]
+        if row.number in cache.left_out:
+            cache.left_out[other.number] = dict(cache.left_out[row.number])
+        if self.eviction is not None:
+            self.eviction.fork(row.number, other.number)
 
     def drop(self, row: Row) -> None:
-        self.cache.pool.clear(self.cache.tables.pop(row.number))
-        del self.cache.held[row.number]
-        self.cache.left_out.pop(row.number, None)
+        self.cache.drop(row.number)
+        self._limits.pop(row.number, None)
 
     @property
     def nbytes(self) -> int:
         return self.cache.nbytes
+
+    @property
+    def elsewhere(self) -> int:
+        """Bytes that are not in the memory of the model's device."""
+        return self.cache.elsewhere
 
     def check(self) -> None:
         """Raises: AssertionError where a block is lost or shared wrongly."""
@@ -246,6 +368,22 @@ class SeparateStore:
     @property
     def free(self) -> int:
         return self._tokens - sum(self._room.values()) if len(self._room) < self._most else 0
+
+    @property
+    def longest(self) -> int:
+        return self._tokens
+
+    def needed(self, row: Row) -> int:
+        return len(row.tokens)
+
+    def expect(self, *, drafts: bool, depth: bool) -> None:
+        """Nothing to say here: a pass says it."""
+
+    def notes(self) -> list[str]:
+        return []
+
+    def allowed(self, row: Row, tokens: int) -> int:
+        return tokens
 
     def admit(self, row: Row) -> int:
         self._room[row.number] = 0
