@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+import shoestring
 from shoestring.config import Choice
 from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
@@ -17,6 +18,7 @@ from shoestring.decode.row import Row
 from shoestring.decode.store import PagedStore, Work
 from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.model.wrapped import Wrapped
 from tests.decode.masked_reference import SLOW, read_masked
 from tests.decode.random_models import CONTEXT, VOCABULARY, native, one_by_one, prompts, wrapped
 
@@ -258,3 +260,34 @@ def test_more_texts_than_context_would_hold_pass_through_a_small_cache() -> None
     engine = Engine(model, rows=4, room=4 * CONTEXT, cache=config)
     texts = [text * 2 for text in prompts(8, longest=12)]
     assert all(len(tokens) == 8 for tokens in written(engine, texts, 8))
+
+
+def test_a_cache_of_transformers_holds_and_writes_what_the_engine_does() -> None:
+    model = wrapped("gpt2", bos_token_id=0, eos_token_id=None)
+    assert isinstance(model, Wrapped)
+    longest = len(TEXTS[1])
+    settings: dict[str, Any] = {"max_new_tokens": COUNT, "do_sample": False, "pad_token_id": 0}
+    ids = torch.tensor([[0] * (longest - len(text)) + list(text) for text in TEXTS[:2]])
+    mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in TEXTS[:2]])
+    for name in POLICIES:
+        options: dict[str, Any] = SLOW[name][0] if name in SLOW else {}
+        engines = [Engine(model, store=paged(model, name, whole=True), rows=1, tokens=64) for _ in TEXTS[:2]]
+        expected = [written(engine, [text])[0] for engine, text in zip(engines, TEXTS[:2], strict=True)]
+        share = f"{100 * (MOST - STRIDE) / longest}%"
+        held = shoestring.cache(model.stock, name, budget=share, stride=STRIDE, attention_mask=mask, **options)
+        out = model.stock.generate(ids, attention_mask=mask, past_key_values=held, **settings)
+        assert out[:, longest:].tolist() == expected, name
+        assert all(MOST - STRIDE <= layer.held < MOST for layer in held.layers)
+        whole = 2 * 2 * 2 * 32 * 4 * (longest + COUNT - 1)  # layers, rows, keys and values, width, float32
+        assert held.nbytes < 0.55 * whole
+        del held
+    assert model.stock.config._attn_implementation == "sdpa"
+    for name in ("plain", "int8", "int4"):
+        engine = Engine(model, store=PagedStore(model, 60, 4, store=held_store(name)), rows=1)
+        held = shoestring.cache(model.stock, store=name)
+        out = model.stock.generate(ids[1:], attention_mask=mask[1:], past_key_values=held, **settings)
+        assert out[:, longest:].tolist() == written(engine, TEXTS[1:2])
+    with pytest.raises(UsageError, match="keeps keys and values in memory"):
+        shoestring.cache(model.stock, store="disk")
+    with pytest.raises(UsageError, match="use the engine"):
+        shoestring.cache(wrapped("mistral").stock, "keydiff")  # type: ignore[attr-defined]

@@ -15,12 +15,14 @@ from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.units import show
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
+from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.cli.chats import read_chats
 from shoestring.config import build
 from shoestring.data.chat import Message
 from shoestring.decode import Engine, Event, Request, Sampling, Spent, Stop
 from shoestring.decode.acceptance import Acceptance
 from shoestring.decode.answer_text import AnswerText
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.drafter import Drafter
 from shoestring.decode.engine import ROWS
 from shoestring.decode.pays import Pays
@@ -81,6 +83,7 @@ class Sample:
 
 
 def run(words: Sequence[str]) -> int:
+    cache, words = take_cache(words)
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     named = {name: "--" + name.replace("_", "-") for name in flags}
@@ -114,7 +117,7 @@ def run(words: Sequence[str]) -> int:
     ]
     began = time.perf_counter()
     samples = []
-    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance):
+    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance, cache):
         if sample is None:
             if not found.json:
                 sys.stdout.write(piece)
@@ -260,6 +263,7 @@ def _arguments() -> Arguments:
         help="a line a sample: prompt, sample, text, prompt_tokens, tokens, seconds, stopped (end, length, context or stop), "
         "spent",
     )
+    add_cache_flags(parser)
     return parser
 
 
@@ -393,6 +397,7 @@ def _written(
     stops: Sequence[str],
     drafter: Drafter | None,
     acceptance: Acceptance,
+    cache: CacheConfig,
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
@@ -401,7 +406,13 @@ def _written(
     rows = sum(each.samples for each in requests)
     pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
     engine = Engine(
-        writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter, acceptance=acceptance, pays=pays
+        writer.opened.model,
+        rows=min(rows, ROWS),
+        room=room,
+        drafter=drafter,
+        acceptance=acceptance,
+        pays=pays,
+        cache=cache,
     )
     for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
         ticket = engine.submit(request)
@@ -423,7 +434,7 @@ def _written(
                 break
             yield None, "\n"
             yield _sample(queue.pop(0)), ""
-    for note in engine.notes:
+    for note in (*engine.notes, *engine.store.notes()):
         print(f"({note})", file=sys.stderr)
 
 

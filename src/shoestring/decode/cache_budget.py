@@ -124,7 +124,7 @@ def store_within(model: LanguageModel, config: CacheConfig, *, rows: int, room: 
 
         def limit(row: Row) -> Limit:
             tokens = len(row.request.prompt) + row.request.max_new_tokens
-            places = max(2, math.ceil(min(tokens, model.about.context) * share / block)) * block
+            places = max(2, math.ceil(min(tokens, model.about.context) * share / block - 1e-9)) * block
             return limit_of(places, config.stride, config.whole, block)
 
         most = math.ceil(room * share / block) + 2 * rows

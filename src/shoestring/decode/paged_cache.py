@@ -90,7 +90,7 @@ class Plan:
 class PagedLayer:
     """The keys and values of one layer, [slots, Hk, D] each. A slot is a place of a block.
 
-    On the CPU, with a native kernel and no mask, attention reads keys and values where they are, if these are held as they are. Else
+    On the CPU, with a native kernel and no mask, attention reads keys and values where they are, if they are held as they are. Else
     torch attends: it gathers the slots of each row, which copies or decodes them.
 
     number: of the layer. sides: keys and values. positions: [slots, Hk] int32, which token of its text each is; None where nothing
@@ -213,8 +213,10 @@ class PagedLayer:
                 visible[:, :, one.held :] &= coming.mask[own, own]
             asked = queries[:, :, own]
             visible = visible.repeat_interleave(asked.shape[1] // len(visible), 0)
-            held = (side.read(slots).transpose(0, 1)[None] for side in (self.key_side, self.value_side))
-            mixed = F.scaled_dot_product_attention(asked, *held, attn_mask=visible[None], scale=scale, enable_gqa=True)
+            keys, values = (side.read(slots).transpose(0, 1)[None] for side in (self.key_side, self.value_side))
+            mixed = F.scaled_dot_product_attention(
+                asked, keys, values, attn_mask=visible[None], scale=scale, enable_gqa=True
+            )
             found.append(mixed)
         return torch.cat(found, 2)
 
@@ -253,7 +255,9 @@ class PagedCache(Cache):
 
         def layer(number: int, shape: KeptShape) -> PagedLayer:
             sides = [Side(store, slots, shape.heads, width, like) for width in (shape.key_width, shape.value_width)]
-            positions = eviction and torch.zeros(slots, shape.heads, dtype=torch.int32, device=like.device)
+            positions = None
+            if eviction is not None:
+                positions = torch.zeros(slots, shape.heads, dtype=torch.int32, device=like.device)
             return PagedLayer(number, (sides[0], sides[1]), positions, eviction)
 
         super().__init__([layer(*one) for one in enumerate(shapes)], 0, slots)

@@ -1,6 +1,7 @@
 """Where an engine keeps what rows have read, and how it reads more of them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -291,17 +292,17 @@ class PagedStore:
             # what some layer knows nothing of is of no use to others
             whole = min(cache.left_out.get(row.number, {}).values(), default=held)
             cache.pool.register(table, row.tokens[: min(held, whole)])
-        try:
+        with suppress(OutOfBlocks):  # others share its blocks: there has to be room before it goes on
             self._cut(row)
-        except OutOfBlocks:
-            pass  # others share its blocks: there has to be room before it goes on
 
     def fork(self, row: Row, other: Row) -> None:
         cache = self.cache
         cache.tables[other.number] = cache.pool.fork(cache.tables[row.number])
-        for kept in (cache.held, cache.gone, self._limits):
-            if row.number in kept:
-                kept[other.number] = kept[row.number]  # type: ignore[index]
+        cache.held[other.number] = cache.held[row.number]
+        if row.number in cache.gone:
+            cache.gone[other.number] = cache.gone[row.number]
+        if row.number in self._limits:
+            self._limits[other.number] = self._limits[row.number]
         if row.number in cache.left_out:
             cache.left_out[other.number] = dict(cache.left_out[row.number])
         if self.eviction is not None:

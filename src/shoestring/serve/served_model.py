@@ -47,7 +47,7 @@ class ServedModel:
         loop = asyncio.get_running_loop()
         self._thread = EngineThread(self._engine, loop, self._passed, self.name)
         engine = await self._thread.start()
-        self.capacity = engine.store.capacity
+        self.capacity, self.longest = engine.store.capacity, engine.store.longest
         self.rates = Rates(self._first)
         self.admission = Admission(self.rates, engine.rows, engine.tokens, self._settings.queue)
         self._metrics.has_room(self.name, self.capacity)
@@ -86,7 +86,7 @@ class ServedModel:
 
     def check(self, prompt: Sequence[int]) -> None:
         """Raises: ApiError where a prompt is empty, too long, or has tokens that the model does not know."""
-        size, most = len(prompt), min(self.writer.context, self.capacity)
+        size, most = len(prompt), min(self.writer.context, self.longest)
         if not prompt:
             raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
         if size > most:
@@ -150,9 +150,10 @@ class ServedModel:
             drafter=drafter,
             pays=Pays() if drafter else None,
             room=settings.room,
+            cache=settings.cache,
         )
         if not self._first:
-            self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
+            self._first = measured(engine, min(self.vocabulary, engine.store.longest, self.writer.context))
         return engine
 
 
