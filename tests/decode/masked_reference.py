@@ -65,7 +65,7 @@ class MaskedLayer:
                     gives[place][each] = weight
             seen.append(gives)
         self.seen.append(seen)
-        return torch.stack(out)[None, :, None]  # type: ignore[arg-type]
+        return torch.stack(out)[None, :, None]
 
     def evict(self, slow: Slow, count: int) -> None:
         for head, places in enumerate(self.there):
@@ -81,7 +81,7 @@ def window(layer: MaskedLayer, head: int, places: list[int]) -> list[float]:
 def keydiff(layer: MaskedLayer, head: int, places: list[int]) -> list[float]:
     directions = [layer.keys[place][head] / layer.keys[place][head].norm() for place in places]
     anchor = sum(directions) / len(directions)
-    return [-float(one @ anchor / anchor.norm()) for one in directions]  # type: ignore[operator, union-attr]
+    return [-float(one @ anchor / anchor.norm()) for one in directions]
 
 
 def _latest(scores: list[float], count: int) -> list[float]:

@@ -1,5 +1,6 @@
 """Caches that hold less: every policy and every store through the same table."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,12 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.cache_policy import CachePolicy
 from shoestring.decode.cache_store import CacheStore, Side
+from shoestring.decode.cache_stores.minicache import Stretch
+from shoestring.decode.cache_stores.shadowkv import ShadowLayer
 from shoestring.decode.eviction import Limit
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, Work
+from shoestring.decode.store import PagedStore, SeparateStore, Work
+from shoestring.decode.text_cache import TextStore
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model.wrapped import Wrapped
@@ -29,7 +33,9 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
     "windows": lambda: wrapped("mistral", sliding_window=12),
 }
 POLICIES = [card.name for card in methods("decode", "cache policy")]
-STORES = [card.name for card in methods("decode", "cache store")]
+EVERY = [card.name for card in methods("decode", "cache store")]
+TEXT_STORES = [name for name in EVERY if isinstance(Choice.of("decode", name, kind="cache store").build(), TextStore)]
+STORES = [name for name in EVERY if name not in TEXT_STORES]
 TEXTS = [
     tuple((3 * place * place + 5 * number) % VOCABULARY for place in range(21 + 4 * number)) for number in range(3)
 ]
@@ -181,6 +187,76 @@ def test_texts_of_a_store_are_those_of_any_passes(model: LanguageModel, store: s
         assert alone == [one_by_one(model, text, COUNT) for text in TEXTS]
 
 
+HOLDING: dict[str, dict[str, Any]] = {
+    "minicache": {"start": 0.0, "stride": 4, "retained": 0.2},
+    "shadowkv": {"rank": 6, "chunk": 2, "chosen": 6, "outliers": 1},
+}
+
+
+@pytest.mark.parametrize("name", TEXT_STORES)
+def test_a_text_that_is_held_otherwise_depends_on_itself_alone(model: LanguageModel, name: str) -> None:
+    made: TextStore = Choice.of("decode", name, kind="cache store", **HOLDING[name]).build()
+    if name == "minicache" and isinstance(model, Wrapped) and model.config.model_type == "mistral":
+        with pytest.raises(UsageError, match="they read with a plain cache"):
+            written(Engine(model, store=SeparateStore(model, 200, 1, store=made), rows=1), TEXTS[:1])
+        return
+
+    def engine(rows: int, tokens: int, room: int = 200) -> Engine:
+        return Engine(model, store=SeparateStore(model, room, rows, store=made), rows=rows, tokens=tokens)
+
+    alone = [written(engine(1, 5), [text])[0] for text in TEXTS]
+    assert alone != [one_by_one(model, text, COUNT) for text in TEXTS]
+    assert written(engine(3, 64)) == alone
+    assert written(engine(3, 8, 90)) == alone  # where not all have room at once
+    assert written(engine(2, 8), TEXTS[:1], samples=2) == alone[:1] * 2
+    # bytes are fewer for real
+    last = engine(1, 64)
+    last.submit(Request(TEXTS[2], GREEDY, COUNT))
+    while all(event.stop is None for event in last.step()):
+        held = last.store.nbytes
+    read = len(TEXTS[2]) + COUNT - 2
+    each = 2 * 2 * model.new_cache(1, 1).layers[0].keys.nbytes
+    assert held < (0.9 if name == "minicache" else 0.75) * read * each
+
+
+def test_merged_vectors_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 9, 4)
+    stretch = Stretch(x, y, 0.6, 2)
+    for head in range(3):
+        for token in range(9):
+            u, v = x[head, token] / x[head, token].norm(), y[head, token] / y[head, token].norm()
+            angle = math.acos(float(u @ v))
+            e = (math.sin(0.4 * angle) * u + math.sin(0.6 * angle) * v) / math.sin(angle)
+            for which, z in enumerate((x, y)):
+                expected = z[head, token] if token in stretch.apart else e * z[head, token].norm()
+                torch.testing.assert_close(stretch.read(which)[head, token], expected)
+    angles = [sum(float(torch.cosine_similarity(x[h, t], y[h, t], dim=0).arccos()) for h in range(3)) for t in range(9)]
+    assert stretch.apart.tolist() == sorted(sorted(range(9), key=lambda t: -angles[t])[:2])
+
+
+def test_low_rank_keys_that_choose_all_attend_as_the_whole_cache_does() -> None:
+    model = native()
+    expected = [one_by_one(model, text, COUNT) for text in TEXTS]
+    # all but one chunk is read, and of full rank: what is left out is the chunk that is liked least
+    made = Choice.of("decode", "shadowkv", kind="cache store", rank=64, chunk=1, chosen=19, outliers=1).build()
+    assert (
+        written(Engine(model, store=SeparateStore(model, 300, 3, store=made), rows=3), TEXTS[:1])[0][0]
+        == expected[0][0]
+    )
+    layer = ShadowLayer(made, (model.rotary.cos, model.rotary.sin))
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(1, 4, 25, 8), torch.randn(1, 2, 25, 8), torch.randn(1, 2, 25, 8)
+    layer.attend(queries, keys, values)
+    layer.settle()
+    near, far = layer._chosen(torch.randn(1, 4, 1, 8))
+    for head in range(2):
+        found = [int((values[0, head] - one).abs().sum(-1).argmin()) for one in far[0, head]]
+        assert len(set(found)) == 20
+        torch.testing.assert_close(near[0, head], keys[0, head, found], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(far[0, head], values[0, head, found])
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_budget_in_bytes_is_kept(name: str) -> None:
     model = native(context=256)
@@ -290,4 +366,4 @@ def test_a_cache_of_transformers_holds_and_writes_what_the_engine_does() -> None
     with pytest.raises(UsageError, match="keeps keys and values in memory"):
         shoestring.cache(model.stock, store="disk")
     with pytest.raises(UsageError, match="use the engine"):
-        shoestring.cache(wrapped("mistral").stock, "keydiff")  # type: ignore[attr-defined]
+        shoestring.cache(wrapped("mistral").stock, "keydiff")

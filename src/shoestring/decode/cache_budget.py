@@ -13,11 +13,13 @@ from shoestring.contract.cache import KeptShape
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.cache_policy import CachePolicy
 from shoestring.decode.cache_store import CacheStore, place_bytes
+from shoestring.decode.cache_stores.plain import PlainStore
 from shoestring.decode.eviction import Limit
 from shoestring.decode.request import Request
 from shoestring.decode.row import Row
 from shoestring.decode.sampling import Sampling
-from shoestring.decode.store import BLOCK, PagedStore, Store, Work, shapes_of, store_for
+from shoestring.decode.store import BLOCK, PagedStore, SeparateStore, Store, Work, shapes_of, store_for
+from shoestring.decode.text_cache import TextStore
 from shoestring.errors import UsageError
 from shoestring.method import Whole
 
@@ -94,13 +96,19 @@ def store_within(model: LanguageModel, config: CacheConfig, *, rows: int, room: 
             "a layer of this model keeps something other than keys and values: its cache takes no settings"
         )
     shapes, like = kept
-    store: CacheStore = config.store.build()
+    made = config.store.build()
+    if isinstance(made, TextStore):
+        if config.policy is not None:
+            raise UsageError(f"the store '{config.store.name}' holds all tokens of a text: leave the policy out")
+        part, most = amount_of(config.budget) if config.budget else (None, math.inf)
+        each = sum(place_bytes(PlainStore(), shapes, like))  # the most that a token can take
+        return SeparateStore(model, int(min(room * (part or 1.0), most / each)), rows, store=made)
+    store: CacheStore = made
     policy: CachePolicy | None = None if config.policy is None else config.policy.build()
     each = sum(place_bytes(store, shapes, like)) + _noted_bytes(policy, shapes)
-    blocks, share, allowed = -(-room // block) + rows, 1.0, math.inf
-    if config.budget:
-        given, allowed = amount_of(config.budget)
-        share = 1.0 if given is None else given
+    blocks = -(-room // block) + rows
+    given, allowed = amount_of(config.budget) if config.budget else (None, math.inf)
+    share = 1.0 if given is None else given
     limit: Callable[[Row], Limit] | None = None
     if policy is None:
         if share < 1:

@@ -18,6 +18,7 @@ from shoestring.decode.cache_store import CacheStore
 from shoestring.decode.eviction import Eviction, Limit
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.decode.row import Draft, Row
+from shoestring.decode.text_cache import TextCache, TextStore
 from shoestring.errors import UsageError
 
 BLOCK = 16
@@ -102,7 +103,12 @@ class Store(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept, and of the room for more."""
+        """Bytes of all that is kept, and of the room for more, in the memory of the model's device."""
+        ...
+
+    @property
+    def elsewhere(self) -> int:
+        """Bytes of what is kept elsewhere."""
         ...
 
     def needed(self, row: Row) -> int:
@@ -354,11 +360,12 @@ class SeparateStore:
     alone. Nothing is shared.
 
     model: whose caches. tokens: to hold in all. rows: how many there may be at a time.
+    store: makes the caches; None: the model does.
     """
 
-    def __init__(self, model: LanguageModel, tokens: int, rows: int = 1) -> None:
+    def __init__(self, model: LanguageModel, tokens: int, rows: int = 1, *, store: TextStore | None = None) -> None:
         self._model, self._tokens = model, tokens
-        self._most = rows
+        self._most, self._store = rows, store
         self._caches: dict[int, Cache] = {}
         self._room: dict[int, int] = {}
 
@@ -384,10 +391,13 @@ class SeparateStore:
         return []
 
     def allowed(self, row: Row, tokens: int) -> int:
-        return tokens
+        cache = self._caches.get(row.number)
+        return min(tokens, cache.allowed(len(row.request.prompt))) if isinstance(cache, TextCache) else tokens
 
     def admit(self, row: Row) -> int:
         self._room[row.number] = 0
+        if self._store is not None:  # which takes no memory yet
+            self._caches[row.number] = self._store.cache(self._model, self._wanted(row))
         return 0
 
     def extend(self, row: Row, tokens: int) -> None:
@@ -397,7 +407,8 @@ class SeparateStore:
         if room > self._tokens - sum(self._room.values()):
             raise OutOfBlocks(f"a row needs room for {room} tokens, and there is less")
         self._room[row.number] = room
-        self._caches[row.number] = self._model.new_cache(1, room)
+        if self._store is None:
+            self._caches[row.number] = self._model.new_cache(1, room)
 
     def _wanted(self, row: Row) -> int:
         return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
@@ -416,6 +427,9 @@ class SeparateStore:
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
         assert list(places) == list(range(len(places)))
+        cache = self._caches[row.number]
+        if isinstance(cache, TextCache):
+            cache.settle(len(row.request.prompt))
 
     def fork(self, row: Row, other: Row) -> None:
         room = self._room[row.number]
@@ -431,3 +445,8 @@ class SeparateStore:
     @property
     def nbytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches.values())
+
+    @property
+    def elsewhere(self) -> int:
+        """Bytes that are not in the memory of the model's device."""
+        return sum(getattr(cache, "elsewhere", 0) for cache in self._caches.values())

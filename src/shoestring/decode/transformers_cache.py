@@ -14,6 +14,7 @@ from shoestring.decode.cache_budget import amount_of, limit_of
 from shoestring.decode.cache_policy import CachePolicy
 from shoestring.decode.cache_store import CacheStore, place_bytes
 from shoestring.decode.eviction import Eviction, Limit
+from shoestring.decode.text_cache import TextStore
 from shoestring.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def cache(
     made: CachePolicy | None = (
         None if policy is None else Choice.of("decode", policy, kind="cache policy", **options).build()
     )
-    held: CacheStore = Choice.of("decode", store, kind="cache store").build()
+    held = Choice.of("decode", store, kind="cache store").build()
     if made is None and options:
         raise UsageError(f"'{next(iter(options))}' is an option of a policy, and none is named")
     share, most = amount_of(budget)
@@ -55,7 +56,7 @@ def cache(
         raise UsageError("a budget needs a policy that says what stays: name one, as 'keydiff'")
     if stride < 0:
         raise UsageError(f"a stride of {stride} places cannot be given up")
-    if held.elsewhere(held.empty(1, 1, 8, torch.zeros(1))):
+    if isinstance(held, TextStore) or held.elsewhere(held.empty(1, 1, 8, torch.zeros(1))):
         raise UsageError(f"transformers keeps keys and values in memory: take 'plain', 'int8' or 'int4', not '{store}'")
     shared = _Shared(made, held, share, most, stride, attention_mask, config.num_hidden_layers)
     found: transformers.Cache = _cache_class()(shared)
@@ -157,7 +158,7 @@ def _cache_class() -> type:
                 codes = self.shared.store.encode(new.transpose(1, 2).flatten(0, 1))
                 added = [one.unflatten(0, (len(new), -1)) for one in codes]
                 side[:] = [torch.cat((old, one), 1) for old, one in zip(side, added, strict=True)] if side else added
-            _, heads, new_tokens, _ = key_states.shape
+            heads, new_tokens = key_states.shape[1:3]
             if self.shared.eviction is not None:
                 padding = torch.tensor(self.shared.padding, device=key_states.device)
                 places = torch.arange(self.seen, self.seen + new_tokens, device=key_states.device) - padding[:, None]
