@@ -7,6 +7,6 @@ __version__ = "0.1.0"
 
 def cache(model: Any, policy: str | None = None, **settings: Any) -> Any:
     """A cache for the `generate` of transformers, as `past_key_values`: see `shoestring.decode.transformers_cache.cache`."""
-    from shoestring.decode.transformers_cache import cache as made
+    from importlib import import_module  # by name: this package stands below all of its parts
 
-    return made(model, policy, **settings)
+    return import_module("shoestring.decode.transformers_cache").cache(model, policy, **settings)
