@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, PackedPass, Pass
+from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import ShoestringError, UsageError
@@ -87,7 +88,13 @@ class Transformer(Blocks):
         mask = _mask(inputs) if cache is None else None
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedding(inputs.values), self.config.input_scale)
-            if depth is None:
+            if isinstance(cache, Thinning) and coming is not None:
+                if depth is not None:
+                    raise UsageError(
+                        "a cache that has tokens leave between layers is read through all layers: no depth"
+                    )
+                x, cost = self._thinned(x, coming.positions, cache)
+            elif depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
                 cost = self._pass_cost(inputs, coming)
             else:
@@ -160,18 +167,30 @@ class Transformer(Blocks):
                 cost += self._block_cost(index, inputs, coming)
         return x, cost
 
+    def _thinned(self, x: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Cost]:
+        """(x after all blocks, of the tokens that are left; what those cost that each block took in)."""
+        cost = Cost()
+        for index, block in enumerate(self.blocks):
+            x, positions = cache.between(index, x, positions)
+            shape = Shape(1, x.shape[1], cache.layers[index].held)
+            if shape.new:
+                x = block(x, *self.rotary(0, shape.new, positions), None, cache.layers[index])
+                cost += self._one_cost(index, shape)
+            cost += Cost(cache.asked(index))
+        return x, cost
+
     def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
         """What a pass costs in one block."""
-        block, weights, token = self.blocks[index], self._block_bytes[index], self._layer_bytes[index]
-
-        def cost(shape: Shape) -> Cost:
-            kept = shape.rows * token
-            moved, held = kept * shape.past, kept * (shape.past + shape.new)
-            return Cost(block.flops(shape), weights + moved, weights + held)  # type: ignore[operator]
-
         if isinstance(coming, PackedPass):
-            return ragged(cost, ((one.new, one.held) for one in coming.segments))
-        return cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+            spans = ((one.new, one.held) for one in coming.segments)
+            return ragged(lambda shape: self._one_cost(index, shape), spans)
+        return self._one_cost(index, Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+
+    def _one_cost(self, index: int, shape: Shape) -> Cost:
+        """What a pass of this shape costs in one block."""
+        weights, kept = self._block_bytes[index], shape.rows * self._layer_bytes[index]
+        moved, held = kept * shape.past, kept * (shape.past + shape.new)
+        return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
     def _head(self) -> Head:
         return NativeHead(self.get_output_embeddings().weight)
