@@ -259,8 +259,9 @@ def main(words: Sequence[str]) -> None:
                 flush=True,
             )
     peaks = training(options.training, options.training_width)
-    for context, one in peaks.items():
-        print(f"training at {context}: peak {one['whole'] / 1e6:.0f} MB, in pieces {one['pieces'] / 1e6:.0f} MB")
+    for context, bytes_of in peaks.items():
+        whole, pieces = bytes_of["whole"] / 1e6, bytes_of["pieces"] / 1e6
+        print(f"training at {context}: peak {whole:.0f} MB, in pieces {pieces:.0f} MB")
     if options.json:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,7 @@
 """Tokens that leave on the way through the layers and come back: a slow reference, and what it saves."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def reference(
 ) -> tuple[list[int], int]:
     """(what is written greedily, how many tokens came back), in loops over tokens."""
     size, text, came_back = len(prompt), list(prompt), 0
+    before = dict[int, float]()
     # of each layer, by position: what it takes in, and what it gives its keys and values
     given: list[dict[int, Tensor]] = [{} for _ in range(5)]
     keys: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(4)]
@@ -47,10 +49,11 @@ def reference(
         wanted, at = set(range(len(text))), range(size) if last == size - 1 else range(last, last + 1)
         for position in at:
             given[0][position] = model.embedding.weight[text[position]]
-        for layer, block in enumerate(model.blocks):
+        blocks: list[Any] = list(model.blocks)
+        for layer, block in enumerate(blocks):
             mixer, looked = block.token_mixer, dict[int, float]()
             if layer in shares:
-                ranked = sorted((p for p in before if p < size), key=lambda p: (-before[p], p))  # noqa: F821
+                ranked = sorted((p for p in before if p < size), key=lambda p: (-before[p], p))
                 room = math.ceil(shares[layer] * size)
                 wanted = set(ranked[:room]) | set(range(size, last + 1)) | {last}
             new = sorted(p for p in wanted if p in given[layer] and p not in keys[layer])
@@ -71,7 +74,7 @@ def reference(
                     if p == last:
                         for w, s in zip(weights.tolist(), seen, strict=True):
                             looked[s] = looked.get(s, 0.0) + w / 4
-                x = given[layer][p] + mixer.output(torch.cat(mixed))  # type: ignore[arg-type]
+                x = given[layer][p] + mixer.output(torch.cat(mixed))
                 given[layer + 1][p] = x + block.channel_mixer(block.channel_norm(x))
             before = looked
         text.append(int((model.norm(given[4][last]) @ model.embedding.weight.T).argmax()))

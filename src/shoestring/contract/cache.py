@@ -192,7 +192,8 @@ class Attending(Protocol):
 
 @runtime_checkable
 class Thinning(Protocol):
-    """A cache of one row that has tokens leave between layers, or come back. A model that asks it computes less than all of them."""
+    """A cache of one row that has tokens leave between layers, or come back. A model that asks it computes less than all of
+    them."""
 
     def between(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """What a layer takes in, of what came out of the one before it: hidden states [1, n, width] and their positions [1, n].

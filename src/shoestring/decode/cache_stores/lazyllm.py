@@ -17,7 +17,8 @@ from shoestring.method import Count, method
 class LazyLayer(GrowingLayer):
     """The keys and values of the tokens that came through a layer, in the order in which they came.
 
-    positions: [S], which they are. arriving: [n], those of the tokens that come now. allowed: positions that may be seen; None: all.
+    positions: [S], which they are. arriving: [n], those of the tokens that come now. allowed: positions that may be seen; None:
+    all.
     notes: whether what the last token looks at is worked out: `looked` [S], the mean over heads.
     """
 
@@ -143,13 +144,13 @@ class LazyLLM:
 
         s_i = mean_h A_h[last, i]
 
-    After each of `stages` layers, the tokens of largest s go on: a share `keep` of the prompt after the first, keep² after the second,
-    and so on. A: attention of the latest token in that layer to the tokens that are there. The hidden state of a token that leaves is
-    kept. Where a later token looks at it enough, it goes on from there: so nothing is computed twice.
+    After each of `stages` layers, the tokens of largest s go on: a share `keep` of the prompt after the first, keep² after the
+    second, and so on. A: attention of the latest token in that layer to the tokens that are there. The hidden state of a token
+    that leaves is kept. Where a later token looks at it enough, it goes on from there: so nothing is computed twice.
 
     stages: layers after which tokens leave, spread evenly. keep: the share that goes on.
-    What was written always goes on. For native models; a text is read by itself, its prompt whole. The source takes percentiles of s
-    that it tunes for each layer.
+    What was written always goes on. For native models; a text is read by itself, its prompt whole. The source takes percentiles
+    of s that it tunes for each layer.
     """
 
     def __init__(self, *, stages: Count = 3, keep: Annotated[float, Interval(gt=0, le=1)] = 0.7) -> None:
