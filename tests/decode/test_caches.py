@@ -64,9 +64,7 @@ def paged(
     model: LanguageModel, name: str, blocks: int = 40, whole: bool = False, store: str = "plain", most: int = MOST
 ) -> PagedStore:
     limit = Limit(most, STRIDE, whole)
-    return PagedStore(
-        model, blocks, 4, policy=policy(name), limit=lambda row: limit, whole=whole, store=held_store(store)
-    )
+    return PagedStore(model, blocks, 4, policy=policy(name), limit=lambda row: limit, store=held_store(store))
 
 
 def written(engine: Engine, texts: list[tuple[int, ...]] = TEXTS, count: int = COUNT, **more: Any) -> list[list[int]]:
@@ -388,3 +386,20 @@ def test_a_cache_of_transformers_holds_and_writes_what_the_engine_does() -> None
         shoestring.cache(model.stock, store="disk")
     with pytest.raises(UsageError, match="use the engine"):
         shoestring.cache(wrapped("mistral").stock, "keydiff")
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    model = native(context=256)
+    keydiff = Choice.of("decode", "keydiff", kind="cache policy")
+    # of a budget that is more than the room, the room counts
+    wide = Engine(model, rows=1, room=64, cache=CacheConfig("1MiB", keydiff))
+    assert wide.store.longest == wide.store.capacity < 100
+    with pytest.raises(UsageError, match="this engine has room for"):
+        wide.submit(Request(TEXTS[0] * 5, GREEDY, 4))
+    narrow = Engine(model, rows=1, room=256, cache=CacheConfig("16KiB", keydiff))
+    assert narrow.store.capacity < 200 < narrow.store.longest
+    assert len(written(narrow, [(*TEXTS[2] * 7,)], 4)[0]) == 4
+    # read whole, a prompt needs room for all of it
+    whole = Engine(model, rows=1, room=256, cache=CacheConfig("16KiB", keydiff, whole=True))
+    with pytest.raises(UsageError, match="this engine has room for"):
+        whole.submit(Request(TEXTS[2] * 7, GREEDY, 4))

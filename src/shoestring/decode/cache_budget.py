@@ -26,6 +26,8 @@ from shoestring.method import Whole
 POLICY = Pick("decode", "cache policy")
 STORE = Pick("decode", "cache store", default="plain")
 
+GREEDY = Sampling(temperature=0)
+
 STRIDE = 128
 """Places that are given up at a time, at most, where nothing is said; and no more than a quarter of what a row may have."""
 
@@ -139,7 +141,10 @@ def store_within(model: LanguageModel, config: CacheConfig, *, rows: int, room: 
         if config.whole:  # one prompt at a time may be there whole
             most += -(-min(model.about.context, room) // block)
         blocks = min(blocks + rows, most)
-    return PagedStore(model, blocks, block, store=store, policy=policy, limit=limit, whole=config.whole)
+    context = model.about.context
+    top = limit(Row(0, 0, Request((0,) * context, GREEDY, 1), 0, [], 0.0)).most  # no row takes more
+    longest = context if top <= blocks * block and not config.whole else None
+    return PagedStore(model, blocks, block, store=store, policy=policy, limit=limit, longest=longest)
 
 
 def _noted_bytes(policy: CachePolicy | None, shapes: list[KeptShape]) -> int:
@@ -152,7 +157,7 @@ def _row_bytes(model: LanguageModel, policy: CachePolicy, shapes: list[KeptShape
     if not policy.window:
         return 0
     store = PagedStore(model, 2, block, policy=policy, limit=lambda row: Limit(2 * block, 1))
-    row = Row(0, 0, Request((0,), Sampling(temperature=0), 1), 0, [0], 0.0)
+    row = Row(0, 0, Request((0,), GREEDY, 1), 0, [0], 0.0)
     store.admit(row)
     store.extend(row, 1)
     with torch.inference_mode():

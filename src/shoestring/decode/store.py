@@ -27,9 +27,6 @@ BLOCK = 16
 
 NONE = Draft()
 
-UNBOUNDED = 1 << 62
-"""Tokens of a row that gives up places as it goes on."""
-
 
 @dataclass(frozen=True)
 class Work:
@@ -162,7 +159,7 @@ class PagedStore:
     model: for the shapes. blocks: how many. block: tokens of each.
     store: how keys and values are held; None: as they are.
     policy: which tokens of a row stay where it may not have all; None: all stay. limit: how many may stay, and when some go.
-    whole: whether that of every row has prompts read whole.
+    longest: tokens of the longest row that `limit` lets in; None: as many as there is room for.
     """
 
     def __init__(
@@ -174,7 +171,7 @@ class PagedStore:
         store: CacheStore | None = None,
         policy: CachePolicy | None = None,
         limit: Callable[[Row], Limit] | None = None,
-        whole: bool = False,
+        longest: int | None = None,
     ) -> None:
         kept = shapes_of(model)
         if kept is None:
@@ -184,7 +181,7 @@ class PagedStore:
         self.eviction = None if policy is None else Eviction(policy, kept[0])
         self.cache = PagedCache(*kept, blocks, block, store=store, eviction=self.eviction)
         self._limit = limit
-        self._whole = whole
+        self._longest = longest
         self._limits: dict[int, Limit] = {}
         self.evicted = 0
         """Places that rows lost."""
@@ -199,7 +196,7 @@ class PagedStore:
 
     @property
     def longest(self) -> int:
-        return self.capacity if self._limit is None or self._whole else UNBOUNDED
+        return self.capacity if self._longest is None else self._longest
 
     def needed(self, row: Row) -> int:
         if self._limit is None:
