@@ -37,7 +37,7 @@ from shoestring.decode.cache_budget import CacheConfig, store_within
 from shoestring.decode.cache_policies.keydiff import KeyDiff
 from shoestring.decode.cache_policy import Seen, kept
 from shoestring.decode.row import Row
-from shoestring.decode.store import Store, Work
+from shoestring.decode.store import Work
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.task import Task
@@ -68,12 +68,14 @@ def documents(opened: Opened, folder: Path, length: int, count: int) -> list[lis
 
 
 @torch.inference_mode()
-def score(opened: Opened, store: Store, text: Sequence[int], last: int, tokens: int) -> dict[str, float]:
+def score(opened: Opened, config: CacheConfig, text: Sequence[int], last: int, tokens: int) -> dict[str, float]:
     """Read a text, and tell how likely its end is."""
     prompt = len(text) - last
     row = Row(0, 0, Request(tuple(text[:prompt]), GREEDY, last), 0, list(text), 0.0)
     gc.collect()
-    before, began, losses = anonymous(), time.perf_counter(), list[torch.Tensor]()
+    before, losses = anonymous(), list[torch.Tensor]()
+    store = store_within(opened.model, config, rows=1, room=len(text))
+    began = time.perf_counter()
     row.held = store.admit(row)
     grown, prefill = 0, 0.0
     while row.held < len(text) - 1:
@@ -147,9 +149,7 @@ def measure(
 ) -> dict[str, float]:
     found = list[dict[str, float]]()
     for text in texts:
-        store = store_within(opened.model, config, rows=1, room=len(text))
-        found.append(score(opened, store, text, min(options.last, len(text) // 2), options.tokens))
-        del store
+        found.append(score(opened, config, text, min(options.last, len(text) // 2), options.tokens))
     mean = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
     return mean | recall(opened, config, len(texts[0]), options.items, options.tokens)
 
