@@ -37,7 +37,7 @@ from shoestring.decode.cache_budget import CacheConfig, store_within
 from shoestring.decode.cache_policies.keydiff import KeyDiff
 from shoestring.decode.cache_policy import Seen, kept
 from shoestring.decode.row import Row
-from shoestring.decode.store import Work
+from shoestring.decode.work import Work
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.task import Task

@@ -19,8 +19,10 @@ from shoestring.decode.cache_stores.minicache import Stretch
 from shoestring.decode.cache_stores.shadowkv import ShadowLayer
 from shoestring.decode.eviction import Limit
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, SeparateStore, Work
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.text_cache import TextStore
+from shoestring.decode.work import Work
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model.wrapped import Wrapped

@@ -11,8 +11,10 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.draft_model import DraftModel
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, SeparateStore, Work
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
+from shoestring.decode.work import Work
 from shoestring.errors import UsageError
 from tests.decode.random_models import CONTEXT, VOCABULARY, native, noisy, one_by_one, prompts
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.config import Choice, build
 from shoestring.decode import Engine, Request
 from shoestring.decode.cache_stores.lazyllm import LazyCache
-from shoestring.decode.store import SeparateStore
+from shoestring.decode.separate_store import SeparateStore
 from shoestring.decode.text_cache import TextStore
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer

@@ -18,8 +18,10 @@ from shoestring.decode.eviction import Limit
 from shoestring.decode.request import Request
 from shoestring.decode.row import Row
 from shoestring.decode.sampling import Sampling
-from shoestring.decode.store import BLOCK, PagedStore, SeparateStore, Store, Work, shapes_of, store_for
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import BLOCK, PagedStore, Store, shapes_of, store_for
 from shoestring.decode.text_cache import TextStore
+from shoestring.decode.work import Work
 from shoestring.errors import UsageError
 from shoestring.method import Whole
 

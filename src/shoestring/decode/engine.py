@@ -27,7 +27,8 @@ from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
-from shoestring.decode.store import Read, Store, Work
+from shoestring.decode.store import Store
+from shoestring.decode.work import Read, Work
 from shoestring.errors import UsageError
 
 ROWS, TOKENS = 32, 512

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, KeptShape, Plain
+from shoestring.contract.cache import KeptShape, Plain
 from shoestring.contract.cost import Cost
 from shoestring.contract.model import Depth, LanguageModel
 from shoestring.decode.blocks import OutOfBlocks
@@ -17,46 +16,13 @@ from shoestring.decode.cache_policy import CachePolicy
 from shoestring.decode.cache_store import CacheStore
 from shoestring.decode.eviction import Eviction, Limit
 from shoestring.decode.paged_cache import PagedCache
-from shoestring.decode.row import Draft, Row
-from shoestring.decode.text_cache import TextCache, TextStore
+from shoestring.decode.row import Row
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.work import Read, Work
 from shoestring.errors import UsageError
 
 BLOCK = 16
 """Tokens of a block, where nothing is said."""
-
-
-NONE = Draft()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a pass reads of one row.
-
-    row: whose. tokens: the next ones of it. draft: tokens that may follow them.
-    outputs: whether logits are wanted, after the last of `tokens` (if any) and after each of the draft.
-    """
-
-    row: Row
-    tokens: Sequence[int]
-    draft: Draft = NONE
-    outputs: bool = True
-
-    @property
-    def new(self) -> int:
-        """Places of the pass that it takes."""
-        return len(self.tokens) + len(self.draft.tokens)
-
-    @property
-    def wanted(self) -> int:
-        """Places whose logits are wanted."""
-        return bool(self.tokens) + len(self.draft.tokens) if self.outputs else 0
-
-
-class Read(NamedTuple):
-    """What a pass found of one row. logits: float32 [wanted, V], on the CPU. hidden: [wanted, width]."""
-
-    logits: Tensor
-    hidden: Tensor
 
 
 class Store(Protocol):
@@ -350,100 +316,3 @@ def _tree(works: Sequence[Work]) -> tuple[Tensor | None, Tensor | None]:
             positions.append(first + own + work.draft.depth(place))
         start += work.new
     return torch.tensor([positions]), mask[None]
-
-
-class SeparateStore:
-    """A cache of the model's own for each row; rows are read one after the other. For models whose caches are not keys and values
-    alone. Nothing is shared.
-
-    model: whose caches. tokens: to hold in all. rows: how many there may be at a time.
-    store: makes the caches; None: the model does.
-    """
-
-    def __init__(self, model: LanguageModel, tokens: int, rows: int = 1, *, store: TextStore | None = None) -> None:
-        self._model, self._tokens = model, tokens
-        self._most, self._store = rows, store
-        self._caches: dict[int, Cache] = {}
-        self._room: dict[int, int] = {}
-
-    @property
-    def capacity(self) -> int:
-        return self._tokens
-
-    @property
-    def free(self) -> int:
-        return self._tokens - sum(self._room.values()) if len(self._room) < self._most else 0
-
-    @property
-    def longest(self) -> int:
-        return self._tokens
-
-    def needed(self, row: Row) -> int:
-        return len(row.tokens)
-
-    def expect(self, *, drafts: bool, depth: bool) -> None:
-        """Nothing to say here: a pass says it."""
-
-    def notes(self) -> list[str]:
-        return []
-
-    def allowed(self, row: Row, tokens: int) -> int:
-        cache = self._caches.get(row.number)
-        return min(tokens, cache.allowed(len(row.request.prompt))) if isinstance(cache, TextCache) else tokens
-
-    def admit(self, row: Row) -> int:
-        self._room[row.number] = 0
-        if self._store is not None:  # which takes no memory yet
-            self._caches[row.number] = self._store.cache(self._model, self._wanted(row))
-        return 0
-
-    def extend(self, row: Row, tokens: int) -> None:
-        room = self._wanted(row)
-        if self._room[row.number]:
-            return
-        if room > self._tokens - sum(self._room.values()):
-            raise OutOfBlocks(f"a row needs room for {room} tokens, and there is less")
-        self._room[row.number] = room
-        if self._store is None:
-            self._caches[row.number] = self._model.new_cache(1, room)
-
-    def _wanted(self, row: Row) -> int:
-        return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
-
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
-        found, cost = [], Cost()
-        for work in works:
-            if work.draft.tokens:
-                raise UsageError("this model reads one row at a time, and no drafts: decode without a drafter")
-            inputs = Inputs(torch.tensor([work.tokens], device=model.device))
-            reading = model.read(inputs, self._caches[work.row.number], depth=depth)
-            hidden = reading.hidden[0, reading.hidden.shape[1] - work.wanted :]
-            cost += reading.cost.beside(Cost(reading.head.flops(work.wanted)))
-            found.append(Read(reading.head.logits(hidden).float().cpu() if work.wanted else hidden, hidden))
-        return found, cost
-
-    def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
-        assert list(places) == list(range(len(places)))
-        cache = self._caches[row.number]
-        if isinstance(cache, TextCache):
-            cache.settle(len(row.request.prompt))
-
-    def fork(self, row: Row, other: Row) -> None:
-        room = self._room[row.number]
-        if len(self._room) >= self._most or room > self._tokens - sum(self._room.values()):
-            raise OutOfBlocks("there is no room for another row")
-        self._room[other.number] = room
-        self._caches[other.number] = self._caches[row.number].take(torch.tensor([0]))
-
-    def drop(self, row: Row) -> None:
-        del self._room[row.number]
-        self._caches.pop(row.number, None)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches.values())
-
-    @property
-    def elsewhere(self) -> int:
-        """Bytes that are not in the memory of the model's device."""
-        return sum(getattr(cache, "elsewhere", 0) for cache in self._caches.values())

@@ -13,7 +13,7 @@ from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import likeliest
-from shoestring.decode.store import Read, Work
+from shoestring.decode.work import Read, Work
 from shoestring.method import Count, Fraction, Whole, method
 
 
