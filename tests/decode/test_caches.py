@@ -1,7 +1,9 @@
 """Caches that hold less: every policy and every store through the same table."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ import torch
 
 import shoestring
 from shoestring.config import Choice
+from shoestring.contract.cache import KeptShape
 from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.cache_policy import CachePolicy
-from shoestring.decode.cache_store import CacheStore, Side
+from shoestring.decode.cache_store import CacheStore, Side, place_bytes
 from shoestring.decode.cache_stores.lighttransfer import StreamingLayer
 from shoestring.decode.cache_stores.minicache import Stretch
 from shoestring.decode.cache_stores.shadowkv import ShadowLayer
@@ -415,3 +418,11 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     whole = Engine(model, rows=1, room=256, cache=CacheConfig("16KiB", keydiff, whole=True))
     with pytest.raises(UsageError, match="this engine has room for"):
         whole.submit(Request(TEXTS[2] * 7, GREEDY, 4))
+
+
+def test_bytes_of_a_token_are_those_of_the_page() -> None:
+    shapes = [KeptShape(3, 64, 64)] * 30
+    held = {name: sum(place_bytes(held_store(name), shapes, torch.zeros(1))) for name in ("plain", "int8", "int4")}
+    page = (Path(__file__).parents[2] / "docs" / "caches.md").read_text()
+    for name, each in held.items():
+        assert re.search(rf"`{name}`[a-z0-9 ]* {(1 << 30) // each:,}[,.]", page), (name, each)

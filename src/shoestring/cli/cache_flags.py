@@ -13,11 +13,12 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
     """Tell of them in a command's help. `take_cache` reads them."""
     parser.add_argument_group(
         "the cache of keys and values",
-        "--cache.budget SIZE (64MiB, of all texts together) or SHARE (25%, of its tokens that each text keeps); "
-        "--cache.policy NAME, which tokens stay (keydiff, window, h2o, snapkv, lazy_eviction, random); "
-        "--cache.store NAME, how they are held (plain, int8, int4, disk); --cache.stride N, places given up at a time; "
-        "--cache.whole true, prompts are cut once, at their end. Options of a method: --cache.policy.sinks 4. "
-        "`shoestring methods keydiff` explains one",
+        "--cache.budget SIZE    of all texts together, as 64MiB; or the share of its tokens that each keeps, as 25%\n"
+        "--cache.policy NAME    which tokens stay where not all can: keydiff, say\n"
+        "--cache.store NAME     how keys and values are held: int8, say\n"
+        "--cache.stride N       places that a text gives up at a time\n"
+        "--cache.whole true     prompts are read whole and then cut\n"
+        "`shoestring methods` lists policies and stores; an option of one is given as --cache.policy.sinks 4",
     )
 
 

@@ -43,6 +43,7 @@ class OverflowPrevention:
         piece = argmin_c H(p(. | before, c, question)),   H(p) = - sum_v p_v log p_v
 
     chunk: tokens of a piece; the last may be shorter. rows: pieces that are read side by side.
+
     The source goes on from the state of the chosen piece; here its prompt is given back, for an engine to read. It can also leave
     out pieces after which the model says that it does not know, which needs a prompt for that.
     """

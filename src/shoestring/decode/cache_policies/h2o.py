@@ -22,8 +22,10 @@ class HeavyHitters:
 
     A: attention of the tokens read so far, of the query heads h that share a head of keys.
 
-    latest: the share of the cache that the latest tokens have; the source gives them half. It counts in the heads of queries each
-    by itself; here the heads that share keys are one, as they lose them together.
+    latest: the share of the cache that the latest tokens have.
+
+    The source gives them half, and counts each head of queries by itself; here the heads that share keys are one, as they lose them
+    together.
     """
 
     figures, window = 1, 0

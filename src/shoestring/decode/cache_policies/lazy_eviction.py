@@ -28,6 +28,7 @@ class LazyEviction:
 
     alpha: attention from which on a token is active.
     latest: the share of the cache that the latest tokens have.
+
     The exact form of the score is from memory of the source, not checked against its text. Tokens of a prompt count as steps too.
     """
 

@@ -26,6 +26,7 @@ class SnapKV:
 
     observed: w, the latest tokens, whose queries are kept and which stay.
     kernel: 2 p + 1, places over which the mean is taken: odd.
+
     The source evicts once, at the end of the prompt: `whole` of the cache's settings does so. Else the engine evicts along the way,
     each time by the tokens that are then the latest.
     """

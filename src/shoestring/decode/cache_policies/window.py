@@ -20,8 +20,10 @@ class Window:
 
     score(t) = infinity for t < sinks, else t, with t the position of a token in the text.
 
-    sinks: how many of the first tokens stay. The source gives tokens positions within the cache; here they keep those of the text,
-    so a text is no longer than the model's context.
+    sinks: how many of the first tokens stay.
+
+    The source gives tokens positions within the cache; here they keep those of the text, so a text is no longer than the model's
+    context.
     """
 
     figures, window = 0, 0

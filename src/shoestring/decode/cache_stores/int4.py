@@ -23,8 +23,9 @@ class Int4Store:
 
     m = min_i x_i, s = (max_i x_i - m) / 15 (both float16), c_i = round((x_i - m) / s), and x_i is read as m + s c_i.
 
-    group: numbers of a vector that share m and s; a vector that is shorter, or no multiple of it, is a group. The source groups
-    64 numbers of a token, of whichever heads; here no group crosses a head.
+    group: numbers of a vector that share m and s; a vector that is shorter, or no multiple of it, is a group.
+
+    The source groups 64 numbers of a token, of whichever heads; here no group crosses a head.
     """
 
     exact = False

@@ -149,6 +149,7 @@ class LazyLLM:
     that leaves is kept. Where a later token looks at it enough, it goes on from there: so nothing is computed twice.
 
     stages: layers after which tokens leave, spread evenly. keep: the share that goes on.
+
     What was written always goes on. For native models; a text is read by itself, its prompt whole. The source takes percentiles
     of s that it tunes for each layer.
     """

@@ -119,6 +119,7 @@ class LightTransfer:
 
     share: of the layers, how many become lazy. sinks: first tokens that stay. latest: tokens before a token that it sees.
     observed: tokens of the prompt's end that decide.
+
     The source gives up a layer as soon as the ones after it are read in the prefill, and tunes models for reasoning; here the
     prompt is read by all layers, and no weight changes. No prefix is shared.
     """

@@ -135,6 +135,7 @@ class MiniCache:
 
     start: the share of the layers, from the first on, that are not merged. t: 0 is the lower layer's direction.
     retained: the share of tokens that stay. stride: tokens of a stretch, which is merged once it is full.
+
     The source retains tokens by a threshold between the smallest and the largest angle, and merges once the prompt is read.
     """
 

@@ -153,6 +153,7 @@ class ShadowKV:
     are least like their mean (outliers, kept as they are), and to all tokens after the prompt.
 
     rank: of the keys. chunk: tokens of one. chosen: tokens of the prompt that a token reads. outliers: chunks that are always read.
+
     Values are in the host's memory, or of a model on the CPU in a mapped file. Keys are turned back by the tables of a native
     model; of a wrapped one they are taken as the cache gets them, and the rank should then be larger. The prompt is read whole,
     and a prompt of which all would be read stays as it is. No prefix is shared.

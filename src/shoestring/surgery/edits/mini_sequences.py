@@ -34,6 +34,7 @@ class MiniSequences:
     sums.
 
     length: tokens of a piece.
+
     The source cuts the head too. Here that is the objective's: `--execution.loss fused` never has the logits of more than
     a block of tokens.
     """
