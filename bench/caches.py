@@ -11,6 +11,7 @@ measures the peak memory of a training step of a small model with `mini_sequence
 """
 
 import argparse
+import ctypes
 import gc
 import importlib.util
 import json
@@ -48,7 +49,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no file's."""
+    """Bytes of this process that are no file's. What was freed is given back first, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -72,7 +77,6 @@ def score(opened: Opened, config: CacheConfig, text: Sequence[int], last: int, t
     """Read a text, and tell how likely its end is."""
     prompt = len(text) - last
     row = Row(0, 0, Request(tuple(text[:prompt]), GREEDY, last), 0, list(text), 0.0)
-    gc.collect()
     before, losses = anonymous(), list[torch.Tensor]()
     store = store_within(opened.model, config, rows=1, room=len(text))
     began = time.perf_counter()
@@ -91,10 +95,12 @@ def score(opened: Opened, config: CacheConfig, text: Sequence[int], last: int, t
         store.keep(row, first, range(count))
         if not reading:
             losses.append(F.cross_entropy(found[0].logits, torch.tensor(text[first + 1 : row.held + 1])))
-        grown = max(grown, anonymous() - before)
         if reading and row.held == prompt:
-            prefill, began = time.perf_counter() - began, time.perf_counter()
+            prefill = time.perf_counter() - began
+            grown = anonymous() - before
+            began = time.perf_counter()
     after = time.perf_counter() - began
+    grown = max(grown, anonymous() - before)
     figures = {
         "loss": float(torch.stack(losses).mean()),
         "bytes": store.nbytes,

@@ -37,8 +37,9 @@ class StreamingLayer(GrowingLayer):
         assert self.keys is not None
         assert self.values is not None
         self.scale = queries.shape[3] ** -0.5 if scale is None else scale
-        both = queries if self.queries is None else torch.cat((self.queries, queries), 2)
-        self.queries = both[:, :, -self.observed :].clone()
+        if self.observed:
+            both = queries if self.queries is None else torch.cat((self.queries, queries), 2)
+            self.queries = both[:, :, -self.observed :].clone()
         own, places = self._positions(queries.shape[2])
         visible = places <= own if window is None else (places <= own) & (places > own - window)
         if self.lazy:
@@ -96,6 +97,8 @@ class StreamingCache(TextCache):
             layers: list[Any] = self.layers
             for layer in sorted(layers, key=lambda layer: -layer.laziness())[: self.count]:
                 layer.lazy = True
+            for layer in layers:  # it is decided
+                layer.observed, layer.queries = 0, None
         if self.length >= prompt:
             for layer in self.layers:
                 layer.trim()
