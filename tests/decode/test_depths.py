@@ -19,7 +19,8 @@ from shoestring.decode.depths.skip_decode import SkipDecode
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.layer_routers import LayerRouters
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, SeparateStore, Store
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore, Store
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer

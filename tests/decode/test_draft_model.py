@@ -12,8 +12,10 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.draft_model import DraftModel
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.store import PagedStore, RowWork, SeparateStore
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
+from shoestring.decode.work import RowWork
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from tests.decode.random_models import CONTEXT, VOCABULARY, native, one_by_one, prompts

@@ -22,7 +22,8 @@ from shoestring.decode.mixture import Mixture
 from shoestring.decode.mtp_head import MTPHead
 from shoestring.decode.row import Row
 from shoestring.decode.scheduler import Scheduler
-from shoestring.decode.store import PagedStore, SeparateStore
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
 from shoestring.errors import UsageError
 from shoestring.method import methods

@@ -34,6 +34,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi_token_heads": ("surgery", {"ahead": 3}),
     "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
     "weight_norm": ("surgery", {}),
+    "mini_sequences": ("surgery", {"length": 5}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -238,3 +239,27 @@ def test_what_does_not_fit_is_refused(engine: str, name: str, options: dict[str,
     one: Edit = Choice.of(engine, name, kind="edit", **options).build()
     with pytest.raises(UsageError, match=said):
         one.apply(made, one.decide(made, evidence(made)))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "wrapped"])
+def test_pieces_of_a_sequence_change_no_gradient_and_keep_less(shape: str) -> None:
+    plain, (cut, _) = model(shape), applied(["mini_sequences"], shape)
+    kept = []
+    for one in (plain, cut):
+        one.requires_grad_(True)
+        sizes = dict[int, int]()
+
+        def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = logits(one).logsumexp(-1).sum()
+        kept.append(sum(sizes.values()))
+        loss.backward()
+    for (name, first), (_, second) in zip(plain.named_parameters(), cut.named_parameters(), strict=True):
+        assert first.grad is not None
+        assert second.grad is not None
+        error = (first.grad - second.grad).abs().max() / first.grad.abs().max()
+        assert error < 1e-5, name
+    assert kept[1] < 0.95 * kept[0]

@@ -11,11 +11,13 @@ from shoestring.base import open_model
 from shoestring.base.drafting import check_drafter, check_made, open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
+from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.cli.prompts import argument, chats_of, prompt_of, question, schema_of, texts_of
 from shoestring.cli.samples import WORDS, sum_up, written
 from shoestring.config import build
 from shoestring.decode import Engine, Request, Sampling, Stop
 from shoestring.decode.acceptance import Acceptance
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.engine import ROWS
 from shoestring.decode.pays import Pays
 from shoestring.decode.sampling import Constraint
@@ -25,6 +27,7 @@ from shoestring.method import find
 
 
 def run(words: Sequence[str]) -> int:
+    cache, words = take_cache(words)
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     named = {name: "--" + name.replace("_", "-") for name in flags}
@@ -59,7 +62,7 @@ def run(words: Sequence[str]) -> int:
     ]
     began = time.perf_counter()
     samples = []
-    engine = _engine(found, writer, requests)
+    engine = _engine(found, writer, requests, cache)
     for sample, piece in written(engine, writer, prompts, requests, found.stop):
         if sample is None:
             if not found.json:
@@ -75,7 +78,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _engine(found: argparse.Namespace, writer: Writer, requests: Sequence[Request]) -> Engine:
+def _engine(found: argparse.Namespace, writer: Writer, requests: Sequence[Request], cache: CacheConfig) -> Engine:
     """With room for all of these requests."""
     drafter = open_drafter(found.drafter, found.draft, writer.opened, found.dtype)
     acceptance = _acceptance(found)
@@ -88,6 +91,7 @@ def _engine(found: argparse.Namespace, writer: Writer, requests: Sequence[Reques
         depth=open_made("depth", found.depth, found.routers, writer.opened),
         mixture=open_made("mixture", found.mixture, found.datastore, writer.opened),
         pays=Pays() if drafter and acceptance.exact else None,  # the clock must not choose the text
+        cache=cache,
     )
 
 
@@ -215,6 +219,7 @@ def _arguments() -> Arguments:
         help="a line a sample: prompt, sample, text, prompt_tokens, tokens, seconds, stopped (end, length, context or stop), "
         "spent",
     )
+    add_cache_flags(parser)
     return parser
 
 

@@ -92,7 +92,7 @@ def written(
                 break
             yield None, "\n"
             yield _sample(queue.pop(0)), ""
-    for note in engine.notes:
+    for note in (*engine.notes, *engine.store.notes()):
         print(f"({note})", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
+from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.errors import UsageError
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
@@ -22,6 +23,7 @@ MOST = 1 << 30
 
 
 def run(words: Sequence[str]) -> int:
+    cache, words = take_cache(words)
     found = _arguments().read(words, mixed=True)
     missing = [name for package, name in NEEDED.items() if importlib.util.find_spec(package) is None]
     if missing:
@@ -41,6 +43,7 @@ def run(words: Sequence[str]) -> int:
         rows=found.rows,
         tokens=found.tokens,
         room=found.room,
+        cache=cache,
         drafter=found.drafter,
         draft=found.draft,
         depth=found.depth,
@@ -121,6 +124,7 @@ def _arguments() -> Arguments:
         "--drain", type=seconds_above_zero, default=60.0, metavar="SECONDS",
         help="for what is being answered at SIGTERM (default 60)",
     )  # fmt: skip
+    add_cache_flags(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from shoestring.compare.rounds import Done, interleaved
 from shoestring.config import Choice, Pick
 from shoestring.contract.batch import IGNORED
 from shoestring.contract.model import LanguageModel
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.engine import TOKENS, Engine
 from shoestring.decode.request import Answer, Request, Stop
 from shoestring.decode.sampling import Sampling
@@ -49,6 +50,7 @@ class DecodeConfig:
     rows: prompts of an item, which are answered together; the same for all arms.
     tokens: places of a pass at most.
     max_new_tokens: of an answer, the same for all arms.
+    cache: how much of what is read is kept, and how.
     """
 
     place: str
@@ -65,6 +67,7 @@ class DecodeConfig:
     rows: Count = 1
     tokens: Count = TOKENS
     max_new_tokens: Count = 64
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 PLACES = {"drafter": "draft", "acceptance": "judge", "depth": "routers", "mixture": "datastore"}
@@ -202,6 +205,7 @@ class Decoders:
             mixture=mixture,
             acceptance=self._made(arm, config.acceptance, config.judge),
             room=room,
+            cache=config.cache,
         )
 
     def _made(self, arm: str, choice: Choice, place: str | None) -> Any:

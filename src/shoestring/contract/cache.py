@@ -66,13 +66,15 @@ class Segment(NamedTuple):
     row: of the cache.
     start: the place of the pass at which they begin.
     new: how many they are.
-    held: tokens of the row that were there before.
+    held: tokens of the row that are there from before.
+    gone: tokens of the row that were read before and are not there any more, as their keys and values were evicted.
     """
 
     row: int
     start: int
     new: int
     held: int
+    gone: int = 0
 
 
 class PackedPass:
@@ -90,7 +92,7 @@ class PackedPass:
         self, segments: Sequence[Segment], mask: Tensor | None, device: torch.device, given: Tensor | None = None
     ) -> None:
         self.segments, self.mask, self.device, self.given = tuple(segments), mask, device, given
-        self.end = max(segment.held + segment.new for segment in segments)
+        self.end = max(segment.gone + segment.held + segment.new for segment in segments)
         self.longest = max(segment.held for segment in segments)
 
     @cached_property
@@ -98,7 +100,7 @@ class PackedPass:
         """[1, N] int64: the position of each token."""
         if self.given is not None:
             return self.given
-        places = [torch.arange(one.held, one.held + one.new) for one in self.segments]
+        places = [torch.arange(one.new) + (one.gone + one.held) for one in self.segments]
         return torch.cat(places)[None].to(self.device)
 
     @property
@@ -185,6 +187,23 @@ class Attending(Protocol):
         scale: of the scores; None: one over the square root of the width of a key.
         window: how many of the latest tokens, its own among them, a token sees; None: all.
         """
+        ...
+
+
+@runtime_checkable
+class Thinning(Protocol):
+    """A cache of one row that has tokens leave between layers, or come back. A model that asks it computes less than all of
+    them."""
+
+    def between(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer takes in, of what came out of the one before it: hidden states [1, n, width] and their positions [1, n].
+
+        The last token stays the last, unless none goes on: n is then 0.
+        """
+        ...
+
+    def asked(self, layer: int) -> int:
+        """Operations that it took to choose, after a layer."""
         ...
 
 

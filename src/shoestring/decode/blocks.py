@@ -104,6 +104,28 @@ class BlockPool:
         self._release(shared)
         return shared, own
 
+    def renew(self, table: Table, tokens: int) -> None:
+        """Give a row blocks for so many tokens that are all to be written anew, in place of those that it has.
+
+        Blocks that others have, or may want again, stay as they are as long as there are others. Nothing that the row held is in
+        its blocks any more: read it before. Raises: OutOfBlocks, and changes nothing.
+        """
+        needed = -(-tokens // self.size)
+        mine = [number for number in table.blocks if self.blocks[number].users == 1]
+        chosen = [number for number in mine if self.blocks[number].key is None][:needed]
+        known = [number for number in mine if self.blocks[number].key is not None]
+        lacking = needed - len(chosen)
+        if lacking > self.free + len(known):
+            raise OutOfBlocks(f"{lacking} blocks are needed and {self.free} are free")
+        fresh = [self._take() for _ in range(min(lacking, self.free))]
+        over = known[: lacking - len(fresh)]
+        for number in over:  # nobody else has it, and there is no other
+            self._unregister(number)
+        chosen += fresh + over
+        stays = set(chosen)
+        self._give_back([number for number in table.blocks if number not in stays])
+        table.blocks, table.serials = chosen, []
+
     def register(self, table: Table, tokens: Sequence[int]) -> None:
         """Let others share the blocks that `tokens`, all that the row holds for good, fill."""
         for place in range(len(table.serials), len(tokens) // self.size):

@@ -14,7 +14,7 @@ from torch import Tensor
 from shoestring.budget.charge import Charge
 from shoestring.contract.model import Depth
 from shoestring.decode.row import Row
-from shoestring.decode.store import RowWork
+from shoestring.decode.work import RowWork
 
 
 class RowDepth(Protocol):

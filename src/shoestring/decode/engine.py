@@ -19,6 +19,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
+from shoestring.decode.cache_budget import CacheConfig, store_within
 from shoestring.decode.choosing import changed_logits, next_token
 from shoestring.decode.depth import RowDepth, alike
 from shoestring.decode.drafter import Drafter
@@ -29,7 +30,8 @@ from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
-from shoestring.decode.store import Read, RowWork, Store, store_for
+from shoestring.decode.store import Store
+from shoestring.decode.work import Read, RowWork
 from shoestring.errors import UsageError
 
 ROWS, TOKENS = 32, 512
@@ -48,7 +50,8 @@ class Engine:
     depth: which layers the tokens of an answer go through; None: all. Rows that go through others are read in passes of their own.
     mixture: changes the logits that tokens are chosen of; None: they are the model's.
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
-    room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
+    room: tokens that rows have, all together. None: the context for each row, up to 2^15 in all.
+    cache: how much of them is kept, and how; None: all, as it is. A `store` that is given has settings of its own.
     """
 
     def __init__(
@@ -65,10 +68,12 @@ class Engine:
         mixture: Mixture | None = None,
         pays: Pays | None = None,
         room: int | None = None,
+        cache: CacheConfig | None = None,
     ) -> None:
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
         self.model, self.rows, self.tokens = model, rows, tokens
-        self.store = store or store_for(model, room, rows=rows)
+        self.store = store or store_within(model, cache or CacheConfig(), rows=rows, room=room)
+        self.store.expect(drafts=drafter is not None, depth=depth is not None)
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
@@ -113,10 +118,10 @@ class Engine:
         size, context = len(request.prompt), self.model.about.context
         if size > context:
             raise UsageError(f"the prompt has {size} tokens, and the model's context is {context}")
-        if size > self.store.capacity:
+        row = Row(self._number(), self._tickets + 1, request, 0, list(request.prompt), time.monotonic())
+        if self.store.needed(row) > self.store.capacity:
             raise UsageError(f"the prompt has {size} tokens, and this engine has room for {self.store.capacity}")
         self._tickets += 1
-        row = Row(self._number(), self._tickets, request, 0, list(request.prompt), time.monotonic())
         row.parts, row.constraint = request.samples - 1, request.constraint and request.constraint.copy()
         place = next(
             (at for at, other in enumerate(self._rows) if other.request.priority < request.priority), len(self._rows)
@@ -206,12 +211,14 @@ class Engine:
 
     def _works(self, drafts: int) -> list[RowWork]:
         """What the next pass reads, but for drafts; every row of it has its place and its room."""
-        chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last))
+        chosen = self.scheduler.plan(
+            self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last, self.store.needed)
+        )
         works = list[RowWork]()
         for row, count in chosen:
             if row.stop is not None or not (row.running or self._admitted(row)):
                 continue
-            count = min(count, row.unread)
+            count = self.store.allowed(row, min(count, row.unread))
             if self.depth is not None:
                 count = alike(self.depth, row, count)
                 row.charge += self.depth.spent()
@@ -257,6 +264,7 @@ class Engine:
             row = work.row
             # the last token of the answer is the model's own
             limit = min(self.drafter.most, row.left - 1, self.model.about.context - len(row.tokens), left)
+            limit = min(limit, self.store.allowed(row, work.new + limit) - work.new)
             if row.decoding and limit > 0:
                 rows.append(row)
                 most.append(limit)

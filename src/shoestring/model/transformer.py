@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, PackedPass, Pass
+from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, Mixer, Reading, causally, tapping
 from shoestring.errors import ShoestringError, UsageError
@@ -116,7 +116,14 @@ class Transformer(Blocks):
         stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedding(inputs.values), self.config.input_scale)
-            if stack is not None:
+            if isinstance(cache, Thinning) and coming is not None:
+                if depth is not None or stack is not None:
+                    raise UsageError(
+                        "a cache that has tokens leave between layers is read through all layers, which keep keys and values: "
+                        "no depth, no running states, no spans"
+                    )
+                x, cost = self._thinned(x, coming.positions, cache)
+            elif stack is not None:
                 self._require_stack(stack, inputs, depth)
                 mask = mask if stack.masked else None
                 more = [self._rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
@@ -230,24 +237,36 @@ class Transformer(Blocks):
                 cost += self._block_cost(index, inputs, coming, rule.places)
         return x, cost
 
+    def _thinned(self, x: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Cost]:
+        """(x after all blocks, of the tokens that are left; what those cost that each block took in)."""
+        cost = Cost()
+        for index, block in enumerate(self.blocks):
+            x, positions = cache.between(index, x, positions)
+            shape = Shape(1, x.shape[1], cache.layers[index].held)
+            if shape.new:
+                x = block(x, *self.rotary(0, shape.new, positions), None, cache.layers[index])
+                cost += self._one_cost(index, shape)
+            cost += Cost(cache.asked(index))
+        return x, cost
+
     def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None, places: Tensor | None) -> Cost:
         """What a pass costs in one block. places: at which its channels were mixed; None: at all."""
-        block, weights, token = self.blocks[index], self._block_bytes[index], self._layer_bytes[index]
-
-        def cost(shape: Shape) -> Cost:
-            kept = shape.rows * token
-            moved, held = kept * shape.past, kept * (shape.past + shape.new)
-            return Cost(block.flops(shape), weights + moved, weights + held)  # type: ignore[operator]
-
         if isinstance(coming, PackedPass):
-            whole = ragged(cost, ((one.new, one.held) for one in coming.segments))
+            spans = ((one.new, one.held) for one in coming.segments)
+            whole = ragged(lambda shape: self._one_cost(index, shape), spans)
         else:
-            whole = cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+            whole = self._one_cost(index, Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
         if places is None:
             return whole
-        missing = int((~places).sum())
+        block, missing = self.blocks[index], int((~places).sum())
         unread: int = 0 if missing < places.numel() else block.channel_bytes  # type: ignore[assignment]
         return Cost(whole.flops - missing * block.channel_flops(), whole.moved - unread, whole.held)  # type: ignore[operator]
+
+    def _one_cost(self, index: int, shape: Shape) -> Cost:
+        """What a pass of this shape costs in one block."""
+        weights, kept = self._block_bytes[index], shape.rows * self._layer_bytes[index]
+        moved, held = kept * shape.past, kept * (shape.past + shape.new)
+        return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
     def _head(self) -> Head:
         return NativeHead(self.get_output_embeddings().weight)

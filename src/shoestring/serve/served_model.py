@@ -62,7 +62,7 @@ class ServedModel:
         loop = asyncio.get_running_loop()
         self._thread = EngineThread(self._engine, loop, self._passed, self.name)
         engine = await self._thread.start()
-        self.capacity = engine.store.capacity
+        self.capacity, self.longest = engine.store.capacity, engine.store.longest
         self.rates = Rates(self._first)
         self.admission = Admission(self.rates, engine.rows, engine.tokens, self._settings.queue)
         self._metrics.has_room(self.name, self.capacity)
@@ -101,7 +101,7 @@ class ServedModel:
 
     def check(self, prompt: Sequence[int]) -> None:
         """Raises: ApiError where a prompt is empty, too long, or has tokens that the model does not know."""
-        size, most = len(prompt), min(self.writer.context, self.capacity)
+        size, most = len(prompt), min(self.writer.context, self.longest)
         if not prompt:
             raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
         if size > most:
@@ -170,11 +170,12 @@ class ServedModel:
             mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
+            cache=settings.cache,
         )
         if isinstance(slow := getattr(opened.model, "native", None), str):
             engine.notes.append(f"passes go module by module, which is slower: {slow}")
         if not self._first:
-            self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
+            self._first = measured(engine, min(self.vocabulary, engine.store.longest, self.writer.context))
         return engine
 
 

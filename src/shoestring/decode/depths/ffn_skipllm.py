@@ -10,7 +10,7 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import Depth, LanguageModel, Mixer
 from shoestring.decode.depth import RowDepth
 from shoestring.decode.row import Row
-from shoestring.decode.store import RowWork
+from shoestring.decode.work import RowWork
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Whole, method
 
