@@ -125,6 +125,7 @@ def test_what_a_base_does_not_allow_is_refused(
 
 def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_path: Path) -> None:
     how = ("--edits=minitron", "--edits.minitron.hidden=0.5", "--objective=distillation")
+    how = (*how, f"--objective.cache={tmp_path / 'said'}", "--objective.top=8")
     said = tune(base, corpus, tmp_path / "run", *how)
     assert "Minitron: hidden" in said
     opened = open_model(str(tmp_path / "run"))
@@ -133,14 +134,12 @@ def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_pat
     accounts = json.loads((tmp_path / "run" / "summary.json").read_text())["accounts"]
     assert accounts["teacher"]["flops"] > 0
     assert accounts["calibration"]["flops"] > 0
-    status, _, errors = shoestring(
-        "train",
-        "--budget=2ktok",
-        f"--data.corpus={corpus}",
-        "--objective=distillation",
-        *TINY,
-        "--out",
-        tmp_path / "no",
-    )
-    assert status == 2
-    assert "learns from another model: name one with --objective.teacher" in errors
+    assert list((tmp_path / "said").glob("*.rows"))
+    for more, said in (
+        ((), "learns from another model: name one with --objective.teacher"),
+        ((f"--objective.teacher={base}", "--data.tokenizer=bpe"), "has another tokenizer than this run"),
+    ):
+        words = ("--budget=2ktok", f"--data.corpus={corpus}", "--objective=distillation", *TINY, *more)
+        status, _, errors = shoestring("train", *words, "--out", tmp_path / "no")
+        assert status == 2
+        assert said in errors
