@@ -6,6 +6,8 @@ format or a kernel that uses it.
 
 import abc
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,11 @@ class Masking(abc.ABC):
     needs: frozenset[str] = frozenset()
     group: int = 1
     """Weights of a row that a pattern counts together: a matrix whose rows do not divide into them is left whole."""
+
+    @classmethod
+    @abc.abstractmethod
+    def options_for(cls, share: float) -> dict[str, Any]:
+        """The options with which this share of the weights stays. Raises: UsageError where no pattern has it."""
 
     @abc.abstractmethod
     def update(self, layer: nn.Linear, at: At) -> None:
@@ -108,6 +115,17 @@ def largest_of_groups(weight: Tensor, keep: int, group: int) -> Tensor:
     sizes = weight.detach().abs().unflatten(-1, (-1, group))
     chosen = sizes.topk(keep, dim=-1).indices
     return torch.zeros_like(sizes, dtype=torch.bool).scatter(-1, chosen, True).flatten(-2)
+
+
+def pattern_for(name: str, share: float, group: int) -> dict[str, Any]:
+    """The options 'keep' and 'group' with which this share stays: of `group`, or a multiple of it. Raises: UsageError."""
+    exact = Fraction(share).limit_denominator(64)
+    size = group if group % exact.denominator == 0 else exact.denominator
+    if abs(float(exact) - share) > 1e-6 or size > 32:
+        raise UsageError(
+            f"{name} keeps some of every few weights: a share such as 0.5x (2 of 4), 0.25x or 0.125x is needed"
+        )
+    return {"keep": int(exact * size), "group": size}
 
 
 def check_pattern(name: str, keep: int, group: int) -> None:

@@ -1,5 +1,7 @@
 """Weights that are drawn to zero until two of every four are there."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
 from shoestring.method import Count, Fraction, Positive, method
-from shoestring.surgery.masking import Masking, check_pattern, kept_of, largest_of_groups, masked
+from shoestring.surgery.masking import Masking, check_pattern, kept_of, largest_of_groups, masked, pattern_for
 
 
 @method(
@@ -38,6 +40,11 @@ class CAST(Masking):
         if until <= 0:
             raise ValueError("cast: until is a share of the budget above 0")
         self.keep, self.group, self.decay, self.until = keep, group, decay, until
+
+    @classmethod
+    def options_for(cls, share: float) -> dict[str, Any]:
+        """As `Masking.options_for`."""
+        return pattern_for("cast", share, 4)
 
     @torch.no_grad()
     def before_step(self, model: LanguageModule, at: At) -> Charge:

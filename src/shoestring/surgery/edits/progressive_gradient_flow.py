@@ -1,6 +1,6 @@
 """N of every M weights, with less and less of the others."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
 from shoestring.method import Count, Fraction, method
 from shoestring.surgery.edits.compactifai import plain_linear
-from shoestring.surgery.masking import Masking, check_pattern, largest_of_groups
+from shoestring.surgery.masking import Masking, check_pattern, largest_of_groups, pattern_for
 
 By = Literal["exponential", "linear"]
 
@@ -79,6 +79,11 @@ class ProgressiveGradientFlow(Masking):
         if until <= 0:
             raise ValueError("progressive_gradient_flow: until is a share of the budget above 0")
         self.keep, self.group, self.by, self.until = keep, group, by, until
+
+    @classmethod
+    def options_for(cls, share: float) -> dict[str, Any]:
+        """As `Masking.options_for`."""
+        return pattern_for("progressive_gradient_flow", share, 8)
 
     def beta(self, progress: float) -> float:
         """The share of the weights that are left out."""

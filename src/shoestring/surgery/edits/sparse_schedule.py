@@ -1,6 +1,6 @@
 """Weights that go one after the other while a model is trained, from a quarter to three quarters of the budget."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -37,6 +37,11 @@ class SparseSchedule(Masking):
         if not start < end or not sparsity:
             raise ValueError("sparse_schedule: sparsity is above 0, and start lies before end")
         self.sparsity, self.start, self.end = sparsity, start, end
+
+    @classmethod
+    def options_for(cls, share: float) -> dict[str, Any]:
+        """As `Masking.options_for`."""
+        return {"sparsity": 1 - share}
 
     def at(self, progress: float) -> float:
         """s."""
