@@ -17,6 +17,7 @@ from shoestring.contract.objective import At, Taught
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.wrapped import Wrapped
 from shoestring.objective import teachers
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.minillm import ROLLOUT, MiniLLM
@@ -296,3 +297,33 @@ def test_what_does_not_fit_is_said(name: str, said: str) -> None:
     few = batch().take(slice(0, 1))
     with pytest.raises(UsageError, match=said):
         one(student, few, AT)
+
+
+def stock(seed: int, layers: int = 2) -> Wrapped:
+    """A Gemma-like model of transformers' own code, of the same tokens."""
+    from transformers import AutoModelForCausalLM, Gemma2Config
+
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": layers, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 24, "sliding_window": 8}
+    return Wrapped(AutoModelForCausalLM.from_config(Gemma2Config(**sizes, **heads), attn_implementation="eager"))
+
+
+NEED_PARTS = {"attention_relations", "activation_clone", "sortednet"}
+"""Objectives that look inside layers, which wrapped models do not tell."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_of_transformers_learn_and_teach_too(name: str) -> None:
+    one, student = objective(name), stock(1)
+    if CASES[name].widths:
+        known = [stock(2), made(3)][: len(CASES[name].widths)]
+        one.learn_from(*(teacher.requires_grad_(False) for teacher in known))
+    if name in NEED_PARTS:
+        with pytest.raises(UsageError, match=r"does not tell|tells which|no axis"):
+            one(student, batch(), AT)
+        return
+    loss = one(student, batch(), AT)
+    loss.mean.backward()
+    assert bool(loss.mean.isfinite())
+    assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in student.parameters())
