@@ -117,6 +117,7 @@ def test_it_is_smaller_legal_saved_and_exported(tmp_path: Path, name: str, famil
         with pytest.raises(UsageError, match="text"):
             edit(name, options).decide(made(family), Evidence())
     small = one.apply(model, decision)
+    assert all(tensor.is_contiguous() for tensor in small.state_dict().values()), "a checkpoint can hold it"
     write_decisions(tmp_path, [Applied(name, one, decision)])
     choice = Choice.of("surgery", name, kind="edit", **options)
     read = read_decisions(tmp_path, [choice])
@@ -160,6 +161,7 @@ def test_where_nothing_is_to_go_the_logits_stay(name: str, family: str) -> None:
     model, one = made(family), edit(name, SAME[name])
     whole = logits(model)
     changed = one.apply(model, one.decide(model, evidence()))
+    assert all(tensor.is_contiguous() for tensor in changed.state_dict().values()), "a checkpoint can hold it"
     torch.testing.assert_close(logits(changed), whole, atol=1e-4, rtol=1e-4)
 
 

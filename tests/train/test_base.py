@@ -76,6 +76,12 @@ def test_checkpoints_of_adapters_hold_the_adapters_and_rebuild_the_model(
         ("--edits=adalora", "--edits.adalora.rank=2"),
         ("--edits=compacter",),
         ("--edits=key_value_bottleneck", "--edits.key_value_bottleneck.keys=16"),
+        ("--edits=cast", "--objective=distillation"),
+        ("--edits=progressive_gradient_flow",),
+        ("--edits=sparse_schedule", "--objective=sortednet"),
+        ("--edits=low_rank_clone", "--objective=activation_clone"),
+        ("--edits=compactifai", "--objective=minillm", "--objective.prompt=8", "--objective.written=4"),
+        ("--edits=cats", "--objective=attention_relations"),
     ],
     ids=lambda edits: edits[0].partition("=")[2] if edits else "full",
 )

@@ -18,12 +18,27 @@ SAMPLE = 512
 """Places whose gates are kept of the text, of each layer."""
 
 
+class ColumnLinear(nn.Module):
+    """y = W x + b, with W kept by columns [in, out], so that those of some inputs lie together and can be read alone."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        weight = plain.weight
+        self.out_features, self.in_features = weight.shape
+        self.columns = nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad)
+        self.bias = plain.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        return F.linear(x, self.columns.T, self.bias)
+
+
 class ThresholdedGate(nn.Module):
     """y = W_out (t(silu(W_gate x)) * W_up x), with t(z) = z where |z| >= threshold, else 0. x: [..., width] -> [..., width].
 
     One token at a time, the rows of W_up and the columns of W_out whose gate is shut are not read.
 
-    mixer: the gated layer whose place it takes; its matrices are used as they are, but for W_out's columns that now lie together.
+    mixer: the gated layer whose place it takes; its matrices are used, W_out by columns.
     threshold: a number.
     """
 
@@ -32,10 +47,8 @@ class ThresholdedGate(nn.Module):
 
     def __init__(self, mixer: Any, threshold: float) -> None:
         super().__init__()
-        self.gate_up, self.output = mixer.gate_up, mixer.output
+        self.gate_up, self.output = mixer.gate_up, ColumnLinear(mixer.output)
         self.threshold = threshold
-        weight = self.output.weight
-        self.output.weight = nn.Parameter(weight.detach().T.contiguous().T, weight.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the class says."""
@@ -48,13 +61,13 @@ class ThresholdedGate(nn.Module):
     def _one(self, x: Tensor) -> Tensor:
         """Of one token: what is shut is not read."""
         up, out = self.gate_up, self.output
-        hidden, row = out.weight.shape[1], x.reshape(-1)
+        hidden, row = out.in_features, x.reshape(-1)
         bias = None if up.bias is None else up.bias[:hidden]
         opened = F.silu(F.linear(row, up.weight[:hidden], bias))
         there = (opened.abs() >= self.threshold).nonzero()[:, 0]
         rows = up.weight[hidden:].index_select(0, there)
         inner = rows @ row if up.bias is None else rows @ row + up.bias[hidden:][there]
-        made = (opened[there] * inner) @ out.weight.T.index_select(0, there)
+        made = (opened[there] * inner) @ out.columns.index_select(0, there)
         return (made if out.bias is None else made + out.bias).view_as(x)
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:

@@ -135,9 +135,8 @@ def split(weight: Tensor, share: float) -> tuple[Tensor, Tensor]:
     most = len(values)
     bond = most if share == 1 else max(1, min(most, int(share * weight.numel() / sum(laid.shape))))
     root = values[:bond].sqrt()
-    return (left[:, :bond] * root).T.reshape(bond, o1, i1).contiguous(), (root[:, None] * right[:bond]).view(
-        bond, o2, i2
-    )
+    first = (left[:, :bond] * root).T.reshape(bond, o1, i1)
+    return first.contiguous(), (root[:, None] * right[:bond]).contiguous().view(bond, o2, i2)
 
 
 def _factors(size: int) -> tuple[int, int]:
