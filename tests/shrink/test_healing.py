@@ -87,7 +87,12 @@ def test_from_scratch_is_for_all_operations_by_the_runs_that_are_known(monkeypat
     assert not any(p.requires_grad for p in model.parameters())
     each = 6 * (count - 5 * 32 - 2 * 2 * 16) + 7 * 2 * 2 * 32 * 32 * 1.0  # products and attention, full square
     assert guess.tokens == pytest.approx(2.1e12 / each, rel=0.1)
-    wanted = 1.8172 + 482.01 / count**0.3478 + 2085.43 / guess.tokens**0.3658
+    assert guess.expected.value == pytest.approx(math.log(300))
+    assert "learnt nothing" in str(guess)
+    large = Transformer(ModelConfig(layers=1, width=32, heads=2, vocabulary=50_000, context=32))
+    size = sum(p.numel() for p in large.parameters())
+    guess = from_scratch(large, 1e16, None)
+    wanted = 1.8172 + 482.01 / size**0.3478 + 2085.43 / guess.tokens**0.3658
     assert guess.expected.value == pytest.approx(wanted)
     assert "a rough guide" in str(guess)
     rows = [
@@ -98,5 +103,5 @@ def test_from_scratch_is_for_all_operations_by_the_runs_that_are_known(monkeypat
     known = from_scratch(model, operations(SUMMARY), RunsTable.of(rows))
     assert known.expected.value == pytest.approx(1 + 40 / count**0.3 + 60 / known.tokens**0.3, rel=0.02)
     assert "fitted to 9 runs" in str(known)
-    assert from_scratch(model, operations(SUMMARY), RunsTable.of(rows[:3])).source == guess.source
+    assert from_scratch(large, 1e16, RunsTable.of(rows[:3])).source == guess.source
     assert torch.isfinite(torch.tensor(known.expected.low))

@@ -3,7 +3,7 @@
 import copy
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from shoestring.shrink.gguf_file import KINDS as TERNARY_KINDS
 from shoestring.shrink.healing import EARLY, Healed, healed
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.shares import KINDS, share_for
-from shoestring.shrink.target import Size, Target, size_of
+from shoestring.shrink.target import Size, Target, seconds_in_turns, size_of
 from shoestring.shrink.worth import Scratch, from_scratch, operations, price
 from shoestring.surgery.masking import Masking, zeros
 from shoestring.surgery.pruning import Pruning
@@ -219,7 +219,8 @@ def _stages(
         assert isinstance(made, Transformer)
         pruned = made
     after = text(pruned, ledger, "after") if text else None
-    now = size_of(small, timed=True)
+    was, took = seconds_in_turns([model, small])
+    whole, now = replace(whole, seconds=was), replace(size_of(small), seconds=took)
     last = text(small, ledger, "healed") if text else None
     stages = [Stage("before", whole, before), Stage("pruned", now, after), Stage("healed", now, last)]
     return stages, small, plain(trained.config)

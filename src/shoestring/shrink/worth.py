@@ -1,5 +1,6 @@
 """What a smaller model cost, and what a model of its size from scratch would be for the same."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,14 +55,20 @@ def from_scratch(model: LanguageModule, flops: float, table: RunsTable | None) -
         parameter.requires_grad_(was)
     model.changed()
     row = {"parameters": float(sum(p.numel() for p in model.parameters())), "tokens": flops / each}
+    knows_nothing = math.log(model.about.vocabulary)
     if table is not None:
         try:
             found = outlook(table, [row])
-            return Scratch(row["tokens"], found.expected[0], f"by {found.law.law.formula} fitted to {len(table)} runs")
+            value, low, high = (min(each, knows_nothing) for each in found.expected[0])
+            said = f"by {found.law.law.formula} fitted to {len(table)} runs"
+            return Scratch(row["tokens"], Prediction(value, low, high), said)
         except UsageError:
             pass  # too few: what is published says at least how large it is
     law = Chinchilla()
     value = law.value(law.published[PUBLISHED], row)
+    if value >= knows_nothing:
+        said = "what a model that has learnt nothing has: so few operations teach it no more"
+        return Scratch(row["tokens"], Prediction(*[knows_nothing] * 3), said)
     said = "by a published law of other text (arXiv:2404.10102), so a rough guide; plan --learn RUNS gives one of this text"
     return Scratch(row["tokens"], Prediction(value, value, value), said)
 
