@@ -77,11 +77,10 @@ def test_checkpoints_of_adapters_hold_the_adapters_and_rebuild_the_model(
         ("--edits=compacter",),
         ("--edits=key_value_bottleneck", "--edits.key_value_bottleneck.keys=16"),
         ("--edits=cast", "--objective=distillation"),
-        ("--edits=progressive_gradient_flow",),
         ("--edits=sparse_schedule", "--objective=sortednet"),
         ("--edits=low_rank_clone", "--objective=activation_clone"),
         ("--edits=compactifai", "--objective=minillm", "--objective.prompt=8", "--objective.written=4"),
-        ("--edits=cats", "--objective=attention_relations"),
+        ("--edits=cats,progressive_gradient_flow", "--objective=attention_relations"),
     ],
     ids=lambda edits: edits[0].partition("=")[2] if edits else "full",
 )
@@ -131,8 +130,8 @@ def test_what_a_base_does_not_allow_is_refused(
 
 def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_path: Path) -> None:
     how = ("--edits=minitron", "--edits.minitron.hidden=0.5", "--objective=distillation")
-    how = (*how, f"--objective.cache={tmp_path / 'said'}", "--objective.top=8")
-    said = tune(base, corpus, tmp_path / "run", *how)
+    kept = (f"--objective.cache={tmp_path / 'said'}", "--objective.top=8")
+    said = tune(base, corpus, tmp_path / "run", *how, *kept)
     assert "Minitron: hidden" in said
     opened = open_model(str(tmp_path / "run"))
     whole = open_model(str(base))
