@@ -327,3 +327,15 @@ def test_models_of_transformers_learn_and_teach_too(name: str) -> None:
     loss.mean.backward()
     assert bool(loss.mean.isfinite())
     assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in student.parameters())
+
+
+@pytest.mark.parametrize("name", ["attention_relations", "sortednet"])
+def test_compiled_layers_are_looked_into_all_the_same(name: str) -> None:
+    one, student, _ = prepared(name)
+    wanted = one(student, batch(), AT).mean
+    for block in student.blocks:
+        block.compile(backend="eager")
+    with torch.no_grad():
+        student.read(batch().inputs)  # traced before there is a hook
+    torch.testing.assert_close(one(student, batch(), AT).mean, wanted)
+    assert all(vars(block)["_compiled_call_impl"] is not None for block in student.blocks)

@@ -11,7 +11,7 @@ from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import MODEL
 from shoestring.contract.batch import Batch
 from shoestring.contract.cost import Shape
-from shoestring.contract.model import LanguageModel, LanguageModule
+from shoestring.contract.model import LanguageModel, LanguageModule, uncompiled
 from shoestring.contract.objective import At, Loss
 from shoestring.errors import UsageError
 from shoestring.method import Fraction, method
@@ -105,14 +105,16 @@ def narrowed(model: LanguageModule, share: float) -> Iterator[None]:
 
         return cut
 
-    handles = []
+    handles, names = [], list[str]()
     for axis in axes:
         for one in axis.slices:
             if one.dim == 1:
-                module = model.get_submodule(one.name.removesuffix(".weight"))
+                names.append(one.name.removesuffix(".weight"))
+                module = model.get_submodule(names[-1])
                 handles.append(module.register_forward_pre_hook(hook(max(1, round(share * axis.size)))))
     try:
-        yield
+        with uncompiled(model, names):
+            yield
     finally:
         for handle in handles:
             handle.remove()
