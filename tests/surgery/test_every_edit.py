@@ -40,6 +40,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+    "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
 UNFOLDED = {"compacter", "key_value_bottleneck"}
@@ -109,6 +110,7 @@ ORDERS = [[name] for name in EDITS] + [
     ["drop_layers", "ternary", "lora"],
     ["lora", "drop_layers", "integer"],
     ["ternary", "lora", "drop_layers"],
+    ["drop_layers", "ptq", "lora"],
 ]
 
 
