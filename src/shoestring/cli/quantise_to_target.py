@@ -42,6 +42,9 @@ TOKENS = 8192
 CHARACTERS = 8
 """Characters of text to have at hand for each token that is asked for."""
 
+LEAST = 200_000
+"""Characters, at least: several documents."""
+
 PARTS = {"format": "integer_groups", "solver": "gptq", "transform": "none", "bits": ""}
 
 
@@ -166,7 +169,7 @@ def _texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Scre
     if own.get("source") and "corpus" not in asked:
         raise UsageError("the model was trained on several sources: say which text is meant with --data.corpus")
     config = build(DataConfig, merge({key: own[key] for key in TEXT if key in own}, asked), lambda key: f"--data.{key}")
-    text = read_text(config, CHARACTERS * (tokens + measured), say=screen.print)
+    text = read_text(config, max(CHARACTERS * (tokens + measured), LEAST), say=screen.print)
     split = split_text(text, opened.tokenizer, opened.model.about.context, tokens, measured)
     count = sum(batch.targets.numel() for batch in split.calibration)
     screen.print(f"calibrated   on {count:,} tokens of the held-out part of {text.corpus}")

@@ -112,7 +112,8 @@ class Format(ABC):
 
     def encode(self, weight: Tensor, importance: Tensor | None = None) -> "Encoded":
         """The matrix rounded to the nearest codes. importance: as in `fit`, [columns]. Raises: ShoestringError, UsageError."""
-        form, weight = self.of(weight), checked(weight)
+        weight = checked(weight)
+        form = self.of(weight)
         fitted = form.fit_all(weight, importance)
         codes = torch.empty(weight.shape, dtype=torch.uint8)
         for first, last, part in form.runs(weight.shape[1]):

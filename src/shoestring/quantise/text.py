@@ -27,22 +27,24 @@ class QuantiseText:
 
 
 def split_text(text: Text, tokenizer: TextTokenizer, context: int, calibration: int, measured: int) -> QuantiseText:
-    """The first documents to calibrate on, and of the others about `measured` tokens.
+    """The first documents to calibrate on, and of the others about `measured` tokens. A single document is cut in the middle.
 
     context: of the model. calibration: tokens, at most: no more than half of the documents are taken for it.
     Raises: UsageError where there is too little text.
     """
-    if len(text.documents) < 2:
-        raise UsageError(
-            f"corpus '{text.corpus}' has one document: there is nothing to measure on beside what is calibrated on"
-        )
+    documents = list(text.documents)
+    if len(documents) == 1:
+        middle = len(documents[0]) // 2
+        documents = [part for part in (documents[0][:middle], documents[0][middle:]) if part]
+    if len(documents) < 2:
+        raise UsageError(f"corpus '{text.corpus}' has too little text to calibrate and to measure on")
     window, ids, taken = min(WINDOW, context), list[int](), 0
-    for document in text.documents[: len(text.documents) // 2]:
+    for document in documents[: len(documents) // 2]:
         if len(ids) > calibration:
             break
         ids += [*tokenizer.encode(document), tokenizer.end]
         taken += 1
-    rest = replace(text, documents=text.documents[taken:])
+    rest = replace(text, documents=tuple(documents[taken:]))
     return QuantiseText(windows(ids[: calibration + 1], window), first_tokens(rest, tokenizer, measured))
 
 

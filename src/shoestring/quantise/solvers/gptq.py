@@ -46,7 +46,8 @@ class GPTQ:
     @torch.no_grad()
     def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
         """As `parts.Solver`. Without a Hessian: to the nearest."""
-        form, work = format.of(weight), checked(weight).clone()
+        work = checked(weight).clone()
+        form = format.of(work)
         if hessian is None:
             return form.encode(work)
         columns, group = work.shape[1], form.group_of(work.shape[1])

@@ -39,7 +39,8 @@ class NUPES:
 
     def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
         """As `parts.Solver`. Raises: UsageError where codes are no numbers to go between, as those of small floating point."""
-        form, plain = format.of(weight), checked(weight)
+        plain = checked(weight)
+        form = format.of(plain)
         if not form.smooth:
             raise UsageError(f"the codes of '{form.choice.name}' are not in equal steps: use --solver gptq")
         importance = None if hessian is None else hessian.diagonal().clamp_min(0)
