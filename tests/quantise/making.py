@@ -23,7 +23,13 @@ def wrapped(kind: str = "gemma2") -> Wrapped:
     """A random model of transformers' own code: Gemma 2, or GPT-2 whose matrices are [in, out]."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 24, "sliding_window": 8}
     gpt2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
     config = AutoConfig.for_model(kind, **(gpt2 if kind == "gpt2" else {**sizes, **heads}))

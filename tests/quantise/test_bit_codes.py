@@ -19,7 +19,10 @@ def test_codes_come_back(levels: int, count: int, draw: object) -> None:
 
 
 def test_the_bits_lie_where_the_docstring_says() -> None:
-    assert pack(torch.tensor([1, 2, 7, 4], dtype=torch.uint8), 8).tolist() == [1 | 2 << 3 | (7 << 6 & 255), 7 >> 2 | 4 << 1]
+    assert pack(torch.tensor([1, 2, 7, 4], dtype=torch.uint8), 8).tolist() == [
+        1 | 2 << 3 | (7 << 6 & 255),
+        7 >> 2 | 4 << 1,
+    ]
     assert pack(torch.tensor([2, 1, 0, 2, 1, 2], dtype=torch.uint8), 3).tolist() == [2 + 3 + 2 * 27 + 81, 2]
 
 

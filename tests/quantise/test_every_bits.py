@@ -78,7 +78,11 @@ def test_bytes_and_bits_are_counted(target: str) -> None:
         assert sum(one.nbytes for one in encoded) == problem.cost(chosen) <= 13000
     else:
         count = sum(one.weight.numel() for one in problem.matrices)
-        assert problem.cost(chosen) == sum(b * m.weight.numel() for b, m in zip(chosen, problem.matrices, strict=True)) <= 3 * count
+        assert (
+            problem.cost(chosen)
+            == sum(b * m.weight.numel() for b, m in zip(chosen, problem.matrices, strict=True))
+            <= 3 * count
+        )
 
 
 def test_what_cannot_be_is_answered_with_the_least_that_would_do() -> None:

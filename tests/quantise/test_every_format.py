@@ -21,7 +21,11 @@ from shoestring.quantise.formats.ternary_blocks import TernaryBlocks
 from shoestring.quantise.kept import read_back, written
 
 FORMATS: list[Format] = [
-    *(IntegerGroups(code_bits=bits, group=32, symmetric=symmetric) for bits in (2, 3, 4, 8) for symmetric in (False, True)),
+    *(
+        IntegerGroups(code_bits=bits, group=32, symmetric=symmetric)
+        for bits in (2, 3, 4, 8)
+        for symmetric in (False, True)
+    ),
     IntegerGroups(code_bits=3, group=0),
     IntegerGroups(code_bits=5, group=64, symmetric=True, clips=1),
     *(Microscaling(element=element) for element in KINDS),  # type: ignore[arg-type]
@@ -31,7 +35,9 @@ FORMATS: list[Format] = [
     KBlocks(),
     TernaryBlocks(),
 ]
-EACH = pytest.mark.parametrize("form", FORMATS, ids=lambda form: json.dumps(dict(form.choice.options)) + form.choice.name)
+EACH = pytest.mark.parametrize(
+    "form", FORMATS, ids=lambda form: json.dumps(dict(form.choice.options)) + form.choice.name
+)
 
 
 def matrix(rows: int = 5, columns: int = 256) -> Tensor:
@@ -78,7 +84,7 @@ def test_each_code_is_the_nearest_there_is(form: Format) -> None:
         there = (other >= 0) & (other < own.levels)
         if isinstance(own, Microscaling):
             half = own.levels // 2
-            there &= (other % half <= len(magnitudes(own.element)) - 1 if KINDS[own.element].exponent else other != half)
+            there &= other % half <= len(magnitudes(own.element)) - 1 if KINDS[own.element].exponent else other != half
             there &= (other // half) == (codes.int() // half)
         if isinstance(own, IntegerGroups) and own.symmetric and own.code_bits == 8:
             there &= other > 0

@@ -61,11 +61,14 @@ def test_it_loses_no_more_than_rounding_to_the_nearest(name: str, form: Format) 
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_gptq_is_that_of_the_paper(ordered: bool) -> None:
-    """Column by column with the inverse worked out anew for the columns that are left (the paper's first form of it), and no blocks."""
+    """Column by column with the inverse worked out anew for the columns that are left (the paper's first form of it), and no
+    blocks."""
     weight, hessian = case()
     form = IntegerGroups(code_bits=3, group=0, clips=1)
     found = GPTQ(ordered=ordered, block=8)(weight, form, hessian)
-    h = hessian.double() + torch.eye(40, dtype=torch.float64) * (0.01 * float(hessian.double().diagonal().mean()) + 1e-12)
+    h = hessian.double() + torch.eye(40, dtype=torch.float64) * (
+        0.01 * float(hessian.double().diagonal().mean()) + 1e-12
+    )
     order = hessian.double().diagonal().argsort(descending=True, stable=True) if ordered else torch.arange(40)
     work, parameters = weight.double().clone(), form.fit(weight, None)
     left = order.tolist()

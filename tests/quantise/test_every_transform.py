@@ -18,7 +18,13 @@ from shoestring.surgery.observe import observe
 from tests.quantise import making
 
 FORM = IntegerGroups(code_bits=3, group=16)
-TRANSFORMS = {"none": {}, "hadamard": {}, "rotation": {}, "flatquant": {"steps": 12}, "equivalent_scaling": {"steps": 2}}
+TRANSFORMS = {
+    "none": {},
+    "hadamard": {},
+    "rotation": {},
+    "flatquant": {"steps": 12},
+    "equivalent_scaling": {"steps": 2},
+}
 NATIVE_ONLY = {"rotation", "equivalent_scaling"}
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from shoestring.base import Opened, open_model
+from shoestring.base.gguf_file import read_header
+from shoestring.base.gguf_model import open_gguf_model
 from shoestring.base.likelihood import Likelihood
 from shoestring.base.text import Text, read_text
 from shoestring.budget.budget import Budget
@@ -93,7 +95,8 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
         made.bytes_after, said = write_quantised_gguf(out, opened, model, made, gguf)
         made.notes += said
         if measured is not None and not found.unmeasured:
-            after = measure(open_model(str(out), torch.float32).model, opened, measured, ledger, "after")
+            written = open_gguf_model(read_header(out), torch.float32)  # its numbers, by the tokenizer that it has here
+            after = measure(written, opened, measured, ledger, "after")
     else:
         keep(opened, model, made, wanted, out, ledger)
         if measured is not None and not found.unmeasured:
