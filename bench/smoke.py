@@ -107,6 +107,7 @@ SMOKES = {
         "--compile none --precision float32 --heavyball-compile none",
         lambda: _packages("heavyball", "pytorch_optimizer"),
     ),
+    "quantise": Smoke("--smallest --json quantise.json"),
     "reference_models": Smoke("--quick"),
     "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),

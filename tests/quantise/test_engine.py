@@ -55,7 +55,10 @@ def test_two_unlike_pairs_on_every_kind_of_model(pair: str, shape: str) -> None:
     for layer in range(len(slow.anatomy().layers)):
         matrices = [one for one in slow.anatomy().matrices() if one.layer == layer]
         seen: dict[str, list[torch.Tensor]] = {}
-        look = lambda name, x: seen.setdefault(name, []).append(x.flatten(0, -2))  # noqa: E731
+
+        def look(name: str, x: torch.Tensor, seen: dict[str, list[torch.Tensor]] = seen) -> None:
+            seen.setdefault(name, []).append(x.flatten(0, -2))
+
         with torch.no_grad(), watching(slow, [one.name for one in matrices], look):
             for batch in making.text():
                 slow.read(batch.inputs)

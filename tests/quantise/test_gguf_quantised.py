@@ -51,10 +51,8 @@ def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path, tokenizer: Te
         for parameter in model.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
     name, options = GGUF_FORMATS[kind]
-    parts = [
-        Choice.of("quantise", one, kind=of).build()
-        for of, one in (("solver", "rtn"), ("transform", "none"), ("bits", "uniform"))
-    ]
+    names = {"solver": "rtn", "transform": "none", "bits": "uniform"}
+    parts = [Choice.of("quantise", one, kind=kind_of).build() for kind_of, one in names.items()]
     form = Choice.of("quantise", name, kind="format", **options).build()
     done = quantise_layers(model, (), Recipe(form, *parts, table_bits=8))
     made = Quantised(1, 1, 1, {**done.tables, **done.matrices}, done)

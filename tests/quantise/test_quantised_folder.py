@@ -84,11 +84,8 @@ def test_a_transform_is_done_where_the_model_runs(tmp_path: Path) -> None:
     torch.testing.assert_close(making.logits(plain), expected, atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
     # of a layer that reads 32 = 4 x 8 features: 12 products more for each of them
     more = inner.cost(Shape(1, 10)).flops - plain.cost(Shape(1, 10)).flops
-    reads = sum(
-        one.in_features * sum(len(part) for part in (one.left, one.right))
-        for one in inner.modules()
-        if isinstance(one, TransformedLinear)
-    )
+    layers = [one for one in inner.modules() if isinstance(one, TransformedLinear)]
+    reads = sum(one.in_features * (len(one.left) + len(one.right)) for one in layers)
     assert more == 2 * 10 * reads
 
 
