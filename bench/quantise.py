@@ -106,13 +106,14 @@ def recipe(way: Way, bits: float) -> Recipe:
     """The parts at so many bits. Raises: UsageError where a format has none."""
     options = {key: value for key, value in way.format.items() if key != "name"}
     form = Choice.of("quantise", way.format["name"], kind="format", **options).build()
-    parts = [Choice.of("quantise", getattr(way, kind), kind=kind).build() for kind in ("solver", "transform", "bits")]
+    kinds = ("solver", "transform", "bits")
+    parts = {kind: Choice.of("quantise", getattr(way, kind), kind=kind).build() for kind in kinds}
     limits = None
     if bits != int(bits):
         limits = limits_of(BitTarget("bits", bits))
     elif form.bits != bits:
         form = form.at(int(bits))
-    return Recipe(form, *parts, limits=limits)
+    return Recipe(form, **parts, limits=limits)
 
 
 def measured(place: str, name: str, bits: int, options: argparse.Namespace, text: QuantiseText) -> Row | None:

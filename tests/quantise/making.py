@@ -1,21 +1,25 @@
 """Small models and text for the tests of quantisation."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from shoestring.config import Choice
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.model import LanguageModule
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
+from shoestring.quantise.engine import Recipe
+from shoestring.quantise.format import Format
 
 VOCABULARY = 50
 
 
-def native(*, tied: bool = True, **more: int) -> Transformer:
+def native(*, tied: bool = True, **more: Any) -> Transformer:
     """A random native model of the parts of Llama, in evaluation mode."""
-    sizes = {"layers": 2, "width": 32, "heads": 4, "key_value_heads": 2, "context": 24, **more}
+    sizes: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "key_value_heads": 2, "context": 24, **more}
     return _filled(Transformer(ModelConfig(vocabulary=VOCABULARY, tied=tied, **sizes)))  # type: ignore[return-value]
 
 
@@ -47,6 +51,13 @@ def _filled(model: LanguageModule) -> LanguageModule:
 def model_named(name: str) -> LanguageModule:
     """'native', 'untied', or the type of a wrapped model."""
     return native(tied=name == "native") if name in ("native", "untied") else wrapped(name)
+
+
+def recipe(form: Format, solver: str = "rtn", transform: str = "none", bits: str = "uniform", **more: Any) -> Recipe:
+    """A recipe of parts by their names."""
+    names = {"solver": solver, "transform": transform, "bits": bits}
+    parts = {kind: Choice.of("quantise", name, kind=kind).build() for kind, name in names.items()}
+    return Recipe(form, **parts, **more)
 
 
 def text(rows: int = 6, length: int = 24) -> tuple[Batch, ...]:

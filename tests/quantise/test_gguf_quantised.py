@@ -14,10 +14,11 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.quantise.conduct import Quantised
-from shoestring.quantise.engine import Recipe, quantise_layers
+from shoestring.quantise.engine import quantise_layers
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.kronecker import Kronecker
 from shoestring.shrink.gguf_quantised import GGUF_FORMATS, block_rows, write_quantised_gguf
+from tests.quantise import making
 
 gguf: Any = pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
 
@@ -51,10 +52,8 @@ def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path, tokenizer: Te
         for parameter in model.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
     name, options = GGUF_FORMATS[kind]
-    names = {"solver": "rtn", "transform": "none", "bits": "uniform"}
-    parts = [Choice.of("quantise", one, kind=kind_of).build() for kind_of, one in names.items()]
     form = Choice.of("quantise", name, kind="format", **options).build()
-    done = quantise_layers(model, (), Recipe(form, *parts, table_bits=8))
+    done = quantise_layers(model, (), making.recipe(form, table_bits=8))
     made = Quantised(1, 1, 1, {**done.tables, **done.matrices}, done)
     opened = Opened(model, tokenizer, About("here", "run", "0"))
     size, said = write_quantised_gguf(tmp_path / "a.gguf", opened, model, made, kind)

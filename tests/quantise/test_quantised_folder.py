@@ -10,13 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shoestring.base import open_model
-from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.model.native_pass import NativePass
-from shoestring.quantise.engine import Recipe, quantise_layers
+from shoestring.quantise.engine import quantise_layers
 from shoestring.quantise.folder import FILE, contents_of, is_quantised, write_folder
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.formats.microscaling import Microscaling
@@ -28,10 +27,7 @@ def kept(
     folder: Path, model: LanguageModule, form: Any, table_bits: int = 8, transform: str = "none"
 ) -> LanguageModule:
     """Quantise `model` to the nearest, and keep it in `folder`."""
-    parts = (
-        Choice.of("quantise", name, kind=kind).build() for kind, name in (("solver", "rtn"), ("transform", transform))
-    )
-    recipe = Recipe(form, *parts, Choice.of("quantise", "uniform", kind="bits").build(), table_bits=table_bits)
+    recipe = making.recipe(form, transform=transform, table_bits=table_bits)
     done = quantise_layers(model, making.text(), recipe)
     folder.mkdir()
     contents = contents_of(model, {**done.tables, **done.matrices}, {"ends": [7], "notes": ["a note"]})
@@ -159,8 +155,9 @@ def test_what_a_file_says_is_not_trusted(case: str, tmp_path: Path) -> None:
 
 def test_models_of_unlike_layers_are_refused(tmp_path: Path) -> None:
     model = making.native()
-    model.blocks[0].channel_mixer.output = torch.nn.Linear(40, 32, bias=False)
-    model.blocks[0].channel_mixer.gate_up = torch.nn.Linear(32, 80, bias=False)
+    channels: Any = model.blocks[0].channel_mixer
+    channels.output = torch.nn.Linear(40, 32, bias=False)
+    channels.gate_up = torch.nn.Linear(32, 80, bias=False)
     with pytest.raises(UsageError, match="unlike sizes"):
         contents_of(model, {}, {})
     assert not is_quantised(tmp_path)

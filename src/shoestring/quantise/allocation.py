@@ -27,6 +27,7 @@ class BitAllocation:
     unit: what they are, for messages.
     text: to measure on; may be empty.
     over: whether the budget is spent.
+    fixed: what all else takes of the target, for messages.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class BitAllocation:
         unit: str,
         text: Sequence[Batch],
         over: Callable[[], bool],
+        fixed: float = 0.0,
     ) -> None:
         self.model, self.matrices, self.format = model, list(matrices), format
         self.widths, self.costs, self.limit, self.unit = tuple(widths), [list(one) for one in costs], limit, unit
@@ -47,9 +49,8 @@ class BitAllocation:
         self._plain: list[Tensor] | None = None
         least = sum(min(one) for one in self.costs)
         if least > limit * (1 + 1e-9):
-            raise UsageError(
-                f"the matrices take at least {least:,.6g} {unit} in this format, and {limit:,.6g} are left for them"
-            )
+            asked = f"a target of {_shown(limit + fixed)} {unit} cannot be reached"
+            raise UsageError(f"{asked}: the least that this format can do is {_shown(least + fixed)}")
 
     def cost(self, chosen: Sequence[int]) -> float:
         """Of the widths of all matrices."""
@@ -63,7 +64,7 @@ class BitAllocation:
         for bits in reversed(self.widths):
             if self.fits([bits] * len(self.matrices)):
                 return bits
-        raise UsageError(f"no width of codes is within {self.limit:,.6g} {self.unit} for all matrices alike")
+        raise UsageError(f"no width of codes is within {_shown(self.limit)} {self.unit} for all matrices alike")
 
     @cached_property
     def errors(self) -> list[list[float]]:
@@ -126,6 +127,10 @@ class BitAllocation:
         rest = sorted(each)[len(each) // 2] if each else 1.0
         each += [rest] * (len(self.matrices) - len(each))
         return [[factor * error for error in row] for factor, row in zip(each, errors, strict=True)]
+
+
+def _shown(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.4g}"
 
 
 def _first(text: Sequence[Batch]) -> list[Batch]:

@@ -25,8 +25,8 @@ from shoestring.surgery.observe import Walk
 
 log = logging.getLogger(__name__)
 
-Limits = Callable[[Sequence[Matrix], Sequence[int]], tuple[list[list[float]], float, str]]
-"""(matrices, widths) to (the cost of each at each width, the limit of their sum, in what)."""
+Limits = Callable[[Sequence[Matrix], Sequence[int]], tuple[list[list[float]], float, str, float]]
+"""(matrices, widths) to (the cost of each at each width, the limit of their sum, in what, what all else takes of the target)."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def _formats(
     if kept is not None:
         chosen = [int(bits) for bits in kept[0]["bits"]]
     else:
-        costs, limit, unit = recipe.limits(matrices, widths)
-        problem = BitAllocation(model, matrices, recipe.format, widths, costs, limit, unit, text, over)
+        costs, limit, unit, fixed = recipe.limits(matrices, widths)
+        problem = BitAllocation(model, matrices, recipe.format, widths, costs, limit, unit, text, over, fixed)
         chosen = recipe.bits.choose(problem)
         if not problem.fits(chosen):
             raise ShoestringError(f"the bits that were chosen cost {problem.cost(chosen):,.6g} {unit}, of {limit:,.6g}")

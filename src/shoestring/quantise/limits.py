@@ -22,17 +22,17 @@ def limits_of(
     seconds: of a product; needed for seconds.
     """
 
-    def of_bits(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str]:
+    def of_bits(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str, float]:
         counts = [one.weight.numel() for one in matrices]
-        return [[float(count * bits) for bits in widths] for count in counts], target.amount * sum(counts), "bits"
+        return [[float(count * bits) for bits in widths] for count in counts], target.amount * sum(counts), "bits", 0.0
 
-    def of_bytes(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str]:
+    def of_bytes(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str, float]:
         if format is None:
             raise UsageError("bytes are of a format, and none was given")
         sizes = [[float(format.at(bits).size(*one.weight.shape)) for bits in widths] for one in matrices]
-        return sizes, target.amount - fixed, "bytes"
+        return sizes, target.amount - fixed, "bytes", fixed
 
-    def of_seconds(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str]:
+    def of_seconds(matrices: Sequence[Matrix], widths: Sequence[int]) -> tuple[list[list[float]], float, str, float]:
         if seconds is None:
             raise UsageError("a time for a token is of products that were measured, and none were")
         known: dict[tuple[int, int, int], float] = {}
@@ -46,7 +46,7 @@ def limits_of(
                     known[key] = seconds(*key)
                 row.append(known[key])
             table.append(row)
-        return table, target.amount - fixed, "seconds a token"
+        return table, target.amount - fixed, "seconds a token", fixed
 
     chosen: Mapping[str, Limits] = {"bits": of_bits, "bytes": of_bytes, "seconds": of_seconds}
     return chosen[target.unit]

@@ -14,9 +14,9 @@ from shoestring.quantise.parts import Bits
     cost="every matrix rounded once at each width; no text",
 )
 class SelectiveRTN(Bits):
-    """Begin with the widest uniform codes that fit, and raise one matrix after another: first those whose error falls most for
-    what it takes.
+    """Begin with the widest uniform codes that fit, and raise one matrix after another while something fits.
 
+    The first to go up is that whose error falls most for what it takes.
     The study behind it (arXiv:2505.15909) raises the precision of layers and modules that were found to matter. Here, of all
     matrices m and next widths b' > b, the one goes up that has the largest
 

@@ -28,9 +28,9 @@ STORED: Mapping[str, Parameter] = {"scale": Parameter(torch.float16)}
 )
 @dataclass(frozen=True, kw_only=True)
 class TernaryBlocks(Format):
-    """w~ = s t, t in -1, 0, 1, with one float16 scale s for 256 columns: of the scales that are tried, that of the least squared
-    error.
+    """Round to -1, 0 or 1 times a float16 scale for 256 columns.
 
+    w~ = s t, t in -1, 0, 1, with s the one of the least squared error of those that are tried.
     Li & Liu (2016), arXiv:1605.04711, seek the same least error by a threshold. Tried are `scales` shares of max |w|, from all
     of it down to a tenth. A matrix whose columns are no multiple of 256 is in groups of 32 at four bits instead, as GGUF's Q4_0.
 
