@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shoestring.base import open_model
 from shoestring.base.gguf_file import read_header
 from shoestring.cli.main import main
+from shoestring.contract.batch import Inputs
 from tests.train.command import TINY
 
 
@@ -48,9 +50,12 @@ def test_a_run_in_few_bits_writes_and_is_evaluated(
     rows = json.loads(capsys.readouterr().out)["places"]
     assert rows[1]["kind"] == "quantised"
     assert rows[1]["nats_per_token"]["value"] == pytest.approx(rows[0]["nats_per_token"]["value"], abs=0.5)
-    assert (
-        main(["quantise", str(out), "--to", "2bit", "--unmeasured", "--solver", "rtn"]) == 0
-    )  # in plain numbers, once more
+    assert main(["export", str(out), "--to", "transformers", "--out", str(tmp_path / "theirs")]) == 0
+    theirs, ours = (open_model(str(one), torch.float32).model for one in (tmp_path / "theirs", out))
+    ids = Inputs(torch.arange(20)[None])
+    torch.testing.assert_close(theirs.read(ids).hidden, ours.read(ids).hidden, atol=1e-5, rtol=1e-5)
+    again = ["--to", "2bit", "--unmeasured", "--solver", "rtn", "--out", str(tmp_path / "again")]
+    assert main(["quantise", str(out), *again]) == 0  # of its plain numbers
 
 
 def test_bytes_and_average_bits_are_kept_to(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

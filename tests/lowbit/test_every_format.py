@@ -14,6 +14,7 @@ from shoestring.config import Choice
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import Format, Quantised, lower
 from shoestring.lowbit.formats.integer import Integer
+from shoestring.lowbit.formats.statsq import StatsQ
 from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.method import Card, methods
 
@@ -89,10 +90,17 @@ def test_against_the_formula_written_out(form: Format) -> None:
         numbers = [weight[row, column].item() for row in rows for column in columns]
         if isinstance(form, Ternary):
             scale = float(numpy.float16(1e-5 + math.fsum(map(abs, numbers)) / len(numbers)))
+        elif isinstance(form, StatsQ):
+            scale = 2 * math.fsum(map(abs, numbers)) / len(numbers)
         else:
             scale = max(map(abs, numbers)) / (2 ** (form.bits - 1) - 1)
         for row in rows:
             for column in columns:
+                if isinstance(form, StatsQ):
+                    n = 2 ** (form.bits - 1)
+                    place = round(n * max(-1, min(1 - 1e-6, weight[row, column].item() / scale)) - 0.5)
+                    expected[row, column] = scale * (place + 0.5) / n
+                    continue
                 code = round(weight[row, column].item() / scale)  # Python rounds halves to even too
                 expected[row, column] = scale * (max(-1, min(1, code)) if isinstance(form, Ternary) else code)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)

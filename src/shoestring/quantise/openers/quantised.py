@@ -1,5 +1,6 @@
 """The folder of a quantised model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ class QuantisedOpener:
         }
         notes = (*notes, *(printable(one) for one in _lines(file.about.get("notes"))))
         about = About(str(folder.absolute()), "quantised", digest_of([folder / FILE]), notes, template, values)
-        return Opened(model, tokenizer, about)
+        if dtype is not None:
+            return Opened(model, tokenizer, about)
+        return Opened(model, tokenizer, about, partial(plain_model, folder, file, torch.float32))
 
 
 def _lines(told: Any) -> list[str]:
