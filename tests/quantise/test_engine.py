@@ -110,6 +110,19 @@ def test_when_the_budget_ends_the_rest_is_rounded_and_said(after: int) -> None:
     assert f"{len(done.rounded)} of 12 matrices, from {done.rounded[0]} on" in done.notes[-1]
 
 
+def test_choosing_bits_leaves_time_for_the_layers() -> None:
+    """Where bits must be chosen in a hurry, no loss is measured; the layers are calibrated all the same."""
+    chosen = making.recipe(
+        IntegerGroups(group=16), "gptq", bits="integer_program", limits=limits_of(BitTarget("bits", 3.5))
+    )
+    done = quantise_layers(making.native(), making.text(), chosen, hurry=lambda: True)
+    patient = quantise_layers(making.native(), making.text(), chosen)
+    assert done.rounded == []
+    assert done.spent.flops < patient.spent.flops
+    count = sum(one.rows * one.columns for one in done.matrices.values())
+    assert sum(one.format.bits * one.rows * one.columns for one in done.matrices.values()) <= 3.5 * count
+
+
 class Killed(BaseException):
     """Stands for kill -9."""
 

@@ -9,8 +9,10 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import methods
 from shoestring.quantise.format import Format
 from shoestring.quantise.formats.integer_groups import IntegerGroups
+from shoestring.quantise.formats.k_blocks import KBlocks
 from shoestring.quantise.formats.microscaling import Microscaling
 from shoestring.quantise.formats.power_groups import PowerGroups
+from shoestring.quantise.formats.ternary_blocks import TernaryBlocks
 from shoestring.quantise.parts import Solver
 from shoestring.quantise.solvers.gptq import GPTQ
 from shoestring.quantise.solvers.nupes import NUPES, softly
@@ -83,6 +85,17 @@ def test_gptq_is_that_of_the_paper(ordered: bool) -> None:
         left = left[1:]
     agree = (found.unpacked() == codes).double().mean()
     assert float(agree) > 0.99  # float32 sums against float64: a tie may fall the other way
+
+
+@pytest.mark.parametrize("form", [KBlocks(), TernaryBlocks()], ids=lambda form: form.choice.name)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_gptq_knows_the_places_within_a_block(form: Format, ordered: bool) -> None:
+    draw = torch.Generator().manual_seed(6)
+    weight, x = torch.randn(4, 512, generator=draw), torch.randn(80, 512, generator=draw)
+    x = x @ torch.randn(512, 512, generator=draw) / 20
+    hessian = x.T @ x / 80
+    found, nearest = GPTQ(ordered=ordered)(weight, form, hessian), RTN()(weight, form, None)
+    assert lost(found.dequantise(), weight, hessian) < 0.6 * lost(nearest.dequantise(), weight, hessian)
 
 
 def test_gptq_bears_columns_that_read_nothing() -> None:

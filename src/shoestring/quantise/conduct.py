@@ -34,6 +34,9 @@ LEDGER = "ledger.jsonl"
 DESCRIBED = 1200
 """Bytes of the header of a file that a matrix takes, at most."""
 
+CHOOSING = 0.4
+"""The share of a budget that is for choosing a transform and bits: the rest is for the layers."""
+
 ENDS = 0.1
 """The share of a budget in seconds that is kept for writing."""
 
@@ -149,7 +152,12 @@ def quantise_model(
     end = began + (float("inf") if wanted.seconds is None else (1 - ENDS) * wanted.seconds)
     with ledger.clock(COMPUTE):
         done = quantise_layers(
-            model, calibration, recipe, over=lambda: clock() >= end, progress=QuantiseProgress(work, about)
+            model,
+            calibration,
+            recipe,
+            over=lambda: clock() >= end,
+            hurry=lambda: clock() >= began + CHOOSING * (end - began),
+            progress=QuantiseProgress(work, about),
         )
     ledger.charge(done.spent, CALIBRATION)
     ledger.write("quantise", **wanted.told())

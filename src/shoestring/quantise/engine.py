@@ -78,6 +78,7 @@ def quantise_layers(
     recipe: Recipe,
     *,
     over: Over = never,
+    hurry: Over | None = None,
     progress: QuantiseProgress | None = None,
 ) -> Quantisation:
     """Quantise the matrices in the layers of `model`, whose weights become the numbers that they are rounded to.
@@ -87,18 +88,20 @@ def quantise_layers(
 
     text: may be empty where no part reads.
     over: asked before each matrix; once it says yes, the rest is rounded to the nearest.
+    hurry: asked while the transform of the model and the bits are chosen; once it says yes, they make do with what they know.
+    None: as `over`.
     progress: where each finished step is kept, and taken from.
     Raises: UsageError where something does not fit the model, or text is needed and missing; ShoestringError, naming the matrix,
     for a weight that has no code.
     """
     if recipe.reads and not text:
         raise UsageError("this quantisation looks at text, and none was given")
-    done = Quantisation()
-    _transform(model, text, recipe, done, over, progress)
+    done, hurry = Quantisation(), hurry or over
+    _transform(model, text, recipe, done, hurry, progress)
     if recipe.table_bits is not None:  # first, so that layers are calibrated on what they will read
         done.tables = quantise_tables(model, recipe.table_bits)
     matrices = _chosen(model, recipe.keep, done)
-    formats = _formats(model, matrices, text, recipe, done, over, progress)
+    formats = _formats(model, matrices, text, recipe, done, hurry, progress)
     by_layer: dict[int, list[Matrix]] = {}
     for one in matrices:
         by_layer.setdefault(one.layer, []).append(one)

@@ -28,8 +28,9 @@ class AMQ(Bits):
     4. search and update: in each of `rounds`, `children` mutations and crossings of the best are predicted, `tried` of them
     measured.
 
-    The best that was measured is taken. Differs: the paper searches the whole frontier of size and loss with NSGA-II; here the
-    limit is fixed, and children beyond it are brought back within by lowering widths at random.
+    The best that was measured is taken. Differs: the paper measures the Jensen-Shannon divergence, and searches the whole
+    frontier of size and loss with NSGA-II; here the limit is fixed, and children beyond it are brought back within by lowering
+    widths at random.
 
     rounds, children, tried: see above. outlier: how many times the median is too much. The seed is 0: the same choice each time.
     """

@@ -17,6 +17,8 @@ FORMAT = Pick("quantise", "format", default="integer_groups")
 SOLVER = Pick("quantise", "solver", default="gptq")
 TRANSFORM = Pick("quantise", "transform", default="none")
 BITS = Pick("quantise", "bits", default="uniform")
+CHOOSING = 0.4
+"""The share of the seconds that is for choosing a transform and bits."""
 
 
 @method(
@@ -60,9 +62,15 @@ class PTQ:
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """The encoded matrices. The model is changed on the way and put back: a copy of its weights is held meanwhile."""
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        end = time.monotonic() + (self.seconds or float("inf"))
+        began, seconds = time.monotonic(), self.seconds or float("inf")
         try:
-            done = quantise_layers(model, evidence.text, self.recipe, over=lambda: time.monotonic() > end)
+            done = quantise_layers(
+                model,
+                evidence.text,
+                self.recipe,
+                over=lambda: time.monotonic() - began > seconds,
+                hurry=lambda: time.monotonic() - began > CHOOSING * seconds,
+            )
         finally:
             model.load_state_dict(before)
             model.changed()
