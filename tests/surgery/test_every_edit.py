@@ -40,6 +40,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+    "mx": ("lowbit", {"element": "fp6_e2m3", "group": 8}),
     "statsq": ("lowbit", {"bits": 3}),
     "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
