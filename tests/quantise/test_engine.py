@@ -131,9 +131,9 @@ class Killed(BaseException):
 def test_what_was_killed_goes_on_to_the_same_bits(after: int, tmp_path: Path) -> None:
     form = IntegerGroups(group=16)
     integer = Choice.of("quantise", "integer_program", kind="bits").build()
-    none = Choice.of("quantise", "equivalent_scaling", kind="transform", steps=1).build()
-    one = Recipe(form, GPTQ(), none, integer, table_bits=8, limits=limits_of(BitTarget("bits", 3.5)))
-    whole = quantise_layers(making.native(), making.text(), one)
+    turned = Choice.of("quantise", "rotation", kind="transform").build()
+    one = Recipe(form, GPTQ(), turned, integer, table_bits=8, limits=limits_of(BitTarget("bits", 3.5)))
+    whole = quantise_layers(making.native(tied=False), making.text(), one)
 
     def killing() -> bool:
         if next(asked) >= after:
@@ -142,19 +142,22 @@ def test_what_was_killed_goes_on_to_the_same_bits(after: int, tmp_path: Path) ->
 
     asked = itertools.count()
     with pytest.raises(Killed):
-        quantise_layers(making.native(), making.text(), one, over=killing, progress=QuantiseProgress(tmp_path, "a"))
+        quantise_layers(
+            making.native(tied=False), making.text(), one, over=killing, progress=QuantiseProgress(tmp_path, "a")
+        )
     other = QuantiseProgress(tmp_path, "b")
     assert other.read("transform") is None  # of another quantisation
-    model = making.native()
+    model = making.native(tied=False)
     resumed = quantise_layers(model, making.text(), one, progress=QuantiseProgress(tmp_path, "a"))
     assert same(whole, resumed)
-    again = quantise_layers(making.native(), making.text(), one, progress=QuantiseProgress(tmp_path, "a"))
+    again = quantise_layers(making.native(tied=False), making.text(), one, progress=QuantiseProgress(tmp_path, "a"))
     assert same(whole, again)
+    assert whole.changed
     assert all(torch.equal(whole.changed[name], again.changed[name]) for name in whole.changed)
     path = next(tmp_path.glob("layer-*.safetensors"))
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ShoestringError, match="is damaged"):
-        quantise_layers(making.native(), making.text(), one, progress=QuantiseProgress(tmp_path, "a"))
+        quantise_layers(making.native(tied=False), making.text(), one, progress=QuantiseProgress(tmp_path, "a"))
 
 
 def test_what_cannot_be_quantised_is_refused_in_one_line() -> None:

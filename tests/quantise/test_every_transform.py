@@ -17,7 +17,7 @@ from shoestring.quantise.transforms.hadamard import Hadamard, orthogonal
 from shoestring.surgery.observe import observe
 from tests.quantise import making
 
-FORM = IntegerGroups(code_bits=3, group=16)
+FORM = IntegerGroups(code_bits=3, group=16, clips=3)
 TRANSFORMS = {
     "none": {},
     "hadamard": {},

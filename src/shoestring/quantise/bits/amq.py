@@ -32,7 +32,12 @@ class AMQ(Bits):
     frontier of size and loss with NSGA-II; here the limit is fixed, and children beyond it are brought back within by lowering
     widths at random.
 
-    rounds, children, tried: see above. outlier: how many times the median is too much. The seed is 0: the same choice each time.
+    The seed is 0: the same choice each time.
+
+    rounds: of search and update.
+    children: configurations that are predicted in a round.
+    tried: of these, how many are measured.
+    outlier: how many times the median loss is too much for the smallest width.
     """
 
     reads = True

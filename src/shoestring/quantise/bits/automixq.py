@@ -25,7 +25,9 @@ class AutoMixQ(Bits):
     accuracies after fine-tuning with LoRA on pruned models; this is the search alone, on losses of matrices rounded to the
     nearest. The seed is 0.
 
-    measured, drawn, finalists: see above.
+    measured: configurations drawn at random that are measured.
+    drawn: configurations whose loss is predicted.
+    finalists: of these on the front, how many are measured.
     """
 
     reads = True
