@@ -126,6 +126,7 @@ SMOKES = {
         "--compile none --precision float32 --heavyball-compile none",
         lambda: _packages("heavyball", "pytorch_optimizer"),
     ),
+    "quantise": Smoke("--smallest --json quantise.json"),
     "reference_models": Smoke("--quick"),
     "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
     "shrink": Smoke("--smallest --json shrink.json"),

@@ -59,6 +59,9 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+    "mx": ("lowbit", {"element": "fp6_e2m3", "group": 8}),
+    "statsq": ("lowbit", {"bits": 3}),
+    "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
 UNFOLDED = {"compacter", "key_value_bottleneck", "cats"}
@@ -145,6 +148,7 @@ ORDERS = [[name] for name in EDITS] + [
     ["minitron", "low_rank_clone", "grow_depth"],
     ["minitron", "compactifai"],
     ["inheritune", "cast"],
+    ["drop_layers", "ptq", "lora"],
 ]
 
 

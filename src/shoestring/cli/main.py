@@ -19,7 +19,7 @@ COMMANDS = {
     "experts": "train experts of parts of a corpus apart, within one budget, and use them together",
     "compare": "judge any two ways at equal cost",
     "shrink": "a smaller model of one that exists: pruned to a target, and healed within a budget",
-    "quantise": "a trained run as a small file: ternary matrices, packed",
+    "quantise": "any trained model in few bits: to a width, bytes or milliseconds, within a budget",
     "evaluate": "nats a token and bits a byte of any model, with intervals; several compared on one text",
     "prepare": "make what a way to decode needs: a datastore, a head that drafts, routers, texts to align a draft with",
     "generate": "let any model write, or answer",

@@ -11,7 +11,7 @@ from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import MODEL
 from shoestring.contract.batch import Batch
 from shoestring.contract.cost import Shape
-from shoestring.contract.model import LanguageModel, LanguageModule, uncompiled
+from shoestring.contract.model import Depth, LanguageModel, LanguageModule, uncompiled
 from shoestring.contract.objective import At, Loss
 from shoestring.errors import UsageError
 from shoestring.method import Fraction, method
