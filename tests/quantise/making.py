@@ -12,7 +12,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.quantise.engine import Recipe
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 
 VOCABULARY = 50
 
@@ -53,7 +53,9 @@ def model_named(name: str) -> LanguageModule:
     return native(tied=name == "native") if name in ("native", "untied") else wrapped(name)
 
 
-def recipe(form: Format, solver: str = "rtn", transform: str = "none", bits: str = "uniform", **more: Any) -> Recipe:
+def recipe(
+    form: CodeFormat, solver: str = "rtn", transform: str = "none", bits: str = "uniform", **more: Any
+) -> Recipe:
     """A recipe of parts by their names."""
     names = {"solver": solver, "transform": transform, "bits": bits}
     parts = {kind: Choice.of("quantise", name, kind=kind).build() for kind, name in names.items()}

@@ -12,7 +12,7 @@ from shoestring.config import Choice
 from shoestring.contract.edit import Evidence
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.quantise.engine import Quantisation, Recipe, quantise_layers
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.limits import limits_of
 from shoestring.quantise.parts import Solver
@@ -23,14 +23,14 @@ from shoestring.quantise.target import BitTarget
 from shoestring.surgery.observe import watching
 from tests.quantise import making
 
-PAIRS: dict[str, tuple[Format, Solver]] = {
+PAIRS: dict[str, tuple[CodeFormat, Solver]] = {
     "nearest, 4 bits": (IntegerGroups(code_bits=4, group=16), RTN()),
     "gptq, 3 bits": (IntegerGroups(code_bits=3, group=16), GPTQ()),
 }
 SHAPES = ["native", "untied", "gemma2", "gpt2"]
 
 
-def recipe(form: Format, solver: Solver, **more: object) -> Recipe:
+def recipe(form: CodeFormat, solver: Solver, **more: object) -> Recipe:
     none = Choice.of("quantise", "none", kind="transform").build()
     return Recipe(form, solver, none, Choice.of("quantise", "uniform", kind="bits").build(), **more)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import methods
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.formats.adaptive_groups import AdaptiveGroups
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.formats.k_blocks import KBlocks
@@ -20,7 +20,7 @@ from shoestring.quantise.formats.power_groups import PowerGroups
 from shoestring.quantise.formats.ternary_blocks import TernaryBlocks
 from shoestring.quantise.kept import read_back, written
 
-FORMATS: list[Format] = [
+FORMATS: list[CodeFormat] = [
     *(
         IntegerGroups(code_bits=bits, group=32, symmetric=symmetric)
         for bits in (2, 3, 4, 8)
@@ -51,7 +51,7 @@ def test_every_format_has_a_place_in_this_table() -> None:
 
 @EACH
 @pytest.mark.parametrize("columns", [256, 32, 45, 7])
-def test_it_is_kept_and_comes_back(form: Format, columns: int) -> None:
+def test_it_is_kept_and_comes_back(form: CodeFormat, columns: int) -> None:
     weight = matrix(columns=columns)
     made = form.encode(weight)
     assert made.nbytes <= form.size(*weight.shape)
@@ -69,7 +69,7 @@ def test_it_is_kept_and_comes_back(form: Format, columns: int) -> None:
 @pytest.mark.parametrize(
     "form", [form for form in FORMATS if not isinstance(form, PowerGroups)], ids=lambda form: str(form)
 )
-def test_each_code_is_the_nearest_there_is(form: Format) -> None:
+def test_each_code_is_the_nearest_there_is(form: CodeFormat) -> None:
     """Powers are rounded after the power: their reference is below."""
     weight = matrix()
     made = form.encode(weight)
@@ -93,7 +93,7 @@ def test_each_code_is_the_nearest_there_is(form: Format) -> None:
 
 
 @EACH
-def test_what_has_no_code_is_refused_and_zeros_are_exact(form: Format) -> None:
+def test_what_has_no_code_is_refused_and_zeros_are_exact(form: CodeFormat) -> None:
     for bad in (math.nan, math.inf):
         weight = matrix()
         weight[1, 3] = bad
@@ -185,6 +185,6 @@ def test_groups_are_as_fine_as_the_ranges_want() -> None:
 
 
 @pytest.mark.parametrize(("form", "bits"), [(FORMATS[0], 7), (Microscaling(), 5), (PowerGroups(), 7), (KBlocks(), 4)])
-def test_a_width_that_there_is_none_of_is_refused(form: Format, bits: int) -> None:
+def test_a_width_that_there_is_none_of_is_refused(form: CodeFormat, bits: int) -> None:
     with pytest.raises(UsageError):
         form.at(bits)

@@ -7,7 +7,7 @@ from torch import Tensor
 from shoestring.config import Choice
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.method import methods
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.formats.k_blocks import KBlocks
 from shoestring.quantise.formats.microscaling import Microscaling
@@ -25,7 +25,7 @@ SOLVERS: dict[str, Solver] = {
     "gptq, in order": GPTQ(ordered=False, block=7),
     "nupes": NUPES(steps=60),
 }
-FORMS: list[Format] = [IntegerGroups(code_bits=3, group=16), PowerGroups(code_bits=3, group=16), Microscaling()]
+FORMS: list[CodeFormat] = [IntegerGroups(code_bits=3, group=16), PowerGroups(code_bits=3, group=16), Microscaling()]
 
 
 def case() -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def test_every_solver_has_a_place_in_this_table() -> None:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.choice.name)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_it_loses_no_more_than_rounding_to_the_nearest(name: str, form: Format) -> None:
+def test_it_loses_no_more_than_rounding_to_the_nearest(name: str, form: CodeFormat) -> None:
     weight, hessian = case()
     if name == "nupes" and not form.smooth:
         with pytest.raises(UsageError, match="use --solver gptq"):
@@ -89,7 +89,7 @@ def test_gptq_is_that_of_the_paper(ordered: bool) -> None:
 
 @pytest.mark.parametrize("form", [KBlocks(), TernaryBlocks()], ids=lambda form: form.choice.name)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_gptq_knows_the_places_within_a_block(form: Format, ordered: bool) -> None:
+def test_gptq_knows_the_places_within_a_block(form: CodeFormat, ordered: bool) -> None:
     draw = torch.Generator().manual_seed(6)
     weight, x = torch.randn(4, 512, generator=draw), torch.randn(80, 512, generator=draw)
     x = x @ torch.randn(512, 512, generator=draw) / 20

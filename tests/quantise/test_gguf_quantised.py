@@ -13,7 +13,7 @@ from shoestring.data.bpe import train_bpe
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
-from shoestring.quantise.conduct import Quantised
+from shoestring.quantise.conduct import QuantiseOutcome
 from shoestring.quantise.engine import quantise_layers
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.kronecker import Kronecker
@@ -54,7 +54,7 @@ def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path, tokenizer: Te
     name, options = GGUF_FORMATS[kind]
     form = Choice.of("quantise", name, kind="format", **options).build()
     done = quantise_layers(model, (), making.recipe(form, table_bits=8))
-    made = Quantised(1, 1, 1, {**done.tables, **done.matrices}, done)
+    made = QuantiseOutcome(1, 1, 1, {**done.tables, **done.matrices}, done)
     opened = Opened(model, tokenizer, Provenance("here", "run", "0"))
     size, said = write_quantised_gguf(tmp_path / "a.gguf", opened, model, made, kind)
     assert size == (tmp_path / "a.gguf").stat().st_size

@@ -24,7 +24,7 @@ from shoestring.contract.batch import Batch
 from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.quantise.conduct import (
-    Quantised,
+    QuantiseOutcome,
     Wanted,
     clear,
     keep,
@@ -188,7 +188,7 @@ def _out(place: str, to: str, gguf: bool) -> Path:
     return Path(f"{stem}-{plain}.gguf" if gguf else f"{stem}-{plain}")
 
 
-def _tell(screen: Screen, made: Quantised, measured: Text | None, out: Path, took: float | None) -> None:
+def _tell(screen: Screen, made: QuantiseOutcome, measured: Text | None, out: Path, took: float | None) -> None:
     each = f"{made.code_bits:.2f} bits a weight, {made.stored_bits:.2f} with scales"
     screen.print(f"matrices     {len(made.done.matrices)} of the layers, {each}")
     if made.done.kept:
@@ -206,7 +206,7 @@ def _tell(screen: Screen, made: Quantised, measured: Text | None, out: Path, too
     screen.print(f"written to   {out}")
 
 
-def _told(made: Quantised, wanted: Wanted, out: Path, took: float | None) -> dict[str, Any]:
+def _told(made: QuantiseOutcome, wanted: Wanted, out: Path, took: float | None) -> dict[str, Any]:
     """What `--json` prints; losses are in nats a token, and None where they were not measured."""
     return {
         "path": out,

@@ -69,7 +69,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShrinkRequest:
     """What is to be done. edit: as a run has it. said: in words. axes: that are cut. share: of them that stays."""
 
     card: Card
@@ -177,7 +177,7 @@ def _axes(card: Card, given: str | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _asked(model: Transformer, whole: Size, target: Target, card: Card, axes: Sequence[str]) -> Asked:
+def _asked(model: Transformer, whole: Size, target: Target, card: Card, axes: Sequence[str]) -> ShrinkRequest:
     """What reaches the target. Raises: UsageError where nothing does."""
     if _masks(card):
         if not target.relative:
@@ -185,13 +185,13 @@ def _asked(model: Transformer, whole: Size, target: Target, card: Card, axes: Se
         masking: Any = card.target
         edit = {"name": card.name, **masking.options_for(target.amount)}
         said = f"{card.name}: {target.amount:.0%} of the weights of each matrix stay, the others are kept at zero"
-        return Asked(card, edit, said, (), target.amount)
+        return ShrinkRequest(card, edit, said, (), target.amount)
     multiple = int(card.options().model_fields["multiple"].default)
     share, planned = share_for(
         model, target, axes, multiple, whole=whole, measure=lambda cut: size_of(cut, timed=target.unit == "seconds")
     )
     said = f"{card.name}: {share:.0%} of {' and '.join(axes)} stay, for {planned}"
-    return Asked(card, {"name": card.name, **dict.fromkeys(axes, share)}, said, tuple(axes), share)
+    return ShrinkRequest(card, {"name": card.name, **dict.fromkeys(axes, share)}, said, tuple(axes), share)
 
 
 def _native(opened: Opened, place: str) -> Transformer:
@@ -267,7 +267,7 @@ def _answer(stages: Sequence[Stage], outcome: Outcome, scratch: Scratch) -> str:
 def _measured(
     stages: Sequence[Stage],
     outcome: Outcome,
-    asked: Asked,
+    asked: ShrinkRequest,
     curve: Healed,
     scratch: Scratch,
     zero: float,

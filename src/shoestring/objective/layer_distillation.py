@@ -16,7 +16,7 @@ from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import At, Loss
 from shoestring.errors import UsageError
 from shoestring.objective import teachers as taught
-from shoestring.objective.teachers import TEACHER, Answer
+from shoestring.objective.teachers import TEACHER, TeacherAnswer
 from shoestring.objective.token_distillation import TokenDistillation, kullback_leibler, weights_of
 
 
@@ -75,7 +75,7 @@ class LayerDistillation(TokenDistillation):
         asked = Charge(flops=known.cost.flops, read=places, calls=1)
         mean, parts = ours.hidden.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
         if self.logits or self.text:
-            answer = Answer([known], None, 1.0, asked) if self.logits else None
+            answer = TeacherAnswer([known], None, 1.0, asked) if self.logits else None
             divergence, entropy = self._means(ours, answer, batch, max(1, taught.LOGITS // model.about.vocabulary))
             mean = mean + self.logits * divergence + self.text * entropy
             parts |= {"divergence": divergence.detach(), "next_token": entropy.detach()}

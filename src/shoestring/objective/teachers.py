@@ -19,7 +19,7 @@ LOGITS = 1 << 24
 """Numbers of logits that are in memory at once, of each of the models."""
 
 
-class Answer:
+class TeacherAnswer:
     """What teachers say of the places of a batch, in blocks.
 
     readings: of the teachers, all places of the batch; empty where it is known already. known: what is.
@@ -72,12 +72,12 @@ class Teachers:
             )
 
     @torch.no_grad()
-    def ask(self, batch: Batch) -> Answer:
+    def ask(self, batch: Batch) -> TeacherAnswer:
         """What they say of a batch that lies on their device."""
         if self.cache is None:
             readings = [model.read(batch.inputs) for model in self.models]
             spent = sum((Charge(flops=r.cost.flops, read=batch.targets.numel(), calls=1) for r in readings), NOTHING)
-            return Answer(readings, None, self.temperature, spent)
+            return TeacherAnswer(readings, None, self.temperature, spent)
         keys = row_keys(batch.inputs)
         rows = {place: found for place, key in enumerate(keys) if (found := self.cache.get(key)) is not None}
         moved = sum(len(found.tokens) for found in rows.values()) * self.cache.bytes_per_token
@@ -89,13 +89,13 @@ class Teachers:
             spent += took
             self.cache.put([(keys[place], rows[place]) for place in missing])
         known = Known.joined([rows[place] for place in range(len(keys))]).to(batch.targets.device)
-        return Answer([], known, self.temperature, spent)
+        return TeacherAnswer([], known, self.temperature, spent)
 
     def _asked(self, batch: Batch) -> tuple[list[Known], Charge]:
         """(the likeliest tokens at the places of each row, what asking took)."""
         assert self.cache is not None
         readings = [model.read(batch.inputs) for model in self.models]
-        whole = Answer(readings, None, self.temperature, NOTHING, times=1)
+        whole = TeacherAnswer(readings, None, self.temperature, NOTHING, times=1)
         places, rows = batch.targets.numel(), max(1, LOGITS // self.vocabulary)
         found = Known.joined(
             [

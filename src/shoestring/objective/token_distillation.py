@@ -16,7 +16,7 @@ from shoestring.contract.model import Head, LanguageModel, Reading
 from shoestring.contract.objective import At, Loss
 from shoestring.errors import UsageError
 from shoestring.objective import teachers as taught
-from shoestring.objective.teachers import TEACHER, Answer, Teachers, as_known
+from shoestring.objective.teachers import TEACHER, TeacherAnswer, Teachers, as_known
 
 
 class TokenDistillation(abc.ABC):
@@ -70,7 +70,7 @@ class TokenDistillation(abc.ABC):
         parts = {"divergence": divergence.detach(), "next_token": entropy.detach()}
         return Loss(mean, spent, parts, ours.auxiliary())
 
-    def _means(self, ours: Reading, answer: Answer | None, batch: Batch, rows: int) -> Tensor:
+    def _means(self, ours: Reading, answer: TeacherAnswer | None, batch: Batch, rows: int) -> Tensor:
         """[2]: the means of the divergence and of the cross-entropy over the places that count, `rows` places at a time."""
         targets, weights = batch.targets.flatten(), weights_of(batch)
         hidden = ours.hidden.flatten(0, -2)
@@ -83,7 +83,7 @@ class TokenDistillation(abc.ABC):
         return sums / weights.sum().clamp_min(1e-12)
 
     def _block(
-        self, head: Head, answer: Answer | None, part: slice, hidden: Tensor, targets: Tensor, weights: Tensor
+        self, head: Head, answer: TeacherAnswer | None, part: slice, hidden: Tensor, targets: Tensor, weights: Tensor
     ) -> Tensor:
         """[2]: the weighted sums of the divergence and of the cross-entropy over some places."""
         logits = head.logits(hidden).float()

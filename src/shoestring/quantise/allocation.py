@@ -11,7 +11,7 @@ from shoestring.contract.anatomy import Matrix
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 
 PROBE = 512
 """Tokens of text that a loss is measured on; their logits are held in float16."""
@@ -34,7 +34,7 @@ class BitAllocation:
         self,
         model: LanguageModule,
         matrices: Sequence[Matrix],
-        format: Format,
+        format: CodeFormat,
         widths: Sequence[int],
         costs: Sequence[Sequence[float]],
         limit: float,

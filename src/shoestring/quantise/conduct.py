@@ -70,7 +70,7 @@ class Wanted:
 
 
 @dataclass
-class Quantised:
+class QuantiseOutcome:
     """What was made.
 
     bytes_before: of the weights, in the type that they had. bytes_after: of the file. weights: of the model. matrices: of the
@@ -126,7 +126,7 @@ def quantise_model(
     seconds: Seconds | None = None,
     fixed_seconds: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
-) -> Quantised:
+) -> QuantiseOutcome:
     """Quantise `model`, which is changed. What is finished is kept in the folder `work`, for another go.
 
     model: of `plain_module`.
@@ -161,7 +161,7 @@ def quantise_model(
         )
     ledger.charge(done.spent, CALIBRATION)
     ledger.write("quantise", **wanted.told())
-    made = Quantised(size, 0, count, {**done.tables, **done.matrices}, done, before, seconds=clock() - began)
+    made = QuantiseOutcome(size, 0, count, {**done.tables, **done.matrices}, done, before, seconds=clock() - began)
     made.notes += done.notes
     return made
 
@@ -184,7 +184,9 @@ def _limits(
     return limits_of(target, format=form, fixed=fixed, seconds=seconds)
 
 
-def keep(opened: Opened, model: LanguageModule, made: Quantised, wanted: Wanted, out: Path, ledger: Ledger) -> None:
+def keep(
+    opened: Opened, model: LanguageModule, made: QuantiseOutcome, wanted: Wanted, out: Path, ledger: Ledger
+) -> None:
     """Write the folder `out`, whole or not at all."""
     about = {"recipe": wanted.told(), "notes": made.notes, "ends": list(opened.about.values.get("ends", []))}
     with atomic.directory(out) as half:

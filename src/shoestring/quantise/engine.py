@@ -16,7 +16,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
 from shoestring.quantise.allocation import BitAllocation
 from shoestring.quantise.calibration import moments
-from shoestring.quantise.format import Encoded, Format
+from shoestring.quantise.format import CodeFormat, Encoded
 from shoestring.quantise.kept import read_back, written
 from shoestring.quantise.parts import Bits, Over, Solver, Transform, never
 from shoestring.quantise.progress import QuantiseProgress
@@ -39,7 +39,7 @@ class Recipe:
     limits: what may be spent on widths; None: the format's own width for all.
     """
 
-    format: Format
+    format: CodeFormat
     solver: Solver
     transform: Transform
     bits: Bits
@@ -181,7 +181,7 @@ def _formats(
     done: Quantisation,
     over: Over,
     progress: QuantiseProgress | None,
-) -> dict[str, Format]:
+) -> dict[str, CodeFormat]:
     """The format of each matrix."""
     if recipe.limits is None:
         return {one.name: recipe.format for one in matrices}
@@ -208,7 +208,7 @@ def _layer(
     model: LanguageModule,
     place: int,
     matrices: Sequence[Matrix],
-    formats: Mapping[str, Format],
+    formats: Mapping[str, CodeFormat],
     recipe: Recipe,
     walk: Walk | None,
     done: Quantisation,
@@ -244,7 +244,7 @@ def _layer(
     done.rounded += rounded
 
 
-def _encoded(one: Matrix, form: Format, recipe: Recipe, hessian: Tensor | None, late: bool, over: Over) -> Encoded:
+def _encoded(one: Matrix, form: CodeFormat, recipe: Recipe, hessian: Tensor | None, late: bool, over: Over) -> Encoded:
     weight = one.weight.detach().cpu().float()
     if late:
         return form.encode(weight)

@@ -31,7 +31,7 @@ class Parameter:
     size: int = 1
 
 
-class Format(ABC):
+class CodeFormat(ABC):
     """Codes 0 to `levels` - 1 for weights, and parameters for each run of `group` columns of a row.
 
     Registered as a method of the kind 'format' of the engine 'quantise'; its options are all that it is made of.
@@ -80,12 +80,12 @@ class Format(ABC):
     def value(self, codes: Tensor, parameters: Parameters, start: int = 0) -> Tensor:
         """float32 [rows, c]: what codes [rows, c] stand for."""
 
-    def of(self, weight: Tensor) -> "Format":
+    def of(self, weight: Tensor) -> "CodeFormat":
         """The format of this matrix [rows, columns]: some look at it to settle their options. Raises: UsageError where none
         fits."""
         return self
 
-    def at(self, bits: int) -> "Format":
+    def at(self, bits: int) -> "CodeFormat":
         """The same with so many bits a code. Raises: UsageError where there is none."""
         raise UsageError(
             f"the format '{self.choice.name}' has one width of codes: a target must be met without changing it"
@@ -168,7 +168,7 @@ class Encoded:
     Raises: ShoestringError where these do not fit each other.
     """
 
-    format: Format
+    format: CodeFormat
     rows: int
     columns: int
     codes: Tensor
@@ -266,13 +266,13 @@ def divides(group: int, columns: int) -> bool:
     return group == 0 or group >= columns or group % GROUP == 0
 
 
-def restored(described: Any) -> Format:
+def restored(described: Any) -> CodeFormat:
     """The format of {'name': ..., options}. Raises: ShoestringError where there is none."""
     if not isinstance(described, dict) or not isinstance(described.get("name"), str):
         raise ShoestringError("a matrix does not say its number format")
     options = {key: value for key, value in described.items() if key != "name"}
     try:
-        made: Format = Choice.of("quantise", described["name"], kind="format", **options).build()
+        made: CodeFormat = Choice.of("quantise", described["name"], kind="format", **options).build()
     except (UsageError, ValueError, TypeError) as error:
         raise ShoestringError(
             f"a matrix has no number format of this program: {' '.join(str(error).split())}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from shoestring.contract.anatomy import Matrix
 from shoestring.errors import UsageError
 from shoestring.quantise.engine import Limits
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.target import BitTarget
 
 Seconds = Callable[[int, int, int], float]
@@ -13,7 +13,7 @@ Seconds = Callable[[int, int, int], float]
 
 
 def limits_of(
-    target: BitTarget, *, format: Format | None = None, fixed: float = 0.0, seconds: Seconds | None = None
+    target: BitTarget, *, format: CodeFormat | None = None, fixed: float = 0.0, seconds: Seconds | None = None
 ) -> Limits:
     """The limits of a target.
 

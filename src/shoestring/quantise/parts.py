@@ -11,7 +11,7 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.quantise.allocation import BitAllocation
-from shoestring.quantise.format import Encoded, Format
+from shoestring.quantise.format import CodeFormat, Encoded
 from shoestring.quantise.kronecker import Kronecker
 
 Over = Callable[[], bool]
@@ -31,7 +31,7 @@ class Solver(Protocol):
 
     reads: bool
 
-    def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
+    def __call__(self, weight: Tensor, format: CodeFormat, hessian: Tensor | None) -> Encoded:
         """The encoded matrix.
 
         weight: float32 [out, in].
@@ -61,11 +61,11 @@ class Transform:
 
     reads: ClassVar[bool] = False
 
-    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: Format, over: Over) -> Changed:
+    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: CodeFormat, over: Over) -> Changed:
         """New weights of the model, which stays as it is. Raises: UsageError where the model has no such form."""
         return Changed({})
 
-    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: Format, over: Over) -> Kronecker | None:
+    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: CodeFormat, over: Over) -> Kronecker | None:
         """The transform of what one layer reads, done where the model runs; None: none.
 
         weight, hessian: as a `Solver` takes them.

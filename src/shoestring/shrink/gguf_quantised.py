@@ -15,7 +15,7 @@ from shoestring.lowbit.gguf import blocks
 from shoestring.lowbit.gguf_encoded import q4_0, q4_k, q8_0
 from shoestring.model.bridge.family import WeightPlace, family_holding
 from shoestring.model.transformer import Transformer
-from shoestring.quantise.conduct import Quantised
+from shoestring.quantise.conduct import QuantiseOutcome
 from shoestring.quantise.format import Encoded
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.formats.k_blocks import KBlocks
@@ -34,7 +34,7 @@ GGUF_FORMATS: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_quantised_gguf(
-    out: Path, opened: Opened, model: LanguageModule, made: Quantised, kind: str
+    out: Path, opened: Opened, model: LanguageModule, made: QuantiseOutcome, kind: str
 ) -> tuple[int, list[str]]:
     """Write the file `out`, whole or not at all: (its bytes, a line each of what a reader may not expect).
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, method
-from shoestring.quantise.format import Format, Parameter, checked
+from shoestring.quantise.format import CodeFormat, Parameter, checked
 from shoestring.quantise.formats.integer_groups import CodeBits, IntegerGroups
 
 STORED: Mapping[str, Parameter] = {}
@@ -25,7 +25,7 @@ STORED: Mapping[str, Parameter] = {}
     cost="a few passes over the weights; bits a weight and two numbers of 16 bits a group",
 )
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveGroups(Format):
+class AdaptiveGroups(CodeFormat):
     """Integers in groups whose size is halved, matrix by matrix, as long as that narrows the ranges of the groups enough.
 
     Kim et al. (2023), arXiv:2308.09723. With r(g) the mean over groups of g columns of max |w|, beginning with whole rows:
@@ -69,7 +69,7 @@ class AdaptiveGroups(Format):
             raise UsageError(f"integers in groups have {', '.join(map(str, self.widths))} bits, not {bits}")
         return AdaptiveGroups(**{**asdict(self), "code_bits": bits})
 
-    def of(self, weight: Tensor) -> Format:
+    def of(self, weight: Tensor) -> CodeFormat:
         found, columns = checked(weight).abs(), weight.shape[1]
         group = self.smallest
         while group < columns:

@@ -12,7 +12,7 @@ from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.lowbit.packing.grouped import GroupedMatrix
 from shoestring.method import Iterations, Whole, method
-from shoestring.quantise.format import Encoded, Format, Parameter, Parameters, divides, filled, half, spread
+from shoestring.quantise.format import CodeFormat, Encoded, Parameter, Parameters, divides, filled, half, spread
 
 CodeBits = Annotated[int, Interval(ge=2, le=8)]
 NARROWEST = 0.5
@@ -31,7 +31,7 @@ BOTH = {**SCALE, "minimum": Parameter(torch.float16)}
     cost="bits + 16 / group bits a weight; with a minimum bits + 32 / group",
 )
 @dataclass(frozen=True, kw_only=True)
-class IntegerGroups(Format):
+class IntegerGroups(CodeFormat):
     """Round each weight to one of 2^b equally spaced numbers, whose spacing is each group's own.
 
     With a group w of a row and codes q in 0 .. 2^b - 1, b = code_bits:

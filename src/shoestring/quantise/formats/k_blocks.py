@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shoestring.config import Choice
 from shoestring.method import Iterations, method
-from shoestring.quantise.format import Format, Parameter, Parameters, half
+from shoestring.quantise.format import CodeFormat, Parameter, Parameters, half
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 
 BLOCK, PART = 256, 32
@@ -33,7 +33,7 @@ STORED: Mapping[str, Parameter] = {
     cost="4.5 bits a weight in GGUF, 4.625 in a folder here",
 )
 @dataclass(frozen=True, kw_only=True)
-class KBlocks(Format):
+class KBlocks(CodeFormat):
     """Codes of four bits in blocks of 256 columns; each 32 of them have a scale and a minimum that are numbers of six bits.
 
     Of a block, with d and e float16 and of each part p of 32 columns a_p, b_p in 0 .. 63:
@@ -64,7 +64,7 @@ class KBlocks(Format):
     def choice(self) -> Choice:
         return Choice.of("quantise", "k_blocks", kind="format", **asdict(self))
 
-    def of(self, weight: Tensor) -> Format:
+    def of(self, weight: Tensor) -> CodeFormat:
         if weight.shape[1] % BLOCK:
             return IntegerGroups(code_bits=4, group=PART, symmetric=True, clips=self.clips)
         return self

@@ -12,7 +12,7 @@ from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.lowbit.packing.grouped import GroupedMatrix
 from shoestring.method import method
-from shoestring.quantise.format import Encoded, Format, Parameter, Parameters, filled
+from shoestring.quantise.format import CodeFormat, Encoded, Parameter, Parameters, filled
 
 Element = Literal["fp8_e4m3", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int8"]
 BLOCK = 32
@@ -20,7 +20,7 @@ BIAS = 127
 """Of the exponent of a block, which is a byte."""
 
 
-class Kind(NamedTuple):
+class ElementKind(NamedTuple):
     """bits: of an element. exponent, mantissa: bits of these. largest: the greatest finite number. top: its exponent."""
 
     bits: int
@@ -30,13 +30,13 @@ class Kind(NamedTuple):
     top: int
 
 
-KINDS: dict[str, Kind] = {
-    "fp8_e4m3": Kind(8, 4, 3, 448.0, 8),
-    "fp8_e5m2": Kind(8, 5, 2, 57344.0, 15),
-    "fp6_e3m2": Kind(6, 3, 2, 28.0, 4),
-    "fp6_e2m3": Kind(6, 2, 3, 7.5, 2),
-    "fp4_e2m1": Kind(4, 2, 1, 6.0, 2),
-    "int8": Kind(8, 0, 6, 127 / 64, 0),
+KINDS: dict[str, ElementKind] = {
+    "fp8_e4m3": ElementKind(8, 4, 3, 448.0, 8),
+    "fp8_e5m2": ElementKind(8, 5, 2, 57344.0, 15),
+    "fp6_e3m2": ElementKind(6, 3, 2, 28.0, 4),
+    "fp6_e2m3": ElementKind(6, 2, 3, 7.5, 2),
+    "fp4_e2m1": ElementKind(4, 2, 1, 6.0, 2),
+    "int8": ElementKind(8, 0, 6, 127 / 64, 0),
 }
 AT = {4: "fp4_e2m1", 6: "fp6_e2m3", 8: "int8"}
 """The elements of so many bits."""
@@ -54,7 +54,7 @@ STORED: Mapping[str, Parameter] = {"exponent": Parameter(torch.uint8)}
     cost="8.25, 6.25 or 4.25 bits a weight",
 )
 @dataclass(frozen=True, kw_only=True)
-class Microscaling(Format):
+class Microscaling(CodeFormat):
     """Each block of 32 weights of a row shares a power of two; each weight is an element of 8, 6 or 4 bits times that.
 
     Rouhani et al. (2023), arXiv:2310.10537, and the specification of the Open Compute Project. With a block w and elements whose

@@ -11,7 +11,7 @@ from torch import Tensor
 from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.method import Whole, method
-from shoestring.quantise.format import Format, Parameter, Parameters, checked, half
+from shoestring.quantise.format import CodeFormat, Parameter, Parameters, checked, half
 from shoestring.quantise.formats.integer_groups import CodeBits
 
 Exponent = Annotated[float, Interval(ge=0, le=4)]
@@ -34,7 +34,7 @@ STORED: Mapping[str, Parameter] = {"largest": Parameter(torch.float16)}
     cost="bits + 16 / group bits a weight; some passes over the weights to find the exponent",
 )
 @dataclass(frozen=True, kw_only=True)
-class PowerGroups(Format):
+class PowerGroups(CodeFormat):
     """Round a power of the weights to equally spaced numbers: small weights, of which there are more, are told apart better.
 
     Yvinec et al. (2023), arXiv:2308.05600. Powers are automorphisms of the positive numbers with multiplication: they keep
@@ -80,7 +80,7 @@ class PowerGroups(Format):
             raise UsageError(f"powers in groups have {', '.join(map(str, self.widths))} bits, not {bits}")
         return PowerGroups(**{**asdict(self), "code_bits": bits})
 
-    def of(self, weight: Tensor) -> Format:
+    def of(self, weight: Tensor) -> CodeFormat:
         if self.exponent:
             return self
         some = checked(weight)[:: max(1, len(weight) // 256)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.config import Choice
 from shoestring.method import Iterations, method
-from shoestring.quantise.format import Format, Parameter, Parameters, half
+from shoestring.quantise.format import CodeFormat, Parameter, Parameters, half
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 
 BLOCK = 256
@@ -27,7 +27,7 @@ STORED: Mapping[str, Parameter] = {"scale": Parameter(torch.float16)}
     cost="1.66 bits a weight",
 )
 @dataclass(frozen=True, kw_only=True)
-class TernaryBlocks(Format):
+class TernaryBlocks(CodeFormat):
     """Round to -1, 0 or 1 times a float16 scale for 256 columns.
 
     w~ = s t, t in -1, 0, 1, with s the one of the least squared error of those that are tried.
@@ -57,7 +57,7 @@ class TernaryBlocks(Format):
     def choice(self) -> Choice:
         return Choice.of("quantise", "ternary_blocks", kind="format", **asdict(self))
 
-    def of(self, weight: Tensor) -> Format:
+    def of(self, weight: Tensor) -> CodeFormat:
         return IntegerGroups(code_bits=4, group=32, symmetric=True) if weight.shape[1] % BLOCK else self
 
     def size(self, rows: int, columns: int) -> int:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.method import Count, Epsilon, method
-from shoestring.quantise.format import Encoded, Format, checked
+from shoestring.quantise.format import CodeFormat, Encoded, checked
 
 TRIES = 6
 """Of a damping ten times as large each, where a Hessian cannot be factored."""
@@ -44,7 +44,7 @@ class GPTQ:
         self.damping, self.ordered, self.block = damping, ordered, block
 
     @torch.no_grad()
-    def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
+    def __call__(self, weight: Tensor, format: CodeFormat, hessian: Tensor | None) -> Encoded:
         """As `parts.Solver`. Without a Hessian: to the nearest."""
         work = checked(weight).clone()
         form = format.of(work)
@@ -77,7 +77,13 @@ class GPTQ:
         return form.encoded(codes, fitted)
 
     def _refit(
-        self, form: Format, fitted: dict[str, Tensor], work: Tensor, column: int, group: int, importance: Tensor | None
+        self,
+        form: CodeFormat,
+        fitted: dict[str, Tensor],
+        work: Tensor,
+        column: int,
+        group: int,
+        importance: Tensor | None,
     ) -> None:
         """The parameters of a group, to the weights as they are."""
         end = min(column + group, work.shape[1])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from shoestring.errors import UsageError
 from shoestring.method import Iterations, Positive, method
-from shoestring.quantise.format import Encoded, Format, checked
+from shoestring.quantise.format import CodeFormat, Encoded, checked
 
 
 @method(
@@ -37,7 +37,7 @@ class NUPES:
     def __init__(self, *, steps: Iterations = 150, rate: Positive = 0.2) -> None:
         self.steps, self.rate = steps, rate
 
-    def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
+    def __call__(self, weight: Tensor, format: CodeFormat, hessian: Tensor | None) -> Encoded:
         """As `parts.Solver`. Raises: UsageError where codes are no numbers to go between, as those of small floating point."""
         plain = checked(weight)
         form = format.of(plain)
@@ -74,7 +74,7 @@ def softly(codes: Tensor, sharp: float) -> Tensor:
     return whole + (torch.sigmoid(sharp * (codes - whole - 0.5)) - edge) / (1 - 2 * edge)
 
 
-def _values(form: Format, start: Encoded, codes: Tensor) -> Tensor:
+def _values(form: CodeFormat, start: Encoded, codes: Tensor) -> Tensor:
     """float32 [rows, columns]: what codes, whole or not, stand for."""
     parts = []
     for first, last, part in form.runs(start.columns):

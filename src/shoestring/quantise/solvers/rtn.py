@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.quantise.format import Encoded, Format
+from shoestring.quantise.format import CodeFormat, Encoded
 
 
 @method(
@@ -26,6 +26,6 @@ class RTN:
     def __init__(self, *, weighted: bool = False) -> None:
         self.reads = weighted
 
-    def __call__(self, weight: Tensor, format: Format, hessian: Tensor | None) -> Encoded:
+    def __call__(self, weight: Tensor, format: CodeFormat, hessian: Tensor | None) -> Encoded:
         """As `parts.Solver`."""
         return format.encode(weight, hessian.diagonal() if self.reads and hessian is not None else None)

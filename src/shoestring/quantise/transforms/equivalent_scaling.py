@@ -9,7 +9,7 @@ from torch import Tensor
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.method import Positive, Whole, method
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.native_parts import KnownBlock, known_blocks
 from shoestring.quantise.parts import Changed, Over, Transform
 from shoestring.surgery.observe import observe
@@ -66,7 +66,7 @@ class EquivalentScaling(Transform):
     def __init__(self, *, steps: Whole = 8, rate: Positive = 0.02) -> None:
         self.steps, self.rate = steps, rate
 
-    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: Format, over: Over) -> Changed:
+    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: CodeFormat, over: Over) -> Changed:
         """As `Transform.of_model`. Pairs that the budget left no time for are left as they are."""
         known, blocks = known_blocks(model)
         pairs = [pair for one in blocks for pair in _pairs(one)]
@@ -100,7 +100,7 @@ class EquivalentScaling(Transform):
         )
         return Changed(made, said, spent)
 
-    def _learned(self, weight: Tensor, squares: Tensor, pair: ScaledPair, format: Format) -> Tensor:
+    def _learned(self, weight: Tensor, squares: Tensor, pair: ScaledPair, format: CodeFormat) -> Tensor:
         """[count]: the scales of a pair."""
         some = weight[:: max(1, len(weight) // ROWS)]
         each = torch.zeros(pair.count).index_add_(0, pair.columns, squares)
@@ -127,7 +127,7 @@ class EquivalentScaling(Transform):
         return best
 
 
-def _lost(weight: Tensor, scales: Tensor, squares: Tensor, pair: ScaledPair, format: Format) -> Tensor:
+def _lost(weight: Tensor, scales: Tensor, squares: Tensor, pair: ScaledPair, format: CodeFormat) -> Tensor:
     """The squared error of what the reader gives, were columns independent."""
     wide = scales[pair.columns]
     scaled = weight * wide

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shoestring.method import Iterations, Positive, Seed, method
-from shoestring.quantise.format import Encoded, Format
+from shoestring.quantise.format import CodeFormat, Encoded
 from shoestring.quantise.kronecker import Kronecker, factors
 from shoestring.quantise.parts import Over, Transform
 from shoestring.quantise.transforms.hadamard import orthogonal
@@ -42,7 +42,7 @@ class FlatQuant(Transform):
     def __init__(self, *, steps: Iterations = 40, rate: Positive = 0.005, seed: Seed = 0) -> None:
         self.steps, self.rate, self.seed = steps, rate, seed
 
-    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: Format, over: Over) -> Kronecker:
+    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: CodeFormat, over: Over) -> Kronecker:
         """As `Transform.of_matrix`. Without a Hessian, or once the budget is spent: the rotation."""
         draw = torch.Generator().manual_seed(self.seed)
         first = Kronecker(*(orthogonal(size, draw) for size in factors(weight.shape[1])))
@@ -76,7 +76,7 @@ def _turned(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return Kronecker(torch.linalg.inv(left).T, torch.linalg.inv(right).T).times(weight)
 
 
-def _nearest(weight: Tensor, format: Format) -> Tensor:
+def _nearest(weight: Tensor, format: CodeFormat) -> Tensor:
     """What the weights are rounded to."""
     found: Encoded = format.encode(weight)
     return found.plain()

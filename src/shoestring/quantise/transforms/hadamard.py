@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shoestring.method import Seed, method
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.kronecker import Kronecker, factors
 from shoestring.quantise.parts import Over, Transform
 
@@ -30,7 +30,7 @@ class Hadamard(Transform):
     def __init__(self, *, seed: Seed = 0) -> None:
         self.seed = seed
 
-    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: Format, over: Over) -> Kronecker:
+    def of_matrix(self, weight: Tensor, hessian: Tensor | None, format: CodeFormat, over: Over) -> Kronecker:
         """As `Transform.of_matrix`."""
         draw = torch.Generator().manual_seed(self.seed)
         return Kronecker(*(orthogonal(size, draw) for size in factors(weight.shape[1])))

@@ -10,7 +10,7 @@ from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.method import Seed, method
 from shoestring.model.norm import RMSNorm
-from shoestring.quantise.format import Format
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.native_parts import KnownBlock, known_blocks
 from shoestring.quantise.parts import Changed, Over, Transform
 from shoestring.quantise.transforms.hadamard import orthogonal
@@ -43,7 +43,7 @@ class Rotation(Transform):
         self.seed = seed
 
     @torch.no_grad()
-    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: Format, over: Over) -> Changed:
+    def of_model(self, model: LanguageModule, text: Sequence[Batch], format: CodeFormat, over: Over) -> Changed:
         """As `Transform.of_model`."""
         known, blocks = known_blocks(model)
         draw, tensors, notes = torch.Generator().manual_seed(self.seed), dict[str, Tensor](), list[str]()
