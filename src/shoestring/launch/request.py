@@ -11,15 +11,22 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger, peak_memory
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory
-from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
+from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import open_corpus
 from shoestring.data.dataset import Dataset, require
+from shoestring.data.places import absolute_data
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
+from shoestring.plan.decision import Decision
+from shoestring.plan.learned import learned_for
+from shoestring.plan.means import Exchanged
+from shoestring.plan.memory import learned_runs
 from shoestring.plan.pace import Paces
-from shoestring.plan.planner import Decision, Plan, flops_per_token, paces_for, plan
+from shoestring.plan.planner import Plan, paces_for, plan
+from shoestring.plan.runs_table import text_key
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.base import with_base
 from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
@@ -41,6 +48,9 @@ class Request:
     critical_batch: tokens, as measured in an earlier run; None: not known.
     workers, transport: as in the configuration.
     planned: what was decided before, and is among what is asked for.
+    exchanged: what the workers send each other; None where they do not.
+    served: tokens that the model is to read and write in its life, which the budget pays for too.
+    learns: whether the plan heeds what ladders of runs have taught; False: it is made by rule.
     """
 
     asked: Tree
@@ -49,6 +59,9 @@ class Request:
     workers: int = 1
     transport: str = "distributed"
     planned: tuple[Decision, ...] = ()
+    exchanged: Exchanged | None = None
+    served: float = 0.0
+    learns: bool = True
 
     @classmethod
     def of(
@@ -82,7 +95,8 @@ class Request:
             asked = with_start(asked, config.start)
         if config.model.base:
             asked = with_base(asked)
-        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned)
+        exchanged = _exchanged(config) if config.workers > 1 and config.transport != "pipeline" else None
+        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned, exchanged)
 
     @classmethod
     def read(
@@ -111,6 +125,18 @@ class Request:
 
     def data(self) -> DataConfig:
         return build(DataConfig, self.asked.get("data", {}))
+
+
+SAMPLE = (512, 512)
+"""The matrix whose payload tells how many bits of a value a codec sends."""
+
+
+def _exchanged(config: RunConfig) -> Exchanged | None:
+    loop: Any = config.sync.build()
+    codec = getattr(loop, "codec", None)
+    if codec is None:
+        return None
+    return Exchanged(loop.every, 8 * codec.build().payload_bytes(SAMPLE) / (SAMPLE[0] * SAMPLE[1]))
 
 
 def critical_batch(run: Path) -> float:
@@ -163,10 +189,19 @@ def planned(
         paces=paces,
         heldout_tokens=len(dataset.heldout),
         held=peak_memory(),
+        exchanged=request.exchanged,
+        served=request.served,
+        learned=learned_for(learned_runs(), text_of_request(request, dataset)) if request.learns else None,
     )
     config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
     require(dataset, config.model.context)
     return made, config
+
+
+def text_of_request(request: Request, dataset: Dataset) -> str:
+    """What makes losses comparable with those of this request, as the store of learned runs names it."""
+    data = tree(absolute_data(request.data()))
+    return text_key({"data": data, "model": {"vocabulary": dataset.tokenizer.vocabulary}})
 
 
 def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
