@@ -18,7 +18,7 @@ from shoestring.plan.memory import kept
 from shoestring.plan.outlook import LAWS
 from shoestring.plan.runs_table import RunsTable, corpus_of, kind_of
 
-LEAST_RUNS, LEAST_SIZES, LEAST_TOKENS = 9, 3, 3
+LEAST_RUNS, LEAST_SIZES, LEAST_TOKENS = 8, 3, 3
 """The fewest cells of a ladder, and sizes and numbers of tokens among them, that plans are made by."""
 
 SAME_SIZE, SAME_TOKENS = 0.02, 0.1

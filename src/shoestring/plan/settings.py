@@ -16,7 +16,8 @@ NEAR = 4.0
 def made_by_line(learned: Learned | None, size: bool) -> str:
     """Which choices stand on a ladder of runs, and which on rules."""
     if learned is None:
-        return f"size, batch and rates by rule: no ladder of {LEAST_RUNS} runs of this kind of text yet (shoestring ladder)"
+        few = f"no ladder of {LEAST_RUNS} sizes and lengths on this kind of text yet (shoestring ladder)"
+        return f"size, batch and rates by rule: {few}"
     by_law = [word for word, there in (("size", size), ("batch", learned.batch), ("rates", learned.rate)) if there]
     by_rule = [word for word in ("size", "batch", "rates") if word not in by_law]
     said = f"{', '.join(by_law)} by laws fitted to {learned.runs} runs" if by_law else "no choice by a fitted law"

@@ -1,21 +1,22 @@
-"""The operators of a training pass, each with its shapes, from a model without weights: nothing is computed."""
+"""The operators of a training pass, each with its shapes, from a model without weights."""
 
 import copy
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.errors import UsageError
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.next_token import NextToken
 
@@ -143,19 +144,34 @@ def _weightless(model: LanguageModule, device: str) -> LanguageModule:
 
 
 def trace(model: LanguageModule, rows: int, context: int, *, precision: str = "float32", device: str = "cpu") -> Trace:
-    """The operators of a forward and a backward pass with the loss of the next token.
+    """The operators of a forward and a backward pass with the loss of the next token. Nothing is computed, save where a model
+    decides by numbers what it does: then one pass is made.
 
     model: with or without weights, on any device; it stays as it is.
     rows, context: sequences at once, and their tokens.
     precision: of products of matrices, as `ExecutionConfig` has it.
+    Raises: UsageError for a model without weights that needs them.
     """
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")  # parts that look for a packed kernel ask a tensor without memory where it lies
-        ours = _weightless(model, device)
-        ids = torch.zeros(rows, context, dtype=torch.int64, device=device)
-        lower = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-        with _Recorder() as recorder:
-            with lower:
-                loss = NextToken(plain)(ours, Batch(Inputs(ids), ids), At())
-            loss.mean.backward()
+    lower = torch.autocast(device, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    try:
+        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+            warnings.simplefilter(
+                "ignore"
+            )  # parts that look for a packed kernel ask a tensor without memory where it lies
+            return _recorded(_weightless(model, device), rows, context, device, lower)
+    except DataDependentOutputException:  # a part that looks at numbers to decide what to do
+        if model.device.type == "meta":
+            raise UsageError(
+                "this model decides by numbers what it computes: it can be traced with its weights only"
+            ) from None
+        return _recorded(model, rows, context, device, lower)
+
+
+def _recorded(model: LanguageModule, rows: int, context: int, device: str, lower: AbstractContextManager[Any]) -> Trace:
+    ids = torch.zeros(rows, context, dtype=torch.int64, device=device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _Recorder() as recorder:
+        with lower:
+            loss = NextToken(plain)(model, Batch(Inputs(ids), ids), At())
+        torch.autograd.grad(loss.mean, trained, allow_unused=True)  # which leaves nothing in the model
     return Trace(recorder.found, recorder.calls)
