@@ -165,6 +165,13 @@ def test_a_plan_takes_size_batch_and_rates_from_what_was_learned(taught: Learned
     assert by_rule.searched is None
     settled = planned(Budget(seconds=120), learned=taught, fixed={"model": {"layers": 3, "width": 96}})
     assert settled.searched is None
+    assert made.loss == ranked[0].expected
+    assert settled.loss is not None
+    assert (
+        settled.loss.low
+        < Chinchilla().value(LAW, {"parameters": settled.parameters, "tokens": settled.tokens})
+        < settled.loss.high
+    )
     assert value(planned(Budget(seconds=120), learned=taught, fixed={"optim": "muon"}), "optim.lr") == 0.025
 
 

@@ -105,7 +105,7 @@ def test_one_worker_takes_the_sum_of_its_operators(traced: Trace, known: Operato
 
 def test_layouts_add_bubbles_and_exchanges(traced: Trace, known: OperatorTimes) -> None:
     def one(rows: int, **layout: Any) -> Any:
-        given = {"context": CONTEXT, "traced": traced, "link": Link(1e6, 1e-3)}
+        given: dict[str, Any] = {"context": CONTEXT, "traced": traced, "link": Link(1e6, 1e-3)}
         return simulate(native(), MACHINE, known, rows=rows, layout=Layout(**layout), **given)
 
     alone, parameters = one(ROWS), sum(p.numel() for p in native().parameters())

@@ -15,10 +15,11 @@ from shoestring.model.config import ModelConfig
 from shoestring.plan import rules
 from shoestring.plan.choosing import size_by_law, size_by_rule
 from shoestring.plan.decision import Decision
+from shoestring.plan.law import Prediction
 from shoestring.plan.learned import Learned
-from shoestring.plan.means import Exchanged, Means
+from shoestring.plan.means import Exchanged, Means, Size
 from shoestring.plan.pace import Pace, Paces
-from shoestring.plan.search import Search
+from shoestring.plan.search import Search, worth
 from shoestring.plan.settings import batch_of, made_by_line, rates_of
 from shoestring.plan.sizes import training_memory
 
@@ -45,6 +46,7 @@ class Plan:
     searched: Search | None = None
     foreign: bool = False
     made_by: str = ""
+    loss: Prediction | None = None
 
     def tree(self) -> Tree:
         """The decisions as the plain values of a recipe."""
@@ -62,6 +64,12 @@ def adapts(fixed: Mapping[str, Any]) -> bool:
     """Whether a recipe trains adapters alone. fixed: its plain values."""
     edits = [one.get("name") for one in tables(fixed.get("edits", []))]
     return any(find_in(("lowbit", "surgery", "tune"), str(name), "edit").engine == "tune" for name in edits)
+
+
+def _loss(learned: Learned | None, size: Size, corpus_tokens: int) -> Prediction | None:
+    if learned is None or not learned.own or size.tokens <= 0:
+        return None
+    return learned.law.predict({"parameters": float(size.parameters), "tokens": worth(size.tokens, corpus_tokens)})
 
 
 def paces_for(machine: Machine, budget: Budget, fixed: Mapping[str, Any], at_once: int = 1) -> Paces:
@@ -206,4 +214,5 @@ def plan(
         searched=looked[3] if looked else None,
         foreign=learned is not None and not learned.own,
         made_by=made_by_line(learned, looked is not None),
+        loss=_loss(learned, size, corpus_tokens),
     )
