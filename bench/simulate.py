@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from shoestring import atomic
 from shoestring.budget.ledger import Ledger
@@ -32,7 +33,7 @@ from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import partition
 from shoestring.plan.pace import seconds_per_token
-from shoestring.plan.simulate import Layout, Link, OperatorTimes, simulate
+from shoestring.plan.simulate import OperatorTimes, WorkerLayout, WorkerLink, simulate
 from shoestring.plan.sizes import flops_per_token
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import environment
@@ -97,9 +98,9 @@ def two_processes(config: RunConfig, machine: Machine, times: OperatorTimes, wor
         summary = json.loads((folder / "summary.json").read_text())
     with outline():
         built = Transformer(model)
-    layout, rows = Layout(data=workers), config.train.batch * workers
+    layout, rows = WorkerLayout(data=workers), config.train.batch * workers
     given: dict[str, Any] = {"rows": rows, "context": model.context, "precision": execution.precision}
-    said = simulate(built, machine, times, layout=layout, link=Link(1e9), **given)
+    said = simulate(built, machine, times, layout=layout, link=WorkerLink(1e9), **given)
     return {
         "sent": summary["exchanges"]["sent"] / summary["steps"],
         "sent_simulated": said.sent,

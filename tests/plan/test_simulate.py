@@ -17,7 +17,16 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
-from shoestring.plan.simulate import Layout, Link, OperatorTimes, Trace, layouts, simulate, simulate_serving, trace
+from shoestring.plan.simulate import (
+    OperatorTimes,
+    Trace,
+    WorkerLayout,
+    WorkerLink,
+    layouts,
+    simulate,
+    simulate_serving,
+    trace,
+)
 from tests.flop_counting import CPU_ATTENTION
 
 MACHINE = Machine("cpu", "a laptop", 1, 2**34, (), {"float32": 1e11, "bfloat16": 1e11}, 1e10)
@@ -105,8 +114,8 @@ def test_one_worker_takes_the_sum_of_its_operators(traced: Trace, known: Operato
 
 def test_layouts_add_bubbles_and_exchanges(traced: Trace, known: OperatorTimes) -> None:
     def one(rows: int, **layout: Any) -> Any:
-        given: dict[str, Any] = {"context": CONTEXT, "traced": traced, "link": Link(1e6, 1e-3)}
-        return simulate(native(), MACHINE, known, rows=rows, layout=Layout(**layout), **given)
+        given: dict[str, Any] = {"context": CONTEXT, "traced": traced, "link": WorkerLink(1e6, 1e-3)}
+        return simulate(native(), MACHINE, known, rows=rows, layout=WorkerLayout(**layout), **given)
 
     alone, parameters = one(ROWS), sum(p.numel() for p in native().parameters())
     data = one(4 * ROWS, data=4)
@@ -127,14 +136,14 @@ def test_layouts_add_bubbles_and_exchanges(traced: Trace, known: OperatorTimes) 
 
 def test_what_does_not_divide_is_refused(traced: Trace, known: OperatorTimes) -> None:
     for layout, rows, said in (
-        (Layout(data=3), 8, "do not divide into 3 copies"),
-        (Layout(stages=3), 9, "2 layers do not divide into 3 stages"),
-        (Layout(data=2), 8, "needs a link"),
+        (WorkerLayout(data=3), 8, "do not divide into 3 copies"),
+        (WorkerLayout(stages=3), 9, "2 layers do not divide into 3 stages"),
+        (WorkerLayout(data=2), 8, "needs a link"),
     ):
         with pytest.raises(UsageError, match=said):
             simulate(native(), MACHINE, known, rows=rows, context=CONTEXT, layout=layout, traced=traced)
     with pytest.raises(UsageError, match="at least 1"):
-        Layout(data=0)
+        WorkerLayout(data=0)
     found = {(one.data, one.tensor, one.stages) for one in layouts(4, layers=2, heads=2, rows=8, micro_batches=2)}
     assert found == {(4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2)}
 
@@ -146,7 +155,9 @@ def test_an_answer_takes_its_prompt_and_a_pass_for_each_token() -> None:
     assert found.flops == (prompt.flops + 4 * token.flops) / 2
     assert found.moved == (prompt.moved + 4 * token.moved) / 2
     assert found.seconds >= (prompt.moved + 4 * token.moved) / MACHINE.bandwidth
-    halved = simulate_serving(model, MACHINE, prompt=8, written=5, rows=2, layout=Layout(stages=2), link=Link(1e6))
+    halved = simulate_serving(
+        model, MACHINE, prompt=8, written=5, rows=2, layout=WorkerLayout(stages=2), link=WorkerLink(1e6)
+    )
     assert halved.memory == found.memory / 2
     assert halved.sent > 0
     with pytest.raises(UsageError, match="do not fit a context of 64"):

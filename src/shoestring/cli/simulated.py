@@ -14,14 +14,14 @@ from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import partition
 from shoestring.plan.planner import Plan
-from shoestring.plan.simulate import Layout, Link, OperatorTimes, Simulated, layouts, simulate, trace
+from shoestring.plan.simulate import OperatorTimes, Simulated, WorkerLayout, WorkerLink, layouts, simulate, trace
 from shoestring.train.config import RunConfig
 
 SHOWN = 8
 """Layouts that are shown, the fastest first."""
 
 
-def link(text: str) -> Link:
+def link(text: str) -> WorkerLink:
     """'10MB' or '10MB,2ms': bytes a second and seconds of a message. Raises: argparse.ArgumentTypeError, UsageError."""
     rate, _, latency = text.partition(",")
     resource, bandwidth = parse_amount(rate)
@@ -34,7 +34,7 @@ def link(text: str) -> Link:
             resource = ""
     if resource != "bytes":
         raise argparse.ArgumentTypeError(f"'{text[:40]}' is no link: write it like 12MB,2ms")
-    return Link(bandwidth, seconds)
+    return WorkerLink(bandwidth, seconds)
 
 
 def add_simulation_flags(parser: Arguments) -> None:
@@ -47,7 +47,7 @@ def add_simulation_flags(parser: Arguments) -> None:
     parser.add_argument(
         "--link",
         type=link,
-        default=Link(12.5e6, 1e-3),
+        default=WorkerLink(12.5e6, 1e-3),
         metavar="BYTES[,LATENCY]",
         help="between them: bytes a second and seconds of a message (default 12.5MB,1ms)",
     )
@@ -81,7 +81,9 @@ def _described(one: Simulated) -> dict[str, Any]:
     }
 
 
-def simulated(made: Plan, config: RunConfig, machine: Machine, workers: int | None, between: Link) -> Simulation | None:
+def simulated(
+    made: Plan, config: RunConfig, machine: Machine, workers: int | None, between: WorkerLink
+) -> Simulation | None:
     """None for a run that is not a new model trained whole: its base and its edits are not traced."""
     model = config.model
     if model.base or config.edits or config.objective.name != "next_token":
@@ -100,7 +102,9 @@ def simulated(made: Plan, config: RunConfig, machine: Machine, workers: int | No
         "update_flops": claimed.step_flops(),
     }
     one = trace(built, micro, model.context, precision=precision, device=machine.device)
-    alone = simulate(built, machine, times, rows=rows, layout=Layout(micro_batches=rows // micro), traced=one, **given)
+    alone = simulate(
+        built, machine, times, rows=rows, layout=WorkerLayout(micro_batches=rows // micro), traced=one, **given
+    )
     divided = [
         simulate(built, machine, times, rows=config.train.batch, layout=layout, link=between, **given)
         for layout in layouts(

@@ -8,7 +8,7 @@ from shoestring.config import build, merge
 from shoestring.model.config import ModelConfig
 from shoestring.plan import rules
 from shoestring.plan.learned import Learned
-from shoestring.plan.means import Means, Size
+from shoestring.plan.means import Means, PlannedSize
 from shoestring.plan.search import Search, search, told_apart
 from shoestring.plan.sizes import training_memory
 
@@ -31,9 +31,9 @@ def _model(shape: rules.Shape, vocabulary: int, context: int, fixed: Mapping[str
 
 def size_by_rule(
     means: Means, corpus_tokens: int, vocabulary: int, fixed: Mapping[str, Any], limit: float
-) -> tuple[Size, str, str]:
+) -> tuple[PlannedSize, str, str]:
     """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
-    chosen: tuple[Size, str, str] | None = None
+    chosen: tuple[PlannedSize, str, str] | None = None
     for shape in rules.LADDER:
         context = rules.context_for(chosen[0].tokens if chosen else 0.0)
         model = _model(shape, vocabulary, context, fixed)
@@ -71,10 +71,10 @@ def size_by_law(
     vocabulary: int,
     fixed: Mapping[str, Any],
     limit: float,
-) -> tuple[Size, str, str, Search] | None:
+) -> tuple[PlannedSize, str, str, Search] | None:
     """The rung of the lowest loss that the learned law expects. Returns (size, binding resource, reason, all rungs); None where
     no rung is near enough to the ladder's, or none is within the limits."""
-    sizes: dict[str, tuple[Size, str]] = {}
+    sizes: dict[str, tuple[PlannedSize, str]] = {}
     options = []
     low, high = learned.sizes[0] / FARTHEST, learned.sizes[1] * FARTHEST
     context = rules.context_for(0.0)

@@ -15,7 +15,7 @@ from shoestring.plan.sizes import flops_per_token, forward_flops_per_token, para
 
 
 @dataclass(frozen=True)
-class Size:
+class PlannedSize:
     """What a budget buys of a model.
 
     tokens: to train on. heldout: tokens of an evaluation. beside: seconds that go on anything but steps, by what.
@@ -76,7 +76,7 @@ class Means:
     served: float = 0.0
     batch: Callable[[float, ModelConfig], int] = lambda tokens, model: 1
 
-    def size(self, model: ModelConfig) -> tuple[Size, str]:
+    def size(self, model: ModelConfig) -> tuple[PlannedSize, str]:
         """(what the budget buys of this model, the resource that binds)."""
         count, each = parameters(model), flops_per_token(model)
         pace, budget = self.paces.of(model, each), self.budget
@@ -108,7 +108,7 @@ class Means:
         if round_bytes and self.exchanged is not None:
             steps = tokens / (self.batch(tokens, model) * model.context)
             sent = steps / self.exchanged.every * round_bytes
-        return Size(model, count, each, pace, tokens, heldout, beside, trained, sent), binding
+        return PlannedSize(model, count, each, pace, tokens, heldout, beside, trained, sent), binding
 
     def _for_bytes(self, steps: float, model: ModelConfig) -> float:
         """The tokens of so many steps, whose batch grows with the tokens."""

@@ -17,7 +17,7 @@ from shoestring.plan.choosing import size_by_law, size_by_rule
 from shoestring.plan.decision import Decision
 from shoestring.plan.law import Prediction
 from shoestring.plan.learned import Learned
-from shoestring.plan.means import Exchanged, Means, Size
+from shoestring.plan.means import Exchanged, Means, PlannedSize
 from shoestring.plan.pace import Pace, Paces
 from shoestring.plan.search import Search, worth
 from shoestring.plan.settings import batch_of, made_by_line, rates_of
@@ -66,7 +66,7 @@ def adapts(fixed: Mapping[str, Any]) -> bool:
     return any(find_in(("lowbit", "surgery", "tune"), str(name), "edit").engine == "tune" for name in edits)
 
 
-def _loss(learned: Learned | None, size: Size, corpus_tokens: int) -> Prediction | None:
+def _loss(learned: Learned | None, size: PlannedSize, corpus_tokens: int) -> Prediction | None:
     if learned is None or not learned.own or size.tokens <= 0:
         return None
     return learned.law.predict({"parameters": float(size.parameters), "tokens": worth(size.tokens, corpus_tokens)})

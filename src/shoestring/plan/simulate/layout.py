@@ -20,7 +20,7 @@ ROUND_MESSAGES = 3
 
 
 @dataclass(frozen=True)
-class Link:
+class WorkerLink:
     """Between any two workers. bandwidth: bytes a second that each sends. latency: seconds of a message."""
 
     bandwidth: float
@@ -35,7 +35,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorkerLayout:
     """How a step is divided.
 
     data: copies of the model, each with an equal part of every batch.
@@ -83,7 +83,7 @@ class Simulated:
     by_cause: seconds by what takes them; they add up to `seconds`.
     """
 
-    layout: Layout
+    layout: WorkerLayout
     seconds: float
     tokens: int
     flops: int
@@ -114,8 +114,8 @@ def simulate(
     *,
     rows: int,
     context: int,
-    layout: Layout | None = None,
-    link: Link | None = None,
+    layout: WorkerLayout | None = None,
+    link: WorkerLink | None = None,
     precision: str = "float32",
     update_flops: int = 0,
     traced: Trace | None = None,
@@ -144,7 +144,7 @@ def simulate(
     traced: a micro-batch's pass, where it is known.
     Raises: UsageError where the layout does not divide the step.
     """
-    layout = layout or Layout()
+    layout = layout or WorkerLayout()
     count = layout.data * layout.micro_batches
     if rows % count:
         raise UsageError(
@@ -156,7 +156,7 @@ def simulate(
         raise UsageError(f"{about.layers} layers do not divide into {layout.stages} stages")
     if link is None and layout.workers > 1:
         raise UsageError("a layout of several workers needs a link between them")
-    link = link or Link(float("inf"))
+    link = link or WorkerLink(float("inf"))
     micro = rows // count
     found = traced or trace(model, micro, context, precision=precision, device=machine.device)
     times.learn(found.operators)
@@ -190,7 +190,7 @@ def simulate(
 
 
 def _passes(
-    layout: Layout, link: Link, products: float, others: float, hidden: float, layers: int
+    layout: WorkerLayout, link: WorkerLink, products: float, others: float, hidden: float, layers: int
 ) -> tuple[dict[str, float], float]:
     """(seconds by cause, bytes that a worker sends) of all forward and backward passes of a step.
 
@@ -212,7 +212,7 @@ def _passes(
     return by_cause, sent
 
 
-def layouts(workers: int, *, layers: int, heads: int, rows: int, micro_batches: int = 1) -> Iterator[Layout]:
+def layouts(workers: int, *, layers: int, heads: int, rows: int, micro_batches: int = 1) -> Iterator[WorkerLayout]:
     """Every way to divide a step over so many workers.
 
     layers: stages divide them. heads: tensor parallelism divides them. rows: copies and micro-batches divide them.
@@ -224,4 +224,4 @@ def layouts(workers: int, *, layers: int, heads: int, rows: int, micro_batches: 
             many = micro_batches if stages > 1 else 1
             if left or layers % stages or heads % tensor or rows % (data * many):
                 continue
-            yield Layout(data, tensor, stages, many)
+            yield WorkerLayout(data, tensor, stages, many)

@@ -7,7 +7,7 @@ from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.plan import rules
-from shoestring.plan.simulate.layout import Layout, Link
+from shoestring.plan.simulate.layout import WorkerLayout, WorkerLink
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ def simulate_serving(
     prompt: int,
     written: int,
     rows: int = 1,
-    layout: Layout | None = None,
-    link: Link | None = None,
+    layout: WorkerLayout | None = None,
+    link: WorkerLink | None = None,
 ) -> Served:
     """What an answer takes: a pass over the prompt, and a pass for each token that is written.
 
@@ -46,7 +46,7 @@ def simulate_serving(
     rows: answers that a copy works on at once.
     Raises: UsageError for an answer that does not fit the model's context.
     """
-    layout = layout or Layout()
+    layout = layout or WorkerLayout()
     about = model.about
     if prompt < 1 or written < 1 or prompt + written > about.context:
         raise UsageError(
@@ -54,7 +54,7 @@ def simulate_serving(
         )
     if link is None and layout.workers > layout.data:
         raise UsageError("a model that is divided between workers needs a link between them")
-    link = link or Link(float("inf"))
+    link = link or WorkerLink(float("inf"))
     rate = machine.matmul[machine.best_precision] * rules.utilisation(about.width)
     seconds, total, sent = 0.0, Cost(), 0.0
     for shape, often in (
