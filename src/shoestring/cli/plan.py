@@ -20,6 +20,7 @@ from shoestring.config import tree
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
 from shoestring.launch.request import Request, decisions, prepared, tried
+from shoestring.plan.pace import MeasuredPaces
 
 
 def tokens(text: str) -> float:
@@ -67,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         dataset = prepared(request, nullcontext())
         machine = probe()
         # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
-        made, config = tried(request, machine, dataset, Ledger())
+        made, config = tried(request, machine, dataset, Ledger(), MeasuredPaces(machine.device))
         foreseen = None if found.toml else simulated(made, config, machine, found.layouts, found.link)
     if found.json:
         expected = asdict(replace(made, searched=None))

@@ -23,7 +23,7 @@ from shoestring.plan.decision import Decision
 from shoestring.plan.learned import learned_for
 from shoestring.plan.means import Exchanged
 from shoestring.plan.memory import learned_runs
-from shoestring.plan.pace import Paces
+from shoestring.plan.pace import MeasuredPaces, Paces
 from shoestring.plan.planner import Plan, paces_for, plan
 from shoestring.plan.runs_table import text_key
 from shoestring.plan.sizes import flops_per_token
@@ -35,6 +35,9 @@ from shoestring.train.starting import with_start
 from shoestring.train.trial import allowed, try_out
 
 DEFAULT_BUDGET = "2m"
+TELLS_PACE = ("model", "optim", "fallback", "edits", "objective", "execution", "transfer", "batch_rule")
+"""Sections of a configuration that a pace hangs on; a token takes about as long in a batch of another size."""
+
 TRIALS = 3
 """Shapes that are tried out at most for one plan."""
 
@@ -204,9 +207,14 @@ def text_of_request(request: Request, dataset: Dataset) -> str:
     return text_key({"data": data, "model": {"vocabulary": dataset.tokenizer.vocabulary}})
 
 
-def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
+def tried(
+    request: Request, machine: Machine, dataset: Dataset, ledger: Ledger, kept: MeasuredPaces | None = None
+) -> tuple[Plan, RunConfig]:
     """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
-    another shape may be the one to plan, which is tried then too."""
+    another shape may be the one to plan, which is tried then too.
+
+    kept: paces of earlier plans, which are taken in place of trying again, and added to.
+    """
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
     for _ in range(TRIALS):
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
@@ -215,9 +223,14 @@ def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger) 
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
         used = ledger.totals.seconds.get("measure", 0.0)
         seconds = allowed(request.budget.seconds, made.seconds, left, used)
-        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds)
+        key = MeasuredPaces.key({name: value for name, value in tree(config).items() if name in TELLS_PACE})
+        pace = kept.get(key) if kept else None
         if pace is None:
-            return made, config
+            pace = try_out(config, dataset, machine, ledger, seconds, made.seconds)
+            if pace is None:
+                return made, config
+            if kept:
+                kept.put(key, pace)
         paces.add(config.model, flops_per_token(config.model), pace)
     # between shapes that call for each other, the last one tried out it is
     shape = {key: getattr(config.model, key) for key in ("layers", "width", "heads", "context")}
