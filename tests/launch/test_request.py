@@ -28,5 +28,7 @@ def test_a_pace_is_measured_once(corpus: Path, tmp_path: Path, monkeypatch: pyte
     other = Request.of(overrides(["--budget=60s", f"--data.corpus={corpus}", *TINY, "--model.width=64"]))
     with pytest.raises(pytest.fail.Exception, match="measured again"):
         tried(other, MACHINE, dataset, Ledger(), MeasuredPaces("cpu"))
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        tried(asked, MACHINE, dataset, Ledger(), MeasuredPaces("cpu", again=True))
     (tmp_path / next(path.name for path in tmp_path.glob("paces-*"))).write_text("{")
     assert MeasuredPaces("cpu").get("any") is None

@@ -49,6 +49,9 @@ def run(words: Sequence[str]) -> int:
         "--by-rule", action="store_true", help="choose size, batch and rates by rule, whatever earlier runs have taught"
     )
     parser.add_argument(
+        "--measure-again", action="store_true", help="time steps anew, where the machine was busy when a plan last did"
+    )
+    parser.add_argument(
         "--served",
         type=tokens,
         default=0.0,
@@ -68,7 +71,9 @@ def run(words: Sequence[str]) -> int:
         dataset = prepared(request, nullcontext())
         machine = probe()
         # what the trial takes is `train`'s own to spend again, save for what is kept: the ledger begins here
-        made, config = tried(request, machine, dataset, Ledger(), MeasuredPaces(machine.device))
+        made, config = tried(
+            request, machine, dataset, Ledger(), MeasuredPaces(machine.device, again=found.measure_again)
+        )
         foreseen = None if found.toml else simulated(made, config, machine, found.layouts, found.link)
     if found.json:
         expected = asdict(replace(made, searched=None))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,15 @@ class Paces:
 class MeasuredPaces:
     """Paces that were measured on this machine, kept in the cache: a second plan of a shape need not try it again.
 
-    device: that was computed on. cache: the folder; None: the user's.
+    device: that was computed on. cache: the folder; None: the user's. again: forget what was measured, on a busy machine say.
     """
 
-    def __init__(self, device: str, *, cache: Path | None = None) -> None:
+    def __init__(self, device: str, *, cache: Path | None = None, again: bool = False) -> None:
         self._path = (cache or cache_folder()) / f"paces-{fingerprint(device)}.json"
-        try:
-            self._kept: dict[str, Any] = read_json(self._path, dict, "an object") or {}
-        except ShoestringError:
-            self._kept = {}  # damaged: measured again
+        self._kept: dict[str, Any] = {}
+        if not again:
+            with suppress(ShoestringError):  # damaged: measured again
+                self._kept = read_json(self._path, dict, "an object") or {}
 
     @staticmethod
     def key(described: Any) -> str:
