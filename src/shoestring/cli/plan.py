@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
-from shoestring.budget.units import parse_amount
+from shoestring.budget.units import parse_amount, show
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
@@ -21,6 +21,7 @@ from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
 from shoestring.launch.request import Request, decisions, prepared, tried
 from shoestring.plan.pace import MeasuredPaces
+from shoestring.plan.sizes import forward_flops_per_token
 
 
 def tokens(text: str) -> float:
@@ -91,6 +92,9 @@ def run(words: Sequence[str]) -> int:
     else:
         show_plan(console, request, made, machine)
         console.print(made.made_by, highlight=False, soft_wrap=True)
+        if request.served and not config.model.base:
+            kept = show("flops", request.served * forward_flops_per_token(config.model))
+            console.print(f"{kept} more are for {show('tokens', request.served)} that it serves", highlight=False)
         if foreseen is not None:
             say_simulated(console, made, foreseen)
         say_outlook(console, request, machine, dataset, made, config)

@@ -55,9 +55,11 @@ def add_simulation_flags(parser: Arguments) -> None:
 
 @dataclass(frozen=True)
 class Simulation:
-    """alone: the plan's step on this machine. divided: over workers, the fastest first. timed: operators that were new."""
+    """alone: the plan's step, one worker's part of it. at_once: workers that do theirs at the same time. divided: a step over
+    workers, the fastest first. timed: operators that were new."""
 
     alone: Simulated
+    at_once: int
     divided: tuple[Simulated, ...]
     timed: int
 
@@ -113,12 +115,13 @@ def simulated(
         if layout.workers > 1
     ]
     divided.sort(key=lambda found: found.seconds)
-    return Simulation(alone, tuple(divided), len(times.known) - before)
+    at_once = 1 if config.transport == "local" else config.workers
+    return Simulation(alone, at_once, tuple(divided), len(times.known) - before)
 
 
 def say_simulated(console: Console, made: Plan, found: Simulation) -> None:
     """Print the simulated rate beside the plan's own, and the layouts."""
-    rate = 1 / found.alone.per_token
+    rate = found.at_once / found.alone.per_token
     how = "measured" if made.pace.measured else "by rule"
     beside = f"{rate * made.pace.per_token:.2f} of the rate {how}"
     new = f"; {found.timed} operators timed for it" if found.timed else ""
