@@ -12,6 +12,7 @@ from shoestring.errors import ShoestringError, UsageError, did_you_mean, printab
 
 COMMANDS = {
     "plan": "what a budget buys on this machine, each choice with its reason",
+    "ladder": "cheap runs of several sizes in the background, from which plans learn",
     "data": "curate a corpus: drop duplicates and poor text, each for a reason, and say what that cost",
     "train": "train a language model within a budget",
     "tune": "teach a model that exists something new, and see what it forgets",

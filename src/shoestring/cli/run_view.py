@@ -5,7 +5,8 @@ from shoestring.cli.live import LiveView
 from shoestring.cli.planning import show_plan
 from shoestring.cli.screen import Screen
 from shoestring.launch.request import TrainingRequest
-from shoestring.plan.planner import Plan, flops_per_token
+from shoestring.plan.planner import Plan
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.config import RunConfig
 
 

@@ -16,7 +16,6 @@ from shoestring.cli.arguments import Arguments
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.cli.live import LiveView
-from shoestring.cli.outlook import store
 from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
@@ -30,7 +29,7 @@ from shoestring.launch.request import TrainingRequest
 from shoestring.lowbit.packing import LAYOUTS
 from shoestring.method import Card, find, methods
 from shoestring.model.transformer import Transformer
-from shoestring.plan.memory import known
+from shoestring.plan.memory import known, learned_runs
 from shoestring.plan.runs_table import text_key
 from shoestring.report.page import write_report
 from shoestring.shrink.gguf_file import KINDS as TERNARY_KINDS
@@ -138,7 +137,7 @@ def run(words: Sequence[str]) -> int:
     curve = healed(ended.folder.read_metrics())
     _tell(screen, stages, ended.outcome, zeros([small]))
     screen.print(f"healing: {curve}")
-    scratch = from_scratch(small, operations(ended.outcome.summary), known(store(), text_key(config)))
+    scratch = from_scratch(small, operations(ended.outcome.summary), known(learned_runs(), text_key(config)))
     screen.print(_answer(stages, ended.outcome, scratch))
     screen.print(f"report: {write_report([ended.folder.path])}")
     if found.json:

@@ -10,6 +10,7 @@ from shoestring.errors import UsageError
 from shoestring.plan.laws.autoregressive import Autoregressive, size_for
 from shoestring.plan.laws.average_parameters import average
 from shoestring.plan.laws.batch_size import BatchSize
+from shoestring.plan.laws.best_rate import BestRate
 from shoestring.plan.laws.capacity_gap import CapacityGap
 from shoestring.plan.laws.cerebras_ladder import CerebrasLadder, off_the_line
 from shoestring.plan.laws.chinchilla import Chinchilla
@@ -145,6 +146,17 @@ def test_the_best_batch_grows_with_compute() -> None:
         found = BatchSize(along=along).fit(RunsTable.of(rows), rungs=0)
         assert found.constants["alpha"] == pytest.approx(0.25, abs=1e-3)
         assert found.predict({"compute": 1e20, "tokens": 1e13}).value == pytest.approx(1e4 * 1e4**0.25, rel=0.01)
+
+
+def test_the_best_rate_falls_with_tokens() -> None:
+    rows = [
+        {"learning_rate": r, "tokens": d, "loss": 3 + 0.05 * math.log(r / (0.02 * (d / 1e6) ** -0.3)) ** 2}
+        for d in (1e6, 3e6, 9e6)
+        for r in (5e-3, 1e-2, 2e-2, 4e-2)
+    ]
+    found = BestRate().fit(RunsTable.of(rows), rungs=0)
+    assert found.constants["alpha"] == pytest.approx(0.3, abs=1e-3)
+    assert found.predict({"tokens": 1e8}).value == pytest.approx(0.02 * 100**-0.3, rel=0.01)
 
 
 def test_limits_are_taken_one_after_the_other() -> None:
