@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.base import open_model
+from shoestring.base.adapters import several_adapters
 from shoestring.base.drafting import check_drafter, open_drafter
 from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
@@ -29,9 +30,14 @@ from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.json_files import NotJson, parse_json
 from shoestring.method import find
+from shoestring.tune.several import Several
 
 WORDS = {Stop.END: "end", Stop.LENGTH: "length", Stop.CONTEXT: "context", Stop.CANCELLED: "stop", Stop.ROOM: "room"}
 """What --json says of why a text ended; one that a stop string ended was cancelled."""
+
+
+ADAPTER = "adapter"
+"""What the one that a command names is called."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,7 @@ def run(words: Sequence[str]) -> int:
     texts = [] if chats else _texts(found.prompts, found.file)
     schema = None if found.schema is None else _schema(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
+    adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     drafter, acceptance = open_drafter(found.drafter, found.draft, writer.opened, found.dtype), _acceptance(found)
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
@@ -109,12 +116,20 @@ def run(words: Sequence[str]) -> int:
     elif found.regex is not None:
         constraint = writer.grammars(ends).regex(found.regex)
     requests = [
-        Request(tuple(prompt.ids), sampling, found.tokens, ends, found.samples, constraint=constraint)
+        Request(
+            tuple(prompt.ids),
+            sampling,
+            found.tokens,
+            ends,
+            found.samples,
+            constraint=constraint,
+            adapter=None if adapters is None else ADAPTER,
+        )
         for prompt in prompts
     ]
     began = time.perf_counter()
     samples = []
-    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance):
+    for sample, piece in _written(writer, prompts, requests, found.stop, drafter, acceptance, adapters):
         if sample is None:
             if not found.json:
                 sys.stdout.write(piece)
@@ -213,6 +228,12 @@ def _arguments() -> Arguments:
     form.add_argument("--regex", metavar="EXPRESSION", help="a regular expression that matches each text as a whole")
     parser.add_argument(
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        help="read and answer with an adapter in peft's files, on this base whatever the folder names; a packed one too",
     )
     parser.add_argument(
         "--drafter",
@@ -393,6 +414,7 @@ def _written(
     stops: Sequence[str],
     drafter: Drafter | None,
     acceptance: Acceptance,
+    adapters: Several | None,
 ) -> Iterator[tuple[Sample | None, str]]:
     """(None, a piece of what is to be shown), and (a sample, '') when it is whole: prompt after prompt, sample after sample, though
     all are written together."""
@@ -401,7 +423,13 @@ def _written(
     rows = sum(each.samples for each in requests)
     pays = Pays() if drafter and acceptance.exact else None  # the clock must not choose the text
     engine = Engine(
-        writer.opened.model, rows=min(rows, ROWS), room=room, drafter=drafter, acceptance=acceptance, pays=pays
+        writer.opened.model,
+        rows=min(rows, ROWS),
+        room=room,
+        drafter=drafter,
+        acceptance=acceptance,
+        pays=pays,
+        adapters=adapters,
     )
     for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
         ticket = engine.submit(request)

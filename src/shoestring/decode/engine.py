@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from shoestring.budget.charge import FIELDS, Charge
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.cost import Cost
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.acceptance import Acceptance, Question
@@ -27,7 +28,7 @@ from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
 from shoestring.decode.store import Read, Store, Work, store_for
-from shoestring.errors import UsageError
+from shoestring.errors import UsageError, did_you_mean
 
 ROWS, TOKENS = 32, 512
 """Rows that have a place at a time, and tokens of a pass, where nothing is said."""
@@ -45,6 +46,7 @@ class Engine:
     depth: which layers the tokens of an answer go through; None: all. Rows that go through others are read in passes of their own.
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
     room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
+    adapters: of the model, by name: requests may name one. Rows of different ones share a pass, and no beginnings of texts.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Engine:
         depth: RowDepth | None = None,
         pays: Pays | None = None,
         room: int | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> None:
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
         self.model, self.rows, self.tokens = model, rows, tokens
@@ -67,7 +70,7 @@ class Engine:
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
-        self.pays, self.depth = pays, depth
+        self.pays, self.depth, self.adapters = pays, depth, adapters
         if depth is not None and drafter is not None:
             raise UsageError("drafts are checked by all layers at once: give a drafter or a depth, not both")
         if pays is not None and not self.acceptance.exact:
@@ -103,9 +106,12 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Take in a request; it waits for its turn. Returns its number.
 
-        Raises: UsageError where the prompt is longer than the context, or can never have room.
+        Raises: UsageError where the prompt is longer than the context, or can never have room, or there is no such adapter.
         """
         size, context = len(request.prompt), self.model.about.context
+        known = () if self.adapters is None else self.adapters.names
+        if request.adapter is not None and request.adapter not in known:
+            raise UsageError(f"no adapter is named '{request.adapter}': {did_you_mean(request.adapter, known)}")
         if size > context:
             raise UsageError(f"the prompt has {size} tokens, and the model's context is {context}")
         if size > self.store.capacity:
@@ -153,7 +159,9 @@ class Engine:
             with torch.inference_mode():
                 for layers, part in self._by_depth(works).items():
                     began = time.perf_counter()
-                    found, cost = self.store.read(self.model, part, None if layers is None else Through(layers))
+                    found, cost = self.store.read(
+                        self.model, part, None if layers is None else Through(layers), self.adapters
+                    )
                     self._account(part, cost, time.perf_counter() - began)
                     for work, read in zip(part, found, strict=True):
                         self._take_in(work, read)
@@ -305,6 +313,11 @@ class Engine:
             row.charge += share + Charge(read=read, wasted=again, calls=1)
             row.deepest = max(row.deepest, end)
             row.spend("decode" if row.decoding else "prefill", seconds * work.new / sum(places))
+        for name, own in ({} if self.adapters is None else self.adapters.spent()).items():
+            mine = [work for work in works if work.row.request.adapter == name]
+            added = divided(Charge(flops=own.flops, moved=own.moved), [work.new for work in mine])
+            for work, share in zip(mine, added, strict=True):
+                work.row.charge += share
 
     def _take_in(self, work: Work, read: Read) -> None:
         """Accept drafts, choose the next token, and forget what was refused."""

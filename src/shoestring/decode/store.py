@@ -1,12 +1,14 @@
 """Where an engine keeps what rows have read, and how it reads more of them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, KeptShape, Plain
 from shoestring.contract.cost import Cost
@@ -75,9 +77,15 @@ class Store(Protocol):
         """Make room for so many tokens of a row. Raises: OutOfBlocks, and makes none."""
         ...
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
-        """Read all in one pass. depth: which layers it goes through; None: all. Returns (what was found of each, what it cost, the
-        head included)."""
+    def read(
+        self,
+        model: LanguageModel,
+        works: Sequence[Work],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
+    ) -> tuple[list[Read], Cost]:
+        """Read all in one pass. depth: which layers it goes through; None: all. adapters: those that requests name; without any,
+        all is read with the model alone. Returns (what was found of each, what it cost, the head included, the adapters not)."""
         ...
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
@@ -144,7 +152,7 @@ class PagedStore:
 
     def admit(self, row: Row) -> int:
         cache = self.cache
-        table = cache.pool.match(row.tokens[:-1])
+        table = cache.pool.match(row.tokens[:-1], row.request.adapter or 0)
         cache.tables[row.number] = table
         cache.held[row.number] = len(table.blocks) * cache.pool.size
         return cache.held[row.number]
@@ -157,12 +165,19 @@ class PagedStore:
             cache.copy_block(*copied)
         cache.pool.extend(table, tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+    def read(
+        self,
+        model: LanguageModel,
+        works: Sequence[Work],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
+    ) -> tuple[list[Read], Cost]:
         values = [token for work in works for token in (*work.tokens, *work.draft.tokens)]
         numbers = [work.row.number for work in works for _ in range(work.new)]
         positions, mask = _tree(works)
         inputs = Inputs(torch.tensor([values]), positions, torch.tensor([numbers]), mask=mask).to(model.device)
-        reading = model.read(inputs, self.cache, depth=depth)
+        with _with_adapters(adapters, works):
+            reading = model.read(inputs, self.cache, depth=depth)
         wanted: list[int] = []
         end = 0
         for work in works:
@@ -204,6 +219,13 @@ class PagedStore:
         size = self.cache.pool.size
         for number, table in self.cache.tables.items():
             assert len(table.blocks) * size >= self.cache.held[number], f"row {number} holds more than its blocks"
+
+
+def _with_adapters(adapters: NamedAdapters | None, works: Sequence[Work]) -> AbstractContextManager[None]:
+    """While the tokens of each work are read with the adapter that its request names."""
+    if adapters is None or all(work.row.request.adapter is None for work in works):
+        return nullcontext()
+    return adapters.tokens([work.row.request.adapter for work in works for _ in range(work.new)])
 
 
 def _tree(works: Sequence[Work]) -> tuple[Tensor | None, Tensor | None]:
@@ -263,13 +285,20 @@ class SeparateStore:
     def _wanted(self, row: Row) -> int:
         return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
 
-    def read(self, model: LanguageModel, works: Sequence[Work], depth: Depth | None = None) -> tuple[list[Read], Cost]:
+    def read(
+        self,
+        model: LanguageModel,
+        works: Sequence[Work],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
+    ) -> tuple[list[Read], Cost]:
         found, cost = [], Cost()
         for work in works:
             if work.draft.tokens:
                 raise UsageError("this model reads one row at a time, and no drafts: decode without a drafter")
             inputs = Inputs(torch.tensor([work.tokens], device=model.device))
-            reading = model.read(inputs, self._caches[work.row.number], depth=depth)
+            with _with_adapters(adapters, [work]):
+                reading = model.read(inputs, self._caches[work.row.number], depth=depth)
             hidden = reading.hidden[0, reading.hidden.shape[1] - work.wanted :]
             cost += reading.cost.beside(Cost(reading.head.flops(work.wanted)))
             found.append(Read(reading.head.logits(hidden).float().cpu() if work.wanted else hidden, hidden))
