@@ -69,6 +69,6 @@ def test_what_it_needs_is_said() -> None:
     with pytest.raises(ValueError, match=r"egn was shown no curvature: call observe\(\)"):
         optimizer.step()
     with pytest.raises(ValueError, match="draw labels instead"):
-        LogitsCurvature(
-            lambda: model(INPUTS.repeat(800, 1)), torch.zeros(4800, dtype=torch.int64), seed=0
-        ).factors(list(model.parameters()), 0)
+        LogitsCurvature(lambda: model(INPUTS.repeat(800, 1)), torch.zeros(4800, dtype=torch.int64), seed=0).factors(
+            list(model.parameters()), 0
+        )
