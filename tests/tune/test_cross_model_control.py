@@ -115,7 +115,7 @@ def test_a_run_learns_a_shift_and_shifts_another_model(corpus: Path, tmp_path: P
 
     for host in ("template", "host"):  # that it was trained beside, and another
         assert loss(f"{tmp_path / host}+control:{tmp_path / 'control'}") < loss(str(tmp_path / host)) - 0.1
-    status, shown, errors = shoestring(
+    status, _shown, errors = shoestring(
         "generate", f"{tmp_path / 'host'}+control:{tmp_path / 'control'}", "Once", "--tokens", "4"
     )
     assert status == 0, errors

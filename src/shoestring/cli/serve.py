@@ -93,8 +93,8 @@ def _arguments() -> Arguments:
     )
     parser.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=FOLDER",
-        help="an adapter in peft's files, that requests call MODEL:NAME; rows of different ones share a pass; may be repeated; with "
-        "several models MODEL:NAME=FOLDER",
+        help="an adapter in peft's files, that requests call MODEL:NAME; rows of different ones share a pass; may be repeated; "
+        "with several models MODEL:NAME=FOLDER",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one (default 8000)")

@@ -55,6 +55,13 @@ def run(words: Sequence[str]) -> int:
         metavar="CORPUS",
         help=f"what forgetting is judged on (default: {OLD}); 'none' judges none",
     )
+    parser.add_argument(
+        "--replay",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="how much of what is read is of the old text, so that less is forgotten (default: none)",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/DATE-TIME)")
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run from its newest checkpoint, exactly"
@@ -72,7 +79,7 @@ def run(words: Sequence[str]) -> int:
             ended = launch.resume(found.resume, None, moved_places(rest))
         else:
             old = "" if found.old == "none" else found.old
-            ended = launch.begin(tuning_request(found.place, found.method, overrides(rest), old), out)
+            ended = launch.begin(tuning_request(found.place, found.method, overrides(rest), old, found.replay), out)
         if ended.outcome.stopped == "finished":
             told = _conclude(ended, console)
             if found.json:

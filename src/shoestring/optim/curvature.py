@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shoestring.optim.uncompiled import eagerly
 
-
 MOST_ROWS = 8192
 """Gradients of single labels, at most: their products with each other are this number squared."""
 
