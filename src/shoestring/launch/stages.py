@@ -1,7 +1,7 @@
 """Several runs one after the other, each on the model that the one before made, within one budget.
 
-The pipeline of "A Technical Study into Small Reasoning Language Models" (arXiv:2506.13404): supervised tuning, distillation and what
-else there is, in stages, each with a share of the budget, and the same problems asked after each.
+The pipeline of "A Technical Study into Small Reasoning Language Models" (arXiv:2506.13404): supervised tuning, distillation and
+what else there is, in stages, each with a share of the budget, and the same problems asked after each.
 """
 
 import json
@@ -161,7 +161,7 @@ class StagesEnded:
 def run_stages(folder: StagesFolder, launch: Launch) -> StagesEnded:
     """Do what is not done yet: finished stages are left as they are, one that was stopped goes on from its newest checkpoint.
 
-    What a stage leaves of its share is not given to the next, so that a run that was killed has the same shares as one that was not.
+    What a stage leaves of its share is not given to the next: a run that was killed has the same shares as one that was not.
     Raises: UsageError, ShoestringError.
     """
     config = folder.read_config()
