@@ -8,7 +8,7 @@ replay) are judged by Student's paired test. Replay shares are tried with `--rep
 `--memory SIZE` is peft's question: each arm takes the largest batch whose run stays within it, found by short runs that are on its
 account. Without it all arms have one batch.
 
-    python bench/tune.py --out runs/tune --json tune.json --figure tune.svg     # the reference model of 1.5 M, C++ headers as new text
+    python bench/tune.py --out runs/tune --json tune.json --figure tune.svg    # the model of 1.5 M, C++ headers as new text
     python bench/tune.py --base smollm2 --new chats.jsonl --methods full lora road --seeds 3 --seconds 240 --out runs/tune-smollm2
 
 Runs that are there are not made again: stopped, it goes on where it was. --smallest is a run of seconds that shows nothing but that
