@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 TEXTS = prompts(len(KINDS) + 1)
 GREEDY, WRITTEN = Sampling(temperature=0), 6
-MODELS = {"native": native, "gpt2": lambda: wrapped("gpt2")}
+MODELS: dict[str, Callable[[], LanguageModule]] = {"native": native, "gpt2": lambda: wrapped("gpt2")}
 
 
 class Made:
@@ -38,7 +39,6 @@ class Made:
 
     def __init__(self, name: str) -> None:
         made = MODELS[name]()
-        assert isinstance(made, LanguageModule)
         self.model, self.several = made, Several(made)
         self.alone = list[list[int]]()
         self.chances = list[float]()

@@ -29,7 +29,7 @@ def service() -> Service:
             decision = edit.decide(model, evidence(model))  # type: ignore[arg-type]
             torch.manual_seed(place)
             ups = {key.replace("down", "up"): torch.randn(*shape_of(model, key), 2) for key in decision.tensors}
-            decision.tensors.update(ups)  # type: ignore[attr-defined]
+            decision.tensors.update(ups)
             several.add(adapter, edit, decision)
         models.append(ServedModel(name, made, settings, metrics, several))
     return Service(models, settings, metrics)
