@@ -41,7 +41,7 @@ METHODS = (
 TUNING_SEED = 1_000_000
 """Of the runs that try rates and batches."""
 CONFIDENCE = 0.95
-BATCHES = (64, 32, 16, 8, 4, 2, 1)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROBE_STEPS = 3
 """Of the runs that look at memory."""
 SMALLEST = (
@@ -135,16 +135,19 @@ class Bench:
 
     def _largest_batch(self, method: str) -> tuple[int, float]:
         """(sequences whose step stays within the memory, seconds that the search took)."""
-        seconds = 0.0
-        for batch in BATCHES:
+        seconds, fits = 0.0, 0
+        for batch in BATCHES:  # upwards, so that none takes much more than what is given
             context = int(self.more.get("model", {}).get("context", 512))
             asked: Tree = {"train": {"batch": batch, "micro_batch": batch}, "seed": TUNING_SEED}
             budget = f"{PROBE_STEPS * batch * context}tok"
             found = self.run(f"{method}/memory-batch-{batch}", method, asked, 0.0, budget)
             seconds += found.get("seconds", 0.0)
-            if found and found["peak_memory"] <= self.options.memory:
-                return batch, seconds
-        raise SystemExit(f"{method} takes more than the memory given at a batch of 1: give more with --memory")
+            if not found or found["peak_memory"] > self.options.memory:
+                break
+            fits = batch
+        if not fits:
+            raise SystemExit(f"{method} takes more than the memory given at a batch of 1: give more with --memory")
+        return fits, seconds
 
     def judged(self, method: str, replay: float, setting: dict[str, Any]) -> dict[str, Any]:
         """The runs of an arm, a seed each."""

@@ -1,10 +1,11 @@
 """Tuning SmolLM2 beside peft and transformers.Trainer: seconds a 1,000 tokens, and peak memory, by LoRA and in full.
 
-How: each side is a process of its own, so that its peak memory is its own. Both load the same weights (ours from the GGUF file, the
-Trainer's from our export of it, float32) and take the same windows of text. After --warmup steps, rounds alternate: --steps of
-ours, --steps of the Trainer's, the other side waiting; the median round counts. Both use AdamW and the precision that the machine's probe
-finds the faster; ours settles its execution as `shoestring tune` does, before the clock. LoRA has the same rank, scale and matrices
-(peft's 'all-linear'). The loss of the first step, before anything was learnt, must be the same on both sides, or the bench ends.
+How: each side is a process of its own, so that its peak memory is its own. Both load the same weights (ours from the GGUF file,
+the Trainer's from our export of it, float32) and take the same windows of text. After --warmup steps, rounds alternate: --steps of
+ours, --steps of the Trainer's, the other side waiting; the median round counts. Both use AdamW, and the precision that the
+machine's probe finds the faster; ours settles its execution as `shoestring tune` does, before the clock. LoRA has the same rank,
+scale and matrices (peft's 'all-linear'). The loss of the first step, before anything was learnt, must be the same on both sides,
+or the bench ends.
 
     python bench/tune_peers.py --json tune-peers.json           # about 4 minutes on two quiet cores
 

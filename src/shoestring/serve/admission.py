@@ -78,7 +78,9 @@ def within(
         low, high = 1, most
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if operations(requests, middle, model, adapters) <= budget.flops else (low, middle - 1)
+            low, high = (
+                (middle, high) if operations(requests, middle, model, adapters) <= budget.flops else (low, middle - 1)
+            )
         most = low
     alone = samples == 1
     return [
