@@ -45,7 +45,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROBE_STEPS = 3
 """Of the runs that look at memory."""
 SMALLEST = (
-    "--base 1.5m --quick --methods full lora --replays 0 0.5 --replayed lora --rates 1 --seeds 1 --seconds 8 --batch 2 -- "
+    "--base 1.5m --quick --methods full lora --replays 0 0.5 --replayed lora --rates 1 --seeds 1 --budget 1ktok --batch 2 -- "
     "--model.context=64 --train.heldout_tokens=512 --old.tokens=512 --execution.compile=none --execution.attention=flash "
     "--execution.loss=plain --execution.precision=float32 --execution.threads=1"
 )
@@ -270,6 +270,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--replayed", nargs="*", choices=METHODS, default=["full", "lora"], help="methods with replay")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=45, help="of every run (default 45)")
+    parser.add_argument("--budget", help="of every run, in place of --seconds: 100ktok, say")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
         "--memory", type=parse_memory, metavar="SIZE", help="equal peak memory: the batch is found for it"
@@ -280,7 +281,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--smallest", action="store_true", help="seconds that show nothing but that everything works")
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
-    options.new, options.budget = options.new or headers(), f"{options.seconds:g}s"
+    options.new, options.budget = options.new or headers(), options.budget or f"{options.seconds:g}s"
     if BASE not in options.methods:
         options.methods.insert(0, BASE)
     bench = Bench(options, overrides(words[cut + 1 :]))
@@ -297,7 +298,7 @@ def main(words: Sequence[str]) -> int:
     print(table(arms))
     if options.json:
         found = {
-            "base": options.base, "new": options.new, "old": options.old, "seconds": options.seconds, "seeds": options.seeds,
+            "base": options.base, "new": options.new, "old": options.old, "budget": options.budget, "seeds": options.seeds,
             "memory": options.memory, "arms": arms,
         }  # fmt: skip
         atomic.write_text(options.json, json.dumps(found, indent=1) + "\n")
