@@ -91,7 +91,8 @@ def _with_replay(asked: Tree, old: str, share: float) -> Tree:
     text = {key: data.pop(key) for key in ("text_field", "encoding", "invalid") if key in data}
     sources = [{"name": "new", "corpus": data.pop("corpus"), **text}, {"name": "old", "corpus": old}]
     mixture = {"name": "replay", "old": ["old"], "share": share}
-    return {**asked, "data": {**data, "source": sources, "mixture": mixture}}
+    data |= {"source": sources, "mixture": mixture}
+    return {**asked, "data": data}
 
 
 def _choice(asked: Tree, method: str) -> Choice:
