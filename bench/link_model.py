@@ -22,7 +22,7 @@ from torch import nn
 from shoestring.sync.codec import Codec
 from shoestring.sync.exchange import STAGES
 from shoestring.sync.fragments import Named
-from shoestring.sync.message import Layout, header_bytes
+from shoestring.sync.message import BodyLayout, header_bytes
 from shoestring.sync.transport.frame import HEADER_BYTES
 
 SEGMENT, CARRIED, ACKNOWLEDGEMENT = 1514, 1448, 66
@@ -93,7 +93,7 @@ class Exchange:
             shapes = [list(parameter.shape) for _, parameter in fragment]
             for shape in shapes:
                 shape[0] = shape[0] * (part + 1) // workers - shape[0] * part // workers
-            parts.append(Layout(codec, shapes).nbytes)
+            parts.append(BodyLayout(codec, shapes).nbytes)
         return cls(tuple(parts))
 
     def messages(self, stage: int, worker: int) -> list[int]:

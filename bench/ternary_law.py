@@ -51,7 +51,7 @@ from shoestring.optim.partition import partition
 from shoestring.plan.law import Fitted
 from shoestring.plan.laws.chinchilla import Chinchilla
 from shoestring.plan.runs_table import RunsTable
-from shoestring.schedule.linear import Linear
+from shoestring.schedule.linear import LinearDecay
 from shoestring.schedule.warmup import with_warmup
 from shoestring.train.evaluate import HELDOUT_ORDER
 
@@ -118,7 +118,7 @@ def train(cell: Cell, settings: Settings, dataset: Dataset) -> dict[str, Any]:
     lowered = lower(model, Ternary()).weights if cell.arm == "ternary" else 0
     fallback = partial(AdamW, lr=settings.fallback_lr * factor)
     optimizer = partition(model, partial(Muon, lr=settings.lr * factor), fallback).build()
-    schedule = with_warmup(Linear(), settings.warmup)
+    schedule = with_warmup(LinearDecay(), settings.warmup)
     windows = Windows(dataset.train, settings.context, cell.seed)
     steps = round(cell.tokens / (settings.batch * settings.context))
     for step in range(steps):

@@ -41,7 +41,7 @@ from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
-from shoestring.launch.request import Request, planned
+from shoestring.launch.request import TrainingRequest, planned
 from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator
@@ -102,7 +102,7 @@ def prepared(options: argparse.Namespace) -> Bench:
     words = ["--budget", f"{options.seconds:g}s"]
     for name in ("layers", "width"):
         words += [f"--model.{name}", str(getattr(options, name))] if getattr(options, name) else []
-    made, config = planned(Request.read(None, words), machine, dataset, 0.0)
+    made, config = planned(TrainingRequest.read(None, words), machine, dataset, 0.0)
     options.baseline_batch = options.baseline_batch or config.train.batch
     model = config.model
     windows = Windows(dataset.heldout, model.context, HELDOUT_ORDER, "stream")

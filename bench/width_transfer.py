@@ -49,7 +49,7 @@ from shoestring.optim.composite import scale_learning_rates
 from shoestring.optim.muon import Muon
 from shoestring.optim.muon_hypersphere import MuonHypersphere
 from shoestring.optim.partition import Partition, members, partition
-from shoestring.schedule.linear import Linear
+from shoestring.schedule.linear import LinearDecay
 from shoestring.schedule.transfer.hyperp import HyperP
 from shoestring.schedule.transfer.mup import MuP
 from shoestring.schedule.transfer.rule import Scale, Transfer, require_optimizer, scale_groups, scale_weights
@@ -163,7 +163,7 @@ def trained(
     optimizer = claimed(arm, model, settings, lr).build()
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     scale_groups(rules, optimizer.param_groups)
-    schedule = with_warmup(Linear(), settings.warmup)
+    schedule = with_warmup(LinearDecay(), settings.warmup)
     windows = Windows(dataset.train, settings.context, seed)
     for step in range(settings.steps):
         data = windows.batch(step * settings.batch, settings.batch)

@@ -24,6 +24,7 @@ from shoestring.budget import machine
 from shoestring.cli import train
 from shoestring.log_lines import held_back
 from shoestring.report.page import write_report
+from tests.examples import examples
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """How many times slower than on two free cores a test may be: TEST_PATIENCE=5 make test."""
@@ -38,6 +39,7 @@ COMMANDS = {"start", "start_fresh", "shoestring"}
 """Functions of `tests.train.command` that do."""
 
 STEADY: dict[str, Any] = {
+    "max_examples": examples(100),
     "deadline": None,  # nor is a busy machine a failure
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
     "print_blob": True,

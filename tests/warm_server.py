@@ -23,6 +23,7 @@ from typing import Any
 from shoestring.budget import machine
 from shoestring.cli.main import COMMANDS
 from shoestring.method import methods
+from tests import warm_workers
 
 ENGINES = ("model", "optim", "schedule", "objective", "data", "sync", "decode")
 OTHERS = (
@@ -48,6 +49,7 @@ def prepare() -> None:
     threads = os.listdir("/proc/self/task")
     if len(threads) != 1:
         sys.exit(f"{len(threads)} threads after importing: a process forked now would lack all but one")
+    warm_workers.install()
     gc.collect()
     gc.freeze()  # the pages stay shared: no collection writes to what was there before
 

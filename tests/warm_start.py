@@ -24,7 +24,7 @@ QUIET = {"TORCH_CPP_LOG_LEVEL"}
 """One of those changes only what torch logs; `shoestring worker` sets it, in the tests' own process as well."""
 
 
-def _for_loading(environment: Mapping[str, str]) -> dict[str, str]:
+def for_loading(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value for name, value in environment.items() if name.startswith(READ_WHEN_LOADED) and name not in QUIET
     }
@@ -35,7 +35,7 @@ class WarmServer:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._loaded = _for_loading(os.environ)
+        self._loaded = for_loading(os.environ)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.warm_server", str(theirs.fileno())],
@@ -47,7 +47,7 @@ class WarmServer:
 
     def can(self, environment: Mapping[str, str]) -> bool:
         """Whether a process with this environment may be forked: libraries have read theirs."""
-        return _for_loading(environment) == self._loaded
+        return for_loading(environment) == self._loaded
 
     def ask(self, message: Mapping[str, object], descriptors: Sequence[int]) -> None:
         try:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shoestring.base.answers import GREEDY, Answers, Asking, ask
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.config import Choice, build
 from shoestring.data.bpe import byte_tokenizer
 from shoestring.decode import Sampling, Stop, generate
@@ -26,7 +26,7 @@ def opened() -> Opened:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
-    return Opened(model, byte_tokenizer(), About("here", "run", "0"))
+    return Opened(model, byte_tokenizer(), Provenance("here", "run", "0"))
 
 
 class Letters(Task):
@@ -145,7 +145,7 @@ def test_what_cannot_be_asked_is_said(opened: Opened) -> None:
 
 def test_a_chat_is_asked_in_the_models_own_template(opened: Opened) -> None:
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
-    chatty = Opened(opened.model, opened.tokenizer, About("here", "run", "0", chat_template=template))
+    chatty = Opened(opened.model, opened.tokenizer, Provenance("here", "run", "0", chat_template=template))
     task = Letters()
     problems = task.problems("test", 0, 1)
     (reply,) = ask(chatty, task, problems, Asking(chat=True, tokens=9)).replies

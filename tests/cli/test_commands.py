@@ -5,7 +5,7 @@ import pytest
 
 from shoestring.cli.main import COMMANDS, main
 from shoestring.config import build, read_toml
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.train.config import RunConfig
 from tests.train.command import TINY
 
@@ -22,7 +22,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_read(recipe: Path) -> None:
-    assert Request.read(recipe, []).budget
+    assert TrainingRequest.read(recipe, []).budget
 
 
 @pytest.mark.usefixtures("pages")

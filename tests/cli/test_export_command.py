@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shoestring.base import About, Opened, open_model
+from shoestring.base import Opened, Provenance, open_model
 from shoestring.cli import export
 from shoestring.data.bpe import byte_tokenizer
 from tests.train.command import TINY
@@ -196,7 +196,7 @@ def test_a_wrapped_model_is_written_as_it_is(tmp_path: Path, monkeypatch: pytest
     stock = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **sizes)).eval()
     with torch.no_grad():
         expected = stock(IDS).logits
-    about = About("here", "transformers", "")
+    about = Provenance("here", "transformers", "")
     monkeypatch.setattr(export, "open_model", lambda place: Opened(Wrapped(stock), byte_tokenizer(), about))  # type: ignore[arg-type]
     status, _, errors = shoestring("export", "here", "--to=gguf", "--out", tmp_path / "a.gguf")
     assert status == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from shoestring.base import About, Opened
+from shoestring.base import Opened, Provenance
 from shoestring.cli import generate
 from shoestring.config import build
 from shoestring.data.bpe import byte_tokenizer
@@ -31,7 +31,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Transformer:
     sizes = {"layers": 1, "width": 32, "heads": 2, "vocabulary": 259, "context": 128}
     torch.manual_seed(0)
     made = Transformer(build(ModelConfig, sizes)).eval()
-    opened = Opened(made, TextTokenizer(rules, end=256), About("here", "test", "", chat_template=CHATML))
+    opened = Opened(made, TextTokenizer(rules, end=256), Provenance("here", "test", "", chat_template=CHATML))
     monkeypatch.setattr(generate, "open_model", lambda place, dtype: opened)
     return made
 

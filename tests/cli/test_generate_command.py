@@ -12,7 +12,7 @@ import torch
 
 from shoestring.base import open_model
 from shoestring.cli.main import main
-from shoestring.decode.acceptances.autojudge import Judge
+from shoestring.decode.acceptances.autojudge import MismatchJudge
 from tests.train.command import TINY
 
 Run = Callable[..., tuple[int, str, str]]
@@ -189,7 +189,9 @@ def test_drafts_of_another_model_change_no_text(run: Run, trained: Path) -> None
 
 def test_a_lossy_acceptance_says_what_it_changed(run: Run, trained: Path, tmp_path: Path) -> None:
     width, judge = open_model(str(trained)).model.about.width, tmp_path / "judge.safetensors"
-    Judge(torch.zeros(2 * width).double(), torch.tensor(-9.0).double(), 0.5, 1.0, 1.0).save(judge)  # nothing matters
+    MismatchJudge(torch.zeros(2 * width).double(), torch.tensor(-9.0).double(), 0.5, 1.0, 1.0).save(
+        judge
+    )  # nothing matters
     words = ["abcabcabc", "--samples", 2, "--drafter", "ngram", "--acceptance", "autojudge", "--judge", judge, "--json"]
     _, output, errors = run(*words)
     changed = [sample.get("changed", 0) for sample in samples(output)]
@@ -201,3 +203,17 @@ def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> No
     status, output, errors = run("hello", "--chat")
     assert (status, output) == (2, "")
     assert errors.startswith(f"shoestring: {trained} has no chat template")
+
+
+def test_a_cache_of_a_share_and_of_eight_bits(run: Run) -> None:
+    words = ("word", "--temperature", 0, "--json", "--cache.store", "int8", "--cache.stride=1")
+    status, out, told = run(*words, "--cache.budget", "100%", "--cache.policy", "window", "--cache.policy.sinks", 2)
+    assert status == 0
+    assert samples(out)[0]["tokens"] == 6
+    assert "evicted nothing" in told
+    status, _, told = run(*words, "--cache.policy", "window")
+    assert status != 0
+    assert "keeps to a budget" in told
+    status, _, told = run(*words, "--cache.budget", "1KiB")
+    assert status != 0
+    assert "set policy" in told

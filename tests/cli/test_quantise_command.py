@@ -160,7 +160,7 @@ def test_gguf_is_measured_as_it_is_stored(
         measured[event] = model
         return Heldout(1.0 + len(measured), 1.0, 256)
 
-    monkeypatch.setattr(quantise, "_text", lambda trained, console: text)
+    monkeypatch.setattr(quantise, "_text", lambda trained: text)
     out = tmp_path / "model.gguf"
     assert main(["quantise", str(runs["wide"]), "--to", "TQ2_0", "--embedding", "8", "--out", str(out)]) == 0
     shown = " ".join(capsys.readouterr().out.split())

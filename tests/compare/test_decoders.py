@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.compare import decoders
 from shoestring.compare.decoders import DecodeConfig, Decoders, check_arms
 from shoestring.compare.decoding_folder import read_prompts
@@ -29,7 +29,7 @@ def opened() -> Opened:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    return Opened(model, byte_tokenizer(), About("here", "run", "0"))
+    return Opened(model, byte_tokenizer(), Provenance("here", "run", "0"))
 
 
 @pytest.fixture(autouse=True)

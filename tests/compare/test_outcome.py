@@ -12,7 +12,7 @@ from scipy import stats
 
 from shoestring.compare import RunLog, judge
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.outcome import Outcome, Terms, outcome_of, terms_of
+from shoestring.compare.outcome import ArmOutcome, Terms, outcome_of, terms_of
 from shoestring.compare.weighing import weigh
 from shoestring.errors import UsageError
 
@@ -37,9 +37,9 @@ def test_all_evidence_of_training_is_judged_alike_as_outcomes(folder: Path) -> N
         assert found.found.p_value == one.p_value
 
 
-def decoded(arm: str, seed: int, seconds: list[float], texts: str = "", **items: list[float]) -> Outcome:
+def decoded(arm: str, seed: int, seconds: list[float], texts: str = "", **items: list[float]) -> ArmOutcome:
     measured = {"seconds/written": tuple(seconds), **{name: tuple(values) for name, values in items.items()}}
-    return Outcome(arm, seed, items=measured, texts=tuple(texts))
+    return ArmOutcome(arm, seed, items=measured, texts=tuple(texts))
 
 
 def test_a_ratio_is_judged_by_item_over_the_seeds() -> None:
@@ -91,9 +91,10 @@ def test_a_loss_is_kept_within_its_margin(losses: list[float], verdict: str) -> 
 def test_what_is_held_must_be_held() -> None:
     terms = Terms("accuracy", hold={"flops": 1e9})
 
-    def made(arm: str, flops: float) -> list[Outcome]:
+    def made(arm: str, flops: float) -> list[ArmOutcome]:
         return [
-            Outcome(arm, s, {"accuracy": 0.1 * s + (arm == "b")}, {"flops": flops * (1 + 0.001 * s)}) for s in range(4)
+            ArmOutcome(arm, s, {"accuracy": 0.1 * s + (arm == "b")}, {"flops": flops * (1 + 0.001 * s)})
+            for s in range(4)
         ]
 
     assert weigh(made("a", 1e9) + made("b", 1.005e9), terms, "a", "b").verdict != "not comparable"
@@ -104,11 +105,13 @@ def test_what_is_held_must_be_held() -> None:
 
 def test_a_failure_buys_no_verdict() -> None:
     good = [decoded("a", s, [1.0, 2.0, 3.0, 4.0]) for s in (0, 1)]
-    outcomes = [*good, decoded("b", 0, [0.5, 1.01, 1.49, 2.02]), Outcome("b", 1, failure="out of memory")]
+    outcomes = [*good, decoded("b", 0, [0.5, 1.01, 1.49, 2.02]), ArmOutcome("b", 1, failure="out of memory")]
     found = weigh(outcomes, SPEED, "a", "b")
     assert found.verdict == "no difference shown"
     assert any("out of memory" in flag for flag in found.flags)
-    assert weigh([*good, *(Outcome("b", s, failure="no") for s in (0, 1))], SPEED, "a", "b").verdict == "not comparable"
+    assert (
+        weigh([*good, *(ArmOutcome("b", s, failure="no") for s in (0, 1))], SPEED, "a", "b").verdict == "not comparable"
+    )
 
 
 def test_few_items_and_none_and_items_without_noise() -> None:
@@ -153,6 +156,6 @@ def test_terms_that_mean_nothing_are_refused() -> None:
         with pytest.raises(UsageError):
             Terms("seconds/written", **wrong)
     with pytest.raises(ValueError, match="not finite"):
-        Outcome("a", 0, {"loss": math.nan})
+        ArmOutcome("a", 0, {"loss": math.nan})
     with pytest.raises(ValueError, match="different numbers of items"):
-        Outcome("a", 0, items={"x": (1.0,), "y": (1.0, 2.0)})
+        ArmOutcome("a", 0, items={"x": (1.0,), "y": (1.0, 2.0)})

@@ -11,8 +11,8 @@ import pytest
 
 from shoestring.budget.charge import Charge
 from shoestring.compare.decoding_verdict import judge_rounds
-from shoestring.compare.outcome import Outcome, Terms
-from shoestring.compare.rounds import Done, Round, RoundLog, Rounds, check_rounds, conduct_rounds, interleaved
+from shoestring.compare.outcome import ArmOutcome, Terms
+from shoestring.compare.rounds import ComparedRound, Done, RoundLog, Rounds, check_rounds, conduct_rounds, interleaved
 from shoestring.compare.weighing import weigh
 from shoestring.errors import ShoestringError, UsageError
 
@@ -38,7 +38,7 @@ class Machine:
         self.now += 0.3  # on nobody's account
         return Work(self, arm, item)
 
-    def __call__(self, arms: Sequence[str], seed: int) -> list[Outcome]:
+    def __call__(self, arms: Sequence[str], seed: int) -> list[ArmOutcome]:
         return interleaved(arms, len(self.hard), seed, self.prepare, self.clock)
 
 
@@ -126,7 +126,7 @@ def test_a_comparison_goes_on_where_it_was(tmp_path: Path, said: list[str]) -> N
     rounds, path = Rounds(("a", "b"), (0, 1, 2), 5, SPEED), tmp_path / "rounds.jsonl"
 
     class Killed(Machine):
-        def __call__(self, arms: Sequence[str], seed: int) -> list[Outcome]:
+        def __call__(self, arms: Sequence[str], seed: int) -> list[ArmOutcome]:
             if seed == 2:
                 raise KeyboardInterrupt
             return super().__call__(arms, seed)
@@ -144,7 +144,7 @@ def test_a_comparison_goes_on_where_it_was(tmp_path: Path, said: list[str]) -> N
 
 
 def test_rounds_of_another_comparison_are_refused(tmp_path: Path) -> None:
-    done = [Round(0, tuple(Machine(0, 5, {"a": 1.0, "b": 1.0})(("a", "b"), 0)))]
+    done = [ComparedRound(0, tuple(Machine(0, 5, {"a": 1.0, "b": 1.0})(("a", "b"), 0)))]
     for rounds, said in (
         (Rounds(("a", "b"), (1,), 5, SPEED), "seed 0, which is not of this comparison"),
         (Rounds(("b", "a"), (0,), 5, SPEED), "not of the arms b, a"),

@@ -12,7 +12,7 @@ from shoestring.config import build
 from shoestring.data import DataConfig, open_corpus
 from shoestring.data.config import TextOptions
 from shoestring.data.corpora.hub import Hub
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError
 from shoestring.log_lines import held_back
 from shoestring.method import method, methods
@@ -173,7 +173,7 @@ def test_a_new_format_is_one_function(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("shoestring.method._cards", dict(sys.modules["shoestring.method"]._cards))
 
     @method("data", kind="format", name="shout", claim="upper case", cost="none")
-    def shout(path: Path, reading: Reading) -> list[str]:
+    def shout(path: Path, reading: TextReading) -> list[str]:
         return [path.read_text().upper()]
 
     (tmp_path / "a.shout").write_text("hey")

@@ -18,13 +18,13 @@ from shoestring.data.formats.jsonl import jsonl
 from shoestring.data.formats.parquet import parquet
 from shoestring.data.formats.text import text
 from shoestring.data.passages import PASSAGE, passages
-from shoestring.data.reading import NotText, Reading
+from shoestring.data.reading import NotText, TextReading
 from shoestring.errors import UsageError
 from shoestring.log_lines import held_back
 
 
-def of(text_field: str = "text", encoding: str = "auto", invalid: Invalid = "refuse") -> Reading:
-    return Reading(TextOptions(text_field, encoding, invalid))
+def of(text_field: str = "text", encoding: str = "auto", invalid: Invalid = "refuse") -> TextReading:
+    return TextReading(TextOptions(text_field, encoding, invalid))
 
 
 @settings(deadline=None)
@@ -56,7 +56,7 @@ def test_text_is_exact_and_read_in_little_memory(tmp_path: Path) -> None:
     path.write_bytes(("\ufeff" + "é日😀\r\n" * 1_000_000).encode())
     tracemalloc.start()
     try:
-        size = sum(len(passage.encode()) for passage in text(path, Reading()))
+        size = sum(len(passage.encode()) for passage in text(path, TextReading()))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -72,7 +72,7 @@ def test_what_is_not_text_is_refused_before_any_of_it_is_yielded(
 ) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(NotText, match=rf"a\.txt is not .*{complaint}"):
-        next(text(tmp_path / "a.txt", Reading(), passage=2))
+        next(text(tmp_path / "a.txt", TextReading(), passage=2))
 
 
 LINES = b"".join(json.dumps({"text": f"line {n} é", "id": n}).encode() + b"\n" for n in range(2000))
@@ -83,7 +83,7 @@ def test_jsonl_plain_and_compressed(tmp_path: Path, suffix: str) -> None:
     compress: Any = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(LINES) + compress(b'\n{"text": null}\n{"text": "last"}'))  # two frames, joined
-    found = list(jsonl(path, Reading()))
+    found = list(jsonl(path, TextReading()))
     assert len(found) == 2001
     assert found[-2:] == ["line 1999 é", "last"]
 
@@ -95,7 +95,7 @@ def test_a_compressed_file_cut_short_or_damaged_is_refused(tmp_path: Path, suffi
     for content in (compress(LINES)[:-1], compress(LINES)[:50], b"not compressed"):
         path.write_bytes(content)
         with pytest.raises(UsageError, match=f"a.jsonl{suffix} cannot be read: ") as caught:
-            list(jsonl(path, Reading()))
+            list(jsonl(path, TextReading()))
         assert "\n" not in str(caught.value)
 
 
@@ -115,7 +115,7 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path, line: bytes, 
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(UsageError, match=rf"a\.jsonl, line 3[:,] .*{complaint}"):
-        list(jsonl(path, Reading()))
+        list(jsonl(path, TextReading()))
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
@@ -156,7 +156,7 @@ def test_text_and_lines_in_every_encoding(tmp_path: Path, encoding: str, content
     assert list(jsonl(path, of(encoding=encoding))) == ["café 日", "two"]
 
 
-def told(reading: Reading) -> str:
+def told(reading: TextReading) -> str:
     with held_back("shoestring") as said:
         reading.report()
     return "; ".join(said)

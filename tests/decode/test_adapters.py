@@ -12,7 +12,8 @@ from shoestring.config import Choice
 from shoestring.contract.model import LanguageModule
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.drafters.ngram import NGram
-from shoestring.decode.store import PagedStore, SeparateStore
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.errors import UsageError
 from shoestring.optim.partition import members
 from shoestring.tune.several import Several, decision_of

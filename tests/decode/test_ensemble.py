@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.model import MatrixHead
-from shoestring.decode import Sampling, Spent, generate
+from shoestring.decode import AnswerSpent, Sampling, generate
 from shoestring.decode.ensemble import Ensemble, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, keep_top
 from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
-from shoestring.decode.expert_weights.fixed import Fixed
+from shoestring.decode.expert_weights.fixed import FixedExpertWeights
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
@@ -56,7 +56,7 @@ WEIGHERS = {
     "cluster, 2, every token": near(2, 1),
     "likelihood": RunningLikelihood(),
     "likelihood, 2, every 5": RunningLikelihood([0.5, 0.2, 0.3], top_k=2, every=5),
-    "fixed": Fixed([1, 0, 3]),
+    "fixed": FixedExpertWeights([1, 0, 3]),
 }
 
 
@@ -132,7 +132,7 @@ def test_an_expert_reads_only_when_its_turn_comes_and_every_reading_is_counted(e
     assert cost.flops == expected
 
     decoding = Ensemble(experts, near(1, every=4))
-    spent: list[Spent] = []
+    spent: list[AnswerSpent] = []
     drawn = generate(
         decoding, [19] * 6, Sampling(temperature=0), max_new_tokens=1, on_end=lambda _, each: spent.append(each)
     )
@@ -142,7 +142,7 @@ def test_an_expert_reads_only_when_its_turn_comes_and_every_reading_is_counted(e
 
 def test_one_expert_alone_is_itself(experts: list[Transformer]) -> None:
     tokens = texts()
-    alone = Ensemble(experts[:1], Fixed([2.0]))
+    alone = Ensemble(experts[:1], FixedExpertWeights([2.0]))
     expected = experts[0](tokens).log_softmax(dim=-1)
     assert torch.allclose(alone.read(Inputs(tokens)).hidden, expected, atol=1e-5)
 
@@ -222,14 +222,14 @@ def test_log_probabilities_in_blocks_are_those_at_once(monkeypatch: pytest.Monke
 
 def test_what_cannot_be_an_ensemble_is_refused() -> None:
     with pytest.raises(UsageError, match="vocabularies differ: 23, 24"):
-        Ensemble([expert(0), expert(1, vocabulary=24)], Fixed([1, 1]))
+        Ensemble([expert(0), expert(1, vocabulary=24)], FixedExpertWeights([1, 1]))
     with pytest.raises(UsageError, match="at least one"):
-        Ensemble([], Fixed([1]))
+        Ensemble([], FixedExpertWeights([1]))
     with pytest.raises(UsageError, match="not all 0"):
-        Fixed([0.0, 0.0])
+        FixedExpertWeights([0.0, 0.0])
     with pytest.raises(UsageError, match="not 0 for all"):
         RunningLikelihood([-1.0, 2.0])
-    together = Ensemble([expert(0), expert(1, context=12)], Fixed([1, 1]))
+    together = Ensemble([expert(0), expert(1, context=12)], FixedExpertWeights([1, 1]))
     assert together.about.context == 12
     with pytest.raises(UsageError, match="13 tokens do not fit in a context of 12"):
         together.read(Inputs(torch.zeros(1, 13, dtype=torch.int64)), together.new_cache(1, 24))

@@ -3,7 +3,7 @@ import torch
 
 from shoestring.config import build
 from shoestring.contract.cost import Shape
-from shoestring.decode import Sampling, Spent, Stop, generate
+from shoestring.decode import AnswerSpent, Sampling, Stop, generate
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 
@@ -68,7 +68,7 @@ def test_the_seed_settles_the_text(model: Transformer) -> None:
 
 @pytest.mark.parametrize("taken", [3, 2])
 def test_every_pass_is_charged_though_the_caller_stops_early(model: Transformer, taken: int) -> None:
-    charged: list[Spent] = []
+    charged: list[AnswerSpent] = []
     tokens = generate(
         model, [1, 2, 3], Sampling(temperature=0), max_new_tokens=3, on_end=lambda _, spent: charged.append(spent)
     )

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import numpy
 import pytest
 
-from shoestring.decode.queueing import Batching, Delay, Service, clip, delay, plan_queue
+from shoestring.decode.queueing import Batching, Delay, ServiceTime, clip, delay, plan_queue
 from shoestring.errors import UsageError
 
-SERVICE = Service(start=0.1, each=0.02, step=0.02, beside=0.004)
+SERVICE = ServiceTime(start=0.1, each=0.02, step=0.02, beside=0.004)
 LONG = [0.0, *(0.8 / 20 for _ in range(20)), *(0.0 for _ in range(179)), 0.0, *(0.2 / 10 for _ in range(10))]
 """Most answers have up to 20 tokens, a fifth has 200 to 210."""
 
 
 def simulate(
-    rate: float, lengths: Sequence[float], service: Service, batching: Batching, requests: int, seed: int
+    rate: float, lengths: Sequence[float], service: ServiceTime, batching: Batching, requests: int, seed: int
 ) -> Delay:
     """Requests one by one: they come, wait for a free server and for enough others, and leave with their batch or before."""
     chance = random.Random(seed)

@@ -9,7 +9,7 @@ import pytest
 
 from shoestring.decode.request import Request
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Passed, Reading, Room, Scheduler
+from shoestring.decode.scheduler import Passed, Room, RowReading, Scheduler
 from shoestring.decode.schedulers.adaptive_chunks import AdaptiveChunks, nonnegative_least_squares
 from shoestring.decode.schedulers.batch_advisor import BatchAdvisor, advise
 from shoestring.decode.schedulers.e_batch import EBatch
@@ -35,7 +35,7 @@ class Play:
     lengths: dict[int, int] = field(default_factory=dict)
     """Of the answers; what the request allows, where nothing is said."""
     waiting: list[Row] = field(default_factory=list)
-    passes: list[list[Reading]] = field(default_factory=list)
+    passes: list[list[RowReading]] = field(default_factory=list)
     took: list[Passed] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     numbers: int = 0
@@ -47,7 +47,7 @@ class Play:
         self.waiting.append(row)
         return row
 
-    def step(self) -> list[Reading]:
+    def step(self) -> list[RowReading]:
         room = Room(self.rows, self.tokens, self.free, 0, self.took[-1] if self.took else None)
         chosen = self.scheduler.plan(self.waiting, room)
         assert len({each.row.number for each in chosen}) == len(chosen)

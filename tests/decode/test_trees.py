@@ -13,7 +13,8 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.drafters.staged import Staged
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.store import PagedStore, Work
+from shoestring.decode.store import PagedStore
+from shoestring.decode.work import RowWork
 from tests.decode.random_models import VOCABULARY, native, noisy, one_by_one, prompts, wrapped
 from tests.decode.test_draft_model import row_of
 
@@ -71,12 +72,14 @@ def test_a_pass_over_a_tree_is_a_pass_over_each_of_its_branches(name: str) -> No
         store.admit(each)
         store.extend(each, len(each.tokens) + 8)
     with torch.inference_mode():
-        reads, _ = store.read(model, [Work(other, (1,), outputs=False), Work(row, row.tokens[:-2], outputs=False)])
+        reads, _ = store.read(
+            model, [RowWork(other, (1,), outputs=False), RowWork(row, row.tokens[:-2], outputs=False)]
+        )
         for each, size in ((other, 1), (row, len(row.tokens) - 2)):
             store.keep(each, 0, range(size))
             each.held = size
             store.extend(each, len(each.tokens) + 8)
-        reads, _ = store.read(model, [Work(other, (2, 3)), Work(row, row.tokens[-2:], draft)])
+        reads, _ = store.read(model, [RowWork(other, (2, 3)), RowWork(row, row.tokens[-2:], draft)])
     for place in range(-1, len(draft.tokens)):
         line, at = list[int](), place
         while at >= 0:

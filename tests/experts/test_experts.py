@@ -16,7 +16,7 @@ from shoestring.config import build
 from shoestring.contract.cost import Shape
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.prepare import prepare
-from shoestring.decode import Sampling, Spent, generate
+from shoestring.decode import AnswerSpent, Sampling, generate
 from shoestring.decode.ensemble import Ensemble
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
@@ -145,7 +145,7 @@ def test_the_judged_figures_are_those_of_the_ensemble_itself(trained: tuple[Path
 
 def test_trained_experts_write_together(trained: tuple[Path, dict[str, Any]]) -> None:
     ensemble, tokenizer, _ = load_experts(trained[0])
-    spent: list[Spent] = []
+    spent: list[AnswerSpent] = []
     text = list(
         generate(
             ensemble,

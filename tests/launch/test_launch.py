@@ -10,12 +10,12 @@ from shoestring.config import overrides
 from shoestring.errors import UsageError
 from shoestring.launch.elastic import Hosting
 from shoestring.launch.launch import Launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from tests.train.command import TINY, newest_weights
 
 
-def request(corpus: Path, *flags: str) -> Request:
-    return Request.of(overrides(["--budget=2ktok", f"--data.corpus={corpus}", *TINY, *flags]))
+def request(corpus: Path, *flags: str) -> TrainingRequest:
+    return TrainingRequest.of(overrides(["--budget=2ktok", f"--data.corpus={corpus}", *TINY, *flags]))
 
 
 def test_a_run_is_shown_to_a_log_and_locked_until_the_launch_is_left(

@@ -13,7 +13,7 @@ import pytest
 from shoestring.budget.ledger import Ledger
 from shoestring.config import build, overrides, read_toml
 from shoestring.errors import UsageError
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.train.config import RunConfig
 from shoestring.train.participation import FixedWorkers
 from tests.train.command import TINY, newest_weights, shoestring_here, start
@@ -118,15 +118,15 @@ def test_what_a_pipeline_has_not_got_is_refused_in_one_line(tmp_path: Path, flag
 def test_a_request_for_a_pipeline_leaves_nothing_to_be_measured(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('transport = "pipeline"\n[pipeline]\nstages = 2\nrecovery = "checkfree"\n')
     with pytest.raises(UsageError, match="checkfree needs at least 3 stages, not 2"):
-        Request.read(tmp_path / "recipe.toml", [])
-    request = Request.read(tmp_path / "recipe.toml", ["--pipeline.stages=6"])
+        TrainingRequest.read(tmp_path / "recipe.toml", [])
+    request = TrainingRequest.read(tmp_path / "recipe.toml", ["--pipeline.stages=6"])
     config = build(RunConfig, read_toml(tmp_path / "recipe.toml") | request.asked | {"pipeline": {"stages": 6}})
     assert (config.execution.precision, config.model.tied) == ("float32", False)
 
 
 def test_nothing_else_trains_a_pipelines_configuration(tmp_path: Path) -> None:
     words = [f"--{key}={value}" for key, value in {"budget": "1ktok", "train.batch": 4, "model.layers": 2}.items()]
-    request = Request.of(overrides([*words, *STAGES]))
+    request = TrainingRequest.of(overrides([*words, *STAGES]))
     config = build(RunConfig, request.asked)
     with pytest.raises(UsageError, match="transport = pipeline takes processes that"):
         FixedWorkers().join(config, None, Ledger())  # type: ignore[arg-type]

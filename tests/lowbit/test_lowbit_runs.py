@@ -21,7 +21,7 @@ from shoestring.log_lines import held_back
 from shoestring.lowbit import lowered_layers
 from shoestring.optim.adamw import AdamW
 from shoestring.optim.partition import partition
-from shoestring.schedule.linear import Linear
+from shoestring.schedule.linear import LinearDecay
 from shoestring.schedule.trilm import TriLM
 from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.config import RunConfig
@@ -271,13 +271,13 @@ def test_a_configuration_of_0_1_0_is_read_in_the_words_of_today() -> None:
 def test_weight_decay_follows_the_schedule_whatever_the_groups_were_given_meanwhile() -> None:
     model: Any = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.Linear(4, 4))
     optimizer = partition(model, partial(AdamW, weight_decay=0.2)).build()
-    schedules = AppliedSchedules(Linear(), TriLM(), [], [(model, optimizer)])
+    schedules = AppliedSchedules(LinearDecay(), TriLM(), [], [(model, optimizer)])
     for progress, factor in ((0.1, 1.0), (0.7, 0.0), (0.6, 1.0)):
         with schedules.step(progress):
             assert [g["weight_decay"] for g in optimizer.param_groups] == [0.2 * factor, 0.2 * factor, 0.0]
         for group in optimizer.param_groups:
             group["weight_decay"] = 7.0  # as a state that is restored may bring it
     assert schedules(0.25) == 0.75
-    plain = AppliedSchedules(Linear(), Linear(), [], [(model, optimizer)])
+    plain = AppliedSchedules(LinearDecay(), LinearDecay(), [], [(model, optimizer)])
     with plain.step(0.9):
         assert {group["weight_decay"] for group in optimizer.param_groups} == {7.0}

@@ -16,14 +16,14 @@ from shoestring.errors import UsageError
 from shoestring.method import Card, methods
 from shoestring.schedule.batch_rule.constant_half_life import ConstantHalfLife
 from shoestring.schedule.batch_rule.linear import LinearBatchRule
-from shoestring.schedule.batch_rule.rule import Settings, require_optimizer, scale_to_batch
+from shoestring.schedule.batch_rule.rule import BatchSettings, require_optimizer, scale_to_batch
 from shoestring.schedule.batch_rule.square_root import SquareRootBatchRule
 from shoestring.train.assembly import _stepper
 from shoestring.train.config import RunConfig
 
 BATCHES = st.floats(1, 1e4)
 BETAS = st.floats(0.5, 0.99999)
-SETTINGS = Settings(lr=3e-3, beta1=0.9, beta2=0.95, epsilon=1e-8)
+SETTINGS = BatchSettings(lr=3e-3, beta1=0.9, beta2=0.95, epsilon=1e-8)
 RULES = pytest.mark.parametrize(
     "card", [card for card in methods("schedule") if card.kind == "batch rule"], ids=lambda card: card.name
 )
@@ -71,7 +71,7 @@ def test_linear_goes_as_far_in_one_step_as_in_k(k: int, lr: float) -> None:
     gradient, weight = 0.7, 2.0
     for _ in range(k):
         weight -= lr * gradient
-    assert 2.0 - LinearBatchRule(reference=8)(Settings(lr), k * 8).lr * gradient == pytest.approx(weight)
+    assert 2.0 - LinearBatchRule(reference=8)(BatchSettings(lr), k * 8).lr * gradient == pytest.approx(weight)
 
 
 def test_square_root_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_square_root_keeps_the_noise_of_a_token(kappa: float) -> None:
 
 @given(BETAS, BATCHES, st.integers(1, 512))
 def test_constant_half_life_is_constant_whatever_the_batch(beta: float, batch: float, reference: int) -> None:
-    found = ConstantHalfLife(reference=reference)(Settings(0.1, 0.9, beta), batch)
+    found = ConstantHalfLife(reference=reference)(BatchSettings(0.1, 0.9, beta), batch)
     assert found.lr == 0.1
     assert found.beta1 == 0.9
     if found.beta2:  # not rounded to zero
@@ -105,7 +105,7 @@ def test_constant_half_life_by_hand() -> None:
 
 def test_both_rules_for_beta2_agree_to_first_order() -> None:
     for small in (1e-3, 1e-4):
-        settings = Settings(1.0, 0.9, 1 - small, 1.0)
+        settings = BatchSettings(1.0, 0.9, 1 - small, 1.0)
         exact = ConstantHalfLife(reference=1)(settings, 4).beta2
         assert exact == pytest.approx(SquareRootBatchRule(reference=1)(settings, 4).beta2, abs=10 * small**2)
 
@@ -114,9 +114,9 @@ def test_refusals() -> None:
     with pytest.raises(UsageError, match="20 times as large has no beta1"):
         SquareRootBatchRule(reference=1)(SETTINGS, 20)
     with pytest.raises(UsageError, match="no beta2"):
-        SquareRootBatchRule(reference=1)(Settings(1.0, 0.99, 0.9, 1.0), 20)
+        SquareRootBatchRule(reference=1)(BatchSettings(1.0, 0.99, 0.9, 1.0), 20)
     with pytest.raises(UsageError, match="half-life"):
-        ConstantHalfLife(reference=1)(Settings(1.0, 0.9, 0.0, 1.0), 2)
+        ConstantHalfLife(reference=1)(BatchSettings(1.0, 0.9, 0.0, 1.0), 2)
 
 
 SECOND = [card for card in methods("optim") if card.name in ConstantHalfLife.optimizers]

@@ -15,7 +15,7 @@ from shoestring.method import Card, methods
 from shoestring.schedule.constant import Constant
 from shoestring.schedule.cosine import Cosine
 from shoestring.schedule.infinite import Infinite
-from shoestring.schedule.linear import Linear
+from shoestring.schedule.linear import LinearDecay
 from shoestring.schedule.progress import Schedule
 from shoestring.schedule.refined import Refined
 from shoestring.schedule.rewarmed import Rewarmed
@@ -37,7 +37,7 @@ NEEDED: dict[str, dict[str, Any]] = {"refined": {"points": [1.0, 0.5, 0.0]}}
 SHARES = st.floats(1e-3, 1)
 FRACTIONS = st.floats(0, 1)
 FALLING = st.one_of(
-    st.builds(Linear, floor=FRACTIONS),
+    st.builds(LinearDecay, floor=FRACTIONS),
     st.builds(Cosine, floor=FRACTIONS),
     st.builds(WSD, decay=SHARES, shape=st.sampled_from(["linear", "1-sqrt", "cosine"]), floor=FRACTIONS),
     st.builds(
@@ -135,7 +135,7 @@ def test_wsd_is_one_until_the_decay_and_joins_without_a_jump(decay: float, shape
 def test_shapes_of_the_decay() -> None:
     at = {shape: WSD(decay=0.5, shape=shape)(0.625) for shape in ("linear", "1-sqrt", "cosine")}
     assert at == pytest.approx({"linear": 0.75, "1-sqrt": 0.5, "cosine": (1 + math.cos(math.pi / 4)) / 2})
-    assert Linear(floor=0.2)(0.25) == pytest.approx(0.8)
+    assert LinearDecay(floor=0.2)(0.25) == pytest.approx(0.8)
     assert Cosine(floor=0.0)(0.5) == pytest.approx(0.5)
 
 
@@ -171,7 +171,7 @@ def test_warmup_before_a_stable_phase_is_a_straight_ramp_to_one(
 
 
 def test_no_warmup_is_the_schedule_itself() -> None:
-    schedule = Linear()
+    schedule = LinearDecay()
     assert with_warmup(schedule, 0) is schedule
     assert with_warmup(schedule, 0.1) == Warmup(schedule, 0.1)
     for share in (-0.1, 1.1, math.nan):

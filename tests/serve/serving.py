@@ -9,7 +9,7 @@ import torch
 from starlette.testclient import TestClient
 from tokenizers import AddedToken
 
-from shoestring.base import About, Opened
+from shoestring.base import Opened, Provenance
 from shoestring.base.writer import Writer
 from shoestring.config import build
 from shoestring.data.bpe import byte_tokenizer
@@ -23,7 +23,8 @@ from shoestring.serve.settings import Settings
 CHATML = (
     "{% if tools %}{{ '<|im_start|>tools\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}"
     "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-    "{% for call in message['tool_calls'] or [] %}{{ call['function']['arguments'] | tojson }}{% endfor %}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>' }}{{ call['function']['arguments'] | tojson }}"
+    "{{ '</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 END, START, STOP, VOCABULARY, CONTEXT = 256, 257, 258, 260, 256
@@ -44,7 +45,7 @@ def writer(template: str | None = CHATML, context: int = CONTEXT) -> Writer:
     opened = Opened(
         made.requires_grad_(False).eval(),
         TextTokenizer(rules, end=END),
-        About(PLACE, "test", "ab", chat_template=template),
+        Provenance(PLACE, "test", "ab", chat_template=template),
     )
     return Writer.of(opened)
 

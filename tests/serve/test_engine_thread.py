@@ -10,7 +10,7 @@ import pytest
 
 from shoestring.decode import Engine, Event, Request, Sampling
 from shoestring.decode.store import PagedStore
-from shoestring.serve.engine_thread import EngineThread, Pass, Stopped
+from shoestring.serve.engine_thread import EngineStep, EngineThread, Stopped
 from tests.decode.random_models import native, one_by_one
 
 GREEDY = Sampling(temperature=0)
@@ -60,7 +60,7 @@ class Fixture:
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
-        self.passes: list[Pass] = []
+        self.passes: list[EngineStep] = []
         self.passed = asyncio.Event()
         self.thread: EngineThread = EngineThread(self.make, asyncio.get_running_loop(), self.happened, "test")
 
@@ -69,7 +69,7 @@ class Fixture:
         self.engines.append(Engine(model, store=PagedStore(model, 40, 4), rows=4, tokens=16))
         return self.engines[-1]
 
-    def happened(self, one: Pass) -> None:
+    def happened(self, one: EngineStep) -> None:
         self.passes.append(one)
         self.passed.set()
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.sync.codecs.floats import Float32
-from shoestring.sync.exchange import Averaged, Delta, Terms, average, drive
+from shoestring.sync.exchange import Averaged, Delta, ExchangeTerms, average, drive
 from shoestring.sync.feedback import ErrorFeedback, Residuals
 from shoestring.sync.lockstep import drive_together
-from shoestring.sync.message import NOTE_BYTES, Holds, Layout, header_bytes, open_message, seal, write_note
+from shoestring.sync.message import NOTE_BYTES, BodyLayout, Holds, header_bytes, open_message, seal, write_note
 from shoestring.sync.transport.local import LocalGroup, LocalTransport
 
 FRAME_BYTES = 48
@@ -45,7 +45,7 @@ def together(
         if change and rank in change:
             transport = Tampered(transport, change[rank])
         own = {key: value[rank] if isinstance(value, list) else value for key, value in more.items()}
-        terms = Terms(codec, transport, residuals[rank] if residuals else None, note={"rank": rank}, **own)
+        terms = ExchangeTerms(codec, transport, residuals[rank] if residuals else None, note={"rank": rank}, **own)
         exchanges.append(average(way, deltas, terms))
     return drive_together(exchanges)
 
@@ -299,20 +299,20 @@ def test_a_codec_that_breaks_its_word_is_found_out() -> None:
             return super().payload_bytes(shape) + 1
 
     with pytest.raises(ValueError, match=r"Liar made 8 bytes of \(2, 2\), and had said 9"):
-        Layout(Liar(), [(2, 2)]).pack([torch.ones(2, 2)])
+        BodyLayout(Liar(), [(2, 2)]).pack([torch.ones(2, 2)])
 
 
 def test_bodies_of_other_tensors_are_refused() -> None:
-    body, _ = Layout(Sparse(), [(2, 2), (3,)]).pack([torch.ones(2, 2), torch.ones(3)])
+    body, _ = BodyLayout(Sparse(), [(2, 2), (3,)]).pack([torch.ones(2, 2), torch.ones(3)])
     cpu = torch.device("cpu")
     for shapes in ([(2, 2), (4,)], [(1, 2), (3,)], [(2, 2)], [(2, 2), (3,), (1, 1)]):
         with pytest.raises(ValueError, match=r"body|another|place|payload"):
-            Layout(Sparse(), shapes).unpack(body, cpu)
+            BodyLayout(Sparse(), shapes).unpack(body, cpu)
     negative = torch.tensor([20, -8], dtype=torch.int32).view(torch.uint8)
     with pytest.raises(ValueError, match="a body of 20 bytes"):
-        Layout(Sparse(), [(2, 2), (3,)]).unpack(torch.cat([negative, torch.zeros(12, dtype=torch.uint8)]), cpu)
+        BodyLayout(Sparse(), [(2, 2), (3,)]).unpack(torch.cat([negative, torch.zeros(12, dtype=torch.uint8)]), cpu)
     with pytest.raises(ValueError, match="a body of 2 bytes"):
-        Layout(Sparse(), [(2, 2)]).unpack(body[:2], cpu)
+        BodyLayout(Sparse(), [(2, 2)]).unpack(body[:2], cpu)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -346,13 +346,13 @@ def test_all_workers_know_sizes_or_none_does(way: str, codec: Any, known: bool) 
 
 def test_drive_runs_one_worker_to_the_end() -> None:
     (alone,) = LocalGroup(1).transports
-    result = drive(average("auto", deltas_of(0), Terms(Float32(), alone)))
+    result = drive(average("auto", deltas_of(0), ExchangeTerms(Float32(), alone)))
     assert equal(result.tensors, [delta.values for delta in deltas_of(0)])
     assert result.sent == 0
     assert result.abandoned().tensors is None
     two = LocalGroup(2).transports[0]
     with pytest.raises(ValueError, match="driven out of step"):
-        drive(average("auto", deltas_of(0), Terms(Float32(), two)))
+        drive(average("auto", deltas_of(0), ExchangeTerms(Float32(), two)))
 
 
 @pytest.mark.parametrize("way", WAYS)

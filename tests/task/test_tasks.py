@@ -20,7 +20,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.task import SPLITS, Problem, Score, Task
 from shoestring.task.chance import Chance
 from shoestring.task.documents import Portion, documents, write_corpus
-from shoestring.task.formula import Refused, numbers_and_value
+from shoestring.task.formula import NoFormula, numbers_and_value
 from shoestring.task.reading import last_whole_number
 from shoestring.task.tasks.sudoku import grids, solved
 
@@ -114,7 +114,7 @@ def test_a_formula_has_the_value_that_python_gives(numbers: list[int], signs: li
     try:
         expected = by_python(parts[0])
     except ZeroDivisionError:
-        with pytest.raises(Refused, match="zero"):
+        with pytest.raises(NoFormula, match="zero"):
             numbers_and_value(parts[0])
         return
     assert numbers_and_value(parts[0]) == (numbers, expected)
@@ -125,7 +125,7 @@ def test_a_formula_has_the_value_that_python_gives(numbers: list[int], signs: li
     ["", "()", "1 2", "1+", "+1", "-1", "(1", "1)", "1**2", "1//2", "2(3)", "1.5", "a", "1;2", "1_0", "1" * 10, "( )1"],
 )
 def test_what_is_no_formula_is_refused(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(NoFormula):
         numbers_and_value(text)
 
 
@@ -383,7 +383,8 @@ def test_a_corpus_holds_no_problem_of_another_split(tmp_path: Path) -> None:
     portions = [Portion(task("arithmetic", digits=2), 100), Portion(task("sudoku"), 40)]
     path = tmp_path / "corpus.jsonl"
     assert write_corpus(path, portions, 3) == 140
-    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = [row["prompt"] + row["answer"] for row in rows]
     assert texts == list(documents(portions, 3))
     assert sum("/" in text for text in texts[:80]) == 40  # in turn
     assert Counter(documents([Portion(portions[1].task, 40, times=3)], 3)) == Counter(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shoestring.cli.main import main
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from tests.train.command import TINY, newest_weights, shoestring
 
 
@@ -167,7 +167,9 @@ def test_a_start_of_another_shape_is_refused_before_any_work(
         assert status == 2
         assert f"{said} is not the shape of {finished}" in line
     else:
-        assert Request.read(None, words).asked["model"]["width"] == 32  # left open, the shape is that of the start
+        assert (
+            TrainingRequest.read(None, words).asked["model"]["width"] == 32
+        )  # left open, the shape is that of the start
 
 
 def test_a_run_is_not_written_over(capsys: pytest.CaptureFixture[str], finished: Path) -> None:

@@ -12,7 +12,7 @@ from shoestring.config import build
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
-from shoestring.launch.request import Request, tried
+from shoestring.launch.request import TrainingRequest, tried
 from shoestring.plan.pace import Pace
 from shoestring.train import session, trial
 from shoestring.train.config import RunConfig
@@ -29,8 +29,8 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return prepare(config, tmp_path_factory.mktemp("cache"))
 
 
-def request_for(budget: str, *more: str) -> Request:
-    return Request.read(None, [f"--budget={budget}", "--execution.device=cpu", *TINY, *more])
+def request_for(budget: str, *more: str) -> TrainingRequest:
+    return TrainingRequest.read(None, [f"--budget={budget}", "--execution.device=cpu", *TINY, *more])
 
 
 def config_for(budget: str, dataset: Dataset) -> RunConfig:
@@ -75,7 +75,7 @@ def test_a_trial_may_take_a_share_of_the_run(
 
 def test_a_shape_that_turns_out_slow_is_planned_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [word for word in TINY if not word.startswith(("--model", "--train.batch"))]
-    request = Request.read(None, ["--budget=600s", "--execution.device=cpu", *asked])
+    request = TrainingRequest.read(None, ["--budget=600s", "--execution.device=cpu", *asked])
     shapes: list[tuple[int, int]] = []
 
     def try_out(config: RunConfig, dataset: Any, machine: Machine, ledger: Any, seconds: float, *more: Any) -> Pace:

@@ -17,7 +17,7 @@ from shoestring.sync.transport.frame import HEADER_BYTES
 from shoestring.train.team import Team
 from shoestring.train.vote import Vote, VoteCount
 from shoestring.train.worker_batches import WorkerBatches
-from tests.train.command import TINY, newest_weights, shoestring, shoestring_here, start
+from tests.train.command import TINY, finished, newest_weights, shoestring, shoestring_here, start, start_fresh
 
 MULOCO = "--sync=muloco --sync.every=4 --sync.codec=2bit --train.batch=8".split()
 STREAMING = [*MULOCO, "--sync.fragments=2", "--sync.overlap=1"]
@@ -150,7 +150,8 @@ def test_a_run_by_processes_is_the_run_in_one_process_and_resumes_bit_for_bit(co
     for later in steps[len(steps) // 2 :]:
         shutil.rmtree(later)  # as if the leader had been killed before it wrote them
     (resumed / "summary.json").unlink()
-    status, _, errors = shoestring("train", "--resume", resumed)
+    # once as a user starts it: workers that import everything themselves
+    status, _, errors = finished(start_fresh("train", "--resume", resumed))
     assert status == 0, errors
     assert newest_weights(resumed) == newest_weights(tmp_path / "processes")
 

@@ -11,7 +11,7 @@ from shoestring.model.bridge.family import families, family_holding, family_of
 from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.tune.adapter_edit import AdapterEdit, matrices
-from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 from shoestring.tune.peft_file import adapter_of, read_adapter, write_adapter
 from shoestring.tune.several import Several
 
@@ -19,7 +19,7 @@ STOCK = "stock."
 """What the names of a wrapped model begin with."""
 
 
-def parts_in(model: LanguageModule, model_type: str | None = None) -> list[Part]:
+def parts_in(model: LanguageModule, model_type: str | None = None) -> list[MatrixPart]:
     """The matrices of transformers in a model's layers, adapted or not.
 
     model_type: of a native model, the family whose names are wanted. None: the first that holds the model.
@@ -27,15 +27,15 @@ def parts_in(model: LanguageModule, model_type: str | None = None) -> list[Part]
     """
     ours = matrices(model)
     if isinstance(model, Wrapped):
-        return [Part(name.removeprefix(STOCK), name) for name in ours]
+        return [MatrixPart(name.removeprefix(STOCK), name) for name in ours]
     if not isinstance(model, Transformer):
         raise UsageError(f"a model of the kind {type(model).__name__} has no names in transformers")
     family = family_holding(model.config)[0] if model_type is None else family_of(model_type)
-    known, found = set(ours), list[Part]()
+    known, found = set(ours), list[MatrixPart]()
     for theirs, place in family.places(model.config).items():
         name = place.name.removesuffix(".weight")
         if name in known and theirs.endswith(".weight"):
-            found.append(Part(theirs.removesuffix(".weight"), name, place.start, place.rows, place.order))
+            found.append(MatrixPart(theirs.removesuffix(".weight"), name, place.start, place.rows, place.order))
     return found
 
 

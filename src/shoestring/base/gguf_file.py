@@ -33,7 +33,7 @@ _TEXT, _LIST = 8, 9
 
 
 @dataclass(frozen=True)
-class Stored:
+class GGUFTensor:
     """A tensor in the file.
 
     shape: as torch has it, rows first. type: as GGUF names it. start: its first byte in the file. size: its bytes.
@@ -56,7 +56,7 @@ class GGUFFile:
 
     path: Path
     metadata: dict[str, Any]
-    tensors: dict[str, Stored]
+    tensors: dict[str, GGUFTensor]
 
 
 def is_gguf(path: Path) -> bool:
@@ -115,11 +115,11 @@ class _Header:
         first = -(-self.at // alignment) * alignment
         return GGUFFile(self.path, metadata, self._placed(found, first))
 
-    def _placed(self, found: Iterable[tuple[str, tuple[int, ...], int, int]], first: int) -> dict[str, Stored]:
+    def _placed(self, found: Iterable[tuple[str, tuple[int, ...], int, int]], first: int) -> dict[str, GGUFTensor]:
         """The tensors, each within the file and none over another."""
         gguf = package()
         sizes = {int(kind): (kind.name, *size) for kind, size in gguf.GGML_QUANT_SIZES.items()}
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, GGUFTensor] = {}
         for name, shape, kind, offset in found:
             if kind not in sizes:
                 raise self._damaged(
@@ -135,7 +135,7 @@ class _Header:
                 raise self._damaged(f"the tensor '{name[:80]}' of {size} bytes is beyond its end: it is cut short")
             if name in tensors:
                 raise self._damaged(f"the tensor '{name[:80]}' is there twice")
-            tensors[name] = Stored(name, shape, type_name, first + offset, size)
+            tensors[name] = GGUFTensor(name, shape, type_name, first + offset, size)
         end = first
         for one in sorted(tensors.values(), key=lambda one: one.start):
             if one.start < end:
@@ -231,7 +231,7 @@ def read_bytes(file: GGUFFile, name: str) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(prod(stored.shape[:-1]), -1)
 
 
-def _floats(content: bytes, stored: Stored, rows: int) -> Tensor:
+def _floats(content: bytes, stored: GGUFTensor, rows: int) -> Tensor:
     """[rows, columns] of some rows of a tensor."""
     if stored.type in PLAIN:
         return torch.frombuffer(bytearray(content), dtype=PLAIN[stored.type]).view(rows, -1)

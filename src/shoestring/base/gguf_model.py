@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shoestring.base.gguf_file import GGUFFile, Stored, package, read_tensor
+from shoestring.base.gguf_file import GGUFFile, GGUFTensor, package, read_tensor
 from shoestring.errors import UsageError, did_you_mean, first_line, printable
 from shoestring.model.bridge.family import Family, family_of
 from shoestring.model.bridge.fill import fill
@@ -184,7 +184,7 @@ def _scaling(metadata: Metadata, head_width: int) -> dict[str, Any]:
     return {"rope_type": "default"}
 
 
-def _llama3(metadata: Metadata, stored: Stored, head_width: int) -> dict[str, Any]:
+def _llama3(metadata: Metadata, stored: GGUFTensor, head_width: int) -> dict[str, Any]:
     """Llama 3's scaling: the file has the factors of the frequencies, and the rule that makes them is looked for."""
     if stored.numbers != head_width // 2:
         raise UsageError(f"{metadata.file.path}: {stored.name} has {stored.numbers} numbers, not {head_width // 2}")

@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from shoestring.base.gguf_file import GGUFFile, Stored, read_bytes, read_tensor
+from shoestring.base.gguf_file import GGUFFile, GGUFTensor, read_bytes, read_tensor
 from shoestring.base.gguf_model import Outline, outlined
 from shoestring.base.quantised_model import QuantisedTransformer
 from shoestring.errors import UsageError
 from shoestring.lowbit.gguf_groups import BLOCK_BYTES, groups
 from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
-from shoestring.lowbit.packing.grouped import Groups
-from shoestring.model.bridge.family import Place
+from shoestring.lowbit.packing.grouped import GroupedMatrix
+from shoestring.model.bridge.family import WeightPlace
 from shoestring.model.bridge.fill import put
 from shoestring.model.outline import outline
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """A tensor of the file that is a part of one of our weights. theirs: its name with transformers."""
 
-    stored: Stored
+    stored: GGUFTensor
     theirs: str
-    place: Place
+    place: WeightPlace
 
 
 @torch.no_grad()
@@ -59,16 +59,16 @@ def open_gguf_packed(file: GGUFFile) -> tuple[QuantisedTransformer, int]:
     return model.ready(), plain
 
 
-def _parts(file: GGUFFile, known: Outline) -> dict[str, list[Part]]:
+def _parts(file: GGUFFile, known: Outline) -> dict[str, list[TensorPart]]:
     """Of each of our weights, its parts in the order of their rows. Raises: UsageError where one is missing, or there twice."""
-    left, parts = dict(known.family.places(known.config)), dict[str, list[Part]]()
+    left, parts = dict(known.family.places(known.config)), dict[str, list[TensorPart]]()
     for name, theirs in known.names.items():
         if name not in file.tensors:
             continue
         place = left.pop(theirs, None)
         if place is None:
             raise UsageError(f"'{name}' is there twice")
-        parts.setdefault(place.name, []).append(Part(file.tensors[name], theirs, place))
+        parts.setdefault(place.name, []).append(TensorPart(file.tensors[name], theirs, place))
     if known.config.tied:
         left.pop(known.family.head, None)
     if left:
@@ -76,18 +76,18 @@ def _parts(file: GGUFFile, known: Outline) -> dict[str, list[Part]]:
     return {name: sorted(found, key=lambda part: part.place.start) for name, found in parts.items()}
 
 
-def _bits(stored: Stored) -> int:
+def _bits(stored: GGUFTensor) -> int:
     """Of a matrix that can stay packed; 0 for any other."""
     return (8 if stored.type == "Q8_0" else 4) if stored.type in BLOCK_BYTES else 0
 
 
-def _packed(file: GGUFFile, known: Outline, module: Any, parts: Sequence[Part], table: bool) -> nn.Module:
+def _packed(file: GGUFFile, known: Outline, module: Any, parts: Sequence[TensorPart], table: bool) -> nn.Module:
     """What takes the place of a linear layer, or of an embedding, whose matrix has these parts.
 
     Where an architecture puts rows into another order, it does so whatever is in them: bytes will do.
     """
     total, columns = module.weight.shape
-    made = list[Groups]()
+    made = list[GroupedMatrix]()
     for part in parts:
         rows = total if part.place.rows is None else part.place.rows
         if part.stored.shape != (rows, columns):
@@ -102,7 +102,7 @@ def _packed(file: GGUFFile, known: Outline, module: Any, parts: Sequence[Part], 
     minimums = (
         torch.cat([one.minimums for one in made if one.minimums is not None]) if made[0].minimums is not None else None
     )
-    matrix = Groups(codes, scales, minimums)
+    matrix = GroupedMatrix(codes, scales, minimums)
     if table:
         return GroupedEmbedding.of(matrix, columns)
     bias = None if module.bias is None else module.bias.detach()

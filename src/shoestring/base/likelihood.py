@@ -60,7 +60,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class TextLikelihood:
     """What a model makes of a text.
 
     units: what the intervals are over.
@@ -90,7 +90,7 @@ class Likelihood:
         """The loss that training lowers."""
         return ratio(self.nats, self.tokens)
 
-    def over(self, base: "Likelihood") -> Estimate:
+    def over(self, base: "TextLikelihood") -> Estimate:
         """Bits a byte more than `base` needs for the same text, paired by its units."""
         return difference(self.nats / math.log(2), base.nats / math.log(2), self.units.sizes)
 
@@ -126,7 +126,9 @@ class Window(NamedTuple):
     units: np.ndarray
 
 
-def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, context: int | None = None) -> Likelihood:
+def likelihood(
+    model: LanguageModel, tokenizer: TextTokenizer, text: Text, context: int | None = None
+) -> TextLikelihood:
     """What `model` makes of `text`.
 
     tokenizer: the model's own.
@@ -135,7 +137,7 @@ def likelihood(model: LanguageModel, tokenizer: TextTokenizer, text: Text, conte
     tokenizer makes tokens that the model has not.
     """
     units, context = Units.of(text), window(model, context)
-    return Likelihood(units, *summed(model, tokenizer, text, units, context))
+    return TextLikelihood(units, *summed(model, tokenizer, text, units, context))
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ ANSWER = 256
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredEnd:
     """A text whose end is scored. ids: all tokens. last: how many of them, at the end."""
 
     ids: list[int]
@@ -86,14 +86,14 @@ class ShoestringLM(LM):
         begin = self._writer.tokenizer.begin
         return ids if begin is None or ids[:1] == [begin] else [begin, *ids]
 
-    def _pair(self, context: str, continuation: str) -> Scored:
+    def _pair(self, context: str, continuation: str) -> ScoredEnd:
         """The tokens of both together, of which those of the continuation count: white space between them is the latter's."""
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         whole, before = self._encode(bare + continuation), self._encode(bare)
         last = max(len(whole) - len(before), 1)
         ids = self._begun(whole) if bare else [self._first, *whole]
-        return Scored(ids[-(self._writer.context + 1) :], min(last, self._writer.context))
+        return ScoredEnd(ids[-(self._writer.context + 1) :], min(last, self._writer.context))
 
     # ---- what lm_eval asks
 
@@ -106,11 +106,11 @@ class ShoestringLM(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each text, read in windows of the model's context."""
-        texts, owners = list[Scored](), list[int]()
+        texts, owners = list[ScoredEnd](), list[int]()
         for place, request in enumerate(requests):
             ids = self._encode(request.args[0])
             for seen, wanted in get_rolling_token_windows(ids, self._first, self._writer.context, 1):
-                texts.append(Scored([*seen, wanted[-1]], len(wanted)))
+                texts.append(ScoredEnd([*seen, wanted[-1]], len(wanted)))
                 owners.append(place)
         totals = [0.0] * len(requests)
         for owner, (value, _) in zip(owners, self._score(texts), strict=True):
@@ -152,14 +152,14 @@ class ShoestringLM(LM):
     # ---- how it is done
 
     @torch.inference_mode()
-    def _score(self, texts: Sequence[Scored]) -> list[tuple[float, bool]]:
+    def _score(self, texts: Sequence[ScoredEnd]) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
         for batch in _batches(texts):
             for place, result in zip(batch, self._read([texts[place] for place in batch]), strict=True):
                 found[place] = result
         return found
 
-    def _read(self, texts: Sequence[Scored]) -> Iterator[tuple[float, bool]]:
+    def _read(self, texts: Sequence[ScoredEnd]) -> Iterator[tuple[float, bool]]:
         """One pass. Each text without its last token is read, and the tokens that are scored are looked up."""
         model, sizes = self._writer.opened.model, [len(text.ids) - 1 for text in texts]
         values = torch.full((len(texts), max(sizes)), self._first)
@@ -194,7 +194,7 @@ class ShoestringLM(LM):
         return [text.text for text in texts.values()]
 
 
-def _batches(texts: Sequence[Scored]) -> Iterator[list[int]]:
+def _batches(texts: Sequence[ScoredEnd]) -> Iterator[list[int]]:
     """Places of texts that are read together, the longest first."""
     batch = list[int]()
     for place in sorted(range(len(texts)), key=lambda place: -len(texts[place].ids)):

@@ -2,7 +2,7 @@
 
 import torch
 
-from shoestring.base.opened import PACKED, Opened, Opener, PackedOpener, Weights
+from shoestring.base.opened import PACKED, Opened, Opener, OpensPackedWeights, Weights
 from shoestring.errors import UsageError, printable
 from shoestring.method import Card, methods
 
@@ -29,7 +29,7 @@ def open_model(place: str, dtype: Weights = None) -> Opened:
         if opener.accepts(str(place)):
             if dtype != PACKED:
                 return opener.open(str(place), dtype)
-            if isinstance(opener, PackedOpener):
+            if isinstance(opener, OpensPackedWeights):
                 return opener.open_packed(str(place))
             raise UsageError(
                 f"{printable(str(place))} is of the kind '{card.name}', which has no packed weights: name a type"

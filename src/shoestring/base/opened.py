@@ -11,7 +11,7 @@ from shoestring.data.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
-class About:
+class Provenance:
     """What is known of an opened model.
 
     place: what was opened, as it was named, and absolute where it is a path.
@@ -44,7 +44,7 @@ class Opened:
 
     model: LanguageModel
     tokenizer: TextTokenizer | None
-    about: About
+    about: Provenance
     fold: Callable[[], LanguageModel] | None = None
 
 
@@ -56,7 +56,7 @@ Weights = torch.dtype | Literal["packed"] | None
 
 
 @runtime_checkable
-class PackedOpener(Protocol):
+class OpensPackedWeights(Protocol):
     """An `Opener` of a kind whose places may hold packed weights."""
 
     def open_packed(self, place: str) -> "Opened":

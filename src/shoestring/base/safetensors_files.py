@@ -25,7 +25,7 @@ AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True)
-class Stored:
+class SafetensorsTensor:
     """A tensor in a file. shape: its sizes. type: as safetensors names it. size: bytes."""
 
     name: str
@@ -69,9 +69,9 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def outline(files: list[Path]) -> dict[str, Stored]:
+def outline(files: list[Path]) -> dict[str, SafetensorsTensor]:
     """What the files hold, by name. Raises: ShoestringError where one cannot be read, or a tensor is there twice."""
-    found: dict[str, Stored] = {}
+    found: dict[str, SafetensorsTensor] = {}
     for file in files:
         with _opened(file) as source:
             for name in source.keys():  # noqa: SIM118, no dict
@@ -80,11 +80,11 @@ def outline(files: list[Path]) -> dict[str, Stored]:
                 if name in found:
                     raise ShoestringError(f"{file}: the tensor '{name[:80]}' is in {found[name].file.name} too")
                 width = FLOATS[kind].itemsize if kind in FLOATS else 1
-                found[name] = Stored(name, file, shape, kind, prod(shape) * width)
+                found[name] = SafetensorsTensor(name, file, shape, kind, prod(shape) * width)
     return found
 
 
-def tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+def tensors(stored: dict[str, SafetensorsTensor]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all, as they are in the files.
 
     The largest come first: whoever copies them has let go of them before the copy of the whole has grown. Then file by file.
@@ -109,7 +109,7 @@ def tensors(stored: dict[str, Stored]) -> Iterator[tuple[str, Tensor]]:
         del tensor
 
 
-def common_type(stored: dict[str, Stored]) -> torch.dtype:
+def common_type(stored: dict[str, SafetensorsTensor]) -> torch.dtype:
     """The type that most numbers have."""
     counts: dict[torch.dtype, int] = {}
     for one in stored.values():

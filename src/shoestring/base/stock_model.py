@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shoestring.base.safetensors_files import Stored, tensors
+from shoestring.base.safetensors_files import SafetensorsTensor, tensors
 from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.model.outline import outline
 
@@ -20,7 +20,9 @@ ATTENTIONS = ("sdpa", "eager")
 """Ways of attention that take any mask, the faster first."""
 
 
-def open_stock_model(folder: Path, config: Any, stored: dict[str, Stored], dtype: torch.dtype) -> "PreTrainedModel":
+def open_stock_model(
+    folder: Path, config: Any, stored: dict[str, SafetensorsTensor], dtype: torch.dtype
+) -> "PreTrainedModel":
     """The model of a configuration, in evaluation mode on the CPU, with the weights that are stored.
 
     Raises: UsageError where there is no such class for text, where the sizes are not those of the weights, or weights are missing.
@@ -59,7 +61,7 @@ def open_stock_model(folder: Path, config: Any, stored: dict[str, Stored], dtype
     return found
 
 
-def _refuse_larger(folder: Path, stock: Any, config: Any, stored: dict[str, Stored]) -> None:
+def _refuse_larger(folder: Path, stock: Any, config: Any, stored: dict[str, SafetensorsTensor]) -> None:
     """Raises: UsageError where the configuration describes more weights than there are, before they take memory."""
     try:
         with outline():

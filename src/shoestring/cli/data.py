@@ -45,7 +45,7 @@ CURATION = PickList("curation", ("data",))
 
 
 @dataclass(frozen=True)
-class Request:
+class CurationRequest:
     """filter: the curators, in order. data: how text is read."""
 
     data: DataConfig
@@ -95,7 +95,7 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _request(corpus: str, given: Tree, *, dedup: bool) -> Request:
+def _request(corpus: str, given: Tree, *, dedup: bool) -> CurationRequest:
     """What the flags ask for. Raises: UsageError."""
     for section in given:
         if section not in ("data", "filter"):
@@ -104,7 +104,7 @@ def _request(corpus: str, given: Tree, *, dedup: bool) -> Request:
         if key not in TEXT:
             raise UsageError(f"--data.{key}: {did_you_mean(key, TEXT)}")
     data = {**given.get("data", {}), "corpus": corpus}
-    request = build(Request, {**given, "data": data}, lambda key: f"--{key}")
+    request = build(CurationRequest, {**given, "data": data}, lambda key: f"--{key}")
     asked = request.filter
     if dedup:
         names = {choice.name for choice in asked}
@@ -114,7 +114,7 @@ def _request(corpus: str, given: Tree, *, dedup: bool) -> Request:
         choice.build()  # options that do not go together are refused before any work
     if len({choice.name for choice in asked}) < len(asked):
         raise UsageError("--filter: each curator is given once")
-    return Request(request.data, asked)
+    return CurationRequest(request.data, asked)
 
 
 def _free(out: Path) -> Path:

@@ -8,7 +8,7 @@ from torch import nn
 
 from shoestring.base import Opened, open_model
 from shoestring.base.interval import CONFIDENCE, Estimate
-from shoestring.base.likelihood import Likelihood, first_tokens, likelihood, window
+from shoestring.base.likelihood import TextLikelihood, first_tokens, likelihood, window
 from shoestring.base.text import Text, read_text
 from shoestring.budget.ledger import DATA, EVALUATE, EVALUATION, START, Ledger, peak_memory
 from shoestring.budget.units import show, show_seconds
@@ -78,7 +78,7 @@ def run(words: Sequence[str]) -> int:
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
     text: Text | None = None
     rows: list[dict[str, Any]] = []
-    measured: list[Likelihood] = []
+    measured: list[TextLikelihood] = []
     for place in found.places:
         with ledger.clock(START):
             opened = open_model(place, found.dtype)
@@ -148,7 +148,7 @@ def _text(opened: Opened, asked: Tree, tokens: int, *, whole: bool) -> Text:
     return first_tokens(text, opened.tokenizer, tokens)
 
 
-def _row(place: str, opened: Opened, found: Likelihood, text: Text, ledger: Ledger) -> dict[str, Any]:
+def _row(place: str, opened: Opened, found: TextLikelihood, text: Text, ledger: Ledger) -> dict[str, Any]:
     """What `--json` prints of a place."""
     seconds = ledger.entries[-1]["seconds"]
     took = seconds.get(EVALUATE, 0.0)
@@ -196,7 +196,7 @@ def _interval(found: Estimate) -> str:
     return "too few for an interval" if found.low is None else f"{found.low:.4f} to {found.high:.4f}"
 
 
-def _tell(screen: Screen, row: dict[str, Any], found: Likelihood) -> None:
+def _tell(screen: Screen, row: dict[str, Any], found: TextLikelihood) -> None:
     types = f", {', '.join(row['weights'])}" if row["weights"] else ""
     screen.print(f"{row['place']} ({row['kind']}{types}; windows of {found.context:,} tokens)", style="bold")
     bits, nats = found.bits_per_byte, found.nats_per_token

@@ -22,6 +22,7 @@ COMMANDS = {
     "shrink": "a smaller model of one that exists: pruned to a target, and healed within a budget",
     "quantise": "a trained run as a small file: ternary matrices, packed",
     "evaluate": "nats a token and bits a byte of any model, with intervals; several compared on one text",
+    "prepare": "make what a way to decode needs: a datastore, a head that drafts, routers, texts to align a draft with",
     "generate": "let any model write, or answer",
     "serve": "let models answer over HTTP, as OpenAI's clients ask",
     "export": "a model as a folder for transformers, or as a GGUF file",

@@ -13,7 +13,7 @@ from shoestring.budget.units import show
 from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
-from shoestring.launch.request import Request, planned
+from shoestring.launch.request import TrainingRequest, planned
 from shoestring.plan import rules
 from shoestring.plan.memory import known, learn
 from shoestring.plan.outlook import outlook
@@ -40,7 +40,7 @@ def learned(folders: Sequence[Path]) -> None:
 
 
 def say_outlook(
-    console: Console, request: Request, machine: Machine, dataset: Dataset, made: Plan, config: RunConfig
+    console: Console, request: TrainingRequest, machine: Machine, dataset: Dataset, made: Plan, config: RunConfig
 ) -> None:
     """Print what the kept runs on this text say; a line where they are too few, nothing where there is none."""
     table = known(store(), text_key(tree(config)))
@@ -80,14 +80,16 @@ def say_outlook(
         console.print(f"note: {doubt}", highlight=False, style="yellow", soft_wrap=True)
 
 
-def _paces(request: Request, machine: Machine, made: Plan, config: RunConfig) -> Paces:
+def _paces(request: TrainingRequest, machine: Machine, made: Plan, config: RunConfig) -> Paces:
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
     if made.pace.measured:
         paces.add(config.model, flops_per_token(config.model), made.pace)
     return paces
 
 
-def _neighbours(request: Request, machine: Machine, dataset: Dataset, made: Plan, config: RunConfig) -> list[Plan]:
+def _neighbours(
+    request: TrainingRequest, machine: Machine, dataset: Dataset, made: Plan, config: RunConfig
+) -> list[Plan]:
     """The same budget with the rung of the ladder before, and with that after; none where the size is given."""
     sizes = [(shape.layers, shape.width) for shape in rules.LADDER]
     own = (config.model.layers, config.model.width)
@@ -114,7 +116,10 @@ def _cheap(config: RunConfig, made: Plan) -> list[dict[str, float]]:
     for shape in rules.LADDER:
         if config.model.base or shape.width * shape.layers > config.model.width * config.model.layers:
             continue
-        model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        try:
+            model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        except ValueError:
+            continue  # a pattern or a span names layers that so small a model has not
         tokens = CHEAP * made.flops / flops_per_token(model)
         if math.isfinite(tokens):
             found.append({"parameters": float(parameters(model)), "tokens": tokens})

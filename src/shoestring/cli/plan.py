@@ -17,7 +17,7 @@ from shoestring.cli.screen_log import shown_on
 from shoestring.config import tree
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
-from shoestring.launch.request import Request, decisions, prepared, tried
+from shoestring.launch.request import TrainingRequest, decisions, prepared, tried
 
 
 def run(words: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def run(words: Sequence[str]) -> int:
     found, rest = parser.read_with_configuration(words)
     if found.json and found.toml:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
-    request = Request.read(found.recipe, rest, found.noise_scale_of)
+    request = TrainingRequest.read(found.recipe, rest, found.noise_scale_of)
     console = Screen(stderr=found.toml or found.json)
     with shown_on(console):
         if found.learn:

@@ -13,7 +13,7 @@ from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments
 from shoestring.config import Tree, overrides
 from shoestring.errors import UsageError
-from shoestring.launch.request import Request, decisions
+from shoestring.launch.request import TrainingRequest, decisions
 from shoestring.plan.planner import Plan
 from shoestring.train.origin import MOVABLE
 
@@ -28,7 +28,7 @@ def add_noise_scale_flag(parser: Arguments) -> None:
     )
 
 
-def show_plan(console: Console, request: Request, made: Plan, machine: Machine) -> None:
+def show_plan(console: Console, request: TrainingRequest, made: Plan, machine: Machine) -> None:
     """Print the machine, every decision with its reason, what binds, and the cost expected."""
     peak = machine.matmul[machine.best_precision]
     console.print(

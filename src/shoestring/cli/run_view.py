@@ -4,7 +4,7 @@ from shoestring.budget.machine import Machine
 from shoestring.cli.live import LiveView
 from shoestring.cli.planning import show_plan
 from shoestring.cli.screen import Screen
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.plan.planner import Plan, flops_per_token
 from shoestring.train.config import RunConfig
 
@@ -15,7 +15,7 @@ class RunView:
     def __init__(self, console: Screen) -> None:
         self.console = console
 
-    def decided(self, request: Request, made: Plan, machine: Machine) -> None:
+    def decided(self, request: TrainingRequest, made: Plan, machine: Machine) -> None:
         show_plan(self.console, request, made, machine)
 
     def watch(self, config: RunConfig, machine: Machine) -> LiveView:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from shoestring.base import Opened, open_model
 from shoestring.base.adapters import named_folders, several_adapters
-from shoestring.base.drafting import check_drafter
+from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
+from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.tune.several import Several
 
@@ -24,6 +25,7 @@ MOST = 1 << 30
 
 
 def run(words: Sequence[str]) -> int:
+    cache, words = take_cache(words)
     found = _arguments().read(words, mixed=True)
     missing = [name for package, name in NEEDED.items() if importlib.util.find_spec(package) is None]
     if missing:
@@ -36,13 +38,20 @@ def run(words: Sequence[str]) -> int:
     from shoestring.serve.settings import Keys, Settings
 
     check_drafter(found.drafter, found.draft)
+    check_made("mixture", found.mixture, found.datastore, "--datastore")
+    check_made("depth", found.depth, found.routers, "--routers")
     alone = _loopback(found.host)
     settings = Settings(
         rows=found.rows,
         tokens=found.tokens,
         room=found.room,
+        cache=cache,
         drafter=found.drafter,
         draft=found.draft,
+        depth=found.depth,
+        routers=found.routers,
+        mixture=found.mixture,
+        datastore=found.datastore,
         answer=found.answer,
         queue=found.queue,
         body=found.body,
@@ -110,6 +119,10 @@ def _arguments() -> Arguments:
     parser.add_argument("--room", type=whole(1, MOST), metavar="TOKENS", help="tokens kept of all texts")
     parser.add_argument("--drafter", metavar="NAME", help="propose tokens that are checked together, as 'ngram'")
     parser.add_argument("--draft", metavar="PLACE", help="what the drafter needs: a smaller model for draft_model, say")
+    parser.add_argument("--depth", metavar="NAME", help="leave out parts of layers, as `generate` does")
+    parser.add_argument("--routers", metavar="FILE", help="for --depth dr_llm: what `shoestring prepare` made")
+    parser.add_argument("--mixture", metavar="NAME", help="mix in a datastore: 'knn_lm' or 'retomaton'")
+    parser.add_argument("--datastore", metavar="FILE", help="for --mixture: what `shoestring prepare` made")
     parser.add_argument(
         "--answer", type=whole(1, MOST), default=512, metavar="TOKENS",
         help="of an answer to a chat, where the request does not say (default 512)",
@@ -120,6 +133,7 @@ def _arguments() -> Arguments:
         "--drain", type=seconds_above_zero, default=60.0, metavar="SECONDS",
         help="for what is being answered at SIGTERM (default 60)",
     )  # fmt: skip
+    add_cache_flags(parser)
     return parser
 
 

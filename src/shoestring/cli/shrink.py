@@ -24,7 +24,7 @@ from shoestring.contract.edit import Decision
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.launch.launch import Launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.lowbit.packing import LAYOUTS
 from shoestring.method import Card, find, methods
 from shoestring.model.transformer import Transformer
@@ -96,7 +96,7 @@ def run(words: Sequence[str]) -> int:
     edit: dict[str, Any] = {"name": card.name, **dict.fromkeys(axes, share)}
     asked: Tree = {"model": {"base": found.place}, "edits": [edit], "objective": "distillation"}
     with shown_on(screen), Launch(RunView(screen)) as launch:
-        ended = launch.begin(Request.of(merge(asked, overrides(rest))), out)
+        ended = launch.begin(TrainingRequest.of(merge(asked, overrides(rest))), out)
     if ended.outcome.signal is not None:
         screen.print(f"stopped; go on with: shoestring train --resume {ended.folder.path}")
         return 128 + ended.outcome.signal

@@ -21,7 +21,7 @@ from shoestring.launch.crew import leads, processes, started
 from shoestring.launch.elastic import Hosting
 from shoestring.launch.host import listening
 from shoestring.launch.launch import Launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.model.hf import export
 from shoestring.model.transformer import Transformer
 from shoestring.report.page import write_report
@@ -128,7 +128,9 @@ def run(words: Sequence[str]) -> int:
         if found.resume:
             ended = launch.resume(found.resume, found.from_step, moved_places(rest))
         else:
-            ended = launch.begin(Request.read(found.recipe, rest, found.noise_scale_of, processes=processes()), out)
+            ended = launch.begin(
+                TrainingRequest.read(found.recipe, rest, found.noise_scale_of, processes=processes()), out
+            )
         if ended.leads:
             _report(ended.folder, ended.outcome, console)
     return 0 if ended.outcome.signal is None else 128 + ended.outcome.signal

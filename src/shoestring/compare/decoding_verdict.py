@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from shoestring.compare.outcome import TEXT, Outcome
+from shoestring.compare.outcome import TEXT, ArmOutcome
 from shoestring.compare.rounds import Rounds
 from shoestring.compare.statistics import Paired, pairs_needed
 from shoestring.compare.weighing import Weighed, weigh
@@ -41,7 +41,7 @@ class DecodingVerdict:
         }
 
 
-def judge_rounds(outcomes: Sequence[Outcome], rounds: Rounds) -> DecodingVerdict:
+def judge_rounds(outcomes: Sequence[ArmOutcome], rounds: Rounds) -> DecodingVerdict:
     """The verdict on all rounds that are done."""
     arms = {}
     for arm in rounds.arms:

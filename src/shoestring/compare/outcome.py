@@ -1,6 +1,6 @@
 """One shape for whatever an arm did, so that one judgement serves arms that train and arms that decode.
 
-An arm is a way to do something. At a seed it does it once, on the same items as every other arm, and an `Outcome` says how it
+An arm is a way to do something. At a seed it does it once, on the same items as every other arm, and an `ArmOutcome` says how it
 went. What is compared at which cost is said once, by `Terms`:
 
 | arms | items | hold | judge | keep |
@@ -26,7 +26,7 @@ TEXT = "text"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ArmOutcome:
     """What an arm did at a seed.
 
     arm: its name. seed: of all its chance.
@@ -91,15 +91,15 @@ class Terms:
 class Bench(Protocol):
     """Makes outcomes."""
 
-    def __call__(self, arms: Sequence[str], seed: int) -> list[Outcome]:
+    def __call__(self, arms: Sequence[str], seed: int) -> list[ArmOutcome]:
         """What these arms do at a seed, in their order. Arms and items take turns, so that no arm has the better hour."""
         ...
 
 
-def outcome_of(record: RunRecord) -> Outcome:
+def outcome_of(record: RunRecord) -> ArmOutcome:
     """A run of a trainer as an outcome."""
     figures = {"loss": record.loss, "bits_per_byte": record.bits_per_byte, "step_seconds": record.step_seconds}
-    return Outcome(
+    return ArmOutcome(
         record.arm,
         record.seed,
         {name: value for name, value in figures.items() if value is not None},

@@ -12,7 +12,7 @@ from shoestring.compare.recipes import candidate, check_workers, for_judging
 from shoestring.config import Tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
-from shoestring.launch.request import Request, planned, prepared
+from shoestring.launch.request import TrainingRequest, planned, prepared
 from shoestring.log_lines import held_back
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens
@@ -36,7 +36,7 @@ def planned_arms(asked: Mapping[str, Tree], machine: Machine) -> dict[str, RunCo
     """
     require_two(asked)
     names, trees = list(asked), list(asked.values())
-    request = Request.of(trees[0])
+    request = TrainingRequest.of(trees[0])
     with tempfile.TemporaryDirectory() as scratch:
         ledger = Ledger(Path(scratch) / "ledger.jsonl")  # what is decided before the first run is on nobody's account
         dataset = prepared(request, ledger.clock("data"))

@@ -17,7 +17,7 @@ import pydantic
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.compare.conduct import rotated
 from shoestring.compare.log import Log
-from shoestring.compare.outcome import Bench, Outcome, Terms
+from shoestring.compare.outcome import ArmOutcome, Bench, Terms
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import parse_json
 
@@ -42,7 +42,7 @@ class Done(NamedTuple):
     figures: Mapping[str, float] = {}
 
 
-class Work(Protocol):
+class PreparedItem(Protocol):
     """An item that is ready to be done by an arm."""
 
     def do(self) -> None:
@@ -59,8 +59,12 @@ SPENT = ("flops", "moved", "read", "wasted")
 
 
 def interleaved(
-    arms: Sequence[str], items: int, seed: int, prepare: Callable[[str, int], Work], clock: Clock = time.perf_counter
-) -> list[Outcome]:
+    arms: Sequence[str],
+    items: int,
+    seed: int,
+    prepare: Callable[[str, int], PreparedItem],
+    clock: Clock = time.perf_counter,
+) -> list[ArmOutcome]:
     """What the arms do with each item, and in what time.
 
     prepare: (arm, item) to the work; what it takes to prepare is on nobody's clock.
@@ -77,7 +81,7 @@ def interleaved(
     return [_outcome(arm, seed, seconds[arm], done[arm]) for arm in arms]
 
 
-def _outcome(arm: str, seed: int, seconds: Sequence[float], done: Sequence[Done]) -> Outcome:
+def _outcome(arm: str, seed: int, seconds: Sequence[float], done: Sequence[Done]) -> ArmOutcome:
     tokens = [max(each.tokens, 1) for each in done]
     items = {"seconds/written": tuple(s / n for s, n in zip(seconds, tokens, strict=True))}
     for name in SPENT:
@@ -87,7 +91,7 @@ def _outcome(arm: str, seed: int, seconds: Sequence[float], done: Sequence[Done]
     whole = sum((each.spent for each in done), NOTHING)
     spent = {"seconds": sum(seconds), **{name: float(count) for name, count in whole.as_dict().items()}}
     figures = {name: fmean(values) for name, values in items.items()} if done else {}
-    return Outcome(arm, seed, figures, spent, items, tuple(each.text for each in done))
+    return ArmOutcome(arm, seed, figures, spent, items, tuple(each.text for each in done))
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,11 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Round:
+class ComparedRound:
     """One that is done. outcomes: of each arm."""
 
     seed: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[ArmOutcome, ...]
 
     @property
     def key(self) -> int:
@@ -137,14 +141,14 @@ class Round:
         return self.seed
 
 
-_CHECKED = pydantic.TypeAdapter(Round)
-_FIELDS = {each.name for each in dataclasses.fields(Round)}
+_CHECKED = pydantic.TypeAdapter(ComparedRound)
+_FIELDS = {each.name for each in dataclasses.fields(ComparedRound)}
 
 
-class RoundLog(Log[Round]):
+class RoundLog(Log[ComparedRound]):
     """The rounds of a comparison in the order they were done."""
 
-    def parse(self, line: bytes) -> Round:
+    def parse(self, line: bytes) -> ComparedRound:
         """As `Log.parse`."""
         row = parse_json(line)
         if not isinstance(row, dict) or row.keys() != _FIELDS:
@@ -156,7 +160,7 @@ class RoundLog(Log[Round]):
             raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def conduct_rounds(rounds: Rounds, bench: Bench, round_log: RoundLog) -> list[Outcome]:
+def conduct_rounds(rounds: Rounds, bench: Bench, round_log: RoundLog) -> list[ArmOutcome]:
     """Do every round that the log does not hold. Returns all outcomes.
 
     Raises: ShoestringError when the log holds what is no part of the comparison; and what the bench raises.
@@ -168,12 +172,12 @@ def conduct_rounds(rounds: Rounds, bench: Bench, round_log: RoundLog) -> list[Ou
             log.info(
                 f"seed {seed}, {place + 1} of {len(rounds.seeds)}: {rounds.items} items by {', '.join(rounds.arms)}"
             )
-            round_log.append(Round(seed, tuple(bench(rounds.arms, seed))))
+            round_log.append(ComparedRound(seed, tuple(bench(rounds.arms, seed))))
     check_rounds(rounds, round_log.read())
     return [outcome for each in round_log.read() for outcome in each.outcomes]
 
 
-def check_rounds(rounds: Rounds, done: Sequence[Round]) -> None:
+def check_rounds(rounds: Rounds, done: Sequence[ComparedRound]) -> None:
     """Raises: ShoestringError for a round that is no part of the comparison."""
     for each in done:
         if each.seed not in rounds.seeds:

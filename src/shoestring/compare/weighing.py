@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from shoestring.compare.outcome import TEXT, Outcome, Terms
+from shoestring.compare.outcome import TEXT, ArmOutcome, Terms
 from shoestring.compare.standing import Judgement
 from shoestring.compare.statistics import LEAST_PAIRS, Paired, paired
 
-Pair = tuple[Outcome, Outcome]
+Pair = tuple[ArmOutcome, ArmOutcome]
 """(base, candidate) at one seed, neither of them failed."""
 
 
@@ -43,7 +43,7 @@ class Weighed:
     flags: tuple[str, ...]
 
 
-def weigh(outcomes: Sequence[Outcome], terms: Terms, base: str, candidate: str, confidence: float = 0.95) -> Weighed:
+def weigh(outcomes: Sequence[ArmOutcome], terms: Terms, base: str, candidate: str, confidence: float = 0.95) -> Weighed:
     """One candidate against the base, on all outcomes that there are."""
     own = {each.seed: each for each in outcomes if each.arm == candidate}
     bases = {each.seed: each for each in outcomes if each.arm == base}
@@ -94,7 +94,7 @@ def _log_ratio(base: float, candidate: float) -> float:
     return math.log(candidate / base)
 
 
-def _values(outcome: Outcome, name: str) -> tuple[float, ...]:
+def _values(outcome: ArmOutcome, name: str) -> tuple[float, ...]:
     """A figure of each item, or of the whole as one."""
     return outcome.items[name] if outcome.items else (outcome.figures[name],)
 

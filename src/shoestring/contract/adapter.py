@@ -50,6 +50,10 @@ class NamedAdapters(Protocol):
         """
         ...
 
+    def rows(self, names: Sequence[str | None]) -> AbstractContextManager[None]:
+        """While row i of every pass has the adapter names[i], or none. Raises: UsageError for an unknown name."""
+        ...
+
     def flops(self, name: str, tokens: int) -> int:
         """Operations that an adapter adds to a pass over so many tokens with it."""
         ...

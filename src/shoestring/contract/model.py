@@ -16,6 +16,37 @@ from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
 from shoestring.errors import UsageError, did_you_mean
 
+Notes = dict[str, Tensor]
+"""What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
+
+LOSS = "loss."
+"""How the name of a note begins that is a term of the loss, a scalar with its coefficient multiplied in."""
+
+
+def add_notes(notes: Notes, more: Mapping[str, Tensor], place: str) -> None:
+    """Take in the notes of a part. Those of one name add up: a part may be gone through several times.
+
+    place: the name of the part, for those of one kind: 'blocks.3'.
+    """
+    for name, value in more.items():
+        key = f"{LOSS}{place}.{name.removeprefix(LOSS)}" if name.startswith(LOSS) else f"{place}.{name}"
+        notes[key] = notes[key] + value if key in notes else value
+
+
+@contextmanager
+def causally(model: object) -> Iterator[None]:
+    """Within, parts that look at later tokens while they train (`looks_ahead = True`) do as they do when decoding. Nothing else
+    changes its mode, so that what was compiled is not compiled again."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    ahead = [module for module in modules if getattr(module, "looks_ahead", False) and module.training]
+    for module in ahead:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in ahead:
+            module.training = True
+
 
 class Head(Protocol):
     """Makes logits of hidden states."""
@@ -68,13 +99,31 @@ class Reading:
         """[B, T, V], of all places."""
         return self.head.logits(self.hidden)
 
+    def auxiliary(self) -> Tensor | None:
+        """The sum of the terms of the loss that layers told, to be differentiated; None where none did."""
+        terms = [value for name, value in self.notes.items() if name.startswith(LOSS)]
+        return torch.stack(terms).sum() if terms else None
+
+
+Mixer = Callable[[Tensor], Tensor]
+"""What a channel mixer adds to hidden states [..., width], its norm included: place by place."""
+
 
 class Depth(Protocol):
-    """Which layers a pass goes through: asked before each."""
+    """Which layers a pass goes through, and which of their channel mixers: asked before each. A class that inherits from it mixes
+    the channels of every place."""
 
     def times(self, layer: int, hidden: Tensor) -> int:
         """How often to apply layer number `layer` to the hidden states [B, T, width]: 0 skips it, 2 repeats it."""
         ...
+
+    def channels(self, layer: int, hidden: Tensor, mix: Mixer) -> tuple[Tensor, Tensor | None]:
+        """Of a layer that is applied: (what its channel mixer adds [B, T, width], the places [B, T] at which it was asked).
+
+        hidden: [B, T, width], before the mixer. None in place of places: all. Elsewhere it adds nothing. A place that leaves it
+        out still has keys and values in every layer, so nothing that comes later lacks any.
+        """
+        return mix(hidden), None
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,18 @@ class Loss:
     mean: over what counts, to be differentiated.
     spent: what computing it costs, backward pass included, by the account that pays.
     parts: figures beside it, by name, detached; each is a line of the metrics.
+    auxiliary: what the model's own layers add to what is minimised (`Reading.auxiliary`); None: nothing.
     """
 
     mean: Tensor
     spent: Mapping[str, Charge]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """What is to be differentiated: the mean, and what layers add."""
+        return self.mean if self.auxiliary is None else self.mean + self.auxiliary
 
 
 class Objective(Protocol):

@@ -16,7 +16,7 @@ from shoestring.method import find
 
 Packing = Literal["stream", "isolated", "whole"]
 
-Kind = Literal["text", "chat"]
+Kind = Literal["text", "chat", "answers"]
 
 Invalid = Literal["refuse", "replace", "skip"]
 
@@ -77,8 +77,8 @@ class DataConfig:
     tokenizer: 'bpe' (trained on the corpus and cached), 'bytes', or a path to a byte-level tokenizer.json.
     vocabulary: the number of tokens 'bpe' is trained to, end token included.
     heldout: the share of documents held out, chosen by a hash of each document's content.
-    kind: what a document is: 'text', or a 'chat', a line of JSON whose messages go through the model's chat template, and of
-    which the answers alone are learnt.
+    kind: what a document is: 'text'; a 'chat', a line of JSON whose messages go through the model's chat template, and of which
+    the answers alone are learnt; or 'answers', a line of JSON with 'prompt' and 'answer', of which the latter is learnt.
     returns: of chats, what each answer came to and is told before it ('length', 'relevance'), so that it can be asked for.
     packing: 'stream' (windows run across documents), 'isolated' (a token never sees another document) or 'whole' (isolated, and
     a document is cut only where it is longer than a window).

@@ -75,7 +75,7 @@ class Places:
         return f"in {len(self.files)} file{'s' if len(self.files) > 1 else ''}: {'; '.join(self.first)}{more}"
 
 
-class Reading:
+class TextReading:
     """What the formats read text with: how it is encoded, what is done where it is not, and what was met so far.
 
     options: of the corpus. replaced, skipped: places of invalid text. cut: long documents, and into how many.

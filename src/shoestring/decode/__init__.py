@@ -2,7 +2,7 @@
 
 from shoestring.decode.engine import Engine
 from shoestring.decode.generate import generate
-from shoestring.decode.request import Answer, Event, Request, Spent, Stop
+from shoestring.decode.request import Answer, AnswerSpent, Event, Request, Stop
 from shoestring.decode.sampling import Sampling
 
-__all__ = ["Answer", "Engine", "Event", "Request", "Sampling", "Spent", "Stop", "generate"]
+__all__ = ["Answer", "AnswerSpent", "Engine", "Event", "Request", "Sampling", "Stop", "generate"]

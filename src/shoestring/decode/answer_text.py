@@ -6,7 +6,7 @@ from typing import Protocol
 from shoestring.decode.stop_strings import StopStrings
 
 
-class Stream(Protocol):
+class Detokenizer(Protocol):
     """Makes text of tokens."""
 
     def push(self, token: int) -> str:
@@ -24,7 +24,7 @@ class AnswerText:
     stream: of a tokenizer. stops: strings of which any ends the text; it is no part of it.
     """
 
-    def __init__(self, stream: Stream, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stream: Detokenizer, stops: Sequence[str] = ()) -> None:
         self._stream, self._strings = stream, StopStrings(stops)
         self.text = ""
         """All so far."""

@@ -12,7 +12,7 @@ class OutOfBlocks(ShoestringError):
     """No block is free: end or preempt a row."""
 
 
-class Key(NamedTuple):
+class BlockKey(NamedTuple):
     """What a full block holds: these tokens, after the block of number `before` among all that were ever registered.
 
     before: of a first block, the root: 0, or what the model read it with; texts of different roots share nothing.
@@ -23,11 +23,11 @@ class Key(NamedTuple):
 
 
 @dataclass
-class Block:
+class CacheBlock:
     """users: rows that have it. key, serial: of a full block that was registered, what it holds and its number; else None, 0."""
 
     users: int = 0
-    key: Key | None = None
+    key: BlockKey | None = None
     serial: int = 0
 
 
@@ -37,7 +37,7 @@ class Table:
 
     blocks: their numbers.
     serials: of those that are registered, from the first on, their numbers among all that ever were.
-    root: what the model reads the row with, where that is not the model alone; see `Key`.
+    root: what the model reads the row with, where that is not the model alone; see `BlockKey`.
     """
 
     blocks: list[int] = field(default_factory=list)
@@ -55,11 +55,11 @@ class BlockPool:
 
     def __init__(self, count: int, size: int) -> None:
         self.size = size
-        self.blocks = [Block() for _ in range(count)]
+        self.blocks = [CacheBlock() for _ in range(count)]
         self._empty = list(range(count - 1, -1, -1))
         self._kept: OrderedDict[int, None] = OrderedDict()
         """Registered blocks without a user, the longest unused first."""
-        self._known: dict[Key, int] = {}
+        self._known: dict[BlockKey, int] = {}
         self._registered = 0
 
     @property
@@ -75,7 +75,7 @@ class BlockPool:
         """The registered blocks that hold the longest beginning of `tokens`; the caller becomes a user of each."""
         table, before = Table(root=root), root
         for start in range(0, len(tokens) - self.size + 1, self.size):
-            number = self._known.get(Key(before, tuple(tokens[start : start + self.size])))
+            number = self._known.get(BlockKey(before, tuple(tokens[start : start + self.size])))
             if number is None:
                 break
             self._use(number)
@@ -109,11 +109,33 @@ class BlockPool:
         self._release(shared)
         return shared, own
 
+    def renew(self, table: Table, tokens: int) -> None:
+        """Give a row blocks for so many tokens that are all to be written anew, in place of those that it has.
+
+        Blocks that others have, or may want again, stay as they are as long as there are others. Nothing that the row held is in
+        its blocks any more: read it before. Raises: OutOfBlocks, and changes nothing.
+        """
+        needed = -(-tokens // self.size)
+        mine = [number for number in table.blocks if self.blocks[number].users == 1]
+        chosen = [number for number in mine if self.blocks[number].key is None][:needed]
+        known = [number for number in mine if self.blocks[number].key is not None]
+        lacking = needed - len(chosen)
+        if lacking > self.free + len(known):
+            raise OutOfBlocks(f"{lacking} blocks are needed and {self.free} are free")
+        fresh = [self._take() for _ in range(min(lacking, self.free))]
+        over = known[: lacking - len(fresh)]
+        for number in over:  # nobody else has it, and there is no other
+            self._unregister(number)
+        chosen += fresh + over
+        stays = set(chosen)
+        self._give_back([number for number in table.blocks if number not in stays])
+        table.blocks, table.serials = chosen, []
+
     def register(self, table: Table, tokens: Sequence[int]) -> None:
         """Let others share the blocks that `tokens`, all that the row holds for good, fill."""
         for place in range(len(table.serials), len(tokens) // self.size):
             before = table.serials[-1] if table.serials else table.root
-            key = Key(before, tuple(tokens[place * self.size : (place + 1) * self.size]))
+            key = BlockKey(before, tuple(tokens[place * self.size : (place + 1) * self.size]))
             known = self._known.get(key)
             if known is None:
                 block = self.blocks[table.blocks[place]]

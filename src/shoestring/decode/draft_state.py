@@ -9,7 +9,8 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.row import Row
-from shoestring.decode.store import BLOCK, PagedStore, Read, Work
+from shoestring.decode.store import BLOCK, PagedStore
+from shoestring.decode.work import Read, RowWork
 from shoestring.errors import UsageError
 
 ROOM = 1 << 15
@@ -84,8 +85,8 @@ class DraftState:
             self._catch_up([found[row.number] for row in wave if row.number in found], left)
         return found
 
-    def read(self, works: Sequence[Work]) -> list[Read | None]:
-        """What the draft model makes of more tokens of its own rows. Drafted tokens of a work (`Work.draft`) are not kept.
+    def read(self, works: Sequence[RowWork]) -> list[Read | None]:
+        """What the draft model makes of more tokens of its own rows. Drafted tokens of a work (`RowWork.draft`) are not kept.
         None: there was no room for it."""
         found: dict[int, Read] = {}
         able = [work for work in works if self._extended(work.row, work.row.held + work.new)]
@@ -192,13 +193,13 @@ class DraftState:
             works = []
             for row in behind:
                 size = min(row.unread - left, self.tokens)
-                works.append(Work(row, row.tokens[row.held : row.held + size], outputs=False))
+                works.append(RowWork(row, row.tokens[row.held : row.held + size], outputs=False))
             read = self.read(works)
             behind = [row for row, one in zip(behind, read, strict=True) if one is not None and row.unread > left]
 
-    def _parts(self, works: Sequence[Work]) -> Iterator[list[Work]]:
+    def _parts(self, works: Sequence[RowWork]) -> Iterator[list[RowWork]]:
         """The works of one pass after the other."""
-        part, places = list[Work](), 0
+        part, places = list[RowWork](), 0
         for work in works:
             if part and places + work.new > self.tokens:
                 yield part

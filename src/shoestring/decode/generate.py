@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.engine import Engine
-from shoestring.decode.request import Event, Request, Spent, Stop
+from shoestring.decode.request import AnswerSpent, Event, Request, Stop
 from shoestring.decode.sampling import Sampling
 from shoestring.errors import UsageError
 
@@ -16,7 +16,7 @@ def generate(
     *,
     max_new_tokens: int = 256,
     end: int | Collection[int] | None = None,
-    on_end: Callable[[Stop, Spent], None] | None = None,
+    on_end: Callable[[Stop, AnswerSpent], None] | None = None,
 ) -> Generator[int]:
     """Yield the token ids that continue `prompt`, each as soon as it is chosen.
 
@@ -41,7 +41,7 @@ def generate(
         list(_told(engine.step(), on_end))
 
 
-def _told(events: Sequence[Event], on_end: Callable[[Stop, Spent], None] | None) -> Iterator[int]:
+def _told(events: Sequence[Event], on_end: Callable[[Stop, AnswerSpent], None] | None) -> Iterator[int]:
     """The tokens of these events. `on_end` is told first, as the caller may not come back after a token."""
     for event in events:
         if event.stop is not None and event.spent is not None and on_end:

@@ -19,7 +19,7 @@ STATES = 4096
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceTime:
     """Seconds of a batch of b requests whose longest answer has l tokens: start + each b + (step + beside b) l.
 
     start: of a batch. each: of a request in it, its prompt mostly. step: of a pass. beside: of a row in a pass.
@@ -73,7 +73,7 @@ def clip(lengths: Sequence[float], limit: int) -> Numbers:
     return numpy.append(whole[:limit], whole[limit:].sum())
 
 
-def delay(rate: float, lengths: Sequence[float], service: Service, batching: Batching | None = None) -> Delay:
+def delay(rate: float, lengths: Sequence[float], service: ServiceTime, batching: Batching | None = None) -> Delay:
     """What requests wait that arrive at random, `rate` a second (a Poisson process).
 
     Exact for the model. The requests that wait as a batch ends are a Markov chain: of n, batch b = min(max(n, least), most) takes
@@ -112,7 +112,7 @@ def delay(rate: float, lengths: Sequence[float], service: Service, batching: Bat
 class _Batch:
     """A batch of so many requests: the moments of its seconds, and how many arrive meanwhile."""
 
-    def __init__(self, size: int, lengths: Numbers, service: Service, rate: float) -> None:
+    def __init__(self, size: int, lengths: Numbers, service: ServiceTime, rate: float) -> None:
         self.size = size
         longest = numpy.diff(numpy.concatenate([[0.0], lengths.cumsum().clip(0, 1) ** size]))
         seconds = service.seconds(size, numpy.arange(len(lengths), dtype=numpy.float64))
@@ -157,7 +157,7 @@ def _stationary(batches: dict[int, _Batch], batching: Batching) -> Numbers:
         states *= 2
 
 
-def _least_each(lengths: Numbers, service: Service, batching: Batching) -> float:
+def _least_each(lengths: Numbers, service: ServiceTime, batching: Batching) -> float:
     """Seconds of a request in the largest batch, on average."""
     return _Batch(batching.most, lengths, service, 1e-9).mean / batching.most
 
@@ -173,7 +173,7 @@ def _least_each(lengths: Numbers, service: Service, batching: Batching) -> float
 def plan_queue(
     rate: float,
     lengths: Sequence[float],
-    service: Service,
+    service: ServiceTime,
     batchings: Sequence[Batching],
     limits: Sequence[int],
     *,

@@ -65,7 +65,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Spent:
+class AnswerSpent:
     """What an answer took.
 
     charge: positions read, reused, written and wasted; FLOPs; bytes moved. What several requests shared is divided among them
@@ -111,7 +111,7 @@ class Event:
     sample: int
     written: tuple[Written, ...] = ()
     stop: Stop | None = None
-    spent: Spent | None = None
+    spent: AnswerSpent | None = None
 
 
 @dataclass(frozen=True)
@@ -122,5 +122,5 @@ class Answer:
     sample: int
     tokens: tuple[int, ...]
     stop: Stop
-    spent: Spent
+    spent: AnswerSpent
     log_probabilities: tuple[LogProbability, ...] = ()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.decode.draws import draw
-from shoestring.decode.request import Request, Spent, Stop
+from shoestring.decode.request import AnswerSpent, Request, Stop
 from shoestring.decode.sampling import Constraint
 
 
@@ -30,6 +30,7 @@ class Row:
     charge, seconds: what it took so far, the seconds by cause. drafting: what of `charge` the drafter took.
     times: of its tokens, on the monotonic clock.
     changed: tokens of drafts that stayed though the model chose another.
+    memory: what a mixture remembers of it.
     asked, answered: how often each token stands in the prompt (where it matters) and in the answer.
     seen: when its seconds were last noted.
     """
@@ -52,6 +53,7 @@ class Row:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     times: list[float] = field(default_factory=list)
     changed: int = 0
+    memory: object = None
     asked: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
     seen: float = 0.0
@@ -96,12 +98,12 @@ class Row:
         self.seconds[cause] += seconds
         self.seen = now
 
-    def spent(self) -> Spent:
+    def spent(self) -> AnswerSpent:
         """All that it took."""
         first = self.times[0] - self.arrived if self.times else None
         between = tuple(after - before for before, after in zip(self.times, self.times[1:], strict=False))
         unread = self.written - max(0, self.deepest - len(self.request.prompt))
-        return Spent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
+        return AnswerSpent(self.charge, dict(self.seconds), first, between, unread, self.drafting, self.changed)
 
 
 @dataclass(frozen=True)

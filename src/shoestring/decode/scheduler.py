@@ -1,6 +1,6 @@
 """Who reads how many tokens in the next pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ class Room:
     rows: that may have a place at a time. tokens: of the pass. free: tokens that the store has room for.
     drafts: tokens that a decoding row may draft, for which a scheduler leaves room.
     last: the pass before this one; None: there was none.
+    needed: what a row takes of `free` to read the tokens that it has.
     """
 
     rows: int
@@ -36,9 +37,10 @@ class Room:
     free: int
     drafts: int = 0
     last: Passed | None = None
+    needed: Callable[[Row], int] = lambda row: len(row.tokens)
 
 
-class Reading(NamedTuple):
+class RowReading(NamedTuple):
     """So many of the next tokens of a row."""
 
     row: Row
@@ -48,7 +50,7 @@ class Reading(NamedTuple):
 class Scheduler(Protocol):
     """Chooses what a pass reads."""
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """What to read of which rows.
 
         rows: all that are not at their end, by priority and then as they came; those with `running` have a place already.
@@ -60,30 +62,30 @@ class Scheduler(Protocol):
 
 def in_order(
     decoding: Sequence[Row], reading: Sequence[Row], waiting: Sequence[Row], room: Room, most: int | None = None
-) -> list[Reading]:
+) -> list[RowReading]:
     """What a pass reads where rows take their turns: a token of each that decodes, then prompts.
 
     decoding, reading: rows with a place. waiting: rows that may have one; where one has no room, those after it wait too, as a row
     that is begun and cannot go on would have to be read again.
     most: tokens of prompts; None: as the pass has room for.
     """
-    chosen, left = list[Reading](), room.tokens
+    chosen, left = list[RowReading](), room.tokens
     for row in decoding:
         if left > 0:
-            chosen.append(Reading(row, 1))
+            chosen.append(RowReading(row, 1))
             left -= 1 + room.drafts
     left = left if most is None else min(left, most)
     for row in reading:
         if left > 0:
-            chosen.append(Reading(row, min(row.unread, left)))
+            chosen.append(RowReading(row, min(row.unread, left)))
             left -= chosen[-1].tokens
     free = room.free
     for row in waiting:
-        if left <= 0 or len(row.tokens) > free:
+        if left <= 0 or room.needed(row) > free:
             break
-        chosen.append(Reading(row, min(row.unread, left)))
+        chosen.append(RowReading(row, min(row.unread, left)))
         left -= chosen[-1].tokens
-        free -= len(row.tokens)
+        free -= room.needed(row)
     return chosen
 
 

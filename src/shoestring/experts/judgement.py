@@ -23,7 +23,7 @@ from shoestring.data.windows import Windows
 from shoestring.decode.ensemble import Ensemble, likelihood_of_inputs, mixture, token_log_probabilities
 from shoestring.decode.expert_weights.base import Weigher, updates
 from shoestring.decode.expert_weights.cluster_distance import ClusterDistance
-from shoestring.decode.expert_weights.fixed import Fixed
+from shoestring.decode.expert_weights.fixed import FixedExpertWeights
 from shoestring.decode.expert_weights.running_likelihood import RunningLikelihood
 from shoestring.errors import UsageError
 from shoestring.experts.config import ExpertsConfig, size_name
@@ -45,7 +45,7 @@ DIFFICULTY_TOKENS = 16384
 
 
 @dataclass(frozen=True)
-class Text:
+class JudgedWindows:
     """Windows to judge on, [N, T] each.
 
     domains: the cluster of the document each target is in, to report by; nothing else looks at it.
@@ -61,7 +61,7 @@ class Text:
         return (self.batch.targets != IGNORED).numpy()
 
 
-def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering) -> Text:
+def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering) -> JudgedWindows:
     """The windows that every run evaluates on, too: the first of one fixed order of the whole held-out text."""
     run, store = config.run, dataset.heldout
     context = run.model.context
@@ -72,11 +72,11 @@ def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering
     document = np.searchsorted(store.document_starts, places, side="right") - 1
     lengths = dataset.tokenizer.byte_lengths[batch.targets.clamp_min(0)].numpy() * (batch.targets != IGNORED).numpy()
     domains = clustering.nearest(store)[document]
-    return Text(batch, domains, lengths)
+    return JudgedWindows(batch, domains, lengths)
 
 
 @torch.no_grad()
-def of_targets(model: LanguageModel, text: Text, rows: int) -> Tensor:
+def of_targets(model: LanguageModel, text: JudgedWindows, rows: int) -> Tensor:
     """float32 [N, T]: log-probabilities of the targets under one model, 0 where they do not count; `rows` windows at a time,
     on the model's device, in float32."""
     found = []
@@ -90,7 +90,7 @@ def of_targets(model: LanguageModel, text: Text, rows: int) -> Tensor:
 class Judge:
     """Works out losses from the log-probabilities of the targets under each expert, [N, T, E], which are had once."""
 
-    def __init__(self, text: Text, experts: Tensor, pass_flops: Sequence[int], names: Sequence[str]) -> None:
+    def __init__(self, text: JudgedWindows, experts: Tensor, pass_flops: Sequence[int], names: Sequence[str]) -> None:
         self.text, self.experts, self.pass_flops, self.names = text, experts, list(pass_flops), list(names)
 
     def figures(self, log_probabilities: Tensor, flops: int) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _arms(
     config: ExpertsConfig,
     clustering: Clustering,
     members: Sequence[Expert],
-    text: Text,
+    text: JudgedWindows,
     ledger: Ledger,
 ) -> dict[str, Any]:
     def read(model: LanguageModel) -> Tensor:
@@ -199,7 +199,7 @@ def _arms(
         )
         arms[f"top-{k}" if k % len(members) else "all"] = judging.ensemble(near, choosing)
     arms["all, by likelihood"] = judging.ensemble(RunningLikelihood())
-    arms["plain mean"] = judging.ensemble(Fixed([1.0] * len(members)))
+    arms["plain mean"] = judging.ensemble(FixedExpertWeights([1.0] * len(members)))
     if len(set(sizes)) == 1:
         merged = merge(models)
         arms["merged weights"] = judging.figures(read(merged), text.batch.rows * judging.pass_flops[0])

@@ -10,7 +10,7 @@ from shoestring.errors import UsageError
 from shoestring.experts.allocation import scaled
 from shoestring.experts.config import ExpertsConfig
 from shoestring.experts.worker import machine
-from shoestring.launch.request import DEFAULT_BUDGET, Request, planned
+from shoestring.launch.request import DEFAULT_BUDGET, TrainingRequest, planned
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import require_device
 
@@ -35,7 +35,7 @@ def planned_experts(asked: Tree, own: Tree | None = None, *, dense: bool = False
     sized = {key: value for key, value in section.items() if key != "sizes"}
     early = build(ExpertsConfig, sized | {"run": tree(first)}, _flag)
 
-    request = Request(asked, first.budget)
+    request = TrainingRequest(asked, first.budget)
     dataset = prepare(request.data(), cache_folder())
     require(dataset, int(asked.get("model", {}).get("context", 1)))
     part = replace(request, budget=scaled(first.budget, (1 - early.seed_share) / early.count))

@@ -52,7 +52,7 @@ class _Decoder(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class KernelMatrix:
     """A matrix [rows, columns], checked by whoever holds it.
 
     weights: packed trits, packed groups, or numbers, by `kind`: 0 and 1 are the codes of the layouts of trits; GROUPED; DENSE.
@@ -71,7 +71,7 @@ class Matrix:
 class NativeMatrix(Protocol):
     """A linear layer whose matrix the native library can multiply."""
 
-    def native_matrix(self) -> Matrix:
+    def native_matrix(self) -> KernelMatrix:
         """Its matrix, of the tensors that it has now."""
         ...
 
@@ -92,13 +92,13 @@ class Layer:
     query_norm: Norm
     key_norm: Norm
     channel_norm: Norm
-    qkv: Matrix
-    output: Matrix
-    gate_up: Matrix
-    down: Matrix
+    qkv: KernelMatrix
+    output: KernelMatrix
+    gate_up: KernelMatrix
+    down: KernelMatrix
 
 
-class Places(NamedTuple):
+class CachePlaces(NamedTuple):
     """Where a pass finds, and puts, the keys and values of its rows.
 
     layers: all of a model. rows: of the pass.
@@ -112,7 +112,7 @@ class Places(NamedTuple):
 class NativeCache(Protocol):
     """A cache whose keys and values the native library can read and write."""
 
-    def places(self) -> Places | None:
+    def places(self) -> CachePlaces | None:
         """Of the pass that was begun; None where it sees its tokens in another way than each row up to each token."""
         ...
 
@@ -137,7 +137,7 @@ class Decoder:
         norms = {"token_norm": width, "query_norm": head_width, "key_norm": head_width, "channel_norm": width}
         for layer in layers:
             for name, size in matrices.items():
-                matrix: Matrix = getattr(layer, name)
+                matrix: KernelMatrix = getattr(layer, name)
                 if (matrix.rows, matrix.columns) != size:
                     raise ShoestringError(f"{name} is {matrix.rows} x {matrix.columns}, not {size[0]} x {size[1]}")
                 _expect(f"the bias of {name}", matrix.bias, size[0])
@@ -151,7 +151,7 @@ class Decoder:
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self._decoder = _Decoder(self._layers, len(layers), width, heads, key_value_heads, head_width, hidden)
 
-    def read(self, x: Tensor, places: Places, cos: Tensor, sin: Tensor) -> bool:
+    def read(self, x: Tensor, places: CachePlaces, cos: Tensor, sin: Tensor) -> bool:
         """Take `x` [tokens, width], the embeddings of new tokens, through all layers, in place; keys and values are put to their
         places.
 
@@ -183,7 +183,7 @@ class Decoder:
     def _norm(self, norm: Norm) -> _Norm:
         return _Norm(self._address(norm.gain), norm.epsilon, _narrow(norm.gain))
 
-    def _matrix(self, matrix: Matrix) -> _Matrix:
+    def _matrix(self, matrix: KernelMatrix) -> _Matrix:
         addresses = (self._address(tensor) for tensor in (matrix.weights, matrix.scales, matrix.bias))
         groups = 0 if matrix.scales is None else matrix.scales.shape[1]
         return _Matrix(*addresses, matrix.rows, matrix.columns, groups, matrix.kind, _narrow(matrix.bias))

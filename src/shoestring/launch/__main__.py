@@ -22,7 +22,7 @@ def _work(asked: dict[str, Any]) -> int:
     from shoestring.launch.crew import processes
     from shoestring.launch.launch import Launch
     from shoestring.launch.participant import join
-    from shoestring.launch.request import Request
+    from shoestring.launch.request import TrainingRequest
     from shoestring.train.config import RunConfig
 
     if "join" in asked:
@@ -34,7 +34,7 @@ def _work(asked: dict[str, Any]) -> int:
         if "resume" in asked:
             ended = launch.resume(Path(asked["resume"]), asked["step"], asked["moved"])
         else:
-            request = Request.of(asked["begin"], asked["critical_batch"], processes=processes())
+            request = TrainingRequest.of(asked["begin"], asked["critical_batch"], processes=processes())
             ended = launch.begin(request, Path(asked["out"]))
     return 0 if ended.outcome.signal is None else 128 + ended.outcome.signal
 

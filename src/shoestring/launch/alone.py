@@ -6,9 +6,9 @@ from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import Tree
 from shoestring.data.prepare import prepare
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
-from shoestring.launch.way import Ended, Place
+from shoestring.launch.way import Ended, LaunchContext
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import resume, start
 
@@ -16,10 +16,10 @@ from shoestring.train.session import resume, start
 class Alone:
     """The `Way` of one process."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: LaunchContext) -> None:
         self.place, self.view = place, place.view
 
-    def begin(self, request: Request, out: Path) -> Ended:
+    def begin(self, request: TrainingRequest, out: Path) -> Ended:
         folder = self.place.held.enter_context(RunFolder.create(out))
         ledger = Ledger(folder.ledger)
         with ledger.clock("start"):

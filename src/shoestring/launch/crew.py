@@ -17,9 +17,9 @@ from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.fingerprint import digest, without_places
 from shoestring.launch.processes import launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
-from shoestring.launch.way import Ended, Place
+from shoestring.launch.way import Ended, LaunchContext
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.rendezvous.joining import join, leave, world_size
@@ -147,10 +147,10 @@ class Crew:
     command: the words of a command that trains as one worker of this run; None: `python -m shoestring.launch`.
     """
 
-    def __init__(self, place: Place, heartbeat_timeout: float, command: Sequence[str] | None = None) -> None:
+    def __init__(self, place: LaunchContext, heartbeat_timeout: float, command: Sequence[str] | None = None) -> None:
         self.place, self.view, self.heartbeat_timeout, self.command = place, place.view, heartbeat_timeout, command
 
-    def begin(self, request: Request, out: Path) -> Ended:
+    def begin(self, request: TrainingRequest, out: Path) -> Ended:
         if is_worker():
             return self._begin_as_worker(request, out)
         with RunFolder.create(out):
@@ -175,7 +175,7 @@ class Crew:
         outcome = Outcome(stopped, status - 128 if status else None, folder.read_summary(), "")
         return Ended(folder, outcome, leads=False)
 
-    def _begin_as_worker(self, request: Request, out: Path) -> Ended:
+    def _begin_as_worker(self, request: TrainingRequest, out: Path) -> Ended:
         """The leader decides, and all train."""
         place, view = self.place, self.view
         with joined(request.asked, request.workers, self.heartbeat_timeout) as transport:

@@ -18,10 +18,10 @@ from shoestring.json_files import NotJson, parse_json, read_lines
 from shoestring.launch.fleet import Fleet
 from shoestring.launch.host import LOOPBACK, Host, require_torchft
 from shoestring.launch.processes import available_cores, share_of_cores
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.view import RunDisplay
-from shoestring.launch.way import Ended, Place
+from shoestring.launch.way import Ended, LaunchContext
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder, environment
 from shoestring.train.session import Outcome, require_same_text, resolve
@@ -132,10 +132,10 @@ def _adopt(folder: RunFolder, judge: str) -> Outcome:
 class Elastic:
     """The `Way` of workers that come and go: this process decides, starts those of this machine and keeps their lighthouse."""
 
-    def __init__(self, place: Place, hosting: Hosting) -> None:
+    def __init__(self, place: LaunchContext, hosting: Hosting) -> None:
         self.place, self.view, self.hosting = place, place.view, hosting
 
-    def begin(self, request: Request, out: Path) -> Ended:
+    def begin(self, request: TrainingRequest, out: Path) -> Ended:
         require_torchft()
         machine, folder = probe(), self.place.held.enter_context(RunFolder.create(out))
         ledger = Ledger(folder.ledger, since=self.hosting.since or None)

@@ -15,10 +15,10 @@ from shoestring.launch.crew import Crew, is_worker, require_distributed
 from shoestring.launch.elastic import Elastic, Hosting
 from shoestring.launch.host import LOOPBACK
 from shoestring.launch.pipeline import PipelineWay
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.view import LogView, View
-from shoestring.launch.way import Ended, Place, Way
+from shoestring.launch.way import Ended, LaunchContext, Way
 from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.execution import keep_compiled_code, require_device
@@ -50,7 +50,7 @@ class Launch:
         self.view: View = view or LogView()
         self.held = ExitStack()
         self.hosting = hosting or Hosting()
-        place = Place(self.view, self.held)
+        place = LaunchContext(self.view, self.held)
         alone = Alone(place)
         crew = Crew(place, heartbeat_timeout, command)
         self._ways: dict[str, Callable[[int], Way]] = {
@@ -60,7 +60,7 @@ class Launch:
             "pipeline": lambda workers: PipelineWay(place),
         }
 
-    def begin(self, request: Request, out: Path) -> Ended:
+    def begin(self, request: TrainingRequest, out: Path) -> Ended:
         """Train a new run.
 
         request: what is asked for.

@@ -19,7 +19,7 @@ from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
 from shoestring.plan.pace import Paces
-from shoestring.plan.planner import Decision, Plan, flops_per_token, paces_for, plan
+from shoestring.plan.planner import Plan, PlanDecision, flops_per_token, paces_for, plan
 from shoestring.train.base import with_base
 from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
@@ -33,8 +33,8 @@ TRIALS = 3
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a run is asked for; what it leaves open is planned. `Request.of` and `Request.read` check it.
+class TrainingRequest:
+    """What a run is asked for; what it leaves open is planned. `TrainingRequest.of` and `TrainingRequest.read` check it.
 
     asked: plain values, as in a recipe.
     budget: what the run may spend.
@@ -48,7 +48,7 @@ class Request:
     critical_batch: float | None = None
     workers: int = 1
     transport: str = "distributed"
-    planned: tuple[Decision, ...] = ()
+    planned: tuple[PlanDecision, ...] = ()
 
     @classmethod
     def of(
@@ -57,8 +57,8 @@ class Request:
         critical_batch: float | None = None,
         *,
         processes: int | None = None,
-        planned: tuple[Decision, ...] = (),
-    ) -> "Request":
+        planned: tuple[PlanDecision, ...] = (),
+    ) -> "TrainingRequest":
         """Check what can be checked before any work: names of keys, values, budget.
 
         asked: plain values, as in a recipe: {"budget": "2m", "model": {"width": 256}}.
@@ -92,7 +92,7 @@ class Request:
         noise_scale_of: Path | None = None,
         *,
         processes: int | None = None,
-    ) -> "Request":
+    ) -> "TrainingRequest":
         """As `of`, from a recipe and flags.
 
         recipe: a TOML file; None: none.
@@ -127,7 +127,7 @@ def critical_batch(run: Path) -> float:
     return float(found)
 
 
-def prepared(request: Request, clock: AbstractContextManager[None]) -> Dataset:
+def prepared(request: TrainingRequest, clock: AbstractContextManager[None]) -> Dataset:
     """The request's corpus, its time on the clock."""
     with clock:
         dataset = prepare(request.data(), cache_folder())
@@ -136,7 +136,7 @@ def prepared(request: Request, clock: AbstractContextManager[None]) -> Dataset:
 
 
 def planned(
-    request: Request,
+    request: TrainingRequest,
     machine: Machine,
     dataset: Dataset,
     seconds_spent: float,
@@ -169,7 +169,7 @@ def planned(
     return made, config
 
 
-def tried(request: Request, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
+def tried(request: TrainingRequest, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
     """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
     another shape may be the one to plan, which is tried then too."""
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
@@ -202,7 +202,7 @@ def _given(asked: Mapping[str, Any], key: str) -> bool:
     return True
 
 
-def decisions(request: Request, made: Plan) -> list[dict[str, Any]]:
+def decisions(request: TrainingRequest, made: Plan) -> list[dict[str, Any]]:
     """The plan's decisions for the run's folder, those the user made marked as such."""
     open_still = [decision for decision in made.decisions if not _given(request.asked, decision.key)]
     rows = [asdict(decision) for decision in (*request.planned, *open_still)]

@@ -24,7 +24,7 @@ from shoestring.data.places import absolute_path
 from shoestring.errors import UsageError
 from shoestring.json_files import read_json
 from shoestring.launch.launch import Launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.tuning import methods_of_tuning, tuning_request
 from shoestring.method import Count, Fraction
 from shoestring.task.task import Task
@@ -182,14 +182,14 @@ def run_stages(folder: StagesFolder, launch: Launch) -> StagesEnded:
     return StagesEnded(None, summary)
 
 
-def _request(config: StagesConfig, stage: StageConfig, place: str) -> Request:
+def _request(config: StagesConfig, stage: StageConfig, place: str) -> TrainingRequest:
     """What a stage's run is asked for. place: of the model that it begins with."""
     own = Budget(**{name: limit * stage.share for name, limit in config.budget.limits.items()})
     asked: Tree = merge(stage.run, {"budget": own.write()})
     try:
         if stage.method:
             return tuning_request(place, stage.method, asked, config.old, stage.replay)
-        return Request.of(merge({"model": {"base": place}}, asked) if place else asked)
+        return TrainingRequest.of(merge({"model": {"base": place}}, asked) if place else asked)
     except UsageError as error:
         raise UsageError(f"stage '{stage.name}': {error}") from None
 

@@ -13,7 +13,7 @@ from shoestring.budget.ledger import Totals, read_ledger
 from shoestring.config import Choice, Tree, merge
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.launch import Launch
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.launch.tuning import tuning_request
 from shoestring.train.base import TUNING
 from shoestring.train.run_folder import RunFolder
@@ -35,7 +35,7 @@ class Tuning:
     old: str
     replay: float = 0.0
 
-    def request(self, asked: Tree) -> Request:
+    def request(self, asked: Tree) -> TrainingRequest:
         """With these keys over its own."""
         return tuning_request(self.place, self.method, merge(self.asked, asked), self.old, self.replay)
 
@@ -46,7 +46,7 @@ class Swept:
     signal: what interrupted the sweep; None: nothing. told: what it came to, as JSON values, sweep.json's.
     """
 
-    request: Request | None
+    request: TrainingRequest | None
     signal: int | None
     told: dict[str, Any]
 

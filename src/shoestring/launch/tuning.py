@@ -14,10 +14,10 @@ from shoestring.data.places import absolute_path, is_path
 from shoestring.data.prepare import prepare
 from shoestring.data.store import TokenStore
 from shoestring.errors import UsageError, did_you_mean
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.log_lines import held_back
 from shoestring.method import methods
-from shoestring.plan.planner import Decision
+from shoestring.plan.planner import PlanDecision
 from shoestring.plan.tuning import plan_tuning
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def methods_of_tuning() -> list[str]:
     return [FULL, *(card.name for card in methods("tune", "edit"))]
 
 
-def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float = 0.0) -> Request:
+def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float = 0.0) -> TrainingRequest:
     """The request, complete and checked.
 
     place: of the base. method: of `methods_of_tuning`. asked: plain values, laid over what is planned.
@@ -61,7 +61,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float
         if method not in [one["name"] for one in edits]:
             edits.append({"name": method})
         asked = {**asked, "edits": edits}
-    first = Request.of(asked)
+    first = TrainingRequest.of(asked)
     model = peek(place).model
     if not isinstance(model, LanguageModule):
         raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
@@ -74,7 +74,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float
         learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
     choice = None if method == FULL else _choice(asked, method)
     planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths, learnt)
-    return Request.of(_with(asked, planned), planned=planned)
+    return TrainingRequest.of(_with(asked, planned), planned=planned)
 
 
 def _with_replay(asked: Tree, old: str, share: float) -> Tree:
@@ -83,12 +83,12 @@ def _with_replay(asked: Tree, old: str, share: float) -> Tree:
         raise UsageError(f"--replay {share:g}: a share of what is read, above 0 and below 1")
     if not old:
         raise UsageError("--replay reads the old text again: name it with --old CORPUS")
-    data: Tree = dict(asked["data"])
+    data: dict[str, Any] = dict(asked["data"])
     if {"source", "mixture"} & data.keys():
         raise UsageError("--replay makes data.source and data.mixture: give either it or them")
     if data.get("kind") == "chat" and not (is_path(old) and holds_chats(old)):
         raise UsageError(f"--replay: the new text is chats, and {old} is not: name a file of chats with --old")
-    text = {key: data.pop(key) for key in ("text_field", "encoding", "invalid") if key in data}
+    text: dict[str, Any] = {key: data.pop(key) for key in ("text_field", "encoding", "invalid") if key in data}
     sources = [{"name": "new", "corpus": data.pop("corpus"), **text}, {"name": "old", "corpus": old}]
     mixture = {"name": "replay", "old": ["old"], "share": share}
     data |= {"source": sources, "mixture": mixture}
@@ -100,7 +100,7 @@ def _choice(asked: Tree, method: str) -> Choice:
     return Choice.of("tune", method, kind="edit", **{key: value for key, value in table.items() if key != "name"})
 
 
-def _with(asked: Tree, planned: tuple[Decision, ...]) -> Tree:
+def _with(asked: Tree, planned: tuple[PlanDecision, ...]) -> Tree:
     """The recipe with what was planned."""
     for one in planned:
         branch: Tree = {}

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from shoestring.budget.machine import Machine
-from shoestring.launch.request import Request
+from shoestring.launch.request import TrainingRequest
 from shoestring.plan.planner import Plan
 from shoestring.train.config import RunConfig
 
@@ -24,7 +24,7 @@ class RunDisplay(Protocol):
 class View(Protocol):
     """Shows what is done to start a run. `LogView` is one that needs no screen."""
 
-    def decided(self, request: Request, made: Plan, machine: Machine) -> None:
+    def decided(self, request: TrainingRequest, made: Plan, machine: Machine) -> None:
         """Show the plan that was made for a request."""
         ...
 
@@ -36,7 +36,7 @@ class View(Protocol):
 class LogView:
     """Gives the plan and the metrics to Python's `logging`, metrics at the level DEBUG."""
 
-    def decided(self, request: Request, made: Plan, machine: Machine) -> None:
+    def decided(self, request: TrainingRequest, made: Plan, machine: Machine) -> None:
         for decision in made.decisions:
             log.info("%s = %s: %s", decision.key, decision.value, decision.reason)
         for warning in made.warnings:

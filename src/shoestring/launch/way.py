@@ -10,7 +10,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import Machine
 from shoestring.config import Tree
 from shoestring.data.dataset import Dataset
-from shoestring.launch.request import Request, decisions, prepared, tried
+from shoestring.launch.request import TrainingRequest, decisions, prepared, tried
 from shoestring.launch.view import View
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens
@@ -37,7 +37,7 @@ class Ended:
 class Way(Protocol):
     """One way to have a run trained: `Alone`, `Crew` and `Elastic` are."""
 
-    def begin(self, request: Request, out: Path) -> Ended:
+    def begin(self, request: TrainingRequest, out: Path) -> Ended:
         """Train a new run.
 
         request: what is asked for.
@@ -58,7 +58,7 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class LaunchContext:
     """What a way to start a run works with.
 
     view: what the run is shown to.
@@ -69,7 +69,7 @@ class Place:
     held: ExitStack
 
     def decide(
-        self, request: Request, folder: RunFolder, ledger: Ledger, machine: Machine
+        self, request: TrainingRequest, folder: RunFolder, ledger: Ledger, machine: Machine
     ) -> tuple[Dataset, RunConfig, float]:
         """The data, the plan laid under what was asked for, and the seconds that it expects; shown, and kept in the folder."""
         view = self.view

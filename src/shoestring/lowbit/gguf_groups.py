@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.lowbit.packing.grouped import GROUP, Groups
+from shoestring.lowbit.packing.grouped import GROUP, GroupedMatrix
 
 BLOCK_BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 """Bytes of 32 columns, by the types that are matrices in groups."""
 
 
-def groups(content: Tensor, kind: str) -> Groups:
+def groups(content: Tensor, kind: str) -> GroupedMatrix:
     """The matrix of a tensor's bytes, uint8 [rows, bytes of a row].
 
     Raises: ShoestringError where the rows are no whole blocks, or a minimum of Q4_0, -8 d, is beyond float16.
@@ -27,12 +27,12 @@ def groups(content: Tensor, kind: str) -> Groups:
     blocks = content.contiguous().view(rows, width // size, size)
     scales = blocks[..., :2].contiguous().view(torch.float16)[..., 0]
     if kind == "Q8_0":
-        return Groups(blocks[..., 2:].reshape(rows, -1).view(torch.int8), scales, None)
+        return GroupedMatrix(blocks[..., 2:].reshape(rows, -1).view(torch.int8), scales, None)
     pairs = blocks[..., -GROUP // 2 :]
     codes = torch.cat([pairs & 15, pairs >> 4], 2).view(rows, -1)
     if kind == "Q4_1":
-        return Groups(codes, scales, blocks[..., 2:4].contiguous().view(torch.float16)[..., 0])
+        return GroupedMatrix(codes, scales, blocks[..., 2:4].contiguous().view(torch.float16)[..., 0])
     minimums = (scales.float() * -8).half()  # by a power of two: exact, or infinite
     if bool((minimums.isinf() & scales.isfinite()).any()):
         raise ShoestringError("a scale of Q4_0 is so large that 8 times it is beyond float16")
-    return Groups(codes, scales, minimums)
+    return GroupedMatrix(codes, scales, minimums)

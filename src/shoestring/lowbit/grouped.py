@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.decoder import GROUPED, Matrix
+from shoestring.kernels.decoder import GROUPED, KernelMatrix
 from shoestring.lowbit import kernels
 from shoestring.lowbit.packing import grouped
-from shoestring.lowbit.packing.grouped import Groups
+from shoestring.lowbit.packing.grouped import GroupedMatrix
 
 
 class GroupedLinear(nn.Module):
@@ -33,11 +33,11 @@ class GroupedLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     @classmethod
-    def of(cls, matrix: Groups, columns: int, bias: Tensor | None = None) -> "GroupedLinear":
+    def of(cls, matrix: GroupedMatrix, columns: int, bias: Tensor | None = None) -> "GroupedLinear":
         """Packed from codes, scales and minimums; nothing is lost."""
         return cls(grouped.pack(matrix), len(matrix.scales), columns, matrix.bits, bias)
 
-    def groups(self) -> Groups:
+    def groups(self) -> GroupedMatrix:
         """The codes, scales and minimums it was made of."""
         return grouped.unpack(self.packed, self.out_features, self.in_features, self.bits)
 
@@ -48,10 +48,10 @@ class GroupedLinear(nn.Module):
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
-    def native_matrix(self) -> Matrix:
+    def native_matrix(self) -> KernelMatrix:
         """As the native decoder reads it."""
         shape = self.out_features, self.in_features
-        return Matrix(self.packed, *shape, GROUPED[self.bits], bias=self.bias)
+        return KernelMatrix(self.packed, *shape, GROUPED[self.bits], bias=self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
@@ -74,11 +74,11 @@ class GroupedEmbedding(nn.Module):
         self.register_buffer("packed", packed)
 
     @classmethod
-    def of(cls, matrix: Groups, columns: int) -> "GroupedEmbedding":
+    def of(cls, matrix: GroupedMatrix, columns: int) -> "GroupedEmbedding":
         """Packed from codes, scales and minimums; nothing is lost."""
         return cls(grouped.pack(matrix), len(matrix.scales), columns, matrix.bits)
 
-    def groups(self) -> Groups:
+    def groups(self) -> GroupedMatrix:
         """The codes, scales and minimums it was made of."""
         return grouped.unpack(self.packed, self.out_features, self.in_features, self.bits)
 

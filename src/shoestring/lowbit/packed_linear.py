@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.decoder import Matrix
+from shoestring.kernels.decoder import KernelMatrix
 from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.packing import check_groups, check_packed, layout_named, pack, unpack
@@ -61,10 +61,10 @@ class PackedLinear(nn.Module):
         y = kernels.matmul(flat, self.packed, self.scales, self.out_features, self.in_features, self.layout)
         return y.view(*x.shape[:-1], self.out_features)
 
-    def native_matrix(self) -> Matrix:
+    def native_matrix(self) -> KernelMatrix:
         """As the native decoder reads it."""
         shape = self.out_features, self.in_features
-        return Matrix(self.packed, *shape, layout_named(self.layout).code, scales=self.scales)
+        return KernelMatrix(self.packed, *shape, layout_named(self.layout).code, scales=self.scales)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         scales = self.scales

@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.cache import Cache, KeptShape, Pass
 from shoestring.errors import ShoestringError
 from shoestring.kernels.attention import Layers, Rows, Span
-from shoestring.kernels.decoder import Places
+from shoestring.kernels.decoder import CachePlaces
 
 
 class KeyValueShape(NamedTuple):
@@ -73,30 +73,34 @@ class ContiguousLayer:
         """Nothing, as above."""
 
 
+def contiguous_layer(
+    shape: KeyValueShape, rows: int, room: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> ContiguousLayer:
+    """An empty layer: 2 x rows x heads x room x head_width numbers."""
+    return ContiguousLayer(*torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device))
+
+
 class ContiguousCache(Cache):
     """A cache of `ContiguousLayer`s. Memory: of each layer 2 x rows x heads x room x head_width numbers.
 
-    shapes: of each layer, or None for a layer that keeps nothing.
+    shapes: of each layer; or the state of one, where it is of another kind; or None for a layer that keeps nothing.
     """
 
     def __init__(
         self,
-        shapes: Sequence[KeyValueShape | None],
+        shapes: Sequence[Any],
         rows: int,
         room: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         layers = [
-            shape
-            and ContiguousLayer(
-                *torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device)
-            )
+            contiguous_layer(shape, rows, room, dtype, device) if isinstance(shape, KeyValueShape) else shape
             for shape in shapes
         ]
         super().__init__(layers, rows, room)
 
-    def places(self) -> Places | None:
+    def places(self) -> CachePlaces | None:
         """Where the pass that was begun reads and writes, for a model that reads natively: a row is a block. None where a mask says
         what is seen, rows have padding, or layers differ."""
         coming = self._coming
@@ -106,7 +110,7 @@ class ContiguousCache(Cache):
             return None
         length = coming.length
         spans = [Span(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
-        return Places(self._native, Rows(spans, self._native.block))
+        return CachePlaces(self._native, Rows(spans, self._native.block))
 
     @cached_property
     def _native(self) -> Layers | None:

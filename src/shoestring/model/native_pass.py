@@ -13,7 +13,17 @@ from shoestring.errors import ShoestringError
 from shoestring.kernels import kernel_in_use
 from shoestring.kernels.attention import Layers, Rows, Span
 from shoestring.kernels.choice import TORCH
-from shoestring.kernels.decoder import DENSE, FLOATS, Decoder, Layer, Matrix, NativeCache, NativeMatrix, Norm, Places
+from shoestring.kernels.decoder import (
+    DENSE,
+    FLOATS,
+    CachePlaces,
+    Decoder,
+    KernelMatrix,
+    Layer,
+    NativeCache,
+    NativeMatrix,
+    Norm,
+)
 from shoestring.model.attention import Attention
 from shoestring.model.norm import RMSNorm
 from shoestring.model.pre_norm import PreNorm
@@ -85,7 +95,7 @@ class NativePass:
         if heard() or any(self._hooks) or not self._unchanged():
             return None
         if cache is None:
-            places: Places | None = self._beside(rows, length)
+            places: CachePlaces | None = self._beside(rows, length)
         else:
             places = cache.places() if isinstance(cache, NativeCache) else None
         if places is None:
@@ -99,12 +109,12 @@ class NativePass:
             return None
         return stream.view(x.shape).to(x.dtype)
 
-    def _beside(self, rows: int, length: int) -> Places:
+    def _beside(self, rows: int, length: int) -> CachePlaces:
         """For a pass that keeps nothing: each layer writes over what the one before it wrote."""
         heads, width = self._shape
         keys, values = torch.empty(2, rows, heads, length, width)
         spans = [Span(row * length, length, 0, (row,)) for row in range(rows)]
-        return Places(Layers([(keys, values)] * self._count), Rows(spans, length))
+        return CachePlaces(Layers([(keys, values)] * self._count), Rows(spans, length))
 
     def _unchanged(self) -> bool:
         """Whether the parts are those that there were, and every tensor where it was. It may hold other numbers."""
@@ -139,10 +149,10 @@ def _norm(norm: Any) -> Norm:
     return Norm(norm.weight.detach(), norm.epsilon)
 
 
-def _matrix(linear: Any) -> Matrix:
+def _matrix(linear: Any) -> KernelMatrix:
     if isinstance(linear, NativeMatrix):
         return linear.native_matrix()
     if type(linear) is not nn.Linear or linear.weight.dtype not in DENSE:
         raise ShoestringError(f"a matrix of {type(linear).__name__} that the native decoder does not know")
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    return Matrix(weight, len(weight), weight.shape[1], DENSE[weight.dtype], bias=bias)
+    return KernelMatrix(weight, len(weight), weight.shape[1], DENSE[weight.dtype], bias=bias)

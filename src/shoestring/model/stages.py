@@ -19,7 +19,7 @@ class First(nn.Module):
         return embedded * self.scale
 
 
-class Blocks(nn.Module):
+class StageBlocks(nn.Module):
     """Hidden states to hidden states. Every stage has rotary tables of its own, which hold no weights."""
 
     def __init__(self, model: Transformer, start: int, count: int) -> None:
@@ -46,7 +46,7 @@ class Last(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def cut(model: Transformer, stages: int) -> tuple[First, list[Blocks], Last]:
+def cut(model: Transformer, stages: int) -> tuple[First, list[StageBlocks], Last]:
     """(first, stages, last) as `sync.pipeline.engine.Pipeline` takes them, sharing the weights of `model`: what the pipeline
     collects is in it.
 
@@ -56,7 +56,9 @@ def cut(model: Transformer, stages: int) -> tuple[First, list[Blocks], Last]:
         raise UsageError(
             "a tied model cannot be cut: its embedding is in the first stage and in the last; set tied = false"
         )
+    if model.stack is not None:
+        raise UsageError("a model with running states, routers or spans cannot be cut into stages of a pipeline")
     if stages < 1 or model.config.layers % stages:
         raise UsageError(f"{model.config.layers} layers do not divide into {stages} equal stages")
     each = model.config.layers // stages
-    return First(model), [Blocks(model, stage * each, each) for stage in range(stages)], Last(model)
+    return First(model), [StageBlocks(model, stage * each, each) for stage in range(stages)], Last(model)

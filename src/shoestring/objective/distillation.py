@@ -95,7 +95,8 @@ class Distillation:
             MODEL: Charge(flops=model.cost(shape).flops + again),
             TEACHER: Charge(flops=theirs.cost.flops + 2 * theirs.head.flops(places), read=places, calls=1),
         }
-        return Loss(mean, spent, {"divergence": divergence.detach(), "next_token": entropy.detach()})
+        parts = {"divergence": divergence.detach(), "next_token": entropy.detach()}
+        return Loss(mean, spent, parts, ours.auxiliary())
 
     def _block(
         self, head: Head, other: Head, hidden: Tensor, known: Tensor, targets: Tensor, weights: Tensor

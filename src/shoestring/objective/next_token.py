@@ -53,7 +53,7 @@ class NextToken:
             self._say(weight)
             mean = _weighted(reading, batch)
         shape = Shape(batch.rows, batch.inputs.length, backward=True)
-        return Loss(mean, {MODEL: Charge(flops=model.cost(shape).flops)})
+        return Loss(mean, {MODEL: Charge(flops=model.cost(shape).flops)}, auxiliary=reading.auxiliary())
 
     def logits(self, model: LanguageModel, batch: Batch, at: At) -> Tensor:
         """As `Likelihood.logits`."""

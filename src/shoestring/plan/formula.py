@@ -21,7 +21,7 @@ Published = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Constant:
+class LawConstant:
     """One constant of a law.
 
     name: as in the formula.
@@ -52,13 +52,13 @@ def coefficient(
     starts: tuple[float, ...] = (0.05, 0.3),
     low: float = 1e-9,
     high: float = 1e4,
-) -> Constant:
+) -> LawConstant:
     """A positive factor before powers of columns.
 
-    of: those powers, as in `Constant`.
+    of: those powers, as in `LawConstant`.
     starts, low, high: its term as a share of the middle of the target, at the middles of the columns. So they suit any scale.
     """
-    return Constant(name, low, high, starts, unit="coefficient", of=of)
+    return LawConstant(name, low, high, starts, unit="coefficient", of=of)
 
 
 def exponent(
@@ -68,33 +68,33 @@ def exponent(
     low: float = 1e-3,
     high: float = 4.0,
     centre: float | None = 0.35,
-) -> Constant:
+) -> LawConstant:
     """A positive exponent.
 
     high: a steeper term is gone after a doubling, and no data tell how steep it is.
     centre: where published fits have it, to within a factor of e^0.5, for a regularised fit; None: nowhere. 0.34 and 0.28
         (arXiv:2203.15556), 0.35 and 0.37 (its replication, arXiv:2404.10102), 0.35 (arXiv:2305.16264).
     """
-    return Constant(name, low, high, starts, prior=None if centre is None else (math.log(centre), 0.5))
+    return LawConstant(name, low, high, starts, prior=None if centre is None else (math.log(centre), 0.5))
 
 
-def place(name: str, column: str, starts: tuple[float, ...], *, low: float = 1e-4, high: float = 1e4) -> Constant:
+def place(name: str, column: str, starts: tuple[float, ...], *, low: float = 1e-4, high: float = 1e4) -> LawConstant:
     """A positive place on a column, as a share of the column's middle."""
-    return Constant(name, low, high, starts, unit="column", of=((column, "", 0.0),))
+    return LawConstant(name, low, high, starts, unit="column", of=((column, "", 0.0),))
 
 
-def floor(name: str = "E", starts: tuple[float, ...] = (0.4, 0.8), *, low: float = 1e-3) -> Constant:
+def floor(name: str = "E", starts: tuple[float, ...] = (0.4, 0.8), *, low: float = 1e-3) -> LawConstant:
     """What remains for endless size and data, as a share of the least of the target.
 
     Its prior is half of the least, to within a factor of e^0.3: published values are near 1.7 nats (arXiv:2203.15556), and runs
     that are cheap enough to learn from end near 3.4.
     """
-    return Constant(name, low, 1.0, starts, unit="lowest", prior=(math.log(0.5), 0.3))
+    return LawConstant(name, low, 1.0, starts, unit="lowest", prior=(math.log(0.5), 0.3))
 
 
-def signed(name: str, low: float, high: float, starts: tuple[float, ...]) -> Constant:
+def signed(name: str, low: float, high: float, starts: tuple[float, ...]) -> LawConstant:
     """A number that may be negative."""
-    return Constant(name, low, high, starts, positive=False)
+    return LawConstant(name, low, high, starts, positive=False)
 
 
 class Formula(ABC):
@@ -108,7 +108,7 @@ class Formula(ABC):
     name: ClassVar[str]
     formula: ClassVar[str]
     columns: tuple[str, ...]
-    constants: tuple[Constant, ...]
+    constants: tuple[LawConstant, ...]
     target: str = "loss"
     scale: Literal["log", "linear"] = "log"
     ladder: str = "compute"

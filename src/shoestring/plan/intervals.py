@@ -46,7 +46,7 @@ CLOSER = tuple(step / 12 for step in range(1, 13))
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """As `Law.fit` explains them."""
 
     confidence: float = 0.9
@@ -92,7 +92,7 @@ def _deviation(residuals: Tensor, weights: Tensor, constants: int) -> Tensor:
     return ((pulled**2).sum(1) / (count - constants).clamp(min=1)).sqrt().clamp(min=LEAST_DEVIATION)
 
 
-def solve(scaled: Scaled, settings: Settings) -> Solution:
+def solve(scaled: Scaled, settings: FitSettings) -> Solution:
     """The best constants, from a grid of starts.
 
     Raises: UsageError for too few rows; ShoestringError where no start leads anywhere.
@@ -139,7 +139,7 @@ def quantile(confidence: float, freedom: int) -> float:
     return float(t.ppf((1 + confidence) / 2, max(freedom, 1)))
 
 
-def profiles(scaled: Scaled, solution: Solution, settings: Settings) -> dict[str, tuple[float, float]]:
+def profiles(scaled: Scaled, solution: Solution, settings: FitSettings) -> dict[str, tuple[float, float]]:
     """An interval of each constant, by its profile.
 
     The constant is held at places to either side while all others are fitted. The interval ends where the error has risen by as
@@ -248,7 +248,7 @@ def _resampled(count: int, n: int, seed: int) -> Tensor:
     return torch.empty(count, n, dtype=torch.float64).exponential_(generator=generator)
 
 
-def band(scaled: Scaled, solution: Solution, settings: Settings) -> Band:
+def band(scaled: Scaled, solution: Solution, settings: FitSettings) -> Band:
     """The width of predictions, from resamples of the runs and from held-out rungs."""
     n = len(scaled.targets)
     weights = _resampled(settings.resamples, n, settings.seed)
@@ -286,7 +286,7 @@ def ladder_of(scaled: Scaled) -> Column:
     return scaled.rows.column(formula.ladder if scaled.rows.has(formula.ladder) else formula.columns[0])
 
 
-def held_out(scaled: Scaled, solution: Solution, settings: Settings) -> list[tuple[Tensor, Tensor, Tensor]]:
+def held_out(scaled: Scaled, solution: Solution, settings: FitSettings) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each rung: (mask of the runs above it [n], their errors, their widths), from a fit of the runs below."""
     masks = rungs(scaled, settings.rungs)
     if not masks:

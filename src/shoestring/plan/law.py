@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoestring.plan import fit, intervals
 from shoestring.plan.formula import Formula
-from shoestring.plan.intervals import Settings
+from shoestring.plan.intervals import FitSettings
 from shoestring.plan.runs_table import Column, RunsTable
 from shoestring.plan.scaled import Scaled
 
@@ -41,7 +41,7 @@ class Fitted:
 
     law: "Law"
     rows: RunsTable
-    settings: Settings
+    settings: FitSettings
     constants: Mapping[str, float]
     residuals: Column
     deviation: float
@@ -116,7 +116,7 @@ class Law(Formula):
         most_steps: of the search; one that is cut off is told in the doubts.
         Raises: UsageError for a missing column, or fewer rows than the law has constants and one more.
         """
-        settings = Settings(confidence, regularise, delta, resamples, rungs, seed, most_steps)
+        settings = FitSettings(confidence, regularise, delta, resamples, rungs, seed, most_steps)
         rows = self.prepare(table)
         scaled = Scaled(self, rows)
         with torch.no_grad():

@@ -25,7 +25,7 @@ RUNTIME_MEMORY = 0.6e9
 
 
 @dataclass(frozen=True)
-class Decision:
+class PlanDecision:
     """One choice. key: as in a recipe. reason: why, for people."""
 
     key: str
@@ -38,7 +38,7 @@ class Plan:
     """decisions: in the order they were made. binding: what limits the run. seconds, memory (bytes), tokens, flops, steps:
     expected. beside: seconds that go on anything but steps, by what. pace: by which tokens and seconds are reckoned."""
 
-    decisions: tuple[Decision, ...]
+    decisions: tuple[PlanDecision, ...]
     binding: str
     seconds: float
     memory: float
@@ -74,6 +74,14 @@ class _Size:
     trained: int | None = None
 
 
+def _whole(model: ModelConfig) -> tuple[int, float]:
+    """(parameters, forward and backward operations per token at full context) of a model whose layers differ or are wrapped."""
+    with outline():
+        built = Transformer(model)
+    count = sum(p.numel() for p in built.parameters())
+    return count, built.cost(Shape(1, model.context, backward=True)).flops / model.context
+
+
 def _costs(model: ModelConfig) -> tuple[int, int, int]:
     """(parameters outside the blocks, parameters of a block, forward and backward operations of a block at full context),
     from a model of one block that takes no memory: the blocks are alike."""
@@ -100,6 +108,8 @@ def parameters(model: ModelConfig) -> int:
     """Parameters of a model, embeddings included, without building it."""
     if model.base:
         return sum(p.numel() for p in _base(model).parameters())
+    if not model.uniform:
+        return _whole(model)[0]
     outside, block, _ = _costs(model)
     return outside + model.layers * block
 
@@ -109,6 +119,8 @@ def flops_per_token(model: ModelConfig) -> float:
     if model.base:
         base = _base(model)
         return float(base.cost(Shape(1, model.context, backward=True)).flops / model.context)
+    if not model.uniform:
+        return _whole(model)[1]
     return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
 
@@ -194,7 +206,7 @@ class _Means:
         }
 
 
-def _model(shape: rules.Shape, vocabulary: int, context: int, fixed: Mapping[str, Any]) -> ModelConfig:
+def _model(shape: rules.Rung, vocabulary: int, context: int, fixed: Mapping[str, Any]) -> ModelConfig:
     planned = {
         "layers": shape.layers,
         "width": shape.width,
@@ -287,11 +299,11 @@ def plan(
     size, binding, reason = _choose_size(means, corpus_tokens, vocabulary, given, limit)
     model, pace = size.model, size.pace
     decisions = [
-        Decision("model.layers", model.layers, reason),
-        Decision("model.width", model.width, "goes with the layers"),
-        Decision("model.heads", model.heads, f"heads of {model.head_width}"),
-        Decision("model.vocabulary", model.vocabulary, "as many tokens as the tokenizer has"),
-        Decision("model.context", model.context, f"windows long enough for {size.tokens / 1e6:.2f} M tokens"),
+        PlanDecision("model.layers", model.layers, reason),
+        PlanDecision("model.width", model.width, "goes with the layers"),
+        PlanDecision("model.heads", model.heads, f"heads of {model.head_width}"),
+        PlanDecision("model.vocabulary", model.vocabulary, "as many tokens as the tokenizer has"),
+        PlanDecision("model.context", model.context, f"windows long enough for {size.tokens / 1e6:.2f} M tokens"),
     ]
     batch, reason = _batch(size, critical_batch)
     if batch % workers:
@@ -299,7 +311,7 @@ def plan(
     batch = int(fixed.get("train", {}).get("batch", batch))
     steps = size.tokens / (batch * model.context)
     decisions.append(
-        Decision("train.batch", batch, f"{batch * model.context} tokens a step, {reason}: {steps:.0f} steps")
+        PlanDecision("train.batch", batch, f"{batch * model.context} tokens a step, {reason}: {steps:.0f} steps")
     )
     rows = max(batch // workers, 1)
     while rows > 1 and (
@@ -313,10 +325,10 @@ def plan(
         )
     if rows < batch // workers:
         decisions.append(
-            Decision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
+            PlanDecision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
         )
     decisions += _rates(fixed)
-    decisions.append(Decision("train.heldout_tokens", size.heldout, "an evaluation takes about 1 % of the budget"))
+    decisions.append(PlanDecision("train.heldout_tokens", size.heldout, "an evaluation takes about 1 % of the budget"))
     total = size.flops_per_token * size.tokens
     beside = seconds_spent + sum(size.beside.values())
     expected = beside + size.tokens * pace.per_token
@@ -376,21 +388,23 @@ def _named(fixed: Mapping[str, Any], section: str, default: str) -> str:
     return given if isinstance(given, str) else str(given.get("name", default))
 
 
-def _rates(fixed: Mapping[str, Any]) -> list[Decision]:
+def _rates(fixed: Mapping[str, Any]) -> list[PlanDecision]:
     """Learning rates and schedule, where the methods are the defaults and nothing else was asked for."""
     found = []
     optimizer = _named(fixed, "optim", rules.OPTIMIZER)
     if optimizer in rules.RATES:
         reason = "ahead of Muon on the plan for 60 s (evidence/default-seconds), and first of docs/methods.md"
-        found.append(Decision("optim.name", optimizer, reason if optimizer == rules.OPTIMIZER else "as given"))
+        found.append(PlanDecision("optim.name", optimizer, reason if optimizer == rules.OPTIMIZER else "as given"))
     matrices, others = rules.RATES.get(optimizer, (None, rules.RATES[rules.OPTIMIZER][1]))
     if matrices is not None:
-        found.append(Decision("optim.lr", matrices, "the best of three tried for it on the plan for 60 s"))
+        found.append(PlanDecision("optim.lr", matrices, "the best of three tried for it on the plan for 60 s"))
     if _named(fixed, "fallback", "adamw") == "adamw":
-        found.append(Decision("fallback.name", "adamw", "takes embeddings, head and vectors"))
-        found.append(Decision("fallback.lr", others, "for what is not a matrix"))
+        found.append(PlanDecision("fallback.name", "adamw", "takes embeddings, head and vectors"))
+        found.append(PlanDecision("fallback.lr", others, "for what is not a matrix"))
     if "schedule" not in fixed:
-        found.append(Decision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget"))
-        found.append(Decision("schedule.decay", rules.DECAY, "a long decay, as the short runs tried had it"))
-        found.append(Decision("schedule.shape", rules.DECAY_SHAPE, "goes with the long decay"))
+        found.append(
+            PlanDecision("schedule.name", "wsd", "constant, then down to zero exactly at the end of the budget")
+        )
+        found.append(PlanDecision("schedule.decay", rules.DECAY, "a long decay, as the short runs tried had it"))
+        found.append(PlanDecision("schedule.shape", rules.DECAY_SHAPE, "goes with the long decay"))
     return found

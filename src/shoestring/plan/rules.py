@@ -77,7 +77,7 @@ ADAPTED = 20
 
 
 @dataclass(frozen=True)
-class Shape:
+class Rung:
     """A rung of the ladder of model sizes."""
 
     layers: int
@@ -86,22 +86,22 @@ class Shape:
 
 
 LADDER = (
-    Shape(2, 64, 32),
-    Shape(3, 128, 32),
-    Shape(4, 192),
-    Shape(4, 256),
-    Shape(6, 256),
-    Shape(6, 320),
-    Shape(6, 384),
-    Shape(8, 384),
-    Shape(8, 512),
-    Shape(10, 640),
-    Shape(12, 768),
-    Shape(16, 1024),
-    Shape(20, 1280),
-    Shape(24, 1536),
-    Shape(24, 2048),
-    Shape(32, 2560),
+    Rung(2, 64, 32),
+    Rung(3, 128, 32),
+    Rung(4, 192),
+    Rung(4, 256),
+    Rung(6, 256),
+    Rung(6, 320),
+    Rung(6, 384),
+    Rung(8, 384),
+    Rung(8, 512),
+    Rung(10, 640),
+    Rung(12, 768),
+    Rung(16, 1024),
+    Rung(20, 1280),
+    Rung(24, 1536),
+    Rung(24, 2048),
+    Rung(32, 2560),
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.errors import UsageError
 from shoestring.plan.fit import Box
-from shoestring.plan.formula import Constant, Formula, Values
+from shoestring.plan.formula import Formula, LawConstant, Values
 from shoestring.plan.runs_table import RunsTable
 
 FARTHEST = 600.0
@@ -89,7 +89,7 @@ class Scaled:
             found[constant.name] = power.exp()
         return found
 
-    def _unit(self, constant: Constant) -> float:
+    def _unit(self, constant: LawConstant) -> float:
         if constant.unit == "column":
             return self.places[constant.of[0][0]]
         return self.lowest if constant.unit == "lowest" else 1.0

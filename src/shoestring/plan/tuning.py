@@ -13,7 +13,7 @@ from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.plan.pace import seconds_per_token
-from shoestring.plan.planner import Decision
+from shoestring.plan.planner import PlanDecision
 from shoestring.tune import matrix
 from shoestring.tune.adapter_edit import matrices
 
@@ -61,7 +61,7 @@ def plan_tuning(
     given: Mapping[str, Any],
     lengths: Sequence[int] = (),
     learnt: float = 1.0,
-) -> tuple[Decision, ...]:
+) -> tuple[PlanDecision, ...]:
     """Decide what a recipe leaves open.
 
     model: the base. method: the edit; None: all weights are tuned. given: the plain values of the recipe.
@@ -71,12 +71,12 @@ def plan_tuning(
     context, reason = _window(model.about.context, lengths)
     if "context" in given.get("model", {}):
         context, reason = int(given["model"]["context"]), "as given"
-    made = [Decision("model.context", context, reason)]
+    made = [PlanDecision("model.context", context, reason)]
     each = model.cost(Shape(1, context, backward=True)).flops / context * (1.0 if method is None else FROZEN)
     tokens = _tokens(budget, each, machine, model.about.width, learnt)
     batch = max(1, min(MOST_BATCH, 2 ** math.floor(math.log2(max(tokens / (STEPS * context), 1)))))
     made.append(
-        Decision(
+        PlanDecision(
             "train.batch",
             batch,
             f"about {tokens:,.0f} tokens fit in the budget: {tokens / (batch * context):.0f} steps",
@@ -84,12 +84,12 @@ def plan_tuning(
     )
     judged = int(min(MOST_JUDGED, max(context, JUDGING * tokens / (FORWARD * EVALUATIONS))))
     reason = f"{EVALUATIONS:g} evaluations of new and of old text take about {JUDGING:.0%} of the budget"
-    made += [Decision(key, judged, reason) for key in ("train.heldout_tokens", "old.tokens")]
+    made += [PlanDecision(key, judged, reason) for key in ("train.heldout_tokens", "old.tokens")]
     if method is not None:
         rate = getattr(method.build(), "rate", USUAL_RATE)
         if "rank" in method.options:
             made.append(_rank(model, method, tokens * learnt))
-        made += [Decision(f"{section}.lr", rate, f"what suits {method.name}") for section in ("optim", "fallback")]
+        made += [PlanDecision(f"{section}.lr", rate, f"what suits {method.name}") for section in ("optim", "fallback")]
     return tuple(one for one in made if not _has(given, one.key))
 
 
@@ -114,11 +114,11 @@ def _tokens(budget: Budget, each: float, machine: Machine, width: int, learnt: f
     return float(min(bought, default=0.0))
 
 
-def _rank(model: LanguageModule, method: Choice, tokens: float) -> Decision:
+def _rank(model: LanguageModule, method: Choice, tokens: float) -> PlanDecision:
     """The smallest rank whose parameters can hold what so many tokens teach."""
     a_rank = sum(sum(matrix.sizes(model.get_submodule(name))) for name in matrices(model))
     rank = next((rank for rank in RANKS if rank * a_rank >= PARAMETERS_A_TOKEN * tokens), RANKS[-1])
-    return Decision(
+    return PlanDecision(
         f"edits.{method.name}.rank",
         rank,
         f"{rank * a_rank:,} parameters for about {tokens:,.0f} tokens that are learnt",

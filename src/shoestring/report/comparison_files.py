@@ -10,7 +10,7 @@ import pydantic
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import Row, damaged, read_json, read_lines
 from shoestring.report.run_files import read_settings
-from shoestring.report.verdict_records import ArmRun, Record, VerdictRecord
+from shoestring.report.verdict_records import ArmRun, LenientRecord, VerdictRecord
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Compared:
         return [run for run in self.runs if run.arm == arm and run.purpose == "judge"]
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=LenientRecord)
 
 
 def _record(kind: type[R], value: Any, path: Path, line: int | None = None) -> R:

@@ -8,13 +8,13 @@ Number = float | None
 Word = Literal["better", "worse", "no difference shown", "too few pairs", "not comparable"]
 
 
-class Record(pydantic.BaseModel):
+class LenientRecord(pydantic.BaseModel):
     """An object of the files; keys this version does not know are passed over."""
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class SpendingRecord(Record):
+class SpendingRecord(LenientRecord):
     """Amounts of each resource, in base units."""
 
     seconds: Number = None
@@ -26,7 +26,7 @@ class SpendingRecord(Record):
         return found
 
 
-class Level(Record):
+class Level(LenientRecord):
     """Held-out losses in nats per token: mean and standard deviation over seeds, and each seed's own."""
 
     mean: Number = None
@@ -34,14 +34,14 @@ class Level(Record):
     values: dict[str, Number] = {}
 
 
-class Tried(Record):
+class Tried(LenientRecord):
     """Settings tried in tuning, and the held-out loss they came to (None: the run failed)."""
 
     settings: dict[str, Any]
     loss: Number = None
 
 
-class TuningRecord(Record):
+class TuningRecord(LenientRecord):
     """edge: whether the chosen value is the least or greatest one tried."""
 
     tried: list[Tried] = []
@@ -50,7 +50,7 @@ class TuningRecord(Record):
     spent: SpendingRecord = SpendingRecord()
 
 
-class Arm(Record):
+class Arm(LenientRecord):
     """One way of doing it. runs: judged and finished; failed: judged and not. reasons: why, those of tuning too.
 
     spent: by a finished run, on average. total_spent: by all its runs, failed ones and tuning included.
@@ -69,7 +69,7 @@ class Arm(Record):
     total_spent: SpendingRecord = SpendingRecord()
 
 
-class SpeedUpRecord(Record):
+class SpeedUpRecord(LenientRecord):
     """share: of the faster arm's budget, in which it reaches the other's final loss.
 
     ratio: how many times as fast as the base the candidate is, at least (above one) or at most (below one).
@@ -80,14 +80,14 @@ class SpeedUpRecord(Record):
     how: str | None = None
 
 
-class Pair(Record):
+class Pair(LenientRecord):
     """The candidate's loss less the base's, on one seed."""
 
     seed: int
     difference: Number
 
 
-class ComparisonRecord(Record):
+class ComparisonRecord(LenientRecord):
     """A candidate against the base. difference: its mean loss less the base's, so less than zero is better."""
 
     candidate: str
@@ -121,7 +121,7 @@ class ComparisonRecord(Record):
         return None if low is None or high is None else (low, high)
 
 
-class VerdictRecord(Record):
+class VerdictRecord(LenientRecord):
     """What verdict.json holds. amount: what each run had to spend of `unit`, in its base unit."""
 
     unit: Literal["seconds", "flops", "tokens"]
@@ -144,7 +144,7 @@ class VerdictRecord(Record):
         return sorted(self.comparisons, key=place)
 
 
-class ArmRun(Record):
+class ArmRun(LenientRecord):
     """A line of runs.jsonl. loss: at the end. curve: held-out losses on the way, each with what was spent by then."""
 
     arm: str

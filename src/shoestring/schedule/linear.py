@@ -15,7 +15,7 @@ from shoestring.schedule.progress import between, checked
     cost="none; the length of the run must be known",
 )
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class LinearDecay:
     """A straight line from 1 to the floor over the whole budget.
 
     Bergsma et al. (2025), arXiv:2502.15938, recommend a floor of 0. Formula: f(p) = floor + (1 - floor) (1 - p).

@@ -13,12 +13,12 @@ from shoestring.decode import Request
 from shoestring.errors import UsageError
 from shoestring.serve.errors import ApiError
 from shoestring.serve.fields import BudgetFields
-from shoestring.serve.forecast import Row, forecast
+from shoestring.serve.forecast import ForecastRow, forecast
 from shoestring.serve.rates import Rates
 
 
 @dataclass(frozen=True)
-class Budget:
+class RequestBudget:
     """What a request may spend.
 
     seconds: from its arrival on. tokens: read and written. flops: operations. All answers together; infinite: no limit.
@@ -31,7 +31,7 @@ class Budget:
     least: int = 1
 
 
-def read_budget(fields: BudgetFields | None, header: str | None, limit: int | None) -> Budget:
+def read_budget(fields: BudgetFields | None, header: str | None, limit: int | None) -> RequestBudget:
     """The budget of a request: that of its body, each amount lowered by that of the header `Shoestring-Budget`.
 
     header: amounts with units, as '2s, 300tok, 1e12flops'. limit: tokens of an answer, where the request says.
@@ -53,11 +53,11 @@ def read_budget(fields: BudgetFields | None, header: str | None, limit: int | No
                 param="budget", code="wrong_value",
             )  # fmt: skip
         amounts[resource] = min(amounts[resource], amount)
-    return Budget(**amounts, least=fields.least_tokens or limit or 1)
+    return RequestBudget(**amounts, least=fields.least_tokens or limit or 1)
 
 
 def within(
-    budget: Budget, requests: Sequence[Request], model: LanguageModel, adapters: NamedAdapters | None = None
+    budget: RequestBudget, requests: Sequence[Request], model: LanguageModel, adapters: NamedAdapters | None = None
 ) -> list[Request]:
     """The requests, none of whose answers is longer than the budget lets it be.
 
@@ -124,7 +124,7 @@ class Promise:
     least: tokens of each answer that were to be possible. written: how many the shortest has.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[ForecastRow]
     deadline: float = math.inf
     least: int = 1
     written: int = 0
@@ -140,7 +140,7 @@ class Admission:
     def __init__(self, rates: Rates, places: int, tokens: int, queue: int) -> None:
         self.rates, self._places, self._tokens, self._queue = rates, places, tokens, queue
 
-    def check(self, budget: Budget, requests: Sequence[Request], going: Collection[Promise]) -> None:
+    def check(self, budget: RequestBudget, requests: Sequence[Request], going: Collection[Promise]) -> None:
         """Raises: ApiError 429 where the queue is full, the deadline cannot be met, or a promise made before would be broken."""
         own = [row for request in requests for row in rows_of(request, [0] * request.samples, 1.0)]
         ahead = [row for promise in going for row in promise.rows]
@@ -157,7 +157,7 @@ class Admission:
             )  # fmt: skip
         if not self.rates.known:
             return
-        wanted = [Row(row.unread, min(row.left, budget.least)) for row in own]
+        wanted = [ForecastRow(row.unread, min(row.left, budget.least)) for row in own]
         if budget.seconds < math.inf:
             alone = max(self._ends(wanted))
             if alone > budget.seconds:
@@ -173,15 +173,15 @@ class Admission:
                 )  # fmt: skip
         self._keep_promises(own, going)
 
-    def _keep_promises(self, own: Sequence[Row], going: Collection[Promise]) -> None:
+    def _keep_promises(self, own: Sequence[ForecastRow], going: Collection[Promise]) -> None:
         """Raises: ApiError where a promise that would be kept now is broken by these rows."""
         if all(promise.deadline == math.inf for promise in going):
             return
-        now, rows, owners = time.monotonic(), list[Row](), list[Promise]()
+        now, rows, owners = time.monotonic(), list[ForecastRow](), list[Promise]()
         for promise in going:
             for row in promise.rows:
                 owed = max(1, promise.least - promise.written)
-                rows.append(Row(row.unread, owed) if promise.deadline < math.inf else row)
+                rows.append(ForecastRow(row.unread, owed) if promise.deadline < math.inf else row)
                 owners.append(promise)
         before, after = self._ends(rows), self._ends([*rows, *own])
         for owner, early, late in zip(owners, before, after, strict=False):
@@ -191,21 +191,21 @@ class Admission:
                     code="deadline_of_another", retry=early,
                 )  # fmt: skip
 
-    def _ends(self, rows: Sequence[Row]) -> list[float]:
+    def _ends(self, rows: Sequence[ForecastRow]) -> list[float]:
         return forecast(rows, self.rates, self._places, self._tokens)
 
 
-def rows_of(request: Request, written: Sequence[int], share: float, ended: Collection[int] = ()) -> list[Row]:
+def rows_of(request: Request, written: Sequence[int], share: float, ended: Collection[int] = ()) -> list[ForecastRow]:
     """What is to be done for the answers to a prompt.
 
     written: tokens of each. share: of the tokens that an answer may have, how many are expected. ended: which are at their end.
     """
-    rows = list[Row]()
+    rows = list[ForecastRow]()
     for sample, count in enumerate(written):
         if sample in ended:
             continue
         unread = len(request.prompt) if not any(written) and sample == 0 else 1
-        rows.append(Row(unread, max(1, int(request.max_new_tokens * share) - count)))
+        rows.append(ForecastRow(unread, max(1, int(request.max_new_tokens * share) - count)))
     return rows
 
 

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from shoestring.decode import Event, Request, Spent, Stop
-from shoestring.decode.answer_text import AnswerText, Stream
+from shoestring.decode import AnswerSpent, Event, Request, Stop
+from shoestring.decode.answer_text import AnswerText, Detokenizer
 from shoestring.decode.request import Written
 from shoestring.decode.sampling import LogProbability
 from shoestring.serve.engine_thread import EngineThread
+from shoestring.serve.tool_calls import Format
 
 STOP_STRING = "a stop string came"
 GRAMMAR = "the grammar became too complex"
@@ -16,16 +17,16 @@ LENGTH = "max_tokens reached"
 
 
 @dataclass(frozen=True)
-class Ended:
+class AnswerEnd:
     """How an answer ended. reason: OpenAI's word, 'stop' or 'length'. detail: in plain words. spent: what it took."""
 
     reason: str
     detail: str
-    spent: Spent
+    spent: AnswerSpent
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """What is new of an answer.
 
     answer: its place among those of the request: prompt by prompt, and for each its samples.
@@ -37,7 +38,7 @@ class Piece:
     text: str
     tokens: int
     chances: tuple[LogProbability, ...] = ()
-    ended: Ended | None = None
+    ended: AnswerEnd | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,14 @@ class Asked:
     requests: one a prompt, all with as many samples.
     stops: strings of which any ends an answer.
     stream: makes a decoder of tokens.
+    form: how the model writes calls of tools; None: whatever it writes is text. tools: the names of those that it may call.
     """
 
     requests: Sequence[Request]
     stops: Sequence[str]
-    stream: Callable[[], Stream]
+    stream: Callable[[], Detokenizer]
+    form: Format | None = None
+    tools: frozenset[str] = frozenset()
 
     @property
     def samples(self) -> int:
@@ -74,15 +78,15 @@ class Progress:
 
 
 class _Texts:
-    """Those of one prompt: the `Listener` of its request."""
+    """Those of one prompt: the `AnswerListener` of its request."""
 
-    def __init__(self, answers: "Answers", place: int, asked: Asked) -> None:
+    def __init__(self, answers: "ServedAnswers", place: int, asked: Asked) -> None:
         self._answers, self._request = answers, asked.requests[place]
         self._first = place * asked.samples
         self._texts = [AnswerText(asked.stream(), asked.stops) for _ in range(asked.samples)]
         self.progress = Progress(self._request, [0] * asked.samples)
 
-    def hear(self, event: Event) -> tuple[Piece, bool]:
+    def hear(self, event: Event) -> tuple[AnswerPiece, bool]:
         """In the engine's thread."""
         text, pushed, taken = self._texts[event.sample], list[str](), list[Written]()
         for written in event.written:
@@ -93,22 +97,22 @@ class _Texts:
         ended = None
         if event.stop is not None:
             pushed.append(text.finish())
-            ended = self._ended(text, event.stop, event.spent or Spent())
+            ended = self._ended(text, event.stop, event.spent or AnswerSpent())
         chances = tuple(each.log_probability for each in taken if each.log_probability is not None)
-        piece = Piece(self._first + event.sample, "".join(pushed), len(taken), chances, ended)
+        piece = AnswerPiece(self._first + event.sample, "".join(pushed), len(taken), chances, ended)
         return piece, bool(text.stopped)
 
-    def _ended(self, text: AnswerText, stop: Stop, spent: Spent) -> Ended:
+    def _ended(self, text: AnswerText, stop: Stop, spent: AnswerSpent) -> AnswerEnd:
         if text.stopped:
-            return Ended("stop", STOP_STRING, spent)
+            return AnswerEnd("stop", STOP_STRING, spent)
         if getattr(self._request.constraint, "failures", None):
-            return Ended("length", GRAMMAR, spent)
+            return AnswerEnd("length", GRAMMAR, spent)
         detail = LENGTH if stop is Stop.LENGTH else str(stop)
-        return Ended("stop" if stop is Stop.END else "length", detail, spent)
+        return AnswerEnd("stop" if stop is Stop.END else "length", detail, spent)
 
-    def tell(self, told: Piece | Exception) -> None:
+    def tell(self, told: AnswerPiece | Exception) -> None:
         """In the event loop."""
-        if isinstance(told, Piece):
+        if isinstance(told, AnswerPiece):
             sample = told.answer - self._first
             self.progress.written[sample] += told.tokens
             if told.ended is not None:
@@ -116,19 +120,19 @@ class _Texts:
         self._answers.tell(told)
 
 
-class Answers:
+class ServedAnswers:
     """What a model answers to one request of a client; begun when it is made.
 
     on_end: told in the event loop when no more comes, however it ended.
     """
 
-    def __init__(self, thread: EngineThread, asked: Asked, on_end: Callable[["Answers"], None]) -> None:
+    def __init__(self, thread: EngineThread, asked: Asked, on_end: Callable[["ServedAnswers"], None]) -> None:
         self.asked, self._thread, self._on_end = asked, thread, on_end
         self.begun = asyncio.get_running_loop().time()
-        self._told: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self._told: asyncio.Queue[AnswerPiece | Exception] = asyncio.Queue()
         self._texts = [_Texts(self, place, asked) for place in range(len(asked.requests))]
         self._open = len(asked.requests) * asked.samples
-        self.ended: list[Ended] = []
+        self.ended: list[AnswerEnd] = []
         self._numbers = [
             thread.submit(request, texts) for request, texts in zip(asked.requests, self._texts, strict=True)
         ]
@@ -138,11 +142,11 @@ class Answers:
         """Of each prompt."""
         return [texts.progress for texts in self._texts]
 
-    def tell(self, told: Piece | Exception) -> None:
+    def tell(self, told: AnswerPiece | Exception) -> None:
         """A piece of one of them, or what went wrong with all."""
         self._told.put_nowait(told)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[AnswerPiece]:
         """What is new, until all are at their ends. Raises: what went wrong with one."""
         while self._open:
             told = await self._told.get()

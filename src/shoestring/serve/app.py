@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoestring.serve.admission import read_budget
-from shoestring.serve.answers import Answers, Asked
+from shoestring.serve.answers import Asked, ServedAnswers
 from shoestring.serve.engine_thread import Stopped
 from shoestring.serve.errors import ApiError, internal
 from shoestring.serve.fields import ChatFields, Common, CompletionFields, read_fields
@@ -30,7 +30,7 @@ from shoestring.serve.metrics import Metrics
 from shoestring.serve.prepare import prepare_chat, prepare_completion
 from shoestring.serve.served_model import Called, ServedModel, all_called, named
 from shoestring.serve.settings import Settings
-from shoestring.serve.shapes import ChatShape, CompletionShape, Shape, usage
+from shoestring.serve.shapes import AnswerShape, ChatShape, CompletionShape, usage
 
 JOIN = 30.0
 """Seconds that an engine may take to end."""
@@ -78,7 +78,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Kind:
+class CompletionKind:
     """One of the two kinds of completions."""
 
     prefix: str
@@ -86,14 +86,14 @@ class Kind:
     prepare: Callable[[Any, ServedModel, int], Asked]
 
 
-CHAT = Kind("chatcmpl", ChatFields, prepare_chat)
-COMPLETION = Kind("cmpl", CompletionFields, prepare_completion)
+CHAT = CompletionKind("chatcmpl", ChatFields, prepare_chat)
+COMPLETION = CompletionKind("cmpl", CompletionFields, prepare_completion)
 
 
 class Completions:
     """The ASGI application of one kind of completions."""
 
-    def __init__(self, service: Service, kind: Kind) -> None:
+    def __init__(self, service: Service, kind: CompletionKind) -> None:
         self._service, self._kind = service, kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,10 +135,10 @@ class Completions:
         finally:
             answers.close()
 
-    def _shape(self, identity: str, fields: Common, called: Called, asked: Asked) -> Shape:
+    def _shape(self, identity: str, fields: Common, called: Called, asked: Asked) -> AnswerShape:
         tokenizer, chances = called.model.writer.tokenizer, fields.top is not None
         if not isinstance(fields, CompletionFields):
-            return ChatShape(identity, called.name, tokenizer, chances)
+            return ChatShape(identity, called.name, tokenizer, chances, asked.form, asked.tools)
         echo = []
         if fields.echo:
             texts = [fields.prompt] if isinstance(fields.prompt, str) else fields.prompt
@@ -150,7 +150,7 @@ class Completions:
         return CompletionShape(identity, called.name, tokenizer, chances, echo)
 
 
-async def _events(answers: Answers, shape: Shape, arrived: float, told: bool) -> AsyncIterator[bytes]:
+async def _events(answers: ServedAnswers, shape: AnswerShape, arrived: float, told: bool) -> AsyncIterator[bytes]:
     """The chunks of an answer. told: whether the last tells what it took."""
     try:
         async for piece in answers.pieces():
@@ -188,7 +188,9 @@ def make_app(service: Service) -> ASGIApp:
     async def health(request: Request) -> Response:
         failed = [model.name for model in service.models if not model.alive]
         status = "draining" if service.draining else "failed" if failed else "ok"
-        body = as_json({"status": status, "models": {model.name: model.alive for model in service.models}})
+        notes = {model.name: list(model.notes) for model in service.models if model.notes}
+        alive = {model.name: model.alive for model in service.models}
+        body = as_json({"status": status, "models": alive, "notes": notes})
         return Response(body, 200 if status == "ok" else 503, media_type="application/json")
 
     async def metrics(request: Request) -> Response:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from shoestring.decode import Engine, Event, Request, Spent
+from shoestring.decode import AnswerSpent, Engine, Event, Request
 
 log = logging.getLogger("shoestring.serve")
 
 
-class Listener(Protocol):
+class AnswerListener(Protocol):
     """Who asked for something."""
 
     def hear(self, event: Event) -> tuple[Any, bool]:
@@ -27,25 +27,27 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Pass:
+class EngineStep:
     """What one step of an engine was.
 
     places: that were computed. seconds: that it took. waiting: answers without a place after it.
     free: tokens that the store has room for after it.
     dropped: what answers took whose requests were cancelled.
+    notes: what the engine has to say since the step before.
     """
 
     places: int
     seconds: float
     waiting: int
     free: int
-    dropped: tuple[Spent, ...] = ()
+    dropped: tuple[AnswerSpent, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _Submit(NamedTuple):
     number: int
     request: Request
-    listener: Listener
+    listener: AnswerListener
 
 
 class _Cancel(NamedTuple):
@@ -61,7 +63,7 @@ class _Asked:
     """A request in the engine. number: ours. left: answers that are not at their end."""
 
     number: int
-    listener: Listener
+    listener: AnswerListener
     left: int
 
 
@@ -76,7 +78,11 @@ class EngineThread:
     """
 
     def __init__(
-        self, make: Callable[[], Engine], loop: asyncio.AbstractEventLoop, on_pass: Callable[[Pass], None], name: str
+        self,
+        make: Callable[[], Engine],
+        loop: asyncio.AbstractEventLoop,
+        on_pass: Callable[[EngineStep], None],
+        name: str,
     ) -> None:
         self._make, self._loop, self._on_pass = make, loop, on_pass
         self._orders: queue.SimpleQueue[_Submit | _Cancel | None] = queue.SimpleQueue()
@@ -95,7 +101,7 @@ class EngineThread:
         self._thread.start()
         return await self._ready
 
-    def submit(self, request: Request, listener: Listener) -> int:
+    def submit(self, request: Request, listener: AnswerListener) -> int:
         """Have a request answered. Returns its number, for `cancel`."""
         self._numbers += 1
         self._orders.put(_Submit(self._numbers, request, listener))
@@ -173,7 +179,7 @@ class EngineThread:
         began, passes, computed = time.perf_counter(), engine.passes, engine.computed
         events = engine.step()
         seconds = time.perf_counter() - began
-        told, dropped = list[tuple[Listener, Any]](), list[Spent]()
+        told, dropped = list[tuple[AnswerListener, Any]](), list[AnswerSpent]()
         for event in events:
             asked = self._asked.get(event.number)
             if asked is None:  # it was cancelled
@@ -195,7 +201,9 @@ class EngineThread:
             if not asked.left:
                 del self._asked[event.number], self._tickets[asked.number]
         places = engine.computed - computed if engine.passes > passes else 0
-        self._post(self._deliver, told, Pass(places, seconds, engine.waiting, engine.store.free, tuple(dropped)))
+        notes, engine.notes[:] = tuple(engine.notes), []
+        happened = EngineStep(places, seconds, engine.waiting, engine.store.free, tuple(dropped), notes)
+        self._post(self._deliver, told, happened)
 
     def _fail(self, error: BaseException) -> None:
         for asked in self._asked.values():
@@ -211,7 +219,7 @@ class EngineThread:
 
     # ---- in the loop
 
-    def _deliver(self, told: list[tuple[Listener, Any]], happened: Pass) -> None:
+    def _deliver(self, told: list[tuple[AnswerListener, Any]], happened: EngineStep) -> None:
         for listener, made in told:
             listener.tell(made)
         self._on_pass(happened)

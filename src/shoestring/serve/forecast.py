@@ -7,14 +7,14 @@ from shoestring.serve.rates import Rates
 
 
 @dataclass
-class Row:
+class ForecastRow:
     """An answer. unread: tokens that are to be read before its first. left: tokens that it will write."""
 
     unread: int
     left: int
 
 
-def forecast(rows: Sequence[Row], rates: Rates, places: int, tokens: int) -> list[float]:
+def forecast(rows: Sequence[ForecastRow], rates: Rates, places: int, tokens: int) -> list[float]:
     """Seconds from now until each row is at its end.
 
     The rows are worked off as by `FirstCome`: those that write read a token in each pass, the rest of the pass goes to prompts, in
@@ -22,7 +22,7 @@ def forecast(rows: Sequence[Row], rates: Rates, places: int, tokens: int) -> lis
 
     rows: in their order. places: rows that are worked on at a time. tokens: of a pass, at most.
     """
-    left = [Row(max(row.unread, 1), max(row.left, 1)) for row in rows]
+    left = [ForecastRow(max(row.unread, 1), max(row.left, 1)) for row in rows]
     ends, now = [0.0] * len(rows), 0.0
     going = list(range(min(places, len(rows))))
     following = len(going)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from shoestring.decode import Spent
-from shoestring.serve.engine_thread import Pass
+from shoestring.decode import AnswerSpent
+from shoestring.serve.engine_thread import EngineStep
 
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 """Seconds between the bars of histograms."""
@@ -56,7 +56,7 @@ class Metrics:
         self._waiting.labels(model).set(0)
         self._running.labels(model).set(0)
 
-    def passed(self, model: str, happened: Pass, unfinished: int) -> None:
+    def passed(self, model: str, happened: EngineStep, unfinished: int) -> None:
         """An engine made a step."""
         if happened.places:
             self._passes.labels(model).inc()
@@ -65,7 +65,7 @@ class Metrics:
         self._free.labels(model).set(happened.free)
         self._running.labels(model).set(unfinished)
 
-    def ended(self, model: str, spent: Spent) -> None:
+    def ended(self, model: str, spent: AnswerSpent) -> None:
         """An answer is at its end."""
         charge = spent.charge
         for kind in ("read", "reused", "written", "wasted"):

@@ -1,27 +1,34 @@
 """One model of a server: its engine, what it is asked at the moment, and how fast it is."""
 
 import asyncio
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from shoestring.base.drafting import open_drafter
+from shoestring.base.drafting import open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.contract.adapter import NamedAdapters
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
 from shoestring.decode.pays import Pays
 from shoestring.errors import UsageError
-from shoestring.serve.admission import Admission, Budget, Promise, rows_of, within
-from shoestring.serve.answers import LENGTH, Answers, Asked
-from shoestring.serve.engine_thread import EngineThread, Pass
+from shoestring.serve.admission import Admission, Promise, RequestBudget, rows_of, within
+from shoestring.serve.answers import LENGTH, Asked, ServedAnswers
+from shoestring.serve.engine_thread import EngineStep, EngineThread
 from shoestring.serve.errors import ApiError
-from shoestring.serve.forecast import Row
+from shoestring.serve.forecast import ForecastRow
 from shoestring.serve.metrics import Metrics
 from shoestring.serve.rates import Rates
 from shoestring.serve.settings import Settings
+
+log = logging.getLogger("shoestring.serve")
+
+NOTES = 20
+"""That are kept of a model."""
 
 TRIED = 256
 """Tokens of the prompt that is read to see how fast a model is, at most."""
@@ -49,15 +56,23 @@ class ServedModel:
         self._first: tuple[tuple[int, float], ...] = ()
         self._grammars: dict[frozenset[int], Grammars] = {}
         self._lock = threading.Lock()
-        self._going: dict[Answers, tuple[Budget, float]] = {}
+        self._going: dict[ServedAnswers, tuple[RequestBudget, float]] = {}
         self._thread: EngineThread | None = None
+        self.notes: deque[str] = deque(maxlen=NOTES)
+        """What a user should know of how it goes; the latest lines. Anybody may read them at /health."""
+
+    def note(self, line: str) -> None:
+        """Tell whoever looks after the server, once for each line."""
+        if line not in self.notes:
+            self.notes.append(line)
+            log.warning("%s: %s", self.name, line)
 
     async def start(self) -> None:
         """Make the engine, and see how fast it is. Raises: UsageError where there is no room for it."""
         loop = asyncio.get_running_loop()
         self._thread = EngineThread(self._engine, loop, self._passed, self.name)
         engine = await self._thread.start()
-        self.capacity = engine.store.capacity
+        self.capacity, self.longest = engine.store.capacity, engine.store.longest
         self.rates = Rates(self._first)
         self.admission = Admission(self.rates, engine.rows, engine.tokens, self._settings.queue)
         self._metrics.has_room(self.name, self.capacity)
@@ -96,7 +111,7 @@ class ServedModel:
 
     def check(self, prompt: Sequence[int]) -> None:
         """Raises: ApiError where a prompt is empty, too long, or has tokens that the model does not know."""
-        size, most = len(prompt), min(self.writer.context, self.capacity)
+        size, most = len(prompt), min(self.writer.context, self.longest)
         if not prompt:
             raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
         if size > most:
@@ -105,7 +120,7 @@ class ServedModel:
         if max(prompt) >= self.vocabulary:
             raise ApiError(400, f"a token of the prompt is beyond the vocabulary of {self.vocabulary}", param="prompt")
 
-    def answer(self, asked: Asked, budget: Budget, arrived: float) -> Answers:
+    def answer(self, asked: Asked, budget: RequestBudget, arrived: float) -> ServedAnswers:
         """Begin to answer; whoever has the answers closes them.
 
         arrived: when the request did, on the monotonic clock.
@@ -118,14 +133,14 @@ class ServedModel:
         budget = replace(budget, seconds=max(deadline - time.monotonic(), 0.0), least=least)
         requests = within(budget, asked.requests, self.writer.opened.model, self.adapters)
         self.admission.check(budget, requests, self._promises())
-        answers = Answers(self._thread, replace(asked, requests=requests), self._ended)
+        answers = ServedAnswers(self._thread, replace(asked, requests=requests), self._ended)
         self._going[answers] = budget, deadline
         return answers
 
     def _promises(self) -> Collection[Promise]:
         found = list[Promise]()
         for answers, (budget, deadline) in self._going.items():
-            rows, written = list[Row](), list[int]()
+            rows, written = list[ForecastRow](), list[int]()
             for each in answers.progress:
                 rows += rows_of(each.request, each.written, self.rates.share, each.ended)
                 written += [count for place, count in enumerate(each.written) if place not in each.ended]
@@ -133,7 +148,7 @@ class ServedModel:
                 found.append(Promise(rows, deadline, budget.least, min(written)))
         return found
 
-    def _ended(self, answers: Answers) -> None:
+    def _ended(self, answers: ServedAnswers) -> None:
         self._going.pop(answers, None)
         allowed = answers.asked.requests[0].max_new_tokens
         for ended in answers.ended:
@@ -141,7 +156,9 @@ class ServedModel:
             if ended.reason == "stop" or ended.detail == LENGTH:
                 self.rates.observe_answer(max(ended.spent.charge.written, 1), allowed)
 
-    def _passed(self, happened: Pass) -> None:
+    def _passed(self, happened: EngineStep) -> None:
+        for line in happened.notes:
+            self.note(line)
         if happened.places:
             self.rates.observe(happened.places, happened.seconds)
         self._metrics.passed(self.name, happened, self.unfinished)
@@ -152,18 +169,24 @@ class ServedModel:
 
     def _engine(self) -> Engine:
         settings = self._settings
-        drafter = open_drafter(settings.drafter, settings.draft, self.writer.opened)
+        opened = self.writer.opened
+        drafter = open_drafter(settings.drafter, settings.draft, opened)
         engine = Engine(
-            self.writer.opened.model,
+            opened.model,
             rows=settings.rows,
             tokens=settings.tokens,
             drafter=drafter,
+            depth=open_made("depth", settings.depth, settings.routers, opened),
+            mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
             adapters=self.adapters,
+            cache=settings.cache,
         )
+        if isinstance(slow := getattr(opened.model, "native", None), str):
+            engine.notes.append(f"passes go module by module, which is slower: {slow}")
         if not self._first:
-            self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
+            self._first = measured(engine, min(self.vocabulary, engine.store.longest, self.writer.context))
         return engine
 
 

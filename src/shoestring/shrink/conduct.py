@@ -12,7 +12,7 @@ from shoestring.budget.ledger import Ledger
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.folder import MODEL, load_packed, save_packed
-from shoestring.shrink.gguf_file import Kind, Written, as_stored, require_ternary, write_gguf
+from shoestring.shrink.gguf_file import Kind, WrittenFile, as_stored, require_ternary, write_gguf
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.rounding import Ternaries, pack, ternaries
 from shoestring.shrink.sizes import FilePart, parts
@@ -33,7 +33,7 @@ class Shrunk:
     after: Heldout | None
     bytes: int
     parts: tuple[FilePart, ...] = ()
-    written: Written | None = None
+    written: WrittenFile | None = None
 
 
 def shrink_to_packed(

@@ -28,7 +28,7 @@ TABLES = {16: "F16", 8: "Q8_0"}
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFile:
     """What was written.
 
     bytes: of the file.
@@ -71,7 +71,7 @@ def write_gguf(
     *,
     embedding: int = 16,
     chat_template: str | None = None,
-) -> Written:
+) -> WrittenFile:
     """Write `model` to `path`, whole or not at all.
 
     model: with plain float32 matrices.
@@ -107,7 +107,7 @@ def write_gguf(
             f"{BLOCK}, or they have other numbers than one and its negative in a block of so many "
             f"({wide[0]}{' ...' if wide[1:] else ''})"
         )
-    return Written(path.stat().st_size, ternary, wide, max(moved))
+    return WrittenFile(path.stat().st_size, ternary, wide, max(moved))
 
 
 def _refuse_bits(embedding: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from shoestring.errors import UsageError
 from shoestring.sync.codec import Codec
 from shoestring.sync.codecs.floats import Float32
-from shoestring.sync.exchange import STAGES, Average, Averaged, Delta, Terms, average, drive
+from shoestring.sync.exchange import STAGES, Average, Averaged, Delta, ExchangeTerms, average, drive
 from shoestring.sync.feedback import ErrorFeedback, Residuals
 from shoestring.sync.flight import Flight, Round
 from shoestring.sync.fragments import Fragments
@@ -215,7 +215,7 @@ class DiLoCo(Resumable):
     def flight(self, **kept: Any) -> Flight:
         tag, note, generation = kept["sequence"] * STAGES, kept["note"], kept["generation"]
         absent = kept.get("absent", False)
-        terms = Terms(
+        terms = ExchangeTerms(
             self.codec, self.transport, self.residuals, tag, note, generation, absent, average_codec=self.average_codec
         )
         exchange = average(self.average, kept["deltas"], terms)

@@ -22,7 +22,7 @@ from shoestring.errors import ShoestringError
 from shoestring.sync.codec import Codec
 from shoestring.sync.codecs.pieces import compressed
 from shoestring.sync.feedback import PART, Residuals
-from shoestring.sync.message import Holds, Layout, Opened, header_bytes, open_message, seal, write_note
+from shoestring.sync.message import BodyLayout, Holds, OpenedMessage, header_bytes, open_message, seal, write_note
 from shoestring.sync.transport.base import Pending, Transport
 
 Average = Literal["auto", "gather", "scatter"]
@@ -77,7 +77,7 @@ Exchange = Generator[Pending, list[Tensor | None], Averaged]
 
 
 @dataclass(frozen=True)
-class Terms:
+class ExchangeTerms:
     """What both ways to average are given besides the deltas.
 
     residuals: None keeps none. tag: of the first stage. note: for every other worker, at most 128 bytes as JSON.
@@ -100,14 +100,14 @@ class Terms:
         return self.codec, self.average_codec or self.codec
 
 
-def average(kind: Average, deltas: Sequence[Delta], terms: Terms) -> Exchange:
+def average(kind: Average, deltas: Sequence[Delta], terms: ExchangeTerms) -> Exchange:
     """The exchange of a kind; 'auto' gathers among one or two workers, as there are when it starts, and scatters among more,
     or where the averages have a codec of their own, which only a scattered exchange sends."""
     gather = kind == "gather" or (kind == "auto" and terms.transport.size <= 2 and terms.average_codec is None)
     return (yield from (gather_average if gather else scatter_average)(deltas, terms))
 
 
-def gather_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
+def gather_average(deltas: Sequence[Delta], terms: ExchangeTerms) -> Exchange:
     """Every worker sends its whole payload to every other, and averages what all K decode to, in the order of ranks.
 
     One quantisation; (K - 1) q bytes sent a worker for a payload of q bytes. A worker that has a value which is not
@@ -117,25 +117,28 @@ def gather_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
     rounds; PeerLost.
     """
     work = _Work(deltas, terms)
-    layout = Layout(terms.codec, [values.shape for values in work.values])
+    layout = BodyLayout(terms.codec, [values.shape for values in work.values])
     sending = work.encode([layout], work.own())
     message = work.message(layout, sending, 0, stage=0)
     opened = yield from work.swap([message] * work.size, [layout] * work.size, stage=0)
     return (yield from work.vote(work.mean(layout, opened), opened))
 
 
-def scatter_average(deltas: Sequence[Delta], terms: Terms) -> Exchange:
+def scatter_average(deltas: Sequence[Delta], terms: ExchangeTerms) -> Exchange:
     """Each tensor is cut by rows into K near-equal parts; worker r averages the r-th parts and gives the result to all.
 
     Two quantisations, of the deltas and of their average, each with its residual; (K - 1) / K (q + q') bytes sent a worker,
-    for payloads of q and q' bytes, the same where `Terms` has one codec.
+    for payloads of q and q' bytes, the same where `ExchangeTerms` has one codec.
     No sum is quantised on its way, which would add an error at every hop of a ring. Therien et al. (2025), MuLoCo,
     arXiv:2505.23725, reduce so, all-to-all and then all-gather; the residual of the second quantisation is ours. Rows
     are encoded part by part, so a codec with a scale a tensor has a scale a part. For the rest see `gather_average`.
     """
     work = _Work(deltas, terms)
     layouts, returning = (
-        [Layout(codec, [_rows(values, part, work.size).shape for values in work.values]) for part in range(work.size)]
+        [
+            BodyLayout(codec, [_rows(values, part, work.size).shape for values in work.values])
+            for part in range(work.size)
+        ]
         for codec in terms.codecs
     )
     mine = layouts[work.rank]
@@ -185,7 +188,7 @@ class _Outgoing:
 class _Work:
     """What the stages of one exchange share. whole: whether all that this worker has got so far was."""
 
-    def __init__(self, deltas: Sequence[Delta], terms: Terms) -> None:
+    def __init__(self, deltas: Sequence[Delta], terms: ExchangeTerms) -> None:
         self.deltas, self.terms = deltas, terms
         self.note = write_note(terms.note)
         traffic = terms.transport.traffic
@@ -200,7 +203,7 @@ class _Work:
         self.device = self.values[0].device
         # the same at all workers, which a look at the parts alone would not be: some may have no rows of any matrix
         shapes = [values.shape for values in self.values]
-        self.sized = all(Layout(codec, shapes).fixed for codec in terms.codecs)
+        self.sized = all(BodyLayout(codec, shapes).fixed for codec in terms.codecs)
 
     def own(self) -> list[Tensor] | None:
         """What this worker adds to the average; None where it is left out."""
@@ -219,7 +222,7 @@ class _Work:
         return tensors if _finite(tensors) else None
 
     def encode(
-        self, layouts: Sequence[Layout], tensors: list[Tensor] | None, ending: str = ""
+        self, layouts: Sequence[BodyLayout], tensors: list[Tensor] | None, ending: str = ""
     ) -> list[tuple[Tensor, list[int]]] | None:
         """(body, sizes of its payloads) of each part of the tensors; the new residuals are staged."""
         if tensors is None:
@@ -237,7 +240,7 @@ class _Work:
         return packed
 
     def message(
-        self, layout: Layout, packed: list[tuple[Tensor, list[int]]] | None, part: int, stage: int
+        self, layout: BodyLayout, packed: list[tuple[Tensor, list[int]]] | None, part: int, stage: int
     ) -> _Outgoing:
         """The message with a part's body; where there is none, padded to its size. The first stage has the note."""
         holds, body, sizes = Holds.NOTHING, None, [0] * len(self.deltas)
@@ -263,13 +266,13 @@ class _Work:
         return self.terms.transport.exchange([each.tensor for each in messages], sizes, tag=self.terms.tag + stage)
 
     def swap(
-        self, messages: Sequence[_Outgoing], layouts: Sequence[Layout], stage: int
-    ) -> Generator[Pending, list[Tensor | None], list[Opened | None]]:
+        self, messages: Sequence[_Outgoing], layouts: Sequence[BodyLayout], stage: int
+    ) -> Generator[Pending, list[Tensor | None], list[OpenedMessage | None]]:
         """A stage: what each worker sent, opened; layouts: of what each sends. None where it is not whole."""
         sizes = None
         if self.sized:
             sizes = [header_bytes(stage == 0) + layout.nbytes for layout in layouts]
-        opened: list[Opened | None] = []
+        opened: list[OpenedMessage | None] = []
         for rank, message in enumerate((yield self.give(messages, sizes, stage))):
             try:
                 opened.append(None if message is None else open_message(message, stage == 0))
@@ -284,7 +287,7 @@ class _Work:
         self.whole = False
         self.damaged.add(rank)
 
-    def decoded(self, layout: Layout, opened: Opened, rank: int) -> list[Tensor] | None:
+    def decoded(self, layout: BodyLayout, opened: OpenedMessage, rank: int) -> list[Tensor] | None:
         """The tensors of a worker's body; None where it is of no such tensors."""
         try:
             return layout.unpack(opened.body, self.device)
@@ -292,7 +295,7 @@ class _Work:
             self.spoilt(rank)
             return None
 
-    def _same_generation(self, opened: Sequence[Opened | None]) -> None:
+    def _same_generation(self, opened: Sequence[OpenedMessage | None]) -> None:
         for rank, other in enumerate(opened):
             if other is not None and other.generation != self.terms.generation % 2**32:
                 raise ShoestringError(
@@ -300,7 +303,7 @@ class _Work:
                     f"{self.terms.generation}: their global weights are not the same any more"
                 )
 
-    def mean(self, layout: Layout, opened: Sequence[Opened | None]) -> list[Tensor] | None:
+    def mean(self, layout: BodyLayout, opened: Sequence[OpenedMessage | None]) -> list[Tensor] | None:
         """The mean of the bodies that hold tensors, summed in the order of ranks; None where there is none."""
         given = [(rank, each) for rank, each in enumerate(opened) if each is not None and each.holds is Holds.TENSORS]
         total: list[Tensor] = []
@@ -318,7 +321,7 @@ class _Work:
         self.whole = _finite(total)
         return total if self.whole else None
 
-    def join(self, layouts: Sequence[Layout], answers: Sequence[Opened | None]) -> list[Tensor] | None:
+    def join(self, layouts: Sequence[BodyLayout], answers: Sequence[OpenedMessage | None]) -> list[Tensor] | None:
         """The averages put together from the parts of all workers."""
         holds = {each.holds for each in answers if each is not None}
         self.whole &= holds in ({Holds.TENSORS}, {Holds.NOTHING})
@@ -332,7 +335,7 @@ class _Work:
             parts.append(tensors)
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
 
-    def vote(self, tensors: list[Tensor] | None, opened: Sequence[Opened | None]) -> Exchange:
+    def vote(self, tensors: list[Tensor] | None, opened: Sequence[OpenedMessage | None]) -> Exchange:
         """The last stage: whether all have all, and what follows from it."""
         ballot = _Outgoing(torch.tensor([self.whole], dtype=torch.uint8), Counter({"control": 1}))
         votes = yield self.give([ballot] * self.size, [1] * self.size, STAGES - 1)

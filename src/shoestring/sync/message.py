@@ -48,7 +48,7 @@ def read_note(text: bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedMessage:
     """A message taken apart. generation: how many rounds its sender had applied. body: the payloads, uint8 [bytes]."""
 
     holds: Holds
@@ -69,17 +69,17 @@ def seal(holds: Holds, generation: int, note: bytes, body: Tensor | None, nbytes
     return torch.cat([head, torch.zeros(nbytes, dtype=torch.uint8) if body is None else body.cpu()])
 
 
-def open_message(message: Tensor, noted: bool) -> Opened:
+def open_message(message: Tensor, noted: bool) -> OpenedMessage:
     """The parts of a message. Raises: ValueError where it cannot be one."""
     length = header_bytes(noted)
     if message.numel() < length:
         raise ValueError(f"a message of {message.numel()} bytes is too short to have a header")
     head = bytes(message[:length].tolist())
     flag, generation = HEADER.unpack_from(head)
-    return Opened(Holds(flag), generation, read_note(head[HEADER.size :]) if noted else {}, message[length:])
+    return OpenedMessage(Holds(flag), generation, read_note(head[HEADER.size :]) if noted else {}, message[length:])
 
 
-class Layout:
+class BodyLayout:
     """How tensors of given shapes lie in a body: matrices (two dimensions or more) as the codec encodes them, vectors as
     float32, since they are few and each entry acts on a whole channel.
 

@@ -7,7 +7,7 @@ _PIECES = re.compile(r"\s*(?:([0-9]{1,9})|([-+*/()]))", re.ASCII)
 _TIES = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
-class Refused(ValueError):
+class NoFormula(ValueError):
     """Why a text is no formula, in a few words."""
 
 
@@ -20,7 +20,7 @@ def numbers_and_value(text: str, *, longest: int = 200) -> tuple[list[int], Frac
     Raises: Refused.
     """
     if len(text) > longest:
-        raise Refused("it is too long")
+        raise NoFormula("it is too long")
     numbers, values, signs, wanted = list[int](), list[Fraction](), list[str](), True
     """wanted: whether a number, or what opens, comes next."""
     place = 0
@@ -28,25 +28,25 @@ def numbers_and_value(text: str, *, longest: int = 200) -> tuple[list[int], Frac
     while place < len(text):
         piece = _PIECES.match(text, place)
         if piece is None:
-            raise Refused("it holds what is no part of a formula")
+            raise NoFormula("it holds what is no part of a formula")
         place, number, sign = piece.end(), piece[1], piece[2]
         if number is not None:
             if not wanted or (place < len(text) and text[place].isdigit()):
-                raise Refused("it is no formula")
+                raise NoFormula("it is no formula")
             numbers.append(int(number))
             values.append(Fraction(int(number)))
             wanted = False
         elif sign == "(":
             if not wanted:
-                raise Refused("it is no formula")
+                raise NoFormula("it is no formula")
             signs.append(sign)
         elif wanted:
-            raise Refused("it is no formula")
+            raise NoFormula("it is no formula")
         elif sign == ")":
             while signs and signs[-1] != "(":
                 _apply(values, signs.pop())
             if not signs:
-                raise Refused("a bracket is not opened")
+                raise NoFormula("a bracket is not opened")
             signs.pop()
         else:
             while signs and signs[-1] != "(" and _TIES[signs[-1]] >= _TIES[sign]:
@@ -54,11 +54,11 @@ def numbers_and_value(text: str, *, longest: int = 200) -> tuple[list[int], Frac
             signs.append(sign)
             wanted = True
     if wanted:
-        raise Refused("it is no formula")
+        raise NoFormula("it is no formula")
     while signs:
         sign = signs.pop()
         if sign == "(":
-            raise Refused("a bracket is not closed")
+            raise NoFormula("a bracket is not closed")
         _apply(values, sign)
     return numbers, values[0]
 
@@ -67,7 +67,7 @@ def _apply(values: list[Fraction], sign: str) -> None:
     right, left = values.pop(), values.pop()
     if sign == "/":
         if not right:
-            raise Refused("it divides by zero")
+            raise NoFormula("it divides by zero")
         values.append(left / right)
     else:
         values.append(left + right if sign == "+" else left - right if sign == "-" else left * right)

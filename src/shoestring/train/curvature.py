@@ -93,7 +93,7 @@ class LossCurvature:
         """As `Curvature`."""
         with eagerly(), sdpa_kernel(SDPBackend.MATH):
             with autocast(self.device, self.precision):
-                mean = self.objective(self.model, self.batch, self.at).mean
+                mean = self.objective(self.model, self.batch, self.at).total
             products = hessian_vector_products(mean, parameters, vectors)
         self.flops += self.product_flops
         return products

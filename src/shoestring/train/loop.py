@@ -54,7 +54,7 @@ class Position:
 
 
 @dataclass
-class Window:
+class RunningSums:
     """Running sums between two lines of metrics.
 
     since: when it began, put off by all that was no training meanwhile.
@@ -114,7 +114,7 @@ class Loop:
         self.old_found: Heldout | None = None
         self.watch = LossWatch(settings.spike)
         self.position = Position()
-        self.window = Window(ledger.now())
+        self.window = RunningSums(ledger.now())
         self.latest: dict[str, float] = {}
         self.returns = 0
         self.last_cost: dict[str, int] = {}
@@ -152,7 +152,7 @@ class Loop:
         now = self.ledger.now
         if self.old is not None and self.position.step == 0 and self.company.leads:
             self._judge_before()
-        self.window, last_checkpoint = Window(now()), now()
+        self.window, last_checkpoint = RunningSums(now()), now()
         while True:
             progress, left = self._spent()
             due = now() - last_checkpoint >= self.settings.checkpoint_every
@@ -265,6 +265,7 @@ class Loop:
         self.window.targets += result.targets
         self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
         self.latest["gradient_norm_1"] = result.gradient_norm_1
+        self.latest |= result.figures
         noise = self.worker.noise_scale
         if noise is not None and noise.critical_batch is not None:
             self.latest["critical_batch"] = noise.critical_batch
@@ -295,7 +296,7 @@ class Loop:
             }
         )
         self.ledger.write("train", step=self.position.step)
-        self.window = Window(now)
+        self.window = RunningSums(now)
 
     def evaluate(self, last: bool = False) -> Heldout:
         """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long.

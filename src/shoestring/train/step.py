@@ -1,7 +1,7 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class StepResult:
     gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the gradient before clipping.
     targets: how many counted.
     spent: what the step takes, the optimiser's own work included, by the account that pays.
+    figures: what the objective tells beside its loss; 'auxiliary': what layers add to what is minimised.
     """
 
     loss: float
@@ -36,6 +37,7 @@ class StepResult:
     gradient_norm_1: float
     targets: int
     spent: Mapping[str, Charge]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class Accumulated:
     gradient_norm_1: Tensor
     targets: int
     spent: Mapping[str, Charge]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read(self) -> StepResult:
         norms = float(self.gradient_norm), float(self.gradient_norm_1)
-        return StepResult(float(self.loss), *norms, self.targets, self.spent)
+        figures = {name: float(value) for name, value in self.figures.items()}
+        return StepResult(float(self.loss), *norms, self.targets, self.spent, figures)
 
 
 def together(*spent: Mapping[str, Charge]) -> dict[str, Charge]:
@@ -116,13 +120,17 @@ class Stepper:
         targets = max(batch.tokens, 1)
         total = torch.zeros((), device=self.device)
         first: tuple[float, int] | None = None
+        figures: dict[str, Tensor] = {}
         spent: dict[str, Charge] = {MODEL: Charge(tokens=targets, flops=self.optimizer.step_flops())}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             share = count / whole
             with autocast(self.device, self.precision):
                 loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
-            (loss.mean * share).backward()
+            (loss.total * share).backward()
             total += loss.mean.detach() * share
+            told = loss.parts if loss.auxiliary is None else {**loss.parts, "auxiliary": loss.auxiliary}
+            for name, value in told.items():
+                figures[name] = figures.get(name, torch.zeros_like(total)) + value.detach() * share
             spent = together(spent, loss.spent)
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
@@ -132,7 +140,8 @@ class Stepper:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, norm_1, targets, together(spent, choosing, self._curvature(parts[0], at)))
+        spent = together(spent, choosing, self._curvature(parts[0], at))
+        return Accumulated(total, norm, norm_1, targets, spent, figures)
 
     def _selected(self, batch: Batch, at: At) -> tuple[Batch, dict[str, Charge]]:
         """(the rows that are trained on, what choosing them took)."""

@@ -13,7 +13,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted
-from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 
 CHOSEN = "matrices"
 """The key of a decision that names the matrices."""
@@ -109,12 +109,12 @@ class AdapterEdit(ABC):
 
     @classmethod
     def imported(
-        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[MatrixPart]
     ) -> "tuple[AdapterEdit, Decision]":
         """The edit and the decision that an adapter of peft is. Raises: UsageError for what is not known here."""
         raise UsageError(f"adapters of {cls.name} are not read from a file of peft")
 
-    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[MatrixPart]) -> PeftAdapter:
         """The adapters of a model as peft has them, all that a file's settings say but the name of the base.
 
         values: of the decision that made them. Raises: UsageError where peft has none of this method.

@@ -50,7 +50,7 @@ class Neighbours:
 
 
 @dataclass
-class Spent:
+class SpentAtTest:
     """What tuning at one test took, once the context is left."""
 
     charge: Charge = NOTHING
@@ -94,19 +94,19 @@ class NearestNeighbours:
         self.count, self.lr, self.context = count, lr, min(context, model.about.context)
 
     @contextmanager
-    def tuned(self, text: Sequence[int]) -> Iterator[Spent]:
+    def tuned(self, text: Sequence[int]) -> Iterator[SpentAtTest]:
         """While the model is tuned to what is like `text`; after it, every weight is as it was, bit for bit."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if not trained:
             raise UsageError("nothing in this model takes a gradient: there is nothing to tune at test time")
-        before, spent = [parameter.detach().clone() for parameter in trained], Spent()
+        before, spent = [parameter.detach().clone() for parameter in trained], SpentAtTest()
         optimiser, training = torch.optim.Adam(trained, lr=self.lr), self.model.training
         try:
             self.model.train()
             with torch.enable_grad():
                 for step, neighbour in enumerate(self.neighbours.nearest(text, self.count)):
                     loss = self.objective(self.model, self._batch(neighbour), At(step, step / self.count))
-                    loss.mean.backward()
+                    loss.total.backward()
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     spent.charge += sum(loss.spent.values(), Charge(tokens=min(len(neighbour) - 1, self.context)))

@@ -1,6 +1,6 @@
 """An adapter as peft has it, in memory: under the names of transformers' modules.
 
-Where a native model has several matrices of transformers as one, a file's adapters are parts of its rows: `Part` says which.
+Where a native model has several matrices of transformers as one, a file's adapters are parts of its rows: `MatrixPart` says which.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from shoestring.errors import UsageError
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class Part(NamedTuple):
+class MatrixPart(NamedTuple):
     """A matrix of transformers, and where its rows are in a model here.
 
     theirs: the name of its module there. ours: of the module here.
@@ -67,7 +67,7 @@ class PeftAdapter:
                 raise UsageError(f"{SETTINGS}: {key} = {str(found)[:60]} is not known here")
 
 
-def parts_of(name: str, parts: Sequence[Part]) -> list[Part]:
+def parts_of(name: str, parts: Sequence[MatrixPart]) -> list[MatrixPart]:
     """The matrices of transformers that one of ours holds. Raises: UsageError where there is none."""
     found = [part for part in parts if part.ours == name]
     if not found:
@@ -75,7 +75,7 @@ def parts_of(name: str, parts: Sequence[Part]) -> list[Part]:
     return found
 
 
-def common(adapted: Sequence[str], parts: Sequence[Part]) -> list[str]:
+def common(adapted: Sequence[str], parts: Sequence[MatrixPart]) -> list[str]:
     """The names of modules as `target_modules`: the last words alone, where these name the adapted modules and no other."""
     last = {name.rpartition(".")[2] for name in adapted}
     named = {part.theirs for part in parts if part.theirs.rpartition(".")[2] in last}

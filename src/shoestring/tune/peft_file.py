@@ -16,7 +16,7 @@ from shoestring.errors import ShoestringError, UsageError, did_you_mean, first_l
 from shoestring.json_files import read_json
 from shoestring.method import methods
 from shoestring.tune.adapter_edit import AdapterEdit
-from shoestring.tune.peft_adapter import SETTINGS, TENSORS, Part, PeftAdapter
+from shoestring.tune.peft_adapter import SETTINGS, TENSORS, MatrixPart, PeftAdapter
 
 PREFIX = "base_model.model."
 """What the names of all tensors in a file begin with."""
@@ -73,7 +73,9 @@ def _split(full: str, path: Path) -> tuple[str, str]:
     raise UsageError(f"{path}: the tensor '{full[:80]}' is of no kind of adapter that is known here")
 
 
-def adapter_of(adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]) -> tuple[AdapterEdit, Decision]:
+def adapter_of(
+    adapter: PeftAdapter, model: LanguageModule, parts: Sequence[MatrixPart]
+) -> tuple[AdapterEdit, Decision]:
     """The edit that an adapter of peft is, and the decision that places it.
 
     model: the base; it stays as it is. parts: the matrices of transformers in it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import UsageError
-from shoestring.tune.peft_adapter import Part, PeftAdapter, common, parts_of
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter, common, parts_of
 
 DOWN, UP = "lora_A.weight", "lora_B.weight"
 MAGNITUDE = "lora_magnitude_vector"
@@ -73,7 +73,7 @@ def factors_of(adapter: PeftAdapter, module: str) -> Factors:
     return Factors(down, up, _scale(adapter.settings, module, down.shape[0]))
 
 
-def joined(found: Mapping[Part, Factors], sizes: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
+def joined(found: Mapping[MatrixPart, Factors], sizes: tuple[int, int], scale: float) -> tuple[Tensor, Tensor]:
     """(A, B) of a matrix that holds several of theirs: their A below one another, B of blocks, so that each adds to its own rows.
 
     found: by part. sizes: (in, out) of the matrix. scale: what multiplies them, whatever theirs was.
@@ -92,7 +92,7 @@ def joined(found: Mapping[Part, Factors], sizes: tuple[int, int], scale: float) 
 
 def exported(
     factors: Mapping[str, Factors],
-    parts: Sequence[Part],
+    parts: Sequence[MatrixPart],
     *,
     stabilised: bool,
     transposed: bool,

@@ -12,7 +12,7 @@ from shoestring.data import DataConfig
 from shoestring.data.prepare import prepare as prepare_data
 from shoestring.errors import UsageError
 from shoestring.explain import commented_toml
-from shoestring.launch.request import Request, planned
+from shoestring.launch.request import TrainingRequest, planned
 from shoestring.method import methods
 from shoestring.train.config import RunConfig
 from tests.fuzz.explore import Case
@@ -57,7 +57,7 @@ def prepare(folder: Path) -> Case:
     path = folder / "recipe.toml"
     path.write_text(complete[0])
     planned(
-        Request.read(path, []), LAPTOP, dataset, 0.0
+        TrainingRequest.read(path, []), LAPTOP, dataset, 0.0
     )  # the first plan imports what the cases are not to be timed with
 
     def flags(draw: random.Random) -> list[str]:
@@ -81,7 +81,7 @@ def prepare(folder: Path) -> Case:
             config = build(RunConfig, _table(mutate_value(draw.choice(recipes), draw)))
             assert build(RunConfig, tree(config)) == config
             return
-        request = Request.read(path, words)
+        request = TrainingRequest.read(path, words)
         _, config = planned(request, LAPTOP, dataset, 0.0)
         for written in (to_toml(config), commented_toml(config)):
             assert build(RunConfig, tomllib.loads(written)) == config, "a configuration reads back as another"

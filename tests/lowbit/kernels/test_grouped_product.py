@@ -11,13 +11,13 @@ from torch import Tensor
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.packing import grouped
-from shoestring.lowbit.packing.grouped import Groups
+from shoestring.lowbit.packing.grouped import GroupedMatrix
 
 SHAPES = [(1, 1, 1), (1, 16, 32), (3, 17, 33), (5, 40, 96), (4, 33, 64), (9, 7, 100), (64, 50, 128), (2, 100, 640)]
 """tokens, rows, columns."""
 
 
-def matrix(rows: int, columns: int, width: int, seed: int = 0) -> Groups:
+def matrix(rows: int, columns: int, width: int, seed: int = 0) -> GroupedMatrix:
     """Every code occurs, the largest and smallest next to each other too."""
     made = torch.Generator().manual_seed(seed)
     groups = grouped.groups_of(columns)
@@ -25,13 +25,13 @@ def matrix(rows: int, columns: int, width: int, seed: int = 0) -> Groups:
     if width == 8:
         codes = torch.randint(-128, 128, (rows, groups * 32), generator=made, dtype=torch.int8)
         codes[0, :8] = -128
-        return Groups(codes, scales, None)
+        return GroupedMatrix(codes, scales, None)
     codes = torch.randint(0, 16, (rows, groups * 32), generator=made, dtype=torch.uint8)
     codes[-1] = 15
-    return Groups(codes, scales, torch.randn(rows, groups, generator=made).half())
+    return GroupedMatrix(codes, scales, torch.randn(rows, groups, generator=made).half())
 
 
-def by_definition(x: Tensor, of: Groups) -> Tensor:
+def by_definition(x: Tensor, of: GroupedMatrix) -> Tensor:
     """In numpy: integer sums in int64, each step in extended precision and rounded once to float32."""
     rows, groups = of.scales.shape
     filled = numpy.zeros((len(x), groups * 32), numpy.float32)
@@ -52,7 +52,7 @@ def by_definition(x: Tensor, of: Groups) -> Tensor:
     return torch.from_numpy(out)
 
 
-def product(x: Tensor, of: Groups, columns: int) -> Tensor:
+def product(x: Tensor, of: GroupedMatrix, columns: int) -> Tensor:
     packed = grouped.pack(of)
     return agreed(lambda: kernels.grouped_matmul(x, packed, len(of.scales), columns, of.bits))
 
@@ -76,7 +76,7 @@ def test_the_integer_sums_are_exact_at_their_largest(width: int) -> None:
         for sign in (1.0, -1.0):
             whole = torch.full((17, columns), code, dtype=kind)
             ones = torch.ones(17, 3, dtype=torch.float16)
-            of = Groups(whole, ones, ones * 0 if width == 4 else None)
+            of = GroupedMatrix(whole, ones, ones * 0 if width == 4 else None)
             x = torch.full((5, columns), sign * 127)
             assert torch.equal(product(x, of, columns), torch.full((5, 17), sign * 127.0 * code * columns))
 

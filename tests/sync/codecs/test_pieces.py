@@ -14,7 +14,7 @@ from shoestring.sync.codecs.floats import BFloat16, Float32
 from shoestring.sync.codecs.linear import Linear
 from shoestring.sync.codecs.statistical import Statistical
 from shoestring.sync.codecs.top_k import TopK
-from shoestring.sync.message import Layout
+from shoestring.sync.message import BodyLayout
 
 CODECS = [
     Float32(),
@@ -44,7 +44,7 @@ def test_each_tensor_comes_out_as_it_would_alone(codec: Any, shapes: list[tuple[
     tensors = tensors_of(shapes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pieces, "TOGETHER", together)
-        layout = Layout(codec, shapes)
+        layout = BodyLayout(codec, shapes)
         body, shares = layout.pack(tensors)
         found = layout.unpack(body, torch.device("cpu"))
     for tensor, out in zip(tensors, found, strict=True):
@@ -58,7 +58,7 @@ def test_each_tensor_comes_out_as_it_would_alone(codec: Any, shapes: list[tuple[
 def test_a_model_of_many_layers_is_a_few_pieces() -> None:
     layer = [(192, 64), (64, 64), (256, 64), (64, 128), (64,), (64,)]
     shapes = [(288, 64), *layer * 12, (64,)]
-    layout = Layout(Linear(), shapes)
+    layout = BodyLayout(Linear(), shapes)
     assert [piece.shape(len(piece.members)) for piece in layout.pieces] == [
         (288 + 12 * (192 + 64 + 256), 64),
         (12 * 64, 128),
@@ -72,4 +72,4 @@ def test_a_model_of_many_layers_is_a_few_pieces() -> None:
 def test_large_tensors_stay_apart() -> None:
     half = pieces.TOGETHER // 2 // 64
     shapes = [(half, 64), (half, 64), (1, 64), (4 * half, 64), (1, 64)]
-    assert [piece.members for piece in Layout(Float32(), shapes).pieces] == [[0, 1], [2], [3], [4]]
+    assert [piece.members for piece in BodyLayout(Float32(), shapes).pieces] == [[0, 1], [2], [3], [4]]

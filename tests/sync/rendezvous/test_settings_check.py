@@ -78,7 +78,10 @@ def test_other_first_weights_are_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"codec": Linear(bits=4)}, "codec = Linear bits=4 scope=row block=128 range=mse and worker 0 has Float32"),
+        (
+            {"codec": Linear(bits=4)},
+            "codec = Linear bits=4 scope=row block=128 range=mse and worker 0 has Float32",
+        ),
         ({"outer": OuterSGD(0.7, 0.6)}, "outer = OuterSGD(lr=0.7, momentum=0.6, nesterov=True) and worker 0 has"),
         ({"average": "scatter"}, "average = scatter and worker 0 has auto"),
         (

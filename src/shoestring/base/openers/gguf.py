@@ -7,7 +7,7 @@ import torch
 from shoestring.base.gguf_file import PLAIN, GGUFFile, is_gguf, read_header
 from shoestring.base.gguf_model import open_gguf_model
 from shoestring.base.gguf_packed import open_gguf_packed
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.data.tokenizer_gguf import ends_of, tokenizer_of
 from shoestring.digests import digest_of
@@ -75,7 +75,7 @@ def _quantised(file: GGUFFile) -> list[str]:
     return [one for one in _types(file) if one not in PLAIN]
 
 
-def _about(file: GGUFFile, place: str, notes: tuple[str, ...]) -> About:
+def _about(file: GGUFFile, place: str, notes: tuple[str, ...]) -> Provenance:
     template, name = file.metadata.get("tokenizer.chat_template"), file.metadata.get("general.name")
     values = {
         "architecture": str(file.metadata["general.architecture"]),
@@ -83,7 +83,7 @@ def _about(file: GGUFFile, place: str, notes: tuple[str, ...]) -> About:
         "ends": ends_of(file.metadata),
         "name": name if isinstance(name, str) else None,
     }
-    return About(
+    return Provenance(
         str(Path(place).absolute()),
         "gguf",
         digest_of([Path(place)]),

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from shoestring.base.opened import About, Opened
-from shoestring.base.safetensors_files import Stored, common_type, outline, tensors, weight_files
+from shoestring.base.opened import Opened, Provenance
+from shoestring.base.safetensors_files import SafetensorsTensor, common_type, outline, tensors, weight_files
 from shoestring.base.stock_model import open_stock_model
 from shoestring.base.transformers_config import CONFIG, read_config
 from shoestring.contract.batch import Inputs
@@ -51,7 +51,7 @@ class TransformersOpener:
         tokenizer, said = _tokenizer(folder, config.get_text_config().vocab_size, ends)
         model, notes = _model(folder, config, stored, dtype or common_type(stored))
         values = {"model_type": config.model_type, "native": not isinstance(model, Wrapped), "ends": ends}
-        about = About(
+        about = Provenance(
             str(folder.absolute()),
             "transformers",
             digest_of([*files, folder / CONFIG]),
@@ -63,7 +63,7 @@ class TransformersOpener:
 
 
 def _model(
-    folder: Path, config: Any, stored: dict[str, Stored], dtype: torch.dtype
+    folder: Path, config: Any, stored: dict[str, SafetensorsTensor], dtype: torch.dtype
 ) -> tuple[LanguageModel, tuple[str, ...]]:
     """(the model, what is to be said of it)."""
     family = next((one for one in families() if one.model_type == config.model_type), None)
@@ -83,7 +83,7 @@ def _model(
 
 
 def _filled(
-    folder: Path, config: ModelConfig, family: Family, stored: dict[str, Stored], dtype: torch.dtype
+    folder: Path, config: ModelConfig, family: Family, stored: dict[str, SafetensorsTensor], dtype: torch.dtype
 ) -> Transformer:
     try:
         return fill(config, family, tensors(stored), dtype).eval()

@@ -10,7 +10,7 @@ from shoestring.data.corpus import stamp_files
 from shoestring.data.curated_folder import documents_of
 from shoestring.data.opening import suffix
 from shoestring.data.passages import PASSAGE
-from shoestring.data.reading import NotText, Reading
+from shoestring.data.reading import NotText, TextReading
 from shoestring.errors import UsageError
 from shoestring.method import Card, method, methods
 
@@ -43,13 +43,13 @@ class Files:
 
     def documents(self) -> Iterator[str]:
         formats = {card.name: card for card in methods("data", "format")}
-        reading = Reading(self.text)
+        reading = TextReading(self.text)
         if len(self.paths) == 1:
             return read_alone(self.paths[0], reading, formats)
         return read_all(self.paths, reading, formats)
 
 
-def read_alone(path: Path, reading: Reading, formats: dict[str, Card]) -> Iterator[str]:
+def read_alone(path: Path, reading: TextReading, formats: dict[str, Card]) -> Iterator[str]:
     """The documents of the one file of a corpus; what of it was not read is logged."""
     card = formats.get(suffix(path), formats["text"])
     options = {}
@@ -59,7 +59,7 @@ def read_alone(path: Path, reading: Reading, formats: dict[str, Card]) -> Iterat
     reading.report()
 
 
-def read_all(paths: Sequence[Path], reading: Reading, formats: dict[str, Card]) -> Iterator[str]:
+def read_all(paths: Sequence[Path], reading: TextReading, formats: dict[str, Card]) -> Iterator[str]:
     """The documents of many files; those that are not text are left out; what was not read, and why, is logged."""
     for path in paths:
         card = formats.get(suffix(path), formats["text"])

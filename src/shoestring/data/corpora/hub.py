@@ -6,7 +6,7 @@ from typing import Any
 
 from shoestring.data.config import TextOptions
 from shoestring.data.corpus import stamp_files
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
 
@@ -45,11 +45,11 @@ class Hub:
         return stamp_files(Path(file["filename"]) for file in self.rows.cache_files)
 
     def documents(self) -> Iterator[str]:
-        reading = Reading(self.text)
+        reading = TextReading(self.text)
         yield from reading.documents(self._values(reading))
         reading.report()
 
-    def _values(self, reading: Reading) -> Iterator[str | None]:
+    def _values(self, reading: TextReading) -> Iterator[str | None]:
         import pyarrow
 
         number, field = 0, self.text.text_field

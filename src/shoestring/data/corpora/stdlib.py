@@ -7,7 +7,7 @@ from pathlib import Path
 from shoestring.data.config import TextOptions
 from shoestring.data.corpora.files import read_all, walk
 from shoestring.data.corpus import stamp_files
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError
 from shoestring.method import method, methods
 
@@ -46,7 +46,7 @@ class PythonStdlib:
         return stamp_files(self.paths)
 
     def documents(self) -> Iterator[str]:
-        return read_all(self.paths, Reading(), {card.name: card for card in methods("data", "format")})
+        return read_all(self.paths, TextReading(), {card.name: card for card in methods("data", "format")})
 
 
 def _of_the_build(path: Path) -> bool:

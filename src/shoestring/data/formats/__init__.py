@@ -1,4 +1,4 @@
 """File formats: one file each, a method of kind 'format' named by the suffix it reads.
 
-Each is called with a path and the `Reading` it decodes text with, and yields documents.
+Each is called with a path and the `TextReading` it decodes text with, and yields documents.
 """

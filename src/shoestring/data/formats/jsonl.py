@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shoestring.data.opening import opened
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
 
@@ -17,7 +17,7 @@ from shoestring.method import method
     claim="a line is a document",
     cost="one line in memory",
 )
-def jsonl(path: Path, reading: Reading) -> Iterator[str]:
+def jsonl(path: Path, reading: TextReading) -> Iterator[str]:
     """The text field of every line; blank lines and null texts are passed over.
 
     Raises: UsageError naming the file and line of a broken line, or of one whose field is missing or not text.
@@ -30,7 +30,7 @@ def jsonl(path: Path, reading: Reading) -> Iterator[str]:
                     yield document
 
 
-def _document(line: str, reading: Reading, path: Path, where: str) -> str | None:
+def _document(line: str, reading: TextReading, path: Path, where: str) -> str | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
 
@@ -18,7 +18,7 @@ ROWS = 256
     claim="a row is a document; only the text column is read",
     cost="256 rows in memory, beside pyarrow's page of the column",
 )
-def parquet(path: Path, reading: Reading) -> Iterator[str]:
+def parquet(path: Path, reading: TextReading) -> Iterator[str]:
     """The text column of every row; nulls are passed over.
 
     Raises: UsageError where the file is not Parquet, or the column is missing, is there twice, or is not text.

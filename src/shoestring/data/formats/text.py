@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shoestring.data.opening import opened
 from shoestring.data.passages import PASSAGE, passages
-from shoestring.data.reading import Reading
+from shoestring.data.reading import TextReading
 from shoestring.method import Count, method
 
 
@@ -16,7 +16,7 @@ from shoestring.method import Count, method
     claim="a file is a document; a long one is cut into passages at blank lines where it can be",
     cost="the file is read twice: once to see that it is text",
 )
-def text(path: Path, reading: Reading, *, passage: Count = PASSAGE) -> Iterator[str]:
+def text(path: Path, reading: TextReading, *, passage: Count = PASSAGE) -> Iterator[str]:
     """The text of a file in passages of at most `passage` characters, which joined are the file exactly.
 
     Left out: a byte order mark, and what `reading` skips. Cutting keeps a file larger than memory readable, and lets

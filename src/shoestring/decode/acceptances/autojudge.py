@@ -33,7 +33,7 @@ class AutoJudge:
     p(important) = sigmoid(w . (x - m) / s + b), x = [h before the token, h after it], of the model's last hidden states. The paper
     adds those of the draft model, which an engine does not see.
 
-    Lossy: `Spent.changed` counts the tokens that stayed though the model chose another.
+    Lossy: `AnswerSpent.changed` counts the tokens that stayed though the model chose another.
 
     place: a file that `save` wrote.
     threshold: the least probability at which a mismatch counts as important; None: that of the file. 0 keeps what is exact.
@@ -126,7 +126,7 @@ def mine(
 
 
 @dataclass(frozen=True)
-class Judge:
+class MismatchJudge:
     """A logistic regression of x [2 width]. recall, kept: shares of important mismatches that it finds, and of the others that it
     lets stay, on mismatches that it was not fitted to."""
 
@@ -142,7 +142,9 @@ class Judge:
         write_made(path, NAME, tensors, threshold=self.threshold, recall=self.recall, kept=self.kept)
 
 
-def fit(mismatches: Iterable[Mismatch], *, recall: float = 0.9, decay: float = 1e-2, held_out: float = 0.25) -> Judge:
+def fit(
+    mismatches: Iterable[Mismatch], *, recall: float = 0.9, decay: float = 1e-2, held_out: float = 0.25
+) -> MismatchJudge:
     """A judge of these mismatches. Every fourth (`held_out`) is left out, and sets the threshold at which the share `recall` of the
     important ones is found. decay: of the squared weights. Raises: UsageError where one of both kinds is missing."""
     all_ = list(mismatches)
@@ -174,4 +176,4 @@ def fit(mismatches: Iterable[Mismatch], *, recall: float = 0.9, decay: float = 1
     # at or above the threshold a mismatch counts as important
     threshold = float(important[min(len(important), max(1, -int(-recall * len(important) // 1))) - 1])
     kept = float((chances[y[aside] == 0] < threshold).double().mean())
-    return Judge(weight, bias, threshold, float((important >= threshold).double().mean()), kept)
+    return MismatchJudge(weight, bias, threshold, float((important >= threshold).double().mean()), kept)

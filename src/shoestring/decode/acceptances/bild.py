@@ -19,7 +19,7 @@ class Bild:
     back, and the model's own choice stands there. The fallback policy, which hands over to the large model where the small one
     is not sure, is the drafter's (`confidence` of `draft_model`).
 
-    Lossy: `Spent.changed` counts the tokens that stayed though the model chose another.
+    Lossy: `AnswerSpent.changed` counts the tokens that stayed though the model chose another.
 
     rollback: nats. 0 keeps almost nothing but what the model is certain of; the paper tunes it for each task, from 1 to 10.
     """

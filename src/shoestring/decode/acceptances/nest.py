@@ -18,7 +18,7 @@ class NestAcceptance:
     The relaxed speculative decoding of the paper, without its chance: there a token stays with the probability
     min(1, p(y) / (relaxed max p)).
 
-    Lossy: `Spent.changed` counts the tokens that stayed though the model chose another.
+    Lossy: `AnswerSpent.changed` counts the tokens that stayed though the model chose another.
 
     relaxed: share of the likeliest token's probability. 1 keeps what is greedy; the smaller, the longer the spans that stay.
     """

@@ -18,7 +18,7 @@ COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 """JSON with one space after each comma and colon, and no other: of white space without end, a small model makes a lot."""
 
 
-class Tokens(Protocol):
+class GuidingTokenizer(Protocol):
     """What is needed of a tokenizer."""
 
     @property
@@ -40,7 +40,7 @@ class Grammars:
     Raises: UsageError where llguidance is not installed.
     """
 
-    def __init__(self, tokens: Tokens, vocabulary: int, ends: Collection[int]) -> None:
+    def __init__(self, tokens: GuidingTokenizer, vocabulary: int, ends: Collection[int]) -> None:
         try:
             import llguidance
         except ImportError:

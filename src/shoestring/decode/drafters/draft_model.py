@@ -9,7 +9,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode.choosing import changed_logits, next_token, put
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.store import Work
+from shoestring.decode.work import RowWork
 from shoestring.method import Count, Fraction, Whole, method
 
 
@@ -58,9 +58,9 @@ class DraftModel:
             limits[row.number] = max(0, min(limit, self.most, context - self.state.length(row) + 1))
         own = self.state.ready([row for row in rows if limits[row.number]], limits)
         drafts: dict[int, list[int]] = {number: [] for number in own}
-        works = [Work(row, row.tokens[row.held :]) for row in own.values()]
+        works = [RowWork(row, row.tokens[row.held :]) for row in own.values()]
         while works:
-            again = list[Work]()
+            again = list[RowWork]()
             for work, read in zip(works, self.state.read(works), strict=True):
                 token = None if read is None else self._next(work.row, read.logits[-1])
                 if token is None:
@@ -68,7 +68,7 @@ class DraftModel:
                 draft = drafts[work.row.number]
                 draft.append(token)
                 if len(draft) < limits[work.row.number]:
-                    again.append(Work(work.row, [token]))
+                    again.append(RowWork(work.row, [token]))
             works = again
         return [Draft(drafts.get(row.number, ())) for row in rows]
 

@@ -13,7 +13,7 @@ from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import likeliest
-from shoestring.decode.store import Read, Work
+from shoestring.decode.work import Read, RowWork
 from shoestring.method import Count, Fraction, Whole, method
 
 
@@ -130,7 +130,7 @@ class Staged:
 
     def _grown(self, trees: Sequence[Tree], *, last: bool) -> list[Tree]:
         """Read these trees, and grow each by its part, at last to its full size. Returns those of which there is more to read."""
-        works = [Work(tree.own, tree.own.tokens[tree.own.held :], tree.draft()) for tree in trees]
+        works = [RowWork(tree.own, tree.own.tokens[tree.own.held :], tree.draft()) for tree in trees]
         again = list[Tree]()
         for tree, work, read in zip(trees, works, self.state.read(works) if works else (), strict=True):
             if read is None:
@@ -143,7 +143,7 @@ class Staged:
                 again.append(tree)
         return again
 
-    def _judge(self, tree: Tree, work: Work, read: Read) -> None:
+    def _judge(self, tree: Tree, work: RowWork, read: Read) -> None:
         """Score what stands after the text and after each node that was read for the first time."""
         rooted = bool(work.tokens)
         asked = [(-1, read.logits[0])] if rooted else []

@@ -17,7 +17,7 @@ from shoestring.method import method
     claim="a plain mean of the experts' probabilities: the control for every way to choose among them",
     cost="every expert whose weight is not 0 reads every token",
 )
-class Fixed:
+class FixedExpertWeights:
     """p(D = j) = w_j / sum w. weights: one for each expert, not negative. Raises: UsageError for others."""
 
     needs_likelihood = False

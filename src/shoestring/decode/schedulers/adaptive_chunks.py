@@ -8,7 +8,7 @@ import numpy
 from numpy.typing import NDArray
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Passed, Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Passed, Room, RowReading, in_order, parted
 from shoestring.method import Count, Positive, method
 
 PASSES = 64
@@ -63,7 +63,7 @@ class AdaptiveChunks:
         self._prompts, self._largest = 0, least
         """Passes that read prompts, and the most tokens of prompts in one."""
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         if room.last is not None:
             self._passed.append(room.last)

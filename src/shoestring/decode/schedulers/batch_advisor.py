@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.method import Count, Fraction, NonNegative, method
 
 
@@ -67,7 +67,7 @@ class BatchAdvisor:
         """Median seconds of a decoding pass, by its rows."""
         self._now: list[float] = []
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         if room.last is not None and not self.settled:
             self._note(room.last.decoding, room.last.tokens, room.last.seconds, room)

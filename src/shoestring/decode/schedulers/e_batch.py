@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.method import Count, method
 
 
@@ -36,7 +36,7 @@ class EBatch:
         self._rate: float | None = None
         self._growing = True
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         if room.last is not None:
             self._written, self._seconds = self._written + room.last.written, self._seconds + room.last.seconds

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.method import method
 
 
@@ -24,7 +24,7 @@ class EarliestDeadline:
     A row keeps its place to its end, unlike in the paper: giving it up would cost what was read.
     """
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         urgent = sorted(rows, key=lambda row: (-row.request.priority, row.deadline))
         decoding, reading, waiting = parted(urgent)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.method import Count, method
 
 
@@ -33,7 +33,7 @@ class EqualLengths:
         self._waited: Counter[int] = Counter()
         """Passes in a row that a row did not decode, by its number."""
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         decoding, reading, waiting = parted(rows)
         places = max(0, room.rows - len(decoding) - len(reading))

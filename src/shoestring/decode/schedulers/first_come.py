@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Reading, Room, in_order, parted
+from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.method import method
 
 
@@ -23,7 +23,7 @@ class FirstCome:
     prefill), so that it does not hold up the rows that decode.
     """
 
-    def plan(self, rows: Sequence[Row], room: Room) -> list[Reading]:
+    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
         """As `Scheduler.plan`."""
         decoding, reading, waiting = parted(rows)
         places = max(0, room.rows - len(decoding) - len(reading))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.config import tree
 from shoestring.experts.folder import EXPERTS, ExpertsFolder
 from shoestring.experts.judgement import load_experts
@@ -30,5 +30,5 @@ class ExpertsOpener:
         digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
         config = ExpertsFolder.open(Path(place)).read_config()
         values = {"experts": len(digests), "data": tree(config.run.data)}
-        about = About(str(Path(place).absolute()), "experts", digest, values=values)
+        about = Provenance(str(Path(place).absolute()), "experts", digest, values=values)
         return Opened(ensemble, tokenizer, about)

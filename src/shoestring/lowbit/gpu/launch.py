@@ -19,7 +19,7 @@ ADDED = 256
 
 
 @dataclass(frozen=True)
-class Matrix:
+class GpuMatrix:
     """Numbers in a GPU's memory as the kernels are to read them; see `triton_kernels.narrow`."""
 
     words: Tensor
@@ -43,23 +43,23 @@ class Matrix:
         return 0 if self.groups == 1 else min(self.runs & -self.runs, self.places)
 
 
-def ternary(words: Tensor, scales: Tensor, order: Order) -> Matrix:
+def ternary(words: Tensor, scales: Tensor, order: Order) -> GpuMatrix:
     """words: as `order.reorder` makes them; scales: float32 [rows, groups]. Checked by whoever calls."""
     stride = order.blocks * STRIP * order.run
     sizes = (order.rows, order.columns, order.groups, order.group, order.runs, order.blocks)
-    return Matrix(words, scales, *sizes, stride, triton_kernels.TERNARY, PLACES, order.run, STRIP, 0.5)
+    return GpuMatrix(words, scales, *sizes, stride, triton_kernels.TERNARY, PLACES, order.run, STRIP, 0.5)
 
 
-def integers(weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> Matrix:
+def integers(weights: Tensor, scales: Tensor, rows: int, columns: int, bits: int) -> GpuMatrix:
     """weights: int8 [rows, columns] at 8 bits, uint8 as `packing.integer` lays them out at 4; scales: float32 [rows, 1]."""
     run, places = (64, 1) if bits == 8 else (32, 2)
     blocks = -(-columns // 64)
     kind = triton_kernels.EIGHT if bits == 8 else triton_kernels.FOUR
     sizes = (rows, columns, 1, columns, blocks * places, blocks)
-    return Matrix(weights.view(torch.uint8), scales, *sizes, weights.shape[1], kind, places, run, 1, 1.0)
+    return GpuMatrix(weights.view(torch.uint8), scales, *sizes, weights.shape[1], kind, places, run, 1, 1.0)
 
 
-def product(x: Tensor, matrix: Matrix, config: Config) -> Tensor:
+def product(x: Tensor, matrix: GpuMatrix, config: Config) -> Tensor:
     """x [tokens, columns] of float16, bfloat16 or float32, contiguous -> [tokens, rows] of its type; nothing is checked.
 
     The weights are exact in 16 bits. A float32 is three bfloat16 that add up to it (to 2^-24 of it, or to 2^-133), and so
@@ -79,7 +79,7 @@ def passes(x: Tensor) -> int:
     return len(x) * (3 if x.dtype == torch.float32 else 1)
 
 
-def _launched(x: Tensor, matrix: Matrix, config: Config, dtype: torch.dtype) -> Tensor:
+def _launched(x: Tensor, matrix: GpuMatrix, config: Config, dtype: torch.dtype) -> Tensor:
     tokens, rows = len(x), matrix.rows
     out = x.new_empty(tokens, rows, dtype=dtype)
     size = token_block(tokens)

@@ -37,7 +37,7 @@ def tune(wanted: Iterable[Key], device: torch.device) -> dict[Key, Config]:
     return found
 
 
-def matrices(key: Key, device: torch.device, count: int) -> list[launch.Matrix]:
+def matrices(key: Key, device: torch.device, count: int) -> list[launch.GpuMatrix]:
     """Matrices of random numbers."""
     scales = torch.full((key.rows, key.groups), key.columns**-0.5, device=device)
     if key.bits == 2:
@@ -76,7 +76,7 @@ def _fastest(key: Key, device: torch.device) -> Config:
     return best
 
 
-def reference(x: Tensor, matrix: launch.Matrix, key: Key) -> Tensor:
+def reference(x: Tensor, matrix: launch.GpuMatrix, key: Key) -> Tensor:
     """The product in plain torch."""
     if key.bits == 2:
         return plain.ternary(x, matrix.words, matrix.scales, Order(key.rows, key.columns, key.groups))

@@ -26,7 +26,7 @@ CODES = {4: 256, 8: 512}
 """Bytes of the codes of a block."""
 
 
-class Groups(NamedTuple):
+class GroupedMatrix(NamedTuple):
     """A matrix in groups, not packed.
 
     codes: of the columns filled up to whole groups, [rows, 32 groups]: uint8 0 to 15 at 4 bits, int8 at 8.
@@ -79,7 +79,7 @@ def check(packed: Tensor, rows: int, columns: int, bits: int) -> None:
         )
 
 
-def pack(matrix: Groups) -> Tensor:
+def pack(matrix: GroupedMatrix) -> Tensor:
     """uint8 [packed_bytes(rows, columns, bits)]. Raises: ShoestringError for other types, shapes or codes."""
     codes, scales, minimums = matrix
     rows, groups = scales.shape
@@ -109,14 +109,14 @@ def pack(matrix: Groups) -> Tensor:
     return torch.cat(parts, 2).flatten()
 
 
-def unpack(packed: Tensor, rows: int, columns: int, bits: int) -> Groups:
+def unpack(packed: Tensor, rows: int, columns: int, bits: int) -> GroupedMatrix:
     """What `pack` was given. Raises: ShoestringError for a wrong length."""
     check(packed, rows, columns, bits)
     found = some_rows(packed, torch.arange(rows), rows, columns, bits)
-    return Groups(*(None if part is None else part.contiguous() for part in found))  # type: ignore[arg-type]
+    return GroupedMatrix(*(None if part is None else part.contiguous() for part in found))  # type: ignore[arg-type]
 
 
-def some_rows(packed: Tensor, which: Tensor, rows: int, columns: int, bits: int) -> Groups:
+def some_rows(packed: Tensor, which: Tensor, rows: int, columns: int, bits: int) -> GroupedMatrix:
     """The rows of these numbers, [n] int64; the length is checked before."""
     groups, block, row = groups_of(columns), which // ROWS, which % ROWS
     blocks = packed.view(-1, groups, block_bytes(bits))
@@ -128,10 +128,10 @@ def some_rows(packed: Tensor, which: Tensor, rows: int, columns: int, bits: int)
     )  # [n, groups, 1 or 2]
     whole = codes.reshape(len(which), groups * GROUP)
     minimums = numbers[..., 1] if bits == 4 else None
-    return Groups(whole if bits == 4 else whole.view(torch.int8), numbers[..., 0], minimums)
+    return GroupedMatrix(whole if bits == 4 else whole.view(torch.int8), numbers[..., 0], minimums)
 
 
-def rounded(weight: Tensor, bits: int) -> Groups:
+def rounded(weight: Tensor, bits: int) -> GroupedMatrix:
     """A matrix [rows, columns] rounded to the nearest: at 4 bits between the smallest and the largest of a group, at 8 within the
     largest absolute value. What fills the last group up is 0 or the number next to it.
 
@@ -154,4 +154,4 @@ def rounded(weight: Tensor, bits: int) -> Groups:
     shifted = cut if minimums is None else cut - minimums.float()[..., None]
     low, high, kind = (0, 15, torch.uint8) if bits == 4 else (-127, 127, torch.int8)
     codes = (shifted / steps).round().clamp(low, high).to(kind)
-    return Groups(codes.view(rows, groups * GROUP), scales, minimums)
+    return GroupedMatrix(codes.view(rows, groups * GROUP), scales, minimums)

@@ -14,7 +14,7 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.rotary import SCALINGS
 
 
-class Place(NamedTuple):
+class WeightPlace(NamedTuple):
     """Where a weight of transformers lies in one of ours.
 
     name: of our parameter.
@@ -62,7 +62,7 @@ class Family(ABC):
         return {**self.unset, **self.settings(config)}
 
     @abstractmethod
-    def places(self, config: ModelConfig) -> dict[str, Place]:
+    def places(self, config: ModelConfig) -> dict[str, WeightPlace]:
         """Where each weight of transformers lies in ours. Together they are all our weights."""
 
     def current(self, name: str) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.errors import UsageError
-from shoestring.model.bridge.family import Family, Place
+from shoestring.model.bridge.family import Family, WeightPlace
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer, rotary_tables
@@ -58,7 +58,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.device), other)
 
 
-def put(model: Transformer, place: Place, given: str, tensor: Tensor) -> None:
+def put(model: Transformer, place: WeightPlace, given: str, tensor: Tensor) -> None:
     """Copy a weight to its place; our parameter takes memory with the first of its parts."""
     holder, _, last = place.name.rpartition(".")
     module = model.get_submodule(holder)
@@ -79,7 +79,7 @@ def put(model: Transformer, place: Place, given: str, tensor: Tensor) -> None:
 
 
 @torch.no_grad()
-def taken(ours: Tensor, place: Place) -> Tensor:
+def taken(ours: Tensor, place: WeightPlace) -> Tensor:
     """The weight of transformers that lies at a place of our parameter: the reverse of `fill`."""
     part = ours if place.rows is None else ours[place.start : place.start + place.rows]
     if place.order is None:

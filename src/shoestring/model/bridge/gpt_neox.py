@@ -9,7 +9,7 @@ from torch import Tensor
 from shoestring.config import Choice, build
 from shoestring.errors import UsageError
 from shoestring.method import method
-from shoestring.model.bridge.family import Family, Place, parts_are, refuse, rope, rope_parameters
+from shoestring.model.bridge.family import Family, WeightPlace, parts_are, refuse, rope, rope_parameters
 from shoestring.model.config import ModelConfig
 
 ACTIVATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "gelu_fast": "tanh"}
@@ -103,22 +103,24 @@ class GPTNeoX(Family):
             "attention_dropout": 0.0,
         }
 
-    def places(self, config: ModelConfig) -> dict[str, Place]:
+    def places(self, config: ModelConfig) -> dict[str, WeightPlace]:
         order, both = _order(config), ("weight", "bias")
-        found = {"gpt_neox.embed_in.weight": Place("embedding.weight")}
-        found |= {f"gpt_neox.final_layer_norm.{kind}": Place(f"norm.{kind}") for kind in both}
+        found = {"gpt_neox.embed_in.weight": WeightPlace("embedding.weight")}
+        found |= {f"gpt_neox.final_layer_norm.{kind}": WeightPlace(f"norm.{kind}") for kind in both}
         if not config.tied:
-            found[self.head] = Place("head.weight")
+            found[self.head] = WeightPlace("head.weight")
         for layer in range(config.layers):
             theirs, ours = f"gpt_neox.layers.{layer}.", f"blocks.{layer}."
             for kind in both:
-                found[f"{theirs}input_layernorm.{kind}"] = Place(f"{ours}token_norm.{kind}")
-                found[f"{theirs}post_attention_layernorm.{kind}"] = Place(f"{ours}channel_norm.{kind}")
-                found[f"{theirs}mlp.dense_h_to_4h.{kind}"] = Place(f"{ours}channel_mixer.input.{kind}")
-                found[f"{theirs}mlp.dense_4h_to_h.{kind}"] = Place(f"{ours}channel_mixer.output.{kind}")
+                found[f"{theirs}input_layernorm.{kind}"] = WeightPlace(f"{ours}token_norm.{kind}")
+                found[f"{theirs}post_attention_layernorm.{kind}"] = WeightPlace(f"{ours}channel_norm.{kind}")
+                found[f"{theirs}mlp.dense_h_to_4h.{kind}"] = WeightPlace(f"{ours}channel_mixer.input.{kind}")
+                found[f"{theirs}mlp.dense_4h_to_h.{kind}"] = WeightPlace(f"{ours}channel_mixer.output.{kind}")
             for kind in both if config.token_mixer.options["bias"] == "all" else ("weight",):
-                found[f"{theirs}attention.query_key_value.{kind}"] = Place(f"{ours}token_mixer.qkv.{kind}", order=order)
-                found[f"{theirs}attention.dense.{kind}"] = Place(f"{ours}token_mixer.output.{kind}")
+                found[f"{theirs}attention.query_key_value.{kind}"] = WeightPlace(
+                    f"{ours}token_mixer.qkv.{kind}", order=order
+                )
+                found[f"{theirs}attention.dense.{kind}"] = WeightPlace(f"{ours}token_mixer.output.{kind}")
         return found
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from shoestring.config import Choice, build
 from shoestring.errors import UsageError
 from shoestring.method import method
-from shoestring.model.bridge.family import Family, Place, parts_are, refuse, rope, rope_parameters, window
+from shoestring.model.bridge.family import Family, WeightPlace, parts_are, refuse, rope, rope_parameters, window
 from shoestring.model.config import ModelConfig
 
 PLAIN = {"attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
@@ -94,27 +94,30 @@ class Llama(Family):
         }
         return settings if self.bias else {**settings, "attention_bias": bias == "all"}
 
-    def places(self, config: ModelConfig) -> dict[str, Place]:
+    def places(self, config: ModelConfig) -> dict[str, WeightPlace]:
         query, key, hidden = config.heads * config.head_width, config.key_value_heads * config.head_width, config.hidden
         bias = config.token_mixer.options["bias"]
-        found = {"model.embed_tokens.weight": Place("embedding.weight"), "model.norm.weight": Place("norm.weight")}
+        found = {
+            "model.embed_tokens.weight": WeightPlace("embedding.weight"),
+            "model.norm.weight": WeightPlace("norm.weight"),
+        }
         if not config.tied:
-            found[self.head] = Place("head.weight")
+            found[self.head] = WeightPlace("head.weight")
         for layer in range(config.layers):
             theirs, ours = f"model.layers.{layer}.", f"blocks.{layer}."
-            found[f"{theirs}input_layernorm.weight"] = Place(f"{ours}token_norm.weight")
+            found[f"{theirs}input_layernorm.weight"] = WeightPlace(f"{ours}token_norm.weight")
             for kind in ("weight", "bias") if bias != "none" else ("weight",):
                 qkv = f"{ours}token_mixer.qkv.{kind}"
-                found[f"{theirs}self_attn.q_proj.{kind}"] = Place(qkv, 0, query)
-                found[f"{theirs}self_attn.k_proj.{kind}"] = Place(qkv, query, key)
-                found[f"{theirs}self_attn.v_proj.{kind}"] = Place(qkv, query + key, key)
+                found[f"{theirs}self_attn.q_proj.{kind}"] = WeightPlace(qkv, 0, query)
+                found[f"{theirs}self_attn.k_proj.{kind}"] = WeightPlace(qkv, query, key)
+                found[f"{theirs}self_attn.v_proj.{kind}"] = WeightPlace(qkv, query + key, key)
             for kind in ("weight", "bias") if bias == "all" else ("weight",):
-                found[f"{theirs}self_attn.o_proj.{kind}"] = Place(f"{ours}token_mixer.output.{kind}")
+                found[f"{theirs}self_attn.o_proj.{kind}"] = WeightPlace(f"{ours}token_mixer.output.{kind}")
             if self.qk_norm:
-                found[f"{theirs}self_attn.q_norm.weight"] = Place(f"{ours}token_mixer.query_norm.weight")
-                found[f"{theirs}self_attn.k_norm.weight"] = Place(f"{ours}token_mixer.key_norm.weight")
-            found[f"{theirs}post_attention_layernorm.weight"] = Place(f"{ours}channel_norm.weight")
-            found[f"{theirs}mlp.gate_proj.weight"] = Place(f"{ours}channel_mixer.gate_up.weight", 0, hidden)
-            found[f"{theirs}mlp.up_proj.weight"] = Place(f"{ours}channel_mixer.gate_up.weight", hidden, hidden)
-            found[f"{theirs}mlp.down_proj.weight"] = Place(f"{ours}channel_mixer.output.weight")
+                found[f"{theirs}self_attn.q_norm.weight"] = WeightPlace(f"{ours}token_mixer.query_norm.weight")
+                found[f"{theirs}self_attn.k_norm.weight"] = WeightPlace(f"{ours}token_mixer.key_norm.weight")
+            found[f"{theirs}post_attention_layernorm.weight"] = WeightPlace(f"{ours}channel_norm.weight")
+            found[f"{theirs}mlp.gate_proj.weight"] = WeightPlace(f"{ours}channel_mixer.gate_up.weight", 0, hidden)
+            found[f"{theirs}mlp.up_proj.weight"] = WeightPlace(f"{ours}channel_mixer.gate_up.weight", hidden, hidden)
+            found[f"{theirs}mlp.down_proj.weight"] = WeightPlace(f"{ours}channel_mixer.output.weight")
         return found

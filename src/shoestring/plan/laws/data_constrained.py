@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Published, Values, coefficient, exponent, floor
+from shoestring.plan.formula import LawConstant, Published, Values, coefficient, exponent, floor
 from shoestring.plan.law import Law
 
 
@@ -44,8 +44,8 @@ class DataConstrained(Law):
             coefficient("A", ("parameters", "alpha", -1)),
             coefficient("B", ("tokens", "alpha", -1)),
             exponent("alpha", (0.2, 0.5)),
-            Constant("R_D", 0.1, 1000.0, (3.0, 15.0)),
-            Constant("R_N", 0.1, 1000.0, (5.0,)),
+            LawConstant("R_D", 0.1, 1000.0, (3.0, 15.0)),
+            LawConstant("R_N", 0.1, 1000.0, (5.0,)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

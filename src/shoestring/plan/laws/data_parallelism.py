@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, place
+from shoestring.plan.formula import LawConstant, Values, place
 from shoestring.plan.law import Fitted, Law
 from shoestring.plan.runs_table import RunsTable
 
@@ -38,9 +38,9 @@ class DataParallelism(Law):
     def __init__(self) -> None:
         self.columns = ("batch",)
         self.constants = (
-            Constant("S_min", 1e-6, 1.0, (0.3, 0.9), unit="lowest"),
+            LawConstant("S_min", 1e-6, 1.0, (0.3, 0.9), unit="lowest"),
             place("B_c", "batch", (0.3, 1.0, 3.0)),
-            Constant("p", 0.2, 10.0, (0.7, 1.0, 2.0)),
+            LawConstant("p", 0.2, 10.0, (0.7, 1.0, 2.0)),
         )
 
     def prepare(self, table: RunsTable) -> RunsTable:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import Positive, method
-from shoestring.plan.formula import Constant, Values, coefficient, exponent
+from shoestring.plan.formula import LawConstant, Values, coefficient, exponent
 from shoestring.plan.law import Law
 
 
@@ -16,7 +16,7 @@ from shoestring.plan.law import Law
     "with student size, else supervised training is better",
     cost="students of several sizes, token counts and teachers",
 )
-class Distillation(Law):
+class DistillationLaw(Law):
     """The loss of a student from its size, its tokens and its teacher's loss.
 
     N: parameters of the student. D: its tokens. L_T: loss of the teacher.
@@ -37,10 +37,10 @@ class Distillation(Law):
         self.gamma = gamma
         self.columns = ("parameters", "tokens", "teacher_loss", "supervised_loss")
         self.constants = (
-            Constant("c0", 1e-3, 20.0, (0.5, 2.0)),
-            Constant("c1", 1e-3, 1e4, (1.0, 10.0)),
-            Constant("f1", 0.01, 3.0, (0.1, 0.5)),
-            Constant("d1", 0.2, 5.0, (1.3,)),
+            LawConstant("c0", 1e-3, 20.0, (0.5, 2.0)),
+            LawConstant("c1", 1e-3, 1e4, (1.0, 10.0)),
+            LawConstant("f1", 0.01, 3.0, (0.1, 0.5)),
+            LawConstant("d1", 0.2, 5.0, (1.3,)),
             coefficient("A", ("parameters", "alpha", -1), starts=(0.5, 3.0)),
             coefficient("B", ("tokens", "beta", -1), starts=(0.5, 3.0)),
             exponent("alpha", (0.3,)),

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Published, Values, signed
+from shoestring.plan.formula import LawConstant, Published, Values, signed
 from shoestring.plan.law import Law
 
 
@@ -40,7 +40,7 @@ class EfficiencyLeverage(Law):
             signed("d", -1.0, 1.0, (-0.08, 0.0)),
             signed("g", -1.0, 1.0, (0.0, 0.02)),
             signed("b", -1.0, 1.0, (-0.1, 0.0)),
-            Constant("A_start", 1e-4, 0.5, (0.005, 0.05)),
+            LawConstant("A_start", 1e-4, 0.5, (0.005, 0.05)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

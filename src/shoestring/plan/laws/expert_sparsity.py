@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values
+from shoestring.plan.formula import LawConstant, Values
 from shoestring.plan.law import Law
 
 
@@ -31,9 +31,9 @@ class ExpertSparsity(Law):
     def __init__(self) -> None:
         self.columns = ("activation_ratio",)
         self.constants = (
-            Constant("T_best", 0.3, 1.0, (0.9, 0.99), unit="lowest"),
-            Constant("k", 1e-6, 10.0, (0.01, 0.1)),
-            Constant("a_best", 1e-4, 1.0, (0.02, 0.1, 0.5)),
+            LawConstant("T_best", 0.3, 1.0, (0.9, 0.99), unit="lowest"),
+            LawConstant("k", 1e-6, 10.0, (0.01, 0.1)),
+            LawConstant("a_best", 1e-4, 1.0, (0.02, 0.1, 0.5)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, coefficient
+from shoestring.plan.formula import LawConstant, Values, coefficient
 from shoestring.plan.law import Law
 
 MOST_PASSES = 256
@@ -37,10 +37,10 @@ class QualityQuantity(Law):
     def __init__(self) -> None:
         self.columns = ("unique", "tokens")
         self.constants = (
-            Constant("d", 1e-3, 1.0, (0.3, 0.8), unit="lowest"),
+            LawConstant("d", 1e-3, 1.0, (0.3, 0.8), unit="lowest"),
             coefficient("a", ("tokens", "b", -1), starts=(0.1, 0.5)),
-            Constant("b", 1e-3, 2.0, (0.1, 0.4)),
-            Constant("tau", 0.1, 100.0, (1.0, 5.0)),
+            LawConstant("b", 1e-3, 2.0, (0.1, 0.4)),
+            LawConstant("tau", 0.1, 100.0, (1.0, 5.0)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

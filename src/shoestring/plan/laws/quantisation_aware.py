@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, coefficient, exponent, floor
+from shoestring.plan.formula import LawConstant, Values, coefficient, exponent, floor
 from shoestring.plan.law import Law
 
 
@@ -37,8 +37,8 @@ class QuantisationAware(Law):
             coefficient("B", ("full_tokens", "beta", -1)),
             exponent("alpha", (0.35,)),
             exponent("beta", (0.35,)),
-            Constant("kappa", 0.01, 5.0, (0.3, 1.0)),
-            Constant("theta", 1e-4, 1e3, (0.3,)),
+            LawConstant("kappa", 0.01, 5.0, (0.3, 1.0)),
+            LawConstant("theta", 1e-4, 1e3, (0.3,)),
             coefficient("phi", ("parameters", "psi", -1), starts=(0.1,)),
             coefficient("lam", ("parameters", "psi", -1), starts=(0.1,)),
             exponent("psi", (0.1,), centre=None),

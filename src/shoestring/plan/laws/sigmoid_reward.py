@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, place, signed
+from shoestring.plan.formula import LawConstant, Values, place, signed
 from shoestring.plan.law import Law
 
 
@@ -34,7 +34,7 @@ class SigmoidReward(Law):
             signed("R_0", -1.0, 1.0, (0.0, 0.3)),
             signed("A", 0.0, 1.0, (0.5, 0.8)),
             place("C_mid", "compute", (0.3, 1.0, 5.0)),
-            Constant("B", 0.1, 10.0, (0.5, 1.0, 2.0)),
+            LawConstant("B", 0.1, 10.0, (0.5, 1.0, 2.0)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

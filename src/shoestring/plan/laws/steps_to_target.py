@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, place
+from shoestring.plan.formula import LawConstant, Values, place
 from shoestring.plan.law import Law
 
 
@@ -30,7 +30,7 @@ class StepsToTarget(Law):
     def __init__(self) -> None:
         self.columns = ("batch",)
         self.constants = (
-            Constant("S_min", 1e-6, 1.0, (0.2, 0.9), unit="lowest"),
+            LawConstant("S_min", 1e-6, 1.0, (0.2, 0.9), unit="lowest"),
             place("B_crit", "batch", (0.3, 1.0, 5.0)),
         )
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from shoestring.method import method
-from shoestring.plan.formula import Constant, Values, coefficient, exponent, floor
+from shoestring.plan.formula import LawConstant, Values, coefficient, exponent, floor
 from shoestring.plan.law import Law
 
 
@@ -32,7 +32,7 @@ class TrainableParameters(Law):
             floor(),
             coefficient("A", ("trainable", "alpha", -1)),
             exponent("alpha", (0.1, 0.35)),
-            Constant("phi", 1e-3, 2.0, (0.01, 0.5)),
+            LawConstant("phi", 1e-3, 2.0, (0.01, 0.5)),
         )
 
     def expected(self, constants: Values, row: Values) -> Tensor:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from shoestring.errors import UsageError
 from shoestring.method import Count, NonNegative, method
-from shoestring.schedule.batch_rule.rule import Settings, ratio, with_lr
+from shoestring.schedule.batch_rule.rule import BatchSettings, ratio, with_lr
 
 
 @method(
@@ -42,7 +42,7 @@ class ConstantHalfLife:
     reference: Count
     lr_exponent: NonNegative = 0.0
 
-    def __call__(self, settings: Settings, batch: float) -> Settings:
+    def __call__(self, settings: BatchSettings, batch: float) -> BatchSettings:
         larger = ratio(batch, self.reference)
         scaled = with_lr(settings, larger**self.lr_exponent)
         if settings.beta2 is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring.method import Count, method
-from shoestring.schedule.batch_rule.rule import Settings, ratio, with_lr
+from shoestring.schedule.batch_rule.rule import BatchSettings, ratio, with_lr
 
 
 @method(
@@ -33,5 +33,5 @@ class LinearBatchRule:
 
     reference: Count
 
-    def __call__(self, settings: Settings, batch: float) -> Settings:
+    def __call__(self, settings: BatchSettings, batch: float) -> BatchSettings:
         return with_lr(settings, ratio(batch, self.reference))

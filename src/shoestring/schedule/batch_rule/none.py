@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shoestring.method import method
-from shoestring.schedule.batch_rule.rule import Settings
+from shoestring.schedule.batch_rule.rule import BatchSettings
 
 
 @method(
@@ -16,5 +16,5 @@ class NoBatchRule:
 
     optimizers: ClassVar[frozenset[str]] = frozenset()
 
-    def __call__(self, settings: Settings, batch: float) -> Settings:
+    def __call__(self, settings: BatchSettings, batch: float) -> BatchSettings:
         return settings

@@ -9,7 +9,7 @@ from shoestring.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchSettings:
     """What depends on the batch size in a parameter group; None: the optimiser has no such setting.
 
     lr: the learning rate. beta1, beta2: decay a step, in [0, 1). epsilon: what is added to Adam's root.
@@ -27,7 +27,7 @@ class BatchRule(Protocol):
     optimizers: ClassVar[frozenset[str]]
     """The optimisers, by name, whose matrices the rule is for; empty: any."""
 
-    def __call__(self, settings: Settings, batch: float) -> Settings:
+    def __call__(self, settings: BatchSettings, batch: float) -> BatchSettings:
         """The settings at `batch` sequences a step; those given where that is the batch they were tuned at."""
 
 
@@ -68,12 +68,12 @@ def scale_to_batch(rule: BatchRule, groups: Iterable[dict[str, Any]], batch: flo
     return said
 
 
-def _read(group: dict[str, Any]) -> Settings:
+def _read(group: dict[str, Any]) -> BatchSettings:
     beta1, beta2 = group.get("betas", (group.get("beta1"), group.get("beta2")))
-    return Settings(group["lr"], beta1, beta2, group.get("eps", group.get("epsilon")))
+    return BatchSettings(group["lr"], beta1, beta2, group.get("eps", group.get("epsilon")))
 
 
-def _write(group: dict[str, Any], before: Settings, after: Settings) -> None:
+def _write(group: dict[str, Any], before: BatchSettings, after: BatchSettings) -> None:
     if "base_lr" in group:
         group["base_lr"] *= after.lr / before.lr
     values: dict[str, Any] = {"lr": after.lr, "beta1": after.beta1, "beta2": after.beta2}
@@ -81,6 +81,6 @@ def _write(group: dict[str, Any], before: Settings, after: Settings) -> None:
     group.update({key: value for key, value in values.items() if key in group})
 
 
-def with_lr(settings: Settings, factor: float) -> Settings:
+def with_lr(settings: BatchSettings, factor: float) -> BatchSettings:
     """The same settings, their learning rate times `factor`."""
     return replace(settings, lr=settings.lr * factor)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from shoestring.errors import UsageError
 from shoestring.method import Count, method
-from shoestring.schedule.batch_rule.rule import Settings, ratio
+from shoestring.schedule.batch_rule.rule import BatchSettings, ratio
 
 
 @method(
@@ -38,9 +38,9 @@ class SquareRootBatchRule:
 
     reference: Count
 
-    def __call__(self, settings: Settings, batch: float) -> Settings:
+    def __call__(self, settings: BatchSettings, batch: float) -> BatchSettings:
         kappa = ratio(batch, self.reference)
-        return Settings(
+        return BatchSettings(
             lr=settings.lr * math.sqrt(kappa),
             beta1=_beta("beta1", settings.beta1, kappa),
             beta2=_beta("beta2", settings.beta2, kappa),

@@ -39,7 +39,7 @@ def fused(schedule: Schedule, start: float) -> Schedule:
     """A WSD schedule whose decay begins at `start`, so that the learning rate falls while the weights are quantised and not
     before. Raises: UsageError for another schedule."""
     if not isinstance(schedule, WSD):
-        name = type(schedule).__name__.lower()
+        name = type(schedule).__module__.rpartition(".")[2]  # a method is in the file of its name
         raise UsageError(
             f"fused = true moves the decay of schedule = wsd, and this is {name}: give wsd, or fused = false"
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.digests import digest_of
 from shoestring.errors import UsageError
 from shoestring.method import method
@@ -33,5 +33,5 @@ class PackedOpener:
         found = load_packed(Path(place))
         slow = found.model.native
         notes = (f"slow: every token goes module by module, as {slow}",) if isinstance(slow, str) else ()
-        about = About(str(Path(place).absolute()), "packed", digest_of([Path(place) / MODEL]), notes)
+        about = Provenance(str(Path(place).absolute()), "packed", digest_of([Path(place) / MODEL]), notes)
         return Opened(found.model, found.tokenizer, about)

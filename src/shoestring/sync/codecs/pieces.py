@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Piece:
+class CodecPiece:
     """Tensors that a codec encodes as one.
 
     codec: which one.
@@ -73,21 +73,21 @@ def compressed(shape: Sequence[int]) -> bool:
     return len(shape) >= 2 and math.prod(shape) > 0
 
 
-def pieces(codec: Codec, vectors: Codec, shapes: Sequence[Shape]) -> list[Piece]:
+def pieces(codec: Codec, vectors: Codec, shapes: Sequence[Shape]) -> list[CodecPiece]:
     """The pieces that tensors of these shapes make, in the order of their first members.
 
     codec: of those that are `compressed`. Where it is `rowwise`, those whose rows are of one length are put together.
     vectors: the codec of all others.
     shapes: of the tensors.
     """
-    made: list[Piece] = []
-    latest: dict[int, Piece] = {}
+    made: list[CodecPiece] = []
+    latest: dict[int, CodecPiece] = {}
     for place, shape in enumerate(shapes):
         entries, matrix = math.prod(shape), compressed(shape)
         width = 0 if not matrix else entries // shape[0] if codec.rowwise else None
         piece = None if width is None else latest.get(width)
         if piece is None or piece.entries + entries > TOGETHER:
-            piece = Piece(codec if matrix else vectors, [], [], width)
+            piece = CodecPiece(codec if matrix else vectors, [], [], width)
             made.append(piece)
             if width is not None:
                 latest[width] = piece

@@ -7,7 +7,7 @@ from annotated_types import Interval
 
 from shoestring.method import method
 from shoestring.task.chance import Chance
-from shoestring.task.formula import Refused, numbers_and_value
+from shoestring.task.formula import NoFormula, numbers_and_value
 from shoestring.task.reading import last_line
 from shoestring.task.task import GeneratedTask, Problem, Score
 
@@ -78,7 +78,7 @@ class Countdown(GeneratedTask):
         """Whether it is a formula of these numbers, each once, that has the target's value."""
         try:
             numbers, value = numbers_and_value(answer, longest=16 * self.numbers)
-        except Refused as error:
+        except NoFormula as error:
             return Score(0.0, str(error))
         if sorted(numbers) != sorted(problem.data["numbers"]):
             return Score(0.0, "its numbers are not those given, each once")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from shoestring.base.opened import About, Opened
+from shoestring.base.opened import Opened, Provenance
 from shoestring.config import tree
 from shoestring.contract.model import LanguageModule
 from shoestring.method import method
@@ -39,7 +39,7 @@ class RunOpener:
         below = [choice.name for config in reversed(_bases(trained)) for choice in config.edits]
         values = {"step": trained.step, "edits": edits, "base_edits": below, "data": tree(trained.config.data)}
         template = trained.tokenizer.chat_template
-        about = About(str(Path(place).absolute()), "run", trained.digest, chat_template=template, values=values)
+        about = Provenance(str(Path(place).absolute()), "run", trained.digest, chat_template=template, values=values)
         return Opened(trained.model, trained.tokenizer, about, partial(folded, trained))
 
 

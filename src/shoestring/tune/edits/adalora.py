@@ -17,7 +17,7 @@ from shoestring.method import Count, Decay, NonNegative, Positive, method
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted, product
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
-from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 from shoestring.tune.peft_low_rank import Factors, exported
 
 Share = Annotated[float, Interval(ge=0, lt=1)]
@@ -194,7 +194,7 @@ class AdaLoRA(AdapterEdit):
         for layer, mask in zip(layers, stay.split([len(layer.values) for layer in layers]), strict=True):
             layer.values.mul_(mask)
 
-    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[MatrixPart]) -> PeftAdapter:
         """As `AdapterEdit.exported`: as plain low-rank adapters, of the values that are left."""
         layers: dict[str, Any] = {name: model.get_submodule(name) for name in values[CHOSEN]}
         factors = {}

@@ -16,7 +16,7 @@ from shoestring.tune.adapted import Adapted
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
 from shoestring.tune.edits.lora import LoRA, factors
 from shoestring.tune.low_rank_linear import LowRankLinear
-from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 from shoestring.tune.peft_low_rank import MAGNITUDE
 
 
@@ -90,7 +90,7 @@ class DoRA(LoRA):
 
     @classmethod
     def imported(
-        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[MatrixPart]
     ) -> tuple[AdapterEdit, Decision]:
         """As `LoRA.imported`. Rows that the file says nothing of keep their length."""
         edit, decision = super().imported(adapter, model, parts)

@@ -14,7 +14,7 @@ from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
 from shoestring.tune.low_rank_linear import LowRankLinear
-from shoestring.tune.peft_adapter import Part, PeftAdapter
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 from shoestring.tune.peft_low_rank import PLAIN, Factors, exported, factors_of, joined
 
 
@@ -71,7 +71,7 @@ class LoRA(AdapterEdit):
 
     @classmethod
     def imported(
-        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[MatrixPart]
     ) -> tuple[AdapterEdit, Decision]:
         """As `AdapterEdit.imported`. Adapters of matrices that are one here become one of all their ranks."""
         adapter.refuse(PLAIN)
@@ -86,7 +86,7 @@ class LoRA(AdapterEdit):
         edit = cls(rank=rank, alpha=scale * (math.sqrt(rank) if cls.stabilised else rank))
         return edit, Decision({CHOSEN: names, "rank": rank, "scale": scale}, tensors)
 
-    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[MatrixPart]) -> PeftAdapter:
         """As `AdapterEdit.exported`. The adapter of a matrix that holds several of theirs becomes one of each, with the same A."""
         layers: dict[str, Any] = {name: model.get_submodule(name) for name in values[CHOSEN]}
         return exported(

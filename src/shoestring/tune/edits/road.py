@@ -14,7 +14,7 @@ from shoestring.method import Count, method
 from shoestring.tune import matrix
 from shoestring.tune.adapted import Adapted
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
-from shoestring.tune.peft_adapter import Part, PeftAdapter, common, parts_of
+from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter, common, parts_of
 
 Each = Literal[1, 2, 4]
 EACH: tuple[Each, ...] = (1, 2, 4)
@@ -122,7 +122,7 @@ class RoAd(AdapterEdit):
 
     @classmethod
     def imported(
-        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[Part]
+        cls, adapter: PeftAdapter, model: LanguageModule, parts: Sequence[MatrixPart]
     ) -> tuple[AdapterEdit, Decision]:
         """As `AdapterEdit.imported`. Rows that the file says nothing of are not turned."""
         adapter.refuse({"modules_to_save": None})
@@ -150,7 +150,7 @@ class RoAd(AdapterEdit):
             tensors |= {f"{name}.theta": theta, f"{name}.alpha": alpha}
         return edit, Decision({CHOSEN: names, **edit.values()}, tensors)
 
-    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[Part]) -> PeftAdapter:
+    def exported(self, model: LanguageModule, values: Mapping[str, Any], parts: Sequence[MatrixPart]) -> PeftAdapter:
         tensors = {}
         for name in values[CHOSEN]:
             layer: Any = model.get_submodule(name)
@@ -178,7 +178,7 @@ class RoAd(AdapterEdit):
         return f"rotations, {self.each} a pair of features,"
 
 
-def _pairs(part: Part, group: int, each: int) -> Part:
+def _pairs(part: MatrixPart, group: int, each: int) -> MatrixPart:
     """Where the angles of a part lie. Raises: UsageError where pairs would be torn apart."""
     if part.order is not None or part.start % group or (part.rows or 0) % group:
         raise UsageError(
