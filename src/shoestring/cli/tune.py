@@ -16,7 +16,7 @@ from shoestring.cli.screen_log import shown_on
 from shoestring.config import overrides
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.launch import Launch
-from shoestring.launch.sweep import Tuning, swept
+from shoestring.launch.sweep import TuningSpec, swept
 from shoestring.launch.tuning import OLD, methods_of_tuning
 from shoestring.launch.way import Ended
 from shoestring.report.page import write_report
@@ -90,7 +90,7 @@ def run(words: Sequence[str]) -> int:
             ended = launch.resume(found.resume, None, moved_places(rest))
         else:
             old = "" if found.old == "none" else found.old
-            tuning = Tuning(found.place, found.method, overrides(rest), old, found.replay)
+            tuning = TuningSpec(found.place, found.method, overrides(rest), old, found.replay)
             if found.sweep is None:
                 request = tuning.request({})
             else:

@@ -26,7 +26,7 @@ FIGURES = {"new": ("tuning", "new", "after"), "old": ("tuning", "old", "after")}
 
 
 @dataclass(frozen=True)
-class Tuning:
+class TuningSpec:
     """What a model is tuned by; the fields are those of `tuning_request`."""
 
     place: str
@@ -51,7 +51,7 @@ class Swept:
     told: dict[str, Any]
 
 
-def swept(tuning: Tuning, sweep: RateToBatch, share: float, folder: Path, launch: Launch) -> Swept:
+def swept(tuning: TuningSpec, sweep: RateToBatch, share: float, folder: Path, launch: Launch) -> Swept:
     """Try each setting in a run of its own, with an equal part of a share of the budget.
 
     The rest of the budget is for the run that follows. A sweep that was stopped is gone on with by asking for it again: what is
@@ -97,7 +97,7 @@ def _rate(optimizer: Any) -> float:
     return float(TUNING["optim"]["lr"])
 
 
-def _finished(run: RunFolder, tuning: Tuning, asked: Tree, launch: Launch) -> int | None:
+def _finished(run: RunFolder, tuning: TuningSpec, asked: Tree, launch: Launch) -> int | None:
     """Have a finished run in a folder. Returns the signal that interrupted it. Raises: UsageError where there is another one."""
     request = tuning.request(asked)
     if run.begun:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shoestring.errors import UsageError
-from shoestring.method import method
+from shoestring.method import Positive, method
 
 
 class RateAndBatch(NamedTuple):
@@ -55,8 +55,8 @@ class RateToBatch:
     rates: factors on a method's own rate. batches: factors on the planned batch.
     """
 
-    rates: tuple[float, ...] = (1 / 3, 1.0, 3.0)
-    batches: tuple[float, ...] = (0.5, 2.0)
+    rates: tuple[Positive, ...] = (1 / 3, 1.0, 3.0)
+    batches: tuple[Positive, ...] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
         if not self.rates or not self.batches or min(*self.rates, *self.batches) <= 0:

@@ -17,7 +17,7 @@ from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenPlaces:
     """Which tokens or rows of a pass have which adapter.
 
     count: of all. by_token: whether tokens are counted, and not rows. places: of each adapter, the numbers of its own.
@@ -121,7 +121,7 @@ class Several:
             name: torch.tensor([place for place, other in enumerate(names) if other == name], device=device)
             for name in wanted
         }
-        chosen = Chosen(len(names), by_token, places)
+        chosen = ChosenPlaces(len(names), by_token, places)
         adapted = dict.fromkeys(place for name in wanted for place in self._adapters[name])
         # with somebody who listens, a pass goes module by module
         handles = [
@@ -135,7 +135,7 @@ class Several:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, place: str, chosen: Chosen) -> Any:
+    def _hook(self, place: str, chosen: ChosenPlaces) -> Any:
         """What changes the outputs of one matrix."""
         own = {name: self._adapters[name][place] for name in chosen.places if place in self._adapters[name]}
 
