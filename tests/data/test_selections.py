@@ -13,6 +13,7 @@ from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.objective import At
 from shoestring.data.selection import Selection, row_losses, sketched_gradients
 from shoestring.data.selections.bmdal import kmeanspp, lcmd, maxdet
+from shoestring.data.selections.robust_active_distillation import robust_chances
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 
@@ -21,6 +22,8 @@ TABLE: dict[str, dict[str, Any]] = {
     "hard_batches": {"delta": 3},
     "jest": {"reference": "elsewhere", "more": 3, "chunks": 2},
     "bmdal": {"more": 3, "width": 64},
+    "llkd": {"teacher": "elsewhere", "more": 3},
+    "robust_active_distillation": {"more": 3, "wrong": 0.2},
 }
 
 
@@ -112,6 +115,59 @@ def test_as_many_rows_as_asked_each_once_and_the_same_each_time(
     assert turns[0].spent.tokens == 0
     one = selection.choose(models[0], [batch], 4, At(step=7, seed=1))  # in one piece
     assert one.rows.tolist() == rows
+
+
+def shares_by_hand(model: Transformer, batch: Batch) -> list[list[Tensor]]:
+    with torch.no_grad():
+        shares = model.read(batch.inputs).logits().softmax(-1)
+    return [[shares[r, t] for t, y in enumerate(batch.targets[r].tolist()) if y != IGNORED] for r in range(batch.rows)]
+
+
+def test_a_teacher_that_is_sure_teaches_what_the_model_is_not_sure_of(models: list[Transformer], batch: Batch) -> None:
+    sure = [sum(float(p.max()) for p in row) / max(len(row), 1) for row in shares_by_hand(models[1], batch)]
+    unsure = [
+        sum(float(-(q * q.log()).sum()) for q in row) / max(len(row), 1) / np.log(VOCABULARY)
+        for row in shares_by_hand(models[0], batch)
+    ]
+    first = [i for i in range(ROWS) if sure[i] >= sum(sure) / ROWS - 1e-7 and unsure[i] >= sum(unsure) / ROWS - 1e-7]
+    order = sorted(range(ROWS), key=lambda i: (i not in first, -sure[i] * unsure[i]))
+    chosen = made("llkd", models).choose(models[0], batch.split(5), 4, At())
+    assert chosen.rows.tolist() == sorted(order[:4])
+    assert chosen.spent.read == 2 * ROWS * PLACES
+
+
+def test_the_chances_solve_the_game_against_a_teacher_that_is_wrong_where_it_hurts() -> None:
+    from itertools import combinations
+
+    from scipy.optimize import linprog
+
+    generator = np.random.default_rng(0)
+    for wrong in (0, 1, 2):
+        gains = generator.uniform(0.1, 1.0, 7)
+        # max v: for each set of wrong rows, the gain of the others is v at least
+        sets = list(combinations(range(7), wrong))
+        rows = [[*(-(g if i not in gone else 0.0) for i, g in enumerate(gains)), 1.0] for gone in sets]
+        best = linprog(
+            [0.0] * 7 + [-1.0], A_ub=rows, b_ub=[0.0] * len(rows), A_eq=[[1.0] * 7 + [0.0]], b_eq=[1.0],
+            bounds=[(0, 1)] * 7 + [(None, None)],
+        )  # fmt: skip
+        p = robust_chances(torch.tensor(gains), float(wrong)).double().numpy()
+        assert p.sum() == pytest.approx(1)
+        worst = min(sum(p[i] * gains[i] for i in range(7) if i not in gone) for gone in sets)
+        assert worst == pytest.approx(-best.fun, rel=1e-5)
+
+
+def test_rows_that_are_asked_about_are_those_with_a_chance(models: list[Transformer], batch: Batch) -> None:
+    margins = [
+        sum(float(q.topk(2).values[0] - q.topk(2).values[1]) for q in row) / max(len(row), 1)
+        for row in shares_by_hand(models[0], batch)
+    ]
+    chances = robust_chances(torch.tensor([1 - m for m in margins]), 0.2 * ROWS)
+    counts = np.zeros(ROWS)
+    one = made("robust_active_distillation", models)
+    for step in range(300):
+        counts[one.choose(models[0], [batch], 1, At(step=step)).rows] += 1
+    assert np.abs(counts / 300 - chances.numpy()).max() < 0.1
 
 
 def test_the_hardest_batch_is_taken(models: list[Transformer], batch: Batch) -> None:

@@ -18,7 +18,7 @@ from shoestring.decode import Answer, Engine, Request, Sampling, Stop
 from shoestring.decode.accelerated import Accelerated, Accelerators
 from shoestring.decode.datastore import build_datastore
 from shoestring.decode.drafter import Drafter
-from shoestring.decode.mixture import Mixture
+from shoestring.decode.mixture import LogitMixture
 from shoestring.decode.mtp_head import MTPHead
 from shoestring.decode.row import Row
 from shoestring.decode.scheduler import Scheduler
@@ -150,16 +150,16 @@ def test_draws_belong_to_the_request_and_not_to_its_company(scheduler: str, draf
     assert len(set(alone)) > 3
 
 
-def mixture_of(name: str, model: LanguageModel, made: Path) -> Mixture:
+def mixture_of(name: str, model: LanguageModel, made: Path) -> LogitMixture:
     place = made / f"{name}-{model.about.context}"
     if not place.exists():
         build_datastore(model, [(*text, *one_by_one(model, text, 12)[::-1]) for text in TEXTS])[0].save(place)
     options: dict[str, Any] = {"neighbours": 6, "share": 0.6, **({"clusters": 12} if name == "retomaton" else {})}
-    found: Mixture = supplied("mixture", name, {"target": lambda: model, "place": lambda: place}, **options)
+    found: LogitMixture = supplied("mixture", name, {"target": lambda: model, "place": lambda: place}, **options)
     return found
 
 
-def mixed_one_by_one(model: LanguageModel, mixture: Mixture, text: tuple[int, ...], count: int) -> list[int]:
+def mixed_one_by_one(model: LanguageModel, mixture: LogitMixture, text: tuple[int, ...], count: int) -> list[int]:
     """Greedy decoding without a cache; an answer's walk begins at its first token."""
     row = Row(1, 1, Request(text, GREEDY, count), 0, list(text), 0.0)
     with torch.no_grad():

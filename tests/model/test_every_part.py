@@ -17,7 +17,7 @@ from shoestring.contract.model import causally
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
-from shoestring.plan.planner import flops_per_token, parameters
+from shoestring.plan.sizes import flops_per_token, parameters
 from tests.flop_counting import CPU_ATTENTION
 
 BASE: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24, "tied": False}

@@ -199,7 +199,7 @@ def test_the_body_and_the_header_say_what_may_be_spent() -> None:
     assert read_budget(fields, "2s, 1e9flops, 1ktok", None) == RequestBudget(2, 100, 1e9, 1)
     assert read_budget(BudgetFields(least_tokens=4), "", 30) == RequestBudget(least=4)
     for wrong in ("2", "2s,3B", "0s", "a" * 100, "2s;3s", "\xff"):
-        with pytest.raises(ApiError, match="header Shoestring-RequestBudget") as found:
+        with pytest.raises(ApiError, match="header Shoestring-Budget") as found:
             read_budget(None, wrong, None)
         assert found.value.status == 400
 

@@ -35,6 +35,20 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
     "weight_norm": ("surgery", {}),
     "mini_sequences": ("surgery", {"length": 5}),
+    "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
+    "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
+    "mini_gpts": ("surgery", {"hidden": 0.6, "multiple": 4}),
+    "nested": ("surgery", {"hidden": 0.5, "depth": 0.5}),
+    "inheritune": ("surgery", {"layers": 1, "more": 1}),
+    "grow_depth": ("surgery", {"count": 2, "by": "stack"}),
+    "grow_depth, from nothing": ("surgery", {"count": 2}),
+    "grow_hidden": ("surgery", {"factor": 1.4, "multiple": 4}),
+    "compactifai": ("surgery", {"share": 0.5, "first": 1}),
+    "low_rank_clone": ("surgery", {"width": 0.5, "multiple": 4}),
+    "cats": ("surgery", {}),
+    "sparse_schedule": ("surgery", {}),
+    "cast": ("surgery", {}),
+    "progressive_gradient_flow": ("surgery", {"keep": 1, "group": 4}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -45,9 +59,12 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+    "mx": ("lowbit", {"element": "fp6_e2m3", "group": 8}),
+    "statsq": ("lowbit", {"bits": 3}),
+    "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
-UNFOLDED = {"compacter", "key_value_bottleneck"}
+UNFOLDED = {"compacter", "key_value_bottleneck", "cats"}
 """Edits that have no form of plain layers."""
 
 
@@ -105,7 +122,20 @@ def as_saved(decision: Decision) -> Decision:
     return Decision(json.loads(json.dumps(dict(decision.values))), {k: v.clone() for k, v in decision.tensors.items()})
 
 
-NATIVE_ONLY = {"minitron", "slimgpt", "random_pruning", "xatl"}
+NATIVE_ONLY = {
+    "minitron",
+    "slimgpt",
+    "random_pruning",
+    "mini_llm",
+    "sheared_llama",
+    "mini_gpts",
+    "nested",
+    "grow_depth, from nothing",
+    "grow_hidden",
+    "low_rank_clone",
+    "cats",
+    "xatl",
+}
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
 ORDERS = [[name] for name in EDITS] + [
@@ -115,6 +145,10 @@ ORDERS = [[name] for name in EDITS] + [
     ["xatl", "drop_layers", "lora"],
     ["lora", "drop_layers", "integer"],
     ["ternary", "lora", "drop_layers"],
+    ["minitron", "low_rank_clone", "grow_depth"],
+    ["minitron", "compactifai"],
+    ["inheritune", "cast"],
+    ["drop_layers", "ptq", "lora"],
 ]
 
 

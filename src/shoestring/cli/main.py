@@ -12,6 +12,7 @@ from shoestring.errors import ShoestringError, UsageError, did_you_mean, printab
 
 COMMANDS = {
     "plan": "what a budget buys on this machine, each choice with its reason",
+    "ladder": "cheap runs of several sizes in the background, from which plans learn",
     "data": "curate a corpus: drop duplicates and poor text, each for a reason, and say what that cost",
     "train": "train a language model within a budget",
     "tune": "teach a model that exists something new, and see what it forgets",
@@ -20,7 +21,7 @@ COMMANDS = {
     "experts": "train experts of parts of a corpus apart, within one budget, and use them together",
     "compare": "judge any two ways at equal cost",
     "shrink": "a smaller model of one that exists: pruned to a target, and healed within a budget",
-    "quantise": "a trained run as a small file: ternary matrices, packed",
+    "quantise": "any trained model in few bits: to a width, bytes or milliseconds, within a budget",
     "evaluate": "nats a token and bits a byte of any model, with intervals; several compared on one text",
     "prepare": "make what a way to decode needs: a datastore, a head that drafts, routers, texts to align a draft with",
     "generate": "let any model write, or answer",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from shoestring.base.likelihood import Window, batches, log_probabilities
+from shoestring.base.likelihood import TextWindow, batches, log_probabilities
 from shoestring.base.open_model import open_model
 from shoestring.base.opened import Opened
 from shoestring.budget.charge import NOTHING
@@ -115,12 +115,12 @@ class Decoding:
     @torch.no_grad()
     def _loss(self, judge: LanguageModel, answers: Sequence[Answer]) -> float:
         """Nats a token of what was written, by a model that reads it whole; 0 where nothing was."""
-        windows = list[Window]()
+        windows = list[TextWindow]()
         for prompt, answer in zip(self.prompts, answers, strict=True):
             row = [*prompt, *answer.tokens]
             targets = [*[IGNORED] * (len(prompt) - 1), *answer.tokens]
             if answer.tokens:
-                windows.append(Window(row[:-1], targets, np.zeros(len(targets), dtype=np.int64)))
+                windows.append(TextWindow(row[:-1], targets, np.zeros(len(targets), dtype=np.int64)))
         if not windows:
             return 0.0
         windows.sort(key=lambda window: -len(window.inputs))

@@ -1,10 +1,11 @@
 """A language model as every engine sees it: it reads tokens, and its head makes logits of what it has read."""
 
 import abc
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -15,6 +16,8 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
 from shoestring.errors import UsageError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 Notes = dict[str, Tensor]
 """What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
@@ -243,6 +246,33 @@ class LanguageModule(nn.Module, abc.ABC):
         return self
 
 
+@cache
+def _say_uncompiled() -> None:
+    log.warning("layers that are looked into run uncompiled, which is slower: what is compiled does not heed hooks")
+
+
+@contextmanager
+def uncompiled(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """While the modules of these names, and those that hold them, run as they were written: compiled ones do not heed hooks that
+    were added after they were compiled. A warning says so once."""
+    prefixes = {name[:end] for name in names for end in (*_dots(name), len(name))}
+    held = [module.get_submodule(prefix) for prefix in sorted(prefixes)]
+    found = [(one, call) for one in held if (call := vars(one).get("_compiled_call_impl")) is not None]
+    if found:
+        _say_uncompiled()
+    try:
+        for one, _ in found:
+            one._compiled_call_impl = None
+        yield
+    finally:
+        for one, call in found:
+            one._compiled_call_impl = call
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
+
+
 @contextmanager
 def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collects the outputs of the modules of these names while the block runs. Raises: UsageError for an unknown name."""
@@ -264,7 +294,8 @@ def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         handles.extend(keep(name) for name in names)
-        yield found
+        with uncompiled(module, names):
+            yield found
     finally:
         for handle in handles:
             handle.remove()

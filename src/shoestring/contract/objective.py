@@ -67,15 +67,15 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Taught(Protocol):
-    """An objective that asks another model.
+    """An objective that asks other models.
 
-    teacher: the place of that model; '': what the run is based on.
+    teachers: the places of those models, at least one; '': what the run is based on.
     """
 
-    teacher: str
+    teachers: tuple[str, ...]
 
-    def learn_from(self, teacher: LanguageModel) -> None:
-        """Set the teacher, once it is opened: in evaluation mode, without gradients, on the model's device."""
+    def learn_from(self, *teachers: LanguageModel) -> None:
+        """Set the teachers, once they are opened: in evaluation mode, without gradients, on the model's device."""
         ...
 
 

@@ -56,6 +56,27 @@ def row_losses(model: LanguageModel, parts: Sequence[Batch]) -> tuple[Tensor, Ch
     return torch.cat(found), spent
 
 
+def row_means(
+    model: LanguageModel, parts: Sequence[Batch], figure: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Charge]:
+    """(float32 [B] on the CPU: the mean of a figure of each row's distributions, 0 where nothing counts; what that took).
+
+    figure: of log-probabilities [n, V] to [n].
+    """
+    found, spent = [], NOTHING
+    for part in parts:
+        moved = part.to(model.device)
+        reading, took = _read(model, moved)
+        hidden = reading.hidden.detach().flatten(0, -2)
+        with torch.no_grad():
+            each = [figure(reading.head.logits(hidden[here]).float().log_softmax(-1)) for here in _blocks(moved)]
+        counted = moved.targets != IGNORED
+        total = (torch.cat(each).view(moved.targets.shape) * counted).sum(dim=1)
+        found.append((total / counted.sum(dim=1).clamp_min(1)).cpu())
+        spent += took
+    return torch.cat(found), spent
+
+
 def sketched_gradients(model: LanguageModel, parts: Sequence[Batch], width: int, seed: int) -> tuple[Tensor, Charge]:
     """(float32 [B, width] on the CPU: sketches of each row's gradient, whose dot products are near those of the gradients; cost).
 

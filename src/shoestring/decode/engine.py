@@ -24,7 +24,7 @@ from shoestring.decode.cache_budget import CacheConfig, store_within
 from shoestring.decode.choosing import changed_logits, next_token
 from shoestring.decode.depth import RowDepth, alike
 from shoestring.decode.drafter import Drafter
-from shoestring.decode.mixture import Mixture
+from shoestring.decode.mixture import LogitMixture
 from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, AnswerSpent, Event, Request, Stop, Written
 from shoestring.decode.row import Draft, Row
@@ -67,7 +67,7 @@ class Engine:
         drafter: Drafter | None = None,
         acceptance: Acceptance | None = None,
         depth: RowDepth | None = None,
-        mixture: Mixture | None = None,
+        mixture: LogitMixture | None = None,
         pays: Pays | None = None,
         room: int | None = None,
         cache: CacheConfig | None = None,

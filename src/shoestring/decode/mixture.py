@@ -9,7 +9,7 @@ from shoestring.budget.charge import Charge
 from shoestring.decode.row import Row
 
 
-class Mixture(Protocol):
+class LogitMixture(Protocol):
     """Changes the logits of a row.
 
     What it remembers of a row is `Row.memory`, which it replaces and never changes in place: answers that part share it.

@@ -15,7 +15,7 @@ from shoestring.method import Count, method
 log = logging.getLogger(__name__)
 
 
-class Piece(NamedTuple):
+class ChunkPiece(NamedTuple):
     """The piece of a text that was chosen.
 
     prompt: it, between what comes before and the question. number: of the piece. entropies: of each piece, in nats.
@@ -54,7 +54,7 @@ class OverflowPrevention:
     @torch.inference_mode()
     def choose(
         self, model: LanguageModel, text: Sequence[int], question: Sequence[int], before: Sequence[int] = ()
-    ) -> Piece:
+    ) -> ChunkPiece:
         """The piece of `text` to answer from. question: what stands behind each piece. before: what stands before each.
 
         Raises: UsageError without a text or a question, and where a piece does not fit in the model's context.
@@ -78,7 +78,7 @@ class OverflowPrevention:
             spent += Charge(read=len(rows) * len(rows[0]), flops=flops, moved=reading.cost.moved, calls=1)
         number = min(range(len(pieces)), key=entropies.__getitem__)
         log.info("piece %d of %d is read: %.3g nats", number + 1, len(pieces), entropies[number])
-        return Piece(prompts[number], number, tuple(entropies), spent)
+        return ChunkPiece(prompts[number], number, tuple(entropies), spent)
 
     def _together(self, prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         """The prompts in groups of one length, in order."""

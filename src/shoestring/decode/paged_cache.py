@@ -16,7 +16,7 @@ from shoestring.decode.cache_stores.plain import PlainStore
 from shoestring.decode.eviction import Eviction
 from shoestring.decode.paged_layer import PagedLayer, PagePlan
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.kernels.attention import Layers, Rows, Span, in_blocks
+from shoestring.kernels.attention import BlockRows, BlockSpan, Layers, in_blocks
 from shoestring.kernels.decoder import CachePlaces
 
 
@@ -187,6 +187,6 @@ class PagedCache(Cache):
         rows = None
         if coming.mask is None:
             tables = [self.tables[one.row].blocks for one in coming.segments]
-            spans = [Span(one.start, one.new, one.held, t) for one, t in zip(coming.segments, tables, strict=True)]
-            rows = Rows(spans, self.pool.size)
+            spans = [BlockSpan(one.start, one.new, one.held, t) for one, t in zip(coming.segments, tables, strict=True)]
+            rows = BlockRows(spans, self.pool.size)
         return PagePlan(coming, slots, rows)

@@ -13,14 +13,14 @@ from shoestring.contract.cache import PackedPass
 from shoestring.decode.cache_store import Side
 from shoestring.decode.eviction import Eviction
 from shoestring.kernels import attention
-from shoestring.kernels.attention import Rows
+from shoestring.kernels.attention import BlockRows
 
 TOGETHER = 32
 """New tokens of a row up to which rows are attended to in one call, padded to the longest; beyond, each by itself."""
 
 
 class Group(NamedTuple):
-    """Rows of a pass with as many new tokens each, attended to in one call.
+    """BlockRows of a pass with as many new tokens each, attended to in one call.
 
     places: [g n] of the pass. slots: [g, S] of the store, of every token that a row sees, padding at the end.
     visible: [g, 1, n, S], which of them a new token sees.
@@ -44,7 +44,7 @@ class PagePlan:
     rows: for native attention; None where a mask says what is seen.
     """
 
-    def __init__(self, coming: PackedPass, slots: Sequence[Any], rows: Rows | None) -> None:
+    def __init__(self, coming: PackedPass, slots: Sequence[Any], rows: BlockRows | None) -> None:
         """slots: of each segment, of all its tokens that are there."""
         self.coming, self.slots, self.rows = coming, slots, rows
         written = numpy.concatenate([all_[one.held :] for one, all_ in zip(coming.segments, slots, strict=True)])

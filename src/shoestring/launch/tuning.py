@@ -17,7 +17,7 @@ from shoestring.errors import UsageError, did_you_mean
 from shoestring.launch.request import TrainingRequest
 from shoestring.log_lines import held_back
 from shoestring.method import methods
-from shoestring.plan.planner import PlanDecision
+from shoestring.plan.decision import PlanDecision
 from shoestring.plan.tuning import plan_tuning
 
 log = logging.getLogger(__name__)

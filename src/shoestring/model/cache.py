@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.contract.cache import Cache, KeptShape, Pass
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import Layers, Rows, Span
+from shoestring.kernels.attention import BlockRows, BlockSpan, Layers
 from shoestring.kernels.decoder import CachePlaces
 
 
@@ -109,8 +109,8 @@ class ContiguousCache(Cache):
         if self._native is None:
             return None
         length = coming.length
-        spans = [Span(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
-        return CachePlaces(self._native, Rows(spans, self._native.block))
+        spans = [BlockSpan(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
+        return CachePlaces(self._native, BlockRows(spans, self._native.block))
 
     @cached_property
     def _native(self) -> Layers | None:

@@ -26,7 +26,7 @@ class Fast(NamedTuple):
     down: Tensor
 
 
-class Read(NamedTuple):
+class FastWeightRead(NamedTuple):
     """What is read of tokens: queries, keys, values [B, T, H, d]; rates [B, T, H, 3], of each matrix."""
 
     q: Tensor
@@ -104,7 +104,7 @@ class LargeChunkTestTimeTraining(nn.Module):
         mixed, rates = self.input(x).split((3 * inner, 3 * self.heads), -1)
         q, k, v = F.silu(mixed).unflatten(-1, (3, self.heads, self.head_width)).unbind(2)
         rates = self.rate * F.softplus(rates + 1).unflatten(-1, (self.heads, 3))
-        read = Read(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, rates)
+        read = FastWeightRead(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, rates)
         if cache is not None:
             found = self._decode(read, cache)
         elif documents is None:
@@ -113,7 +113,7 @@ class LargeChunkTestTimeTraining(nn.Module):
             found = torch.cat([self._document_by_document(read, row, documents[row]) for row in range(len(x))])
         return self.output(self.norm(found).flatten(2))
 
-    def _document_by_document(self, read: Read, row: int, documents: Tensor) -> Tensor:
+    def _document_by_document(self, read: FastWeightRead, row: int, documents: Tensor) -> Tensor:
         """[1, T, H, d] of one row."""
         if not self._said:
             log.warning("lact reads packed documents one after the other, which is slower than whole rows")
@@ -121,7 +121,7 @@ class LargeChunkTestTimeTraining(nn.Module):
         lengths = torch.unique_consecutive(documents, return_counts=True)[1].tolist()
         found, first = [], 0
         for length in lengths:
-            own = Read(*(each[row : row + 1, first : first + length] for each in read))
+            own = FastWeightRead(*(each[row : row + 1, first : first + length] for each in read))
             found.append(self._read(own, self._begin(1), None)[0])
             first += length
         return torch.cat(found, 1)
@@ -129,7 +129,9 @@ class LargeChunkTestTimeTraining(nn.Module):
     def _begin(self, rows: int) -> Fast:
         return Fast(*(weight.expand(rows, *weight.shape) for weight in (self.gate, self.up, self.down)))
 
-    def _read(self, read: Read, fast: Fast, pending: Read | None) -> tuple[Tensor, Fast, Read | None]:
+    def _read(
+        self, read: FastWeightRead, fast: Fast, pending: FastWeightRead | None
+    ) -> tuple[Tensor, Fast, FastWeightRead | None]:
         """(o [B, T, H, d], the weights after it, what was read of the chunk that is not full).
 
         pending: of the chunk, the tokens before; None: the first of a text that needs no state after it.
@@ -138,18 +140,20 @@ class LargeChunkTestTimeTraining(nn.Module):
         while place < length:
             held = 0 if kept is None else kept.q.shape[1]
             more = min(self.chunk - held, length - place)
-            own = Read(*(each[:, place : place + more] for each in read))
+            own = FastWeightRead(*(each[:, place : place + more] for each in read))
             found.append(_network(fast, own.q))
             place += more
             if pending is None and place == length:
                 break  # nobody reads what the last chunk would teach
-            kept = own if kept is None else Read(*(torch.cat(both, 1) for both in zip(kept, own, strict=True)))
+            kept = (
+                own if kept is None else FastWeightRead(*(torch.cat(both, 1) for both in zip(kept, own, strict=True)))
+            )
             if kept.q.shape[1] == self.chunk:
                 fast = self._learnt(fast, kept)
-                kept = Read(*(each[:, :0] for each in kept))
+                kept = FastWeightRead(*(each[:, :0] for each in kept))
         return torch.cat(found, 1), fast, kept
 
-    def _learnt(self, fast: Fast, read: Read) -> Fast:
+    def _learnt(self, fast: Fast, read: FastWeightRead) -> Fast:
         """The weights after a step on a chunk."""
         k, v = read.k.transpose(1, 2), read.v.transpose(1, 2)  # [B, H, C, d]
         rates = read.rates.transpose(1, 2)  # [B, H, C, 3]
@@ -171,7 +175,7 @@ class LargeChunkTestTimeTraining(nn.Module):
             )
         )
 
-    def _decode(self, read: Read, cache: RecurrentState) -> Tensor:
+    def _decode(self, read: FastWeightRead, cache: RecurrentState) -> Tensor:
         """As `_read`, going on from a state: all rows at once where their chunks end alike, else one after the other."""
         rows, length = read.q.shape[:2]
         held: list[int] = cache.tensors["held"].tolist()
@@ -181,20 +185,22 @@ class LargeChunkTestTimeTraining(nn.Module):
         found = torch.zeros_like(read.q)
         for row, count in enumerate(new):
             if count:
-                own = Read(*(each[row : row + 1, :count] for each in read))
+                own = FastWeightRead(*(each[row : row + 1, :count] for each in read))
                 found[row, :count] = self._go_on(own, cache, slice(row, row + 1), held[row])[0]
         return found
 
-    def _go_on(self, read: Read, cache: RecurrentState, rows: slice, held: int) -> Tensor:
+    def _go_on(self, read: FastWeightRead, cache: RecurrentState, rows: slice, held: int) -> Tensor:
         kept = cache.tensors
         fast = Fast(*(kept[name][rows].to(read.q.dtype) for name in Fast._fields))
-        pending = Read(*(kept[f"pending_{name}"][rows, :held].to(read.q.dtype) for name in Read._fields))
+        pending = FastWeightRead(
+            *(kept[f"pending_{name}"][rows, :held].to(read.q.dtype) for name in FastWeightRead._fields)
+        )
         found, fast, left = self._read(read, fast, pending)
         assert left is not None
         for name, weight in zip(Fast._fields, fast, strict=True):
             kept[name][rows] = weight.to(kept[name].dtype)
         more = left.q.shape[1]
-        for name, value in zip(Read._fields, left, strict=True):
+        for name, value in zip(FastWeightRead._fields, left, strict=True):
             kept[f"pending_{name}"][rows, :more] = value.to(kept[f"pending_{name}"].dtype)
         kept["held"][rows] = more
         return found
@@ -209,7 +215,7 @@ class LargeChunkTestTimeTraining(nn.Module):
             name: weight.detach().to(device, wide).repeat(rows, 1, 1, 1)
             for name, weight in zip(Fast._fields, (self.gate, self.up, self.down), strict=True)
         }
-        for name in Read._fields:
+        for name in FastWeightRead._fields:
             size = 3 if name == "rates" else self.head_width
             made[f"pending_{name}"] = torch.zeros(rows, self.chunk - 1, self.heads, size, dtype=dtype, device=device)
         made["held"] = torch.zeros(rows, dtype=torch.int64, device=device)

@@ -62,7 +62,7 @@ class MultiToken:
             mean = mean + self.weight * loss
             parts[f"token_{ahead}"] = loss.detach()
             flops += 3 * reading.head.flops(goals.numel())
-        return Loss(mean, {MODEL: Charge(flops=flops)}, parts)
+        return Loss(mean, {MODEL: Charge(flops=flops)}, parts, reading.auxiliary())
 
 
 def later(batch: Batch, ahead: int) -> Tensor:

@@ -9,7 +9,7 @@ from shoestring.decode.answer_text import AnswerText, Detokenizer
 from shoestring.decode.request import Written
 from shoestring.decode.sampling import LogProbability
 from shoestring.serve.engine_thread import EngineThread
-from shoestring.serve.tool_calls import Format
+from shoestring.serve.tool_calls import ToolFormat
 
 STOP_STRING = "a stop string came"
 GRAMMAR = "the grammar became too complex"
@@ -54,7 +54,7 @@ class Asked:
     requests: Sequence[Request]
     stops: Sequence[str]
     stream: Callable[[], Detokenizer]
-    form: Format | None = None
+    form: ToolFormat | None = None
     tools: frozenset[str] = frozenset()
 
     @property

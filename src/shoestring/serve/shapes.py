@@ -9,7 +9,7 @@ from shoestring.budget.charge import NOTHING
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.sampling import LogProbability
 from shoestring.serve.answers import AnswerEnd, AnswerPiece, ServedAnswers
-from shoestring.serve.tool_calls import Format, ToolReader
+from shoestring.serve.tool_calls import ToolFormat, ToolReader
 
 NEVER = -9999.0
 """What stands for the logarithm of a probability of 0."""
@@ -125,7 +125,7 @@ class ChatShape(AnswerShape):
         model: str,
         tokenizer: TextTokenizer,
         chances: bool,
-        form: Format | None = None,
+        form: ToolFormat | None = None,
         tools: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(identity, model, tokenizer, chances)

@@ -15,7 +15,7 @@ MOST_LETTERS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Format:
+class ToolFormat:
     """How a family of models writes calls: JSON between two marks.
 
     opening: before a call, or several. closing: after it; '' where the answer ends with it.
@@ -29,13 +29,13 @@ class Format:
 
 # by what stands in the chat template; the first that does
 FORMATS = {
-    "<tool_call>": Format("<tool_call>", "</tool_call>"),  # Hermes, Qwen, SmolLM
-    "[TOOL_CALLS]": Format("[TOOL_CALLS]", ""),  # Mistral
-    "<|python_tag|>": Format("<|python_tag|>", "", bare=True),  # Llama 3
+    "<tool_call>": ToolFormat("<tool_call>", "</tool_call>"),  # Hermes, Qwen, SmolLM
+    "[TOOL_CALLS]": ToolFormat("[TOOL_CALLS]", ""),  # Mistral
+    "<|python_tag|>": ToolFormat("<|python_tag|>", "", bare=True),  # Llama 3
 }
 
 
-def format_of(template: str | None) -> Format | None:
+def format_of(template: str | None) -> ToolFormat | None:
     """How a model with this chat template writes calls; None where nobody knows."""
     return next((form for mark, form in FORMATS.items() if mark in (template or "")), None)
 
@@ -98,7 +98,7 @@ class ToolReader:
     form: of the model. names: of the functions that may be called; what calls another stays text.
     """
 
-    def __init__(self, form: Format, names: Collection[str]) -> None:
+    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
         self._form, self._names = form, names
         self._held = ""
         self._inside = self._said = False
@@ -181,7 +181,7 @@ class MarkedStream:
         return self._stream.finish()
 
 
-def marks_of(form: Format, tokenizer: TextTokenizer) -> dict[int, str]:
+def marks_of(form: ToolFormat, tokenizer: TextTokenizer) -> dict[int, str]:
     """The special tokens that are marks of a format, which a text would lack."""
     found = {}
     for mark in filter(None, (form.opening, form.closing)):

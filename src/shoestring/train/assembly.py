@@ -123,7 +123,7 @@ def assemble(
     evidence = _evidence(config, source)
     claims, steppers, applied = "", [], list[Applied]()
     for _ in range(own):
-        stepper, applied, claims = _stepper(config, evidence, decisions, selection)
+        stepper, applied, claims = _stepper(config, evidence, decisions, selection, dataset.tokenizer.fingerprint)
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
@@ -225,16 +225,20 @@ def _rows(config: RunConfig) -> int:
     return config.train.micro_batch or config.train.batch // config.workers
 
 
-def _objective(config: RunConfig) -> Objective:
-    """What is minimised, with its teacher where it has one."""
+def _objective(config: RunConfig, tokens: str | None) -> Objective:
+    """What is minimised, with its teachers where it has some. tokens: the fingerprint of the run's tokenizer."""
     made: Objective = config.objective.build(cross_entropy(config.execution))
     if isinstance(made, Taught):
-        made.learn_from(teacher_of(config, made.teacher))
+        made.learn_from(*(teacher_of(config, place, tokens) for place in made.teachers))
     return made
 
 
 def _stepper(
-    config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None, selection: Selection | None
+    config: RunConfig,
+    evidence: Evidence,
+    decisions: Sequence[Decision] | None,
+    selection: Selection | None,
+    tokens: str | None = None,
 ) -> tuple[Stepper, list[Applied], str]:
     """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
     same for each worker."""
@@ -252,7 +256,7 @@ def _stepper(
     prepare_blocks(model, config.execution)
     stepper = Stepper(
         model,
-        _objective(config),
+        _objective(config, tokens),
         optimizer,
         device=config.execution.device,
         precision=config.execution.precision,

@@ -153,7 +153,7 @@ SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
 BATCH_RULE = Pick("schedule", "batch rule", default="none")
 TRANSFER = Pick("schedule", "transfer", default="standard")
-EDITS = PickList("edit", ("lowbit", "surgery", "tune"))
+EDITS = PickList("edit", ("lowbit", "surgery", "tune", "quantise"))
 SYNC = Pick("sync", "outer loop", default="none")
 
 

@@ -36,7 +36,7 @@ from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
 from shoestring.plan import rules
 from shoestring.plan.pace import seconds_per_token
-from shoestring.plan.planner import flops_per_token
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.precision import autocast
 

@@ -125,8 +125,7 @@ class MergedCache(TextCache):
     cost="of two layers a direction and two lengths a token and head; each pass works out what it reads; no prefix is shared",
 )
 class MiniCache:
-    """Hold the keys and values of two layers that follow one another as one direction and two lengths, in the upper half of a
-    model.
+    """In the upper half of a model, hold keys and values of two neighbouring layers as one direction and two lengths.
 
         e_i = slerp(x_i / |x_i|, y_i / |y_i|; t),   x_i is read as |x_i| e_i, and y_i as |y_i| e_i
 

@@ -145,8 +145,7 @@ class ShadowCache(TextCache):
     cost="a singular value decomposition of each layer's keys once the prompt is read; then each token reads `chosen` places",
 )
 class ShadowKV:
-    """Hold the keys of the prompt as two matrices of low rank, its values elsewhere, and read of both only what a token looks
-    at most.
+    """Hold a prompt's keys in low rank and its values elsewhere, and read of both only what a token looks at most.
 
     K = U S Vᵀ cut to `rank`: [S, Hk D], before positions turn them. A chunk of tokens has its mean key as a landmark; a token
     attends to the chunks whose landmarks it likes best, with keys worked out from A = U S and B = Vᵀ, to the chunks whose keys

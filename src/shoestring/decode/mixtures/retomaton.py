@@ -56,7 +56,7 @@ class AutomatonWalk:
         return log_mixture(own, self.probabilities, share)
 
 
-class Step(NamedTuple):
+class AutomatonStep(NamedTuple):
     """One step of a walk.
 
     probabilities: [V]. places: [n], the entries that counted. tokens: [n], theirs.
@@ -74,7 +74,7 @@ class Memory(NamedTuple):
     """Of a row: its length when the step was made, and the step."""
 
     length: int
-    step: Step
+    step: AutomatonStep
 
 
 @method(
@@ -127,7 +127,7 @@ class RetoMaton:
         """Of all answers so far."""
         self._charge = NOTHING
 
-    def step(self, query: Tensor, pointers: Tensor, vocabulary: int) -> Step:
+    def step(self, query: Tensor, pointers: Tensor, vocabulary: int) -> AutomatonStep:
         """Where the hidden state [width] of a place leads to, from these pointers [n]."""
         searched = len(pointers) < self.least
         if searched:
@@ -138,7 +138,7 @@ class RetoMaton:
             distances = self.store.distances(query, places)
         tokens = self.store.tokens[places]
         found = weighted(tokens[None], distances[None] / len(query), vocabulary, self.temperature)[0]
-        return Step(found, places, tokens, len(self.store) if searched else len(places), searched)
+        return AutomatonStep(found, places, tokens, len(self.store) if searched else len(places), searched)
 
     def find(self, hidden: Tensor) -> Sequence[None]:
         """As `Mixture.find`: nothing is known before the token of the place before is."""
@@ -167,7 +167,7 @@ class RetoMaton:
         place."""
         if len(hidden) != len(tokens):
             raise UsageError(f"{len(hidden)} places and {len(tokens)} tokens do not go together")
-        steps, pointers = list[Step](), torch.zeros(0, dtype=torch.int64)
+        steps, pointers = list[AutomatonStep](), torch.zeros(0, dtype=torch.int64)
         for query, token in zip(hidden.cpu(), tokens.tolist(), strict=True):
             steps.append(self.step(query, pointers, vocabulary))
             pointers = self.store.next(steps[-1].places[steps[-1].tokens == token])

@@ -22,7 +22,7 @@ from shoestring.model.span import Inner, Span, Where
     claim="better performance at a given compute budget than post-training the model that is not recurrent, on mathematics",
     cost="`times` the FLOPs and the cache of the layers within, and no weights more",
 )
-class Loop(Span):
+class LoopSpan(Span):
     """The layers within are gone through `times` times.
 
     Sean McLeish et al., 2025, arXiv:2511.07384; Mostafa Dehghani et al., Universal Transformers, 2018, arXiv:1807.03819.
