@@ -42,12 +42,12 @@ class CrossModelControl:
     """
 
     def __init__(self, cross_entropy: CrossEntropy, *, teacher: str = "", strength: Positive = 1.0) -> None:
-        self.teacher, self.strength = teacher, strength
+        self.teachers, self.strength = (teacher,), strength
         self._model: LanguageModel | None = None
 
-    def learn_from(self, teacher: LanguageModel) -> None:
+    def learn_from(self, *teachers: LanguageModel) -> None:
         """Set the template, once it is opened."""
-        self._model = teacher
+        (self._model,) = teachers
 
     def count(self, batch: Batch) -> float:
         """The number of targets that count, or the sum of their weights."""
