@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.base import open_model
+from shoestring.base.adapters import several_adapters
 from shoestring.base.drafting import check_drafter, check_made, open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
@@ -24,6 +25,10 @@ from shoestring.decode.sampling import Constraint
 from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.method import find
+from shoestring.tune.several import Several
+
+ADAPTER = "adapter"
+"""What the one that a command names is called."""
 
 
 def run(words: Sequence[str]) -> int:
@@ -44,6 +49,7 @@ def run(words: Sequence[str]) -> int:
     texts = [] if chats else texts_of(found.prompts, found.file)
     schema = None if found.schema is None else schema_of(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
+    adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
     if chats:
@@ -57,12 +63,20 @@ def run(words: Sequence[str]) -> int:
     elif found.regex is not None:
         constraint = writer.grammars(ends).regex(found.regex)
     requests = [
-        Request(tuple(prompt.ids), sampling, found.tokens, ends, found.samples, constraint=constraint)
+        Request(
+            tuple(prompt.ids),
+            sampling,
+            found.tokens,
+            ends,
+            found.samples,
+            constraint=constraint,
+            adapter=None if adapters is None else ADAPTER,
+        )
         for prompt in prompts
     ]
     began = time.perf_counter()
     samples = []
-    engine = _engine(found, writer, requests, cache)
+    engine = _engine(found, writer, requests, cache, adapters)
     for sample, piece in written(engine, writer, prompts, requests, found.stop):
         if sample is None:
             if not found.json:
@@ -78,7 +92,13 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
-def _engine(found: argparse.Namespace, writer: Writer, requests: Sequence[Request], cache: CacheConfig) -> Engine:
+def _engine(
+    found: argparse.Namespace,
+    writer: Writer,
+    requests: Sequence[Request],
+    cache: CacheConfig,
+    adapters: Several | None,
+) -> Engine:
     """With room for all of these requests."""
     drafter = open_drafter(found.drafter, found.draft, writer.opened, found.dtype)
     acceptance = _acceptance(found)
@@ -92,6 +112,7 @@ def _engine(found: argparse.Namespace, writer: Writer, requests: Sequence[Reques
         mixture=open_made("mixture", found.mixture, found.datastore, writer.opened),
         pays=Pays() if drafter and acceptance.exact else None,  # the clock must not choose the text
         cache=cache,
+        adapters=adapters,
     )
 
 
@@ -162,6 +183,12 @@ def _arguments() -> Arguments:
     form.add_argument("--regex", metavar="EXPRESSION", help="a regular expression that matches each text as a whole")
     parser.add_argument(
         "--keep-last", action="store_true", help="of a prompt longer than the context, go on from its last tokens"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FOLDER",
+        help="read and answer with an adapter in peft's files, on this base whatever the folder names; a packed one too",
     )
     parser.add_argument(
         "--drafter",

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "curate a corpus: drop duplicates and poor text, each for a reason, and say what that cost",
     "train": "train a language model within a budget",
     "tune": "teach a model that exists something new, and see what it forgets",
+    "stages": "several runs one after the other, each on the model of the one before",
     "worker": "take part in a run that others have started, from here",
     "experts": "train experts of parts of a corpus apart, within one budget, and use them together",
     "compare": "judge any two ways at equal cost",

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoestring.base import open_model
+from shoestring.base import Opened, open_model
+from shoestring.base.adapters import named_folders, several_adapters
 from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
-from shoestring.errors import UsageError
+from shoestring.errors import UsageError, did_you_mean
+from shoestring.tune.several import Several
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 """Packages of the extra `serve` by the names that they are imported by."""
@@ -31,7 +33,7 @@ def run(words: Sequence[str]) -> int:
     # after that look: none of this can be imported without them
     from shoestring.serve.app import Service
     from shoestring.serve.metrics import Metrics
-    from shoestring.serve.served_model import ServedModel, names_of
+    from shoestring.serve.served_model import ServedModel, all_called, names_of
     from shoestring.serve.server import listen, serve
     from shoestring.serve.settings import Keys, Settings
 
@@ -57,6 +59,7 @@ def run(words: Sequence[str]) -> int:
         hosts=frozenset({"localhost", "127.0.0.1", "[::1]", _written(found.host)}) if alone else None,
     )
     named = names_of(found.places)
+    adapters = _by_model(found.adapter, [name for name, _ in named])
     listening = listen(found.host, found.port)
     logging.basicConfig(stream=sys.stderr, format="shoestring: %(message)s", level=logging.WARNING)
     metrics, models = Metrics(), list[ServedModel]()
@@ -64,7 +67,7 @@ def run(words: Sequence[str]) -> int:
         writer = Writer.of(open_model(place, found.dtype))
         for note in writer.opened.about.notes:
             print(f"({name}: {note})", file=sys.stderr)
-        models.append(ServedModel(name, writer, settings, metrics))
+        models.append(ServedModel(name, writer, settings, metrics, _beside(writer.opened, adapters[name])))
     service = Service(models, settings, metrics)
 
     def ready() -> None:
@@ -80,7 +83,8 @@ def run(words: Sequence[str]) -> int:
             print(
                 "(whoever reaches this address can use it: --api-keys FILE lets in only who has a key)", file=sys.stderr
             )
-        print(f"{address} answers as {', '.join(model.name for model in models)}", flush=True)
+        names = [called.name for called in all_called(models)]
+        print(f"{address} answers as {', '.join(names)}", flush=True)
 
     with listening:
         serve(service, listening, found.drain, ready)
@@ -96,6 +100,11 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "places", nargs="+", metavar="PLACE", help="as `shoestring generate` takes them; NAME=PLACE names the model"
     )
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=FOLDER",
+        help="an adapter in peft's files, that requests call MODEL:NAME; rows of different ones share a pass; may be repeated; "
+        "with several models MODEL:NAME=FOLDER",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one (default 8000)")
     parser.add_argument(
@@ -126,6 +135,27 @@ def _arguments() -> Arguments:
     )  # fmt: skip
     add_cache_flags(parser)
     return parser
+
+
+def _by_model(words: Sequence[str], models: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=FOLDER of the adapters of each model, by its name. Raises: UsageError."""
+    found: dict[str, list[str]] = {model: [] for model in models}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        model, colon, own = name.rpartition(":")
+        if not (equals and colon):
+            model, own = models[0], name
+            if len(models) > 1:
+                raise UsageError(f"--adapter {word}: there are several models, so say which: {models[0]}:NAME=FOLDER")
+        if model not in found:
+            raise UsageError(f"--adapter {word}: there is no model '{model}': {did_you_mean(model, models)}")
+        found[model].append(f"{own}={folder}" if equals else word)
+    return found
+
+
+def _beside(opened: Opened, words: Sequence[str]) -> Several | None:
+    """The adapters of a model; None where there are none."""
+    return several_adapters(opened, named_folders(words)) if words else None
 
 
 def _size(text: str) -> int:

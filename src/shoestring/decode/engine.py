@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shoestring.budget.charge import FIELDS, Charge
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.cost import Cost
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.acceptance import Acceptance, Question
@@ -32,7 +33,7 @@ from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
 from shoestring.decode.store import Store
 from shoestring.decode.work import Read, RowWork
-from shoestring.errors import UsageError
+from shoestring.errors import UsageError, did_you_mean
 
 ROWS, TOKENS = 32, 512
 """Rows that have a place at a time, and tokens of a pass, where nothing is said."""
@@ -52,6 +53,7 @@ class Engine:
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
     room: tokens that rows have, all together. None: the context for each row, up to 2^15 in all.
     cache: how much of them is kept, and how; None: all, as it is. A `store` that is given has settings of its own.
+    adapters: of the model, by name: requests may name one. Rows of different ones share a pass, and no beginnings of texts.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Engine:
         pays: Pays | None = None,
         room: int | None = None,
         cache: CacheConfig | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> None:
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
         self.model, self.rows, self.tokens = model, rows, tokens
@@ -77,7 +80,7 @@ class Engine:
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
-        self.pays, self.depth, self.mixture = pays, depth, mixture
+        self.pays, self.depth, self.mixture, self.adapters = pays, depth, mixture, adapters
         if depth is not None and drafter is not None:
             raise UsageError("drafts are checked by all layers at once: give a drafter or a depth, not both")
         if pays is not None and not self.acceptance.exact:
@@ -113,9 +116,12 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Take in a request; it waits for its turn. Returns its number.
 
-        Raises: UsageError where the prompt is longer than the context, or can never have room.
+        Raises: UsageError where the prompt is longer than the context, or can never have room, or there is no such adapter.
         """
         size, context = len(request.prompt), self.model.about.context
+        known = () if self.adapters is None else self.adapters.names
+        if request.adapter is not None and request.adapter not in known:
+            raise UsageError(f"no adapter is named '{request.adapter}': {did_you_mean(request.adapter, known)}")
         if size > context:
             raise UsageError(f"the prompt has {size} tokens, and the model's context is {context}")
         row = Row(self._number(), self._tickets + 1, request, 0, list(request.prompt), time.monotonic())
@@ -164,7 +170,7 @@ class Engine:
                 for layers, part in self._by_depth(works).items():
                     began = time.perf_counter()
                     depth = None if self.depth is None else self.depth.through(layers, part)
-                    found, cost = self.store.read(self.model, part, depth)
+                    found, cost = self.store.read(self.model, part, depth, self.adapters)
                     self._account(part, cost, time.perf_counter() - began)
                     for work, read, near in zip(part, found, self._found(part, found), strict=True):
                         self._take_in(work, read, near)
@@ -319,6 +325,11 @@ class Engine:
             row.charge += share + Charge(read=read, wasted=again, calls=1)
             row.deepest = max(row.deepest, end)
             row.spend("decode" if row.decoding else "prefill", seconds * work.new / sum(places))
+        for name, own in ({} if self.adapters is None else self.adapters.spent()).items():
+            mine = [work for work in works if work.row.request.adapter == name]
+            added = divided(Charge(flops=own.flops, moved=own.moved), [work.new for work in mine])
+            for work, share in zip(mine, added, strict=True):
+                work.row.charge += share
 
     def _found(self, works: Sequence[RowWork], reads: Sequence[Read]) -> list[Sequence[Any]]:
         """What the mixture looks up at the places of each work; they pay for it by their places."""

@@ -1,10 +1,12 @@
 """A cache of its own for each row."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost
@@ -80,7 +82,11 @@ class SeparateStore:
         return min(self._model.about.context, len(row.request.prompt) + row.request.max_new_tokens)
 
     def read(
-        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+        self,
+        model: LanguageModel,
+        works: Sequence[RowWork],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> tuple[list[Read], Cost]:
         found, cost = [], Cost()
         for work in works:
@@ -96,7 +102,9 @@ class SeparateStore:
                 self._drafted[number] = [*work.tokens, *work.draft.tokens], snapshot
             values = [*self._again.get(number, ()), *work.tokens, *work.draft.tokens]
             inputs = Inputs(torch.tensor([values], device=model.device))
-            reading = model.read(inputs, cache, depth=depth)
+            name = work.row.request.adapter
+            with nullcontext() if adapters is None or name is None else adapters.rows([name]):
+                reading = model.read(inputs, cache, depth=depth)
             hidden = reading.hidden[0, reading.hidden.shape[1] - work.wanted :]
             cost += reading.cost.beside(Cost(reading.head.flops(work.wanted)))
             found.append(Read(reading.head.logits(hidden).float().cpu() if work.wanted else hidden, hidden))

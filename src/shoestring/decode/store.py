@@ -1,12 +1,13 @@
 """Where an engine keeps what rows have read, and how it reads more of them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import KeptShape, Plain
 from shoestring.contract.cost import Cost
@@ -47,10 +48,14 @@ class Store(Protocol):
         ...
 
     def read(
-        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+        self,
+        model: LanguageModel,
+        works: Sequence[RowWork],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> tuple[list[Read], Cost]:
-        """Read all in one pass. depth: which layers it goes through; None: all. Returns (what was found of each, what it cost, the
-        head included)."""
+        """Read all in one pass. depth: which layers it goes through; None: all. adapters: those that requests name; without any,
+        all is read with the model alone. Returns (what was found of each, what it cost, the head included, the adapters not)."""
         ...
 
     def keep(self, row: Row, first: int, places: Sequence[int]) -> None:
@@ -207,7 +212,7 @@ class PagedStore:
             self.eviction.begin(row.number, cache.device)
             if self.eviction.watches:  # it has to see these tokens read
                 known = []
-        table = cache.pool.match(known)
+        table = cache.pool.match(known, row.request.adapter or 0)
         cache.tables[row.number] = table
         cache.held[row.number] = len(table.blocks) * cache.pool.size
         return cache.held[row.number]
@@ -235,13 +240,18 @@ class PagedStore:
             self.evicted += held - limit.kept
 
     def read(
-        self, model: LanguageModel, works: Sequence[RowWork], depth: Depth | None = None
+        self,
+        model: LanguageModel,
+        works: Sequence[RowWork],
+        depth: Depth | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> tuple[list[Read], Cost]:
         values = [token for work in works for token in (*work.tokens, *work.draft.tokens)]
         numbers = [work.row.number for work in works for _ in range(work.new)]
         positions, mask = _tree(works)
         inputs = Inputs(torch.tensor([values]), positions, torch.tensor([numbers]), mask=mask).to(model.device)
-        reading = model.read(inputs, self.cache, depth=depth)
+        with _with_adapters(adapters, works):
+            reading = model.read(inputs, self.cache, depth=depth)
         wanted: list[int] = []
         end = 0
         for work in works:
@@ -300,6 +310,13 @@ class PagedStore:
         size = self.cache.pool.size
         for number, table in self.cache.tables.items():
             assert len(table.blocks) * size >= self.cache.held[number], f"row {number} holds more than its blocks"
+
+
+def _with_adapters(adapters: NamedAdapters | None, works: Sequence[RowWork]) -> AbstractContextManager[None]:
+    """While the tokens of each work are read with the adapter that its request names."""
+    if adapters is None or all(work.row.request.adapter is None for work in works):
+        return nullcontext()
+    return adapters.tokens([work.row.request.adapter for work in works for _ in range(work.new)])
 
 
 def _tree(works: Sequence[RowWork]) -> tuple[Tensor | None, Tensor | None]:

@@ -202,8 +202,9 @@ def text_of(run: Path) -> str:
 def text_key(config: Mapping[str, Any]) -> str:
     """The same of a configuration as plain values."""
     data = config.get("data", {})
-    sources = data.get("source") or {}
-    corpora = sorted(str(one.get("corpus", "")) for one in sources.values()) or [str(data.get("corpus", ""))]
+    sources = data.get("source") or ()  # tables in order, or by name as flags give them
+    each = sources.values() if isinstance(sources, Mapping) else sources
+    corpora = sorted(str(one.get("corpus", "")) for one in each) or [str(data.get("corpus", ""))]
     vocabulary = config.get("model", {}).get("vocabulary", "")
     return f"{'+'.join(corpora)} {data.get('tokenizer', '')} {vocabulary}"
 

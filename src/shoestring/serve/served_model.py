@@ -6,11 +6,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from shoestring.base.drafting import open_drafter, open_made
 from shoestring.base.writer import Writer
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
 from shoestring.decode.pays import Pays
@@ -38,10 +39,19 @@ class ServedModel:
 
     name: that clients call it by.
     writer: the model. settings: of its engine, and of the queue. metrics: of the server.
+    adapters: of it, that requests may name; None: none.
     """
 
-    def __init__(self, name: str, writer: Writer, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        writer: Writer,
+        settings: Settings,
+        metrics: Metrics,
+        adapters: NamedAdapters | None = None,
+    ) -> None:
         self.name, self.writer, self.created = name, writer, int(time.time())
+        self.adapters = adapters
         self._settings, self._metrics = settings, metrics
         self._first: tuple[tuple[int, float], ...] = ()
         self._grammars: dict[frozenset[int], Grammars] = {}
@@ -121,7 +131,7 @@ class ServedModel:
         deadline = arrived + budget.seconds
         least = min(budget.least, *(request.max_new_tokens for request in asked.requests), 1 << 31)
         budget = replace(budget, seconds=max(deadline - time.monotonic(), 0.0), least=least)
-        requests = within(budget, asked.requests, self.writer.opened.model)
+        requests = within(budget, asked.requests, self.writer.opened.model, self.adapters)
         self.admission.check(budget, requests, self._promises())
         answers = ServedAnswers(self._thread, replace(asked, requests=requests), self._ended)
         self._going[answers] = budget, deadline
@@ -170,6 +180,7 @@ class ServedModel:
             mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
+            adapters=self.adapters,
             cache=settings.cache,
         )
         if isinstance(slow := getattr(opened.model, "native", None), str):
@@ -198,17 +209,41 @@ def measured(engine: Engine, most: int) -> tuple[tuple[int, float], ...]:
     return tuple(found)
 
 
-def named(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The model that a request names; where there is only one, it need not. Raises: ApiError."""
+@dataclass(frozen=True)
+class Called:
+    """What a request calls a model: the model, and the one of its adapters that it is to be read with."""
+
+    model: ServedModel
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """MODEL, or MODEL:ADAPTER."""
+        return self.model.name if self.adapter is None else f"{self.model.name}:{self.adapter}"
+
+
+def all_called(models: Sequence[ServedModel]) -> list[Called]:
+    """Every model, by itself and with each of its adapters."""
+    alone = [Called(model) for model in models]
+    return alone + [Called(model, name) for model in models if model.adapters for name in model.adapters.names]
+
+
+def named(models: Sequence[ServedModel], name: str | None) -> Called:
+    """What a request names: MODEL, MODEL:ADAPTER, or ADAPTER where one model has one of that name. Where there is only one model,
+    it need not be named. Raises: ApiError."""
     if name is None:
         if len(models) == 1:
-            return models[0]
+            return Called(models[0])
         raise ApiError(
             400, "'model' is missing, and there are several: see /v1/models", param="model", code="missing_field"
         )
-    for model in models:
-        if model.name == name:
-            return model
+    known = all_called(models)
+    for called in known:
+        if called.name == name:
+            return called
+    alone = [called for called in known if called.adapter == name]
+    if len(alone) == 1:
+        return alone[0]
     raise ApiError(404, f"there is no model '{name[:80]}': see /v1/models", param="model", code="model_not_found")
 
 

@@ -51,6 +51,7 @@ def curvature_of(
         ignore_index=IGNORED,
         gradient_flops=model.cost(Shape(count, length, backward=True)).flops,
         product_flops=product_flops,
+        forward_flops=model.cost(Shape(count, length)).flops,
     )
 
 
@@ -81,6 +82,11 @@ class LossCurvature:
             f"the objective {name} gives no logits to draw labels from: choose an optimiser or estimator that asks for "
             "Hessian-vector products, --optim.estimator hutchinson say"
         )
+
+    def factors(self, parameters: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Raises: UsageError: there is nothing to draw labels from."""
+        name = type(self.objective).__name__
+        raise UsageError(f"the objective {name} gives no logits to draw labels from, which this optimiser needs")
 
     @torch.enable_grad()
     def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:

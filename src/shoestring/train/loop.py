@@ -192,7 +192,8 @@ class Loop:
                 evaluator.sequences = found.sequences
             if evaluator is self.evaluator:
                 new = found
-        line = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets, **_of_old(found)}
+        line: dict[str, Any] = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets}
+        line |= _of_old(found) | ({"domains": dict(new.domains)} if new.domains else {})
         self.record({"kind": "heldout", **self._where(), **line})
         self.ledger.write("evaluate", step=self.position.step)
 
