@@ -11,7 +11,7 @@ import pytest
 from shoestring.config import merge, overrides
 from shoestring.errors import UsageError
 from shoestring.launch.ladder import Ladder
-from shoestring.plan.ladder import Rung
+from shoestring.plan.ladder import LadderRun
 from shoestring.plan.memory import kept, learned_runs
 from tests.train.command import TINY
 
@@ -24,11 +24,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
 
 
-def rung(name: str, seconds: float = 1.0, rate: float = 1.0, tokens: int = 2048) -> Rung:
-    return Rung(name, 1, 32, 16, 32, tokens, 4, rate, seconds)
+def rung(name: str, seconds: float = 1.0, rate: float = 1.0, tokens: int = 2048) -> LadderRun:
+    return LadderRun(name, 1, 32, 16, 32, tokens, 4, rate, seconds)
 
 
-def write(path: Path, corpus: Path, *rungs: Rung, allowance: float = 1000.0) -> Ladder:
+def write(path: Path, corpus: Path, *rungs: LadderRun, allowance: float = 1000.0) -> Ladder:
     asked = merge(overrides([f"--data.corpus={corpus}", *FLAGS]), {"train": {"checkpoint_every": 1e-3}})
     return Ladder.write(path, rungs, asked, allowance, 1)
 

@@ -22,7 +22,7 @@ from shoestring.launch.launch import Launch
 from shoestring.launch.request import TrainingRequest, planned, prepared
 from shoestring.launch.view import View
 from shoestring.plan import rules
-from shoestring.plan.ladder import SIZES, Rung, ladder, rule_batch
+from shoestring.plan.ladder import SIZES, LadderRun, ladder, rule_batch
 from shoestring.plan.memory import LADDER, learn, learned_runs
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import paces_for
@@ -73,7 +73,7 @@ class Ladder:
         if found.get("version") != VERSION:
             raise UsageError(f"{path / LADDER} has version {found.get('version')!r}, this program reads {VERSION}")
         try:
-            self.rungs = [Rung(**one) for one in found["rungs"]]
+            self.rungs = [LadderRun(**one) for one in found["rungs"]]
             self.allowance, self.planning = float(found["allowance"]), float(found["planning"])
             self.asked: Tree = dict(found["asked"])
             self.threads = int(found["threads"])
@@ -111,7 +111,7 @@ class Ladder:
 
     @classmethod
     def write(
-        cls, path: Path, rungs: Sequence[Rung], asked: Tree, allowance: float, threads: int, planning: float = 0.0
+        cls, path: Path, rungs: Sequence[LadderRun], asked: Tree, allowance: float, threads: int, planning: float = 0.0
     ) -> "Ladder":
         """A ladder of these runs, in the order in which they are to be made. planning: seconds spent on it so far."""
         path.mkdir(parents=True, exist_ok=True)
@@ -130,11 +130,11 @@ class Ladder:
         """Spent so far: planning, and all runs that have ended."""
         return self.planning + sum(self._summary(rung).get("seconds", 0.0) for rung in self.rungs)
 
-    def _summary(self, rung: Rung) -> dict[str, Any]:
+    def _summary(self, rung: LadderRun) -> dict[str, Any]:
         found: dict[str, Any] = read_json(self.path / rung.name / "summary.json", dict, "the summary of a run") or {}
         return found
 
-    def finished(self, rung: Rung) -> bool:
+    def finished(self, rung: LadderRun) -> bool:
         return self._summary(rung).get("stopped") == "finished"
 
     def climb(self, view: View | None = None, *, keep_runs: bool = False) -> Climbed:
@@ -184,7 +184,7 @@ class Ladder:
         pairs = [(self._summary(rung).get("seconds", 0.0), rung.seconds) for rung in self.rungs if self.finished(rung)]
         return max(1.0, sum(took for took, _ in pairs) / sum(said for _, said in pairs)) if pairs else 1.0
 
-    def _make(self, rung: Rung, view: View | None) -> int | None:
+    def _make(self, rung: LadderRun, view: View | None) -> int | None:
         """Returns the signal that stopped it."""
         folder = self.path / rung.name
         with Launch(view) as launch:
@@ -236,7 +236,9 @@ def _paces(common: Tree, dataset: Dataset, machine: Machine, allowance: float, l
     paces: Paces | None = None
     for shape in rules.LADDER[:SIZES]:
         context = _context(common)
-        rung = Rung("", shape.layers, shape.width, shape.head_width, context, 10**6, rule_batch(1e6, context), 1.0, 0.0)
+        rung = LadderRun(
+            "", shape.layers, shape.width, shape.head_width, context, 10**6, rule_batch(1e6, context), 1.0, 0.0
+        )
         request = TrainingRequest.of(merge(rung.asked(_optimizer(common)), common))
         paces = paces or paces_for(machine, request.budget, request.asked)
         _, config = planned(replace(request, learns=False), machine, dataset, 0.0, paces)

@@ -35,7 +35,7 @@ RUN_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderRun:
     """One run.
 
     name: of its folder. layers, width, head_width, context: of its model. tokens: to train on. batch: sequences of a step.
@@ -74,7 +74,7 @@ class Rung:
 
 def ladder(
     seconds: float, per_token: Sequence[float], *, context: int = 256, batch: Callable[[float], int] | None = None
-) -> list[Rung]:
+) -> list[LadderRun]:
     """The runs that an allowance is enough for: the grid of sizes and tokens, then batches and rates, each the cheapest first.
 
     Every size is trained on every number of tokens, D, 3 D and 9 D, at the batch and the rates of the rules. The smallest size is
@@ -103,7 +103,7 @@ def ladder(
         raise UsageError(
             f"an allowance of {seconds:.0f} s is too little for a ladder of {LEAST_SIZES} sizes here: give {math.ceil(least)}s"
         )
-    grid, around = list[Rung](), list[Rung]()
+    grid, around = list[LadderRun](), list[LadderRun]()
     for horizon in range(HORIZONS):
         tokens = shortest * STRIDE**horizon
         usual = chosen(tokens)
@@ -115,12 +115,12 @@ def ladder(
     return [*sorted(grid, key=lambda rung: rung.seconds), *sorted(around, key=lambda rung: rung.seconds)]
 
 
-def _rung(at: int, tokens: float, batch: int, rate: float, context: int, per_token: float) -> Rung:
+def _rung(at: int, tokens: float, batch: int, rate: float, context: int, per_token: float) -> LadderRun:
     """at: the place of its shape. per_token: seconds."""
     shape, whole = rules.LADDER[at], int(tokens)
     name = f"{shape.layers}x{shape.width}-{whole}tok-batch{batch}-rate{rate:g}"
     seconds = RUN_SECONDS + whole * per_token
-    return Rung(name, shape.layers, shape.width, shape.head_width, context, whole, batch, rate, seconds)
+    return LadderRun(name, shape.layers, shape.width, shape.head_width, context, whole, batch, rate, seconds)
 
 
 def rule_batch(tokens: float, context: int) -> int:

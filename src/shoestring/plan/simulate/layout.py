@@ -7,7 +7,7 @@ from shoestring.budget.machine import Machine
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.method import method
+from shoestring.method import Count, Whole, method
 from shoestring.plan import rules
 from shoestring.plan.simulate.profile import OperatorTimes
 from shoestring.plan.simulate.trace import Trace, trace
@@ -112,12 +112,12 @@ def simulate(
     machine: Machine,
     times: OperatorTimes,
     *,
-    rows: int,
-    context: int,
+    rows: Count,
+    context: Count,
     layout: WorkerLayout | None = None,
     link: WorkerLink | None = None,
     precision: str = "float32",
-    update_flops: int = 0,
+    update_flops: Whole = 0,
     traced: Trace | None = None,
 ) -> Simulated:
     """What a training step takes: the times of its operators, added up, and those of what workers send each other.
@@ -138,6 +138,7 @@ def simulate(
     model: with or without weights.
     rows: sequences of a step, of all workers.
     context: tokens of each.
+    layout: how the workers divide the step; None: there is one.
     link: between workers; needed where there are several.
     precision: of products, 'float32' or 'bfloat16'.
     update_flops: of the optimiser's step.
