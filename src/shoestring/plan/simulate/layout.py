@@ -7,7 +7,7 @@ from shoestring.budget.machine import Machine
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.method import Count, Whole, method
+from shoestring.method import Count, Positive, Whole, method
 from shoestring.plan import rules
 from shoestring.plan.simulate.profile import OperatorTimes
 from shoestring.plan.simulate.trace import Trace, trace
@@ -46,12 +46,12 @@ class WorkerLayout:
     bits: of a value that is exchanged.
     """
 
-    data: int = 1
-    tensor: int = 1
-    stages: int = 1
-    micro_batches: int = 1
-    every: int = 1
-    bits: float = 32.0
+    data: Count = 1
+    tensor: Count = 1
+    stages: Count = 1
+    micro_batches: Count = 1
+    every: Count = 1
+    bits: Positive = 32.0
 
     def __post_init__(self) -> None:
         for name in ("data", "tensor", "stages", "micro_batches", "every"):
