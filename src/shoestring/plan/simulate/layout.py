@@ -7,7 +7,7 @@ from shoestring.budget.machine import Machine
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.method import Count, Positive, Whole, method
+from shoestring.method import Count, NonNegative, Positive, Whole, method
 from shoestring.plan import rules
 from shoestring.plan.simulate.profile import OperatorTimes
 from shoestring.plan.simulate.trace import Trace, trace
@@ -23,8 +23,8 @@ ROUND_MESSAGES = 3
 class WorkerLink:
     """Between any two workers. bandwidth: bytes a second that each sends. latency: seconds of a message."""
 
-    bandwidth: float
-    latency: float = 0.0
+    bandwidth: Positive
+    latency: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0 or self.latency < 0:
