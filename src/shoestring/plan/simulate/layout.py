@@ -111,6 +111,7 @@ def simulate(
     model: LanguageModule,
     machine: Machine,
     times: OperatorTimes,
+    traced: Trace | None = None,
     *,
     rows: Count,
     context: Count,
@@ -118,7 +119,6 @@ def simulate(
     link: WorkerLink | None = None,
     precision: str = "float32",
     update_flops: Whole = 0,
-    traced: Trace | None = None,
 ) -> Simulated:
     """What a training step takes: the times of its operators, added up, and those of what workers send each other.
 
@@ -136,13 +136,13 @@ def simulate(
     and head among them. The optimiser's step is reckoned, not traced: its FLOPs at the rate of large products, and its bytes.
 
     model: with or without weights.
+    traced: a micro-batch's pass, where it is known.
     rows: sequences of a step, of all workers.
     context: tokens of each.
     layout: how the workers divide the step; None: there is one.
     link: between workers; needed where there are several.
     precision: of products, 'float32' or 'bfloat16'.
     update_flops: of the optimiser's step.
-    traced: a micro-batch's pass, where it is known.
     Raises: UsageError where the layout does not divide the step.
     """
     layout = layout or WorkerLayout()
