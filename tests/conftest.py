@@ -107,6 +107,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn. A command in a
         # process of its own draws its page
         patch.setattr(train, "write_report", lambda runs: runs[0] / "report.html")
+        # what a killed process wrote is there without it: waiting for a disk tells nothing here, and takes most of a short run
+        patch.setattr(os, "fsync", lambda handle: None)
         yield folder
 
 
