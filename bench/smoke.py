@@ -91,7 +91,7 @@ SMOKES = {
     "evidence": Smoke("--smoke"),
     "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
     "data_selection": Smoke(
-        "--smallest --out runs.jsonl --json all.json", lambda: _packages("datasketch", "sklearn", "lightgbm")
+        "--smallest --out runs.jsonl --json all.json", lambda: _packages("sklearn")
     ),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
