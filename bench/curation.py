@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from three_domains import untimed_environment
 
 from shoestring import atomic
 from shoestring.budget.ledger import peak_memory
@@ -251,7 +252,8 @@ def main(words: Sequence[str] | None = None) -> int:
             f"{each['memory_at_start'] / 1e6:,.0f} at the start"
         )
     if found.json:
-        content = {**figures, "environment": environment(probe())}
+        where = untimed_environment() if found.untimed else environment(probe())
+        content = {**figures, "seed": found.seed, "environment": where}
         atomic.write_text(found.json, json.dumps(content, indent=1) + "\n")
     return 0
 

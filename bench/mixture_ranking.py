@@ -27,17 +27,15 @@ from typing import Any
 import numpy as np
 from run_lines import RunLines
 from scipy.stats import spearmanr
-from three_domains import NAMES, Pool, Size, make_pool, measured, store_of, train
+from three_domains import NAMES, Pool, Size, make_pool, measured, store_of, train, untimed_environment
 
 from shoestring import atomic
-from shoestring.budget.machine import probe
 from shoestring.config import Choice
 from shoestring.data.mixed import Mixed
 from shoestring.data.mixture import Domain
 from shoestring.data.mixture_searches.regmix import RegMix
 from shoestring.data.store import TokenStore
 from shoestring.data.windows import Windows
-from shoestring.train.run_folder import environment
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -191,7 +189,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"behind the best  bill {one['bill']:.1%} of the truth's"
         )
     if options.json:
-        content = {"settings": settings, **found, "environment": environment(probe())}
+        content = {"settings": settings, **found, "environment": untimed_environment()}
         atomic.write_text(options.json, json.dumps(content, indent=1) + "\n")
     return 0
 

@@ -90,7 +90,7 @@ SMOKES = {
     ),
     "evidence": Smoke("--smoke"),
     "curation": Smoke("--smallest --json all.json", lambda: _packages("datasketch")),
-    "data_selection": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("sklearn")),
+    "data_selection": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("sklearn", "lightgbm")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "serve": Smoke(

@@ -17,11 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
+from shoestring.budget.machine import probe
 from shoestring.contract.batch import Batch
 from shoestring.contract.cost import Shape
 from shoestring.contract.objective import At
@@ -33,6 +35,15 @@ from shoestring.data.windows import BatchSource, Windows
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.optim.adamw import AdamW
+from shoestring.train.run_folder import environment
+
+
+def untimed_environment() -> dict[str, Any]:
+    """Where something ran that is not timed: without the rates of the machine, which other work may have slowed."""
+    found = environment(probe())
+    found["machine"] = {key: value for key, value in found["machine"].items() if key not in ("matmul", "bandwidth")}
+    return found
+
 
 NAMES = ("code", "docstrings", "reference")
 SHARES = {"code": 0.6, "docstrings": 0.25, "reference": 0.15}

@@ -40,7 +40,7 @@ def test_looks_tell_what_a_step_did_to_each_row() -> None:
     assert first.opposition == pytest.approx(by_hand, abs=1e-5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
     second = meter.look(model)
     changes = (row_losses(model, [batch])[0] - before).tolist()
     assert second.interference == pytest.approx(1 - abs(sum(changes)) / sum(map(abs, changes)), abs=1e-4)

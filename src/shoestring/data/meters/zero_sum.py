@@ -77,8 +77,8 @@ def deceleration(tokens: Sequence[float], losses: Sequence[float]) -> tuple[floa
     """(loss, tokens, slope after it) where a curve of losses bends in log-log space: the best pair of straight lines that meet.
 
     log L = log L_d - r log(t / t_d), r = r_0 before t_d and r_d after it, by least squares over every t_d among the tokens. None
-    where there are fewer than 6 points, or the slope does not fall (r_d >= r_0): no deceleration is shown. What noise bends is not told
-    from what is bent: give a smooth curve.
+    where there are fewer than 6 points, or the slope does not fall (r_d >= r_0): no deceleration is shown. What noise
+    bends is not told from what is bent: give a smooth curve.
     """
     if len(tokens) < 6:
         return None
