@@ -97,7 +97,8 @@ SMOKES = {
         run_first=f"--budget 4ktok {TINY} --model.context=96",
     ),
     "evidence": Smoke("--smoke"),
-    "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
+    "curation": Smoke("--smallest --json all.json", lambda: _packages("datasketch")),
+    "data_selection": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("sklearn", "lightgbm")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "serve": Smoke(
@@ -116,6 +117,8 @@ SMOKES = {
     "int4_cpu": Smoke("--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536"),
     "integrity": Smoke("--megabytes 1 --repeats 1"),
     "laws": Smoke("--resamples 4 --rungs 1 --planted 1 --figures figures.jsonl"),
+    "padding": Smoke("--smallest --json all.json"),
+    "mixture_ranking": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("lightgbm")),
     "noise_scale": Smoke(
         "--batches 2 4 --target 20 --middle 2 --tokens 2000 --every 256 --width 32 --context 32 --heldout-windows 4 "
         "--out runs.jsonl"

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from pydantic import BeforeValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from shoestring.config import Choice, Pick, listed
+from shoestring.config import Choice, Pick, PickList, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import find
@@ -90,6 +90,7 @@ class DataConfig:
     rows: how documents are laid in rows, each apart from the others, in place of windows; None: windows, as packing says.
     length: how long the rows of a step are, as the budget is spent; None: always model.context.
     selection: which rows of a larger batch are trained on, by the model as it is; None: all.
+    interventions: experiments on what is read, several in one run: texts that are planted in its rows.
     source: several corpora, each a domain with a name, in place of data.corpus; they share one tokenizer. None: one corpus.
     mixture: how much of each source is read, as the budget is spent; None: all equally often.
 
@@ -111,6 +112,7 @@ class DataConfig:
     rows: Annotated[Choice, Pick("data", "packing")] | None = None
     length: Annotated[Choice, Pick("data", "length")] | None = None
     selection: Annotated[Choice, Pick("data", "selection")] | None = None
+    interventions: Annotated[tuple[Choice, ...], PickList("intervention", ("data",))] = ()
     source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources)] | None = None
     mixture: Annotated[Choice, MIXTURE] | None = None
 
@@ -170,7 +172,7 @@ class DataConfig:
     @property
     def text_alone(self) -> "DataConfig":
         """What text there is and how it is held out and judged, without how it is laid out and how much is read of each source."""
-        return replace(self, rows=None, length=None, selection=None, mixture=None)
+        return replace(self, rows=None, length=None, selection=None, mixture=None, interventions=())
 
     @property
     def corpora(self) -> str:

@@ -112,6 +112,37 @@ def sketched_gradients(model: LanguageModel, parts: Sequence[Batch], width: int,
     return torch.cat(found), spent
 
 
+def projection_gradients(model: LanguageModel, parts: Sequence[Batch]) -> tuple[Tensor, Charge]:
+    """(float32 [B, width * width] on the CPU: the gradient of each row's mean loss in a matrix before the head; what that took).
+
+    The matrix P is the identity, h' = P h, and its gradient G = 1/T sum_t (dl_t / dh'_t) h_t^T: exact, for any head, without a
+    backward pass through the blocks.
+    """
+    found, spent = [], NOTHING
+    for part in parts:
+        moved = part.to(model.device)
+        reading, took = _read(model, moved)
+        hidden, targets = reading.hidden.detach().flatten(0, -2), moved.targets.flatten()
+        slopes = [_slopes(reading, hidden[here], targets[here]) for here in _blocks(moved)]
+        shape = (*moved.targets.shape, hidden.shape[1])
+        products = torch.cat(slopes).view(shape).transpose(1, 2) @ hidden.float().view(shape)
+        counts = (moved.targets != IGNORED).sum(dim=1).clamp_min(1)
+        found.append((products / counts[:, None, None]).flatten(1).cpu())
+        places = targets.numel()
+        spent += took + Charge(flops=reading.head.flops(places) + 2 * places * hidden.shape[1] ** 2)
+    return torch.cat(found), spent
+
+
+def _slopes(reading: Reading, hidden: Tensor, targets: Tensor) -> Tensor:
+    """float32 [places, width]: of the summed loss, in the hidden states."""
+    given = hidden.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = reading.head.logits(given).float()
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        (slopes,) = torch.autograd.grad(loss, given)
+    return slopes.float()
+
+
 def _read(model: LanguageModel, batch: Batch) -> tuple[Reading, Charge]:
     """The forward pass of training, gradients enabled although none is taken: a compiled block has one graph then."""
     reading = model.read(batch.inputs)

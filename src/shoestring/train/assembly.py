@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
+from shoestring.data.intervention import Intervened, Intervention, read_texts
 from shoestring.data.length import Shaped
 from shoestring.data.mixed import Mixed
 from shoestring.data.mixture import Domain
@@ -153,10 +155,20 @@ def assemble(
 
 def training_source(config: RunConfig, dataset: Dataset, worker: int | None, more: int = 1) -> BatchSource:
     """The batches of a run. worker: whose part of them; None: all of them. more: times as many rows are drawn as trained on."""
-    source = _whole_rows(config, dataset, worker)
+    source = _planted(config, dataset, _whole_rows(config, dataset, worker))
     if config.data.length is None:
         return source
     return Shaped(stream_of(source), config.data.length.build(config.model.context), config.train.batch * more)
+
+
+def _planted(config: RunConfig, dataset: Dataset, source: BatchSource) -> BatchSource:
+    """The source with the run's experiments on it. Raises: UsageError where their texts cannot be read."""
+    experiments, end = [], dataset.tokenizer.end
+    for choice in config.data.interventions:
+        made: Intervention = choice.build()
+        texts = [np.array([*dataset.tokenizer.encode(text), end]) for text in read_texts(made.file)]
+        experiments.append((f"{choice.name} of {made.file}", made, texts))
+    return Intervened(stream_of(source), experiments, config.seed) if experiments else source
 
 
 def selection_of(config: RunConfig, dataset: Dataset) -> Selection | None:
