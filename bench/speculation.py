@@ -121,7 +121,7 @@ def main() -> None:
     ways |= {name: find("decode", name, "drafter").target() for name in options.drafters}
     if options.draft:
         small = open_model(options.draft, getattr(torch, options.dtype)).model
-        ways["draft_model"] = find("decode", "draft_model", "drafter").target(small)
+        ways["draft_model"] = find("decode", "draft_model", "drafter").target(small, opened.model)
     runs = list[Run]()
     for number in range(options.rounds):
         for kind, texts in prompts(opened, options).items():

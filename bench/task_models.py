@@ -4,7 +4,8 @@
     python bench/task_models.py tasks-0.9m --problems 500
     python bench/task_models.py --corpus tasks.jsonl     # the text alone
 
-The mixture stands in recipes/models/tasks.toml. The models are trained on its split 'train' and asked its split 'test'.
+The mixture stands in recipes/models/tasks.toml. The models are trained on its split 'train' and asked its split 'test'. Their
+loss is of the answers alone: what a question asks cannot be foretold.
 """
 
 import argparse

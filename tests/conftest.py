@@ -24,6 +24,7 @@ from shoestring.budget import machine
 from shoestring.cli import train
 from shoestring.log_lines import held_back
 from shoestring.report.page import write_report
+from tests.examples import examples
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """How many times slower than on two free cores a test may be: TEST_PATIENCE=5 make test."""
@@ -38,6 +39,7 @@ COMMANDS = {"start", "start_fresh", "shoestring"}
 """Functions of `tests.train.command` that do."""
 
 STEADY: dict[str, Any] = {
+    "max_examples": examples(100),
     "deadline": None,  # nor is a busy machine a failure
     "suppress_health_check": [hypothesis.HealthCheck.too_slow],
     "print_blob": True,
@@ -105,6 +107,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn. A command in a
         # process of its own draws its page
         patch.setattr(train, "write_report", lambda runs: runs[0] / "report.html")
+        # what a killed process wrote is there without it: waiting for a disk tells nothing here, and takes most of a short run
+        patch.setattr(os, "fsync", lambda handle: None)
         yield folder
 
 

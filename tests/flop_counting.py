@@ -1,5 +1,6 @@
 """What torch's counter of operations is told beside what it knows."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -11,4 +12,6 @@ CPU_ATTENTION: dict[Any, Any] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda *given, **_: sdpa_backward_flop_count(*given[:4])
     ),
+    # of [.., C, C] and [.., C, N]: a product and a sum for each entry of a triangle, and each column
+    torch.ops.aten.linalg_solve_triangular: lambda matrix, right, *_, **__: prod(right) * matrix[-1],
 }

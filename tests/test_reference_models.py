@@ -106,7 +106,8 @@ def test_task_models_learn_from_problems_of_the_training_split(
     places = [bench.reference_model(name) for name in bench.TASK_NAMES]
     assert len(set(places)) == len(asked) == 2
     (text,) = {word.partition("=")[2] for words in asked for word in words if word.startswith("--data.corpus=")}
-    documents = [json.loads(line)["text"] for line in Path(text).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(text).read_text().splitlines()]
+    documents = [row["prompt"] + row["answer"] for row in rows]
     assert len(documents) == 60
     for part in made.portions:
         task = part.task.build()

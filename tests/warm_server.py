@@ -40,6 +40,7 @@ def prepare() -> None:
     """Import everything that commands import, and start no thread."""
     # as in tests/conftest.py: a look at the speed of this machine is a third of the time of a tiny run
     machine._too_low = lambda machine: False
+    os.fsync = lambda fd: None  # likewise
     for name in COMMANDS:
         importlib.import_module(f"shoestring.cli.{name}")
     for engine in ENGINES:

@@ -230,7 +230,8 @@ def _one_line(error: pydantic.ValidationError, kind: Any, prefix: str = "") -> s
     where = ".".join(([prefix] if prefix else []) + path)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         for part in path[:-1]:
-            kind = _fields(kind).get(part)
+            item = next(iter(typing.get_args(kind)), None)
+            kind = item if part.isdigit() and item is not None else _fields(kind).get(part)
         return f"unknown key '{where}': {did_you_mean(path[-1], _fields(kind))}"
     if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"'{where}' is needed"

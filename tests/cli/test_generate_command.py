@@ -203,3 +203,17 @@ def test_a_model_without_a_template_does_not_chat(run: Run, trained: Path) -> No
     status, output, errors = run("hello", "--chat")
     assert (status, output) == (2, "")
     assert errors.startswith(f"shoestring: {trained} has no chat template")
+
+
+def test_a_cache_of_a_share_and_of_eight_bits(run: Run) -> None:
+    words = ("word", "--temperature", 0, "--json", "--cache.store", "int8", "--cache.stride=1")
+    status, out, told = run(*words, "--cache.budget", "100%", "--cache.policy", "window", "--cache.policy.sinks", 2)
+    assert status == 0
+    assert samples(out)[0]["tokens"] == 6
+    assert "evicted nothing" in told
+    status, _, told = run(*words, "--cache.policy", "window")
+    assert status != 0
+    assert "keeps to a budget" in told
+    status, _, told = run(*words, "--cache.budget", "1KiB")
+    assert status != 0
+    assert "set policy" in told

@@ -24,7 +24,7 @@ assert "soap" in {card.name for card in methods()}
 tell("all methods:", "torch._dynamo")
 from shoestring.config import build
 from shoestring.model import ModelConfig
-from shoestring.plan.planner import parameters
+from shoestring.plan.sizes import parameters
 parameters(build(ModelConfig, {"layers": 1, "width": 32, "heads": 2, "vocabulary": 50, "context": 32}))
 tell("planned:", "torch._dynamo")
 status = main(["train", *sys.argv[1:]])

@@ -82,6 +82,22 @@ def test_chats_are_learnt_and_gain_and_forgetting_are_told(
     status, shown, errors = shoestring("generate", run / "adapter", "What is 3?", "--chat", "--tokens", "4")
     assert status == 0, errors
     assert shown
+    # the same by name, on the base; without it the base answers
+    words = ("What is 3?", "--chat", "--tokens", "4", "--temperature", "0", "--json")
+    texts = {}
+    for name, place in (
+        ("opened", (run / "adapter",)),
+        ("named", (base, "--adapter", run / "adapter")),
+        ("base", (base,)),
+    ):
+        status, shown, errors = shoestring("generate", place[0], *words, *place[1:])
+        assert status == 0, errors
+        texts[name] = json.loads(shown)
+    assert texts["named"]["text"] == texts["opened"]["text"]
+    assert texts["named"]["spent"]["flops"] == texts["opened"]["spent"]["flops"] > texts["base"]["spent"]["flops"]
+    status, _, errors = shoestring("generate", base, "Once", "--adapter", base)
+    assert status == 2
+    assert "it is no adapter" in errors
 
 
 def test_a_tuning_run_goes_on_bit_for_bit(base: Path, chats: Path, corpus: Path, tmp_path: Path) -> None:
@@ -108,6 +124,30 @@ def test_text_is_tuned_on_in_full(base: Path, corpus: Path, tmp_path: Path) -> N
     assert found["new"]["gain"] > 0
 
 
+def test_old_text_is_read_again_and_the_new_judged_alone(base: Path, corpus: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(40):
+        (text / f"{number}.txt").write_text(f"number {number} is qq{number % 5}qq\n" * 12)
+    found = tune(
+        base,
+        text,
+        corpus,
+        tmp_path / "run",
+        "--budget=2ktok",
+        "--data.heldout=0.2",
+        "--replay=0.4",
+        "--model.context=32",
+        "--train.heldout_tokens=256",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if row["kind"] == "heldout"]
+    new = found["new"]
+    assert isinstance(new, dict)
+    assert new["before"] == judged[0]["domains"]["new"] != judged[0]["loss"]
+    assert new["after"] == judged[-1]["domains"]["new"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -118,6 +158,8 @@ def test_text_is_tuned_on_in_full(base: Path, corpus: Path, tmp_path: Path) -> N
         (("BASE", "--data.corpus=WRONG"), "line 3 is no chat"),
         (("BASE", "--data.corpus=CHATS", "--old=nowhere"), "no corpus 'nowhere'"),
         (("BASE", "--data.corpus=CHATS", "--edits.lora.rank=0"), "lora.rank = 0"),
+        (("BASE", "--data.corpus=CHATS", "--replay=0.2"), "the new text is chats, and python-stdlib is not"),
+        (("BASE", "--data.corpus=CHATS", "--replay=1.2"), "above 0 and below 1"),
     ],
 )
 def test_wrong_requests_are_one_line(

@@ -344,6 +344,7 @@ def test_arms_of_a_comparison_may_differ_in_what_is_read_of_each_source_and_not_
         "rows": Choice.of("data", "histogram", kind="packing"),
         "length": Choice.of("data", "length_cycle", kind="length", shapes=(8,)),
         "selection": Choice.of("data", "bmdal", kind="selection"),
+        "interventions": (Choice.of("data", "planted_texts", kind="intervention", file="texts.jsonl"),),
     }
     for key, value in others.items():
         other = replace(base, **{key: value})  # type: ignore[arg-type]

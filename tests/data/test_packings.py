@@ -16,6 +16,7 @@ from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.objective import At
 from shoestring.data import TokenStore
 from shoestring.data.packings.histogram import Histogram, packed
+from shoestring.data.packings.related_batches import RelatedBatches, along_the_tree, halved
 from shoestring.data.packings.sorted_batches import SortedBatches
 from shoestring.data.pieces import Pieces
 from shoestring.errors import UsageError
@@ -26,7 +27,11 @@ from shoestring.objective.next_token import NextToken
 
 END = 0
 CONTEXT = 16
-TABLE: dict[str, dict[str, Any]] = {"histogram": {}, "sorted_batches": {"group": 4}}
+TABLE: dict[str, dict[str, Any]] = {
+    "histogram": {},
+    "sorted_batches": {"group": 4},
+    "related_batches": {"group": 4, "dimensions": 16},
+}
 
 
 def store_of(lengths: list[int], seed: int = 0) -> TokenStore:
@@ -198,7 +203,10 @@ def test_a_document_longer_than_a_row_is_cut_and_an_empty_one_left_out() -> None
         Pieces(store_of([0, 0]), CONTEXT)
 
 
-@pytest.mark.parametrize(("name", "options"), [("histogram", {"weigh": "rows"}), ("sorted_batches", {"group": 0})])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("histogram", {"weigh": "rows"}), ("sorted_batches", {"group": 0}), ("related_batches", {"group": 0})],
+)
 def test_options_are_checked(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         made(name, skewed(), **options)
@@ -235,3 +243,49 @@ def test_stores_that_are_joined_keep_their_marks() -> None:
     assert whole.marks.tokens.tolist() == [0] * 9 + [1] * 6
     with pytest.raises(ValueError, match="all marked, or none"):
         TokenStore.joined([stores[0], store_of([2])])
+
+
+# ---- batches of related documents
+
+
+def about(subjects: int, each: int) -> TokenStore:
+    """Documents of `subjects` kinds, whose words are apart, one of each kind in turn."""
+    generator = np.random.default_rng(4)
+    kinds = [number % subjects for number in range(subjects * each)]
+    return TokenStore.of([(1 + 10 * kind + generator.integers(0, 8, 12)).tolist() for kind in kinds], END)
+
+
+def test_a_group_is_of_one_subject_and_its_batches_change() -> None:
+    source = RelatedBatches(about(5, 8), CONTEXT, seed=1, group=8)
+    assert len(source) == 40
+    subjects = []
+    for turn in range(10):
+        words = source.batch(turn * 8, 8).inputs.values
+        own = {(int(word) - 1) // 10 for word in words.flatten() if word}
+        assert len(own) == 1
+        subjects.append(own.pop())
+    assert sorted(subjects[:5]) == sorted(subjects[5:]) == list(range(5))
+    assert subjects[:5] != subjects[5:]
+
+
+def halved_by_hand(vectors: np.ndarray, first: int, rounds: int) -> list[int]:
+    middle = vectors.mean(0)
+    one = max(vectors, key=lambda row: float(((row - middle) ** 2).sum()))
+    other = max(vectors, key=lambda row: float(((row - one) ** 2).sum()))
+    lower: list[int] = []
+    for _ in range(rounds):
+        gap = [float(((row - one) ** 2).sum() - ((row - other) ** 2).sum()) for row in vectors]
+        lower = sorted(sorted(range(len(vectors)), key=gap.__getitem__)[:first])
+        rest = [row for row in range(len(vectors)) if row not in lower]
+        one, other = vectors[lower].mean(0), vectors[rest].mean(0)
+    return lower
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_set_is_halved_as_a_slow_reference_does_it(seed: int) -> None:
+    vectors = np.random.default_rng(seed).normal(size=(21, 3))
+    lower, upper = halved(vectors, 8, 6)
+    assert lower.tolist() == halved_by_hand(vectors, 8, 6)
+    assert sorted([*lower, *upper]) == list(range(21))
+    assert sorted(along_the_tree(vectors, 4, 6).tolist()) == list(range(21))
+    assert sorted(along_the_tree(np.zeros((9, 2)), 4, 6).tolist()) == list(range(9))

@@ -11,8 +11,10 @@ from torch import Tensor
 from shoestring.config import Choice
 from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.objective import At
-from shoestring.data.selection import Selection, row_losses, sketched_gradients
+from shoestring.data.selection import Selection, projection_gradients, row_losses, sketched_gradients
 from shoestring.data.selections.bmdal import kmeanspp, lcmd, maxdet
+from shoestring.data.selections.colm import medoids, normalised, shares
+from shoestring.data.selections.robust_active_distillation import robust_chances
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 
@@ -21,6 +23,9 @@ TABLE: dict[str, dict[str, Any]] = {
     "hard_batches": {"delta": 3},
     "jest": {"reference": "elsewhere", "more": 3, "chunks": 2},
     "bmdal": {"more": 3, "width": 64},
+    "llkd": {"teacher": "elsewhere", "more": 3},
+    "robust_active_distillation": {"more": 3, "wrong": 0.2},
+    "colm": {"more": 3, "keep": 100},
 }
 
 
@@ -114,6 +119,59 @@ def test_as_many_rows_as_asked_each_once_and_the_same_each_time(
     assert one.rows.tolist() == rows
 
 
+def shares_by_hand(model: Transformer, batch: Batch) -> list[list[Tensor]]:
+    with torch.no_grad():
+        shares = model.read(batch.inputs).logits().softmax(-1)
+    return [[shares[r, t] for t, y in enumerate(batch.targets[r].tolist()) if y != IGNORED] for r in range(batch.rows)]
+
+
+def test_a_teacher_that_is_sure_teaches_what_the_model_is_not_sure_of(models: list[Transformer], batch: Batch) -> None:
+    sure = [sum(float(p.max()) for p in row) / max(len(row), 1) for row in shares_by_hand(models[1], batch)]
+    unsure = [
+        sum(float(-(q * q.log()).sum()) for q in row) / max(len(row), 1) / np.log(VOCABULARY)
+        for row in shares_by_hand(models[0], batch)
+    ]
+    first = [i for i in range(ROWS) if sure[i] >= sum(sure) / ROWS - 1e-7 and unsure[i] >= sum(unsure) / ROWS - 1e-7]
+    order = sorted(range(ROWS), key=lambda i: (i not in first, -sure[i] * unsure[i]))
+    chosen = made("llkd", models).choose(models[0], batch.split(5), 4, At())
+    assert chosen.rows.tolist() == sorted(order[:4])
+    assert chosen.spent.read == 2 * ROWS * PLACES
+
+
+def test_the_chances_solve_the_game_against_a_teacher_that_is_wrong_where_it_hurts() -> None:
+    from itertools import combinations
+
+    from scipy.optimize import linprog
+
+    generator = np.random.default_rng(0)
+    for wrong in (0, 1, 2):
+        gains = generator.uniform(0.1, 1.0, 7)
+        # max v: for each set of wrong rows, the gain of the others is v at least
+        sets = list(combinations(range(7), wrong))
+        rows = [[*(-(g if i not in gone else 0.0) for i, g in enumerate(gains)), 1.0] for gone in sets]
+        best = linprog(
+            [0.0] * 7 + [-1.0], A_ub=rows, b_ub=[0.0] * len(rows), A_eq=[[1.0] * 7 + [0.0]], b_eq=[1.0],
+            bounds=[(0, 1)] * 7 + [(None, None)],
+        )  # fmt: skip
+        p = robust_chances(torch.tensor(gains), float(wrong)).double().numpy()
+        assert p.sum() == pytest.approx(1)
+        worst = min(sum(p[i] * gains[i] for i in range(7) if i not in gone) for gone in sets)
+        assert worst == pytest.approx(-best.fun, rel=1e-5)
+
+
+def test_rows_that_are_asked_about_are_those_with_a_chance(models: list[Transformer], batch: Batch) -> None:
+    margins = [
+        sum(float(q.topk(2).values[0] - q.topk(2).values[1]) for q in row) / max(len(row), 1)
+        for row in shares_by_hand(models[0], batch)
+    ]
+    chances = robust_chances(torch.tensor([1 - m for m in margins]), 0.2 * ROWS)
+    counts = np.zeros(ROWS)
+    one = made("robust_active_distillation", models)
+    for step in range(300):
+        counts[one.choose(models[0], [batch], 1, At(step=step)).rows] += 1
+    assert np.abs(counts / 300 - chances.numpy()).max() < 0.1
+
+
 def test_the_hardest_batch_is_taken(models: list[Transformer], batch: Batch) -> None:
     losses = losses_by_hand(models[0], batch)
     means = [sum(losses[start : start + 4]) / 4 for start in range(0, ROWS, 4)]
@@ -184,3 +242,74 @@ def test_draws_by_distance_seldom_take_two_of_a_kind() -> None:
     for seed in range(10):
         chosen = kmeanspp(features, 4, torch.Generator().manual_seed(seed))
         assert {place // 10 for place in chosen} == {0, 1, 2, 3}
+
+
+# ---- CoLM
+
+
+def test_gradients_in_the_matrix_before_the_head_are_those_of_autograd(models: list[Transformer], batch: Batch) -> None:
+    model = models[0]
+    found, spent = projection_gradients(model, batch.split(5))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for row in (0, 2, 7):
+        own = batch.take(slice(row, row + 1))
+        reading = model.read(own.inputs)
+        matrix = torch.eye(16, requires_grad=True)
+        logits = reading.head.logits(reading.hidden.detach()[0] @ matrix.T)
+        counted = own.targets[0] != IGNORED
+        if counted.any():
+            loss = torch.nn.functional.cross_entropy(logits[counted], own.targets[0][counted])
+            (matrix.grad,) = torch.autograd.grad(loss, matrix)
+        expected = torch.zeros(16, 16) if matrix.grad is None else matrix.grad
+        assert torch.allclose(found[row].view(16, 16), expected, atol=1e-6)
+    assert spent.flops > row_losses(model, [batch])[1].flops
+
+
+def medoids_by_hand(features: Tensor, count: int) -> list[int]:
+    points, chosen = features.numpy(), list[int]()
+
+    def total(centres: list[int]) -> float:
+        return sum(min(float(np.abs(point - points[centre]).sum()) for centre in centres) for point in points)
+
+    while len(chosen) < count:
+        chosen.append(
+            min((row for row in range(len(points)) if row not in chosen), key=lambda row: total([*chosen, row]))
+        )
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_medoids_are_those_of_a_slow_reference(seed: int) -> None:
+    features = torch.randn(14, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert medoids(features, 6) == medoids_by_hand(features, 6)
+    assert sorted(medoids(torch.ones(4, 2), 4)) == [0, 1, 2, 3]
+
+
+def test_a_small_source_is_taken_whole_and_the_others_by_their_size(models: list[Transformer], batch: Batch) -> None:
+    assert shares(torch.tensor([0] * 8 + [1] * 2 + [2] * 2), 6) == {1: 2, 2: 2, 0: 2}
+    assert shares(torch.tensor([0] * 9 + [1] * 7), 5) == {0: 3, 1: 2}
+    assert shares(torch.tensor([4] * 5), 2) == {4: 2}
+    domains = torch.tensor([0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 1])
+    several = Batch(batch.inputs, batch.targets, None, {"domain": domains})
+    chosen = made("colm", models).choose(models[0], several.split(5), 6, At()).rows.tolist()
+    assert {3, 6, 11} <= set(chosen)
+    assert len(chosen) == 6
+
+
+def test_entries_are_scaled_as_adam_would_and_the_strongest_kept() -> None:
+    gradients = torch.tensor([[1.0, 10.0, -2.0, 0.0], [1.0, -10.0, -2.0, 0.0], [4.0, 10.0, -2.0, 0.0]])
+    root = torch.tensor([(18 / 3) ** 0.5, 10.0, 2.0])
+    expected = gradients[:, :3] / root
+    assert torch.allclose(normalised(gradients, 2), expected[:, [0, 2]])
+
+
+def test_a_coreset_is_nearer_to_the_large_batch_than_a_random_one(models: list[Transformer], batch: Batch) -> None:
+    features = normalised(projection_gradients(models[0], [batch])[0], 100)
+    chosen = made("colm", models).choose(models[0], [batch], 4, At()).rows
+
+    def gap(rows: Tensor) -> float:
+        return float(torch.cdist(features, features[rows], p=1).min(dim=1).values.sum())
+
+    generator = torch.Generator().manual_seed(0)
+    others = [gap(torch.randperm(ROWS, generator=generator)[:4]) for _ in range(20)]
+    assert gap(chosen) < min(others) + 1e-6

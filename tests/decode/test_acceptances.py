@@ -17,6 +17,8 @@ from shoestring.decode.acceptances.nest import NestAcceptance
 from shoestring.decode.drafters.draft_model import DraftModel
 from shoestring.decode.drafters.staged import Staged
 from shoestring.decode.made_files import write_made
+from shoestring.decode.preparation import Given
+from shoestring.decode.preparations.autojudge import autojudge
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from tests.decode.random_models import native, noisy, one_by_one, prompts
@@ -157,6 +159,24 @@ def test_mining_is_the_semi_greedy_search() -> None:
         assert mismatch.important == important
     assert charge.calls >= 2 * len(found)
     assert charge.flops > 0
+
+
+def test_a_judge_is_prepared_of_questions_and_serves_an_engine(tmp_path: Path) -> None:
+    target, draft = native(seed=2), native(seed=5)
+
+    def check(answer: Sequence[int]) -> bool:
+        assert len(answer) <= 5
+        return sum(answer) % 3 != 0
+
+    given = [Given((*text, 0), len(text), check) for text in prompts(10)]
+    made = autojudge(target, given, draft, tokens=5)
+    assert "mismatches matter" in made.found[0]
+    assert made.charge.flops > 0
+    made.save(tmp_path / "judge")
+    engine = Engine(target, drafter=DraftModel(draft, target, confidence=0), acceptance=AutoJudge(tmp_path / "judge"))
+    assert all(len(each.tokens) == 6 for each in engine.run([Request(text.tokens[:-1], GREEDY, 6) for text in given]))
+    with pytest.raises(UsageError, match="learns from answers that can be checked"):
+        autojudge(target, [Given((1, 2, 3))], draft)
 
 
 def test_a_prompt_that_is_answered_wrong_teaches_nothing() -> None:

@@ -106,9 +106,9 @@ def test_a_mixture_is_its_definition_and_every_engine_reads_it(
     assert torch.allclose(plain, model.read(Inputs(torch.tensor([asked[0]]))).logits().log_softmax(-1), atol=1e-5)
 
 
-def test_a_walk_is_its_definition(model: Transformer, store: Datastore) -> None:
+def test_a_walk_is_its_definition(model: Transformer, store: Datastore, place: Path) -> None:
     """Against sets and loops, on a text that leaves the datastore and comes back."""
-    automaton = RetoMaton(store, clusters=12, neighbours=6, least=2)
+    automaton = RetoMaton(model, place, clusters=12, neighbours=6, least=2)
     text = (*prompts(8)[2], *one_by_one(model, prompts(8)[2], 8), 7, 7, *one_by_one(model, (1, 2), 6))
     hidden = model.read(Inputs(torch.tensor([text[:-1]]))).hidden[0]
     walk = automaton.walk(hidden, torch.tensor(text[1:]), VOCABULARY)
@@ -137,9 +137,9 @@ def test_a_walk_is_its_definition(model: Transformer, store: Datastore) -> None:
 
 
 def test_a_walk_along_a_known_text_searches_little_and_says_what_comes(
-    model: Transformer, texts: list[tuple[int, ...]], store: Datastore
+    model: Transformer, texts: list[tuple[int, ...]], store: Datastore, place: Path
 ) -> None:
-    automaton = RetoMaton(store, clusters=40)
+    automaton = RetoMaton(model, place, clusters=40)
     reading = model.read(Inputs(torch.tensor([texts[3][:-1]])))
     goals = torch.tensor(texts[3][1:])
     walk = automaton.walk(reading.hidden[0], goals, VOCABULARY)
@@ -177,7 +177,9 @@ def test_spans_of_a_corpus_are_drafted(model: Transformer, texts: list[tuple[int
     )
 
 
-def test_what_does_not_suit_is_refused_in_one_line(model: Transformer, store: Datastore, tmp_path: Path) -> None:
+def test_what_does_not_suit_is_refused_in_one_line(
+    model: Transformer, store: Datastore, place: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="a datastore needs a text of two tokens or more"):
         build_datastore(model, [[1]])
     Datastore(store.keys[:, :8].contiguous(), store.tokens, store.texts).save(tmp_path / "narrow")
@@ -190,4 +192,4 @@ def test_what_does_not_suit_is_refused_in_one_line(model: Transformer, store: Da
     with pytest.raises(UsageError, match="as many keys as tokens and texts"):
         Datastore.read(tmp_path / "short", model)
     with pytest.raises(UsageError, match="2 places and 3 tokens"):
-        RetoMaton(store).walk(store.keys[:2], store.tokens[:3], VOCABULARY)
+        RetoMaton(model, place).walk(store.keys[:2], store.tokens[:3], VOCABULARY)

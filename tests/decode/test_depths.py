@@ -10,17 +10,21 @@ import torch
 from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
+from shoestring.contract.model import Depth
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.depth import RowDepth, Through
 from shoestring.decode.depths.dr_llm import DrLLM
+from shoestring.decode.depths.ffn_skipllm import FFNSkipLLM
 from shoestring.decode.depths.skip_decode import SkipDecode
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.layer_routers import LayerRouters
 from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, SeparateStore, Store
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore, Store
 from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.block import Block
 from tests.decode.random_models import CONTEXT, VOCABULARY, prompts, wrapped
 
 GREEDY = Sampling(temperature=0)
@@ -51,11 +55,37 @@ def routed(model: Transformer, folder: Path) -> DrLLM:
 DEPTHS: dict[str, Callable[[Transformer, Path], RowDepth]] = {
     "skip_decode": lambda model, _: SkipDecode(model, most=1.0, least=0.34, warm=1),
     "dr_llm": routed,
+    "ffn_skipllm": lambda model, _: FFNSkipLLM(model, similarity=0.75, most=0.34, cold=1, warm=2),
 }
 
 
 def test_every_depth_stands_in_the_table() -> None:
     assert {card.name for card in methods("decode", "depth")} == set(DEPTHS)
+
+
+def settled_pass(model: Transformer, tokens: Sequence[int], rule: FFNSkipLLM, prompt: int) -> torch.Tensor:
+    """Logits after the last token, without a cache: layer by layer and place by place, feed-forward blocks left out as the paper's
+    rule says."""
+    length = len(tokens)
+    x = model.embedding(torch.tensor([list(tokens)]))
+    cos, sin = model.rotary(0, length, None)
+    settled, left = [False] * length, [rule.most] * length
+    for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        x = x + block.token_mixer(block.token_norm(x), cos, sin, None, None)
+        inside = rule.cold <= index < rule.total - rule.cold
+        for place in range(length):
+            if inside and settled[place] and left[place]:
+                left[place] -= 1
+                continue
+            before = x[0, place]
+            after = before + block.channel_mixer(block.channel_norm(before))
+            cosine = float(before @ after / (before.norm() * after.norm()))
+            if inside and place >= prompt + rule.warm and cosine >= rule.similarity:
+                settled[place] = True
+            x[0, place] = after
+    logits: torch.Tensor = model.norm(x[0, -1]) @ model.get_output_embeddings().weight.T
+    return logits
 
 
 def masked_pass(model: Transformer, tokens: Sequence[int], sets: Sequence[frozenset[int] | None]) -> torch.Tensor:
@@ -81,6 +111,9 @@ def masked_pass(model: Transformer, tokens: Sequence[int], sets: Sequence[frozen
 def reference(model: Transformer, depth: RowDepth, prompt: tuple[int, ...], count: int) -> list[int]:
     row = Row(1, 1, Request(prompt, GREEDY, count), 0, list(prompt), 0.0)
     while row.left and len(row.tokens) <= CONTEXT:
+        if isinstance(depth, FFNSkipLLM):
+            row.tokens.append(int(settled_pass(model, row.tokens, depth, len(prompt)).argmax()))
+            continue
         sets = [depth.layers(row, place) for place in range(len(row.tokens))]
         row.tokens.append(int(masked_pass(model, row.tokens, sets).argmax()))
     return row.tokens[len(prompt) :]
@@ -109,6 +142,8 @@ def test_answers_are_those_of_a_pass_without_a_cache(name: str, kind: str, tmp_p
     assert store.free == store.capacity
     full = Engine(model, rows=4)
     assert [each.tokens for each in full.run([Request(texts[0], GREEDY, 12)])] != [tuple(expected[0])]
+    if isinstance(depth, FFNSkipLLM):
+        assert 0.05 < depth.share < 0.5
     if kind == "narrow":
         assert sum(each.spent.charge.wasted for each in got) > 0
 
@@ -122,6 +157,25 @@ def test_a_text_that_left_layers_out_lends_its_blocks_to_nobody() -> None:
     assert second.spent.charge.reused == 8
     alone = Engine(model, store=PagedStore(model, 40, 4), rows=2, depth=depth)
     assert [each.tokens for each in alone.run([Request((*range(8), *first.tokens), GREEDY, 3)])] == [second.tokens]
+
+
+def test_channels_that_are_left_out_are_not_paid_for_and_their_blocks_are_lent_to_nobody() -> None:
+    model = deep()
+    saved = []
+    for similarity in (-1.0, 1.0):
+        depth = FFNSkipLLM(model, similarity=0.0, most=0.5, cold=1, warm=0)
+        depth.similarity = similarity  # all settle at once, or none does
+        engine = Engine(model, store=PagedStore(model, 40, 4), rows=2, depth=depth)
+        (first,) = engine.run([Request(tuple(range(8)), GREEDY, 20)])
+        (second,) = engine.run([Request((*range(8), *first.tokens), GREEDY, 3)])
+        saved.append((first.spent.charge.flops, first.spent.charge.moved, second.spent.charge.reused, depth.share))
+    block = model.blocks[0]
+    settled, whole = saved
+    # of 19 tokens that were read one by one, 3 of 6 layers left their channels out
+    assert whole[0] - settled[0] == 19 * 3 * block.channel_flops()  # type: ignore[operator]
+    assert whole[1] - settled[1] == 19 * 3 * block.channel_bytes  # type: ignore[operator]
+    assert (settled[2], whole[2]) == (8, 24)
+    assert (settled[3], whole[3]) == (0.5, 0.0)
 
 
 def test_the_schedule_falls_in_a_line_and_bypasses_what_lies_between() -> None:
@@ -161,7 +215,7 @@ def test_a_layer_does_not_come_back() -> None:
     again = model.read(Inputs(torch.tensor([[5], [6]])), cache, depth=all_).hidden
     assert torch.allclose(again[0, 0], model.read(Inputs(torch.tensor([[1, 2, 5]]))).hidden[0, -1], atol=1e-5)
 
-    class Twice:
+    class Twice(Depth):
         def times(self, layer: int, hidden: torch.Tensor) -> int:
             return 2
 
@@ -175,6 +229,8 @@ def test_what_does_not_go_together_is_refused() -> None:
         SkipDecode(model, most=0.5, least=0.9)
     with pytest.raises(UsageError, match="25% of 4 layers leave none above the 1 at the bottom"):
         SkipDecode(model, least=0.25)
+    with pytest.raises(UsageError, match="2 whole layers at each end of 4 leave none to leave out"):
+        FFNSkipLLM(model, cold=2)
     with pytest.raises(UsageError, match="give a drafter or a depth, not both"):
         Engine(model, depth=SkipDecode(model), drafter=NGram())
     three = wrapped("gpt2", n_layer=3)

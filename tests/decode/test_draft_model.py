@@ -5,16 +5,20 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.draft_model import DraftModel
-from shoestring.decode.row import Row
-from shoestring.decode.store import PagedStore, RowWork, SeparateStore
+from shoestring.decode.row import Draft, Row
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
+from shoestring.decode.work import RowWork
 from shoestring.errors import UsageError
-from tests.decode.random_models import CONTEXT, VOCABULARY, native, noisy, one_by_one, prompts
+from shoestring.model import ModelConfig, Transformer
+from tests.decode.random_models import CONTEXT, VOCABULARY, native, one_by_one, prompts
 
 GREEDY = Sampling(temperature=0)
 
@@ -138,11 +142,31 @@ def test_what_cannot_draft_is_refused_in_one_line() -> None:
         DraftModel(model, model, confidence=2)
 
 
-def test_a_model_that_reads_one_row_at_a_time_takes_no_drafts() -> None:
+@pytest.mark.parametrize("mixer", ["attention", "lightning", "mamba2"])
+def test_a_model_that_reads_one_row_at_a_time_forgets_drafts_that_are_refused(mixer: str) -> None:
+    """By cropping, or from a snapshot where a layer has a running state: the text is the one without drafts."""
+    torch.manual_seed(5)
+    sizes = {"layers": 2, "width": 32, "heads": 2, "vocabulary": VOCABULARY, "context": CONTEXT}
+    target = Transformer(build(ModelConfig, {**sizes, "pattern": [{"at": "0", "token_mixer": mixer}]})).eval()
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.normal_(std=0.5) if parameter.ndim > 1 else None
+    requests = [Request((1, 2), GREEDY, 12, samples=2), Request((3, 4, 5, 3, 4), GREEDY, 9)]
+    plain = Engine(target, store=SeparateStore(target, 8 * CONTEXT, 4))
+    wanted = {(each.number, each.sample): each.tokens for each in plain.run(requests)}
+    drafter = DraftModel(native(), target, confidence=0)
+    engine = Engine(target, store=SeparateStore(target, 8 * CONTEXT, 4), drafter=drafter)
+    assert {(each.number, each.sample): each.tokens for each in engine.run(requests)} == wanted
+    assert 0 < engine.drafted > engine.accepted
+
+
+def test_a_model_that_reads_tokens_in_order_takes_no_tree_of_drafts() -> None:
     model = native()
-    engine = Engine(model, store=SeparateStore(model, CONTEXT), drafter=DraftModel(noisy(model), model, confidence=0))
-    with pytest.raises(UsageError, match="decode without a drafter"):
-        list(engine.run([Request((1, 2), GREEDY, 9)]))
+    store, row = SeparateStore(model, CONTEXT), row_of(1, (1, 2))
+    row.held = store.admit(row)
+    store.extend(row, 4)
+    with pytest.raises(UsageError, match="no trees of drafts: give a drafter of lines"):
+        store.read(model, [RowWork(row, (1, 2), Draft((3, 4), (-1, -1)))])
 
 
 def test_a_shared_block_that_was_registered_is_not_written_over_in_place() -> None:

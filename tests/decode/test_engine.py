@@ -10,17 +10,24 @@ from typing import Any
 import pytest
 import torch
 
+from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModel
+from shoestring.contract.multi_token import ATTRIBUTE, MultiTokenHeads
 from shoestring.decode import Answer, Engine, Request, Sampling, Stop
+from shoestring.decode.accelerated import Accelerated, Accelerators
 from shoestring.decode.datastore import build_datastore
 from shoestring.decode.drafter import Drafter
+from shoestring.decode.mixture import LogitMixture
 from shoestring.decode.mtp_head import MTPHead
+from shoestring.decode.row import Row
 from shoestring.decode.scheduler import Scheduler
-from shoestring.decode.store import PagedStore, SeparateStore
+from shoestring.decode.separate_store import SeparateStore
+from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
 from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.model.wrapped import Wrapped
 from tests.decode.random_models import CONTEXT, native, noisy, one_by_one, prompts, wrapped
 
 GREEDY = Sampling(temperature=0)
@@ -70,6 +77,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "draft_model": {"confidence": 0.1},
     "staged": {"least": 0.0, "most": 8, "passes": 3},
     "fast_mtp": {"confidence": 0.0},
+    "m2r2": {"confidence": 0.0},
+    "multi_token": {"confidence": 0.0},
     "longspec": {"confidence": 0.0, "window": 10, "anchors": 2},
 }
 """Of drafters, for models that are never as sure as those that were trained."""
@@ -80,12 +89,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the file of each drafter lies that needs one, by its name."""
     folder = tmp_path_factory.mktemp("made")
     MTPHead(32, 32, 24).save(folder / "fast_mtp")
+    torch.manual_seed(3)
+    accelerators = Accelerators(1, 32, 4)
+    torch.nn.init.normal_(accelerators.up, std=0.05)
+    Accelerated(native(), accelerators).save(folder / "m2r2")
     build_datastore(native(), [(*text, *one_by_one(native(), text, 12)) for text in TEXTS])[0].save(folder / "nest")
     return folder
 
 
 def drafter_of(name: str | None, model: LanguageModel, made: Path) -> Drafter | None:
     """A drafter, its draft model much like `model`."""
+    if name == "multi_token" and not hasattr(model, ATTRIBUTE):
+        torch.manual_seed(4)
+        setattr(model, ATTRIBUTE, MultiTokenHeads(3, 32, 16))
     supplies = {"target": lambda: model, "draft": lambda: noisy(model), "place": lambda: made / str(name)}
     return supplied("drafter", name, supplies, **OPTIONS.get(name, {})) if name else None
 
@@ -98,6 +114,10 @@ def scheduler_of(name: str, model: LanguageModel) -> Scheduler:
 @pytest.mark.parametrize(("name", "scheduler", "drafter"), WHOLE_TABLE)
 def test_every_answer_is_the_one_it_has_alone(name: str, scheduler: str, drafter: str | None, made: Path) -> None:
     model, expected = model_of(name), expected_of(name)
+    if drafter == "m2r2" and isinstance(model, Wrapped):
+        with pytest.raises(UsageError, match="m2r2 needs a native model, or a bridged one"):
+            drafter_of(drafter, model, made)
+        return
     drafting = drafter_of(drafter, model, made)
     paged = store(model, "paged")
     engine = Engine(model, store=paged, rows=5, tokens=24, scheduler=scheduler_of(scheduler, model), drafter=drafting)
@@ -128,6 +148,47 @@ def test_draws_belong_to_the_request_and_not_to_its_company(scheduler: str, draf
     got = answers(engine, [Request(text, WARM, 12) for text in TEXTS[:6]])
     assert [got[number, 0].tokens for number in range(1, 7)] == alone
     assert len(set(alone)) > 3
+
+
+def mixture_of(name: str, model: LanguageModel, made: Path) -> LogitMixture:
+    place = made / f"{name}-{model.about.context}"
+    if not place.exists():
+        build_datastore(model, [(*text, *one_by_one(model, text, 12)[::-1]) for text in TEXTS])[0].save(place)
+    options: dict[str, Any] = {"neighbours": 6, "share": 0.6, **({"clusters": 12} if name == "retomaton" else {})}
+    found: LogitMixture = supplied("mixture", name, {"target": lambda: model, "place": lambda: place}, **options)
+    return found
+
+
+def mixed_one_by_one(model: LanguageModel, mixture: LogitMixture, text: tuple[int, ...], count: int) -> list[int]:
+    """Greedy decoding without a cache; an answer's walk begins at its first token."""
+    row = Row(1, 1, Request(text, GREEDY, count), 0, list(text), 0.0)
+    with torch.no_grad():
+        while row.left and len(row.tokens) <= model.about.context:
+            reading = model.read(Inputs(torch.tensor([row.tokens])))
+            hidden, logits = reading.hidden[0, -1:], reading.logits()[0, -1]
+            row.tokens.append(int(mixture.mixed(row, logits, hidden[0], mixture.find(hidden)[0]).argmax()))
+    return row.tokens[len(text) :]
+
+
+@pytest.mark.parametrize("drafter", [None, "ngram", "draft_model"])
+@pytest.mark.parametrize("name", [card.name for card in methods("decode", "mixture")])
+def test_mixed_answers_are_those_that_each_has_alone(
+    name: str, drafter: str | None, made: Path, tmp_path: Path
+) -> None:
+    """Beside others, with drafts, in little room where rows are read again, and with samples that part."""
+    model = native()
+    mixture = mixture_of(name, model, tmp_path)
+    expected = [mixed_one_by_one(model, mixture, text, 12) for text in TEXTS]
+    assert expected != [one_by_one(model, text, 12) for text in TEXTS]
+    mixture.spent()
+    paged = PagedStore(model, 24, 4)
+    engine = Engine(model, store=paged, rows=4, tokens=16, mixture=mixture, drafter=drafter_of(drafter, model, made))
+    got = answers(engine, [Request(text, GREEDY, 12, samples=1 + at % 2) for at, text in enumerate(TEXTS)])
+    assert [list(got[at, 0].tokens) for at in range(1, len(TEXTS) + 1)] == expected
+    assert [list(got[at, 1].tokens) for at in range(2, len(TEXTS) + 1, 2)] == expected[1::2]
+    paged.check()
+    plain = answers(Engine(model, rows=1, room=CONTEXT), [Request(TEXTS[0], GREEDY, 12)])
+    assert got[1, 0].spent.charge.flops > plain[1, 0].spent.charge.flops  # who mixes pays for the search
 
 
 @pytest.mark.parametrize("name", MODELS)

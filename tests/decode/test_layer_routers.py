@@ -8,12 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from shoestring.contract.batch import Inputs
+from shoestring.contract.cost import Shape
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.depths.dr_llm import DrLLM
 from shoestring.decode.layer_routers import FixedDepth, LayerRouters, balanced, focal_loss, search, train_routers
+from shoestring.decode.preparation import Given
+from shoestring.decode.preparations.dr_llm import dr_llm
 from shoestring.errors import UsageError
 from tests.decode.random_models import prompts
 from tests.decode.test_depths import deep
+
+GREEDY = Sampling(temperature=0)
 
 
 def test_a_router_pools_windows_and_takes_the_mean_of_what_they_say() -> None:
@@ -89,6 +94,29 @@ def test_routers_learn_what_they_are_shown_and_a_text_keeps_its_layers(tmp_path:
         text, times = examples[each.number - 1]
         first = model.read(Inputs(torch.tensor([text])), depth=FixedDepth(times)).logits()[0, -1].argmax()
         assert each.tokens[0] == int(first)
+
+
+def test_a_layer_that_does_nothing_is_found_learnt_and_left_out_of_answers(tmp_path: Path) -> None:
+    """From the search to decoding: the text stays, and it costs less."""
+    model = deep(4)
+    with torch.no_grad():
+        for mixer in ("token_mixer", "channel_mixer"):
+            model.get_parameter(f"blocks.2.{mixer}.output.weight").zero_()
+    texts = prompts(6, seed=2)
+    whole = [next(Engine(model, rows=1).run([Request(text, GREEDY, 8)])) for text in texts]
+    given = [Given((*text, *answer.tokens), len(text)) for text, answer in zip(texts, whole, strict=True)]
+    made = dr_llm(model, given, rollouts=20, slack=1e-4, price=0.01, steps=60)
+    assert made.found[0].startswith("1.0 of 4 layers are left out for a text")
+    made.save(tmp_path / "routers")
+    for text, before in zip(texts, whole, strict=True):
+        engine = Engine(model, rows=1, depth=DrLLM(model, tmp_path / "routers"))
+        (each,) = engine.run([Request(text, GREEDY, 8)])
+        assert each.tokens == before.tokens
+        size, block = len(text), model.blocks[2]
+        chosen = model.read(Inputs(torch.tensor([text])), depth=FixedDepth((1, 1, 0, 1))).cost.flops
+        left_out = sum(block.flops(Shape(1, 1, size + at)) for at in range(7))  # type: ignore[operator]
+        left_out += block.flops(Shape(1, size))  # type: ignore[operator]
+        assert each.spent.charge.flops == before.spent.charge.flops - left_out + chosen
 
 
 def test_what_does_not_suit_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.drafters.staged import Staged
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.store import PagedStore, RowWork
+from shoestring.decode.store import PagedStore
+from shoestring.decode.work import RowWork
 from tests.decode.random_models import VOCABULARY, native, noisy, one_by_one, prompts, wrapped
 from tests.decode.test_draft_model import row_of
 

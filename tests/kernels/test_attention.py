@@ -11,7 +11,7 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import KeptShape
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import Rows, Span, attend
+from shoestring.kernels.attention import BlockRows, BlockSpan, attend
 
 NATIVE = [kernel for kernel in kernels.available() if kernel != "torch"]
 pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built")
@@ -23,7 +23,7 @@ MIXED = [(0, 5), (40, 1), (3, 33), (130, 1), (64, 17), (0, 1)]
 
 def case(
     spans: list[tuple[int, int]], heads: int, shared: int, width: int, value_width: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, list[Span]]:
+) -> tuple[Tensor, Tensor, Tensor, list[BlockSpan]]:
     """Queries, keys, values and rows whose blocks lie all over a store."""
     made = torch.Generator().manual_seed(3)
     needed = [-(-(held + new) // BLOCK) for held, new in spans]
@@ -31,15 +31,15 @@ def case(
     store = (len(order) * BLOCK, shared)
     keys = torch.randn(*store, width, generator=made).to(dtype)
     values = torch.randn(*store, value_width, generator=made).to(dtype)
-    rows, start = list[Span](), 0
+    rows, start = list[BlockSpan](), 0
     for (held, new), count in zip(spans, needed, strict=True):
-        rows.append(Span(start, new, held, [order.pop() for _ in range(count)]))
+        rows.append(BlockSpan(start, new, held, [order.pop() for _ in range(count)]))
         start += new
     return torch.randn(start, heads, width, generator=made), keys, values, rows
 
 
 def defined(
-    queries: Tensor, keys: Tensor, values: Tensor, rows: list[Span], scale: float | None, window: int | None
+    queries: Tensor, keys: Tensor, values: Tensor, rows: list[BlockSpan], scale: float | None, window: int | None
 ) -> Tensor:
     """From the definition, in float64, one token and head at a time."""
     tokens, heads, width = queries.shape
@@ -63,7 +63,7 @@ def defined(
 def test_it_is_attention(width: int, value_width: int, sharing: int, dtype: torch.dtype) -> None:
     queries, keys, values, rows = case(MIXED, 2 * sharing, 2, width, value_width, dtype)
     for window in (None, 1, 20, 70):
-        found = attend(queries, keys, values, Rows(rows, BLOCK), window=window)
+        found = attend(queries, keys, values, BlockRows(rows, BLOCK), window=window)
         torch.testing.assert_close(
             found.double(), defined(queries, keys, values, rows, None, window), rtol=1e-5, atol=1e-5
         )
@@ -73,7 +73,7 @@ def test_it_is_attention(width: int, value_width: int, sharing: int, dtype: torc
 def test_rows_that_go_on(count: int) -> None:
     spans = [(7 * row, 1) for row in range(count)]
     queries, keys, values, rows = case(spans, 4, 2, 32, 32, torch.float32)
-    found = attend(queries, keys, values, Rows(rows, BLOCK), scale=0.7)
+    found = attend(queries, keys, values, BlockRows(rows, BLOCK), scale=0.7)
     torch.testing.assert_close(found.double(), defined(queries, keys, values, rows, 0.7, None), rtol=1e-5, atol=1e-5)
 
 
@@ -83,24 +83,26 @@ def test_kernels_threads_and_company_change_no_bit(width: int, dtype: torch.dtyp
     queries, keys, values, rows = case([*MIXED, (300, 40)], 6, 2, width, width, dtype)
     for window in (None, 20):
         kernels.choose("plain")
-        wanted = attend(queries, keys, values, Rows(rows, BLOCK), window=window)
+        wanted = attend(queries, keys, values, BlockRows(rows, BLOCK), window=window)
         for kernel in NATIVE:
             kernels.choose(kernel)
             for threads in (1, 3):
                 torch.set_num_threads(threads)
-                assert torch.equal(attend(queries, keys, values, Rows(rows, BLOCK), window=window), wanted), kernel
+                assert torch.equal(attend(queries, keys, values, BlockRows(rows, BLOCK), window=window), wanted), kernel
         for span in rows:  # each row by itself, and its last token by itself
             own, end = queries[span.start : span.start + span.new], span.held + span.new
-            alone = attend(own, keys, values, Rows([span._replace(start=0)], BLOCK), window=window)
+            alone = attend(own, keys, values, BlockRows([span._replace(start=0)], BLOCK), window=window)
             assert torch.equal(alone, wanted[span.start : span.start + span.new])
-            last = attend(own[-1:], keys, values, Rows([Span(0, 1, end - 1, span.blocks)], BLOCK), window=window)
+            last = attend(
+                own[-1:], keys, values, BlockRows([BlockSpan(0, 1, end - 1, span.blocks)], BLOCK), window=window
+            )
             assert torch.equal(last[0], alone[-1])
 
 
 def test_what_is_no_number_stays_with_those_who_see_it() -> None:
     queries, keys, values, rows = case([(20, 8)], 2, 1, 16, 16, torch.float32)
     keys[rows[0].blocks[1] * BLOCK + 6] = torch.nan  # position 22
-    found = attend(queries, keys, values, Rows(rows, BLOCK))
+    found = attend(queries, keys, values, BlockRows(rows, BLOCK))
     assert found[:2].isfinite().all()
     assert found[2:].isnan().all()
 
@@ -135,19 +137,19 @@ def test_a_paged_layer_answers_as_torch_does(dtype: torch.dtype, window: int | N
 def test_what_does_not_fit_is_refused() -> None:
     queries, keys, values, rows = case([(4, 2)], 4, 2, 16, 16, torch.float32)
     with pytest.raises(ShoestringError, match="do not fit keys"):
-        attend(queries[:1], keys, values, Rows(rows, BLOCK))
+        attend(queries[:1], keys, values, BlockRows(rows, BLOCK))
     with pytest.raises(ShoestringError, match="do not fit keys"):
-        attend(queries[:, :3], keys, values, Rows(rows, BLOCK))
+        attend(queries[:, :3], keys, values, BlockRows(rows, BLOCK))
     with pytest.raises(ShoestringError, match="a block that is none of the 4"):
-        attend(queries, keys, values, Rows([Span(0, 2, 4, [4])], BLOCK))
+        attend(queries, keys, values, BlockRows([BlockSpan(0, 2, 4, [4])], BLOCK))
     with pytest.raises(ShoestringError, match="20 \\+ 2 tokens do not fit in 1 blocks"):
-        Rows([Span(0, 2, 20, [0])], BLOCK)
+        BlockRows([BlockSpan(0, 2, 20, [0])], BLOCK)
     with pytest.raises(ShoestringError, match="no whole number of blocks"):
-        attend(queries, keys[:40], values[:40], Rows([Span(0, 2, 4, [0])], BLOCK))
+        attend(queries, keys[:40], values[:40], BlockRows([BlockSpan(0, 2, 4, [0])], BLOCK))
     with pytest.raises(ShoestringError, match="contiguous"):
-        attend(queries, keys.mT.contiguous().mT, values, Rows(rows, BLOCK))
+        attend(queries, keys.mT.contiguous().mT, values, BlockRows(rows, BLOCK))
     with pytest.raises(ShoestringError, match="a window has at least 1"):
-        attend(queries, keys, values, Rows(rows, BLOCK), window=0)
+        attend(queries, keys, values, BlockRows(rows, BLOCK), window=0)
     kernels.choose("torch")
     with pytest.raises(ShoestringError, match="no native kernel"):
-        attend(queries, keys, values, Rows(rows, BLOCK))
+        attend(queries, keys, values, BlockRows(rows, BLOCK))

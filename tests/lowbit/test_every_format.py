@@ -14,8 +14,11 @@ from shoestring.config import Choice
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import Format, Quantised, lower
 from shoestring.lowbit.formats.integer import Integer
+from shoestring.lowbit.formats.mx import MX
+from shoestring.lowbit.formats.statsq import StatsQ
 from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.method import Card, methods
+from shoestring.quantise.formats.microscaling import Microscaling
 
 CARDS = [card for card in methods("lowbit", "format") if card.name != "none"]
 BLOCKS: list[dict[str, Any]] = [{}, {"shards": 2}, {"scale": "row"}, {"scale": "group", "group": 4}]
@@ -89,10 +92,24 @@ def test_against_the_formula_written_out(form: Format) -> None:
         numbers = [weight[row, column].item() for row in rows for column in columns]
         if isinstance(form, Ternary):
             scale = float(numpy.float16(1e-5 + math.fsum(map(abs, numbers)) / len(numbers)))
+        elif isinstance(form, MX):
+            scale = 2.0 ** (math.floor(math.log2(max(map(abs, numbers)))) - 2)  # of FP4
+        elif isinstance(form, StatsQ):
+            scale = 2 * math.fsum(map(abs, numbers)) / len(numbers)
         else:
             scale = max(map(abs, numbers)) / (2 ** (form.bits - 1) - 1)
         for row in rows:
             for column in columns:
+                if isinstance(form, StatsQ):
+                    n = 2 ** (form.bits - 1)
+                    place = round(n * max(-1, min(1 - 1e-6, weight[row, column].item() / scale)) - 0.5)
+                    expected[row, column] = scale * (place + 0.5) / n
+                    continue
+                if isinstance(form, MX):
+                    number = weight[row, column].item()
+                    element = min((0, 0.5, 1, 1.5, 2, 3, 4, 6), key=lambda one: abs(abs(number) / scale - one))
+                    expected[row, column] = math.copysign(scale * element, number)
+                    continue
                 code = round(weight[row, column].item() / scale)  # Python rounds halves to even too
                 expected[row, column] = scale * (max(-1, min(1, code)) if isinstance(form, Ternary) else code)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
@@ -218,3 +235,12 @@ def test_more_bits_are_nearer() -> None:
 def test_codes_and_scales_that_do_not_fit_are_refused(codes: Tensor, scales: Tensor, said: str) -> None:
     with pytest.raises(ShoestringError, match=said):
         Quantised(codes, scales)
+
+
+@pytest.mark.parametrize("element", ["int8", "fp6_e2m3", "fp4_e2m1"])
+def test_what_is_trained_for_mx_is_what_is_kept_in_mx(element: Any) -> None:
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(3)) * torch.tensor(
+        [[1], [9], [1e-3], [0], [2], [6]]
+    )
+    trained = MX(element=element, scale="group", group=32).quantise(weight).dequantise()
+    assert torch.equal(trained, Microscaling(element=element).encode(weight).dequantise())

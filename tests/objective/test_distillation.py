@@ -11,9 +11,10 @@ from shoestring.contract.batch import IGNORED, Batch, Inputs
 from shoestring.contract.objective import At, Taught
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
-from shoestring.objective import distillation
+from shoestring.objective import teachers
 from shoestring.objective.cross_entropy import plain
-from shoestring.objective.distillation import TEACHER, Distillation
+from shoestring.objective.distillation import Distillation
+from shoestring.objective.teachers import TEACHER
 from tests.flop_counting import CPU_ATTENTION
 
 
@@ -59,7 +60,7 @@ def slowly(student: Transformer, teacher: Transformer, of: Batch, weight: float,
 def test_loss_and_gradients_are_those_of_the_formula(
     monkeypatch: pytest.MonkeyPatch, weighted: bool, weight: float, tau: float, divergence: str
 ) -> None:
-    monkeypatch.setattr(distillation, "LOGITS", 7 * 30)  # blocks of seven places
+    monkeypatch.setattr(teachers, "LOGITS", 7 * 30)  # blocks of seven places
     student, teacher, of = made(1), made(2, width=32), batch(weighted)
     objective = Distillation(plain, weight=weight, temperature=tau, divergence=divergence)  # type: ignore[arg-type]
     objective.learn_from(teacher.requires_grad_(False))

@@ -13,7 +13,8 @@ from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.plan.pace import Pace
-from shoestring.plan.planner import Plan, flops_per_token, paces_for, parameters, plan
+from shoestring.plan.planner import Plan, paces_for, plan
+from shoestring.plan.sizes import flops_per_token, parameters
 from shoestring.train.config import RunConfig
 
 LAPTOP = Machine("cpu", "a laptop", 2, 16 * 2**30, (), {"float32": 1.5e11, "bfloat16": 4e11}, 2e10)

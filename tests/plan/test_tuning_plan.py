@@ -9,7 +9,8 @@ from shoestring.budget.machine import Machine
 from shoestring.config import Choice, build
 from shoestring.model import ModelConfig, Transformer
 from shoestring.plan import rules
-from shoestring.plan.planner import adapts, training_memory
+from shoestring.plan.planner import adapts
+from shoestring.plan.sizes import training_memory
 from shoestring.plan.tuning import MOST_BATCH, MOST_JUDGED, RANKS, plan_tuning
 from shoestring.tune.edits.road import RoAd
 

@@ -23,7 +23,8 @@ from shoestring.serve.settings import Settings
 CHATML = (
     "{% if tools %}{{ '<|im_start|>tools\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}"
     "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
-    "{% for call in message['tool_calls'] or [] %}{{ call['function']['arguments'] | tojson }}{% endfor %}"
+    "{% for call in message['tool_calls'] or [] %}{{ '<tool_call>' }}{{ call['function']['arguments'] | tojson }}"
+    "{{ '</tool_call>' }}{% endfor %}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 END, START, STOP, VOCABULARY, CONTEXT = 256, 257, 258, 260, 256

@@ -6,13 +6,17 @@ import time
 
 import pytest
 
+from shoestring.config import build
 from shoestring.decode import Request
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.serve.admission import Admission, Promise, RequestBudget, operations, read_budget, rows_of, within
 from shoestring.serve.errors import ApiError
 from shoestring.serve.fields import BudgetFields
 from shoestring.serve.forecast import ForecastRow, forecast
 from shoestring.serve.rates import Rates
+from shoestring.serve.settings import Settings
 from tests.decode.random_models import CONTEXT, native
+from tests.serve.serving import client, service
 
 FIRST = ((100, 0.11), (1, 0.011))
 """A pass takes 10 ms, and 1 ms for each place."""
@@ -205,3 +209,18 @@ def test_what_is_left_of_a_request() -> None:
     assert rows_of(asked, [0, 0], 1.0) == [ForecastRow(10, 20), ForecastRow(1, 20)]
     assert rows_of(asked, [3, 15], 0.5) == [ForecastRow(1, 7), ForecastRow(1, 1)]
     assert rows_of(asked, [3, 15], 1.0, {1}) == [ForecastRow(1, 17)]
+
+
+def test_prompts_that_are_longer_than_the_cache_are_taken_in_where_it_evicts() -> None:
+    cache = build(CacheConfig, {"budget": "32KiB", "policy": "keydiff"})
+    made = service(Settings(rows=2, tokens=64, cache=cache))
+    with client(made) as asked:
+        (model,) = made.models
+        assert model.capacity < 200 < model.longest
+        body = {"model": "tiny", "prompt": list(range(200)), "max_tokens": 4, "ignore_eos": True}
+        answer = asked.post("/v1/completions", json=body)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] == 4
+    plain = service(Settings(rows=2, tokens=64, cache=build(CacheConfig, {"budget": "32KiB"})))
+    with client(plain) as asked:
+        assert asked.post("/v1/completions", json=body).status_code == 400

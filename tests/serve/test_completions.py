@@ -184,6 +184,38 @@ def test_tools_and_calls_reach_the_template_and_say_no_special_token(http: TestC
     assert without < len(ids)
 
 
+CALL = r'I look\. <tool_call>\{"name": "look", "arguments": \{"at": [0-9]\}\}</tool_call>'
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_tools_are_told_from_text(http: TestClient, stream: bool) -> None:
+    asked = {"response_format": {"type": "regex", "regex": CALL}, "max_tokens": 120, "n": 2, "stream": stream}
+    found = ask(http, CHAT, tools=[LOOK], seed=1, **asked)
+    for answer in (0, 1):
+        if stream:
+            own = [choice for each in found for choice in each["choices"] if choice["index"] == answer]
+            said = "".join(choice["delta"]["content"] for choice in own)
+            (call,) = [one for choice in own for one in choice["delta"].get("tool_calls", ())]
+            assert call.pop("index") == 0
+            reason = own[-1]["finish_reason"]
+        else:
+            choice = found["choices"][answer]
+            said, (call,) = choice["message"]["content"], choice["message"]["tool_calls"]
+            reason = choice["finish_reason"]
+        assert (said, reason, call["type"]) == ("I look. ", "tool_calls", "function")
+        assert re.fullmatch(r"call_\w{24}", call["id"])
+        assert call["function"]["name"] == "look"
+        assert json.loads(call["function"]["arguments"])["at"] in range(10)
+    # without tools, or with others, it is text
+    other = {"type": "function", "function": {"name": "listen"}}
+    for tools in ({}, {"tools": [other]}, {"tools": [LOOK], "tool_choice": "none"}):
+        plain = ask(http, CHAT, seed=1, **{**asked, "stream": False}, **tools)["choices"][0]
+        assert plain["message"].keys() == {"role", "content"}
+        assert "</tool_call>" in plain["message"]["content"]
+        assert plain["finish_reason"] == "stop"
+
+
 def test_parts_of_text_are_one_text(http: TestClient) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     split = ask(http, CHAT, messages=[{"role": "user", "content": parts}], seed=1)
@@ -240,7 +272,12 @@ def test_models_health_metrics_and_the_page(running: tuple[TestClient, Service])
     ]
     assert http.get("/v1/models/plain").json() == listed[1]
     assert http.get("/v1/models/other").status_code == 404
-    assert http.get("/health").json() == {"status": "ok", "models": {"tiny": True, "plain": True}}
+    health = http.get("/health").json()
+    assert (health["status"], health["models"]) == ("ok", {"tiny": True, "plain": True})
+    made.models[0].note("drafts do not pay")
+    made.models[0].note("drafts do not pay")
+    assert http.get("/health").json()["notes"]["tiny"][-1] == "drafts do not pay"
+    assert http.get("/health").json()["notes"]["tiny"].count("drafts do not pay") == 1
     before = (
         made.metrics.registry.get_sample_value("shoestring_tokens_total", {"model": "tiny", "kind": "written"}) or 0
     )

@@ -127,6 +127,8 @@ def test_wrong_commands_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "/nowhere cannot be read" in said("smollm2", "--api-keys", "/nowhere")
     assert "no drafter method is named 'ngrams'" in said("smollm2", "--drafter", "ngrams")
     assert "needs a draft model: give --draft PLACE" in said("smollm2", "--drafter", "draft_model")
+    assert "give --datastore FILE" in said("smollm2", "--mixture", "knn_lm")
+    assert "--routers is for a depth that needs a file" in said("smollm2", "--routers", "x")
     assert "argument --body: 'much'" in said("smollm2", "--body", "much")
     assert "two models would be called 'a'" in said("a", "b/a")
     assert "is no model that can be opened" in said(tmp_path / "none", "--port", 0)

@@ -120,6 +120,19 @@ def test_openais_client_reads_all_answers(client: openai.OpenAI) -> None:
     assert said == chat.choices[0].message.content
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 6
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    call: Any = {"type": "regex", "regex": r'<tool_call>\{"name": "look", "arguments": \{\}\}</tool_call>'}
+    called = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=90, tools=[tool], response_format=call
+    ).choices[0]
+    assert (called.finish_reason, called.message.content) == ("tool_calls", None)
+    assert called.message.tool_calls is not None
+    (one,) = called.message.tool_calls
+    assert one.type == "function"
+    assert (one.function.name, one.function.arguments) == ("look", "{}")
+    history: list[Any] = [*HELLO, called.message, {"role": "tool", "tool_call_id": one.id, "content": "42"}]
+    again = client.chat.completions.create(model="tiny", messages=history, tools=[tool], max_tokens=4)
+    assert again.choices[0].finish_reason == "length"
     form: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": ["yes", "no"]}}}
     strict = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=20, response_format=form)
     assert strict.choices[0].message.content in ('"yes"', '"no"')

@@ -18,6 +18,7 @@ from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
+from shoestring.surgery.edits.weight_norm import WeightNormalised
 from tests.flop_counting import CPU_ATTENTION
 
 SHAPES = {
@@ -30,6 +31,24 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
+    "multi_token_heads": ("surgery", {"ahead": 3}),
+    "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
+    "weight_norm": ("surgery", {}),
+    "mini_sequences": ("surgery", {"length": 5}),
+    "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
+    "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
+    "mini_gpts": ("surgery", {"hidden": 0.6, "multiple": 4}),
+    "nested": ("surgery", {"hidden": 0.5, "depth": 0.5}),
+    "inheritune": ("surgery", {"layers": 1, "more": 1}),
+    "grow_depth": ("surgery", {"count": 2, "by": "stack"}),
+    "grow_depth, from nothing": ("surgery", {"count": 2}),
+    "grow_hidden": ("surgery", {"factor": 1.4, "multiple": 4}),
+    "compactifai": ("surgery", {"share": 0.5, "first": 1}),
+    "low_rank_clone": ("surgery", {"width": 0.5, "multiple": 4}),
+    "cats": ("surgery", {}),
+    "sparse_schedule": ("surgery", {}),
+    "cast": ("surgery", {}),
+    "progressive_gradient_flow": ("surgery", {"keep": 1, "group": 4}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -40,9 +59,12 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "llm_ade": ("tune", {"expand": 1, "train": 1}),
     "ternary": ("lowbit", {}),
     "integer": ("lowbit", {"bits": 4, "scale": "row"}),
+    "mx": ("lowbit", {"element": "fp6_e2m3", "group": 8}),
+    "statsq": ("lowbit", {"bits": 3}),
+    "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
-UNFOLDED = {"compacter", "key_value_bottleneck"}
+UNFOLDED = {"compacter", "key_value_bottleneck", "cats"}
 """Edits that have no form of plain layers."""
 
 
@@ -100,15 +122,33 @@ def as_saved(decision: Decision) -> Decision:
     return Decision(json.loads(json.dumps(dict(decision.values))), {k: v.clone() for k, v in decision.tensors.items()})
 
 
-NATIVE_ONLY = {"minitron", "slimgpt", "random_pruning"}
-"""Edits that need axes, which wrapped models do not tell."""
+NATIVE_ONLY = {
+    "minitron",
+    "slimgpt",
+    "random_pruning",
+    "mini_llm",
+    "sheared_llama",
+    "mini_gpts",
+    "nested",
+    "grow_depth, from nothing",
+    "grow_hidden",
+    "low_rank_clone",
+    "cats",
+    "xatl",
+}
+"""Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
 ORDERS = [[name] for name in EDITS] + [
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],
+    ["xatl", "drop_layers", "lora"],
     ["lora", "drop_layers", "integer"],
     ["ternary", "lora", "drop_layers"],
+    ["minitron", "low_rank_clone", "grow_depth"],
+    ["minitron", "compactifai"],
+    ["inheritune", "cast"],
+    ["drop_layers", "ptq", "lora"],
 ]
 
 
@@ -181,6 +221,20 @@ def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backw
         assert stated == pytest.approx(counted, rel=0.001)
 
 
+def test_weight_norm_is_its_formula_and_leaves_silent_rows_silent() -> None:
+    layer = nn.Linear(5, 3)
+    layer.weight.data[1] = 0
+    x, made = torch.randn(2, 5), WeightNormalised(layer, torch.randn(3, 5))
+    rows = [g * v / v.square().sum().sqrt() for g, v in zip(made.gain, made.direction, strict=True)]
+    torch.testing.assert_close(made(x), x @ torch.stack(rows).T + layer.bias)
+    kept = model("native")
+    with torch.no_grad():
+        kept.get_submodule("blocks.0.token_mixer.output").weight.zero_()  # type: ignore[operator]
+        before = logits(kept)
+        after = logits(edit("weight_norm").apply(kept, Decision({"seed": 1})))
+    torch.testing.assert_close(after, before)
+
+
 def test_influence_is_that_of_its_formula_and_needs_text() -> None:
     made = model("native")
     assert isinstance(made, Transformer)
@@ -209,6 +263,7 @@ def test_influence_is_that_of_its_formula_and_needs_text() -> None:
     [
         ("surgery", "drop_layers", {"count": 4}, "one must stay"),
         ("surgery", "drop_layers", {"layers": (7,)}, "that has 4, numbered from 0"),
+        ("surgery", "xatl", {"at": "9"}, "layer 9 is none of the 4"),
         ("tune", "lora", {"targets": ("*.qvk",)}, "names no matrix"),
         ("lowbit", "ternary", {"keep": ("nothing",)}, "no linear layer"),
     ],
@@ -218,3 +273,27 @@ def test_what_does_not_fit_is_refused(engine: str, name: str, options: dict[str,
     one: Edit = Choice.of(engine, name, kind="edit", **options).build()
     with pytest.raises(UsageError, match=said):
         one.apply(made, one.decide(made, evidence(made)))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "wrapped"])
+def test_pieces_of_a_sequence_change_no_gradient_and_keep_less(shape: str) -> None:
+    plain, (cut, _) = model(shape), applied(["mini_sequences"], shape)
+    kept = []
+    for one in (plain, cut):
+        one.requires_grad_(True)
+        sizes = dict[int, int]()
+
+        def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = logits(one).logsumexp(-1).sum()
+        kept.append(sum(sizes.values()))
+        loss.backward()
+    for (name, first), (_, second) in zip(plain.named_parameters(), cut.named_parameters(), strict=True):
+        assert first.grad is not None
+        assert second.grad is not None
+        error = (first.grad - second.grad).abs().max() / first.grad.abs().max()
+        assert error < 1e-5, name
+    assert kept[1] < 0.95 * kept[0]

@@ -383,7 +383,8 @@ def test_a_corpus_holds_no_problem_of_another_split(tmp_path: Path) -> None:
     portions = [Portion(task("arithmetic", digits=2), 100), Portion(task("sudoku"), 40)]
     path = tmp_path / "corpus.jsonl"
     assert write_corpus(path, portions, 3) == 140
-    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    texts = [row["prompt"] + row["answer"] for row in rows]
     assert texts == list(documents(portions, 3))
     assert sum("/" in text for text in texts[:80]) == 40  # in turn
     assert Counter(documents([Portion(portions[1].task, 40, times=3)], 3)) == Counter(

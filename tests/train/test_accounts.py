@@ -52,7 +52,7 @@ def test_the_accounts_add_up_to_what_torch_counts(
     monkeypatch.setattr("shoestring.launch.alone.probe", lambda: machine)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         status, _, errors = shoestring(
-            "train", "--budget=1500tok", f"--data.corpus={corpus}", *TINY, *PLAIN, *words, "--out", run
+            "train", "--budget=700tok", f"--data.corpus={corpus}", *TINY, *PLAIN, *words, "--out", run
         )
     assert status == 0, errors
     found = totals(run)

@@ -76,6 +76,11 @@ def test_checkpoints_of_adapters_hold_the_adapters_and_rebuild_the_model(
         ("--edits=adalora", "--edits.adalora.rank=2"),
         ("--edits=compacter",),
         ("--edits=key_value_bottleneck", "--edits.key_value_bottleneck.keys=16"),
+        ("--edits=cast", "--objective=distillation"),
+        ("--edits=sparse_schedule", "--objective=sortednet"),
+        ("--edits=low_rank_clone", "--objective=activation_clone"),
+        ("--edits=compactifai", "--objective=minillm", "--objective.prompt=8", "--objective.written=4"),
+        ("--edits=cats,progressive_gradient_flow", "--objective=attention_relations"),
     ],
     ids=lambda edits: edits[0].partition("=")[2] if edits else "full",
 )
@@ -125,7 +130,8 @@ def test_what_a_base_does_not_allow_is_refused(
 
 def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_path: Path) -> None:
     how = ("--edits=minitron", "--edits.minitron.hidden=0.5", "--objective=distillation")
-    said = tune(base, corpus, tmp_path / "run", *how)
+    kept = (f"--objective.cache={tmp_path / 'said'}", "--objective.top=8")
+    said = tune(base, corpus, tmp_path / "run", *how, *kept)
     assert "Minitron: hidden" in said
     opened = open_model(str(tmp_path / "run"))
     whole = open_model(str(base))
@@ -133,14 +139,12 @@ def test_a_pruned_base_learns_from_what_it_was(base: Path, corpus: Path, tmp_pat
     accounts = json.loads((tmp_path / "run" / "summary.json").read_text())["accounts"]
     assert accounts["teacher"]["flops"] > 0
     assert accounts["calibration"]["flops"] > 0
-    status, _, errors = shoestring(
-        "train",
-        "--budget=2ktok",
-        f"--data.corpus={corpus}",
-        "--objective=distillation",
-        *TINY,
-        "--out",
-        tmp_path / "no",
-    )
-    assert status == 2
-    assert "learns from another model: name one with --objective.teacher" in errors
+    assert list((tmp_path / "said").glob("*.rows"))
+    for more, said in (
+        ((), "learns from another model: name one with --objective.teacher"),
+        ((f"--objective.teacher={base}", "--data.tokenizer=bpe"), "has another tokenizer than this run"),
+    ):
+        words = ("--budget=2ktok", f"--data.corpus={corpus}", "--objective=distillation", *TINY, *more)
+        status, _, errors = shoestring("train", *words, "--out", tmp_path / "no")
+        assert status == 2
+        assert said in errors

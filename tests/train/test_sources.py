@@ -67,12 +67,23 @@ WAYS: dict[str, Sequence[str]] = {
         "--data.length.until=[0.5]",
         "--train.micro_batch=2",
     ),
+    "experiments on what is read, and rows that are medoids": (
+        "--data.interventions=planted_texts,planted_until",
+        "--data.interventions.planted_texts.file=TEXTS",
+        "--data.interventions.planted_texts.times=5",
+        "--data.interventions.planted_until.file=TEXTS",
+        "--data.interventions.planted_until.domain=numbers",
+        "--data.interventions.planted_until.loss=9",
+        "--data.selection=colm",
+        "--train.micro_batch=2",
+    ),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_is_killed_goes_on_exactly(way: str, sources: Sequence[str], tmp_path: Path) -> None:
-    mixture = WAYS[way]
+    (tmp_path / "texts.jsonl").write_text('{"text": "a text that is planted"}\n{"text": "another"}\n')
+    mixture = [word.replace("TEXTS", str(tmp_path / "texts.jsonl")) for word in WAYS[way]]
     words = ["train", BUDGET, *sources, *mixture, *TINY, "--train.evaluate_every=0.1"]
     status, _, errors = shoestring(*words, "--out", tmp_path / "whole")
     assert status == 0, errors
@@ -101,6 +112,7 @@ def test_batches_of_sorted_documents_train(corpus: Path, tmp_path: Path) -> None
 SELECTIONS = {
     "hard_batches": ("--data.selection.delta=2",),
     "bmdal": ("--data.selection.width=16", "--train.micro_batch=4"),
+    "colm": ("--data.selection.more=2",),
     "jest": ("--data.selection.reference=RUN", "--data.selection.more=2"),
 }
 

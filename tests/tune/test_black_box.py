@@ -10,7 +10,7 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.tune.black_box import BlackBoxTuning, automatic_words
-from shoestring.tune.cloze import Pattern
+from shoestring.tune.cloze import ClozePattern
 from shoestring.tune.prompt_embedding import with_prompt
 from tests.tune.making import folder_of, opened
 
@@ -19,8 +19,8 @@ pytest.importorskip("cma", reason="the package cma is not installed")
 TEXTS, LABELS = ["aaab", "zzzy", "abaa", "yzzz"], [0, 1, 0, 1]
 
 
-def pattern(first: int) -> Pattern:
-    return Pattern(lambda text: [first, *text.encode(), 7], [[300], [301]])
+def pattern(first: int) -> ClozePattern:
+    return ClozePattern(lambda text: [first, *text.encode(), 7], [[300], [301]])
 
 
 PATTERNS = [pattern(5), pattern(6)]

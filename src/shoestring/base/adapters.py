@@ -1,17 +1,19 @@
-"""Adapters in the file format of peft for any model here: where its matrices lie, and the name of its base."""
+"""Adapters in the file format of peft for any model here: where its matrices lie, the name of its base, and several beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shoestring.base.opened import Opened
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.model.bridge.family import family_holding, family_of
+from shoestring.model.bridge.family import families, family_holding, family_of
 from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.tune.adapter_edit import AdapterEdit, matrices
 from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
-from shoestring.tune.peft_file import write_adapter
+from shoestring.tune.peft_file import adapter_of, read_adapter, write_adapter
+from shoestring.tune.several import Several
 
 STOCK = "stock."
 """What the names of a wrapped model begin with."""
@@ -52,3 +54,43 @@ def save_adapter(
     """
     made = edit.exported(model, values, parts_in(model, model_type))
     write_adapter(folder, PeftAdapter({**made.settings, "base_model_name_or_path": base}, made.tensors))
+
+
+def family_named(base: Opened) -> str | None:
+    """The `model_type` of a base, as its opener knows it."""
+    values = base.about.values
+    known = {family.model_type for family in families()}
+    told = str(values.get("model_type", values.get("architecture", "")))
+    return told if told in known else None
+
+
+def several_adapters(base: Opened, folders: Mapping[str, Path]) -> Several:
+    """The adapters of these folders, as peft writes them, beside one model: by the names that requests are to call them.
+
+    Which base a folder names does not matter: it is put on this one.
+    Raises: UsageError for a model that takes none, and a folder that does not fit it.
+    """
+    if not isinstance(base.model, LanguageModule):
+        raise UsageError(f"{base.about.place} is of the kind '{base.about.kind}', which takes no adapters")
+    several, parts = Several(base.model), parts_in(base.model, family_named(base))
+    for name, folder in folders.items():
+        try:
+            several.add(name, *adapter_of(read_adapter(folder), base.model, parts))
+        except UsageError as error:
+            raise UsageError(f"the adapter {folder}: {error}") from None
+    return several
+
+
+def named_folders(words: Sequence[str]) -> dict[str, Path]:
+    """Adapters by name, of NAME=FOLDER each; of a folder alone, its last part is the name. Raises: UsageError."""
+    found = dict[str, Path]()
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not equals or "/" in name:
+            name, folder = Path(word).absolute().name, word
+        if not name or not folder:
+            raise UsageError(f"--adapter {word}: give NAME=FOLDER")
+        if name in found:
+            raise UsageError(f"two adapters would be called '{name}': give each a name, as NAME=FOLDER")
+        found[name] = Path(folder)
+    return found

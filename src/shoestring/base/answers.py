@@ -12,7 +12,7 @@ from hashlib import blake2b
 import numpy as np
 
 from shoestring.base.accuracy import Accuracy
-from shoestring.base.likelihood import Window, batches, log_probabilities
+from shoestring.base.likelihood import TextWindow, batches, log_probabilities
 from shoestring.base.opened import Opened
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED
@@ -217,7 +217,7 @@ def _chosen(
 ) -> Iterator[Reply]:
     """The likeliest option of each problem."""
     shots = _shots(task, asking.shots)
-    windows = list[Window]()
+    windows = list[TextWindow]()
     for number, problem in enumerate(problems):
         if not problem.options:
             raise UsageError(f"the problem {problem.id} has no options, and others of its task have")
@@ -226,7 +226,7 @@ def _chosen(
             own = tokenizer.encode(f" {option}")
             row, targets = [*prompt, *own], [*[IGNORED] * (len(prompt) - 1), *own]
             _check_length(problem, len(row) - 1, opened.model.about.context)
-            windows.append(Window(row[:-1], targets, np.full(len(targets), number)))
+            windows.append(TextWindow(row[:-1], targets, np.full(len(targets), number)))
     order = sorted(range(len(windows)), key=lambda place: -len(windows[place].targets))
     sums, charges, done = np.zeros(len(windows)), [NOTHING] * len(windows), 0
     for batch in batches([windows[place] for place in order]):

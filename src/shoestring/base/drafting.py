@@ -1,6 +1,7 @@
 """Drafters by name, with the draft model or the file that they need."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,12 +35,37 @@ def open_drafter(
     if name is None:
         return None
 
-    def draft() -> LanguageModel:
-        other = open_model(str(place), dtype)
-        if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
-            raise UsageError(f"{place} has other tokens than {opened.about.place}: a draft model needs the same")
-        return other.model
-
-    supplies = {"target": lambda: opened.model, "draft": draft, "place": lambda: Path(str(place))}
+    supplies = {
+        "target": lambda: opened.model,
+        "draft": lambda: open_draft(str(place), opened, dtype),
+        "place": lambda: Path(str(place)),
+    }
     made: Drafter = supplied("drafter", name, supplies)
     return made
+
+
+def open_draft(place: str, opened: Opened, dtype: torch.dtype | None = None) -> LanguageModel:
+    """The draft model of an opened model. Raises: UsageError where it has other tokens."""
+    other = open_model(place, dtype)
+    if opened.tokenizer and other.tokenizer and opened.tokenizer.token_bytes != other.tokenizer.token_bytes:
+        raise UsageError(f"{place} has other tokens than {opened.about.place}: a draft model needs the same")
+    return other.model
+
+
+def check_made(kind: str, name: str | None, place: str | None, flag: str) -> None:
+    """Raises: UsageError where a method is unknown, or has not the file that it needs, before anything is loaded.
+
+    kind: of the method, 'mixture' or 'depth'. flag: that gives the file.
+    """
+    wanted = needs(find("decode", name, kind).target) if name else ()
+    if "place" in wanted and place is None:
+        raise UsageError(f"the {kind} '{name}' needs {WHAT['place']}: give {flag} FILE (`shoestring prepare` makes it)")
+    if place is not None and "place" not in wanted:
+        raise UsageError(f"{flag} is for a {kind} that needs a file: give --{kind} NAME")
+
+
+def open_made(kind: str, name: str | None, place: str | None, opened: Opened) -> Any:
+    """The method of this kind and name for an opened model; None for None. place: of the file that was made for it."""
+    if name is None:
+        return None
+    return supplied(kind, name, {"target": lambda: opened.model, "place": lambda: Path(str(place))})

@@ -115,7 +115,7 @@ def window(model: LanguageModel, context: int | None) -> int:
     return context or most
 
 
-class Window(NamedTuple):
+class TextWindow(NamedTuple):
     """Some tokens of a document.
 
     inputs: [t] ids. targets: [t] ids, or IGNORED. units: [t] int64, the unit that each target is of.
@@ -167,7 +167,7 @@ def summed(
     return nats, tokens, context, spent
 
 
-def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, context: int) -> Iterator[Window]:
+def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, context: int) -> Iterator[TextWindow]:
     """The windows of each document, one after the other. first: the token before each."""
     size, before = units.sizes.sum(), 0
     for number, document in enumerate(text.documents):
@@ -185,12 +185,12 @@ def _windows(text: Text, tokenizer: TextTokenizer, first: int, units: Units, con
         row = [first, *ids]
         for start in range(0, len(ids), context):
             stop = min(start + context, len(ids))
-            yield Window(row[start:stop], ids[start:stop], numbers[start:stop])
+            yield TextWindow(row[start:stop], ids[start:stop], numbers[start:stop])
 
 
-def batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
+def batches(windows: Sequence[TextWindow]) -> Iterator[list[TextWindow]]:
     """Windows that are read together, the longest first: as many as are about alike in length."""
-    batch: list[Window] = []
+    batch: list[TextWindow] = []
     for each in windows:
         longest = len(batch[0].targets) if batch else 0
         if batch and ((len(batch) + 1) * longest > PLACES or len(each.targets) < ALIKE * longest):
@@ -201,7 +201,7 @@ def batches(windows: Sequence[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
-def log_probabilities(model: LanguageModel, windows: Sequence[Window], filler: int) -> tuple[Tensor, Charge]:
+def log_probabilities(model: LanguageModel, windows: Sequence[TextWindow], filler: int) -> tuple[Tensor, Charge]:
     """(float64 [B, T], the log-probability of each target, 0 beyond the end of a window; what that took)."""
     sizes = [len(each.targets) for each in windows]
     inputs = torch.full((len(windows), max(sizes)), filler)

@@ -6,7 +6,7 @@ from shoestring.base.opened import PACKED, Opened, Opener, OpensPackedWeights, W
 from shoestring.errors import UsageError, printable
 from shoestring.method import Card, methods
 
-PACKAGES = ("base.openers", "shrink.openers", "train.openers", "experts.openers")
+PACKAGES = ("base.openers", "quantise.openers", "shrink.openers", "train.openers", "experts.openers")
 """Where openers are, by the package that knows what they open."""
 
 

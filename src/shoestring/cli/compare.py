@@ -14,6 +14,7 @@ from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.decoders import add_decoding_flags, check_flags, of_decoding, run_decoders
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.models import add_model_flags, check_model_flags, run_models
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
 from shoestring.compare.conduct import check_at_once, conduct
@@ -40,7 +41,10 @@ where the shapes allow. Without --tune each arm runs at the rates it has, and th
 configuration (--section.key value) hold for all arms.
 
 Recipes with a section [decode] are ways to decode: the same prompts by each, in turns; the same text, or one as likely within a
-margin; judged by the seconds of a written token."""
+margin; judged by the seconds of a written token.
+
+With --models PLACE PLACE, models that exist are compared as they are used: as many bytes or as long a token, held-out loss on the
+same bytes of text; what making them took is told apart."""
 
 TUNING_SEED = 9001
 """The seed of tuning trials, outside those that are judged: a setting is not chosen on the runs it is judged by."""
@@ -104,6 +108,7 @@ def _arguments() -> Arguments:
         help="judge the figures of this folder again, without running",
     )
     add_decoding_flags(parser, whole)
+    add_model_flags(parser, whole, share)
     add_json_flag(parser, "the verdict and where the comparison's files are")
     parser.add_argument("--base", metavar="ARM", help="with --from: judge against this arm; nothing is written")
     return parser
@@ -112,6 +117,9 @@ def _arguments() -> Arguments:
 def run(words: Sequence[str]) -> int:
     parser = _arguments()
     found, rest = parser.read_with_configuration(words)
+    if found.models:
+        return run_models(found, rest)
+    check_model_flags(found)
     modes = [name for name in ("resume", "again", "source") if getattr(found, name)]
     if len(modes) > 1 or (modes and (found.recipes or rest)):
         raise UsageError(

@@ -1,12 +1,14 @@
 """`shoestring data`: a corpus curated: what is dropped and why, what it cost, and what is kept as a corpus of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from shoestring.base.author import open_author
 from shoestring.base.scorer import open_scorer
 from shoestring.budget.ledger import DATA, SELECTION, Ledger, peak_memory
+from shoestring.budget.ledger import account as declare_account
 from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show, show_seconds
 from shoestring.cli.arguments import Arguments, seconds_above_zero
@@ -20,6 +22,7 @@ from shoestring.data.curation.account import Account
 from shoestring.data.curation.curate import Curated, curate
 from shoestring.data.curation.documents import CorpusSource, open_documents
 from shoestring.data.curation.written import card, write
+from shoestring.data.synthesis.synthesise import SYNTHESIS, synthesise, write_synthesised
 from shoestring.errors import UsageError, did_you_mean
 
 TEXT = ("text_field", "encoding", "invalid")
@@ -38,18 +41,24 @@ the command is stopped, or its --seconds are spent, the same command goes on fro
 FOLDER gets documents/ (with their columns), data-card.json, and with --keep-dropped also dropped/, each with its reason. It is a
 corpus: `shoestring train --data.corpus FOLDER`. Without --out nothing is written, and only the report is made.
 
+--synthesis wrap --synthesis.author PLACE has a model that was tuned to answer tell what is kept anew. FOLDER is then what it wrote,
+each text beside its passage; train on both, each as a [[data.source]].
+
 --data.text_field, --data.encoding and --data.invalid say how text is read: what is no text is refused, replaced or skipped.
 """
 
 CURATION = PickList("curation", ("data",))
 
+SYNTHESIS_ACCOUNT = declare_account("synthesis", "text that a model makes to train on")
+
 
 @dataclass(frozen=True)
 class CurationRequest:
-    """filter: the curators, in order. data: how text is read."""
+    """filter: the curators, in order. data: how text is read. synthesis: what makes text of what is kept."""
 
     data: DataConfig
     filter: Annotated[tuple[Choice, ...], CURATION] = ()
+    synthesis: Annotated[Choice, SYNTHESIS] | None = None
 
 
 def run(words: Sequence[str]) -> int:
@@ -71,9 +80,14 @@ def run(words: Sequence[str]) -> int:
         raise UsageError(f"--format {found.format}: {did_you_mean(found.format, ('jsonl', 'parquet'))}")
     if found.keep_dropped and not found.out:
         raise UsageError("--keep-dropped is about what is written: give --out FOLDER too")
+    if request.synthesis is not None and (not found.out or found.keep_dropped or found.format != "jsonl"):
+        raise UsageError(
+            f"--synthesis {request.synthesis.name} writes what a model makes, as JSON lines: give --out FOLDER, and neither "
+            "--keep-dropped nor --format"
+        )
     out = None if found.out is None else _free(Path(found.out))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
-    account = Account(found.seconds, open_scorer)
+    account = Account(found.seconds, open_scorer, open_author=open_author)
     with shown_on(screen, before=""), ledger.clock(DATA):
         text = request.data.text
         source = CorpusSource(open_corpus(found.corpus, text), repr(text))
@@ -86,7 +100,9 @@ def run(words: Sequence[str]) -> int:
         curated = curate(documents, request.filter, account)
         ledger.charge(account.spent, SELECTION)
         described = card(curated, found.corpus, _options(request.data), account.taken)
-        if out is not None:
+        if request.synthesis is not None and out is not None:
+            described |= _synthesise(curated, request.synthesis, account, ledger, described, out)
+        elif out is not None:
             write(curated, out, described, found.format, dropped=found.keep_dropped)
     ledger.write("data")
     _tell(screen, curated, account.taken, out)
@@ -95,10 +111,22 @@ def run(words: Sequence[str]) -> int:
     return 0
 
 
+def _synthesise(
+    curated: Curated, choice: Choice, account: Account, ledger: Ledger, described: Mapping[str, Any], out: Path
+) -> dict[str, Any]:
+    """Write what a model makes of what is kept. Returns what the card says of it."""
+    before = account.spent
+    made = synthesise(curated.remaining, choice, account, cache_folder())
+    ledger.charge(account.spent + -before, SYNTHESIS_ACCOUNT)
+    more = {"synthesis": {"name": choice.name, "options": dict(choice.options)}}
+    write_synthesised(made, out, {**described, **more})
+    return {**more, "synthesised": {"texts": made.kept, "bytes": made.bytes, "dropped": dict(made.dropped)}}
+
+
 def _request(corpus: str, given: Tree, *, dedup: bool) -> CurationRequest:
     """What the flags ask for. Raises: UsageError."""
     for section in given:
-        if section not in ("data", "filter"):
+        if section not in ("data", "filter", "synthesis"):
             raise UsageError(f"--{section}: no key of a run is heeded here but --data.{', --data.'.join(TEXT)}")
     for key in given.get("data", {}):
         if key not in TEXT:
@@ -114,7 +142,9 @@ def _request(corpus: str, given: Tree, *, dedup: bool) -> CurationRequest:
         choice.build()  # options that do not go together are refused before any work
     if len({choice.name for choice in asked}) < len(asked):
         raise UsageError("--filter: each curator is given once")
-    return CurationRequest(request.data, asked)
+    if request.synthesis is not None:
+        request.synthesis.build()
+    return CurationRequest(request.data, asked, request.synthesis)
 
 
 def _free(out: Path) -> Path:

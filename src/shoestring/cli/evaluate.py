@@ -72,7 +72,7 @@ def run(words: Sequence[str]) -> int:
     flags = overrides(configuration)
     if found.task is not None:
         return run_task(found, flags)
-    asked = _asked(flags)
+    asked = asked_text(flags)
     tokens = found.tokens or TOKENS
     build(DataConfig, asked, _flag)  # what is wrong in it is said before a model is opened
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
@@ -87,7 +87,7 @@ def run(words: Sequence[str]) -> int:
         window(opened.model, found.context)  # said before the text is read
         if text is None:
             with shown_on(screen, before=""), ledger.clock(DATA):
-                text = _text(opened, asked, tokens, whole=found.all)
+                text = text_for(opened, asked, tokens, whole=found.all)
             screen.print(f"measured on  {text.said}")
         with ledger.clock(EVALUATE):
             measured.append(likelihood(opened.model, opened.tokenizer, text, found.context))
@@ -121,7 +121,7 @@ def _flag(key: str) -> str:
     return f"--data.{key}"
 
 
-def _asked(given: Tree) -> Tree:
+def asked_text(given: Tree) -> Tree:
     """The [data] section of the flags. Raises: UsageError for anything else, and for keys that have no meaning here."""
     for section in given:
         if section == "task":
@@ -137,7 +137,7 @@ def _asked(given: Tree) -> Tree:
     return asked
 
 
-def _text(opened: Opened, asked: Tree, tokens: int, *, whole: bool) -> Text:
+def text_for(opened: Opened, asked: Tree, tokens: int, *, whole: bool) -> Text:
     """What to measure on: what is asked for, laid over what the first model was trained on."""
     own: Mapping[str, Any] = opened.about.values.get("data", {})
     if own.get("source") and "corpus" not in asked:

@@ -2,24 +2,25 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from shoestring.budget.machine import Machine, cache_folder
+from shoestring.budget.machine import Machine
 from shoestring.budget.units import show
-from shoestring.config import tree
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
-from shoestring.launch.request import TrainingRequest, planned
+from shoestring.launch.request import TrainingRequest, planned, text_of_request
 from shoestring.plan import rules
-from shoestring.plan.memory import known, learn
-from shoestring.plan.outlook import outlook
+from shoestring.plan.law import Fitted, Prediction
+from shoestring.plan.memory import known, learn, learned_runs
+from shoestring.plan.outlook import narrowest, outlook
 from shoestring.plan.pace import Paces
-from shoestring.plan.planner import Plan, flops_per_token, paces_for, parameters
-from shoestring.plan.runs_table import text_key
+from shoestring.plan.planner import Plan, paces_for
+from shoestring.plan.search import Search
+from shoestring.plan.sizes import flops_per_token, parameters
 from shoestring.train.config import RunConfig
 
 log = logging.getLogger(__name__)
@@ -28,22 +29,20 @@ CHEAP = 0.1
 """Share of a plan's FLOPs that a run to learn from may take."""
 
 
-def store() -> Path:
-    """Where the runs that plans have learned from are kept."""
-    return cache_folder() / "learned-runs.jsonl"
-
-
 def learned(folders: Sequence[Path]) -> None:
     """Keep these folders' runs for this plan and later ones."""
-    count = learn(folders, store())
-    log.info(f"{count} runs are kept for plans, in {store()}")
+    count = learn(folders, learned_runs())
+    log.info(f"{count} runs are kept for plans, in {learned_runs()}")
 
 
 def say_outlook(
     console: Console, request: TrainingRequest, machine: Machine, dataset: Dataset, made: Plan, config: RunConfig
 ) -> None:
     """Print what the kept runs on this text say; a line where they are too few, nothing where there is none."""
-    table = known(store(), text_key(tree(config)))
+    if made.searched is not None:
+        _say_search(console, made, made.searched, config)
+        return
+    table = known(learned_runs(), text_of_request(request, dataset))
     if table is None:
         return
     neighbours = _neighbours(request, machine, dataset, made, config)
@@ -52,32 +51,60 @@ def say_outlook(
     try:
         found = outlook(table, rows, cheap)
     except UsageError as error:
-        console.print(f"no loss is predicted: {error}", highlight=False, soft_wrap=True)
+        _say(console, f"no loss is predicted: {error}")
         return
     own, *others = found.expected
-    console.print(
-        f"expected held-out loss {own.value:.3f}, {own.low:.3f} to {own.high:.3f} in nine of ten cases, by {found.law.law.formula} "
-        f"fitted to {len(table)} runs",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say_expected(console, own, found.law, len(table))
     for other, said in sorted(zip(neighbours, others, strict=True), key=lambda pair: pair[1].value):
-        console.print(
-            f"next best: {other.parameters / 1e6:.2f} M parameters, {show('tokens', other.tokens)}: {said.value:.3f}, "
-            f"{said.low:.3f} to {said.high:.3f}",
-            highlight=False,
-            soft_wrap=True,
+        _say_next(console, other.parameters, other.tokens, said)
+    if found.narrowing is not None:
+        _say_narrowing(console, cheap[found.narrowing], found.narrowed)
+    _say_doubts(console, found.law)
+
+
+def _say_search(console: Console, made: Plan, searched: Search, config: RunConfig) -> None:
+    """The same of a plan that a law made: its runs-up are the best of all sizes."""
+    law, expected = searched.law, searched.best.expected
+    if made.foreign:
+        beside = ", ".join(one.option.name for one in searched.next_best)
+        _say(console, f"no loss is predicted: the law is of other text; next best: {beside or 'none'}")
+        return
+    _say_expected(console, expected, law, len(law.rows))
+    for one in searched.next_best:
+        _say_next(console, one.option.parameters, one.option.tokens, one.expected)
+    cheap = _cheap(config, made)
+    if cheap:
+        best, left = narrowest(law, searched.best.option.row(), cheap)
+        _say_narrowing(console, cheap[best], left)
+    _say_doubts(console, law)
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    console.print(line, highlight=False, soft_wrap=True, style=style)
+
+
+def _say_expected(console: Console, own: Prediction, law: Fitted, runs: int) -> None:
+    interval = f"{own.low:.3f} to {own.high:.3f} in nine of ten cases"
+    _say(console, f"expected held-out loss {own.value:.3f}, {interval}, by {law.law.formula} fitted to {runs} runs")
+
+
+def _say_next(console: Console, parameters: int, tokens: float, said: Prediction) -> None:
+    what = f"{parameters / 1e6:.2f} M parameters, {show('tokens', tokens)}"
+    _say(console, f"next best: {what}: {said.value:.3f}, {said.low:.3f} to {said.high:.3f}")
+
+
+def _say_narrowing(console: Console, run: Mapping[str, float], left: float) -> None:
+    if left < 0.99:
+        what = f"{run['parameters'] / 1e6:.2f} M parameters on {show('tokens', run['tokens'])}"
+        _say(
+            console,
+            f"a run of {what} would narrow this most, to {left:.0%} of its width, for {CHEAP:.0%} of the compute",
         )
-    if found.narrowing is not None and found.narrowed < 0.99:
-        run = cheap[found.narrowing]
-        console.print(
-            f"a run of {run['parameters'] / 1e6:.2f} M parameters on {show('tokens', run['tokens'])} would narrow this most, to "
-            f"{found.narrowed:.0%} of its width, for {CHEAP:.0%} of the compute",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for doubt in found.law.doubts:
-        console.print(f"note: {doubt}", highlight=False, style="yellow", soft_wrap=True)
+
+
+def _say_doubts(console: Console, law: Fitted) -> None:
+    for doubt in law.doubts:
+        _say(console, f"note: {doubt}", "yellow")
 
 
 def _paces(request: TrainingRequest, machine: Machine, made: Plan, config: RunConfig) -> Paces:
@@ -116,7 +143,10 @@ def _cheap(config: RunConfig, made: Plan) -> list[dict[str, float]]:
     for shape in rules.LADDER:
         if config.model.base or shape.width * shape.layers > config.model.width * config.model.layers:
             continue
-        model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        try:
+            model = replace(config.model, layers=shape.layers, width=shape.width, heads=shape.width // shape.head_width)
+        except ValueError:
+            continue  # a pattern or a span names layers that so small a model has not
         tokens = CHEAP * made.flops / flops_per_token(model)
         if math.isfinite(tokens):
             found.append({"parameters": float(parameters(model)), "tokens": tokens})

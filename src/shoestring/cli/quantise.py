@@ -1,4 +1,4 @@
-"""`shoestring quantise`: a trained run packed for the kernels here, or written as GGUF for llama.cpp."""
+"""`shoestring quantise`: any model in few bits, as a folder or as GGUF; and the ternary weights of a run, packed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,14 @@ from typing import Any
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show
-from shoestring.cli.arguments import Arguments
+from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.quantise_to_target import run_to_target
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
 from shoestring.contract.edit import Switched
 from shoestring.data.prepare import prepare
-from shoestring.errors import UsageError, did_you_mean
+from shoestring.errors import UsageError
 from shoestring.lowbit.packing import LAYOUTS
 from shoestring.shrink.conduct import Shrunk, shrink_to_gguf, shrink_to_packed
 from shoestring.shrink.gguf_file import KINDS
@@ -21,49 +22,81 @@ from shoestring.shrink.heldout import HeldoutText
 from shoestring.train.trained import Trained, load_trained
 
 PURPOSES = """\
-  ternary2     2 bits a weight, packed for the kernels here: a folder that `shoestring generate` reads
-  ternary1.6   1.6 bits a weight, likewise
-  TQ2_0        2.06 bits a weight, for llama.cpp: a GGUF file (needs the package 'gguf'). Its blocks have 256 columns:
-               plan the model with --model.width and --model.hidden in multiples of 256
-  TQ1_0        1.69 bits a weight, likewise
+  4bit, 3bit ...  codes of so many bits in the matrices of the layers: a folder that every command reads
+  3.5bit          on average: matrices get widths by what they lose (--bits)
+  80MiB           of the file, at most
+  3ms/token       measured on this machine, at one row
+  Q8_0, Q4_0, Q4_K, TQ2_0, TQ1_0
+                  a GGUF file for llama.cpp (needs the package 'gguf'; families llama, mistral, qwen2, qwen3)
+  ternary2, ternary1.6
+                  2 or 1.6 bits a weight, of a run: a run trained with --edits ternary keeps the weights it was trained for, as
+                  it does in TQ2_0 and TQ1_0 (plan such with --model.width and --model.hidden in multiples of 256)
+
+How: --format, --solver, --transform and --bits name methods (`shoestring methods quantise` lists them); their options are
+--format.group 128, --solver.damping 0.02 and so on. Layer after layer is rounded, each by what it reads once those before it are.
+When the budget ends, the rest is rounded to the nearest, and said. A killed command goes on where it was.
+
+The text to calibrate and to measure on is the held-out part of --data.corpus, different documents for the two. Where nothing is
+said it is what a run was trained with, else Python's standard library.
 """
 
 
 def run(words: Sequence[str]) -> int:
-    parser = Arguments(
-        "quantise",
-        "Pack the matrices of a trained run as -1, 0 and 1. A run trained with --edits ternary keeps the weights it was\n"
-        "trained for; of any other the weights are rounded now, which costs quality.",
-        PURPOSES,
+    parser = Arguments("quantise", "Round a trained model to few bits, within a budget.", PURPOSES)
+    parser.add_argument(
+        "place", metavar="PLACE", help="a folder of a run or of transformers, a GGUF file, hf:NAME@REVISION, or smollm2"
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--to", required=True, metavar="FORMAT", help="ternary2, ternary1.6, TQ2_0 or TQ1_0: see below")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="what it is to come down to: see below")
+    parser.add_argument("--budget", metavar="TIME", help="for quantising, as 10m (default: no limit)")
+    parser.add_argument("--format", metavar="NAME", help="of numbers (default integer_groups)")
+    parser.add_argument("--solver", metavar="NAME", help="decides each code (default gptq)")
+    parser.add_argument("--transform", metavar="NAME", help="of the weights before (default none)")
+    parser.add_argument(
+        "--bits", metavar="NAME", help="which matrix gets how many (default: all alike, or integer_program)"
+    )
+    parser.add_argument("--keep", metavar="PATTERNS", help="names of matrices that stay as they are, with commas")
     parser.add_argument(
         "--embedding",
         type=int,
         choices=(4, 8, 16),
         help="bits of the embedding and the output head (default 8; for GGUF 16, or 8)",
     )
-    parser.add_argument("--out", type=Path, help="the folder or file to write (default: RUN/FORMAT, RUN/FORMAT.gguf)")
-    parser.add_argument(
-        "--unmeasured", action="store_true", help="measure no held-out losses: the corpus is not needed then"
-    )
-    add_json_flag(parser, "sizes, held-out losses and where the model is")
-    found = parser.read(words)
+    parser.add_argument("--tokens", type=whole(64, 1 << 24), metavar="N", help="to calibrate on (default 8192)")
+    parser.add_argument("--measured", type=whole(64, 1 << 30), metavar="N", help="tokens to measure on (default 8192)")
+    parser.add_argument("--out", type=Path, help="the folder or file to write (default: by the place and the target)")
+    parser.add_argument("--unmeasured", action="store_true", help="measure no losses before and after")
+    add_json_flag(parser, "sizes, losses, seconds and where the model is")
+    found, configuration = parser.read_with_configuration(words)
     known = {name.lower(): name for name in (*LAYOUTS, *KINDS)}
-    if found.to.lower() not in known:
-        raise UsageError(f"--to {found.to}: {did_you_mean(found.to, known.values())}")
-    target = known[found.to.lower()]
-    console = Screen(soft_wrap=True, stderr=found.json)
+    legacy = found.to.lower() in known and (found.to.lower() in {name.lower() for name in LAYOUTS} or _is_run(found))
+    if not legacy:
+        return run_to_target(found, configuration)
+    for flag in ("budget", "format", "solver", "transform", "bits", "keep", "tokens", "measured"):
+        if getattr(found, flag) is not None:
+            raise UsageError(f"--{flag} is for other targets: a run's own ternary weights are packed as they are")
+    if configuration:
+        raise UsageError(f"unknown argument '{configuration[0]}'")
+    return _run_ternary(found, known[found.to.lower()])
+
+
+def _is_run(found: Any) -> bool:
+    """Whether a run is to be written in ternary blocks as it was trained, and no method is named."""
+    named = found.format or found.solver or found.transform or found.bits
+    return not named and (Path(found.place) / "config.toml").is_file()
+
+
+def _run_ternary(found: Any, target: str) -> int:
+    """Pack a run's matrices as -1, 0 and 1."""
+    run, console = Path(found.place), Screen(soft_wrap=True, stderr=found.json)
     ledger = Ledger()
-    trained = load_trained(found.run)
+    trained = load_trained(run)
     with shown_on(console, before=""), ledger.clock("data"):
         text = None if found.unmeasured else _text(trained)
     if target in LAYOUTS:
-        out = found.out or found.run / target
+        out = found.out or run / target
         outcome = shrink_to_packed(trained, target, found.embedding or 8, out, text, ledger)
     else:
-        out = found.out or found.run / f"{target}.gguf"
+        out = found.out or run / f"{target}.gguf"
         kind = next(kind for kind in KINDS if kind == target)
         with shown_on(console, before=""):
             outcome = shrink_to_gguf(trained, kind, found.embedding or 16, out, text, ledger)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from shoestring.cli.screen import Screen
 from shoestring.log_lines import KeptLines, attached
 
-AT_THE_EDGE = ("shoestring.compare", "shoestring.launch.launch", "shoestring.launch.way")
+AT_THE_EDGE = ("shoestring.compare", "shoestring.launch.ladder", "shoestring.launch.launch", "shoestring.launch.way")
 """Those who conduct: their lines are not indented, what they have others do is."""
 
 

@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shoestring.base import open_model
-from shoestring.base.drafting import check_drafter
+from shoestring.base import Opened, open_model
+from shoestring.base.adapters import named_folders, several_adapters
+from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
-from shoestring.errors import UsageError
+from shoestring.cli.cache_flags import add_cache_flags, take_cache
+from shoestring.errors import UsageError, did_you_mean
+from shoestring.tune.several import Several
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 """Packages of the extra `serve` by the names that they are imported by."""
@@ -22,6 +25,7 @@ MOST = 1 << 30
 
 
 def run(words: Sequence[str]) -> int:
+    cache, words = take_cache(words)
     found = _arguments().read(words, mixed=True)
     missing = [name for package, name in NEEDED.items() if importlib.util.find_spec(package) is None]
     if missing:
@@ -29,18 +33,25 @@ def run(words: Sequence[str]) -> int:
     # after that look: none of this can be imported without them
     from shoestring.serve.app import Service
     from shoestring.serve.metrics import Metrics
-    from shoestring.serve.served_model import ServedModel, names_of
+    from shoestring.serve.served_model import ServedModel, all_called, names_of
     from shoestring.serve.server import listen, serve
     from shoestring.serve.settings import Keys, Settings
 
     check_drafter(found.drafter, found.draft)
+    check_made("mixture", found.mixture, found.datastore, "--datastore")
+    check_made("depth", found.depth, found.routers, "--routers")
     alone = _loopback(found.host)
     settings = Settings(
         rows=found.rows,
         tokens=found.tokens,
         room=found.room,
+        cache=cache,
         drafter=found.drafter,
         draft=found.draft,
+        depth=found.depth,
+        routers=found.routers,
+        mixture=found.mixture,
+        datastore=found.datastore,
         answer=found.answer,
         queue=found.queue,
         body=found.body,
@@ -48,6 +59,7 @@ def run(words: Sequence[str]) -> int:
         hosts=frozenset({"localhost", "127.0.0.1", "[::1]", _written(found.host)}) if alone else None,
     )
     named = names_of(found.places)
+    adapters = _by_model(found.adapter, [name for name, _ in named])
     listening = listen(found.host, found.port)
     logging.basicConfig(stream=sys.stderr, format="shoestring: %(message)s", level=logging.WARNING)
     metrics, models = Metrics(), list[ServedModel]()
@@ -55,7 +67,7 @@ def run(words: Sequence[str]) -> int:
         writer = Writer.of(open_model(place, found.dtype))
         for note in writer.opened.about.notes:
             print(f"({name}: {note})", file=sys.stderr)
-        models.append(ServedModel(name, writer, settings, metrics))
+        models.append(ServedModel(name, writer, settings, metrics, _beside(writer.opened, adapters[name])))
     service = Service(models, settings, metrics)
 
     def ready() -> None:
@@ -71,7 +83,8 @@ def run(words: Sequence[str]) -> int:
             print(
                 "(whoever reaches this address can use it: --api-keys FILE lets in only who has a key)", file=sys.stderr
             )
-        print(f"{address} answers as {', '.join(model.name for model in models)}", flush=True)
+        names = [called.name for called in all_called(models)]
+        print(f"{address} answers as {', '.join(names)}", flush=True)
 
     with listening:
         serve(service, listening, found.drain, ready)
@@ -87,6 +100,11 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "places", nargs="+", metavar="PLACE", help="as `shoestring generate` takes them; NAME=PLACE names the model"
     )
+    parser.add_argument(
+        "--adapter", action="append", default=[], metavar="NAME=FOLDER",
+        help="an adapter in peft's files, that requests call MODEL:NAME; rows of different ones share a pass; may be repeated; "
+        "with several models MODEL:NAME=FOLDER",
+    )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one (default 8000)")
     parser.add_argument(
@@ -101,6 +119,10 @@ def _arguments() -> Arguments:
     parser.add_argument("--room", type=whole(1, MOST), metavar="TOKENS", help="tokens kept of all texts")
     parser.add_argument("--drafter", metavar="NAME", help="propose tokens that are checked together, as 'ngram'")
     parser.add_argument("--draft", metavar="PLACE", help="what the drafter needs: a smaller model for draft_model, say")
+    parser.add_argument("--depth", metavar="NAME", help="leave out parts of layers, as `generate` does")
+    parser.add_argument("--routers", metavar="FILE", help="for --depth dr_llm: what `shoestring prepare` made")
+    parser.add_argument("--mixture", metavar="NAME", help="mix in a datastore: 'knn_lm' or 'retomaton'")
+    parser.add_argument("--datastore", metavar="FILE", help="for --mixture: what `shoestring prepare` made")
     parser.add_argument(
         "--answer", type=whole(1, MOST), default=512, metavar="TOKENS",
         help="of an answer to a chat, where the request does not say (default 512)",
@@ -111,7 +133,29 @@ def _arguments() -> Arguments:
         "--drain", type=seconds_above_zero, default=60.0, metavar="SECONDS",
         help="for what is being answered at SIGTERM (default 60)",
     )  # fmt: skip
+    add_cache_flags(parser)
     return parser
+
+
+def _by_model(words: Sequence[str], models: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=FOLDER of the adapters of each model, by its name. Raises: UsageError."""
+    found: dict[str, list[str]] = {model: [] for model in models}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        model, colon, own = name.rpartition(":")
+        if not (equals and colon):
+            model, own = models[0], name
+            if len(models) > 1:
+                raise UsageError(f"--adapter {word}: there are several models, so say which: {models[0]}:NAME=FOLDER")
+        if model not in found:
+            raise UsageError(f"--adapter {word}: there is no model '{model}': {did_you_mean(model, models)}")
+        found[model].append(f"{own}={folder}" if equals else word)
+    return found
+
+
+def _beside(opened: Opened, words: Sequence[str]) -> Several | None:
+    """The adapters of a model; None where there are none."""
+    return several_adapters(opened, named_folders(words)) if words else None
 
 
 def _size(text: str) -> int:

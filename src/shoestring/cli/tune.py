@@ -16,11 +16,13 @@ from shoestring.cli.screen_log import shown_on
 from shoestring.config import overrides
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.launch import Launch
-from shoestring.launch.tuning import OLD, methods_of_tuning, tuning_request
+from shoestring.launch.sweep import TuningSpec, swept
+from shoestring.launch.tuning import OLD, methods_of_tuning
 from shoestring.launch.way import Ended
 from shoestring.report.page import write_report
 from shoestring.train.adapter_folder import export_adapter
 from shoestring.train.trained import load_trained
+from shoestring.tune.rate_to_batch import RateToBatch
 
 ABOUT = (
     """\
@@ -55,6 +57,19 @@ def run(words: Sequence[str]) -> int:
         metavar="CORPUS",
         help=f"what forgetting is judged on (default: {OLD}); 'none' judges none",
     )
+    parser.add_argument(
+        "--replay",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="how much of what is read is of the old text, so that less is forgotten (default: none)",
+    )
+    parser.add_argument(
+        "--sweep",
+        type=float,
+        metavar="SHARE",
+        help="first try rates and batches (SmolTulu's ratios) with this share of the budget, in runs beside --out",
+    )
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/DATE-TIME)")
     parser.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with a run from its newest checkpoint, exactly"
@@ -63,18 +78,33 @@ def run(words: Sequence[str]) -> int:
     found, rest = parser.read_with_configuration(words)
     if bool(found.resume) == bool(found.place):
         raise UsageError("name what is to be tuned, PLACE, or the run to go on with: --resume RUN")
+    if found.resume and found.sweep is not None:
+        raise UsageError("--resume goes on with a run as it is: give no --sweep with it")
     if found.resume and found.out:
         raise UsageError("--resume goes on with a run as it is: give no --out with it")
     console = Screen(stderr=found.json)
     out = found.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    sweep: dict[str, Any] = {}
     with shown_on(console), Launch(RunView(console)) as launch:
         if found.resume:
             ended = launch.resume(found.resume, None, moved_places(rest))
         else:
             old = "" if found.old == "none" else found.old
-            ended = launch.begin(tuning_request(found.place, found.method, overrides(rest), old), out)
+            tuning = TuningSpec(found.place, found.method, overrides(rest), old, found.replay)
+            if found.sweep is None:
+                request = tuning.request({})
+            else:
+                done = swept(tuning, RateToBatch(), found.sweep, out.with_name(f"{out.name}-sweep"), launch)
+                if done.request is None:
+                    console.print(
+                        "stopped; the same command with the same --out goes on with the sweep", soft_wrap=True
+                    )
+                    return 128 + (done.signal or 0)
+                request, sweep = done.request, done.told
+                console.print(_line_of_sweep(sweep), style="bold", soft_wrap=True)
+            ended = launch.begin(request, out)
         if ended.outcome.stopped == "finished":
-            told = _conclude(ended, console)
+            told = _conclude(ended, console) | ({"sweep": sweep} if sweep else {})
             if found.json:
                 print_json(told)
         else:
@@ -114,6 +144,15 @@ def _conclude(ended: Ended, console: Screen) -> dict[str, Any]:
     except OSError as error:
         raise ShoestringError(f"the run is whole, its report was not written: {error.strerror}") from None
     return told
+
+
+def _line_of_sweep(found: dict[str, Any]) -> str:
+    """What a sweep came to, and took."""
+    parts = [f"{len(found['tried'])} settings tried in {show_seconds(found['spent']['seconds'])}"]
+    for name, one in found["found"].items():
+        edge = ", at the edge of those tried" if one["edge"] else ""
+        parts.append(f"best on {name} text: rate {one['rate']:.3g} with batch {one['batch']}{edge}")
+    return "; ".join(parts)
 
 
 def _line(what: str, found: dict[str, Any], key: str, word: str) -> str:

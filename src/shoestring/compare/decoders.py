@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
-from shoestring.base.likelihood import Window, batches, log_probabilities
+from shoestring.base.likelihood import TextWindow, batches, log_probabilities
 from shoestring.base.open_model import open_model
 from shoestring.base.opened import Opened
 from shoestring.budget.charge import NOTHING
@@ -20,6 +20,7 @@ from shoestring.compare.rounds import Done, interleaved
 from shoestring.config import Choice, Pick
 from shoestring.contract.batch import IGNORED
 from shoestring.contract.model import LanguageModel
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.engine import TOKENS, Engine
 from shoestring.decode.request import Answer, Request, Stop
 from shoestring.decode.sampling import Sampling
@@ -29,6 +30,8 @@ from shoestring.method import Count
 SCHEDULER = Pick("decode", "scheduler", default="first_come")
 ACCEPTANCE = Pick("decode", "acceptance", default="exact")
 DRAFTER = Pick("decode", "drafter")
+DEPTH = Pick("decode", "depth")
+MIXTURE = Pick("decode", "mixture")
 GREEDY = Sampling(temperature=0)
 
 
@@ -40,11 +43,14 @@ class DecodeConfig:
     drafter: who proposes tokens; left out: nobody.
     draft: the place of its model, or the file that was made for it, where it needs one.
     acceptance: which drafted tokens stay. judge: the file that was made for it, where it needs one.
+    depth: which layers tokens go through; left out: all. routers: the file that was made for it, where it needs one.
+    mixture: what the probabilities are mixed with; left out: nothing. datastore: the file that was made for it.
     scheduler: who reads in the next pass.
     sampling: how tokens are chosen; the seed is that of the comparison.
     rows: prompts of an item, which are answered together; the same for all arms.
     tokens: places of a pass at most.
     max_new_tokens: of an answer, the same for all arms.
+    cache: how much of what is read is kept, and how.
     """
 
     place: str
@@ -52,12 +58,20 @@ class DecodeConfig:
     draft: str | None = None
     acceptance: Annotated[Choice, ACCEPTANCE] = field(default_factory=ACCEPTANCE.choice)
     judge: str | None = None
+    depth: Annotated[Choice, DEPTH] | None = None
+    routers: str | None = None
+    mixture: Annotated[Choice, MIXTURE] | None = None
+    datastore: str | None = None
     scheduler: Annotated[Choice, SCHEDULER] = field(default_factory=SCHEDULER.choice)
     sampling: Sampling = GREEDY
     rows: Count = 1
     tokens: Count = TOKENS
     max_new_tokens: Count = 64
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
+
+PLACES = {"drafter": "draft", "acceptance": "judge", "depth": "routers", "mixture": "datastore"}
+"""Where an arm says what a method of each kind needs."""
 
 SHARED = ("place", "rows", "max_new_tokens")
 """What all arms must have in common, else the items are not the same."""
@@ -101,12 +115,12 @@ class Decoding:
     @torch.no_grad()
     def _loss(self, judge: LanguageModel, answers: Sequence[Answer]) -> float:
         """Nats a token of what was written, by a model that reads it whole; 0 where nothing was."""
-        windows = list[Window]()
+        windows = list[TextWindow]()
         for prompt, answer in zip(self.prompts, answers, strict=True):
             row = [*prompt, *answer.tokens]
             targets = [*[IGNORED] * (len(prompt) - 1), *answer.tokens]
             if answer.tokens:
-                windows.append(Window(row[:-1], targets, np.zeros(len(targets), dtype=np.int64)))
+                windows.append(TextWindow(row[:-1], targets, np.zeros(len(targets), dtype=np.int64)))
         if not windows:
             return 0.0
         windows.sort(key=lambda window: -len(window.inputs))
@@ -178,6 +192,8 @@ class Decoders:
     def _engine(self, arm: str, group: Sequence[Sequence[int]]) -> Engine:
         config = self.arms[arm]
         drafter = None if config.drafter is None else self._made(arm, config.drafter, config.draft)
+        depth = None if config.depth is None else self._made(arm, config.depth, config.routers)
+        mixture = None if config.mixture is None else self._made(arm, config.mixture, config.datastore)
         room = sum(len(row) + config.max_new_tokens + 64 for row in group)
         return Engine(
             self.model,
@@ -185,8 +201,11 @@ class Decoders:
             tokens=config.tokens,
             scheduler=self._made(arm, config.scheduler, None),
             drafter=drafter,
+            depth=depth,
+            mixture=mixture,
             acceptance=self._made(arm, config.acceptance, config.judge),
             room=room,
+            cache=config.cache,
         )
 
     def _made(self, arm: str, choice: Choice, place: str | None) -> Any:
@@ -199,7 +218,7 @@ class Decoders:
                 given.append(self.model)
             elif place is None:
                 raise UsageError(
-                    f"{arm}: the {choice.kind} '{choice.name}' needs a place: give decode.draft or decode.judge"
+                    f"{arm}: the {choice.kind} '{choice.name}' needs a place: give decode.{PLACES[choice.kind]}"
                 )
             else:
                 given.append(self._opened(place).model if name == "draft" else Path(place))

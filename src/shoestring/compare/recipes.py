@@ -63,7 +63,8 @@ def _laid_over(config: RunConfig, asked: Tree) -> RunConfig:
 
 def uses_fallback(config: RunConfig) -> bool:
     """Whether some parameters go to the fallback optimiser."""
-    model = Transformer(replace(config.model, layers=1, vocabulary=config.model.vocabulary or 64))
+    shape = replace(config.model, vocabulary=config.model.vocabulary or 64)
+    model = Transformer(replace(shape, layers=1) if shape.uniform else shape)
     return all(share.members for share in partition(model, config.optim, config.fallback).shares)
 
 

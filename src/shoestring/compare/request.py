@@ -59,7 +59,7 @@ def _resolved(
     if config.data.text_alone != base.data.text_alone:
         raise UsageError(
             f"{name} asks for other data than the base: arms are judged on the same held-out text, and may differ in data.mixture, "
-            "data.rows, data.length and data.selection"
+            "data.rows, data.length, data.selection and data.interventions"
         )
     with held_back("shoestring.train"):  # one line an arm tells what was decided
         resolved = resolve(for_judging(config), dataset, machine, ledger)

@@ -66,13 +66,15 @@ class Segment(NamedTuple):
     row: of the cache.
     start: the place of the pass at which they begin.
     new: how many they are.
-    held: tokens of the row that were there before.
+    held: tokens of the row that are there from before.
+    gone: tokens of the row that were read before and are not there any more, as their keys and values were evicted.
     """
 
     row: int
     start: int
     new: int
     held: int
+    gone: int = 0
 
 
 class PackedPass:
@@ -90,7 +92,7 @@ class PackedPass:
         self, segments: Sequence[Segment], mask: Tensor | None, device: torch.device, given: Tensor | None = None
     ) -> None:
         self.segments, self.mask, self.device, self.given = tuple(segments), mask, device, given
-        self.end = max(segment.held + segment.new for segment in segments)
+        self.end = max(segment.gone + segment.held + segment.new for segment in segments)
         self.longest = max(segment.held for segment in segments)
 
     @cached_property
@@ -98,7 +100,7 @@ class PackedPass:
         """[1, N] int64: the position of each token."""
         if self.given is not None:
             return self.given
-        places = [torch.arange(one.held, one.held + one.new) for one in self.segments]
+        places = [torch.arange(one.new) + (one.gone + one.held) for one in self.segments]
         return torch.cat(places)[None].to(self.device)
 
     @property
@@ -188,13 +190,31 @@ class Attending(Protocol):
         ...
 
 
+@runtime_checkable
+class Thinning(Protocol):
+    """A cache of one row that has tokens leave between layers, or come back. A model that asks it computes less than all of
+    them."""
+
+    def between(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a layer takes in, of what came out of the one before it: hidden states [1, n, width] and their positions [1, n].
+
+        The last token stays the last, unless none goes on: n is then 0.
+        """
+        ...
+
+    def asked(self, layer: int) -> int:
+        """Operations that it took to choose, after a layer."""
+        ...
+
+
 class Cache:
     """The state of all layers. A pass is `begin`, then the layers' own calls in order, then `advance`.
 
     layers: of each layer, or None where it keeps nothing.
     lengths: tokens held of each row.
     room: the most tokens of a row.
-    left_out: of each row, the layers that some of its tokens did not go through, with the place of the first of these.
+    left_out: of each row, the layers that some of its tokens did not go through, with the place of the first of these; -1 -
+        layer stands for the channel mixer of a layer alone.
     """
 
     def __init__(self, layers: Sequence[Any], rows: int, room: int) -> None:
@@ -254,9 +274,27 @@ class Cache:
                 )
 
     def past(self, layer: int) -> None:
-        """The pass leaves this layer out, so that nothing of its tokens is kept there."""
+        """The pass leaves this layer out, so that nothing of its tokens is kept there. A cache that has no such layer lacks
+        nothing."""
+        if layer >= len(self.layers):
+            return
         for row, held in self._places():
             self.left_out.setdefault(row, {}).setdefault(layer, held)
+
+    def thinned(self, layer: int, places: Tensor) -> None:
+        """The channel mixer of this layer was asked at these places of the pass alone ([B, T] bool): those after them were made
+        of hidden states that are not the whole model's."""
+        coming = self._coming
+        if isinstance(coming, PackedPass):
+            parts = [(one.row, one.held, places[0, one.start : one.start + one.new]) for one in coming.segments]
+        else:
+            assert coming is not None
+            rows = enumerate(zip(coming.held, coming.new, strict=True))
+            parts = [(row, held, places[row, :new]) for row, (held, new) in rows]
+        for row, held, own in parts:
+            missing = (~own).nonzero()
+            if len(missing):
+                self.left_out.setdefault(row, {}).setdefault(-1 - layer, held + int(missing[0]))
 
     def _places(self) -> list[tuple[int, int]]:
         """(row, tokens held of it) of each row that the pass reads more of."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Shape(NamedTuple):
@@ -107,6 +107,12 @@ def linear(layer: nn.Module, tokens: int, backward: bool = False, inputs: bool =
     products = 1 + (int(trains(layer)) + int(inputs) if backward else 0)
     found: int = products * 2 * tokens * sized.in_features * sized.out_features
     return found
+
+
+def matrix_product(weight: Tensor, tokens: int, backward: bool = False, inputs: bool = True) -> int:
+    """As `linear`, of a weight [.., out, in] of which each of `tokens` vectors meets one [out, in]."""
+    products = 1 + (int(weight.requires_grad) + int(inputs) if backward else 0)
+    return products * 2 * tokens * weight.shape[-2] * weight.shape[-1]
 
 
 def attention(rows: int, heads: int, queries: int, keys: int, head_width: int, backward: bool = False) -> int:

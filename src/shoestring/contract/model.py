@@ -1,10 +1,11 @@
 """A language model as every engine sees it: it reads tokens, and its head makes logits of what it has read."""
 
 import abc
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -15,6 +16,39 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
 from shoestring.errors import UsageError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+Notes = dict[str, Tensor]
+"""What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
+
+LOSS = "loss."
+"""How the name of a note begins that is a term of the loss, a scalar with its coefficient multiplied in."""
+
+
+def add_notes(notes: Notes, more: Mapping[str, Tensor], place: str) -> None:
+    """Take in the notes of a part. Those of one name add up: a part may be gone through several times.
+
+    place: the name of the part, for those of one kind: 'blocks.3'.
+    """
+    for name, value in more.items():
+        key = f"{LOSS}{place}.{name.removeprefix(LOSS)}" if name.startswith(LOSS) else f"{place}.{name}"
+        notes[key] = notes[key] + value if key in notes else value
+
+
+@contextmanager
+def causally(model: object) -> Iterator[None]:
+    """Within, parts that look at later tokens while they train (`looks_ahead = True`) do as they do when decoding. Nothing else
+    changes its mode, so that what was compiled is not compiled again."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    ahead = [module for module in modules if getattr(module, "looks_ahead", False) and module.training]
+    for module in ahead:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in ahead:
+            module.training = True
 
 
 class Head(Protocol):
@@ -68,13 +102,31 @@ class Reading:
         """[B, T, V], of all places."""
         return self.head.logits(self.hidden)
 
+    def auxiliary(self) -> Tensor | None:
+        """The sum of the terms of the loss that layers told, to be differentiated; None where none did."""
+        terms = [value for name, value in self.notes.items() if name.startswith(LOSS)]
+        return torch.stack(terms).sum() if terms else None
+
+
+Mixer = Callable[[Tensor], Tensor]
+"""What a channel mixer adds to hidden states [..., width], its norm included: place by place."""
+
 
 class Depth(Protocol):
-    """Which layers a pass goes through: asked before each."""
+    """Which layers a pass goes through, and which of their channel mixers: asked before each. A class that inherits from it mixes
+    the channels of every place."""
 
     def times(self, layer: int, hidden: Tensor) -> int:
         """How often to apply layer number `layer` to the hidden states [B, T, width]: 0 skips it, 2 repeats it."""
         ...
+
+    def channels(self, layer: int, hidden: Tensor, mix: Mixer) -> tuple[Tensor, Tensor | None]:
+        """Of a layer that is applied: (what its channel mixer adds [B, T, width], the places [B, T] at which it was asked).
+
+        hidden: [B, T, width], before the mixer. None in place of places: all. Elsewhere it adds nothing. A place that leaves it
+        out still has keys and values in every layer, so nothing that comes later lacks any.
+        """
+        return mix(hidden), None
 
 
 @dataclass(frozen=True)
@@ -194,6 +246,33 @@ class LanguageModule(nn.Module, abc.ABC):
         return self
 
 
+@cache
+def _say_uncompiled() -> None:
+    log.warning("layers that are looked into run uncompiled, which is slower: what is compiled does not heed hooks")
+
+
+@contextmanager
+def uncompiled(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """While the modules of these names, and those that hold them, run as they were written: compiled ones do not heed hooks that
+    were added after they were compiled. A warning says so once."""
+    prefixes = {name[:end] for name in names for end in (*_dots(name), len(name))}
+    held = [module.get_submodule(prefix) for prefix in sorted(prefixes)]
+    found = [(one, call) for one in held if (call := vars(one).get("_compiled_call_impl")) is not None]
+    if found:
+        _say_uncompiled()
+    try:
+        for one, _ in found:
+            one._compiled_call_impl = None
+        yield
+    finally:
+        for one, call in found:
+            one._compiled_call_impl = call
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, letter in enumerate(name) if letter == "."]
+
+
 @contextmanager
 def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collects the outputs of the modules of these names while the block runs. Raises: UsageError for an unknown name."""
@@ -215,7 +294,8 @@ def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
         handles.extend(keep(name) for name in names)
-        yield found
+        with uncompiled(module, names):
+            yield found
     finally:
         for handle in handles:
             handle.remove()

@@ -39,11 +39,18 @@ class Loss:
     mean: over what counts, to be differentiated.
     spent: what computing it costs, backward pass included, by the account that pays.
     parts: figures beside it, by name, detached; each is a line of the metrics.
+    auxiliary: what the model's own layers add to what is minimised (`Reading.auxiliary`); None: nothing.
     """
 
     mean: Tensor
     spent: Mapping[str, Charge]
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    auxiliary: Tensor | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """What is to be differentiated: the mean, and what layers add."""
+        return self.mean if self.auxiliary is None else self.mean + self.auxiliary
 
 
 class Objective(Protocol):
@@ -60,15 +67,15 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Taught(Protocol):
-    """An objective that asks another model.
+    """An objective that asks other models.
 
-    teacher: the place of that model; '': what the run is based on.
+    teachers: the places of those models, at least one; '': what the run is based on.
     """
 
-    teacher: str
+    teachers: tuple[str, ...]
 
-    def learn_from(self, teacher: LanguageModel) -> None:
-        """Set the teacher, once it is opened: in evaluation mode, without gradients, on the model's device."""
+    def learn_from(self, *teachers: LanguageModel) -> None:
+        """Set the teachers, once they are opened: in evaluation mode, without gradients, on the model's device."""
         ...
 
 

@@ -21,6 +21,7 @@ HEAD = declare("head")
 MATRIX = declare("matrix")
 VECTOR = declare("vector")
 ADAPTER = declare("adapter", MATRIX)
+ROUTER = declare("router", MATRIX)
 
 
 def lineage(name: str) -> tuple[str, ...]:

@@ -43,14 +43,14 @@ def chat_lines(where: str) -> Iterator[tuple[str, tuple[Message, ...]]]:
     (with 'input') and 'output', 'question' and 'answer'.
     Raises: UsageError, with the file and the line, for one that is no such thing.
     """
-    for place, row in _rows(where):
+    for place, row in json_rows(where):
         yield place, _chat(row, place)
 
 
 def preference_lines(where: str) -> Iterator[tuple[str, Preference]]:
     """(where it stands, the pair) of each line: 'prompt' (text or messages), 'chosen' and 'rejected' (text, or messages of which
     the last is the answer). Raises: as `chat_lines`."""
-    for place, row in _rows(where):
+    for place, row in json_rows(where):
         if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
             raise UsageError(f"{place} is no pair of answers: a line is like {PAIR}")
         asked, chosen, rejected = (_messages(row.get(key, []), role, place) for key, role in _PAIR)
@@ -84,7 +84,11 @@ def holds_chats(where: str) -> bool:
     return isinstance(row, dict) and ("messages" in row or any(set(keys) <= row.keys() for keys in QUESTIONS))
 
 
-def _rows(where: str) -> Iterator[tuple[str, Any]]:
+def json_rows(where: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, what it holds) of each line of the JSON lines files that a path, folder or glob names.
+
+    Raises: UsageError, with the file and the line.
+    """
     any_there = False
     for path in find_files(where):
         with opened(path) as file:

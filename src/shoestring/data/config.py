@@ -9,14 +9,14 @@ from annotated_types import Interval
 from pydantic import BeforeValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from shoestring.config import Choice, Pick, listed
+from shoestring.config import Choice, Pick, PickList, listed
 from shoestring.data.mixture import MIXTURE, Domain, Mixture
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import find
 
 Packing = Literal["stream", "isolated", "whole"]
 
-Kind = Literal["text", "chat"]
+Kind = Literal["text", "chat", "answers"]
 
 Invalid = Literal["refuse", "replace", "skip"]
 
@@ -77,8 +77,8 @@ class DataConfig:
     tokenizer: 'bpe' (trained on the corpus and cached), 'bytes', or a path to a byte-level tokenizer.json.
     vocabulary: the number of tokens 'bpe' is trained to, end token included.
     heldout: the share of documents held out, chosen by a hash of each document's content.
-    kind: what a document is: 'text', or a 'chat', a line of JSON whose messages go through the model's chat template, and of
-    which the answers alone are learnt.
+    kind: what a document is: 'text'; a 'chat', a line of JSON whose messages go through the model's chat template, and of which
+    the answers alone are learnt; or 'answers', a line of JSON with 'prompt' and 'answer', of which the latter is learnt.
     returns: of chats, what each answer came to and is told before it ('length', 'relevance'), so that it can be asked for.
     packing: 'stream' (windows run across documents), 'isolated' (a token never sees another document) or 'whole' (isolated, and
     a document is cut only where it is longer than a window).
@@ -90,6 +90,7 @@ class DataConfig:
     rows: how documents are laid in rows, each apart from the others, in place of windows; None: windows, as packing says.
     length: how long the rows of a step are, as the budget is spent; None: always model.context.
     selection: which rows of a larger batch are trained on, by the model as it is; None: all.
+    interventions: experiments on what is read, several in one run: texts that are planted in its rows.
     source: several corpora, each a domain with a name, in place of data.corpus; they share one tokenizer. None: one corpus.
     mixture: how much of each source is read, as the budget is spent; None: all equally often.
 
@@ -111,6 +112,7 @@ class DataConfig:
     rows: Annotated[Choice, Pick("data", "packing")] | None = None
     length: Annotated[Choice, Pick("data", "length")] | None = None
     selection: Annotated[Choice, Pick("data", "selection")] | None = None
+    interventions: Annotated[tuple[Choice, ...], PickList("intervention", ("data",))] = ()
     source: Annotated[tuple[SourceConfig, ...], BeforeValidator(_sources)] | None = None
     mixture: Annotated[Choice, MIXTURE] | None = None
 
@@ -170,7 +172,7 @@ class DataConfig:
     @property
     def text_alone(self) -> "DataConfig":
         """What text there is and how it is held out and judged, without how it is laid out and how much is read of each source."""
-        return replace(self, rows=None, length=None, selection=None, mixture=None)
+        return replace(self, rows=None, length=None, selection=None, mixture=None, interventions=())
 
     @property
     def corpora(self) -> str:

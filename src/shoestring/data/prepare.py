@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shoestring import atomic
+from shoestring.data.answers import prepare_answers
 from shoestring.data.bpe import PATTERN, SAMPLE, byte_tokenizer, train_bpe
 from shoestring.data.chats import prepare_chats
 from shoestring.data.config import DataConfig, SourceConfig
@@ -56,6 +57,8 @@ def prepare(config: DataConfig, cache: Path) -> Dataset:
         return _prepare_sources(config, config.source, cache)
     if config.kind == "chat":
         return prepare_chats(config)
+    if config.kind == "answers":
+        return prepare_answers(config)
     whole = _prepare(config, cache)
     return whole if config.documents is None else subset(whole, *read_index(Path(config.documents), whole))
 

@@ -56,6 +56,27 @@ def row_losses(model: LanguageModel, parts: Sequence[Batch]) -> tuple[Tensor, Ch
     return torch.cat(found), spent
 
 
+def row_means(
+    model: LanguageModel, parts: Sequence[Batch], figure: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Charge]:
+    """(float32 [B] on the CPU: the mean of a figure of each row's distributions, 0 where nothing counts; what that took).
+
+    figure: of log-probabilities [n, V] to [n].
+    """
+    found, spent = [], NOTHING
+    for part in parts:
+        moved = part.to(model.device)
+        reading, took = _read(model, moved)
+        hidden = reading.hidden.detach().flatten(0, -2)
+        with torch.no_grad():
+            each = [figure(reading.head.logits(hidden[here]).float().log_softmax(-1)) for here in _blocks(moved)]
+        counted = moved.targets != IGNORED
+        total = (torch.cat(each).view(moved.targets.shape) * counted).sum(dim=1)
+        found.append((total / counted.sum(dim=1).clamp_min(1)).cpu())
+        spent += took
+    return torch.cat(found), spent
+
+
 def sketched_gradients(model: LanguageModel, parts: Sequence[Batch], width: int, seed: int) -> tuple[Tensor, Charge]:
     """(float32 [B, width] on the CPU: sketches of each row's gradient, whose dot products are near those of the gradients; cost).
 
@@ -89,6 +110,37 @@ def sketched_gradients(model: LanguageModel, parts: Sequence[Batch], width: int,
         products = 2 * targets.numel() * width * (model.about.vocabulary + hidden.shape[1])
         spent += took + Charge(flops=products)
     return torch.cat(found), spent
+
+
+def projection_gradients(model: LanguageModel, parts: Sequence[Batch]) -> tuple[Tensor, Charge]:
+    """(float32 [B, width * width] on the CPU: the gradient of each row's mean loss in a matrix before the head; what that took).
+
+    The matrix P is the identity, h' = P h, and its gradient G = 1/T sum_t (dl_t / dh'_t) h_t^T: exact, for any head, without a
+    backward pass through the blocks.
+    """
+    found, spent = [], NOTHING
+    for part in parts:
+        moved = part.to(model.device)
+        reading, took = _read(model, moved)
+        hidden, targets = reading.hidden.detach().flatten(0, -2), moved.targets.flatten()
+        slopes = [_slopes(reading, hidden[here], targets[here]) for here in _blocks(moved)]
+        shape = (*moved.targets.shape, hidden.shape[1])
+        products = torch.cat(slopes).view(shape).transpose(1, 2) @ hidden.float().view(shape)
+        counts = (moved.targets != IGNORED).sum(dim=1).clamp_min(1)
+        found.append((products / counts[:, None, None]).flatten(1).cpu())
+        places = targets.numel()
+        spent += took + Charge(flops=reading.head.flops(places) + 2 * places * hidden.shape[1] ** 2)
+    return torch.cat(found), spent
+
+
+def _slopes(reading: Reading, hidden: Tensor, targets: Tensor) -> Tensor:
+    """float32 [places, width]: of the summed loss, in the hidden states."""
+    given = hidden.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = reading.head.logits(given).float()
+        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        (slopes,) = torch.autograd.grad(loss, given)
+    return slopes.float()
 
 
 def _read(model: LanguageModel, batch: Batch) -> tuple[Reading, Charge]:

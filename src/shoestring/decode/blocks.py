@@ -13,9 +13,12 @@ class OutOfBlocks(ShoestringError):
 
 
 class BlockKey(NamedTuple):
-    """What a full block holds: these tokens, after the block of number `before` among all that were ever registered."""
+    """What a full block holds: these tokens, after the block of number `before` among all that were ever registered.
 
-    before: int
+    before: of a first block, the root: 0, or what the model read it with; texts of different roots share nothing.
+    """
+
+    before: int | str
     tokens: tuple[int, ...]
 
 
@@ -34,10 +37,12 @@ class Table:
 
     blocks: their numbers.
     serials: of those that are registered, from the first on, their numbers among all that ever were.
+    root: what the model reads the row with, where that is not the model alone; see `BlockKey`.
     """
 
     blocks: list[int] = field(default_factory=list)
     serials: list[int] = field(default_factory=list)
+    root: int | str = 0
 
 
 class BlockPool:
@@ -66,9 +71,9 @@ class BlockPool:
         """Blocks that a row lacks to hold so many tokens."""
         return max(0, -(-tokens // self.size) - len(table.blocks))
 
-    def match(self, tokens: Sequence[int]) -> Table:
+    def match(self, tokens: Sequence[int], root: int | str = 0) -> Table:
         """The registered blocks that hold the longest beginning of `tokens`; the caller becomes a user of each."""
-        table, before = Table(), 0
+        table, before = Table(root=root), root
         for start in range(0, len(tokens) - self.size + 1, self.size):
             number = self._known.get(BlockKey(before, tuple(tokens[start : start + self.size])))
             if number is None:
@@ -104,10 +109,32 @@ class BlockPool:
         self._release(shared)
         return shared, own
 
+    def renew(self, table: Table, tokens: int) -> None:
+        """Give a row blocks for so many tokens that are all to be written anew, in place of those that it has.
+
+        Blocks that others have, or may want again, stay as they are as long as there are others. Nothing that the row held is in
+        its blocks any more: read it before. Raises: OutOfBlocks, and changes nothing.
+        """
+        needed = -(-tokens // self.size)
+        mine = [number for number in table.blocks if self.blocks[number].users == 1]
+        chosen = [number for number in mine if self.blocks[number].key is None][:needed]
+        known = [number for number in mine if self.blocks[number].key is not None]
+        lacking = needed - len(chosen)
+        if lacking > self.free + len(known):
+            raise OutOfBlocks(f"{lacking} blocks are needed and {self.free} are free")
+        fresh = [self._take() for _ in range(min(lacking, self.free))]
+        over = known[: lacking - len(fresh)]
+        for number in over:  # nobody else has it, and there is no other
+            self._unregister(number)
+        chosen += fresh + over
+        stays = set(chosen)
+        self._give_back([number for number in table.blocks if number not in stays])
+        table.blocks, table.serials = chosen, []
+
     def register(self, table: Table, tokens: Sequence[int]) -> None:
         """Let others share the blocks that `tokens`, all that the row holds for good, fill."""
         for place in range(len(table.serials), len(tokens) // self.size):
-            before = table.serials[-1] if table.serials else 0
+            before = table.serials[-1] if table.serials else table.root
             key = BlockKey(before, tuple(tokens[place * self.size : (place + 1) * self.size]))
             known = self._known.get(key)
             if known is None:
@@ -122,7 +149,7 @@ class BlockPool:
         """Another row with the same blocks."""
         for number in table.blocks:
             self._use(number)
-        return Table(list(table.blocks), list(table.serials))
+        return Table(list(table.blocks), list(table.serials), table.root)
 
     def crop(self, table: Table, tokens: int) -> None:
         """Give back the blocks beyond the first `tokens` tokens."""

@@ -116,3 +116,8 @@ def weighted(tokens: Tensor, distances: Tensor, vocabulary: int, temperature: fl
     k]."""
     weights = (-distances / temperature).softmax(-1)
     return torch.zeros(len(tokens), vocabulary).scatter_add_(1, tokens, weights)
+
+
+def log_mixture(logits: Tensor, other: Tensor, share: float) -> Tensor:
+    """log((1 - share) softmax(logits) + share other), float32 [..., V]; other: probabilities."""
+    return ((1 - share) * logits.float().softmax(-1) + share * other).clamp_min(1e-30).log()

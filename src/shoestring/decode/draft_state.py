@@ -9,7 +9,8 @@ from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.blocks import OutOfBlocks
 from shoestring.decode.row import Row
-from shoestring.decode.store import BLOCK, PagedStore, Read, RowWork
+from shoestring.decode.store import BLOCK, PagedStore
+from shoestring.decode.work import Read, RowWork
 from shoestring.errors import UsageError
 
 ROOM = 1 << 15

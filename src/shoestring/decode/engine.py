@@ -7,27 +7,33 @@ refused is forgotten -> events.
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from shoestring.budget.charge import FIELDS, Charge
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.cost import Cost
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
+from shoestring.decode.cache_budget import CacheConfig, store_within
 from shoestring.decode.choosing import changed_logits, next_token
-from shoestring.decode.depth import RowDepth, Through, alike
+from shoestring.decode.depth import RowDepth, alike
 from shoestring.decode.drafter import Drafter
+from shoestring.decode.mixture import LogitMixture
 from shoestring.decode.pays import Pays
 from shoestring.decode.request import Answer, AnswerSpent, Event, Request, Stop, Written
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import log_probability
 from shoestring.decode.scheduler import Passed, Room, Scheduler
 from shoestring.decode.schedulers.first_come import FirstCome
-from shoestring.decode.store import Read, RowWork, Store, store_for
-from shoestring.errors import UsageError
+from shoestring.decode.store import Store
+from shoestring.decode.work import Read, RowWork
+from shoestring.errors import UsageError, did_you_mean
 
 ROWS, TOKENS = 32, 512
 """Rows that have a place at a time, and tokens of a pass, where nothing is said."""
@@ -43,8 +49,11 @@ class Engine:
     tokens: places of a pass, at most.
     scheduler, drafter, acceptance: None: first come, first served; no drafts; drafts change nothing.
     depth: which layers the tokens of an answer go through; None: all. Rows that go through others are read in passes of their own.
+    mixture: changes the logits that tokens are chosen of; None: they are the model's.
     pays: measures whether drafts save time, and does without them where they do not. None: drafts are always made.
-    room: tokens that are kept, of all rows. None: the context for each row, up to 2^15 in all.
+    room: tokens that rows have, all together. None: the context for each row, up to 2^15 in all.
+    cache: how much of them is kept, and how; None: all, as it is. A `store` that is given has settings of its own.
+    adapters: of the model, by name: requests may name one. Rows of different ones share a pass, and no beginnings of texts.
     """
 
     def __init__(
@@ -58,16 +67,20 @@ class Engine:
         drafter: Drafter | None = None,
         acceptance: Acceptance | None = None,
         depth: RowDepth | None = None,
+        mixture: LogitMixture | None = None,
         pays: Pays | None = None,
         room: int | None = None,
+        cache: CacheConfig | None = None,
+        adapters: NamedAdapters | None = None,
     ) -> None:
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
         self.model, self.rows, self.tokens = model, rows, tokens
-        self.store = store or store_for(model, room, rows=rows)
+        self.store = store or store_within(model, cache or CacheConfig(), rows=rows, room=room)
+        self.store.expect(drafts=drafter is not None, depth=depth is not None)
         self.scheduler: Scheduler = scheduler or FirstCome()
         self.drafter = drafter
         self.acceptance: Acceptance = acceptance or Exact()
-        self.pays, self.depth = pays, depth
+        self.pays, self.depth, self.mixture, self.adapters = pays, depth, mixture, adapters
         if depth is not None and drafter is not None:
             raise UsageError("drafts are checked by all layers at once: give a drafter or a depth, not both")
         if pays is not None and not self.acceptance.exact:
@@ -103,15 +116,18 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Take in a request; it waits for its turn. Returns its number.
 
-        Raises: UsageError where the prompt is longer than the context, or can never have room.
+        Raises: UsageError where the prompt is longer than the context, or can never have room, or there is no such adapter.
         """
         size, context = len(request.prompt), self.model.about.context
+        known = () if self.adapters is None else self.adapters.names
+        if request.adapter is not None and request.adapter not in known:
+            raise UsageError(f"no adapter is named '{request.adapter}': {did_you_mean(request.adapter, known)}")
         if size > context:
             raise UsageError(f"the prompt has {size} tokens, and the model's context is {context}")
-        if size > self.store.capacity:
+        row = Row(self._number(), self._tickets + 1, request, 0, list(request.prompt), time.monotonic())
+        if self.store.needed(row) > self.store.capacity:
             raise UsageError(f"the prompt has {size} tokens, and this engine has room for {self.store.capacity}")
         self._tickets += 1
-        row = Row(self._number(), self._tickets, request, 0, list(request.prompt), time.monotonic())
         row.parts, row.constraint = request.samples - 1, request.constraint and request.constraint.copy()
         place = next(
             (at for at, other in enumerate(self._rows) if other.request.priority < request.priority), len(self._rows)
@@ -153,10 +169,11 @@ class Engine:
             with torch.inference_mode():
                 for layers, part in self._by_depth(works).items():
                     began = time.perf_counter()
-                    found, cost = self.store.read(self.model, part, None if layers is None else Through(layers))
+                    depth = None if self.depth is None else self.depth.through(layers, part)
+                    found, cost = self.store.read(self.model, part, depth, self.adapters)
                     self._account(part, cost, time.perf_counter() - began)
-                    for work, read in zip(part, found, strict=True):
-                        self._take_in(work, read)
+                    for work, read, near in zip(part, found, self._found(part, found), strict=True):
+                        self._take_in(work, read, near)
             written = self.written - written
             self._last = Passed(decoding, tokens, attended, written, time.perf_counter() - started)
             if self.pays is not None and drafting:
@@ -200,12 +217,14 @@ class Engine:
 
     def _works(self, drafts: int) -> list[RowWork]:
         """What the next pass reads, but for drafts; every row of it has its place and its room."""
-        chosen = self.scheduler.plan(self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last))
+        chosen = self.scheduler.plan(
+            self._rows, Room(self.rows, self.tokens, self.store.free, drafts, self._last, self.store.needed)
+        )
         works = list[RowWork]()
         for row, count in chosen:
             if row.stop is not None or not (row.running or self._admitted(row)):
                 continue
-            count = min(count, row.unread)
+            count = self.store.allowed(row, min(count, row.unread))
             if self.depth is not None:
                 count = alike(self.depth, row, count)
                 row.charge += self.depth.spent()
@@ -251,6 +270,7 @@ class Engine:
             row = work.row
             # the last token of the answer is the model's own
             limit = min(self.drafter.most, row.left - 1, self.model.about.context - len(row.tokens), left)
+            limit = min(limit, self.store.allowed(row, work.new + limit) - work.new)
             if row.decoding and limit > 0:
                 rows.append(row)
                 most.append(limit)
@@ -305,19 +325,43 @@ class Engine:
             row.charge += share + Charge(read=read, wasted=again, calls=1)
             row.deepest = max(row.deepest, end)
             row.spend("decode" if row.decoding else "prefill", seconds * work.new / sum(places))
+        for name, own in ({} if self.adapters is None else self.adapters.spent()).items():
+            mine = [work for work in works if work.row.request.adapter == name]
+            added = divided(Charge(flops=own.flops, moved=own.moved), [work.new for work in mine])
+            for work, share in zip(mine, added, strict=True):
+                work.row.charge += share
 
-    def _take_in(self, work: RowWork, read: Read) -> None:
+    def _found(self, works: Sequence[RowWork], reads: Sequence[Read]) -> list[Sequence[Any]]:
+        """What the mixture looks up at the places of each work; they pay for it by their places."""
+        sizes = [work.wanted for work in works]
+        if self.mixture is None or not sum(sizes):
+            return [[None] * size for size in sizes]
+        found = self.mixture.find(torch.cat([read.hidden for read in reads]))
+        for work, charge in zip(works, divided(self.mixture.spent(), sizes), strict=True):
+            work.row.charge += charge
+        ends = list(accumulate(sizes))
+        return [found[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+    def _logits(self, row: Row, read: Read, place: int, found: Sequence[Any]) -> Tensor:
+        """[V], of the token that comes next in a row, after this place of what was read of it."""
+        if self.mixture is None:
+            return read.logits[place]
+        mixed = self.mixture.mixed(row, read.logits[place], read.hidden[place], found[place])
+        row.charge += self.mixture.spent()
+        return mixed
+
+    def _take_in(self, work: RowWork, read: Read, found: Sequence[Any]) -> None:
         """Accept drafts, choose the next token, and forget what was refused."""
         row, first, kept = work.row, work.row.held, list(range(len(work.tokens)))
         if not work.outputs or row.parts:
             row.held += len(kept)
             self.store.keep(row, first, kept)
             if work.outputs:
-                self._part(row, read)
+                self._part(row, read, found)
             return
         written, stop, place = list[Written](), None, -1
         while stop is None:
-            logits = read.logits[place + 1]
+            logits = self._logits(row, read, place + 1, found)
             changed = changed_logits(row, logits)
             token = next_token(row, changed)
             child = self._accepted(work.draft, place, token, changed, read.hidden)
@@ -347,14 +391,15 @@ class Engine:
                 return child
         return None
 
-    def _part(self, row: Row, read: Read) -> None:
+    def _part(self, row: Row, read: Read, found: Sequence[Any]) -> None:
         """The prompt is read: each answer to it goes its own way."""
         others = [self._forked(row, sample) for sample in range(1, row.parts + 1)]
         row.parts = 0
         for each in (row, *others):
             written = list[Written]()
             each.hidden = read.hidden[0]
-            stop = self._write(each, next_token(each, changed_logits(each, read.logits[0])), read.logits[0], written)
+            logits = self._logits(each, read, 0, found)
+            stop = self._write(each, next_token(each, changed_logits(each, logits)), logits, written)
             self._tell(each, written, stop)
 
     def _write(self, row: Row, token: int, logits: Tensor, written: list[Written]) -> Stop | None:
@@ -403,6 +448,7 @@ class Engine:
         other = Row(self._number(), row.ticket, row.request, sample, list(row.tokens), row.arrived)
         other.answered, other.constraint = row.answered.copy(), row.constraint and row.constraint.copy()
         other.held = other.deepest = row.held
+        other.memory = row.memory
         other.seen = now
         try:
             self.store.fork(row, other)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Inputs
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import Depth, LanguageModel
 from shoestring.decode.made_files import expect, read_made, write_made
 from shoestring.errors import UsageError
 
@@ -21,7 +21,7 @@ ACTIONS = 3
 """Skip, execute, repeat: the number of the action is how often the layer is applied."""
 
 
-class LayerRouters(nn.Module):
+class LayerRouters(nn.Module, Depth):
     """Of layer l, logits = mean over windows of W2 gelu(W1 norm(h)), h the mean hidden state of a window. [ACTIONS]
 
     A text of T tokens has min(T, windows) windows of nearly equal size. layers, width: of the model. hidden: between W1 and W2.
@@ -66,7 +66,7 @@ class LayerRouters(nn.Module):
         return made.requires_grad_(False).eval().to(model.device)
 
 
-class FixedDepth:
+class FixedDepth(Depth):
     """A `contract.model.Depth` that applies each layer so often, and notes what enters it. times_: by layer."""
 
     def __init__(self, times_: Sequence[int]) -> None:

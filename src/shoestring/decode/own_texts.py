@@ -12,7 +12,6 @@ from shoestring.decode.engine import Engine
 from shoestring.decode.request import DEFAULT, Request
 from shoestring.decode.sampling import Sampling
 from shoestring.errors import UsageError
-from shoestring.method import method
 
 
 class OwnText(NamedTuple):
@@ -23,15 +22,6 @@ class OwnText(NamedTuple):
     charge: Charge
 
 
-@method(
-    "decode",
-    kind="alignment",
-    name="own_texts",
-    paper="FastDraft: How to Train Your Draft, arXiv:2411.11055",
-    claim="a draft that is pre-trained cheaply and aligned on texts of its target: up to 3x (code) and 2x (other tasks) faster "
-    "where memory bounds the speed",
-    cost="an answer of the model for each text, counted in its charge",
-)
 def own_texts(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
@@ -42,8 +32,7 @@ def own_texts(
 ) -> Iterator[OwnText]:
     """The model's answers to these prompts, prompt after prompt, each as soon as those before it are there.
 
-    A draft model is trained on them as on any corpus (`save_texts`), a multi-token head by `mtp_head.train_head`. Several sampling
-    temperatures give a mixture as the paper's: call it once for each. Training the draft model itself is `shoestring train`.
+    A draft model is trained on them as on any corpus (`save_texts`), a multi-token head by `mtp_head.train_head`.
 
     engine: of the model that writes. prompts: token ids. max_new_tokens: of an answer. ends: tokens that end one.
     samples: answers to each prompt.

@@ -40,6 +40,7 @@ class Request:
     seconds, flops: what the answer may take, counted from `Engine.submit` on; it ends where one is spent.
     priority: requests of a higher one go first.
     expected: tokens that the answer is thought to have; None: nobody knows.
+    adapter: the one of the engine's adapters that the text is read and answered with, by name; None: the model alone.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +54,7 @@ class Request:
     flops: float = math.inf
     priority: int = 0
     expected: int | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:

@@ -30,6 +30,7 @@ class Row:
     charge, seconds: what it took so far, the seconds by cause. drafting: what of `charge` the drafter took.
     times: of its tokens, on the monotonic clock.
     changed: tokens of drafts that stayed though the model chose another.
+    memory: what a mixture remembers of it.
     asked, answered: how often each token stands in the prompt (where it matters) and in the answer.
     seen: when its seconds were last noted.
     """
@@ -52,6 +53,7 @@ class Row:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     times: list[float] = field(default_factory=list)
     changed: int = 0
+    memory: object = None
     asked: Counter[int] = field(default_factory=Counter)
     answered: Counter[int] = field(default_factory=Counter)
     seen: float = 0.0

@@ -1,6 +1,6 @@
 """Who reads how many tokens in the next pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ class Room:
     rows: that may have a place at a time. tokens: of the pass. free: tokens that the store has room for.
     drafts: tokens that a decoding row may draft, for which a scheduler leaves room.
     last: the pass before this one; None: there was none.
+    needed: what a row takes of `free` to read the tokens that it has.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Room:
     free: int
     drafts: int = 0
     last: Passed | None = None
+    needed: Callable[[Row], int] = lambda row: len(row.tokens)
 
 
 class RowReading(NamedTuple):
@@ -79,11 +81,11 @@ def in_order(
             left -= chosen[-1].tokens
     free = room.free
     for row in waiting:
-        if left <= 0 or len(row.tokens) > free:
+        if left <= 0 or room.needed(row) > free:
             break
         chosen.append(RowReading(row, min(row.unread, left)))
         left -= chosen[-1].tokens
-        free -= len(row.tokens)
+        free -= room.needed(row)
     return chosen
 
 

@@ -11,6 +11,9 @@ WHAT = {
     "target": "the model that writes",
     "draft": "a draft model",
     "place": "the file that was made for it",
+    "texts": "text, or a task",
+    "decode": "a tokenizer",
+    "ends": "a tokenizer",
 }
 """What a drafter, an acceptance or a scheduler may name as a positional parameter."""
 

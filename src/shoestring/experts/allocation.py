@@ -8,7 +8,7 @@ from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError
 from shoestring.experts.config import Allocate
 from shoestring.model.config import ModelConfig
-from shoestring.plan.planner import flops_per_token
+from shoestring.plan.sizes import flops_per_token
 
 
 def token_ratios(rule: Allocate, models: Sequence[ModelConfig], spread: float) -> list[float]:

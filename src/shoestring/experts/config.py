@@ -11,7 +11,7 @@ from shoestring.data.clusters.embedding import EMBEDDING
 from shoestring.errors import UsageError
 from shoestring.method import Count, Decay, Positive
 from shoestring.model.config import ModelConfig
-from shoestring.plan.planner import flops_per_token
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.config import RunConfig
 
 Allocate = Literal["tokens", "equal", "difficulty"]

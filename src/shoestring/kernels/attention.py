@@ -35,7 +35,7 @@ class _Heads(ctypes.Structure):
     )
 
 
-class Span(NamedTuple):
+class BlockSpan(NamedTuple):
     """The new tokens of one row.
 
     start: the first of them in the pass. new: how many. held: tokens of the row before them.
@@ -48,7 +48,7 @@ class Span(NamedTuple):
     blocks: Sequence[int]
 
 
-class Rows:
+class BlockRows:
     """The rows of a pass as the native library reads them.
 
     spans: one after the other, without gaps, the first at 0.
@@ -56,7 +56,7 @@ class Rows:
     Raises: ShoestringError where a row has fewer blocks than tokens.
     """
 
-    def __init__(self, spans: Sequence[Span], block: int) -> None:
+    def __init__(self, spans: Sequence[BlockSpan], block: int) -> None:
         self.block, self.count = block, len(spans)
         self.tokens = sum(span.new for span in spans)
         lengths = [-(-(span.held + span.new) // block) for span in spans]
@@ -136,7 +136,13 @@ def in_blocks(slots: Tensor, block: int) -> Tensor:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, rows: Rows, *, scale: float | None = None, window: int | None = None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: BlockRows,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """softmax(scale q kᵀ) v, each new token seeing its row up to itself: float32 [N, H, Dv].
 

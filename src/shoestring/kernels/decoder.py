@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import Layers, Rows
+from shoestring.kernels.attention import BlockRows, Layers
 from shoestring.kernels.choice import in_use
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
@@ -105,7 +105,7 @@ class CachePlaces(NamedTuple):
     """
 
     layers: Layers
-    rows: Rows
+    rows: BlockRows
 
 
 @runtime_checkable

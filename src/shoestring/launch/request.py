@@ -11,16 +11,23 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger, peak_memory
 from shoestring.budget.machine import Machine, cache_folder
 from shoestring.budget.units import parse_memory
-from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml
+from shoestring.config import Tree, as_flag, build, merge, overrides, read_toml, tree
 from shoestring.data.config import DataConfig
 from shoestring.data.corpus import open_corpus
 from shoestring.data.dataset import Dataset, require
+from shoestring.data.places import absolute_data
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
 from shoestring.parallel.layout import ParallelLayout
-from shoestring.plan.pace import Paces
-from shoestring.plan.planner import Plan, PlanDecision, flops_per_token, paces_for, plan
+from shoestring.plan.decision import PlanDecision
+from shoestring.plan.learned import learned_for
+from shoestring.plan.means import Exchanged
+from shoestring.plan.memory import learned_runs
+from shoestring.plan.pace import MeasuredPaces, Paces
+from shoestring.plan.planner import Plan, paces_for, plan
+from shoestring.plan.runs_table import text_key
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.base import with_base
 from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
@@ -29,6 +36,9 @@ from shoestring.train.starting import with_start
 from shoestring.train.trial import allowed, try_out
 
 DEFAULT_BUDGET = "2m"
+TELLS_PACE = ("model", "optim", "fallback", "edits", "objective", "execution", "transfer", "batch_rule")
+"""Sections of a configuration that a pace hangs on; a token takes about as long in a batch of another size."""
+
 TRIALS = 3
 """Shapes that are tried out at most for one plan."""
 
@@ -42,6 +52,9 @@ class TrainingRequest:
     critical_batch: tokens, as measured in an earlier run; None: not known.
     workers, transport, parallel: as in the configuration.
     planned: what was decided before, and is among what is asked for.
+    exchanged: what the workers send each other; None where they do not.
+    served: tokens that the model is to read and write in its life, which the budget pays for too.
+    learns: whether the plan heeds what ladders of runs have taught; False: it is made by rule.
     """
 
     asked: Tree
@@ -50,6 +63,9 @@ class TrainingRequest:
     workers: int = 1
     transport: str = "distributed"
     planned: tuple[PlanDecision, ...] = ()
+    exchanged: Exchanged | None = None
+    served: float = 0.0
+    learns: bool = True
     parallel: ParallelLayout = field(default_factory=ParallelLayout)
 
     @classmethod
@@ -87,7 +103,9 @@ class TrainingRequest:
             asked = with_start(asked, config.start)
         if config.model.base:
             asked = with_base(asked)
-        return cls(asked, config.budget, critical_batch, config.workers, config.transport, planned, config.parallel)
+        exchanged = _exchanged(config) if config.workers > 1 and config.transport != "pipeline" else None
+        made = cls(asked, config.budget, critical_batch, config.workers, config.transport, planned, exchanged)
+        return replace(made, parallel=config.parallel)
 
     @classmethod
     def read(
@@ -121,6 +139,18 @@ class TrainingRequest:
 
     def data(self) -> DataConfig:
         return build(DataConfig, self.asked.get("data", {}))
+
+
+SAMPLE = (512, 512)
+"""The matrix whose payload tells how many bits of a value a codec sends."""
+
+
+def _exchanged(config: RunConfig) -> Exchanged | None:
+    loop: Any = config.sync.build()
+    codec = getattr(loop, "codec", None)
+    if codec is None:
+        return None
+    return Exchanged(loop.every, 8 * codec.build().payload_bytes(SAMPLE) / (SAMPLE[0] * SAMPLE[1]))
 
 
 def critical_batch(run: Path) -> float:
@@ -173,15 +203,29 @@ def planned(
         paces=paces,
         heldout_tokens=len(dataset.heldout),
         held=peak_memory(),
+        exchanged=request.exchanged,
+        served=request.served,
+        learned=learned_for(learned_runs(), text_of_request(request, dataset)) if request.learns else None,
     )
     config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
     require(dataset, config.model.context)
     return made, config
 
 
-def tried(request: TrainingRequest, machine: Machine, dataset: Dataset, ledger: Ledger) -> tuple[Plan, RunConfig]:
+def text_of_request(request: TrainingRequest, dataset: Dataset) -> str:
+    """What makes losses comparable with those of this request, as the store of learned runs names it."""
+    data = tree(absolute_data(request.data()))
+    return text_key({"data": data, "model": {"vocabulary": dataset.tokenizer.vocabulary}})
+
+
+def tried(
+    request: TrainingRequest, machine: Machine, dataset: Dataset, ledger: Ledger, kept: MeasuredPaces | None = None
+) -> tuple[Plan, RunConfig]:
     """As `planned`, by the pace of a few steps of the planned shape where the run is long enough for that: with another pace
-    another shape may be the one to plan, which is tried then too."""
+    another shape may be the one to plan, which is tried then too.
+
+    kept: paces of earlier plans, which are taken in place of trying again, and added to.
+    """
     paces = paces_for(machine, request.budget, request.asked, request.at_once)
     for _ in range(TRIALS):
         made, config = planned(request, machine, dataset, ledger.totals.wall_clock, paces)
@@ -190,9 +234,14 @@ def tried(request: TrainingRequest, machine: Machine, dataset: Dataset, ledger: 
         left = made.seconds if request.budget.seconds is None else request.budget.seconds - ledger.totals.wall_clock
         used = ledger.totals.seconds.get("measure", 0.0)
         seconds = allowed(request.budget.seconds, made.seconds, left, used)
-        pace = try_out(config, dataset, machine, ledger, seconds, made.seconds)
+        key = MeasuredPaces.key({name: value for name, value in tree(config).items() if name in TELLS_PACE})
+        pace = kept.get(key) if kept else None
         if pace is None:
-            return made, config
+            pace = try_out(config, dataset, machine, ledger, seconds, made.seconds)
+            if pace is None:
+                return made, config
+            if kept:
+                kept.put(key, pace)
         paces.add(config.model, flops_per_token(config.model), pace)
     # between shapes that call for each other, the last one tried out it is
     shape = {key: getattr(config.model, key) for key in ("layers", "width", "heads", "context")}

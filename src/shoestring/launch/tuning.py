@@ -17,7 +17,7 @@ from shoestring.errors import UsageError, did_you_mean
 from shoestring.launch.request import TrainingRequest
 from shoestring.log_lines import held_back
 from shoestring.method import methods
-from shoestring.plan.planner import PlanDecision
+from shoestring.plan.decision import PlanDecision
 from shoestring.plan.tuning import plan_tuning
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,12 @@ def methods_of_tuning() -> list[str]:
     return [FULL, *(card.name for card in methods("tune", "edit"))]
 
 
-def tuning_request(place: str, method: str, asked: Tree, old: str) -> TrainingRequest:
+def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float = 0.0) -> TrainingRequest:
     """The request, complete and checked.
 
     place: of the base. method: of `methods_of_tuning`. asked: plain values, laid over what is planned.
     old: the corpus that forgetting is judged on; '' for none.
+    replay: the share of what is read that is of the old corpus.
     Raises: UsageError.
     """
     known = methods_of_tuning()
@@ -53,6 +54,8 @@ def tuning_request(place: str, method: str, asked: Tree, old: str) -> TrainingRe
     if "kind" not in asked["data"] and is_path(corpus) and holds_chats(corpus):
         asked = merge(asked, {"data": {"kind": "chat"}})
         log.info("its lines are chats: their answers are learnt")
+    if replay:
+        asked = _with_replay(asked, old, replay)
     if method != FULL:
         edits = tables(asked.get("edits", []))
         if method not in [one["name"] for one in edits]:
@@ -65,12 +68,31 @@ def tuning_request(place: str, method: str, asked: Tree, old: str) -> TrainingRe
     lengths, learnt = list[int](), 1.0
     if asked["data"].get("kind") == "chat":
         with held_back("shoestring.data"):  # the run says it
-            store = prepare(first.data(), cache_folder()).train
+            found = prepare(first.data(), cache_folder())
+        store = found.domains[0].train if found.domains else found.train  # the new text is the first
         lengths = _lengths(store)
         learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
     choice = None if method == FULL else _choice(asked, method)
     planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths, learnt)
     return TrainingRequest.of(_with(asked, planned), planned=planned)
+
+
+def _with_replay(asked: Tree, old: str, share: float) -> Tree:
+    """What was asked for, with two sources in place of the one corpus: the new text, and the old."""
+    if not 0 < share < 1:
+        raise UsageError(f"--replay {share:g}: a share of what is read, above 0 and below 1")
+    if not old:
+        raise UsageError("--replay reads the old text again: name it with --old CORPUS")
+    data: dict[str, Any] = dict(asked["data"])
+    if {"source", "mixture"} & data.keys():
+        raise UsageError("--replay makes data.source and data.mixture: give either it or them")
+    if data.get("kind") == "chat" and not (is_path(old) and holds_chats(old)):
+        raise UsageError(f"--replay: the new text is chats, and {old} is not: name a file of chats with --old")
+    text: dict[str, Any] = {key: data.pop(key) for key in ("text_field", "encoding", "invalid") if key in data}
+    sources = [{"name": "new", "corpus": data.pop("corpus"), **text}, {"name": "old", "corpus": old}]
+    mixture = {"name": "replay", "old": ["old"], "share": share}
+    data |= {"source": sources, "mixture": mixture}
+    return {**asked, "data": data}
 
 
 def _choice(asked: Tree, method: str) -> Choice:

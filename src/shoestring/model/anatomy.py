@@ -1,5 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
+import abc
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,10 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.initialise import initialise
+from shoestring.model.layout import Pattern, places
+from shoestring.model.stacked_linear import StackedLinear
 
 
 class Blocks(LanguageModule):
@@ -25,6 +31,10 @@ class Blocks(LanguageModule):
     embedding: nn.Embedding
     blocks: nn.ModuleList
     head: nn.Linear | None
+
+    @abc.abstractmethod
+    def make_rotaries(self) -> None:
+        """Make the tables of positions that the layers read, as the configuration has them now."""
 
 
 class NativeAnatomy:
@@ -95,7 +105,7 @@ class NativeAnatomy:
         """As `Anatomy.matrices`."""
         for layer, block in enumerate(self.model.blocks):
             for name, module in block.named_modules():
-                if isinstance(module, nn.Linear):
+                if isinstance(module, nn.Linear | StackedLinear):
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
 
     def resized(self) -> None:
@@ -109,12 +119,15 @@ class NativeAnatomy:
         rows, width = model.embedding.weight.shape
         sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
         for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
-            if axes := self.axes(kind):
+            # where a pattern names sizes of its own, the configuration goes on saying what it said
+            if model.config.uniform and (axes := self.axes(kind)):
                 sizes[key] = axes[0].size
         model.config = replace(model.config, **sizes)
 
     def uniform(self) -> bool:
         """Whether all layers have the sizes that the configuration says."""
+        if not self.model.config.uniform:
+            return False
         return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
@@ -122,15 +135,55 @@ class NativeAnatomy:
         count = len(self.model.blocks)
         if not numbers or sorted(set(numbers)) != sorted(numbers) or not all(0 <= n < count for n in numbers):
             raise UsageError(f"layers to keep are numbers from 0 to {count - 1}, each once, not {list(numbers)}")
-        self._put([self.model.blocks[number] for number in numbers])
+        self._put([self.model.blocks[number] for number in numbers], numbers)
 
     def copy_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.copy_layers`."""
-        self._put(with_copies(list(self.model.blocks), numbers))
+        order = [place for number in range(len(self.model.blocks)) for place in [number] * (1 + (number in numbers))]
+        self._put(with_copies(list(self.model.blocks), numbers), order)
 
-    def _put(self, blocks: Sequence[nn.Module]) -> None:
+    def swap_token_mixers(self, at: str, choice: Choice) -> None:
+        """Put new token mixers in some layers, drawn from torch's global generator, silent at first.
+
+        at: as `model.layout.places` reads it. Raises: UsageError where the model has no such layer, or the mixer does not fit.
+        """
+        model, blocks = self.model, self.model.blocks
+        pattern = Pattern(at, token_mixer=choice)
+        try:
+            numbers = places(at, len(blocks))
+            config = replace(model.config, pattern=(*model.config.pattern, pattern))
+            alone = config.layer(numbers[0])
+            try:
+                choice.build(alone.width, alone.heads, alone.key_value_heads, alone.head_width)
+            except ValueError:  # it has keys of each head
+                pattern = replace(pattern, key_value_heads=alone.heads)
+                config = replace(model.config, pattern=(*model.config.pattern, pattern))
+            for number in numbers:
+                made = Block(config.layer(number), Place(number, len(blocks), config.context))
+                mixer: Any = made.token_mixer
+                initialise(mixer, mixer, mixer, [mixer.output])
+                old = next(blocks[number].token_mixer.parameters())  # type: ignore[union-attr]
+                blocks[number].token_mixer = mixer.to(old.device, old.dtype).train(model.training)
+        except ValueError as error:
+            raise UsageError(f"other token mixers: {error}") from None
+        self._configure(config)
+
+    def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
+        """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
+        try:
+            config = self.model.config.with_layers(list(numbers))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self.model.blocks = nn.ModuleList(blocks)
-        self.model.config = replace(self.model.config, layers=len(blocks))
+        self._configure(config)
+
+    def _configure(self, config: ModelConfig) -> None:
+        """What the model says of itself from now on."""
+        uniform, self.model.config = self.model.config.uniform, config
+        if not (uniform and config.uniform):  # layers may read other tables of positions than before
+            device = self.model.device
+            self.model.make_rotaries()
+            self.model.to(device)
         self.model.changed()
 
 

@@ -8,25 +8,52 @@ What fills the two slots is a registered method that is an `nn.Module` with
 * `cache_shape()` for a token mixer: what it keeps of each token, None for nothing;
 * `flops(shape, inputs)`: operations of a pass, `inputs` saying whether x takes a gradient;
 * `axes()`, where its weights may be sliced: the `Axis`es that they lie along;
-* `output`: the `nn.Linear` that writes to the residual stream, which starts at zero.
+* `output`: the module whose `weight` writes to the residual stream, which starts at zero.
+
+What only some have:
+
+* `placed(place)`: told once where it stands, a `Place`;
+* `draw()`: draw the first values of parameters of its own, from torch's global generator;
+* `recurrent = True`, of a token mixer that keeps a running state: in place of `mask` it takes `documents`, [B, T] int64 or
+  None, and starts anew with each. `new_cache(rows, dtype, device)` makes the state, `state_bytes(dtype)` says what one row takes;
+* `tells = True`: it returns (output, notes); see `contract.model.Notes`;
+* `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
+  and what it says is given to `forward(x, routed)`;
+* `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
+* `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 
 A registered method of kind 'residual' joins the two: see `PreNorm`.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 from torch import Tensor, nn
 
 from shoestring.contract.cache import KeyValues
-from shoestring.contract.cost import Shape, trains
+from shoestring.contract.cost import Shape, bytes_of, trains
+from shoestring.contract.model import Mixer, Notes
 from shoestring.model.config import ModelConfig
+
+
+class Place(NamedTuple):
+    """Where a part stands. layer: its number, of `layers`. context: the most tokens of a sequence."""
+
+    layer: int
+    layers: int
+    context: int
 
 
 class Block(nn.Module):
     """token_mixer(norm(x)) and channel_mixer(norm(x)), joined by the residual.
 
     Compiled as a region of its own (`block.compile()`): it takes tensors alone and branches on nothing in them.
+
+    config: of a model whose layers are all as this one.
+    place: where it stands; None: the only layer.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: Place | None = None) -> None:
         super().__init__()
         self.token_norm = config.norm.build(config.width)
         self.token_mixer = config.token_mixer.build(
@@ -35,6 +62,20 @@ class Block(nn.Module):
         self.channel_norm = config.norm.build(config.width)
         self.channel_mixer = config.channel_mixer.build(config.width, config.hidden)
         self.residual = config.residual.build(config.width)
+        for part in self.children():
+            told: Any = getattr(part, "placed", None)
+            if told is not None:
+                told(place or Place(0, 1, config.context))
+        self.look()
+
+    def look(self) -> None:
+        """Note what the parts are: to be called once one was replaced."""
+        parts = self.token_mixer, self.channel_mixer
+        self.recurrent = bool(getattr(self.token_mixer, "recurrent", False))
+        self.tells = any(getattr(part, "tells", False) for part in parts)
+        self.early = bool(getattr(self.channel_mixer, "early", False))
+        self.compiles = all(getattr(part, "compiles", True) for part in parts)
+        self._plain = not (self.recurrent or self.tells or self.early)
 
     def forward(
         self,
@@ -43,8 +84,17 @@ class Block(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
-    ) -> Tensor:
-        """x [B, T, width] -> [B, T, width]; the rest as in `Attention.forward`."""
+        documents: Tensor | None = None,
+        channel_rule: Callable[[Tensor, Mixer], Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Notes]:
+        """x [B, T, width] -> [B, T, width], with notes where it `tells`; the rest as in `Attention.forward`.
+
+        documents: [B, T], of a part that is recurrent.
+        channel_rule: makes what the channel mixer adds, of the hidden states before it and the mixer; None: the mixer does. Of
+        layers that are plain.
+        """
+        if not self._plain:
+            return self._with_notes(x, cos, sin, documents if self.recurrent else mask, cache)
 
         def tokens(x: Tensor) -> Tensor:
             mixed: Tensor = self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
@@ -54,8 +104,34 @@ class Block(nn.Module):
             mixed: Tensor = self.channel_mixer(self.channel_norm(x))
             return mixed
 
-        joined: Tensor = self.residual(x, tokens, channels)
+        def ruled(x: Tensor) -> Tensor:
+            return channels(x) if channel_rule is None else channel_rule(x, channels)
+
+        joined: Tensor = self.residual(x, tokens, ruled)
         return joined
+
+    def _with_notes(
+        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Any
+    ) -> Tensor | tuple[Tensor, Notes]:
+        """As `forward`, of parts that are more than plain ones. seen: mask or documents."""
+        notes: Notes = {}
+        routed: Any = self.channel_mixer.route(x) if self.early else None
+
+        def heard(found: Any) -> Tensor:
+            output, told = found if isinstance(found, tuple) else (found, {})
+            notes.update(told)
+            mixed: Tensor = output
+            return mixed
+
+        def tokens(x: Tensor) -> Tensor:
+            return heard(self.token_mixer(self.token_norm(x), cos, sin, seen, cache))
+
+        def channels(x: Tensor) -> Tensor:
+            normed = self.channel_norm(x)
+            return heard(self.channel_mixer(normed, routed) if self.early else self.channel_mixer(normed))
+
+        joined: Tensor = self.residual(x, tokens, channels)
+        return (joined, notes) if self.tells else joined
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
@@ -66,3 +142,13 @@ class Block(nn.Module):
         tokens: int = self.token_mixer.flops(shape, token_inputs)
         channels: int = self.channel_mixer.flops(shape, channel_inputs)
         return tokens + channels
+
+    def channel_flops(self) -> int:
+        """Operations of the channel mixer at one place, forward."""
+        found: int = self.channel_mixer.flops(Shape(1, 1), False)
+        return found
+
+    @property
+    def channel_bytes(self) -> int:
+        """Of the channel mixer's weights."""
+        return bytes_of(self.channel_mixer)

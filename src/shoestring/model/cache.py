@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shoestring.contract.cache import Cache, KeptShape, Pass
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import Layers, Rows, Span
+from shoestring.kernels.attention import BlockRows, BlockSpan, Layers
 from shoestring.kernels.decoder import CachePlaces
 
 
@@ -73,25 +73,29 @@ class ContiguousLayer:
         """Nothing, as above."""
 
 
+def contiguous_layer(
+    shape: KeyValueShape, rows: int, room: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> ContiguousLayer:
+    """An empty layer: 2 x rows x heads x room x head_width numbers."""
+    return ContiguousLayer(*torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device))
+
+
 class ContiguousCache(Cache):
     """A cache of `ContiguousLayer`s. Memory: of each layer 2 x rows x heads x room x head_width numbers.
 
-    shapes: of each layer, or None for a layer that keeps nothing.
+    shapes: of each layer; or the state of one, where it is of another kind; or None for a layer that keeps nothing.
     """
 
     def __init__(
         self,
-        shapes: Sequence[KeyValueShape | None],
+        shapes: Sequence[Any],
         rows: int,
         room: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         layers = [
-            shape
-            and ContiguousLayer(
-                *torch.zeros((2, rows, shape.heads, room, shape.head_width), dtype=dtype, device=device)
-            )
+            contiguous_layer(shape, rows, room, dtype, device) if isinstance(shape, KeyValueShape) else shape
             for shape in shapes
         ]
         super().__init__(layers, rows, room)
@@ -105,8 +109,8 @@ class ContiguousCache(Cache):
         if self._native is None:
             return None
         length = coming.length
-        spans = [Span(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
-        return CachePlaces(self._native, Rows(spans, self._native.block))
+        spans = [BlockSpan(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
+        return CachePlaces(self._native, BlockRows(spans, self._native.block))
 
     @cached_property
     def _native(self) -> Layers | None:

@@ -1,22 +1,27 @@
 """The shape of a model: one frozen configuration, complete once made. `Transformer(config)` is the model."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from shoestring.config import Choice, Pick
+from shoestring.config import Choice
 from shoestring.method import Positive
-
-TOKEN_MIXER = Pick("model", "token mixer", default="attention")
-CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
-NORM = Pick("model", "norm", default="rmsnorm")
-RESIDUAL = Pick("model", "residual", default="pre_norm")
+from shoestring.model.layout import (
+    CHANNEL_MIXER,
+    NORM,
+    RESIDUAL,
+    TOKEN_MIXER,
+    OrAuto,
+    Pattern,
+    SpanAt,
+    SpanList,
+    places,
+    span_places,
+)
 
 Size = Annotated[int, Interval(ge=1, le=1 << 20)]
-OrAuto = Annotated[int, Interval(ge=0, le=1 << 24)]
-"""A count, or 0 to have it worked out."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class ModelConfig:
     enter the residual stream; with a norm at the start of every block it is one over a factor on all the blocks
     add. output_scale: factor on the logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place
     of a model that exists, which a run trains on; the sizes are then that model's, and `context` is the length of the
-    windows it is trained on. digest: of the base. residual: how the two mixers of a block are joined.
+    windows it is trained on. digest: of the base. residual: how the two mixers of a block are joined. pattern: layers that
+    differ from the rest; where two name a layer, the later one has the last word. span: runs of layers that are wrapped.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -55,6 +61,8 @@ class ModelConfig:
     residual: Annotated[Choice, RESIDUAL] = field(default_factory=RESIDUAL.choice)
     base: str = ""
     digest: str = ""
+    pattern: tuple[Pattern, ...] = ()
+    span: Annotated[tuple[SpanAt, ...], SpanList()] = ()
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):
@@ -74,6 +82,71 @@ class ModelConfig:
             raise ValueError(f"key_value_heads must divide heads: {self.key_value_heads} and {self.heads}")
         if self.head_width % 2:
             raise ValueError(f"head_width must be even, as rotary positions turn pairs, not {self.head_width}")
+        if self.pattern or self.span:
+            self._require_layout()
+
+    def _require_layout(self) -> None:
+        """Raises: ValueError, with the layer and the rule, for a layout that cannot be."""
+        for number, pattern in enumerate(self.pattern):
+            try:
+                named = places(pattern.at, self.layers)
+            except ValueError as error:
+                raise ValueError(f"pattern {number + 1}: {error}") from None
+            if not pattern.changes():
+                raise ValueError(f"pattern {number + 1} (at = '{pattern.at}') changes nothing: give a token_mixer, say")
+            try:
+                self.layer(named[0])
+            except ValueError as error:
+                raise ValueError(f"layer {named[0]}, of pattern {number + 1} (at = '{pattern.at}'): {error}") from None
+        span_places(self.span, self.layers)
+
+    def layer(self, number: int) -> "ModelConfig":
+        """The configuration of one layer by itself: what the patterns make of it, and no pattern or span."""
+        changes: dict[str, Any] = {"layers": 1, "pattern": (), "span": ()}
+        if not self.pattern:
+            return replace(self, **changes)
+        given: dict[str, Any] = {}
+        for pattern in self.pattern:
+            if number in places(pattern.at, self.layers):
+                given |= pattern.changes()
+        if "channel_mixer" in given and "hidden" in self.following():
+            changes["hidden"] = 0
+        if "heads" in given:
+            changes |= {"key_value_heads": 0, "head_width": 0}
+        return replace(self, **changes | given)
+
+    def kinds(self) -> list[tuple["ModelConfig", list[int]]]:
+        """The distinct layers: (the configuration of one by itself, the numbers of all that are such)."""
+        if not self.pattern:
+            return [(self.layer(0), list(range(self.layers)))]
+        found: list[tuple[ModelConfig, list[int]]] = []
+        for number in range(self.layers):
+            own = self.layer(number)
+            same = next((numbers for known, numbers in found if known == own), None)
+            if same is None:
+                found.append((own, [number]))
+            else:
+                same.append(number)
+        return found
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers are as the configuration says of all, and none is wrapped."""
+        return not self.pattern and not self.span
+
+    def with_layers(self, numbers: list[int]) -> "ModelConfig":
+        """As this, of these layers in this order; a number may stand there twice. Raises: ValueError where spans forbid it."""
+        if self.span:
+            raise ValueError("layers of a model with spans cannot be dropped or copied: the spans would wrap others")
+        if not self.pattern:
+            return replace(self, layers=len(numbers))
+        made: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers):
+            for order, pattern in enumerate(self.pattern):
+                if number in places(pattern.at, self.layers):
+                    made.setdefault(order, []).append(place)
+        kept = tuple(replace(self.pattern[order], at=", ".join(map(str, made[order]))) for order in sorted(made))
+        return replace(self, layers=len(numbers), pattern=kept)
 
     def _own_sizes(self) -> dict[str, int]:
         """What is worked out where nothing is given."""

@@ -8,6 +8,7 @@
 * The embedding and the head: normal, 1 / (2 sqrt(width)), about the customary 0.02 at width 512. The first loss is a
   little over ln(vocabulary).
 * Gains of norms: 1. Biases: 0.
+* What a part draws by itself, in a method `draw`: as it says.
 """
 
 from collections.abc import Iterable
@@ -28,5 +29,7 @@ def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module, outputs:
             nn.init.normal_(module.weight, std=scale * module.weight.shape[1] ** -0.5)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif (own := getattr(module, "draw", None)) is not None:
+            own()
     for output in outputs:
         nn.init.zeros_(output.weight)  # type: ignore[arg-type]

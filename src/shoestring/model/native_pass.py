@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from shoestring.contract.cache import Cache
 from shoestring.errors import ShoestringError
 from shoestring.kernels import kernel_in_use
-from shoestring.kernels.attention import Layers, Rows, Span
+from shoestring.kernels.attention import BlockRows, BlockSpan, Layers
 from shoestring.kernels.choice import TORCH
 from shoestring.kernels.decoder import (
     DENSE,
@@ -113,8 +113,8 @@ class NativePass:
         """For a pass that keeps nothing: each layer writes over what the one before it wrote."""
         heads, width = self._shape
         keys, values = torch.empty(2, rows, heads, length, width)
-        spans = [Span(row * length, length, 0, (row,)) for row in range(rows)]
-        return CachePlaces(Layers([(keys, values)] * self._count), Rows(spans, length))
+        spans = [BlockSpan(row * length, length, 0, (row,)) for row in range(rows)]
+        return CachePlaces(Layers([(keys, values)] * self._count), BlockRows(spans, length))
 
     def _unchanged(self) -> bool:
         """Whether the parts are those that there were, and every tensor where it was. It may hold other numbers."""

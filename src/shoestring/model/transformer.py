@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, PackedPass, Pass
+from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
-from shoestring.contract.model import About, Depth, Head, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Mixer, Reading, causally, tapping
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import Blocks, NativeAnatomy
-from shoestring.model.block import Block
-from shoestring.model.cache import ContiguousCache
+from shoestring.model.block import Block, Place
+from shoestring.model.cache import ContiguousCache, contiguous_layer
 from shoestring.model.config import ModelConfig
 from shoestring.model.initialise import initialise
+from shoestring.model.layout import span_places
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
+from shoestring.model.span import Where
+from shoestring.model.stack import Stack, state_bytes
 
 
 class Transformer(Blocks):
@@ -34,13 +38,25 @@ class Transformer(Blocks):
             raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        blocks = [Block(config) for _ in range(config.layers)]
+        blocks = _blocks(config)
         self.blocks = nn.ModuleList(blocks)
+        spans = [item.span.build(config.width) for item in config.span]
+        if spans:  # a model without any has no such name in its checkpoints and prints
+            self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
         self.head = None if config.tied else nn.Linear(config.width, config.vocabulary, bias=False)
-        self.rotary = rotary_tables(config)
+        self.make_rotaries()
         outputs = [mixer.output for block in blocks for mixer in (block.token_mixer, block.channel_mixer)]
         initialise(self, self.embedding, self.get_output_embeddings(), outputs)
+
+    def make_rotaries(self) -> None:
+        """Make the tables of positions that the layers read, as the configuration has them now."""
+        first, *others = (rotary_tables(own) for own in _rotaries(self.config))
+        self.rotary = first
+        if others:
+            self.more_rotaries = nn.ModuleList(others)
+        elif hasattr(self, "more_rotaries"):
+            del self.more_rotaries
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
@@ -79,15 +95,42 @@ class Transformer(Blocks):
         Raises: UsageError when the tokens are more than the context or the cache has room for, for an unknown tap, and for a depth
         that goes through a layer in which the cache lacks tokens, or twice.
         """
+        if cache is not None and self._ahead:
+            with causally(self):
+                return self._read(inputs, cache, tap, depth)
+        return self._read(inputs, cache, tap, depth)
+
+    @cached_property
+    def _ahead(self) -> bool:
+        """Whether a part looks at later tokens while it trains, which it must not with a cache."""
+        return any(getattr(module, "looks_ahead", False) for module in self.modules())
+
+    def _read(self, inputs: Inputs, cache: Cache | None, tap: Sequence[str], depth: Depth | None) -> Reading:
+        """As `read`."""
         coming = None if cache is None else cache.begin(inputs)
         end = inputs.length if coming is None else coming.end
         if end > self.config.context:
             raise UsageError(f"{end} tokens do not fit in a context of {self.config.context}")
         cos, sin = self._rotations(inputs, coming)
         mask = _mask(inputs) if cache is None else None
+        stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedding(inputs.values), self.config.input_scale)
-            if depth is None:
+            if isinstance(cache, Thinning) and coming is not None:
+                if depth is not None or stack is not None:
+                    raise UsageError(
+                        "a cache that has tokens leave between layers is read through all layers, which keep keys and values: "
+                        "no depth, no running states, no spans"
+                    )
+                x, cost = self._thinned(x, coming.positions, cache)
+            elif stack is not None:
+                self._require_stack(stack, inputs, depth)
+                mask = mask if stack.masked else None
+                more = [self._rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
+                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None)
+                x, notes = stack.read(x, where, None if cache is None else cache.layers)
+                cost = self._pass_cost(inputs, coming)
+            elif depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
                 cost = self._pass_cost(inputs, coming)
             else:
@@ -95,7 +138,16 @@ class Transformer(Blocks):
             hidden = _scaled(self.norm(x), self.config.output_scale)
         if cache is not None:
             cache.advance()
-        return Reading(hidden, self._head(), cost, {}, tapped)
+        return Reading(hidden, self._head(), cost, notes, tapped)
+
+    def _require_stack(self, stack: Stack, inputs: Inputs, depth: Depth | None) -> None:
+        """Raises: UsageError for what layers that are not plain cannot do."""
+        if depth is not None:
+            raise UsageError("this model has layers with a running state, a router or a span: it takes no depth")
+        if inputs.mask is not None and stack.recurrent:
+            raise UsageError(
+                f"layer {stack.recurrent[0]} keeps a running state and reads tokens in order: it takes no mask"
+            )
 
     def _pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
         """What a pass costs, its head's products not among it."""
@@ -103,14 +155,16 @@ class Transformer(Blocks):
             return ragged(self._body_cost, ((one.new, one.held) for one in coming.segments))
         return self._body_cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
 
-    def _rotations(self, inputs: Inputs, coming: Pass | PackedPass | None) -> tuple[Tensor, Tensor]:
-        """The rotary tables of the tokens of a pass."""
+    def _rotations(
+        self, inputs: Inputs, coming: Pass | PackedPass | None, rotary: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The rotary tables of the tokens of a pass. rotary: of which; None: of the first layer."""
         positions, past = inputs.positions, 0
         if coming is not None and positions is None:
             past = coming.longest
             if not coming.uniform:
                 positions = coming.positions.clamp_max(self.config.context - 1)
-        tables: tuple[Tensor, Tensor] = self.rotary(past, inputs.length, positions)
+        tables: tuple[Tensor, Tensor] = (rotary or self.rotary)(past, inputs.length, positions)
         return tables
 
     def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
@@ -125,9 +179,29 @@ class Transformer(Blocks):
         return x
 
     @cached_property
+    def stack(self) -> Stack | None:
+        """What goes through layers that are not all plain attention or the like; None: each is, and none is wrapped."""
+        for block in self.blocks:
+            block.look()  # type: ignore[operator]
+        kinds = _rotaries(self.config)
+        plain = all(not (block.recurrent or block.tells or block.early) for block in self.blocks)
+        if plain and not self.config.span and len(kinds) == 1:
+            return None
+        tables = [0] * len(self.blocks)
+        for own, numbers in self.config.kinds():
+            key = _rotary_key(own)
+            for number in numbers:
+                tables[number] = 0 if key is None else [_rotary_key(kind) for kind in kinds].index(key)
+        wrapped = span_places(self.config.span, self.config.layers)
+        spans = list(zip(self.spans, wrapped, strict=True)) if wrapped else []
+        return Stack(self.blocks, spans, tables)  # type: ignore[arg-type]
+
+    @cached_property
     def native(self) -> NativePass | str:
         """What reads all blocks in one native call where a pass allows it, or why each goes module by module."""
         config = self.config
+        if not config.uniform:
+            return "the layers of this model are not all alike"
         sizes = config.width, config.heads, config.key_value_heads, config.head_width, config.hidden
         try:
             return NativePass(self.blocks, *sizes)
@@ -156,36 +230,70 @@ class Transformer(Blocks):
                     )
                 cache.through(index) if times else cache.past(index)
             for _ in range(times):
-                x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
-                cost += self._block_cost(index, inputs, coming)
+                rule = _Ruled(depth, index)
+                x = block(x, cos, sin, mask, None if cache is None else cache.layers[index], None, rule)
+                if cache is not None and rule.places is not None:
+                    cache.thinned(index, rule.places)
+                cost += self._block_cost(index, inputs, coming, rule.places)
         return x, cost
 
-    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
-        """What a pass costs in one block."""
-        block, weights, token = self.blocks[index], self._block_bytes[index], self._layer_bytes[index]
+    def _thinned(self, x: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Cost]:
+        """(x after all blocks, of the tokens that are left; what those cost that each block took in)."""
+        cost = Cost()
+        for index, block in enumerate(self.blocks):
+            x, positions = cache.between(index, x, positions)
+            shape = Shape(1, x.shape[1], cache.layers[index].held)
+            if shape.new:
+                x = block(x, *self.rotary(0, shape.new, positions), None, cache.layers[index])
+                cost += self._one_cost(index, shape)
+            cost += Cost(cache.asked(index))
+        return x, cost
 
-        def cost(shape: Shape) -> Cost:
-            kept = shape.rows * token
-            moved, held = kept * shape.past, kept * (shape.past + shape.new)
-            return Cost(block.flops(shape), weights + moved, weights + held)  # type: ignore[operator]
-
+    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None, places: Tensor | None) -> Cost:
+        """What a pass costs in one block. places: at which its channels were mixed; None: at all."""
         if isinstance(coming, PackedPass):
-            return ragged(cost, ((one.new, one.held) for one in coming.segments))
-        return cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+            spans = ((one.new, one.held) for one in coming.segments)
+            whole = ragged(lambda shape: self._one_cost(index, shape), spans)
+        else:
+            whole = self._one_cost(index, Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
+        if places is None:
+            return whole
+        block, missing = self.blocks[index], int((~places).sum())
+        unread: int = 0 if missing < places.numel() else block.channel_bytes  # type: ignore[assignment]
+        return Cost(whole.flops - missing * block.channel_flops(), whole.moved - unread, whole.held)  # type: ignore[operator]
+
+    def _one_cost(self, index: int, shape: Shape) -> Cost:
+        """What a pass of this shape costs in one block."""
+        weights, kept = self._block_bytes[index], shape.rows * self._layer_bytes[index]
+        moved, held = kept * shape.past, kept * (shape.past + shape.new)
+        return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
     def _head(self) -> Head:
         return NativeHead(self.get_output_embeddings().weight)
 
     def new_cache(self, rows: int, room: int) -> ContiguousCache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
+        stack = self.stack
+        if stack is not None:
+            layers = stack.new_caches(lambda block: self._layer_cache(block, rows, room))
+            return ContiguousCache(layers, rows, room, self.dtype, self.device)
         shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
         return ContiguousCache(shapes, rows, room, self.dtype, self.device)
+
+    def _layer_cache(self, block: Block, rows: int, room: int) -> Any:
+        """The state of one layer, or None."""
+        mixer: Any = block.token_mixer
+        if block.recurrent:
+            return mixer.new_cache(rows, self.dtype, self.device)
+        shape = mixer.cache_shape()
+        return None if shape is None else contiguous_layer(shape, rows, room, self.dtype, self.device)
 
     def cost(self, shape: Shape) -> Cost:
         """What a pass of this shape costs, its head and backward pass included."""
         body = self._body_cost(shape)
         # the last norm stands between: a gain that is trained needs no gradient below it, but takes one from above
-        inside = shape.backward and (trains(self.blocks) or trains(self.embedding) or trains(self.norm))
+        spans = any(trains(span) for span in getattr(self, "spans", ()))
+        inside = shape.backward and (spans or trains(self.blocks) or trains(self.embedding) or trains(self.norm))
         products = 1 + (shape.backward and self.get_output_embeddings().weight.requires_grad) + inside
         head = products * 2 * shape.head_places * self.config.width * self.config.vocabulary
         return body.beside(Cost(head))
@@ -193,15 +301,19 @@ class Transformer(Blocks):
     def _body_cost(self, shape: Shape) -> Cost:
         """As `cost`, without the head's products."""
         inputs, flops = shape.backward and trains(self.embedding), 0
-        for block, count in self._runs:
+        stack = self.stack
+        if stack is not None:
+            flops = stack.flops(shape, inputs)
+        for block, count in self._runs if stack is None else ():
             inside = inputs or (shape.backward and trains(block))
             flops += block.flops(shape, inputs)  # type: ignore[operator]
             if count > 1:
                 flops += (count - 1) * block.flops(shape, inside)  # type: ignore[operator]
             inputs = inside
         token = self._cache_bytes
-        weights, held = self._weight_bytes, shape.rows * (shape.past + shape.new) * token
-        return Cost(flops, weights + shape.rows * shape.past * token, weights + held)
+        weights, state = self._weight_bytes, shape.rows * self._state_bytes
+        held = shape.rows * (shape.past + shape.new) * token + state
+        return Cost(flops, weights + shape.rows * shape.past * token + state, weights + held)
 
     @cached_property
     def _runs(self) -> list[tuple[nn.Module, int]]:
@@ -229,12 +341,70 @@ class Transformer(Blocks):
     def _layer_bytes(self) -> list[int]:
         """Bytes that a cache holds of one token, of each layer."""
         shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
-        return [0 if s is None else 2 * s.heads * s.head_width * self.dtype.itemsize for s in shapes]
+        each = [0 if s is None else 2 * s.heads * s.head_width * self.dtype.itemsize for s in shapes]
+        copies = [1] * len(each) if self.stack is None else self.stack.copies()
+        return [one * count for one, count in zip(each, copies, strict=True)]
+
+    @cached_property
+    def _state_bytes(self) -> int:
+        """Bytes that a cache holds of one row, however long it is."""
+        if self.stack is None:
+            return 0
+        each = [state_bytes(block, self.dtype) for block in self.blocks]
+        return sum(one * count for one, count in zip(each, self.stack.copies(), strict=True))
 
     @cached_property
     def _cache_bytes(self) -> int:
         """Bytes that a cache holds of one token."""
         return sum(self._layer_bytes)
+
+
+class _Ruled:
+    """A depth's rule for the channels of one layer, as `Block.forward` takes it.
+
+    places: [B, T] bool, at which the mixer was asked; None: at all.
+    """
+
+    def __init__(self, depth: Depth, layer: int) -> None:
+        self.depth, self.layer = depth, layer
+        self.places: Tensor | None = None
+
+    def __call__(self, x: Tensor, mix: Mixer) -> Tensor:
+        added, self.places = self.depth.channels(self.layer, x, mix)
+        return added
+
+
+def _blocks(config: ModelConfig) -> list[Block]:
+    """The layers of a model, each of its own kind. Raises: UsageError, with the layer, where one cannot be."""
+    found: list[Block] = []
+    alone = [config] * config.layers if not config.pattern else [config.layer(n) for n in range(config.layers)]
+    for number, own in enumerate(alone):
+        try:
+            found.append(Block(own, Place(number, config.layers, config.context)))
+        except ValueError as error:
+            raise UsageError(f"layer {number} cannot be built: {error}") from None
+    return found
+
+
+def _rotary_key(config: ModelConfig) -> tuple[Any, ...] | None:
+    """What rotary tables depend on, of one layer; None where its mixer turns nothing."""
+    options = config.token_mixer.options
+    if "rope_theta" not in options:
+        return None
+    scaling = options.get("rope_scaling")
+    known = None if scaling is None else tuple(sorted(scaling.items()))
+    return config.head_width, options["rope_theta"], options.get("rotary_share", 1.0), known
+
+
+def _rotaries(config: ModelConfig) -> list[ModelConfig]:
+    """One layer for each of the rotary tables that a model needs; at least one."""
+    found: list[ModelConfig] = []
+    kinds = [own for own, _ in config.kinds()]
+    for own in kinds:
+        key = _rotary_key(own)
+        if key is not None and key not in [_rotary_key(other) for other in found]:
+            found.append(own)
+    return found or kinds[:1]
 
 
 def rotary_tables(config: ModelConfig) -> Rotary:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Attending, Cache, KeptShape, PackedPass, Pass
+from shoestring.contract.cache import Attending, Cache, KeptShape, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, Reading, tapping
 from shoestring.errors import UsageError
@@ -126,6 +126,10 @@ class Wrapped(Stock):
             )
         if inputs.values.ndim != 2:
             raise UsageError("a wrapped model reads token ids, [B, T]")
+        if isinstance(cache, Thinning):
+            raise UsageError(
+                "each layer of a wrapped model takes all tokens: only a native model has tokens leave between layers"
+            )
         coming = None if cache is None else cache.begin(inputs)
         end = inputs.length if coming is None else coming.end
         if end > self.context:

@@ -82,7 +82,7 @@ class Minifinetuning:
             MODEL: Charge(flops=model.cost(shape._replace(backward=True)).flops),
             TEACHER: Charge(flops=before.cost.flops + before.head.flops(len(targets)), read=batch.targets.numel()),
         }
-        return Loss(mean, spent, {"asked_of_true_token": asked / max(len(targets), 1)})
+        return Loss(mean, spent, {"asked_of_true_token": asked / max(len(targets), 1)}, now.auxiliary())
 
     def corrected(self, given: Tensor, targets: Tensor) -> Tensor:
         """[N, V]: q, of p [N, V] and the true tokens [N]."""

@@ -46,14 +46,10 @@ class NextToken:
     def __call__(self, model: LanguageModel, batch: Batch, at: At) -> Loss:
         """The mean loss. batch: of token ids, on the model's device."""
         reading = model.read(batch.inputs)
-        weight = reading.head.weight
-        if weight is not None and batch.weights is None:
-            mean = self.cross_entropy(reading.hidden, weight, batch.targets)
-        else:
-            self._say(weight)
-            mean = _weighted(reading, batch)
+        self._say(reading.head.weight)
+        mean = text_loss(reading, batch, self.cross_entropy)
         shape = Shape(batch.rows, batch.inputs.length, backward=True)
-        return Loss(mean, {MODEL: Charge(flops=model.cost(shape).flops)})
+        return Loss(mean, {MODEL: Charge(flops=model.cost(shape).flops)}, auxiliary=reading.auxiliary())
 
     def logits(self, model: LanguageModel, batch: Batch, at: At) -> Tensor:
         """As `Likelihood.logits`."""
@@ -69,7 +65,11 @@ class NextToken:
         self._said = True
 
 
-def _weighted(reading: Reading, batch: Batch) -> Tensor:
+def text_loss(reading: Reading, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
+    """The mean loss of what was read, in nats: by `cross_entropy` where the head is one matrix and all targets count the same."""
+    weight = reading.head.weight
+    if weight is not None and batch.weights is None:
+        return cross_entropy(reading.hidden, weight, batch.targets)
     logits, targets = reading.logits().flatten(0, -2).float(), batch.targets.flatten()
     if batch.weights is None:
         return F.cross_entropy(logits, targets, ignore_index=IGNORED)

@@ -10,6 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shoestring.optim.uncompiled import eagerly
 
+MOST_ROWS = 8192
+"""Gradients of single labels, at most: their products with each other are this number squared."""
+
 
 class Curvature(Protocol):
     """Derivatives of a mean loss at the present weights, over some of the batch of this step.
@@ -29,6 +32,14 @@ class Curvature(Protocol):
         """H v for the Hessian H of the mean loss and the vector v in parts of the parameters' shapes, likewise."""
         ...
 
+    def factors(self, parameters: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """R, of each parameter [n, ...]: R'R is the Gauss-Newton matrix of the mean loss, or has it for its mean.
+
+        rows: n, gradients against labels that are drawn, each of every n-th place; 0: as many as there are places and labels, and
+        R'R is exact.
+        """
+        ...
+
 
 class LogitsCurvature:
     """The curvature of a model's mean cross-entropy, for a plain PyTorch loop:
@@ -38,7 +49,7 @@ class LogitsCurvature:
 
     logits: computes them anew at each call, [..., V], gradients enabled. targets: [...] int64; a place of
     `ignore_index` counts in no mean. seed: of the drawn labels, which are the same for the same seed and logits.
-    gradient_flops, product_flops: what a call of the two methods costs, charged to `flops`.
+    gradient_flops, product_flops: what a call of the first two methods costs, charged to `flops`; forward_flops: of the logits.
 
     For a second derivative compiled code is run as it was written, and attention in differentiable operations: neither
     torch.compile nor torch's flash kernels can be differentiated twice.
@@ -53,9 +64,11 @@ class LogitsCurvature:
         ignore_index: int = -100,
         gradient_flops: int = 0,
         product_flops: int = 0,
+        forward_flops: int = 0,
     ) -> None:
         self.logits, self.targets, self.seed, self.ignore_index = logits, targets, seed, ignore_index
         self.gradient_flops, self.product_flops, self.flops = gradient_flops, product_flops, 0
+        self.forward_flops = forward_flops
 
     @torch.enable_grad()
     def sampled_gradients(self, parameters: Sequence[Tensor]) -> tuple[list[Tensor], int]:
@@ -74,6 +87,35 @@ class LogitsCurvature:
             products = hessian_vector_products(self._mean(*self._flat()), parameters, vectors)
         self.flops += self.product_flops
         return products
+
+    @torch.enable_grad()
+    def factors(self, parameters: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """As `Curvature`. One forward pass, and a backward pass for each row. Raises: ValueError for more than `MOST_ROWS`.
+
+        p is the softmax of a place's logits, and the matrix of the mean over N places (1 / N) sum_t sum_v p_v grad(-log p_v)
+        grad(-log p_v)'. With labels drawn from p, gradients of other places have no product in the mean: so places can be summed.
+        """
+        logits, targets = self._flat()
+        places = (targets != self.ignore_index).nonzero().squeeze(1)
+        chances = logits[places].log_softmax(-1)
+        count = max(len(places), 1)
+        if rows:
+            drawn = -chances.gather(1, self._draw(logits.detach())[places, None])[:, 0] / count**0.5
+            parts = [drawn[first::rows].sum() for first in range(rows)]
+        else:
+            if chances.numel() > MOST_ROWS:
+                raise ValueError(
+                    f"{len(places)} places of {chances.shape[-1]} labels are more than {MOST_ROWS} rows: draw labels instead"
+                )
+            weights = (chances.detach().exp() / count).sqrt()
+            parts = list((-chances * weights).flatten().unbind())
+        found = [torch.empty(len(parts), *p.shape, device=p.device) for p in parameters]
+        for row, part in enumerate(parts):
+            gradients = torch.autograd.grad(part, parameters, retain_graph=True, materialize_grads=True)
+            for whole, gradient in zip(found, gradients, strict=True):
+                whole[row] = gradient
+        self.flops += self.forward_flops + len(parts) * (self.gradient_flops - self.forward_flops)
+        return found
 
     def _flat(self) -> tuple[Tensor, Tensor]:
         """The logits [N, V] in float32 and the targets [N]."""

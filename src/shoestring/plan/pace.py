@@ -1,7 +1,16 @@
 """How fast a run goes: measured on steps of its shape, or by rule from the machine's rate of large matrix products."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from shoestring import atomic
+from shoestring.budget.machine import cache_folder, fingerprint
+from shoestring.errors import ShoestringError
+from shoestring.json_files import read_json
 from shoestring.model.config import ModelConfig
 from shoestring.plan import rules
 
@@ -58,3 +67,32 @@ class Paces:
         near, its_flops, pace = self._measured[-1]
         factor = pace.per_token / seconds_per_token(its_flops, near.width, self.rate)
         return Pace(by_rule * factor, pace.forward_share, pace.starting, self.measuring)
+
+
+class MeasuredPaces:
+    """Paces that were measured on this machine, kept in the cache: a second plan of a shape need not try it again.
+
+    device: that was computed on. cache: the folder; None: the user's. again: forget what was measured, on a busy machine say.
+    """
+
+    def __init__(self, device: str, *, cache: Path | None = None, again: bool = False) -> None:
+        self._path = (cache or cache_folder()) / f"paces-{fingerprint(device)}.json"
+        self._kept: dict[str, Any] = {}
+        if not again:
+            with suppress(ShoestringError):  # damaged: measured again
+                self._kept = read_json(self._path, dict, "an object") or {}
+
+    @staticmethod
+    def key(described: Any) -> str:
+        """Of all that a pace hangs on, as plain values."""
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+    def get(self, key: str) -> Pace | None:
+        try:
+            return Pace(**self._kept[key])
+        except (KeyError, TypeError):
+            return None
+
+    def put(self, key: str, pace: Pace) -> None:
+        self._kept[key] = asdict(pace)
+        atomic.write_text(self._path, json.dumps(self._kept, indent=1))

@@ -202,8 +202,27 @@ def text_of(run: Path) -> str:
 def text_key(config: Mapping[str, Any]) -> str:
     """The same of a configuration as plain values."""
     data = config.get("data", {})
+    sources = data.get("source") or ()  # tables in order, or by name as flags give them
+    each = sources.values() if isinstance(sources, Mapping) else sources
+    corpora = sorted(str(one.get("corpus", "")) for one in each) or [str(data.get("corpus", ""))]
     vocabulary = config.get("model", {}).get("vocabulary", "")
-    return f"{data.get('corpus', '')} {data.get('tokenizer', '')} {vocabulary}"
+    return f"{'+'.join(corpora)} {data.get('tokenizer', '')} {vocabulary}"
+
+
+def kind_of(text: str) -> tuple[str, str]:
+    """(tokenizer, vocabulary) of a text as `text_key` names it: runs on other text of one kind are alike in what suits them."""
+    _, tokenizer, vocabulary = text.rsplit(" ", 2)
+    return tokenizer, vocabulary
+
+
+def corpus_of(text: str) -> str:
+    """The corpus of a text as `text_key` names it."""
+    return text.rsplit(" ", 2)[0]
+
+
+def optimizer_of(run: Path) -> str:
+    """The name of a run's optimiser, '' where its configuration has none."""
+    return str(_configuration(run).get("optim", {}).get("name", ""))
 
 
 def _configuration(run: Path) -> dict[str, Any]:

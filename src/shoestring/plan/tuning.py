@@ -12,8 +12,8 @@ from shoestring.budget.machine import Machine
 from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
+from shoestring.plan.decision import PlanDecision
 from shoestring.plan.pace import seconds_per_token
-from shoestring.plan.planner import PlanDecision
 from shoestring.tune import matrix
 from shoestring.tune.adapter_edit import matrices
 

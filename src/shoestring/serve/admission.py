@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from shoestring.budget.units import parse_amount, show
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModel
 from shoestring.decode import Request
@@ -55,7 +56,9 @@ def read_budget(fields: BudgetFields | None, header: str | None, limit: int | No
     return RequestBudget(**amounts, least=fields.least_tokens or limit or 1)
 
 
-def within(budget: RequestBudget, requests: Sequence[Request], model: LanguageModel) -> list[Request]:
+def within(
+    budget: RequestBudget, requests: Sequence[Request], model: LanguageModel, adapters: NamedAdapters | None = None
+) -> list[Request]:
     """The requests, none of whose answers is longer than the budget lets it be.
 
     Raises: ApiError where that is less than `budget.least` tokens of each: another time will not help.
@@ -69,13 +72,15 @@ def within(budget: RequestBudget, requests: Sequence[Request], model: LanguageMo
             raise _too_small(f"{budget.tokens:.0f} tokens", f"{prompts + samples * budget.least} tokens", prompts)
         most = min(most, left)
     if budget.flops < math.inf:
-        needed = operations(requests, min(budget.least, most), model)
+        needed = operations(requests, min(budget.least, most), model, adapters)
         if needed > budget.flops:
             raise _too_small(show("flops", budget.flops), show("flops", needed), prompts)
         low, high = 1, most
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if operations(requests, middle, model) <= budget.flops else (low, middle - 1)
+            low, high = (
+                (middle, high) if operations(requests, middle, model, adapters) <= budget.flops else (low, middle - 1)
+            )
         most = low
     alone = samples == 1
     return [
@@ -96,7 +101,9 @@ def _too_small(given: str, needed: str, prompts: int) -> ApiError:
     )  # fmt: skip
 
 
-def operations(requests: Sequence[Request], tokens: int, model: LanguageModel) -> int:
+def operations(
+    requests: Sequence[Request], tokens: int, model: LanguageModel, adapters: NamedAdapters | None = None
+) -> int:
     """FLOPs of reading these prompts once each, and of writing so many tokens of each of their answers."""
     total = 0
     for request in requests:
@@ -104,6 +111,8 @@ def operations(requests: Sequence[Request], tokens: int, model: LanguageModel) -
         total += model.cost(Shape(1, size, outputs=1)).flops
         first, last = (model.cost(Shape(1, 1, past)).flops for past in (size, size + max(tokens - 2, 0)))
         total += request.samples * (tokens - 1) * (first + last) // 2  # nobody reads the last
+        if adapters is not None and request.adapter is not None:
+            total += adapters.flops(request.adapter, size + request.samples * (tokens - 1))
     return total
 
 

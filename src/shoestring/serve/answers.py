@@ -9,6 +9,7 @@ from shoestring.decode.answer_text import AnswerText, Detokenizer
 from shoestring.decode.request import Written
 from shoestring.decode.sampling import LogProbability
 from shoestring.serve.engine_thread import EngineThread
+from shoestring.serve.tool_calls import ToolFormat
 
 STOP_STRING = "a stop string came"
 GRAMMAR = "the grammar became too complex"
@@ -47,11 +48,14 @@ class Asked:
     requests: one a prompt, all with as many samples.
     stops: strings of which any ends an answer.
     stream: makes a decoder of tokens.
+    form: how the model writes calls of tools; None: whatever it writes is text. tools: the names of those that it may call.
     """
 
     requests: Sequence[Request]
     stops: Sequence[str]
     stream: Callable[[], Detokenizer]
+    form: ToolFormat | None = None
+    tools: frozenset[str] = frozenset()
 
     @property
     def samples(self) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -28,7 +28,7 @@ from shoestring.serve.guard import Guard
 from shoestring.serve.http import as_json, read_body, send_events, send_whole, until_gone
 from shoestring.serve.metrics import Metrics
 from shoestring.serve.prepare import prepare_chat, prepare_completion
-from shoestring.serve.served_model import ServedModel, named
+from shoestring.serve.served_model import Called, ServedModel, all_called, named
 from shoestring.serve.settings import Settings
 from shoestring.serve.shapes import AnswerShape, ChatShape, CompletionShape, usage
 
@@ -109,13 +109,16 @@ class Completions:
 
     async def _answer(self, scope: Scope, body: bytes, send: Send, arrived: float) -> None:
         fields = read_fields(self._kind.fields, body)
-        model = named(self._service.models, fields.model)
+        called = named(self._service.models, fields.model)
+        model = called.model
         header = dict(scope["headers"]).get(b"shoestring-budget")
         budget = read_budget(fields.budget, None if header is None else header.decode("latin-1"), fields.limit)
         prepare = partial(self._kind.prepare, fields, model, self._service.settings.answer)
         asked = await asyncio.get_running_loop().run_in_executor(self._service.workers, prepare)
+        if called.adapter is not None:
+            asked = replace(asked, requests=[replace(each, adapter=called.adapter) for each in asked.requests])
         identity = f"{self._kind.prefix}-{secrets.token_hex(12)}"
-        shape = self._shape(identity, fields, model, asked)
+        shape = self._shape(identity, fields, called, asked)
         answers = model.answer(asked, budget, arrived)
         headers = {"x-request-id": identity}
         try:
@@ -132,10 +135,10 @@ class Completions:
         finally:
             answers.close()
 
-    def _shape(self, identity: str, fields: Common, model: ServedModel, asked: Asked) -> AnswerShape:
-        tokenizer, chances = model.writer.tokenizer, fields.top is not None
+    def _shape(self, identity: str, fields: Common, called: Called, asked: Asked) -> AnswerShape:
+        tokenizer, chances = called.model.writer.tokenizer, fields.top is not None
         if not isinstance(fields, CompletionFields):
-            return ChatShape(identity, model.name, tokenizer, chances)
+            return ChatShape(identity, called.name, tokenizer, chances, asked.form, asked.tools)
         echo = []
         if fields.echo:
             texts = [fields.prompt] if isinstance(fields.prompt, str) else fields.prompt
@@ -144,7 +147,7 @@ class Completions:
             ):
                 text = given if isinstance(given, str) else tokenizer.decode(request.prompt)
                 echo += [text] * asked.samples
-        return CompletionShape(identity, model.name, tokenizer, chances, echo)
+        return CompletionShape(identity, called.name, tokenizer, chances, echo)
 
 
 async def _events(answers: ServedAnswers, shape: AnswerShape, arrived: float, told: bool) -> AsyncIterator[bytes]:
@@ -185,14 +188,16 @@ def make_app(service: Service) -> ASGIApp:
     async def health(request: Request) -> Response:
         failed = [model.name for model in service.models if not model.alive]
         status = "draining" if service.draining else "failed" if failed else "ok"
-        body = as_json({"status": status, "models": {model.name: model.alive for model in service.models}})
+        notes = {model.name: list(model.notes) for model in service.models if model.notes}
+        alive = {model.name: model.alive for model in service.models}
+        body = as_json({"status": status, "models": alive, "notes": notes})
         return Response(body, 200 if status == "ok" else 503, media_type="application/json")
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(request: Request) -> Response:
-        listed = [_described(model) for model in service.models]
+        listed = [_described(called) for called in all_called(service.models)]
         return Response(as_json({"object": "list", "data": listed}), media_type="application/json")
 
     async def model(request: Request) -> Response:
@@ -222,10 +227,13 @@ def make_app(service: Service) -> ASGIApp:
     return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused}, lifespan=alive)
 
 
-def _described(model: ServedModel) -> dict[str, Any]:
+def _described(called: Called) -> dict[str, Any]:
+    model = called.model
     about, opened = model.writer.opened.about, model.writer.opened
+    parent = {} if called.adapter is None else {"parent": model.name}
     return {
-        "id": model.name,
+        "id": called.name,
+        **parent,
         "object": "model",
         "created": model.created,
         "owned_by": "shoestring",

@@ -33,6 +33,7 @@ class EngineStep:
     places: that were computed. seconds: that it took. waiting: answers without a place after it.
     free: tokens that the store has room for after it.
     dropped: what answers took whose requests were cancelled.
+    notes: what the engine has to say since the step before.
     """
 
     places: int
@@ -40,6 +41,7 @@ class EngineStep:
     waiting: int
     free: int
     dropped: tuple[AnswerSpent, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _Submit(NamedTuple):
@@ -199,7 +201,9 @@ class EngineThread:
             if not asked.left:
                 del self._asked[event.number], self._tickets[asked.number]
         places = engine.computed - computed if engine.passes > passes else 0
-        self._post(self._deliver, told, EngineStep(places, seconds, engine.waiting, engine.store.free, tuple(dropped)))
+        notes, engine.notes[:] = tuple(engine.notes), []
+        happened = EngineStep(places, seconds, engine.waiting, engine.store.free, tuple(dropped), notes)
+        self._post(self._deliver, told, happened)
 
     def _fail(self, error: BaseException) -> None:
         for asked in self._asked.values():

@@ -2,8 +2,11 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode import Request, Sampling
 from shoestring.decode.sampling import Constraint
 from shoestring.errors import UsageError
@@ -20,6 +23,7 @@ from shoestring.serve.fields import (
     MessageFields,
 )
 from shoestring.serve.served_model import ServedModel
+from shoestring.serve.tool_calls import MarkedStream, format_of, marks_of
 
 COMPLETION_TOKENS = 16
 """Of an answer to `/v1/completions`, where the request does not say: OpenAI's."""
@@ -51,7 +55,24 @@ def prepare_chat(fields: ChatFields, model: ServedModel, answer: int) -> Asked:
         ends = model.writer.answer_ends
     except UsageError as error:
         raise ApiError(400, f"messages: {error}", param="messages", code="wrong_value") from None
-    return _asked(fields, model, [ids], ends, fields.limit or answer)
+    asked = _asked(fields, model, [ids], ends, fields.limit or answer)
+    names = frozenset(str(tool["function"].get("name", "")) for tool in tools)
+    if not names:
+        return asked
+    form = format_of(model.writer.opened.about.chat_template)
+    if form is None:
+        model.note(
+            "its chat template shows no known way to write calls of tools: answers to requests with tools are text"
+        )
+        return asked
+    tokenizer = model.writer.tokenizer
+    marks = marks_of(form, tokenizer)
+    stream = partial(_marked, tokenizer, marks) if marks else tokenizer.stream
+    return replace(asked, stream=stream, form=form, tools=names)
+
+
+def _marked(tokenizer: TextTokenizer, marks: dict[int, str]) -> MarkedStream:
+    return MarkedStream(tokenizer.stream(), marks)
 
 
 def _message(fields: MessageFields) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """One model of a server: its engine, what it is asked at the moment, and how fast it is."""
 
 import asyncio
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from shoestring.base.drafting import open_drafter
+from shoestring.base.drafting import open_drafter, open_made
 from shoestring.base.writer import Writer
+from shoestring.contract.adapter import NamedAdapters
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.constraints.guided import Grammars
 from shoestring.decode.pays import Pays
@@ -22,6 +25,11 @@ from shoestring.serve.metrics import Metrics
 from shoestring.serve.rates import Rates
 from shoestring.serve.settings import Settings
 
+log = logging.getLogger("shoestring.serve")
+
+NOTES = 20
+"""That are kept of a model."""
+
 TRIED = 256
 """Tokens of the prompt that is read to see how fast a model is, at most."""
 
@@ -31,23 +39,40 @@ class ServedModel:
 
     name: that clients call it by.
     writer: the model. settings: of its engine, and of the queue. metrics: of the server.
+    adapters: of it, that requests may name; None: none.
     """
 
-    def __init__(self, name: str, writer: Writer, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        writer: Writer,
+        settings: Settings,
+        metrics: Metrics,
+        adapters: NamedAdapters | None = None,
+    ) -> None:
         self.name, self.writer, self.created = name, writer, int(time.time())
+        self.adapters = adapters
         self._settings, self._metrics = settings, metrics
         self._first: tuple[tuple[int, float], ...] = ()
         self._grammars: dict[frozenset[int], Grammars] = {}
         self._lock = threading.Lock()
         self._going: dict[ServedAnswers, tuple[RequestBudget, float]] = {}
         self._thread: EngineThread | None = None
+        self.notes: deque[str] = deque(maxlen=NOTES)
+        """What a user should know of how it goes; the latest lines. Anybody may read them at /health."""
+
+    def note(self, line: str) -> None:
+        """Tell whoever looks after the server, once for each line."""
+        if line not in self.notes:
+            self.notes.append(line)
+            log.warning("%s: %s", self.name, line)
 
     async def start(self) -> None:
         """Make the engine, and see how fast it is. Raises: UsageError where there is no room for it."""
         loop = asyncio.get_running_loop()
         self._thread = EngineThread(self._engine, loop, self._passed, self.name)
         engine = await self._thread.start()
-        self.capacity = engine.store.capacity
+        self.capacity, self.longest = engine.store.capacity, engine.store.longest
         self.rates = Rates(self._first)
         self.admission = Admission(self.rates, engine.rows, engine.tokens, self._settings.queue)
         self._metrics.has_room(self.name, self.capacity)
@@ -86,7 +111,7 @@ class ServedModel:
 
     def check(self, prompt: Sequence[int]) -> None:
         """Raises: ApiError where a prompt is empty, too long, or has tokens that the model does not know."""
-        size, most = len(prompt), min(self.writer.context, self.capacity)
+        size, most = len(prompt), min(self.writer.context, self.longest)
         if not prompt:
             raise ApiError(400, "the prompt is empty: give some text to go on from", param="prompt", code="wrong_value")
         if size > most:
@@ -106,7 +131,7 @@ class ServedModel:
         deadline = arrived + budget.seconds
         least = min(budget.least, *(request.max_new_tokens for request in asked.requests), 1 << 31)
         budget = replace(budget, seconds=max(deadline - time.monotonic(), 0.0), least=least)
-        requests = within(budget, asked.requests, self.writer.opened.model)
+        requests = within(budget, asked.requests, self.writer.opened.model, self.adapters)
         self.admission.check(budget, requests, self._promises())
         answers = ServedAnswers(self._thread, replace(asked, requests=requests), self._ended)
         self._going[answers] = budget, deadline
@@ -132,6 +157,8 @@ class ServedModel:
                 self.rates.observe_answer(max(ended.spent.charge.written, 1), allowed)
 
     def _passed(self, happened: EngineStep) -> None:
+        for line in happened.notes:
+            self.note(line)
         if happened.places:
             self.rates.observe(happened.places, happened.seconds)
         self._metrics.passed(self.name, happened, self.unfinished)
@@ -142,17 +169,24 @@ class ServedModel:
 
     def _engine(self) -> Engine:
         settings = self._settings
-        drafter = open_drafter(settings.drafter, settings.draft, self.writer.opened)
+        opened = self.writer.opened
+        drafter = open_drafter(settings.drafter, settings.draft, opened)
         engine = Engine(
-            self.writer.opened.model,
+            opened.model,
             rows=settings.rows,
             tokens=settings.tokens,
             drafter=drafter,
+            depth=open_made("depth", settings.depth, settings.routers, opened),
+            mixture=open_made("mixture", settings.mixture, settings.datastore, opened),
             pays=Pays() if drafter else None,
             room=settings.room,
+            adapters=self.adapters,
+            cache=settings.cache,
         )
+        if isinstance(slow := getattr(opened.model, "native", None), str):
+            engine.notes.append(f"passes go module by module, which is slower: {slow}")
         if not self._first:
-            self._first = measured(engine, min(self.vocabulary, engine.store.capacity, self.writer.context))
+            self._first = measured(engine, min(self.vocabulary, engine.store.longest, self.writer.context))
         return engine
 
 
@@ -175,17 +209,41 @@ def measured(engine: Engine, most: int) -> tuple[tuple[int, float], ...]:
     return tuple(found)
 
 
-def named(models: Sequence[ServedModel], name: str | None) -> ServedModel:
-    """The model that a request names; where there is only one, it need not. Raises: ApiError."""
+@dataclass(frozen=True)
+class Called:
+    """What a request calls a model: the model, and the one of its adapters that it is to be read with."""
+
+    model: ServedModel
+    adapter: str | None = None
+
+    @property
+    def name(self) -> str:
+        """MODEL, or MODEL:ADAPTER."""
+        return self.model.name if self.adapter is None else f"{self.model.name}:{self.adapter}"
+
+
+def all_called(models: Sequence[ServedModel]) -> list[Called]:
+    """Every model, by itself and with each of its adapters."""
+    alone = [Called(model) for model in models]
+    return alone + [Called(model, name) for model in models if model.adapters for name in model.adapters.names]
+
+
+def named(models: Sequence[ServedModel], name: str | None) -> Called:
+    """What a request names: MODEL, MODEL:ADAPTER, or ADAPTER where one model has one of that name. Where there is only one model,
+    it need not be named. Raises: ApiError."""
     if name is None:
         if len(models) == 1:
-            return models[0]
+            return Called(models[0])
         raise ApiError(
             400, "'model' is missing, and there are several: see /v1/models", param="model", code="missing_field"
         )
-    for model in models:
-        if model.name == name:
-            return model
+    known = all_called(models)
+    for called in known:
+        if called.name == name:
+            return called
+    alone = [called for called in known if called.adapter == name]
+    if len(alone) == 1:
+        return alone[0]
     raise ApiError(404, f"there is no model '{name[:80]}': see /v1/models", param="model", code="model_not_found")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.engine import ROWS, TOKENS
 from shoestring.errors import UsageError
 
@@ -64,6 +65,7 @@ class Settings:
     """What a server allows, and what the engine of each of its models has.
 
     rows: answers that are worked on at a time. tokens: places of a pass. room: tokens kept, of all; None: the engine's own choice.
+    cache: how much of them is kept, and how.
     drafter: by name; None: no drafts. draft: the place of the draft model or file that it needs.
     answer: tokens of an answer to a chat where the request does not say. queue: answers that may wait.
     body: bytes of a request. body_seconds: that it may take to arrive.
@@ -75,8 +77,13 @@ class Settings:
     rows: int = ROWS
     tokens: int = TOKENS
     room: int | None = None
+    cache: CacheConfig = field(default_factory=CacheConfig)
     drafter: str | None = None
     draft: str | None = None
+    depth: str | None = None
+    routers: str | None = None
+    mixture: str | None = None
+    datastore: str | None = None
     answer: int = 512
     queue: int = 256
     body: int = 4 << 20

@@ -1,4 +1,4 @@
-"""Answers in the shapes that OpenAI's clients read, whole or in chunks; and what they cost."""
+"""ServedAnswers in the shapes that OpenAI's clients read, whole or in chunks; and what they cost."""
 
 import math
 import time
@@ -9,6 +9,7 @@ from shoestring.budget.charge import NOTHING
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.decode.sampling import LogProbability
 from shoestring.serve.answers import AnswerEnd, AnswerPiece, ServedAnswers
+from shoestring.serve.tool_calls import ToolFormat, ToolReader
 
 NEVER = -9999.0
 """What stands for the logarithm of a probability of 0."""
@@ -63,14 +64,17 @@ class AnswerShape:
             own = [piece for piece in pieces if piece.answer == answer]
             ended = own[-1].ended
             text, chances = "".join(piece.text for piece in own), [one for piece in own for one in piece.chances]
-            choices.append({**self._choice(answer, text, chances), **_end(ended)})
+            choices.append({**self._choice(answer, text, chances), **self._end(answer, ended)})
         return {**self._head(self.whole_kind), "choices": choices, "usage": took}
 
     def chunk(self, piece: AnswerPiece) -> dict[str, Any] | None:
         """A piece; None where there is nothing to tell."""
         if not (piece.text or piece.chances or piece.ended):
             return None
-        return {**self._head(self.chunk_kind), "choices": [{**self._delta(piece), **_end(piece.ended)}]}
+        return {
+            **self._head(self.chunk_kind),
+            "choices": [{**self._delta(piece), **self._end(piece.answer, piece.ended)}],
+        }
 
     def last(self, took: dict[str, Any]) -> dict[str, Any]:
         """The chunk that tells what it took."""
@@ -84,6 +88,11 @@ class AnswerShape:
 
     def _delta(self, piece: AnswerPiece) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _end(self, answer: int, ended: AnswerEnd | None) -> dict[str, Any]:
+        if ended is None:
+            return {"finish_reason": None}
+        return {"finish_reason": ended.reason, "finish_detail": ended.detail}
 
     def _bytes(self, token: int) -> bytes:
         known = self._tokenizer.token_bytes
@@ -101,12 +110,6 @@ class AnswerShape:
         return self._tokenizer.token(token) if token < len(self._tokenizer.token_bytes) else f"<{token}>"
 
 
-def _end(ended: AnswerEnd | None) -> dict[str, Any]:
-    if ended is None:
-        return {"finish_reason": None}
-    return {"finish_reason": ended.reason, "finish_detail": ended.detail}
-
-
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else NEVER
 
@@ -116,18 +119,50 @@ class ChatShape(AnswerShape):
 
     whole_kind, chunk_kind = "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, identity: str, model: str, tokenizer: TextTokenizer, chances: bool) -> None:
+    def __init__(
+        self,
+        identity: str,
+        model: str,
+        tokenizer: TextTokenizer,
+        chances: bool,
+        form: ToolFormat | None = None,
+        tools: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(identity, model, tokenizer, chances)
         self._begun: set[int] = set()
+        self._form, self._tools = form, tools
+        self._readers: dict[int, ToolReader] = {}
 
     def _choice(self, answer: int, text: str, chances: Sequence[LogProbability]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._form is not None:
+            reader = ToolReader(self._form, self._tools)
+            said = reader.push(text)[0] + reader.finish()[0]
+            self._readers[answer] = reader
+            if reader.calls:
+                calls = [call.as_dict() for call in reader.calls]
+                message = {"role": "assistant", "content": said or None, "tool_calls": calls}
         return {"index": answer, "message": message, "logprobs": self._told(chances)}
 
     def _delta(self, piece: AnswerPiece) -> dict[str, Any]:
-        delta = {} if piece.answer in self._begun else {"role": "assistant"}
+        delta: dict[str, Any] = {} if piece.answer in self._begun else {"role": "assistant"}
         self._begun.add(piece.answer)
-        return {"index": piece.answer, "delta": {**delta, "content": piece.text}, "logprobs": self._told(piece.chances)}
+        text = piece.text
+        if self._form is not None:
+            reader = self._readers.setdefault(piece.answer, ToolReader(self._form, self._tools))
+            first = len(reader.calls)
+            text = reader.push(piece.text)[0]
+            if piece.ended is not None:
+                text += reader.finish()[0]
+            if reader.calls[first:]:
+                delta["tool_calls"] = [call.as_dict(first + at) for at, call in enumerate(reader.calls[first:])]
+        return {"index": piece.answer, "delta": {**delta, "content": text}, "logprobs": self._told(piece.chances)}
+
+    def _end(self, answer: int, ended: AnswerEnd | None) -> dict[str, Any]:
+        reader, found = self._readers.get(answer), super()._end(answer, ended)
+        if reader is not None and reader.calls and found["finish_reason"] == "stop":
+            found["finish_reason"] = "tool_calls"
+        return found
 
     def _told(self, chances: Sequence[LogProbability]) -> dict[str, Any] | None:
         if not self._chances:

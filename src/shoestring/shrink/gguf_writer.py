@@ -4,8 +4,9 @@ llama.cpp turns neighbouring features of a llama's queries and keys by position,
 qwen3's, as transformers does of all three: the rows of a llama's two matrices are put in that order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -23,9 +24,14 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """The types of models of transformers that are written, and the architectures that llama.cpp has for them."""
 
-FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"} | {
-    kind: f"MOSTLY_{kind}" for kind in BLOCK_BYTES
-}
+FILE_TYPES = (
+    {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+    | {
+        "Q4_0": "MOSTLY_Q4_0",
+        "Q4_K": "MOSTLY_Q4_K_S",
+    }
+    | {kind: f"MOSTLY_{kind}" for kind in BLOCK_BYTES}
+)
 """The types of matrices that are written, and what a file mostly of them is called."""
 
 Q8_0_COLUMNS = 32
@@ -52,6 +58,7 @@ def write_stock(
     kind: str,
     *,
     chat_template: str | None = None,
+    given_blocks: Mapping[str, tuple[str, Tensor]] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Write a model to `path`, whole or not at all. Returns the type of each tensor, by its name in the file.
 
@@ -59,6 +66,8 @@ def write_stock(
     type_of: (name in transformers, weight) -> the type of a matrix, of `FILE_TYPES`. Vectors are F32.
     kind: the type that most have.
     chat_template: in Jinja.
+    given_blocks: by names in transformers, the type of a matrix and its blocks, uint8 [rows, bytes of a row], which are written
+    as they are.
     Raises: UsageError without the `gguf` package, or for a model that is not written here; ShoestringError where a type cannot hold
     a weight.
     """
@@ -80,6 +89,12 @@ def write_stock(
             target = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
             if target is None:
                 raise ShoestringError(f"GGUF has no name for {theirs}")
+            if theirs in given_blocks:
+                types[target], content = given_blocks[theirs]
+                content = _neighbours(theirs, content, config) if architecture == "LLAMA" else content
+                raw = gguf.GGMLQuantizationType[types[target]]
+                writer.add_tensor(target, content.contiguous().numpy(), raw_dtype=raw)
+                continue
             if architecture == "LLAMA":
                 weight = _neighbours(theirs, weight, config)
             types[target] = "F32" if weight.dim() == 1 else type_of(theirs, weight)

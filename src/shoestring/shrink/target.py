@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -23,6 +23,8 @@ FORMS = "0.7x, 90MiB, 80Mparameters, 200Mflops/token or 4ms/token"
 
 WEIGHT = 2
 """Bytes of a weight, as models are mostly kept: in bfloat16."""
+
+ROUNDS = 3
 
 READ, TIMED = 32, 24
 """Tokens of a prompt, and tokens after it that are timed."""
@@ -95,6 +97,16 @@ def size_of(model: LanguageModule, *, timed: bool = False) -> Size:
     count = sum(parameter.numel() for parameter in model.parameters())
     flops = model.cost(Shape(1, 1, READ)).flops
     return Size(count, flops, seconds_per_token(model) if timed else None)
+
+
+def seconds_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[float]:
+    """The time of a token of each of some models, the median over rounds in which they take turns: so that a machine which grows
+    busier favours none."""
+    found: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for model, times in zip(models, found, strict=True):
+            times.append(seconds_per_token(model))
+    return [median(times) for times in found]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The only surgeon: makes a model smaller along its axes, in every weight that they slice."""
+"""The only surgeon: makes a model smaller or larger along its axes, in every weight that they slice."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ from shoestring.errors import UsageError
 
 
 class Cut(NamedTuple):
-    """What stays of an axis. keep: its indices, in the order in which they are to stand."""
+    """What stays of an axis. keep: its indices, in the order in which they are to stand. repeats: an index may stand again."""
 
     axis: Axis
     keep: Sequence[int]
+    repeats: bool = False
 
 
 def resize(model: LanguageModule, *cuts: Cut) -> None:
@@ -27,7 +28,8 @@ def resize(model: LanguageModule, *cuts: Cut) -> None:
     by_weight: dict[tuple[str, int], list[tuple[Slice, Cut]]] = {}
     for cut in cuts:
         size, keep = cut.axis.size, cut.keep
-        if not keep or len(set(keep)) != len(keep) or not all(0 <= index < size for index in keep):
+        twice = len(set(keep)) != len(keep) and not cut.repeats
+        if not keep or twice or not all(0 <= index < size for index in keep):
             where = "" if cut.axis.layer is None else f" of layer {cut.axis.layer}"
             raise UsageError(
                 f"of the axis '{cut.axis.kind}'{where}, numbers from 0 to {size - 1} can stay, each once, and at least one"

@@ -19,14 +19,16 @@ class Portion:
     times: int = 1
 
 
-def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
-    """Problems of the split 'train' with their answers, task after task in turn. No problem of another split is among them.
+def answered(portions: Sequence[Portion], seed: int) -> Iterator[tuple[str, str]]:
+    """(prompt, what is to be written after it) of problems of the split 'train', task after task in turn.
+
+    No problem of another split is among them.
 
     A task that has fewer gives all it has; a problem without a known answer is left out.
     """
     each = [
         [
-            portion.task.document(one)
+            (one.prompt, portion.task.completion(one))
             for one in portion.task.problems("train", seed, portion.count)
             if one.answer is not None
         ]
@@ -37,8 +39,16 @@ def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
         yield from (text for text in row if text is not None)
 
 
+def documents(portions: Sequence[Portion], seed: int) -> Iterator[str]:
+    """The same as texts."""
+    return (prompt + answer for prompt, answer in answered(portions, seed))
+
+
 def write_corpus(path: Path, portions: Sequence[Portion], seed: int) -> int:
-    """Write `documents` as JSON lines that `--data.corpus` takes. Returns how many there are."""
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in documents(portions, seed)]
+    """Write `answered` as JSON lines that `--data.corpus` takes with `--data.kind answers`. Returns how many there are."""
+    lines = [
+        json.dumps({"prompt": prompt, "answer": answer}, ensure_ascii=False)
+        for prompt, answer in answered(portions, seed)
+    ]
     atomic.write_text(path, "\n".join(lines) + "\n")
     return len(lines)

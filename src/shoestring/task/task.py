@@ -97,11 +97,15 @@ class Task(abc.ABC):
         """Whether what `extract` found is right."""
         return Score(1.0) if answer == problem.answer else Score(0.0, "another answer is right")
 
-    def document(self, problem: Problem) -> str:
-        """A problem with its answer, as a text to learn from. Raises: ValueError where no answer is known."""
+    def completion(self, problem: Problem) -> str:
+        """What is to be written after a problem's prompt, to learn from. Raises: ValueError where no answer is known."""
         if problem.answer is None:
             raise ValueError(f"no answer to {problem.id} is known")
-        return f"{problem.prompt} {problem.answer}{self.stop[0] if self.stop else ''}"
+        return f" {problem.answer}{self.stop[0] if self.stop else ''}"
+
+    def document(self, problem: Problem) -> str:
+        """A problem with its answer, as a text to learn from. Raises: ValueError where no answer is known."""
+        return problem.prompt + self.completion(problem)
 
 
 class GeneratedTask(Task):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +14,7 @@ from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.contract.objective import Objective, Taught
 from shoestring.data.dataset import Dataset
+from shoestring.data.intervention import Intervened, Intervention, read_texts
 from shoestring.data.length import Shaped
 from shoestring.data.mixed import Mixed
 from shoestring.data.mixture import Domain
@@ -125,7 +127,7 @@ def assemble(
     evidence = _evidence(config, source)
     claims, steppers, applied = "", [], list[Applied]()
     for _ in range(own):
-        stepper, applied, claims = _stepper(config, evidence, decisions, selection)
+        stepper, applied, claims = _stepper(config, evidence, decisions, selection, dataset.tokenizer.fingerprint)
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
@@ -159,10 +161,20 @@ def assemble(
 
 def training_source(config: RunConfig, dataset: Dataset, worker: int | None, more: int = 1) -> BatchSource:
     """The batches of a run. worker: whose part of them; None: all of them. more: times as many rows are drawn as trained on."""
-    source = _whole_rows(config, dataset, worker)
+    source = _planted(config, dataset, _whole_rows(config, dataset, worker))
     if config.data.length is None:
         return source
     return Shaped(stream_of(source), config.data.length.build(config.model.context), config.train.batch * more)
+
+
+def _planted(config: RunConfig, dataset: Dataset, source: BatchSource) -> BatchSource:
+    """The source with the run's experiments on it. Raises: UsageError where their texts cannot be read."""
+    experiments, end = [], dataset.tokenizer.end
+    for choice in config.data.interventions:
+        made: Intervention = choice.build()
+        texts = [np.array([*dataset.tokenizer.encode(text), end]) for text in read_texts(made.file)]
+        experiments.append((f"{choice.name} of {made.file}", made, texts))
+    return Intervened(stream_of(source), experiments, config.seed) if experiments else source
 
 
 def selection_of(config: RunConfig, dataset: Dataset) -> Selection | None:
@@ -231,16 +243,20 @@ def _rows(config: RunConfig) -> int:
     return config.train.micro_batch or config.train.batch // config.parts
 
 
-def _objective(config: RunConfig) -> Objective:
-    """What is minimised, with its teacher where it has one."""
+def _objective(config: RunConfig, tokens: str | None) -> Objective:
+    """What is minimised, with its teachers where it has some. tokens: the fingerprint of the run's tokenizer."""
     made: Objective = config.objective.build(cross_entropy(config.execution))
     if isinstance(made, Taught):
-        made.learn_from(teacher_of(config, made.teacher))
+        made.learn_from(*(teacher_of(config, place, tokens) for place in made.teachers))
     return made
 
 
 def _stepper(
-    config: RunConfig, evidence: Evidence, decisions: Sequence[Decision] | None, selection: Selection | None
+    config: RunConfig,
+    evidence: Evidence,
+    decisions: Sequence[Decision] | None,
+    selection: Selection | None,
+    tokens: str | None = None,
 ) -> tuple[Stepper, list[Applied], str]:
     """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
     same for each worker."""
@@ -270,11 +286,11 @@ def _stepper(
         from shoestring.train.sharded_step import sharded_stepper  # torch's engines, which take a second to import
 
         stepper: Stepper
-        stepper, divided = sharded_stepper(model, layout, claimed, _objective(config), **options)
+        stepper, divided = sharded_stepper(model, layout, claimed, _objective(config, tokens), **options)
     else:
         if layout.checkpointing == "layers":
             checkpoint_layers(model.anatomy())
-        stepper, divided = Stepper(model, _objective(config), claimed.build(), **options), ""
+        stepper, divided = Stepper(model, _objective(config, tokens), claimed.build(), **options), ""
     scale_groups(rules, stepper.optimizer.param_groups)
     rule: BatchRule = config.batch_rule.build()
     rescaled = scale_to_batch(rule, stepper.optimizer.param_groups, config.train.batch / config.workers)

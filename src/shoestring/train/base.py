@@ -109,18 +109,24 @@ def build_model(config: ModelConfig) -> LanguageModule:
     return model
 
 
-def teacher_of(config: "RunConfig", place: str) -> LanguageModel:
+def teacher_of(config: "RunConfig", place: str, tokens: str | None = None) -> LanguageModel:
     """The model that an objective asks, on the run's device. place: of it; '': the run's base, as it is without edits.
 
-    Raises: UsageError where neither is given; what opening it raises.
+    tokens: the fingerprint of the run's tokenizer; None: not compared.
+    Raises: UsageError where neither is given, or it reads other tokens; what opening it raises.
     """
-    place = place or config.model.base
+    named, place = bool(place), place or config.model.base
     if not place:
         raise UsageError(
             f"objective = {config.objective.name} learns from another model: name one with --objective.teacher PLACE, "
             "or train on one with --model.base PLACE"
         )
-    model = open_model(place, torch.float32).model
+    opened = open_model(place, torch.float32)
+    if named and tokens is not None and (opened.tokenizer is None or opened.tokenizer.fingerprint != tokens):
+        raise UsageError(
+            f"the teacher {place} has another tokenizer than this run: a teacher of the same tokens is needed"
+        )
+    model = opened.model
     if isinstance(model, LanguageModule):
         model.requires_grad_(False).eval().to(config.execution.device)
     return model

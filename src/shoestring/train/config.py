@@ -154,7 +154,7 @@ SCHEDULE = Pick("schedule", default="wsd")
 BATCH_SIZE = Pick("schedule", "batch", default="constant")
 BATCH_RULE = Pick("schedule", "batch rule", default="none")
 TRANSFER = Pick("schedule", "transfer", default="standard")
-EDITS = PickList("edit", ("lowbit", "surgery", "tune"))
+EDITS = PickList("edit", ("lowbit", "surgery", "tune", "quantise"))
 SYNC = Pick("sync", "outer loop", default="none")
 
 
@@ -236,6 +236,8 @@ class RunConfig:
             self._check_sources()
         if self.data.rows or self.data.length or self.data.selection:
             self._check_rows()
+        if self.data.interventions:
+            self._check_interventions()
         if self.transport == "pipeline":
             self._check_pipeline()
         if self.sync.name != "none":
@@ -311,6 +313,20 @@ class RunConfig:
             if data.length is not None or data.source:
                 raise ValueError(
                     f"data.rows = {data.rows.name} has rows of its own lengths: leave data.length and data.source out"
+                )
+
+    def _check_interventions(self) -> None:
+        """Refuse what would plant other texts than were asked for."""
+        for choice in self.data.interventions:
+            choice.build()
+            if self.transport in ("torchft", "pipeline") or (self.workers > 1 and self.transport == "distributed"):
+                raise ValueError(
+                    f"data.interventions = {choice.name}: rows are planted in one process: set workers = 1, or transport = local"
+                )
+            if self.data.rows is not None or self.data.kind != "text" or self.data.packing == "whole":
+                raise ValueError(
+                    f"data.interventions = {choice.name} plants texts in windows of text: leave data.rows and chats out, and give "
+                    "data.packing = stream or isolated"
                 )
 
     def _check_sources(self) -> None:

@@ -51,6 +51,7 @@ def curvature_of(
         ignore_index=IGNORED,
         gradient_flops=model.cost(Shape(count, length, backward=True)).flops,
         product_flops=product_flops,
+        forward_flops=model.cost(Shape(count, length)).flops,
     )
 
 
@@ -82,12 +83,17 @@ class LossCurvature:
             "Hessian-vector products, --optim.estimator hutchinson say"
         )
 
+    def factors(self, parameters: Sequence[Tensor], rows: int) -> list[Tensor]:
+        """Raises: UsageError: there is nothing to draw labels from."""
+        name = type(self.objective).__name__
+        raise UsageError(f"the objective {name} gives no logits to draw labels from, which this optimiser needs")
+
     @torch.enable_grad()
     def hessian_vector_products(self, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """As `Curvature`."""
         with eagerly(), sdpa_kernel(SDPBackend.MATH):
             with autocast(self.device, self.precision):
-                mean = self.objective(self.model, self.batch, self.at).mean
+                mean = self.objective(self.model, self.batch, self.at).total
             products = hessian_vector_products(mean, parameters, vectors)
         self.flops += self.product_flops
         return products

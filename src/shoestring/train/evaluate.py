@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED, Batch
-from shoestring.contract.model import Head, LanguageModel
+from shoestring.contract.model import Head, LanguageModel, causally
 from shoestring.data.dataset import Dataset
 from shoestring.data.mixed import InTurn
 from shoestring.data.windows import BatchSource, Windows
@@ -117,7 +117,8 @@ class Evaluator:
             text += int(self.byte_lengths[counted].sum())
             moved = batch.padded(self.rows).to(self.device)
             with autocast(self.device, self.precision):
-                reading = model.read(moved.inputs)
+                with causally(model):
+                    reading = model.read(moved.inputs)
                 if self.domains:
                     found = _by_domain(reading.head, reading.hidden.detach(), moved.targets, batch, len(self.domains))
                     by_domain += found

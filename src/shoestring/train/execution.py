@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
 from shoestring.plan import rules
 from shoestring.plan.pace import seconds_per_token
-from shoestring.plan.planner import flops_per_token
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.config import ExecutionConfig
 from shoestring.train.precision import autocast
 
@@ -139,10 +140,12 @@ def prepare_blocks(model: nn.Module, config: ExecutionConfig) -> None:
     alike, so the compiler works once for all of them."""
     if not isinstance(model, Transformer):
         return  # of a wrapped model every part is its makers' own
-    for block in model.blocks:
+    spans = [] if model.stack is None else model.stack.spans
+    uncompiled = {layer for span, layers in spans if not span.compiles for layer in layers}
+    for number, block in enumerate(model.blocks):
         if config.attention == "chunked" and hasattr(block.token_mixer, "chunked"):
             block.token_mixer.chunked = True
-        if config.compile == "blocks":
+        if config.compile == "blocks" and block.compiles and number not in uncompiled:
             block.compile(dynamic=False)
 
 
@@ -196,11 +199,20 @@ class _Bench:
         return found
 
     def block(self, config: ExecutionConfig) -> float:
-        """Seconds of a block forward and backward at its fastest, compiled before the clock starts."""
-        return self._get(self.name(config), lambda: self._block(config), config)
+        """Seconds of a block forward and backward at its fastest, compiled before the clock starts; where layers differ,
+        the mean."""
+        kinds = self.model.kinds()
+        if len(kinds) == 1:
+            return self._get(self.name(config), lambda: self._block(config), config)
+        total = 0.0
+        for number, (kind, layers) in enumerate(kinds):
+            name = f"{self.name(config)}, kind {number}"
+            total += len(layers) * self._get(name, partial(self._block, config, kind), config)
+        return total / self.model.layers
 
-    def _block(self, config: ExecutionConfig) -> float:
-        small = Transformer(replace(self.model, layers=1, vocabulary=64)).to(config.device)
+    def _block(self, config: ExecutionConfig, kind: ModelConfig | None = None) -> float:
+        """Of one layer by itself. kind: its configuration; None: of the first."""
+        small = Transformer(replace(kind or self.model.layer(0), vocabulary=64)).to(config.device)
         prepare_blocks(small, config)
         tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
 
@@ -282,7 +294,7 @@ def settle(
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
     allowance = allowance or Allowance()
     # the first measurement builds a block, warms up and times three passes; the machine may be busier than at its probe
-    block = replace(model, layers=1)
+    block = model.layer(0)
     rate = machine.matmul[machine.best_precision]
     guess = 8 * rows * model.context * seconds_per_token(flops_per_token(block), model.width, rate)
     bench = _Bench(model, rows, _Timings(cache / f"timings-{key}.json"), allowance, guess)

@@ -196,7 +196,8 @@ class Loop:
                 evaluator.sequences = found.sequences
             if evaluator is self.evaluator:
                 new = found
-        line = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets, **_of_old(found)}
+        line: dict[str, Any] = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets}
+        line |= _of_old(found) | ({"domains": dict(new.domains)} if new.domains else {})
         self.record({"kind": "heldout", **self._where(), **line})
         self.ledger.write("evaluate", step=self.position.step)
 
@@ -269,6 +270,7 @@ class Loop:
         self.window.targets += result.targets
         self.latest = {"learning_rate_factor": factor, "gradient_norm": result.gradient_norm}
         self.latest["gradient_norm_1"] = result.gradient_norm_1
+        self.latest |= result.figures
         noise = self.worker.noise_scale
         if noise is not None and noise.critical_batch is not None:
             self.latest["critical_batch"] = noise.critical_batch

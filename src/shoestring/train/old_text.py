@@ -1,6 +1,6 @@
 """Text of the kind that a base could do before: judged beside the new text, so that gain and forgetting are seen together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from shoestring.budget.machine import cache_folder
@@ -37,14 +37,30 @@ def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
     )
 
 
-def gain_and_forgetting(rows: Sequence[Mapping[str, Any]], new: Heldout, old: Heldout) -> dict[str, Any]:
+def gain_and_forgetting(
+    rows: Sequence[Mapping[str, Any]], new: Heldout, old: Heldout, replayed: Collection[str] = ()
+) -> dict[str, Any]:
     """What summary.json says of both texts: losses before and after, in nats a token, and their differences.
 
-    rows: the lines of the run's metrics.
+    rows: the lines of the run's metrics. replayed: domains that are read again, and are no new text.
     """
     first = next((row for row in rows if row["kind"] == "heldout" and row["step"] == 0), None)
-    found: dict[str, Any] = {"new": {"after": new.loss}, "old": {"after": old.loss}}
+    after = _of_new(new.loss, new.domains, replayed)
+    found: dict[str, Any] = {"new": {"after": after}, "old": {"after": old.loss}}
     if first is not None and "old_loss" in first:
-        found["new"] |= {"before": first["loss"], "gain": first["loss"] - new.loss}
+        before = _of_new(first["loss"], first.get("domains", {}), replayed)
+        found["new"] |= {"before": before, "gain": before - after}
         found["old"] |= {"before": first["old_loss"], "forgotten": old.loss - first["old_loss"]}
     return found
+
+
+def replayed_domains(data: DataConfig) -> tuple[str, ...]:
+    """The domains of a run that are read again so that they are not forgotten, as its mixture says."""
+    given: Any = {} if data.mixture is None else data.mixture.options
+    return tuple(given.get("old", ()))
+
+
+def _of_new(loss: float, domains: Mapping[str, float], replayed: Collection[str]) -> float:
+    """The mean loss of the domains that are new; of all text where there are no domains."""
+    own = [each for name, each in domains.items() if name not in replayed]
+    return sum(own) / len(own) if own else loss

@@ -25,7 +25,7 @@ from shoestring.train.execution import Allowance, compiles, require_device, sett
 from shoestring.train.health import Diverged
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
-from shoestring.train.old_text import gain_and_forgetting, old_evaluator
+from shoestring.train.old_text import gain_and_forgetting, old_evaluator, replayed_domains
 from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
 from shoestring.train.speed import Speed
@@ -309,7 +309,8 @@ class Session:
         if heldout.cut_short:
             found["heldout_cut_short"] = True
         if self.loop.old_found is not None:
-            both = gain_and_forgetting(self.folder.read_metrics(), heldout, self.loop.old_found)
+            replayed = replayed_domains(self.config.data)
+            both = gain_and_forgetting(self.folder.read_metrics(), heldout, self.loop.old_found, replayed)
             found["tuning"] = {"old_corpus": self.config.old.corpus, **both}
         noise = self.worker.noise_scale
         if noise is not None:

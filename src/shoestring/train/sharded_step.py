@@ -46,6 +46,11 @@ class ShardedStepper(Stepper):
         }
         return torch.tensor(mean), round(whole), charges
 
+    def _summed_figures(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = sorted(figures)
+        sums = self._over_all([float(figures[name]) for name in names])
+        return {name: torch.tensor(each) for name, each in zip(names, sums, strict=True)}
+
     def _over_all(self, numbers: list[float]) -> list[float]:
         """The sum of each number over the parts of the batch; processes that divide heads read the same part."""
         total = torch.tensor(numbers, dtype=torch.float64)

@@ -27,6 +27,9 @@ SHAPE = (
     "token_mixer",
     "channel_mixer",
     "norm",
+    "residual",
+    "pattern",
+    "span",
     "tied",
 )
 """The keys of [model] by which the weights of a model have their names and shapes; the tokenizer has the vocabulary."""

@@ -1,7 +1,7 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class StepResult:
     gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the gradient before clipping.
     targets: how many counted.
     spent: what the step takes, the optimiser's own work included, by the account that pays.
+    figures: what the objective tells beside its loss; 'auxiliary': what layers add to what is minimised.
     """
 
     loss: float
@@ -37,6 +38,7 @@ class StepResult:
     gradient_norm_1: float
     targets: int
     spent: Mapping[str, Charge]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ class Accumulated:
     gradient_norm_1: Tensor
     targets: int
     spent: Mapping[str, Charge]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read(self) -> StepResult:
         norms = float(self.gradient_norm), float(self.gradient_norm_1)
-        return StepResult(float(self.loss), *norms, self.targets, self.spent)
+        figures = {name: float(value) for name, value in self.figures.items()}
+        return StepResult(float(self.loss), *norms, self.targets, self.spent, figures)
 
 
 def together(*spent: Mapping[str, Charge]) -> dict[str, Charge]:
@@ -119,13 +123,17 @@ class Stepper:
         targets = max(batch.tokens, 1)
         total = torch.zeros((), device=self.device)
         first: tuple[float, int] | None = None
+        figures: dict[str, Tensor] = {}
         spent: dict[str, Charge] = {MODEL: Charge(tokens=targets)}
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             share = count / whole
             with autocast(self.device, self.precision):
                 loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
-            (loss.mean * (share * self.loss_scale)).backward()
+            (loss.total * (share * self.loss_scale)).backward()
             total += loss.mean.detach() * share
+            told = loss.parts if loss.auxiliary is None else {**loss.parts, "auxiliary": loss.auxiliary}
+            for name, value in told.items():
+                figures[name] = figures.get(name, torch.zeros_like(total)) + value.detach() * share
             spent = together(spent, loss.spent)
             if self.checkpointed:
                 again = recomputed_flops(self.model, part.rows, part.inputs.length)
@@ -133,6 +141,7 @@ class Stepper:
             if measured and first is None and 0 < share < 1:
                 first = (float(self._norm()) / share, part.tokens)
         total, targets, summed = self._summed(total, targets, spent)
+        figures = self._summed_figures(figures)
         spent = together(summed, {MODEL: Charge(flops=self.optimizer.step_flops())})
         for edit in self.stepped:
             spent = together(spent, {MODEL: edit.before_step(self.model, at)})
@@ -140,7 +149,8 @@ class Stepper:
         norm = self._clip()
         if self.noise_scale is not None and first is not None:
             self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
-        return Accumulated(total, norm, norm_1, targets, together(spent, choosing, self._curvature(parts[0], at)))
+        spent = together(spent, choosing, self._curvature(parts[0], at))
+        return Accumulated(total, norm, norm_1, targets, spent, figures)
 
     @property
     def loss_scale(self) -> float:
@@ -156,6 +166,10 @@ class Stepper:
     ) -> tuple[Tensor, int, Mapping[str, Charge]]:
         """Loss, targets and charges of the whole batch, whose gradient the parameters hold from here on."""
         return loss, targets, spent
+
+    def _summed_figures(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The figures of the whole batch, of which this process has the shares of its part."""
+        return figures
 
     def _clip(self) -> Tensor:
         """Clip the gradient. Returns its norm before."""

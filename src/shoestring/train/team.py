@@ -113,6 +113,10 @@ class Team:
             max(result.gradient_norm_1 for result in results),
             targets,
             together(*(result.spent for result in results)),
+            {
+                name: sum(result.figures[name] * result.targets for result in results) / max(targets, 1)
+                for name in results[0].figures
+            },
         )
 
     def apply(self, learning_rate_factor: float) -> None:

@@ -8,7 +8,7 @@ from shoestring.contract.objective import At
 from shoestring.data.dataset import Dataset
 from shoestring.plan import rules
 from shoestring.plan.pace import Pace, seconds_per_token
-from shoestring.plan.planner import flops_per_token
+from shoestring.plan.sizes import flops_per_token
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator

@@ -14,7 +14,7 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import Count, Positive, Seed, Whole, method
-from shoestring.tune.cloze import Pattern, scores
+from shoestring.tune.cloze import ClozePattern, scores
 from shoestring.tune.prompt_embedding import with_prompt
 
 INSTALL = "pip install 'shoestring[black-box]'"
@@ -28,7 +28,7 @@ class Tuned:
     alone, after the evolution, and after the local search. spent: passes of the model, by calls and positions read.
     """
 
-    pattern: Pattern
+    pattern: ClozePattern
     losses: tuple[float, float, float]
     spent: Charge
 
@@ -78,7 +78,7 @@ class BlackBoxTuning:
         self.projection = drawn * (scale * spread / dimension**0.5)
         self._calls = self._flops = self._read = 0
 
-    def fit(self, patterns: Sequence[Pattern], texts: Sequence[str], labels: Sequence[int]) -> Tuned:
+    def fit(self, patterns: Sequence[ClozePattern], texts: Sequence[str], labels: Sequence[int]) -> Tuned:
         """Tune the prompt on labelled texts, with the best of some patterns. The model has the prompt after it.
 
         Raises: UsageError where the package cma is not installed, or there is nothing to learn from.
@@ -122,7 +122,7 @@ class BlackBoxTuning:
         """What the evolution found, where it is better than no prompt of its own."""
         return (z, float(value)) if value < alone else (np.zeros_like(z), alone)
 
-    def _with_prompt(self, pattern: Pattern) -> Pattern:
+    def _with_prompt(self, pattern: ClozePattern) -> ClozePattern:
         return replace(pattern, asked=lambda text: [*self.prompt.ids, *pattern.asked(text)])
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class BlackBoxTuning:
         self.prompt.prompt.copy_(self.start + moved.to(self.start.device))
 
     @torch.no_grad()
-    def _loss(self, pattern: Pattern, texts: Sequence[str], labels: Sequence[int]) -> float:
+    def _loss(self, pattern: ClozePattern, texts: Sequence[str], labels: Sequence[int]) -> float:
         found, flops = scores(self.model, pattern, texts)
         self._calls, self._flops, self._read = self._calls + 1, self._flops + flops, self._read + found.numel()
         return float(torch.nn.functional.cross_entropy(found.cpu(), torch.tensor(list(labels))))

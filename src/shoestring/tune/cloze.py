@@ -13,7 +13,7 @@ from shoestring.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Pattern:
+class ClozePattern:
     """A pattern and its verbaliser.
 
     asked: makes the tokens of the question of a text: those of "Great phone! It was", say.
@@ -28,7 +28,7 @@ class Pattern:
             raise UsageError("a pattern needs a word of a token or more for each of two classes or more")
 
 
-def scores(model: LanguageModule, pattern: Pattern, texts: Sequence[str]) -> tuple[Tensor, int]:
+def scores(model: LanguageModule, pattern: ClozePattern, texts: Sequence[str]) -> tuple[Tensor, int]:
     """(log p(words of the class | question) [texts, classes], operations of the pass).
 
     Raises: UsageError where a question is empty, or longer than the model reads.

@@ -106,7 +106,7 @@ class NearestNeighbours:
             with torch.enable_grad():
                 for step, neighbour in enumerate(self.neighbours.nearest(text, self.count)):
                     loss = self.objective(self.model, self._batch(neighbour), At(step, step / self.count))
-                    loss.mean.backward()
+                    loss.total.backward()
                     optimiser.step()
                     optimiser.zero_grad(set_to_none=True)
                     spent.charge += sum(loss.spent.values(), Charge(tokens=min(len(neighbour) - 1, self.context)))

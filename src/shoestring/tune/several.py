@@ -1,106 +1,161 @@
-"""Several adapters at once: a row of a batch each its own."""
+"""Several adapters at once: a row of a batch, or a token of a pass, each its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shoestring.contract.cost import Shape
+from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.edit import Decision
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.tune.adapted import Adapted
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
-from shoestring.tune.matrix import sizes
 
 
-class Routed(nn.Module):
-    """A matrix with adapters by name. The base's product is made once for all rows; then each adapter has its rows."""
+@dataclass(frozen=True)
+class ChosenPlaces:
+    """Which tokens or rows of a pass have which adapter.
 
-    def __init__(self, base: nn.Module, rows: "AdapterRows") -> None:
-        super().__init__()
-        self.base, self.adapters = base, nn.ModuleDict()
-        self.__dict__["rows"] = rows
-        self.in_features, self.out_features = sizes(base)
+    count: of all. by_token: whether tokens are counted, and not rows. places: of each adapter, the numbers of its own.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        plain: Tensor = self.base(x)
-        chosen: AdapterRows = self.rows  # type: ignore[assignment]
-        names = chosen.names
-        if not names:
-            return plain
-        if len(names) != x.shape[0]:
-            raise UsageError(f"{len(names)} adapters were named for a batch of {x.shape[0]} rows: name one a row")
-        made = plain
-        for name in dict.fromkeys(names):
-            if name is None or name not in self.adapters:
-                continue
-            mine = torch.tensor([place for place, other in enumerate(names) if other == name], device=x.device)
-            adapter: Adapted = self.adapters[name]  # type: ignore[assignment]
-            made = made.index_copy(0, mine, adapter.adapt(x[mine], plain[mine]).to(plain.dtype))
-        return made
-
-
-class AdapterRows:
-    """Which adapter each row of the batch has."""
-
-    names: tuple[str | None, ...] = ()
+    count: int
+    by_token: bool
+    places: Mapping[str, Tensor]
 
 
 class Several:
-    """A model with adapters by name, of which any row of a batch may have one.
+    """A model with adapters by name, of which any row of a batch may have one. A `contract.adapter.NamedAdapters`.
 
         several = Several(model)
         several.add("poet", *read)                       # an edit and its decision
         with several.rows(["poet", None, "clerk"]):
             model.read(inputs)
 
-    model: it is changed in place. Adapters must be beside matrices, as those of `AdapterEdit` are; they are not trained here.
+    The product with the base's matrix is made once for all; then each adapter changes what its own rows have of it. While no row
+    has an adapter, the model is what it was, and as fast.
+
+    model: its parts stay as they are. Adapters must be beside matrices, as those of `AdapterEdit` are; they are not trained here.
     """
 
     def __init__(self, model: LanguageModule) -> None:
-        self.model, self._rows, self.names = model, AdapterRows(), list[str]()
+        self.model = model
+        self._adapters: dict[str, dict[str, Adapted]] = {}
+        """By name, and then by that of the matrix."""
+        self._flops: dict[str, int] = {}
+        self._passes: dict[str, int] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the adapters that there are."""
+        return list(self._adapters)
 
     def add(self, name: str, edit: AdapterEdit, decision: Decision) -> None:
         """Take in an adapter. Raises: UsageError where there is one of that name, or it shares parameters between layers."""
-        if name in self.names:
+        if name in self._adapters:
             raise UsageError(f"there is an adapter named '{name}' already")
-        if not name or "." in name:
-            raise UsageError(f"'{name}' cannot be an adapter's name: it is a word without a dot")
-        places = set(decision.values[CHOSEN])
-        for full in decision.tensors:
-            if full.rpartition(".")[0] not in places:
+        if not name:
+            raise UsageError("an adapter needs a name")
+        own: dict[str, dict[str, Tensor]] = {place: {} for place in decision.values[CHOSEN]}
+        for full, tensor in decision.tensors.items():
+            place, _, key = full.rpartition(".")
+            if place not in own:
                 raise UsageError(
                     f"an adapter of {edit.name} shares parameters between layers: it cannot stand beside others"
                 )
-        for place in decision.values[CHOSEN]:
-            found = self.model.get_submodule(place)
-            routed = found if isinstance(found, Routed) else Routed(found, self._rows)
-            own = {
-                full.rpartition(".")[2]: tensor.clone()
-                for full, tensor in decision.tensors.items()
-                if full.rpartition(".")[0] == place
-            }
-            adapter = edit.place(routed.base, own, decision.values)
+            own[place][key] = tensor.to(self.model.device, copy=True)
+        made = {
+            place: edit.place(self.model.get_submodule(place), tensors, decision.values)
+            for place, tensors in own.items()
+        }
+        for adapter in made.values():
             adapter.requires_grad_(False).eval()
-            routed.adapters[name] = adapter
-            self.model.set_submodule(place, routed)
-        self.names.append(name)
-        self.model.changed()
+        self._adapters[name] = made
 
     @contextmanager
     def rows(self, names: Sequence[str | None]) -> Iterator[None]:
         """While row i of every batch has the adapter names[i], or none. Raises: UsageError for an unknown name."""
-        for name in names:
-            if name is not None and name not in self.names:
+        with self._choose(names, by_token=False):
+            yield
+
+    @contextmanager
+    def tokens(self, names: Sequence[str | None]) -> Iterator[None]:
+        """While token i of every pass has the adapter names[i], or none; tokens of all rows, row after row.
+
+        Raises: UsageError for an unknown name.
+        """
+        with self._choose(names, by_token=True):
+            yield
+
+    def flops(self, name: str, tokens: int) -> int:
+        """Operations that an adapter adds to a pass over so many tokens with it."""
+        return sum(adapter.added_flops(tokens, False, False) for adapter in self._adapters[name].values())
+
+    def spent(self) -> dict[str, Cost]:
+        """What each adapter added since this was last asked: operations, and bytes of its weights that were read."""
+        found = {
+            name: Cost(self._flops.get(name, 0), passes * self._bytes(name)) for name, passes in self._passes.items()
+        }
+        self._flops, self._passes = {}, {}
+        return found
+
+    def _bytes(self, name: str) -> int:
+        return sum(own.nbytes for adapter in self._adapters[name].values() for own in adapter.own().values())
+
+    @contextmanager
+    def _choose(self, names: Sequence[str | None], by_token: bool) -> Iterator[None]:
+        wanted = [name for name in dict.fromkeys(names) if name is not None]
+        for name in wanted:
+            if name not in self._adapters:
                 raise UsageError(f"no adapter is named '{name}': {did_you_mean(name, self.names)}")
-        self.model.cost(Shape(1, 1))  # a model may have to read a token to know its cost: before rows have names
-        before, self._rows.names = self._rows.names, tuple(names)
+        if not wanted:
+            yield
+            return
+        self.model.cost(Shape(1, 1))  # a model may have to read a token to know its cost: before tokens have names
+        device = self.model.device
+        places = {
+            name: torch.tensor([place for place, other in enumerate(names) if other == name], device=device)
+            for name in wanted
+        }
+        chosen = ChosenPlaces(len(names), by_token, places)
+        adapted = dict.fromkeys(place for name in wanted for place in self._adapters[name])
+        # with somebody who listens, a pass goes module by module
+        handles = [
+            self.model.get_submodule(place).register_forward_hook(self._hook(place, chosen)) for place in adapted
+        ]
+        for name in wanted:
+            self._passes[name] = self._passes.get(name, 0) + 1
         try:
             yield
         finally:
-            self._rows.names = before
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, place: str, chosen: ChosenPlaces) -> Any:
+        """What changes the outputs of one matrix."""
+        own = {name: self._adapters[name][place] for name in chosen.places if place in self._adapters[name]}
+
+        def change(_: nn.Module, given: tuple[Tensor], plain: Tensor) -> Tensor:
+            x, made = given[0], plain
+            if chosen.by_token:
+                x, made = x.reshape(-1, x.shape[-1]), made.reshape(-1, made.shape[-1])
+            if len(x) != chosen.count:
+                what = "tokens" if chosen.by_token else "rows"
+                raise UsageError(f"{chosen.count} adapters were named for a batch of {len(x)} {what}: name one each")
+            before = made
+            for name, adapter in own.items():
+                mine = chosen.places[name]
+                taken = x[mine]
+                made = made.index_copy(0, mine, adapter.adapt(taken, before[mine]).to(before.dtype))
+                count = taken.numel() // taken.shape[-1]
+                self._flops[name] = self._flops.get(name, 0) + adapter.added_flops(count, False, False)
+            return made.view(plain.shape)
+
+        return change
 
 
 def decision_of(model: nn.Module, edit: AdapterEdit, decision: Decision) -> Decision:

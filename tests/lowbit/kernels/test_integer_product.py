@@ -10,9 +10,10 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.activations import quantise_tokens
 from shoestring.lowbit.packing import integer
+from tests.examples import examples
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     bits=st.sampled_from([4, 8]),
     rows=st.integers(0, 40),

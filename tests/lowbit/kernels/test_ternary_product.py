@@ -11,6 +11,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import kernels
 from shoestring.lowbit.activations import quantise_tokens
 from shoestring.lowbit.packing import LAYOUTS, layout_named, pack, packed_bytes
+from tests.examples import examples
 
 SEEDS = st.integers(0, 2**31)
 
@@ -33,7 +34,7 @@ def exact(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
     return (dots * scales.double()).sum(-1) * scale.double()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     rows=st.integers(0, 150),
@@ -54,7 +55,7 @@ def test_any_shape(layout: str, rows: int, columns: int, tokens: int, magnitude:
         torch.testing.assert_close(found.double(), wanted, rtol=2e-7, atol=2e-45)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     rows=st.integers(1, 80),
@@ -75,7 +76,7 @@ def test_many_groups(layout: str, rows: int, blocks: int, groups: int, tokens: i
     assert bool(((found - wanted).abs() <= 1e-6 * groups * (wanted.abs() + scales.abs().amax(1) * 127 * columns)).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     rows=st.integers(1, 40),
@@ -102,7 +103,7 @@ def test_it_is_within_half_a_step_of_activations_that_are_not_rounded(
     assert bool((wrong <= reach * (1 / 254 + (groups + 4) * 2.0**-24)).all())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     layout=st.sampled_from(LAYOUTS),
     rows=st.integers(1, 70),

@@ -327,7 +327,14 @@ CASES = [
     ),
 ]  # fmt: skip
 
-OF_MINIMA = {"chinchilla_isoflop", "chinchilla_envelope", "corrected_isoflop", "batch_size"}
+OF_MINIMA = {
+    "chinchilla_isoflop",
+    "chinchilla_envelope",
+    "corrected_isoflop",
+    "batch_size",
+    "best_rate",
+    "capacity_gap",
+}
 """Laws that find their rows in a table themselves: tests/plan/laws/test_minima.py."""
 
 IDS = [f"{case.law}-{'-'.join(map(str, case.options.values()))}".rstrip("-") for case in CASES]

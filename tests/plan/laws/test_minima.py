@@ -10,6 +10,8 @@ from shoestring.errors import UsageError
 from shoestring.plan.laws.autoregressive import Autoregressive, size_for
 from shoestring.plan.laws.average_parameters import average
 from shoestring.plan.laws.batch_size import BatchSize
+from shoestring.plan.laws.best_rate import BestRate
+from shoestring.plan.laws.capacity_gap import CapacityGap
 from shoestring.plan.laws.cerebras_ladder import CerebrasLadder, off_the_line
 from shoestring.plan.laws.chinchilla import Chinchilla
 from shoestring.plan.laws.chinchilla_envelope import ChinchillaEnvelope
@@ -57,6 +59,28 @@ def test_parabolas_give_the_best_size_of_each_compute() -> None:
     assert found.predict({"compute": 1e19}).value == pytest.approx(best_size(1e19), rel=0.1)
     tokens = ChinchillaIsoflop(column="tokens").fit(isoflops(), rungs=0)
     assert tokens.constants["alpha"] == pytest.approx(1 - SHARE, abs=0.02)
+
+
+def test_the_best_teacher_is_a_multiple_of_the_student() -> None:
+    drawn = np.random.default_rng(1)
+    rows = [
+        {
+            "parameters": student,
+            "teacher_parameters": student * times,
+            "loss": 3 + 0.2 * math.log(times / 2.5) ** 2 + 40 / student**0.3 + 0.002 * drawn.standard_normal(),
+        }
+        for student in (1e6, 4e6, 16e6, 64e6)
+        for times in (1.2, 2.0, 4.0, 8.0)
+    ]
+    law = CapacityGap()
+    found = law.fit(RunsTable.of(rows), rungs=0)
+    assert found.constants["r"] == pytest.approx(2.5, rel=0.1)
+    low, high = found.intervals["r"]
+    assert low < 2.5 < high
+    assert found.predict({"parameters": 1e9}).value == pytest.approx(2.5e9, rel=0.1)
+    assert law.value(law.published["zhang"], {"parameters": 3e9}) == pytest.approx(7.5e9)
+    with pytest.raises(UsageError, match="needs the column 'teacher_parameters'"):
+        law.fit(isoflops())
 
 
 def test_the_envelope_of_curves_gives_it_too() -> None:
@@ -122,6 +146,17 @@ def test_the_best_batch_grows_with_compute() -> None:
         found = BatchSize(along=along).fit(RunsTable.of(rows), rungs=0)
         assert found.constants["alpha"] == pytest.approx(0.25, abs=1e-3)
         assert found.predict({"compute": 1e20, "tokens": 1e13}).value == pytest.approx(1e4 * 1e4**0.25, rel=0.01)
+
+
+def test_the_best_rate_falls_with_tokens() -> None:
+    rows = [
+        {"learning_rate": r, "tokens": d, "loss": 3 + 0.05 * math.log(r / (0.02 * (d / 1e6) ** -0.3)) ** 2}
+        for d in (1e6, 3e6, 9e6)
+        for r in (5e-3, 1e-2, 2e-2, 4e-2)
+    ]
+    found = BestRate().fit(RunsTable.of(rows), rungs=0)
+    assert found.constants["alpha"] == pytest.approx(0.3, abs=1e-3)
+    assert found.predict({"tokens": 1e8}).value == pytest.approx(0.02 * 100**-0.3, rel=0.01)
 
 
 def test_limits_are_taken_one_after_the_other() -> None:

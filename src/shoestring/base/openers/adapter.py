@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from shoestring.base.adapters import parts_in
+from shoestring.base.adapters import family_named, parts_in
 from shoestring.base.opened import Opened
 from shoestring.base.transformers_config import CONFIG
 from shoestring.contract.model import LanguageModule
 from shoestring.digests import digest_of
 from shoestring.errors import UsageError
 from shoestring.method import method
-from shoestring.model.bridge.family import families
 from shoestring.tune.adapter_edit import AdapterEdit
 from shoestring.tune.peft_adapter import SETTINGS, TENSORS
 from shoestring.tune.peft_file import adapter_of, read_adapter
@@ -55,7 +54,7 @@ class AdapterOpener:
         if not isinstance(base.model, LanguageModule):
             raise UsageError(f"{below} is {base.about.kind}, which takes no adapters")
         try:
-            edit, decision = adapter_of(found, base.model, parts_in(base.model, _family(base)))
+            edit, decision = adapter_of(found, base.model, parts_in(base.model, family_named(base)))
             model = edit.apply(base.model, decision)
         except UsageError as error:
             raise UsageError(f"{folder}: {error}") from None
@@ -87,14 +86,6 @@ def _base(folder: Path, named: Any) -> str:
     # whoever tunes a model of the hub names it as the hub does
     hub = named.count("/") == 1 and not named.startswith((".", "/", "~", "hf:")) and not Path(named).exists()
     return f"hf:{named}" if hub else named
-
-
-def _family(base: Opened) -> str | None:
-    """The `model_type` of a base, as its opener knows it."""
-    values = base.about.values
-    known = {family.model_type for family in families()}
-    told = str(values.get("model_type", values.get("architecture", "")))
-    return told if told in known else None
 
 
 def _folded(edit: AdapterEdit, model: LanguageModule, base: Opened) -> LanguageModule:

@@ -4,11 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from shoestring.budget.charge import NOTHING, Charge
+from shoestring.contract.author import Author, Authored
 from shoestring.contract.scorer import Scored, Scorer
 from shoestring.errors import ShoestringError, UsageError
 
 OpenScorer = Callable[[str], Scorer]
 """Opens the model at a place (a run, a folder of transformers, a GGUF file) as a scorer."""
+
+OpenAuthor = Callable[[str], Author]
+"""Opens the model at a place, one that was tuned to answer, as an author."""
 
 
 class OutOfTime(ShoestringError):
@@ -21,6 +25,7 @@ class Account:
     seconds: how long it may take, from now on; None: as long as it takes.
     open_scorer: opens models by their place, for the curators that ask one; None: there are none.
     now: the clock, in seconds.
+    open_author: opens models by their place, for those that make text; None: there are none.
     """
 
     def __init__(
@@ -28,10 +33,12 @@ class Account:
         seconds: float | None = None,
         open_scorer: OpenScorer | None = None,
         now: Callable[[], float] = time.monotonic,
+        open_author: OpenAuthor | None = None,
     ) -> None:
         self.seconds, self.now, self._began = seconds, now, now()
         self.spent: Charge = NOTHING
         self._open, self._opened = open_scorer, dict[str, Scorer]()
+        self._open_author, self._authors = open_author, dict[str, Author]()
 
     def charge(self, charge: Charge) -> None:
         """Add to what was spent."""
@@ -59,6 +66,16 @@ class Account:
             self._opened[place] = _Charged(self._open(place), self)
         return self._opened[place]
 
+    def author(self, place: str) -> Author:
+        """The model at a place as an author, opened once; what it writes is charged here. Raises: UsageError as `scorer`."""
+        if self._open_author is None:
+            raise UsageError(
+                f"a model is needed to write text ({place}), and this account opens none: give open_author"
+            )
+        if place not in self._authors:
+            self._authors[place] = _ChargedAuthor(self._open_author(place), self)
+        return self._authors[place]
+
 
 class _Charged:
     """A scorer whose work is charged to an account."""
@@ -72,5 +89,21 @@ class _Charged:
 
     def score(self, texts: Sequence[str]) -> Scored:
         found = self._scorer.score(texts)
+        self._account.charge(found.spent)
+        return found
+
+
+class _ChargedAuthor:
+    """An author whose work is charged to an account."""
+
+    def __init__(self, author: Author, account: Account) -> None:
+        self._author, self._account = author, account
+
+    @property
+    def digest(self) -> str:
+        return self._author.digest
+
+    def answers(self, asked: Sequence[str], seeds: Sequence[int], tokens: int, temperature: float) -> Authored:
+        found = self._author.answers(asked, seeds, tokens, temperature)
         self._account.charge(found.spent)
         return found

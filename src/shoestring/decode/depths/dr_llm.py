@@ -8,7 +8,8 @@ from torch import Tensor
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Inputs
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import Depth, LanguageModel
+from shoestring.decode.depth import RowDepth
 from shoestring.decode.layer_routers import NAME, LayerRouters
 from shoestring.decode.row import Row
 from shoestring.method import method
@@ -17,7 +18,7 @@ KNOWN = 1024
 """Prompts whose layers are remembered."""
 
 
-class _Skipping:
+class _Skipping(Depth):
     """A `contract.model.Depth` of routers, which repeats nothing and notes what it chose."""
 
     def __init__(self, routers: LayerRouters) -> None:
@@ -39,7 +40,7 @@ class _Skipping:
     "of domain",
     cost="a pass over each prompt to choose, on top of its reading",
 )
-class DrLLM:
+class DrLLM(RowDepth):
     """A router before each layer says from the prompt whether the text skips, executes or repeats it.
 
     The choice is made once, by a pass over the prompt, and holds for all of its answer, so that the cache is complete in the

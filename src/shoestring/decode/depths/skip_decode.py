@@ -4,6 +4,7 @@ from functools import lru_cache
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModel
+from shoestring.decode.depth import RowDepth
 from shoestring.decode.row import Row
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, method
@@ -17,7 +18,7 @@ from shoestring.method import Count, Fraction, method
     claim="2x to 5x faster inference with negligible loss on several tasks, with OPT 1.3B and 6.7B after fine-tuning",
     cost="none; rows at other places of their answers are read in passes of their own",
 )
-class SkipDecode:
+class SkipDecode(RowDepth):
     """The k-th of an answer's N tokens goes through L_k layers, which falls in a line from `most` to `least` of all L.
 
     L_k = L (most - (most - least) k / (N - 1)), rounded, k = 0 .. N - 1, N being what the request allows. The layers are the lowest

@@ -9,7 +9,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode.choosing import changed_logits, next_token, put
 from shoestring.decode.draft_state import DraftState
 from shoestring.decode.row import Draft, Row
-from shoestring.decode.store import RowWork
+from shoestring.decode.work import RowWork
 from shoestring.method import Count, Fraction, Whole, method
 
 

@@ -13,7 +13,7 @@ from shoestring.decode.draft_state import DraftState
 from shoestring.decode.drafters.ngram import NGram
 from shoestring.decode.row import Draft, Row
 from shoestring.decode.sampling import likeliest
-from shoestring.decode.store import Read, RowWork
+from shoestring.decode.work import Read, RowWork
 from shoestring.method import Count, Fraction, Whole, method
 
 

@@ -7,12 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.model import About, Depth, Head, LanguageModel, Reading
-from shoestring.decode.datastore import Datastore, weighted
+from shoestring.decode.datastore import Datastore, log_mixture, weighted
+from shoestring.decode.row import Row
 from shoestring.method import Count, Fraction, Positive, method
+
+
+def neighbours(store: Datastore, hidden: Tensor, vocabulary: int, count: int, temperature: float) -> Tensor:
+    """float32 [n, V], on the CPU: the probabilities of the nearest entries to hidden states [n, width]."""
+    distances, places = store.search(hidden.cpu(), count)
+    return weighted(store.tokens[places], distances / hidden.shape[1], vocabulary, temperature)
 
 
 class NeighbourHead:
@@ -29,12 +37,9 @@ class NeighbourHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V], log-probabilities."""
-        own = self.head.logits(hidden).float().log_softmax(-1)
-        queries = hidden.detach().flatten(0, -2).cpu()
-        distances, places = self.store.search(queries, self.count)
-        near = weighted(self.store.tokens[places], distances / queries.shape[1], own.shape[-1], self.temperature)
-        near = near.to(own.device).view(own.shape)
-        return ((1 - self.share) * own.exp() + self.share * near).clamp_min(1e-30).log()
+        own = self.head.logits(hidden).float()
+        near = neighbours(self.store, hidden.detach().flatten(0, -2), own.shape[-1], self.count, self.temperature)
+        return log_mixture(own, near.to(own.device).view(own.shape), self.share)
 
     def flops(self, places: int) -> int:
         return self.head.flops(places) + self.store.flops(places)
@@ -51,9 +56,10 @@ class NeighbourHead:
 class KNNLM:
     """p(w) = (1 - share) p_model(w) + share p_near(w), p_near(w) ~ sum of exp(-d_i / temperature) over the nearest entries with w.
 
-    A `LanguageModel` (Generalization through Memorization, arXiv:1911.00172). Keys are the model's last hidden states as its head
-    takes them, d_i the mean squared difference of a feature; the papers take the state before the last feed-forward layer, which a
-    wrapped model does not show. The search looks at every entry. With `share` 0 it is the model.
+    A `LanguageModel`, for losses, and a `Mixture` of an engine (Generalization through Memorization, arXiv:1911.00172). Keys are
+    the model's last hidden states as its head takes them, d_i the mean squared difference of a feature; the papers take the state
+    before the last feed-forward layer, which a wrapped model does not show. The search looks at every entry. With `share` 0 it is
+    the model.
 
     target: the model. place: a file that `Datastore.save` wrote.
     share: of the neighbours. neighbours: how many count. temperature: of the squared differences.
@@ -70,6 +76,21 @@ class KNNLM:
     ) -> None:
         self.model, self.store = target, Datastore.read(place, target)
         self.share, self.neighbours, self.temperature = share, neighbours, temperature
+        self._charge = NOTHING
+
+    def find(self, hidden: Tensor) -> Tensor:
+        """As `Mixture.find`: float32 [n, V]."""
+        self._charge += Charge(flops=self.store.flops(len(hidden)), moved=self.store.keys.nbytes)
+        return neighbours(self.store, hidden, self.about.vocabulary, self.neighbours, self.temperature)
+
+    def mixed(self, row: Row, logits: Tensor, hidden: Tensor, found: Tensor) -> Tensor:
+        """As `Mixture.mixed`."""
+        return log_mixture(logits, found, self.share)
+
+    def spent(self) -> Charge:
+        """As `Mixture.spent`."""
+        charge, self._charge = self._charge, NOTHING
+        return charge
 
     @property
     def about(self) -> About:

@@ -1,6 +1,6 @@
 """Pruning of width, hidden features and heads by how active they are."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,17 +10,8 @@ from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.method import Count, Fraction, method
 from shoestring.surgery.observe import observe
-from shoestring.surgery.pruning import (
-    Kept,
-    Pruning,
-    Shares,
-    axis_of,
-    best,
-    kept_count,
-    kept_heads,
-    readers,
-    width_multiple,
-)
+from shoestring.surgery.pruning import axis_of, readers
+from shoestring.surgery.scored_pruning import ScoredPruning, Scores
 
 
 @method(
@@ -31,7 +22,7 @@ from shoestring.surgery.pruning import (
     claim="pruned from Nemotron-4 15B and distilled, models need up to 40x fewer training tokens than from scratch",
     cost="one forward pass over the calibration text",
 )
-class Minitron(Pruning):
+class Minitron(ScoredPruning):
     """Leave the features and heads that are the most active on a calibration text.
 
     With x [B, T, n] what reads an axis, its index i counts as much as
@@ -50,28 +41,15 @@ class Minitron(Pruning):
     def __init__(
         self, *, width: Fraction = 1.0, hidden: Fraction = 1.0, heads: Fraction = 1.0, multiple: Count = 8
     ) -> None:
-        self.shares, self.multiple = Shares(width, hidden, heads), multiple
+        super().__init__(width=width, hidden=hidden, heads=heads, multiple=multiple)
 
-    def choose(self, model: LanguageModule, evidence: Evidence) -> tuple[Kept, Mapping[str, Tensor], Charge]:
-        """As `Pruning.choose`."""
-        scores, spent = activity(model, evidence, [kind for kind, share in self._asked() if share < 1])
-        kept: Kept = []
-        heads = kept_heads(model, self.shares.heads)
-        for kind, share in self._asked():
-            multiple = {"key_value_head": 1, "width": width_multiple(heads, self.multiple)}.get(kind, self.multiple)
-            for (of, layer), score in scores.items():
-                if of == kind:
-                    indices = best(score, kept_count(len(score), share, multiple))
-                    kept.append({"kind": kind, "layer": layer, "indices": indices})
-        return kept, {}, spent
-
-    def _asked(self) -> list[tuple[str, float]]:
-        shares = self.shares
-        return [("key_value_head", shares.heads), ("hidden", shares.hidden), ("width", shares.width)]
+    def scores(self, model: LanguageModule, evidence: Evidence, kinds: Sequence[str]) -> tuple[Scores, Charge]:
+        """As `ScoredPruning.scores`."""
+        return activity(model, evidence, kinds)
 
 
 def activity(
-    model: LanguageModule, evidence: Evidence, kinds: list[str]
+    model: LanguageModule, evidence: Evidence, kinds: Sequence[str]
 ) -> tuple[dict[tuple[str, int | None], Tensor], Charge]:
     """(how active each index of these kinds of axes is, by kind and layer; what measuring it took)."""
     anatomy = model.anatomy()

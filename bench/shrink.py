@@ -1,0 +1,197 @@
+"""Models pruned and healed to shares of their time a token, beside random scores, fewer layers, and the same shape from scratch.
+
+For each model and share: `shoestring shrink --to MSms/token` by several methods within a budget of seconds; the same model with
+layers left out until a token takes as long; and a model of the shape that the first method ended with, trained from scratch on the
+same text for the same seconds. Told are held-out losses before, after pruning and after healing, the time a token that was asked
+for and that came, and what healing was predicted to come to beside what it came to. `--cache` also tells what a token of a
+teacher's words takes on disk, and in seconds online, at the first asking and at the second.
+
+A model is a place as `shoestring evaluate` takes it. Times are of this machine and mean nothing while others use it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from shoestring import atomic
+from shoestring.base import open_model
+from shoestring.budget.machine import probe
+from shoestring.config import tree
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.objective import At
+from shoestring.model import ModelConfig, Transformer
+from shoestring.objective.cross_entropy import plain
+from shoestring.objective.distillation import Distillation
+from shoestring.objective.teachers import TEACHER
+from shoestring.shrink.target import seconds_per_token
+from shoestring.train.run_folder import environment
+
+METHODS = ("minitron", "slimgpt", "random_pruning")
+TINY = "--model.layers=3 --model.width=256 --model.heads=4 --model.hidden=512 --data.vocabulary=1024"
+QUICK = (
+    "--train.batch=4 --train.heldout_tokens=256 --train.sample_tokens=0 --execution.compile=none --execution.precision=float32 "
+    "--execution.attention=flash --execution.loss=plain --model.context=32"
+)
+"""Of the model that `--smallest` makes, and of all its runs. Its target is of parameters: its times are noise."""
+
+
+def shoestring(*words: object) -> dict[str, Any]:
+    """What a command prints with --json. Raises: SystemExit with what it said, where it failed."""
+    command = [sys.executable, "-m", "shoestring", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout) if "--json" in words else {}
+    return found
+
+
+def shrunk(
+    place: str, method: str, target: float, budget: str, more: Sequence[str], out: Path, to: str = ""
+) -> dict[str, Any]:
+    """One way to prune to a time a token, in seconds. to: another target, as the command takes it."""
+    words = ["--method", method, "--to", to or f"{1e3 * target:.6f}ms/token", "--budget", budget, *more]
+    found = shoestring("shrink", place, *words, "--out", out, "--json")
+    stages = found["stages"]
+    got = stages["healed"]["seconds"]
+    return {
+        "arm": method,
+        "parameters": stages["healed"]["parameters"],
+        "losses": {name: stage["heldout_loss"] for name, stage in stages.items()},
+        "asked_seconds": target,
+        "got_seconds": got,
+        "within_10_percent": abs(got / target - 1) <= 0.1,
+        "seconds": found["spent"]["seconds"],
+        "healing": found["healing"],
+        "from_scratch_predicted": found["from_scratch"],
+    }
+
+
+def shallower(place: str, whole: float, target: float, budget: str, more: Sequence[str], out: Path) -> dict[str, Any]:
+    """Layers left out by their influence, as many as bring a token to about the target."""
+    model = open_model(place, torch.float32).model
+    layers = model.about.layers
+    gone = min(layers - 1, max(1, round(layers * (1 - target / whole))))
+    edits = ["--edits=drop_layers", f"--edits.drop_layers.count={gone}", "--edits.drop_layers.by=influence"]
+    shoestring(
+        "train", "--model.base", place, *edits, "--objective=distillation", "--budget", budget, *more, "--out", out
+    )
+    return _trained(out, f"drop_layers {gone}", target)
+
+
+def scratch(like: Path, budget: str, more: Sequence[str], out: Path, target: float) -> dict[str, Any]:
+    """A model of the same shape, trained on the same text for as long."""
+    opened = open_model(str(like), torch.float32)
+    assert isinstance(opened.model, Transformer)
+    config: ModelConfig = opened.model.config
+    data = opened.about.values["data"]
+    shape = {key: value for key, value in tree(config).items() if key not in ("base", "digest", "context")}
+    recipe = {"model": shape, "data": {"corpus": data["corpus"], "tokenizer": data["tokenizer"]}}
+    path = out.with_suffix(".toml")
+    atomic.write_text(path, tomli_w.dumps(recipe))
+    shoestring("train", path, "--budget", budget, *more, "--out", out)
+    return _trained(out, "from scratch", target)
+
+
+def _trained(out: Path, arm: str, target: float) -> dict[str, Any]:
+    summary = json.loads((out / "summary.json").read_text())
+    model = open_model(str(out), torch.float32).model
+    assert isinstance(model, Transformer)
+    return {
+        "arm": arm,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "losses": {"healed": summary["heldout_loss"]},
+        "asked_seconds": target,
+        "got_seconds": seconds_per_token(model),
+        "seconds": summary["seconds"],
+    }
+
+
+def cache_cost(place: str, rows: int, length: int, top: int) -> dict[str, Any]:
+    """What a teacher's words take: bytes on disk, and seconds online, asked for the first time and found again."""
+    teacher = open_model(place, torch.float32).model
+    assert isinstance(teacher, Transformer)
+    teacher.requires_grad_(False)
+    torch.manual_seed(0)
+    ids = torch.randint(teacher.about.vocabulary, (rows, length))
+    of, took = Batch(Inputs(ids), ids.roll(-1, 1)), dict[str, float]()
+    student = open_model(place, torch.float32).model
+    with tempfile.TemporaryDirectory() as folder:
+        losses, on_disk = dict[str, float](), 0
+        for name, cache in (("online", ""), ("first", folder), ("again", folder)):
+            one = Distillation(plain, cache=cache, top=top)
+            one.learn_from(teacher)
+            assert one._asked is not None
+            began = time.perf_counter()
+            one._asked.ask(of)
+            took[name] = (time.perf_counter() - began) / ids.numel()
+            found = one(student, of, At())
+            losses[name] = float(found.mean.detach())
+            if name == "again":
+                assert found.spent[TEACHER].flops == 0
+        on_disk = sum(path.stat().st_size for path in Path(folder).glob("*.rows"))
+    each = on_disk / ids.numel()
+    return {"top": top, "bytes_a_token": each, "seconds_a_token": took, "student_loss": losses}
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="*", default=["smollm2"], help="models (default: smollm2)")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.75, 0.5], help="of the time a token")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--budget", default="20m", help="of each arm, as the command takes it")
+    parser.add_argument("--more", default="", help="more words for every run, as one string")
+    parser.add_argument("--cache", action="store_true", help="also measure what a teacher's words take")
+    parser.add_argument("--top", type=int, default=64, help="tokens of a place that the cache keeps")
+    parser.add_argument("--smallest", action="store_true", help="a tiny model made here: does the bench run?")
+    parser.add_argument("--json", type=Path, help="write what was found here")
+    options = parser.parse_args(words)
+    more, results = options.more.split(), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as scratch_folder:
+        folder = Path(scratch_folder)
+        places, shares, methods, budget = options.places, options.shares, options.methods, options.budget
+        if options.smallest:
+            more = QUICK.split()
+            shoestring("train", "--budget=4ktok", *TINY.split(), *more, "--out", folder / "whole")
+            places, shares, methods, budget = [str(folder / "whole")], [0.9], ["random_pruning"], "1ktok"
+        for number, place in enumerate(places):
+            model = open_model(place, torch.float32).model
+            assert isinstance(model, Transformer), f"{place} has no axes that could be cut"
+            whole = seconds_per_token(model)
+            for share in shares:
+                target, arms = share * whole, list[dict[str, Any]]()
+                for method in methods:
+                    out = folder / f"{number}-{share}-{method}"
+                    arms.append(shrunk(place, method, target, budget, more, out, "0.9x" if options.smallest else ""))
+                first = folder / f"{number}-{share}-{methods[0]}"
+                arms.append(shallower(place, whole, target, budget, more, folder / f"{number}-{share}-depth"))
+                arms.append(scratch(first, budget, more, folder / f"{number}-{share}-scratch", target))
+                results.append({"place": place, "share": share, "whole_seconds": whole, "arms": arms})
+                for arm in arms:
+                    losses = ", ".join(f"{n} {v:.4f}" for n, v in arm["losses"].items() if v is not None)
+                    asked, got = 1e3 * arm["asked_seconds"], 1e3 * arm["got_seconds"]
+                    print(f"{place} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
+            if options.cache or options.smallest:
+                size = (2, 16) if options.smallest else (8, 256)
+                cost = cache_cost(place, *size, options.top)
+                results.append({"place": place, "cache": cost})
+                print(
+                    f"{place} {cost['bytes_a_token']:.0f} bytes a token of the teacher's, {cost['student_loss']}",
+                    flush=True,
+                )
+    if options.json:
+        content = {"environment": environment(probe()), "results": results}
+        atomic.write_text(options.json, json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

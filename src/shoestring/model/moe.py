@@ -1,0 +1,113 @@
+"""Mixture of experts: many feed-forward layers, of which a token goes through few."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shoestring.config import Choice, Pick
+from shoestring.contract import cost
+from shoestring.contract.anatomy import Axis, Slice
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import Notes
+from shoestring.method import method
+from shoestring.model.routing import Router, Routing
+from shoestring.model.stacked_linear import StackedLinear
+from shoestring.model.swiglu import SwiGLU
+
+ROUTER = Pick("model", "router", default="token_choice")
+DEFAULT = ROUTER.choice()
+
+
+@method(
+    "model",
+    kind="channel mixer",
+    name="moe",
+    paper="Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer, arXiv:1701.06538; "
+    "DeepSeekMoE: Towards Ultimate Expert Specialization in Mixture-of-Experts Language Models, arXiv:2401.06066; "
+    "SmallThinker: A Family of Efficient Large Language Models Natively Trained for Local Deployment, arXiv:2507.20984",
+    claim="capacity grows with the experts while a token costs what its active ones cost",
+    cost="FLOPs of the active experts and of the router; memory of all experts",
+)
+class MixtureOfExperts(nn.Module):
+    """A router sends each token to a few of many SwiGLU layers, and adds up what they say.
+
+    Noam Shazeer et al., 2017, arXiv:1701.06538; shared experts: Damai Dai et al., 2024, arXiv:2401.06066; a router before
+    attention: Yixin Song et al., 2025, arXiv:2507.20984.
+
+    y = sum_e w_e W_out,e (silu(W_gate,e x) * W_up,e x), e and w as the router says, and of `shared` experts always.
+    Tokens are sorted by expert, and each expert is one product over its own: no token is padded or dropped.
+    x: [B, T, width] -> ([B, T, width], notes): 'load' [E], and the router's terms of the loss.
+
+    Cost: that of a dense layer of `hidden`, at any number of experts, where `expert_hidden` is left out.
+
+    experts: how many, beside the shared ones. router: of which kind, with its options. expert_hidden: inner width of an expert; 0:
+    such that the experts a token goes through come to the model's `hidden`. shared: experts that all tokens go through.
+    before_attention: whether the router reads the stream as it enters the block, so that experts can be fetched meanwhile.
+    """
+
+    expansion = 8 / 3
+    tells = True
+    compiles = False
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        experts: Annotated[int, Interval(ge=1, le=4096)] = 8,
+        router: Annotated[Choice, ROUTER] = DEFAULT,
+        expert_hidden: Annotated[int, Interval(ge=0, le=1 << 20)] = 0,
+        shared: Annotated[int, Interval(ge=0, le=64)] = 0,
+        before_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.experts, self.early = experts, before_attention
+        self.router: Router = router.build(width, experts)
+        each = expert_hidden or max(1, round(hidden / (self.router.active + shared)))
+        self.input = StackedLinear(experts, width, 2 * each)
+        self.output = StackedLinear(experts, each, width)
+        self.shared = SwiGLU(width, shared * each) if shared else None
+
+    def draw(self) -> None:
+        """The shared experts begin silent too, as the output of the others does."""
+        if self.shared is not None:
+            nn.init.zeros_(self.shared.output.weight)
+
+    def route(self, x: Tensor) -> Routing:
+        """Which experts the tokens x [B, T, width] go to."""
+        found: Routing = self.router(x)
+        return found
+
+    def forward(self, x: Tensor, routed: Routing | None = None) -> tuple[Tensor, Notes]:
+        """x [B, T, width] -> ([B, T, width], notes). routed: what `route` said."""
+        flat = x.flatten(0, -2)
+        routing = routed or self.route(x)
+        counts: list[int] = routing.counts.tolist()
+        gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
+        found = self.output(F.silu(gate) * up, counts)
+        weighted = found * routing.weights.to(found.dtype)[:, None]
+        mixed = torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, routing.tokens, weighted)
+        if self.shared is not None:
+            mixed = mixed + self.shared(flat)
+        return mixed.view(x.shape), routing.notes
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of its weights: experts, and the width that it reads and writes."""
+        width = self.output.weight.shape[1]
+        own = [Slice("input.weight", 2), Slice("output.weight", 1), Slice("router.gate.weight", 1)]
+        if self.shared is not None:
+            own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]
+        experts = Slice("input.weight", 0), Slice("output.weight", 0), Slice("router.gate.weight", 0)
+        return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
+
+    def flops(self, shape: Shape, inputs: bool = True) -> int:
+        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
+        total = self.router.flops(shape, inputs)
+        taken = self.router.taken(shape.tokens, shape.backward)
+        inside = inputs or (shape.backward and (cost.trains(self.input) or cost.trains(self.router)))
+        total += cost.linear(self.input, taken, shape.backward, inputs)
+        total += cost.linear(self.output, taken, shape.backward, inside)
+        return total + (0 if self.shared is None else self.shared.flops(shape, inputs))

@@ -1,0 +1,105 @@
+"""The running state of a token mixer: a few tensors of each row, however long it is."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from shoestring.contract.cache import PackedPass, Pass
+from shoestring.errors import UsageError
+
+
+class RecurrentState:
+    """The state of one layer that cannot rewind: take a snapshot to come back.
+
+    tensors: by name, each with the rows first. The mixer reads them, and puts new ones in their place.
+    """
+
+    rewindable = False
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+        self._coming: Pass | None = None
+        self._real: Tensor | None = None
+        self.fresh = True
+        """Whether no row has read anything."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def begin(self, coming: Pass) -> None:
+        if isinstance(coming, PackedPass):
+            raise UsageError("a running state cannot read rows packed in one: give one sequence a row")
+        if coming.mask is not None:
+            raise UsageError("a running state reads tokens in order: it takes no mask, and so no tree of drafts")
+        self._coming, self._real = coming, None
+        self.fresh = coming.longest == 0
+        if min(coming.new) < coming.length:
+            new = torch.tensor(coming.new, device=coming.device)
+            self._real = torch.arange(coming.length, device=coming.device) < new[:, None]
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B, T] bool, which places of the pass are tokens and not padding; None: all."""
+        return self._real
+
+    def last(self, tensor: Tensor, count: int) -> Tensor:
+        """The last `count` entries of each row of a sequence [B, count + T, ...] which has `count` entries before the pass, padding
+        not among them."""
+        if self._real is None:
+            return tensor[:, tensor.shape[1] - count :].clone()
+        new = self._real.sum(1)
+        places = new[:, None] + torch.arange(count, device=tensor.device)
+        index = places.view(*places.shape, *[1] * (tensor.ndim - 2)).expand(-1, -1, *tensor.shape[2:])
+        return tensor.gather(1, index)
+
+    def take(self, rows: Tensor) -> Self:
+        made = type(self)({name: tensor[rows] for name, tensor in self.tensors.items()})
+        made.fresh = self.fresh
+        return made
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        raise UsageError("a running state cannot forget single tokens: restore a snapshot")
+
+    def snapshot(self) -> Any:
+        return {name: tensor.clone() for name, tensor in self.tensors.items()}
+
+    def restore(self, snapshot: Any) -> None:
+        self.tensors = {name: tensor.clone() for name, tensor in snapshot.items()}
+
+
+class Repeated:
+    """The states of a layer that is gone through several times, one for each."""
+
+    def __init__(self, each: Sequence[Any]) -> None:
+        self.each = list(each)
+
+    @property
+    def rewindable(self) -> bool:
+        return all(one.rewindable for one in self.each)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(one.nbytes for one in self.each)
+
+    def begin(self, coming: Pass) -> None:
+        if isinstance(coming, PackedPass):
+            raise UsageError("layers that are repeated cannot read rows packed in one: give one sequence a row")
+        for one in self.each:
+            one.begin(coming)
+
+    def take(self, rows: Tensor) -> "Repeated":
+        return Repeated([one.take(rows) for one in self.each])
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        for one in self.each:
+            one.crop(lengths)
+
+    def snapshot(self) -> Any:
+        return [one.snapshot() for one in self.each]
+
+    def restore(self, snapshot: Any) -> None:
+        for one, state in zip(self.each, snapshot, strict=True):
+            one.restore(state)

@@ -1,0 +1,1 @@
+"""Routers: which experts a token goes to. The contract is in `model/routing.py`."""

@@ -1,0 +1,60 @@
+"""A span: what wraps a run of layers, and says which tokens go through them, how often, or whether.
+
+A registered method of kind 'span' is a subclass of `Span` with a constructor `(width, *, options)`. Its own weights are
+parameters of it; those of the layers are not.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from shoestring.contract.cost import Shape
+from shoestring.contract.model import Notes
+
+
+class Where(NamedTuple):
+    """What layers are told of the tokens of a pass.
+
+    tables: (cos, sin) of each of the model's rotary tables. mask: as `Attention.forward` takes it. documents: [B, T] or None.
+    """
+
+    tables: tuple[tuple[Tensor, Tensor], ...]
+    mask: Tensor | None
+    documents: Tensor | None
+
+
+Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
+"""The layers within: (x [B, T, width], where, the cache of each or None) -> (x, notes)."""
+
+
+class Span(nn.Module, abc.ABC):
+    """Wraps a run of layers.
+
+    compiles: whether the layers within always see shapes that a compiler has seen.
+    """
+
+    compiles = True
+
+    @abc.abstractmethod
+    def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
+        """x [B, T, width] -> (x [B, T, width], notes).
+
+        caches: of each layer within, as `new_cache` made it; None without a cache.
+        """
+
+    @abc.abstractmethod
+    def flops(self, inner: Callable[[Shape, bool], int], shape: Shape, inputs: bool) -> int:
+        """Operations of a pass.
+
+        inner: of the layers within, of a shape and whether x takes a gradient. inputs: whether it does here.
+        """
+
+    def new_cache(self, make: Callable[[], Any]) -> Any:
+        """The state of one layer within. make: makes that of the layer by itself, or None."""
+        return make()
+
+    def caches_held(self) -> int:
+        """How many times the state of a layer within is held."""
+        return 1

@@ -1,0 +1,1 @@
+"""Spans: what wraps a run of layers. The contract is in `model/span.py`."""

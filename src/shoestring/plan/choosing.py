@@ -1,0 +1,105 @@
+"""The size of a planned model: by rule, or by a law that a ladder of runs was fitted with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shoestring.budget.units import show
+from shoestring.config import build, merge
+from shoestring.model.config import ModelConfig
+from shoestring.plan import rules
+from shoestring.plan.learned import Learned
+from shoestring.plan.means import Means, PlannedSize
+from shoestring.plan.search import Search, search, told_apart
+from shoestring.plan.sizes import training_memory
+
+FARTHEST = 10.0
+"""How many times larger than the largest run of a ladder, or smaller than its smallest, a size may be that its law chooses."""
+
+
+def _model(shape: rules.Rung, vocabulary: int, context: int, fixed: Mapping[str, Any]) -> ModelConfig:
+    planned = {
+        "layers": shape.layers,
+        "width": shape.width,
+        "heads": shape.width // shape.head_width,
+        "vocabulary": vocabulary,
+        "context": context,
+    }
+    if "width" in fixed and "heads" not in fixed:
+        planned["heads"] = max(1, int(fixed["width"]) // 64)
+    return build(ModelConfig, merge(planned, fixed))
+
+
+def size_by_rule(
+    means: Means, corpus_tokens: int, vocabulary: int, fixed: Mapping[str, Any], limit: float
+) -> tuple[PlannedSize, str, str]:
+    """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
+    chosen: tuple[PlannedSize, str, str] | None = None
+    for shape in rules.LADDER:
+        context = rules.context_for(chosen[0].tokens if chosen else 0.0)
+        model = _model(shape, vocabulary, context, fixed)
+        size, binding = means.size(model)
+        tokens, count = size.tokens, size.parameters
+        reason = (
+            f"the largest rung that still sees {rules.TOKENS_PER_PARAMETER:g} tokens a parameter: "
+            f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
+        )
+        epochs = tokens / corpus_tokens
+        if chosen is not None and training_memory(model, count, 1, size.trained) > limit:
+            chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
+            break
+        if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
+            if tokens < rules.TOKENS_PER_PARAMETER * count:
+                reason = f"the smallest rung: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
+            chosen = (size, binding, reason)
+        elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
+            reason = f"a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
+            chosen = (size, binding, f"{reason}: {count / 1e6:.2f} M parameters, {epochs:.1f} epochs")
+        else:
+            break
+        if set(fixed) >= {"layers", "width"}:
+            given = f"the shape of {fixed['base']}" if fixed.get("base") else "as given"
+            chosen = (size, binding, f"{given}: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens")
+            break
+    assert chosen is not None
+    return chosen
+
+
+def size_by_law(
+    means: Means,
+    learned: Learned,
+    corpus_tokens: int,
+    vocabulary: int,
+    fixed: Mapping[str, Any],
+    limit: float,
+) -> tuple[PlannedSize, str, str, Search] | None:
+    """The rung of the lowest loss that the learned law expects. Returns (size, binding resource, reason, all rungs); None where
+    no rung is near enough to the ladder's, or none is within the limits."""
+    sizes: dict[str, tuple[PlannedSize, str]] = {}
+    options = []
+    low, high = learned.sizes[0] / FARTHEST, learned.sizes[1] * FARTHEST
+    context = rules.context_for(0.0)
+    for shape in rules.LADDER:
+        size, binding = means.size(_model(shape, vocabulary, context, fixed))
+        wanted = rules.context_for(size.tokens)
+        if wanted != context and "context" not in fixed:
+            size, binding = means.size(_model(shape, vocabulary, wanted, fixed))
+        if not low <= size.parameters <= high:
+            continue
+        held = training_memory(size.model, size.parameters, 1, size.trained)
+        option = size.option(binding, held, means.seconds_spent)
+        if option.name not in sizes:
+            sizes[option.name] = size, binding
+            options.append(option)
+    found = search(options, learned.law, limits={"memory": limit}, unique=corpus_tokens)
+    if not found.found:
+        return None
+    best = found.best
+    size, binding = sizes[best.option.name]
+    said = best.expected
+    loss = f" {said.value:.3f} ({said.low:.3f} to {said.high:.3f})" if learned.own else ""
+    doubt = "" if told_apart(found.found) else ", not told apart from the next"
+    reason = (
+        f"the lowest loss expected{loss} by {learned.describe()}{doubt}: {size.parameters / 1e6:.2f} M parameters, "
+        f"{size.tokens / 1e6:.2f} M tokens"
+    )
+    return size, binding, reason, found

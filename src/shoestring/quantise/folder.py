@@ -1,0 +1,179 @@
+"""The folder of a quantised model: one safetensors file, checked whole before it is used, and the tokenizer's files.
+
+The file's metadata has the one key `shoestring`: JSON with the format and version, the configuration of the model, what each
+encoded matrix is, what there is to say of it, and a SHA-256 of all that and of every tensor. Tensors named MATRIX:PART are the
+parts of matrices; all others are the rest of the model's state, float32 or, of tables of 16 bits, float16.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from shoestring import atomic
+from shoestring.config import tree
+from shoestring.contract.model import LanguageModule
+from shoestring.data.tokenizer import TextTokenizer
+from shoestring.errors import ShoestringError, UsageError, first_line
+from shoestring.model.transformer import Transformer
+from shoestring.model.wrapped import Wrapped
+from shoestring.quantise.format import Encoded
+from shoestring.quantise.kept import names_of, read_back, written
+from shoestring.quantise.tables import table_names
+
+FILE = "quantised.safetensors"
+FORMAT, VERSION, KEY = "shoestring-quantised", 1, "shoestring"
+STOCK = "stock"
+"""The folder with the configuration of transformers, for a model that is wrapped."""
+
+TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class QuantisedFile:
+    """What a file holds.
+
+    config: the model's section of a configuration; empty for a wrapped model.
+    matrices: encoded, by names of modules, embedding and head among them.
+    rest: the other tensors of the model's state.
+    about: JSON values: 'ends', ids that end a text; 'recipe', 'notes'.
+    """
+
+    config: dict[str, Any]
+    matrices: dict[str, Encoded]
+    rest: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def is_quantised(path: Path) -> bool:
+    """Whether there is such a file in a folder."""
+    return (path / FILE).is_file()
+
+
+def contents_of(model: LanguageModule, matrices: dict[str, Encoded], about: dict[str, Any]) -> QuantisedFile:
+    """What is to be kept of a model whose weights are those that `matrices` stand for. Raises: UsageError for one that is not
+    kept."""
+    if isinstance(model, Transformer):
+        if not model.anatomy().uniform():
+            raise UsageError(
+                "its layers are of unlike sizes, which no configuration holds: it is not kept as a quantised model"
+            )
+        config: dict[str, Any] = json.loads(json.dumps(tree(model.config)))
+    elif isinstance(model, Wrapped):
+        config = {}
+    else:
+        raise UsageError(f"a {type(model).__name__} is not kept as a quantised model")
+    tables = {f"{name}.weight" for name in table_names(model) if name not in matrices}
+    rest = {}
+    for name, value in model.state_dict().items():
+        if name.removesuffix(".weight") in matrices and name.endswith(".weight"):
+            continue
+        wide = value.detach().float() if value.is_floating_point() else value.detach()
+        if wide.is_floating_point() and not bool(wide.isfinite().all()):
+            raise ShoestringError(f"{name} holds a number that is not finite")
+        rest[name] = wide.half() if name in tables else wide.clone()
+    return QuantisedFile(config, matrices, rest, about)
+
+
+def write_folder(
+    folder: Path, model: LanguageModule, contents: QuantisedFile, tokenizer: TextTokenizer | None, template: str | None
+) -> int:
+    """Fill `folder`, the model's file last. Returns its bytes."""
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    if template is not None:
+        atomic.write_text(folder / TEMPLATE, template)
+    if isinstance(model, Wrapped):
+        (folder / STOCK).mkdir()
+        atomic.write_text(folder / STOCK / "config.json", model.stock.config.to_json_string(use_diff=False))
+    content = _content(contents)
+    atomic.write_bytes(folder / FILE, content)
+    return len(content)
+
+
+def overhead(contents: QuantisedFile) -> int:
+    """Bytes of the file beside the codes and parameters of matrices."""
+    return len(_content(contents)) - sum(one.nbytes for one in contents.matrices.values())
+
+
+def _content(contents: QuantisedFile) -> bytes:
+    values, tensors = written(contents.matrices)
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": contents.config,
+        "matrices": values,
+        "about": contents.about,
+    }
+    tensors |= {name: one.cpu().contiguous() for name, one in contents.rest.items()}
+    described["sha256"] = _digest(described, tensors)
+    return save(tensors, {KEY: json.dumps(described)})
+
+
+def read_folder(folder: Path) -> QuantisedFile:
+    """The contents of the file of a folder. Nothing in it is trusted.
+
+    Raises: UsageError where there is none; ShoestringError, in one line, where it is cut short, damaged, or of another kind.
+    """
+    path = folder / FILE
+    described, tensors = _opened(path)
+    plain = {key: value for key, value in described.items() if key != "sha256"}
+    if _digest(plain, tensors) != described.get("sha256"):
+        raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded")
+    parts = [described.get(key) for key in ("config", "matrices", "about")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ShoestringError(f"{path} does not describe a quantised model")
+    config, values, about = parts
+    try:
+        matrices = read_back(values, tensors)  # type: ignore[arg-type]
+    except ShoestringError as error:
+        raise ShoestringError(f"{path}: {first_line(error)}") from None
+    rest = {name: one for name, one in tensors.items() if name not in names_of(matrices)}
+    for name, one in rest.items():
+        if ":" in name:
+            raise ShoestringError(f"{path}: {name} belongs to no matrix")
+        if one.is_floating_point() and not bool(one.isfinite().all()):
+            raise ShoestringError(f"{path}: {name} holds a number that is not finite")
+    return QuantisedFile(config, matrices, rest, about)  # type: ignore[arg-type]
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            described = _described(path, file.metadata())
+            names = list(file.keys())
+            if not all(name.isprintable() for name in names):
+                raise ShoestringError(f"{path} has a tensor without a name that can be read")
+            # copied: memory of our own is aligned for the kernels, and does not change with the file
+            return described, {name: file.get_tensor(name).clone() for name in names}
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ShoestringError(f"{path} is cut short, damaged or no safetensors file: {first_line(error)}") from None
+
+
+def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    try:
+        described = json.loads((metadata or {})[KEY])
+    except (KeyError, ValueError, RecursionError):
+        described = None
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise ShoestringError(f"{path} is no quantised model: its metadata does not say '{FORMAT}'")
+    if described.get("version") != VERSION:
+        raise ShoestringError(f"{path} has version {described.get('version')!r}, this program reads version {VERSION}")
+    return described
+
+
+def _digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    whole = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        whole.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        whole.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()

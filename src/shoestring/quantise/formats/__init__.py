@@ -1,0 +1,1 @@
+"""Number formats of trained matrices, one file each."""

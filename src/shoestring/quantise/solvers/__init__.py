@@ -1,0 +1,1 @@
+"""What decides which code each weight gets, one file each."""

@@ -1,0 +1,71 @@
+"""How long products with packed matrices take on this machine, and what a token takes beside them."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from shoestring.base.quantised_model import QuantisedTransformer
+from shoestring.contract.model import LanguageModule
+from shoestring.errors import UsageError
+from shoestring.lowbit import kernels
+from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
+from shoestring.lowbit.packing import grouped
+from shoestring.model.outline import outline
+from shoestring.model.transformer import Transformer
+from shoestring.shrink.target import seconds_per_token
+
+ROUNDS = 9
+COLD = 64 << 20
+"""Bytes of copies of a matrix that take turns, so that none is in cache."""
+
+
+class Products:
+    """Times of products with one token, measured once for each shape, in the layouts for 4 and for 8 bits.
+
+    fixed: seconds of a token beside the matrices of the layers: a packed model of the same sizes, less their products.
+    Raises: UsageError for a model that is not native: others are not packed.
+    """
+
+    def __init__(self, model: LanguageModule, table_bits: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        if type(model) is not Transformer:
+            raise UsageError(
+                "a time for a token can be met for native models: the matrices of others are not packed here"
+            )
+        self._clock, self._known = clock, dict[tuple[int, int, int], float]()
+        shapes = [tuple(one.weight.shape) for one in model.anatomy().matrices()]
+        own = sum(self.seconds(rows, columns, 4) for rows, columns in shapes)
+        self.fixed = max(seconds_per_token(_packed(model, table_bits), clock) - own, 0.0)
+
+    def seconds(self, rows: int, columns: int, bits: int) -> float:
+        """Of a product: codes of up to 4 bits are multiplied at 4, wider ones at 8."""
+        layout = 4 if bits <= 4 else 8
+        key = (rows, columns, layout)
+        if key not in self._known:
+            size = grouped.packed_bytes(rows, columns, layout)
+            turns = [torch.zeros(size, dtype=torch.uint8) for _ in range(max(2, min(64, COLD // size)))]
+            x, times = torch.ones(1, columns), list[float]()
+            for turn in range(max(ROUNDS, len(turns)) + 2):
+                began = self._clock()
+                kernels.grouped_matmul(x, turns[turn % len(turns)], rows, columns, layout)
+                times.append(self._clock() - began)
+            self._known[key] = median(times[2:])
+        return self._known[key]
+
+
+@torch.no_grad()
+def _packed(model: Transformer, table_bits: int) -> QuantisedTransformer:
+    """A model of the same sizes with matrices of 4 bits, to be timed."""
+    with outline():
+        made = QuantisedTransformer(model.config)
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    for one in model.anatomy().matrices():
+        weight, bias = state.pop(f"{one.name}.weight"), state.pop(f"{one.name}.bias", None)
+        made.set_submodule(one.name, GroupedLinear.of(grouped.rounded(weight, 4), weight.shape[1], bias))
+    for name in ("embedding", "head"):
+        if table_bits < 16 and f"{name}.weight" in state:
+            weight = state.pop(f"{name}.weight")
+            made.set_submodule(name, GroupedEmbedding.of(grouped.rounded(weight, table_bits), weight.shape[1]))
+    made.load_state_dict(state, strict=False, assign=True)
+    return made.ready()

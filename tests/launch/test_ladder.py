@@ -1,0 +1,110 @@
+"""A ladder of tiny runs: within its allowance, kept where plans look, and gone on with where it was killed."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoestring.config import merge, overrides
+from shoestring.errors import UsageError
+from shoestring.launch.ladder import Ladder
+from shoestring.plan.ladder import LadderRun
+from shoestring.plan.memory import kept, learned_runs
+from tests.train.command import TINY
+
+COMMON = ("layers", "width", "heads", "batch")
+FLAGS = [flag for flag in TINY if flag.partition("=")[0].rpartition(".")[2] not in COMMON]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+
+
+def rung(name: str, seconds: float = 1.0, rate: float = 1.0, tokens: int = 2048) -> LadderRun:
+    return LadderRun(name, 1, 32, 16, 32, tokens, 4, rate, seconds)
+
+
+def write(path: Path, corpus: Path, *rungs: LadderRun, allowance: float = 1000.0) -> Ladder:
+    asked = merge(overrides([f"--data.corpus={corpus}", *FLAGS]), {"train": {"checkpoint_every": 1e-3}})
+    return Ladder.write(path, rungs, asked, allowance, 1)
+
+
+class Killed(BaseException):
+    """Ends a run as a signal does that cannot be caught."""
+
+
+class Killing:
+    """A view that ends the run after so many lines of metrics."""
+
+    def __init__(self, lines: int) -> None:
+        self.left = lines
+
+    def decided(self, *given: Any) -> None: ...
+
+    def show(self, line: Mapping[str, Any]) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    @contextmanager
+    def watch(self, *given: Any) -> Iterator["Killing"]:
+        yield self
+
+
+def loss(ladder: Ladder, name: str) -> float:
+    return float(json.loads((ladder.path / name / "summary.json").read_text())["heldout_loss"])
+
+
+def test_a_killed_ladder_goes_on_to_the_same_losses(corpus: Path, tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", corpus, rung("a"), rung("b", rate=2.0))
+    climbed = whole.climb()
+    assert (climbed.done, climbed.left, climbed.failed, climbed.stopped) == (2, 0, {}, None)
+    assert climbed.seconds > 0
+    torn = write(tmp_path / "torn", corpus, rung("a"), rung("b", rate=2.0))
+    with pytest.raises(Killed):
+        torn.climb(Killing(1))
+    assert not torn.finished(torn.rungs[0])
+    assert any((torn.path / "a" / "checkpoints").glob("step-*"))
+    again = Ladder(torn.path).climb()
+    assert again.done == 2
+    assert [loss(torn, name) for name in "ab"] == [loss(whole, name) for name in "ab"]
+    lines = [line for line in kept(learned_runs()) if line.get("ladder")]
+    assert len(lines) == 4
+    assert {line["optimizer"] for line in lines} == {"muon_hypersphere"}
+    assert {line["row"]["learning_rate"] for line in lines} == {0.04, 0.08}
+    assert not (whole.path / "a" / "checkpoints").exists()
+
+
+def test_what_does_not_fit_is_left(corpus: Path, tmp_path: Path) -> None:
+    ladder = write(tmp_path / "ladder", corpus, rung("a", seconds=40.0), rung("b", seconds=400.0), allowance=100.0)
+    climbed = ladder.climb()
+    assert (climbed.done, climbed.left) == (1, 1)
+    assert not (ladder.path / "b").exists()
+
+
+def test_a_run_that_fails_does_not_end_the_ladder(corpus: Path, tmp_path: Path) -> None:
+    ladder = write(tmp_path / "ladder", corpus, rung("wild", rate=1e7), rung("tame"))
+    climbed = ladder.climb()
+    assert climbed.done == 1
+    assert list(climbed.failed) == ["wild"]
+    assert Ladder(ladder.path).climb().failed == climbed.failed
+
+
+def test_what_cannot_be_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no ladder"):
+        Ladder(tmp_path)
+    ladder = write(tmp_path / "ladder", corpus, rung("a"))
+    with pytest.raises(UsageError, match="not empty"):
+        Ladder.begin(ladder.path, {}, 60.0, 1)
+    for asked, said in (
+        ({"model": {"width": 64}}, "model.width differs from run to run"),
+        ({"optim": {"name": "muon", "lr": 0.1}}, "optim.lr differs"),
+        ({"optim": "sgd"}, "needs rates to begin with"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Ladder.begin(tmp_path / "new", asked, 60.0, 1)
+    assert not (tmp_path / "new").exists()

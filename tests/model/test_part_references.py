@@ -1,0 +1,377 @@
+"""Each part against a slow reference written from its paper, one token at a time, in float64."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shoestring.config import Choice
+from shoestring.method import methods
+from shoestring.model.block import Place
+from shoestring.model.delta_rule import delta_rule
+from shoestring.model.linear_recurrence import linear_recurrence
+from shoestring.model.rotary import Rotary, rotate
+from shoestring.model.routers.sinkhorn import Sinkhorn
+from shoestring.model.routing import Routing
+from shoestring.model.span import Where
+
+WIDTH, HEADS, HEAD, LENGTH = 12, 2, 8, 11
+
+NOWHERE = Where(((torch.ones(16, 1, 2), torch.zeros(16, 1, 2)),), None, None)
+
+Reference = Callable[[Any, Tensor], Tensor]
+"""(the part, x [T, width]) -> y [T, width]"""
+
+
+def lightning(mixer: Any, x: Tensor) -> Tensor:
+    slopes = [2 ** (-8 * (h + 1) / HEADS) * (1 - 1 / (3 + 1e-5) + 1e-5) for h in range(HEADS)]
+    inner, rows = HEADS * HEAD, []
+    state = [torch.zeros(HEAD, HEAD, dtype=x.dtype) for _ in range(HEADS)]
+    for token in x:
+        projected = mixer.qkv_gate.weight @ token
+        q, k, v = F.silu(projected[: 3 * inner]).view(3, HEADS, HEAD)
+        answers = []
+        for h in range(HEADS):
+            state[h] = math.exp(-slopes[h]) * state[h] + torch.outer(k[h], v[h])
+            answers.append(state[h].T @ q[h])
+        o = torch.cat(answers)
+        normed = mixer.norm.weight * o / (o.square().mean() + mixer.norm.epsilon).sqrt()
+        rows.append(mixer.output.weight @ (projected[3 * inner :].sigmoid() * normed))
+    return torch.stack(rows)
+
+
+def convolved(taps: Tensor, inputs: list[Tensor]) -> Tensor:
+    """The last entry of a causal convolution."""
+    count = taps.shape[1]
+    return sum(
+        (taps[:, count - 1 - back] * inputs[-1 - back] for back in range(min(count, len(inputs)))), torch.zeros(())
+    )
+
+
+def mamba2(mixer: Any, x: Tensor) -> Tensor:
+    inner, state_size, heads, head = mixer.inner, mixer.state, mixer.heads, mixer.head
+    state = torch.zeros(heads, state_size, head, dtype=x.dtype)
+    seen: list[Tensor] = []
+    rows = []
+    for token in x:
+        z, mixed, dt = (mixer.input.weight @ token).split([inner, inner + 2 * state_size, heads])
+        seen.append(mixed)
+        mixed = F.silu(convolved(mixer.taps, seen) + mixer.taps_bias)
+        values, b, c = mixed.split([inner, state_size, state_size])
+        values = values.view(heads, head)
+        dt = (1 + (dt + mixer.dt_bias).exp()).log()
+        y = []
+        for h in range(heads):
+            state[h] = (-dt[h] * mixer.a_log[h].exp()).exp() * state[h] + dt[h] * torch.outer(b, values[h])
+            y.append(c @ state[h] + mixer.skip[h] * values[h])
+        gated = torch.cat(y) * z * z.sigmoid()
+        normed = mixer.norm.weight * gated / (gated.square().mean() + mixer.norm.epsilon).sqrt()
+        rows.append(mixer.output.weight @ normed)
+    return torch.stack(rows)
+
+
+def gated_delta(mixer: Any, x: Tensor) -> Tensor:
+    inner = HEADS * HEAD
+    state = torch.zeros(HEADS, HEAD, HEAD, dtype=x.dtype)
+    seen: list[Tensor] = []
+    rows = []
+    for token in x:
+        mixed, gate, step, strength = (mixer.input.weight @ token).split([3 * inner, inner, HEADS, HEADS])
+        seen.append(mixed)
+        q, k, v = F.silu(convolved(mixer.taps, seen)).view(3, HEADS, HEAD)
+        o = []
+        for h in range(HEADS):
+            key, query = k[h] / k[h].norm(), q[h] / q[h].norm()
+            a = (-mixer.a_log[h].exp() * (1 + (step[h] + mixer.dt_bias[h]).exp()).log()).exp()
+            b = strength[h].sigmoid()
+            erased = torch.eye(HEAD, dtype=x.dtype) - b * torch.outer(key, key)
+            state[h] = a * erased @ state[h] + b * torch.outer(key, v[h])
+            answer = state[h].T @ query / math.sqrt(HEAD)
+            o.append(mixer.norm.weight * answer / (answer.square().mean() + mixer.norm.epsilon).sqrt())
+        rows.append(mixer.output.weight @ (torch.cat(o) * gate * gate.sigmoid()))
+    return torch.stack(rows)
+
+
+def grouped_differential(mixer: Any, x: Tensor) -> Tensor:
+    half, groups = HEAD // 2, 1
+    projected = x @ mixer.qkv.weight.T
+    signal, noise, keys, values = projected.split([HEADS * half, groups * half, 2 * groups * half, groups * HEAD], -1)
+    tables = Rotary(half, LENGTH, 10000.0).double()(0, LENGTH)
+    signal, noise, keys = (rotate(part.view(1, LENGTH, -1, half), *tables)[0] for part in (signal, noise, keys))
+    start = 0.8 - 0.6 * math.exp(-0.3)
+    a, b, c, d = mixer.mixes
+    mix = (a @ b).exp() - (c @ d).exp() + start
+    rows = []
+    for t in range(LENGTH):
+        o = []
+        for h in range(HEADS):
+            first = (keys[: t + 1, 0] @ signal[t, h] / math.sqrt(half)).softmax(0)
+            second = (keys[: t + 1, 1] @ noise[t, 0] / math.sqrt(half)).softmax(0)
+            found = (first - mix * second) @ values[: t + 1]
+            normed = mixer.norm.weight * found / (found.square().mean() + mixer.norm.epsilon).sqrt()
+            o.append((1 - start) * normed)
+        rows.append(mixer.output.weight @ torch.cat(o))
+    return torch.stack(rows)
+
+
+def polynorm(mixer: Any, x: Tensor) -> Tensor:
+    z = x @ mixer.input.weight.T
+    total = mixer.shift
+    for i in (1, 2, 3):
+        total = total + mixer.powers[i - 1] * z**i / ((z**i).square().mean(-1, keepdim=True) + mixer.epsilon).sqrt()
+    return total @ mixer.output.weight.T
+
+
+def rational(part: Any, x: Tensor) -> Tensor:
+    size = x.shape[-1] // len(part.above[0])
+    found = torch.empty_like(x)
+    for place in range(x.shape[-1]):
+        group, z = place // size, x[:, place]
+        above = sum(a[group] * z**power for power, a in enumerate(part.above))
+        below = sum(b[group] * z ** (power + 1) for power, b in enumerate(part.below))
+        found[:, place] = above / (1 + abs(below))
+    return found
+
+
+def group_rational(mixer: Any, x: Tensor) -> Tensor:
+    return rational(mixer.second, rational(mixer.first, x) @ mixer.input.weight.T) @ mixer.output.weight.T
+
+
+def normformer(mixer: Any, x: Tensor) -> Tensor:
+    z = x @ mixer.input.weight.T
+    z = z * (1 + (z / math.sqrt(2)).erf()) / 2
+    z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, unbiased=False, keepdim=True) + mixer.norm.epsilon).sqrt()
+    return (mixer.norm.weight * z + mixer.norm.bias) @ mixer.output.weight.T
+
+
+def moe(mixer: Any, x: Tensor) -> Tensor:
+    each, rows = mixer.output.weight.shape[2], []
+    for token in x:
+        shares = (mixer.router.gate.weight @ token).softmax(0)
+        best = sorted(range(mixer.experts), key=lambda e: -float(shares[e].detach()))[:2]
+        total = sum(shares[e] for e in best)
+        y = torch.zeros(WIDTH, dtype=x.dtype)
+        for e in best:
+            hidden = mixer.input.weight[e] @ token
+            y = y + shares[e] / total * (mixer.output.weight[e] @ (F.silu(hidden[:each]) * hidden[each:]))
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def lact(mixer: Any, x: Tensor) -> Tensor:
+    """The networks' gradients by autograd."""
+    inner, rows = HEADS * HEAD, []
+    weights = [[w[h].detach().clone() for w in (mixer.gate, mixer.up, mixer.down)] for h in range(HEADS)]
+    lengths = [[w.norm(dim=-1, keepdim=True) for w in own] for own in weights]
+
+    def network(own: list[Tensor], u: Tensor) -> Tensor:
+        return own[2] @ (F.silu(own[0] @ u) * (own[1] @ u))
+
+    chunk: list[tuple[Tensor, Tensor, Tensor]] = []
+    for token in x:
+        projected = mixer.input.weight @ token
+        q, k, v = F.silu(projected[: 3 * inner]).view(3, HEADS, HEAD).detach()
+        rates = mixer.rate * (1 + (projected[3 * inner :] + 1).exp()).log().view(HEADS, 3).detach()
+        answers = [network(own, q[h] / q[h].norm()) for h, own in enumerate(weights)]
+        normed = [mixer.norm.weight * o / (o.square().mean() + mixer.norm.epsilon).sqrt() for o in answers]
+        rows.append(mixer.output.weight @ torch.cat(normed))
+        chunk.append((k, v, rates))
+        if len(chunk) == mixer.chunk:
+            for h in range(HEADS):
+                own, steps = [w.requires_grad_() for w in weights[h]], [torch.zeros_like(w) for w in weights[h]]
+                for k, v, rates in chunk:
+                    gained = network(own, k[h] / k[h].norm()) @ v[h]
+                    for place, gradient in enumerate(torch.autograd.grad(gained, own)):
+                        steps[place] += rates[h, place] * gradient
+                moved = [(w + step).detach() for w, step in zip(own, steps, strict=True)]
+                weights[h] = [
+                    w / w.norm(dim=-1, keepdim=True) * length for w, length in zip(moved, lengths[h], strict=True)
+                ]
+            chunk = []
+    return torch.stack(rows)
+
+
+TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
+    "lightning": (lightning, {"chunk": 4}),
+    "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0}),
+    "gated_delta": (gated_delta, {"chunk": 4}),
+    "grouped_differential": (grouped_differential, {}),
+    "lact": (lact, {"chunk": 4, "rate": 0.5}),
+}
+CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
+    "moe": (moe, {"experts": 4}),
+    "polynorm": (polynorm, {}),
+    "group_rational": (group_rational, {"groups": 4}),
+    "normformer": (normformer, {}),
+}
+ELSEWHERE = {"attention", "swiglu", "gelu", "squared_relu"}
+"""Parts whose references are in test_model_parts.py."""
+
+
+def scattered(part: Any) -> Any:
+    """The part in float64, away from its start."""
+    part.double()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return part
+
+
+@pytest.mark.parametrize("card", methods("model", "token mixer"), ids=lambda card: card.name)
+def test_token_mixers(card: Any) -> None:
+    if card.name in ELSEWHERE:
+        return
+    reference, options = TOKEN_MIXERS[card.name]
+    torch.manual_seed(3)
+    groups = 1 if card.name == "grouped_differential" else HEADS
+    mixer = Choice.of("model", card.name, kind="token mixer", **options).build(WIDTH, HEADS, groups, HEAD)
+    if hasattr(mixer, "placed"):
+        mixer.double().placed(Place(1, 4, 32))
+    mixer = scattered(mixer)
+    x = torch.randn(2, LENGTH, WIDTH, dtype=torch.float64)
+    found = mixer(x, *Rotary(HEAD, 32, 10000.0).double()(0, LENGTH))
+    for row in range(2):
+        torch.testing.assert_close(found[row], reference(mixer, x[row]))
+
+
+@pytest.mark.parametrize("card", methods("model", "channel mixer"), ids=lambda card: card.name)
+def test_channel_mixers(card: Any) -> None:
+    if card.name in ELSEWHERE:
+        return
+    reference, options = CHANNEL_MIXERS[card.name]
+    torch.manual_seed(4)
+    mixer = scattered(Choice.of("model", card.name, kind="channel mixer", **options).build(WIDTH, 16))
+    x = torch.randn(LENGTH, WIDTH, dtype=torch.float64)
+    found = mixer(x[None])
+    found = found[0][0] if isinstance(found, tuple) else found[0]
+    torch.testing.assert_close(found, reference(mixer, x))
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("length", [1, 3, 8, 21])
+def test_recurrences_in_chunks_are_the_plain_ones(length: int, begun: bool, documents: bool) -> None:
+    torch.manual_seed(length)
+    q, k = torch.randn(2, 2, length, 3, 4, dtype=torch.float64)
+    k = k / k.norm(dim=-1, keepdim=True)
+    v = torch.randn(2, length, 3, 5, dtype=torch.float64)
+    decay, strength = -torch.rand(2, length, 3, dtype=torch.float64), torch.rand(2, length, 3, dtype=torch.float64)
+    parts = torch.randint(0, 2, (2, length)).cumsum(1) if documents else None
+    state = torch.randn(2, 3, 4, 5, dtype=torch.float64) if begun else None
+    for delta in (False, True):
+        held = torch.zeros(2, 3, 4, 5, dtype=torch.float64) if state is None else state.clone()
+        wanted = []
+        for t in range(length):
+            if parts is not None and t:
+                held = held * (parts[:, t] == parts[:, t - 1])[:, None, None, None]
+            held = held * decay[:, t].exp()[..., None, None]
+            value = v[:, t]
+            if delta:
+                value = strength[:, t, :, None] * (value - torch.einsum("bhk,bhkv->bhv", k[:, t], held))
+            held = held + k[:, t, :, :, None] * value[:, :, None]
+            wanted.append(torch.einsum("bhk,bhkv->bhv", q[:, t], held))
+        if delta:
+            found, last = delta_rule(q, k, v, strength, decay, state=state, documents=parts, keep=True, chunk=4)
+        else:
+            found, last = linear_recurrence(q, k, v, decay, state=state, documents=parts, keep=True, chunk=4)
+        torch.testing.assert_close(found, torch.stack(wanted, 1))
+        torch.testing.assert_close(last, held)
+
+
+def dense(routing: Routing, tokens: int, experts: int) -> Tensor:
+    """What a routing says, as a matrix [N, E]."""
+    found = torch.zeros(tokens, experts, dtype=routing.weights.dtype)
+    numbers = torch.repeat_interleave(torch.arange(experts), routing.counts)
+    found[routing.tokens, numbers] = routing.weights
+    return found
+
+
+def test_token_choice_and_its_terms_of_the_loss() -> None:
+    router = scattered(Choice.of("model", "token_choice", kind="router", normalised=False).build(WIDTH, 5))
+    x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
+    logits = x.view(14, WIDTH) @ router.gate.weight.T
+    shares = logits.softmax(-1)
+    routing = router(x)
+    wanted, taken = torch.zeros(14, 5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    for n in range(14):
+        for e in sorted(range(5), key=lambda e: -float(shares[n, e].detach()))[:2]:
+            wanted[n, e], taken[e] = shares[n, e], taken[e] + 1
+    torch.testing.assert_close(dense(routing, 14, 5), wanted)
+    assert routing.notes["load"].tolist() == taken.tolist()
+    torch.testing.assert_close(routing.notes["loss.balance"], 0.01 * 5 * (taken / 28 * shares.mean(0)).sum())
+    torch.testing.assert_close(routing.notes["loss.z"], 0.001 * logits.exp().sum(-1).log().square().mean())
+
+
+def test_sinkhorn_shares_tokens_out_and_chooses_by_scores_when_it_does_not_train() -> None:
+    torch.manual_seed(0)
+    router: Sinkhorn = Choice.of("model", "sinkhorn", kind="router", iterations=200).build(WIDTH, 4)
+    scattered(router)
+    x = torch.randn(1, 40, WIDTH, dtype=torch.float64) + 1.0  # alike enough for one expert to be everybody's best
+    logits = router.gate(x)[0]
+    plan = router.balanced(logits).exp()
+    torch.testing.assert_close(plan.sum(0), torch.full((4,), 10.0, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(plan.sum(1), torch.ones(40, dtype=torch.float64))
+    training = router.train()(x).counts
+    plain = router.eval()(x)
+    assert training.max() < plain.counts.max()
+    best = logits.argmax(1)
+    wanted = F.one_hot(best, 4) * logits.sigmoid()
+    torch.testing.assert_close(dense(plain, 40, 4), wanted)
+
+
+def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None:
+    span = Choice.of("model", "loop", kind="span", times=3, through=1, inject=True).build(WIDTH)
+    weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
+    x = torch.randn(1, 4, WIDTH)
+    found, notes = span(lambda x, *_: (x + (x @ weight).tanh(), {"blocks.0.seen": torch.ones(())}), x, NOWHERE, [None])
+    state = x + (x @ weight).tanh()
+    state = state + x + ((state + x) @ weight).tanh()
+    last = state.detach() + x
+    wanted = last + (last @ weight).tanh()
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(each.sum(), weight)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+    assert notes["blocks.0.seen"] == 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mixture_of_depths_chooses_by_rank_in_training_and_by_sign_without(training: bool) -> None:
+    torch.manual_seed(2)
+    span = Choice.of("model", "mixture_of_depths", kind="span", capacity=0.3, loss=1.0).build(WIDTH).train(training)
+    x = torch.randn(2, 9, WIDTH)
+
+    def inner(x: Tensor, where: Where, caches: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return x + x.cumsum(1), {}
+
+    found, notes = span(inner, x, NOWHERE, [None])
+    for row in range(2):
+        scores = x[row] @ span.router.weight[0]
+        best = scores.argsort(descending=True)[:3].tolist()
+        chosen = sorted(best) if training else [t for t in range(9) if scores[t] > 0]
+        wanted, total = x[row].clone(), torch.zeros(WIDTH)
+        for t in chosen:
+            total = total + x[row, t]
+            wanted[t] = x[row, t] + scores[t].sigmoid() * total
+        torch.testing.assert_close(found[row], wanted)
+    assert set(notes) == ({"loss.choice"} if training else set())
+
+
+def test_expert_choice_gives_each_expert_its_best_tokens_and_keeps_to_its_own_without_training() -> None:
+    torch.manual_seed(6)
+    router = scattered(Choice.of("model", "expert_choice", kind="router", active=2, loss=1.0).build(WIDTH, 4))
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    logits = router.gate(x).view(10, 4)
+    shares = logits.softmax(-1)
+    routing = router.train()(x)
+    wanted, taken = torch.zeros_like(shares), torch.zeros_like(shares)
+    for e in range(4):
+        for n in shares[:, e].argsort(descending=True)[:5].tolist():
+            wanted[n, e], taken[n, e] = shares[n, e], 1
+    torch.testing.assert_close(dense(routing, 10, 4), wanted)
+    entropy = -(taken * logits.sigmoid().log() + (1 - taken) * (1 - logits.sigmoid()).log()).mean()
+    torch.testing.assert_close(routing.notes["loss.choice"], entropy)
+    torch.testing.assert_close(dense(router.eval()(x), 10, 4), torch.where(logits > 0, shares, 0.0))
