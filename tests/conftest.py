@@ -53,9 +53,10 @@ hypothesis.settings.load_profile(PROFILE)
 
 @pytest.hookimpl(optionalhook=True)  # as `-p no:xdist` has no such hook
 def pytest_xdist_auto_num_workers() -> int:
-    """Workers of `-n auto`: one a core that this process may use, as far as the memory goes."""
+    """Workers of `-n auto`: three for two cores that this process may use, as tests often wait for processes, and as far as the
+    memory goes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().total // WORKER_MEMORY))
+    return max(1, min(cores + cores // 2, psutil.virtual_memory().total // WORKER_MEMORY))
 
 
 @functools.cache
