@@ -1,8 +1,10 @@
 """Teams of processes: started alike, ended together, and a worker's way in; none is ever left behind."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -45,6 +47,16 @@ def start(tmp_path: Path) -> Any:
     yield begin
     for team in teams:
         team.end()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and that the system gives to nobody who asks for any: other tests do, all the time."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as limits:
+        first = int(limits.read().split()[0])
+    for port in random.sample(range(first // 2, first), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def _runs(pid: int) -> bool:
@@ -265,8 +277,7 @@ def _joined(
 ) -> tuple[list[dict[str, Any]], list[int | None]]:
     """What workers said and how they ended. `last`, `odd`: of the last one's fingerprint and environment."""
     store = processes.open_store()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = store.port if agent else free.getsockname()[1]
+    port = store.port if agent else free_port()
     workers = []
     for rank in range(size):
         environment = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
@@ -315,8 +326,7 @@ def test_workers_that_differ_end_with_status_2_and_one_line(
 def test_a_frozen_worker_is_told_within_the_heartbeats_timeout(tmp_path: Path, agent: bool, frozen: int) -> None:
     """The exchange itself would wait for 20 s; the others end at once, and are not held up by the exchange in hand."""
     store = processes.open_store()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = store.port if agent else free.getsockname()[1]
+    port = store.port if agent else free_port()
     workers = []
     for rank in range(3):
         place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
@@ -348,8 +358,7 @@ def test_who_does_not_come_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ShoestringError, match=r"worker 0 did not arrive within 0\.3 s"):
         join(0.3)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
     with pytest.raises(ShoestringError, match=r"worker 0 does not answer at 127\.0\.0\.1:\d+ within 0\.2 s"):
         join(0.2)

@@ -12,7 +12,7 @@ import pytest
 from shoestring.budget.ledger import Totals, read_ledger
 from tests.train.command import TINY, finished, newest_weights, shoestring, shoestring_here, start, start_fresh
 
-STEPS, PER_STEP = 400, 4 * 32
+STEPS, PER_STEP = 250, 4 * 32
 OFTEN = "--train.checkpoint_every=0.2"
 
 

@@ -44,7 +44,7 @@ def packed(layout: str = "ternary2", spread: float = 1.0, **shape: object) -> Pa
 
 
 @torch.no_grad()
-def decoded(model: PackedTransformer, length: int = 96, prompt: int = 5) -> Tensor:
+def decoded(model: PackedTransformer, length: int = 40, prompt: int = 5) -> Tensor:
     """Hidden states [length - prompt, width] of the tokens after the prompt, one at a time."""
     tokens = torch.randint(61, (1, length), generator=torch.Generator().manual_seed(2))
     cache = model.new_cache(1, length)
