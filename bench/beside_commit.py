@@ -32,6 +32,9 @@ from shoestring.budget.machine import probe
 from shoestring.train.run_folder import environment
 
 ROOT = Path(__file__).resolve().parent.parent
+SIZES = {"layers": 6, "width": 256, "heads": 4, "context": 256}
+SHAPE = [*(f"--model.{name}={size}" for name, size in SIZES.items()), "--data.vocabulary=4096", "--train.batch=16"]
+"""Of the model and its batch, unless other flags say otherwise: a plan for so many tokens would choose a large one."""
 BEGUN = 3
 """Lines that a run has written before it is measured."""
 
@@ -123,7 +126,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every figure there")
     options, more = parser.parse_known_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the runs, that lead sessions of their own
-    asked = ["--budget", "100Mtok", "--train.evaluate_every", "1", *more]
+    asked = [*SHAPE, "--budget", "100Mtok", "--train.evaluate_every", "1", *more]
     with tempfile.TemporaryDirectory() as place, checkout(options.commit, Path(place)) as other:
         runs = dict[str, Run]()
         try:
