@@ -58,7 +58,9 @@ def sweep(folder: Path, name: str | None = None) -> None:
             handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                # its writer may have ended with it, and begun another of that name, since it was opened here
+                if os.path.samestat(os.stat(left, follow_symlinks=False), os.fstat(handle)):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
 

@@ -1,3 +1,4 @@
+import fcntl
 import signal
 import subprocess
 import sys
@@ -85,3 +86,20 @@ def test_a_file_that_is_written_by_name_is_whole_or_not_there(tmp_path: Path) ->
         raise ValueError
     assert path.read_bytes() == b"first"
     assert [each.name for each in path.parent.iterdir()] == ["file"]
+
+
+def test_a_sweeper_that_comes_late_leaves_the_next_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its opening a file and locking it, the file's writer ends and begins another."""
+    half, lock = tmp_path / ".file.1.tmp", fcntl.flock
+    half.write_text("first")
+
+    def late(handle: int, how: int) -> None:
+        half.rename(tmp_path / "file")
+        half.write_text("second")
+        lock(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    atomic.sweep(tmp_path, "file")
+    assert half.read_text() == "second"
