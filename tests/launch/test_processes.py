@@ -257,7 +257,8 @@ def _join(changes: dict[str, Any], rank: int, path: str) -> None:
     fingerprint = RunFingerprint(**changes["fingerprint"]) if changes["fingerprint"] else None
     said: dict[str, Any] = {}
     try:
-        transport = join(20, fingerprint=fingerprint, heartbeat_timeout=changes.get("heartbeat_timeout", 5))
+        patience, silence = changes.get("patience", 20), changes.get("heartbeat_timeout", 5)
+        transport = join(patience, fingerprint=fingerprint, heartbeat_timeout=silence)
         if rank == changes.get("frozen"):
             os.kill(os.getpid(), signal.SIGSTOP)
         mine = torch.tensor([transport.rank], dtype=torch.uint8)
@@ -324,14 +325,21 @@ def test_workers_that_differ_end_with_status_2_and_one_line(
 
 @pytest.mark.parametrize(("agent", "frozen"), [(True, 1), (False, 0)], ids=["a worker", "the store's holder"])
 def test_a_frozen_worker_is_told_within_the_heartbeats_timeout(tmp_path: Path, agent: bool, frozen: int) -> None:
-    """The exchange itself would wait for 20 s; the others end at once, and are not held up by the exchange in hand."""
+    """The exchange itself would wait for 60 s; the others end at once, and are not held up by the exchange in hand. What is
+    longer than that is the start of the processes, on a busy machine."""
     store = processes.open_store()
     port = store.port if agent else free_port()
     workers = []
     for rank in range(3):
         place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, TOKEN: "ours"}
         place["TORCHELASTIC_USE_AGENT_STORE"] = agent or None
-        changes = {"environment": place, "fingerprint": None, "frozen": frozen, "heartbeat_timeout": 0.5}
+        changes = {
+            "environment": place,
+            "fingerprint": None,
+            "frozen": frozen,
+            "heartbeat_timeout": 0.5,
+            "patience": 60,
+        }
         workers.append(_forks().Process(target=_join, args=(changes, rank, str(tmp_path / str(rank)))))
     began = time.monotonic()
     for worker in workers:
@@ -339,8 +347,8 @@ def test_a_frozen_worker_is_told_within_the_heartbeats_timeout(tmp_path: Path, a
     others = [worker for rank, worker in enumerate(workers) if rank != frozen]
     try:
         for worker in others:
-            worker.join(15)
-        assert time.monotonic() - began < 15
+            worker.join(45)
+        assert time.monotonic() - began < 45
         assert [worker.exitcode for worker in others] == [1, 1]
     finally:
         for worker in workers:
