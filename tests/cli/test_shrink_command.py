@@ -36,8 +36,7 @@ def test_it_prunes_heals_and_measures(base: Path, corpus: Path, tmp_path: Path, 
     stages = found["stages"]
     assert stages["healed"]["parameters"] <= 0.7 * stages["before"]["parameters"]
     assert stages["pruned"]["heldout_loss"] > stages["before"]["heldout_loss"]
-    # what slimgpt mends itself, so short a healing hardly betters
-    assert stages["healed"]["heldout_loss"] < stages["pruned"]["heldout_loss"] + (0.01 if method == "slimgpt" else 0)
+    assert stages["healed"]["heldout_loss"] < stages["pruned"]["heldout_loss"]
     assert found["spent"]["accounts"]["teacher"]["flops"] > 0
     assert stages["healed"]["seconds"] > 0
     assert "are too few to predict its end" in errors

@@ -1,12 +1,11 @@
 """A document a row, the rows of a batch in groups that are about the same things."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from shoestring.contract.batch import Batch
 from shoestring.data.clusters.tfidf_projection import tfidf_projection
-from shoestring.data.order import Permutation
+from shoestring.data.grouped_rows import GroupedRows
 from shoestring.data.pieces import Pieces
 from shoestring.data.store import TokenStore
 from shoestring.method import Count, Iterations, method
@@ -20,7 +19,7 @@ from shoestring.method import Count, Iterations, method
     claim="in extreme classification, where rows are each other's negatives, up to 16 % more accurate than other ways to mine them",
     cost="two readings of the tokens for vectors; n log n products of them; padding to the longest row of a batch",
 )
-class RelatedBatches:
+class RelatedBatches(GroupedRows):
     """Documents clustered into groups of `group` rows; a batch is of as many groups, drawn anew each epoch, as it has room for.
 
     The clusters are balanced and hierarchical, as in the paper: a set is halved along the difference of its two means,
@@ -37,8 +36,6 @@ class RelatedBatches:
     rounds: of moving the two means, each time a set is halved.
     """
 
-    varies: ClassVar[bool] = True
-
     def __init__(
         self,
         store: TokenStore,
@@ -50,33 +47,9 @@ class RelatedBatches:
         dimensions: Count = 128,
         rounds: Iterations = 8,
     ) -> None:
-        self.pieces, self.context, self.seed, self.group, self.weigh = (
-            Pieces(store, context),
-            context,
-            seed,
-            group,
-            weigh,
-        )
-        vectors = tfidf_projection(store, seed, dimensions=dimensions).documents(store)
-        document = np.searchsorted(store.document_starts, self.pieces.starts, side="right") - 1
-        self._order = along_the_tree(vectors[document], group, rounds)
-        self._groups = -(-len(self._order) // group)
-
-    def __len__(self) -> int:
-        """Rows of an epoch."""
-        return self._groups * self.group
-
-    def row(self, sequence: int) -> int:
-        """The piece of a sequence of the global order."""
-        turn, within = divmod(sequence, self.group)
-        epoch, place = divmod(turn, self._groups)
-        group = int(Permutation(self._groups, self.seed, epoch)(np.array([place]))[0])
-        return int(self._order[(group * self.group + within) % len(self._order)])
-
-    def batch(self, start: int, count: int) -> Batch:
-        rows = np.array([self.row(sequence) for sequence in range(start, start + count)])
-        width = int(self.pieces.lengths[rows].max())
-        return self.pieces.batch([row[None] for row in rows], width, weigh=self.weigh == "documents")
+        pieces, vectors = Pieces(store, context), tfidf_projection(store, seed, dimensions=dimensions).documents(store)
+        document = np.searchsorted(store.document_starts, pieces.starts, side="right") - 1
+        super().__init__(pieces, along_the_tree(vectors[document], group, rounds), seed, group, weigh)
 
 
 def along_the_tree(vectors: np.ndarray, group: int, rounds: int) -> np.ndarray:
