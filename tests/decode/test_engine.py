@@ -125,8 +125,8 @@ def test_every_answer_is_the_one_it_has_alone(name: str, scheduler: str, drafter
     assert [list(got[number, 0].tokens) for number in range(1, len(TEXTS) + 1)] == expected
     paged.check()
     assert paged.free == paged.capacity
-    # the files of the other drafters were made for another model, and the other models may be sure of what no draft says
-    if name == "native" and drafter in ("ngram", "draft_model", "longspec", "staged"):
+    # the files of the other drafters were made for another model; one key head is sure of what its noisy copy never says in so few
+    if drafter in ("ngram", "draft_model", "longspec", "staged") and (name, drafter) != ("one key head", "draft_model"):
         assert engine.accepted > 0
 
 
