@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from shoestring.data.reading import READER
 from shoestring.data.store import StoreWriter, TokenStore
 from shoestring.data.subset import read_index, subset
 from shoestring.data.survey import Content, Survey, digest, survey
+from shoestring.data.text_batches import batched
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
 from shoestring.json_files import NotJson, parse_json
@@ -197,7 +198,7 @@ def _build(folder: Path, config: DataConfig, corpus: Corpus, found: Survey, read
         dtype = token_type(ready.vocabulary)
         train, heldout = (StoreWriter(half, name, dtype, ready.end) for name in ("train", "heldout"))
         content, lengths, stands_for = Content(), ready.byte_lengths.numpy(), 0
-        for batch in _batches(corpus.documents()):
+        for batch in batched(corpus.documents(), BATCH):
             for document, ids in zip(batch, ready.encode_batch(batch), strict=True):
                 key = digest(document)
                 content.add(key)
@@ -213,17 +214,3 @@ def _build(folder: Path, config: DataConfig, corpus: Corpus, found: Survey, read
     )
     if stands_for != found.bytes:
         log.warning(f"the tokenizer changes the text: its tokens stand for {stands_for:,} bytes, not {found.bytes:,}")
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of about `BATCH` characters."""
-    held: list[str] = []
-    size = 0
-    for document in documents:
-        held.append(document)
-        size += len(document)
-        if size >= BATCH:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held

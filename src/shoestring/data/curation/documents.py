@@ -15,6 +15,7 @@ from shoestring.data.curation.column_folder import ColumnFolder
 from shoestring.data.reading import READER
 from shoestring.data.store import TokenStore
 from shoestring.data.subset import document_bounds
+from shoestring.data.text_batches import batched
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError
 from shoestring.log_lines import held_back
@@ -133,7 +134,7 @@ class Documents:
 
     def batches(self, start: int = 0) -> Iterator[list[str]]:
         """The texts from place `start` on, in lists of about `BATCH` characters."""
-        yield from batched(self.texts(start))
+        yield from batched(self.texts(start), BATCH)
 
     def only(self, kept: np.ndarray) -> "Documents":
         """Those of these documents that are kept. kept: bool [n]."""
@@ -211,20 +212,6 @@ class Documents:
         return first + len(next(iter(joined.values())))
 
 
-def batched(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Texts in lists of about `BATCH` characters."""
-    held: list[str] = []
-    size = 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
-
-
 def open_documents(source: Source, cache: Path, account: Account | None = None) -> Documents:
     """All documents of a source. It is read once to be measured; what was measured is found again by its stamp.
 
@@ -248,7 +235,7 @@ def open_documents(source: Source, cache: Path, account: Account | None = None) 
 def _measure(source: Source, columns: ColumnFolder, key: str, account: Account) -> None:
     """Read every text once: its size and its digest."""
     sizes, digests = list[np.ndarray](), list[bytes]()
-    for texts in batched(source.texts()):
+    for texts in batched(source.texts(), BATCH):
         account.check()
         encoded = [text.encode() for text in texts]
         sizes.append(np.array([len(text) for text in encoded], dtype=np.int64))

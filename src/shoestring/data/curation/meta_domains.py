@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shoestring.data.curation.documents import batched
+from shoestring.data.curation.documents import BATCH
 from shoestring.data.curation.linear_scorer import BUCKETS, features, sklearn
+from shoestring.data.text_batches import batched
 
 TEMPERATURE = 0.1
 """Of the softmax over squared distances: how sharply a document is of the kind whose centre is nearest."""
@@ -56,7 +57,7 @@ class MetaDomains:
     def vector(self, texts: Iterable[str]) -> np.ndarray:
         """float64 [clusters]: the domain vector of a data set, the mean of its documents' shares weighted by their length."""
         total, size = np.zeros(len(self.centres)), 0.0
-        for some in batched(iter(texts)):
+        for some in batched(texts, BATCH):
             lengths = np.array([len(text) for text in some], dtype=np.float64)
             total += lengths @ self.shares(some)
             size += lengths.sum()
