@@ -177,7 +177,7 @@ def test_experts_of_one_size_are_merged_and_branch_from_one_seed(of_one_size: tu
     assert summary["experts"][0]["difficulty"] is None
     configs = [build(RunConfig, _toml(path)) for path in sorted((out / "experts").glob("*/config.toml"))]
     assert len(configs) == 2
-    assert all(config.start.run.endswith("seeds/1x32x96") for config in configs)
+    assert all(config.model.base.endswith("seeds/1x32x96") for config in configs)
     again = out / "summary.json"
     again.unlink()
     status, _, errors = shoestring("experts", "--resume", out)
@@ -249,7 +249,7 @@ def test_side_by_side_in_processes_of_their_own(
         (["--experts.seed_share=0", "--experts.allocate=difficulty"], "nothing tells the harder clusters"),
         (["--experts.top_k=3"], "only 2 experts"),
         (["--experts.alocate=equal"], "unknown key 'alocate'"),
-        (["--start.run=elsewhere"], "choose their own start"),
+        (["--model.base=elsewhere"], "choose their own base"),
         (["--experts.clusters=kmeanz"], "no clusters method is named"),
         (["--budget=1MB"], "does not limit them"),
         (["--workers=2", "--sync=muloco"], "trained by one worker"),

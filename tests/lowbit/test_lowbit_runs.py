@@ -24,6 +24,7 @@ from shoestring.optim.partition import partition
 from shoestring.schedule.linear import LinearDecay
 from shoestring.schedule.trilm import TriLM
 from shoestring.train.applied_schedules import AppliedSchedules
+from shoestring.train.base import with_base
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated, with_planned_tokens
 from shoestring.train.former import translated
@@ -46,6 +47,8 @@ def data(corpus: Path) -> Dataset:
 def train(run: Path, data: Dataset, steps: int, *words: str) -> tuple[dict[str, Any], str]:
     """(the summary, what was said), of a run without the plan and the pages about it."""
     asked = overrides([*TINY, "--train.sample_tokens=0", *words])
+    if "base" in asked["model"]:
+        asked = with_base(asked)
     config = build(RunConfig, merge({"budget": f"{steps * PER_STEP}tok"}, asked))
     with held_back("shoestring") as said, RunFolder.create(run) as folder:
         data.tokenizer.save(folder.tokenizer)
@@ -190,7 +193,7 @@ def test_two_workers_train_ternary_weights_together(data: Dataset, tmp_path: Pat
 def test_a_transfer_rule_and_a_float_run_to_begin_from(data: Dataset, tmp_path: Path) -> None:
     adamw = ("--optim=adamw", "--train.warmup=0")
     first, _ = train(tmp_path / "float", data, 60, *adamw)
-    words = (*adamw, "--edits=ternary", f"--start.run={tmp_path / 'float'}", "--start.optimizer=false")
+    words = (*adamw, "--edits=ternary", f"--model.base={tmp_path / 'float'}")
     then, _ = train(tmp_path / "then", data, 60, *words)
     assert then["heldout_loss"] < first["heldout_loss"] + 1
     train(tmp_path / "mup", data, 4, "--optim=adamw", "--edits=ternary", "--transfer=mup", "--transfer.base_width=16")

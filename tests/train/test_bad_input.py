@@ -161,11 +161,11 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(
 def test_a_start_of_another_shape_is_refused_before_any_work(
     capsys: pytest.CaptureFixture[str], nothing_prepared: None, finished: Path, more: list[str], said: str
 ) -> None:
-    words = ["--start.run", str(finished), *more]
+    words = ["--model.base", str(finished), *more]
     if said:
         status, line = refused(capsys, "train", *words)
         assert status == 2
-        assert f"{said} is not the shape of {finished}" in line
+        assert f"{said} is not what {finished} has" in line
     else:
         assert (
             TrainingRequest.read(None, words).asked["model"]["width"] == 32

@@ -137,7 +137,7 @@ def test_an_edited_configuration_is_refused(stopped: Path, was: str, now: str, s
     for words in (("train", "--resume", stopped), ("generate", stopped, "line")):
         line = refused(*words)
         assert f"{path} was edited since the run began: {said}" in line
-        assert f"--start.run {stopped}" in line
+        assert f"--model.base {stopped}" in line
     path.write_text(f"# a comment changes nothing\n{text}")
     RunFolder.open(stopped).read_config()
 
@@ -249,13 +249,11 @@ def test_a_new_run_s_files_are_named_by_absolute_paths(tmp_path: Path, monkeypat
         "budget": "1s",
         "model": {},
         "data": {"corpus": "../*.txt", "tokenizer": "t.json", "documents": "d"},
-        "start": {"run": "runs/1"},
     }
     found = absolute(build(RunConfig, asked))
     assert found.data.corpus == f"{tmp_path}/../*.txt"
     assert found.data.tokenizer == f"{tmp_path}/t.json"
     assert found.data.documents == f"{tmp_path}/d"
-    assert found.start.run == f"{tmp_path}/runs/1"
     for corpus in ("python-stdlib", "hf:some/name"):
         assert absolute(build(RunConfig, asked | {"data": {"corpus": corpus}})).data.corpus == corpus
     assert absolute(build(RunConfig, {"budget": "1s", "model": {}})).data.tokenizer == "bpe"

@@ -134,7 +134,8 @@ def test_a_transfer_rule_scales_rates_and_the_model(corpus: Path, tmp_path: Path
 def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
     first, then = tmp_path / "first", tmp_path / "then"
     summary = _train(first, corpus, 40, "--schedule.name=constant", "--optim.name=adamw")
-    words = ("--optim.name=adamw", "--train.warmup=0", "--train.evaluate_every=0.05", "--start.run", str(first))
+    onward = ("--model.base", str(first), "--train.base_optimizer=true")
+    words = ("--optim.name=adamw", "--train.warmup=0", "--train.evaluate_every=0.05", *onward)
     infinite = ("--schedule.name=infinite", "--schedule.begin=constant")
     own = ("--optim.lr=1e-5", "--optim.beta2=0.99")
     assert _train(then, corpus, 40, *words, *infinite, *own)["stopped"] == "finished"
@@ -150,12 +151,13 @@ def test_a_run_begins_where_another_ended(corpus: Path, tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if line["kind"] in ("train", "heldout")]
     assert all(abs(loss - summary["heldout_loss"]) < 0.5 for loss in losses)  # every worker goes on from there
 
-    common = ("--budget=1ktok", f"--data.corpus={corpus}", "--start.run", str(first), *MODEL)
+    common = ("--budget=1ktok", f"--data.corpus={corpus}", *onward, *MODEL)
     for number, (more, said) in enumerate(
         (
-            (("--optim.name=muon",), "--start.optimizer false"),
+            (("--optim.name=muon",), "--train.base_optimizer false"),
             (("--model.width=16",), "shape"),
-            (("--start.step=7",), "no checkpoint of step 7"),
+            (("--train.base_optimizer=false", "--transfer=mup"), "leave transfer out"),
+            (("--model.base", f"{first}/checkpoints/step-00000007"), "no model that can be opened"),
         )
     ):
         status, _, errors = shoestring("train", *common, *more, "--out", tmp_path / f"other-{number}")

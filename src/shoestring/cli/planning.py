@@ -77,6 +77,6 @@ def moved_places(words: Sequence[str]) -> Tree:
             forbid(
                 [word],
                 "a resumed run keeps its configuration, its number of workers too (--data.corpus PATH says where its text lies "
-                "now); --start.run RUN, without --resume, begins a new one from its weights",
+                "now); --model.base RUN, without --resume, begins a new one from its weights",
             )
     return asked

@@ -25,7 +25,7 @@ from shoestring.experts.config import resized, size_name, with_vocabulary
 from shoestring.experts.folder import Expert, ExpertsFolder
 from shoestring.experts.judgement import judge, losses_by_cluster
 from shoestring.experts.worker import finished, train_run
-from shoestring.train.config import RunConfig, StartConfig
+from shoestring.train.config import RunConfig
 from shoestring.train.execution import preloaded
 from shoestring.train.stopping import StopRequest
 
@@ -193,10 +193,10 @@ class _Work:
         begin = str((self.folder.seeds / member.size).absolute()) if self.config.seed_share else ""
         return replace(
             run,
-            model=resized(run.model, member.size),
+            model=replace(resized(run.model, member.size), base=begin),
             budget=run.budget.parse(member.budget),
             data=replace(run.data, documents=str(self._index(member.cluster).absolute())),
-            start=StartConfig(run=begin, optimizer=run.start.optimizer),
+            train=replace(run.train, base_optimizer=bool(begin)),
         )
 
     def train(self, runs: Sequence[tuple[Path, RunConfig]]) -> None:

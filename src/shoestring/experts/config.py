@@ -62,8 +62,8 @@ class ExpertsConfig:
         for limit in ("bytes", "dollars"):
             if getattr(self.run.budget, limit) is not None:
                 raise ValueError(f"experts exchange nothing: a budget in {limit} does not limit them")
-        if self.run.start.run or self.run.data.documents is not None:
-            raise ValueError("experts choose their own start and documents: leave start.run and data.documents out")
+        if self.run.model.base or self.run.data.documents is not None:
+            raise ValueError("experts choose their own base and documents: leave model.base and data.documents out")
         if self.run.data.source:
             raise ValueError("experts find their own domains in one corpus: give data.corpus, and no data.source")
         if self.run.workers > 1:

@@ -59,8 +59,8 @@ def train_run(config: RunConfig, path: Path) -> int | None:
         with folder.held(), _ledger(folder) as ledger:
             # its files lie where they do now, should the experts' folder or the corpus have been moved
             own = folder.read_config()
-            start_from = replace(own.start, run=config.start.run) if own.start.run else own.start
-            config = replace(own, data=config.data, start=start_from)
+            model = replace(own.model, base=config.model.base) if own.model.base else own.model
+            config = replace(own, data=config.data, model=model)
             with ledger.clock("data"):
                 dataset = prepare(config.data, cache_folder())
             return resume(folder, config, ledger, dataset, lambda line: None).signal

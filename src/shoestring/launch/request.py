@@ -32,7 +32,6 @@ from shoestring.train.base import with_base
 from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
 from shoestring.train.execution import require_device
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.starting import with_start
 from shoestring.train.trial import allowed, try_out
 
 DEFAULT_BUDGET = "2m"
@@ -99,10 +98,8 @@ class TrainingRequest:
         require_device(config.execution)
         if config.old.corpus:
             open_corpus(config.old.corpus)  # refuses what is not there
-        if config.start.run:
-            asked = with_start(asked, config.start)
         if config.model.base:
-            asked = with_base(asked)
+            asked = with_base(asked, config.train.base_optimizer)
         exchanged = _exchanged(config) if config.workers > 1 and config.transport != "pipeline" else None
         made = cls(asked, config.budget, critical_batch, config.workers, config.transport, planned, exchanged)
         return replace(made, parallel=config.parallel)

@@ -173,8 +173,8 @@ class Resumable:
             if key == "fragments":
                 now = f"{len(self.fragments)} fragments"
         return (
-            f"the saved outer state is of {was}, and this is {now}: a run goes on as it was, --start.run begins a new one from "
-            "its weights, and in a loop of your own load_state_dict(..., reshard=True) takes such a state over"
+            f"the saved outer state is of {was}, and this is {now}: a run goes on as it was, --model.base RUN begins a new one "
+            "from its weights, and in a loop of your own load_state_dict(..., reshard=True) takes such a state over"
         )
 
     def _named(

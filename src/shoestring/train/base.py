@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shoestring.base import Opened, open_model, peek, take
 from shoestring.budget.machine import cache_folder
-from shoestring.config import Tree, merge, tree
+from shoestring.config import Tree, build, merge, tree
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.places import absolute_path
 from shoestring.errors import ShoestringError, UsageError
@@ -39,16 +39,14 @@ CHATS: Tree = {"data": {"packing": "whole", "heldout": 0.1}, "train": {"sample_t
 """What a run on chats has beside: they are few, and what one begins with is its template's."""
 
 
-def with_base(asked: Tree) -> Tree:
+def with_base(asked: Tree, continued: bool = False) -> Tree:
     """What was asked for, with the shape and the tokenizer of the base that it names, and what suits training one.
 
+    continued: the base is a run, which goes on with its optimiser's state: as planned, and as its rule of transfer says.
     Raises: UsageError where the base cannot be opened, or another shape or tokenizer is asked for.
     """
     model: Mapping[str, Any] = asked["model"]
-    for key in model:
-        if key not in OWN:
-            raise UsageError(f"model.{key} is the base's own: leave it out, as {model['base']} has its shape")
-    if asked.get("transfer", "standard") not in ("standard", {"name": "standard"}):
+    if not continued and asked.get("transfer", "standard") not in ("standard", {"name": "standard"}):
         raise UsageError(
             "a rule of transfer sets the first weights of a model, and this one has weights: leave transfer out"
         )
@@ -56,10 +54,14 @@ def with_base(asked: Tree) -> Tree:
     if Path(place).expanduser().exists():
         place = absolute_path(place)
     opened = peek(place)
+    if continued and opened.about.kind != "run":
+        raise UsageError(f"train.base_optimizer: {place} is no run and has no optimiser's state: leave it out")
     if opened.tokenizer is None:
         raise UsageError(f"{place} has no tokenizer, and its tokens are not known without one")
     most = opened.model.about.context
-    shape = _shape(opened) | {"base": place, "digest": opened.about.digest}
+    shape = _shape(opened)
+    _require_shape(dict(model), shape, place)
+    shape |= {"base": place, "digest": opened.about.digest}
     shape["context"] = int(model.get("context", min(most, WINDOW)))
     if shape["context"] > most:
         raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
@@ -71,10 +73,24 @@ def with_base(asked: Tree) -> Tree:
     if not (folder / "tokenizer.json").exists():
         opened.tokenizer.save(folder)
     given = asked.get("data", {}).get("tokenizer")
-    if given is not None and given != str(folder):
+    its: Any = opened.about.values.get("data", {})  # of a run
+    if given not in (None, str(folder), its.get("tokenizer")):
         raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
-    chats = CHATS if asked.get("data", {}).get("kind") == "chat" else {}
-    return merge(merge(merge(TUNING, chats), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+    suits = {} if continued else TUNING
+    if asked.get("data", {}).get("kind") == "chat":
+        suits = merge(suits, CHATS)
+    return merge(merge(suits, asked), {"model": shape, "data": {"tokenizer": str(folder)}})
+
+
+def _require_shape(asked: Tree, shape: Tree, place: str) -> None:
+    """Raises: UsageError where [model] asks for something that its base has not."""
+    given = {key: value for key, value in asked.items() if key not in OWN}
+    ours = tree(build(ModelConfig, merge(shape, given))) if given else {}
+    for key, value in given.items():
+        if key not in shape or ours[key] != shape[key]:
+            raise UsageError(
+                f"model.{key} = {value} is not what {place} has: leave it out, and the model is of the base's shape"
+            )
 
 
 def _shape(opened: Opened) -> Tree:

@@ -42,6 +42,8 @@ class TrainConfig:
     words of a held-out document.
     sample_tokens: its length.
     spike: a smoothed loss this many nats above its lowest stops the run.
+    base_optimizer: go on with the optimiser's state of model.base, a run: planned as a run and not as the tuning of a model,
+    with learning rates, weight decay, betas and epsilon of its own all the same.
     """
 
     batch: Annotated[int, Interval(ge=1, le=1 << 20)] = 16
@@ -56,6 +58,7 @@ class TrainConfig:
     sample: str | None = None
     sample_tokens: Whole = 160
     spike: Positive = 2.0
+    base_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.batch % self.micro_batch:
@@ -84,25 +87,6 @@ class ExecutionConfig:
     attention: Literal["auto", "flash", "chunked"] = "auto"
     loss: Literal["auto", "plain", "fused", "fused_compiled"] = "auto"
     threads: Annotated[int, Interval(ge=0, le=4096)] = 0
-
-
-@dataclass(frozen=True)
-class StartConfig:
-    """Where the first weights are from.
-
-    run: the folder of an earlier run of the same model and tokenizer; '' draws them anew.
-    step: of its checkpoint; None is the newest.
-    optimizer: take the optimiser's state along; learning rates, weight decay, betas and epsilon are those of the new
-    run all the same.
-    """
-
-    run: str = ""
-    step: Count | None = None
-    optimizer: bool = True
-
-    def __post_init__(self) -> None:
-        if self.step is not None and not self.run:
-            raise ValueError("step is of the checkpoint of a run: give start.run too")
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,6 @@ class RunConfig:
     batch_rule: how learning rates and betas follow from those that suit another batch; its batch is what one worker's
     step takes, train.batch over the workers.
     transfer: how learning rates and first weights follow from those that suit another size.
-    start: an earlier run to go on from, with a budget and data of its own.
 
     edits: changes of the model, in order: layers that go, adapters, a number format to train for (`contract.edit`).
 
@@ -210,7 +193,6 @@ class RunConfig:
     batch_rule: Annotated[Choice, BATCH_RULE] = field(default_factory=BATCH_RULE.choice)
     transfer: Annotated[Choice, TRANSFER] = field(default_factory=TRANSFER.choice)
     edits: Annotated[tuple[Choice, ...], EDITS] = ()
-    start: StartConfig = field(default_factory=StartConfig)
     workers: Annotated[int, Interval(ge=1, le=1024)] = 1
     sync: Annotated[Choice, SYNC] = field(default_factory=SYNC.choice)
     transport: Literal["distributed", "local", "torchft", "pipeline"] = "distributed"
@@ -227,6 +209,8 @@ class RunConfig:
                 parse_memory(self.memory)
             except UsageError as error:
                 raise UsageError(f"memory: {error}") from None
+        if self.train.base_optimizer and not self.model.base:
+            raise ValueError("train.base_optimizer is of the run to begin from: name it with model.base")
         for section in ("schedule", "batch_size", "transfer", "sync"):
             getattr(self, section).build()  # options that do not go together are refused here, before any work
         require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
@@ -273,7 +257,7 @@ class RunConfig:
             "it trains a model as it is: give no edits": bool(self.edits),
             "it judges one text: give no old.corpus": bool(self.old.corpus),
             "it reads one corpus: give no data.source": bool(data.source),
-            "it begins with new weights or a base: give no start.run": bool(self.start.run),
+            "its optimiser begins anew: give no train.base_optimizer": train.base_optimizer,
             "train.noise_scale_every is measured in one process: set it to 0": bool(train.noise_scale_every),
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
             "it has been run on CPUs alone: give execution.device = cpu": self.execution.device == "cuda",

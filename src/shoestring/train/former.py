@@ -10,12 +10,15 @@ SECTIONS = {
     "beside the name, --edits.ternary.activations int8",
     "quantise": "when weights begin to be quantised is an option of the edit: --edits.ternary.active late, or active = "
     '{name = "late"} in [[edits]]',
+    "start": "the run to begin from is --model.base RUN, or a checkpoint of it, --model.base RUN/checkpoints/step-00000100; "
+    "with the state of its optimiser, --train.base_optimizer true",
 }
 """Keys that a recipe no longer has, and what to write instead."""
 
 
 def translated(plain: Mapping[str, Any]) -> Tree:
-    """The tree of a configuration that an earlier version wrote, as this one has it: [lowbit] and [quantise] are an edit.
+    """The tree of a configuration that an earlier version wrote, as this one has it: [lowbit] and [quantise] are an edit, and
+    [start] is left out, as such a run has all weights in its own checkpoints.
 
     A tree without those keys comes back as it is.
     """

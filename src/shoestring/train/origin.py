@@ -9,7 +9,7 @@ from typing import Any
 
 from shoestring import atomic
 from shoestring.config import Tree
-from shoestring.data.places import PLACES, absolute_data, absolute_path
+from shoestring.data.places import PLACES, absolute_data
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json
 from shoestring.train.config import RunConfig
@@ -25,10 +25,7 @@ MOVABLE = {f"data.{key}" for key in PLACES} | {"start.run", "model.base", "old.c
 
 def absolute(config: RunConfig) -> RunConfig:
     """A configuration whose files are named by absolute paths."""
-    start = config.start
-    if start.run:
-        start = replace(start, run=absolute_path(start.run))
-    return replace(config, data=absolute_data(config.data), start=start, old=with_absolute_places(config.old))
+    return replace(config, data=absolute_data(config.data), old=with_absolute_places(config.old))
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class Origin:
         more = f" and {len(edited) - 3} more" if len(edited) > 3 else ""
         raise UsageError(
             f"{path} was edited since the run began: {said}{more}; put back what it was, and for other settings begin a new "
-            f"run, from these weights with --start.run {path.parent}"
+            f"run, from these weights with --model.base {path.parent}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,17 @@ def environment(machine: Machine) -> dict[str, Any]:
         "waiting": busy_waiting.policy(),
         "machine": asdict(machine),
     }
+
+
+def run_and_step(place: str) -> tuple[Path, int | None]:
+    """The run, and the step, that a place means: a run's folder, of whose checkpoints the newest is meant (None), or the folder of
+    one of them, RUN/checkpoints/step-00000100.
+    """
+    path = Path(place)
+    named = re.fullmatch(r"step-(\d{8,18})", path.name)
+    if named and path.parent.name == "checkpoints":
+        return path.parent.parent, int(named[1])
+    return path, None
 
 
 class RunFolder:

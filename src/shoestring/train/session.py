@@ -17,6 +17,7 @@ from shoestring.sync.transport.base import PeerLost
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.base import is_native, kept_of, with_frozen
+from shoestring.train.base_optimizer import take_optimizer
 from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import read_decisions, write_decisions
@@ -29,7 +30,6 @@ from shoestring.train.old_text import gain_and_forgetting, old_evaluator, replay
 from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
 from shoestring.train.speed import Speed
-from shoestring.train.starting import begin_from, require_start
 from shoestring.train.stopping import StopRequest
 
 log = logging.getLogger(__name__)
@@ -60,11 +60,9 @@ def resolve(
 
     expected: seconds that the run is planned to take, where its budget has none: neither measuring nor compiling is to take
     much of them. None there: as long as it takes.
-    Raises: UsageError where the device is not here, or the run to start from does not fit.
+    Raises: UsageError where the device is not here.
     """
     require_device(config.execution)
-    if config.start.run:
-        require_start(config.start, config.model, dataset)
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
     if not config.model.base:  # a base has room for more tokens than its tokenizer, often
@@ -175,7 +173,7 @@ def require_same_text(fingerprint: str, dataset: Dataset, config: RunConfig) -> 
     if fingerprint != dataset.fingerprint:
         raise ShoestringError(
             f"the corpus {config.data.corpora} or the tokenizer is not what this run began with: it cannot go on exactly; "
-            "--data.corpus PATH says where the same text is, and --start.run RUN begins a new run from its weights"
+            "--data.corpus PATH says where the same text is, and --model.base RUN begins a new run from its weights"
         )
 
 
@@ -201,8 +199,8 @@ class Session:
         self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
             self.parts: Parts = self._assemble(participation.rank)
-            if config.start.run:
-                log.info(begin_from(config.start, self.parts, dataset))
+            if config.train.base_optimizer:
+                log.info(take_optimizer(config.model.base, self.parts))
             joined = participation.join(config, self.parts, ledger)
         self.worker, self.company, self.joined = joined.worker, joined.company, joined
         self.checkpoints = joined.checkpoints or folder.checkpoints

@@ -11,7 +11,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.method import method
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import fold_edits
-from shoestring.train.run_folder import RUN, RunFolder
+from shoestring.train.run_folder import RUN, RunFolder, run_and_step
 from shoestring.train.trained import Trained, load_trained
 
 
@@ -23,16 +23,17 @@ from shoestring.train.trained import Trained, load_trained
     cost="reads the checkpoint once",
 )
 class RunOpener:
-    """A run's folder.
+    """A run's folder, or that of one of its checkpoints.
 
-    The model of its newest checkpoint, with its edits applied.
+    The model of that or of the newest checkpoint, with its edits applied.
     """
 
     def accepts(self, place: str) -> bool:
-        return Path(place).is_dir() and RUN.begun(Path(place))
+        path, _ = run_and_step(place)
+        return Path(place).is_dir() and RUN.begun(path)
 
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
-        trained = load_trained(Path(place))
+        trained = load_trained(*run_and_step(place))
         if dtype is not None:
             trained.model.to(dtype)
         edits = [one.name for one in trained.applied]
@@ -60,6 +61,6 @@ def _bases(trained: Trained) -> list[RunConfig]:
     """The configurations of the runs that a run is based on, the nearest first."""
     found, place = list[RunConfig](), trained.config.model.base
     while place and RunOpener().accepts(place):
-        found.append(RunFolder.open(Path(place)).read_config())
+        found.append(RunFolder.open(run_and_step(place)[0]).read_config())
         place = found[-1].model.base
     return found
