@@ -9,7 +9,9 @@ slice, so that neither reading data nor compiling nor a half step at the edge of
 of its two slices; the median of the rounds' ratios is told, and the range that holds 95 % of medians of resampled rounds.
 Machines change their speed by the minute: runs made one after the other differ by more than what is looked for here.
 
-The losses of the two runs are compared where both are known: the same code paths give the same bits.
+Then both train --same-tokens tokens by the same plain way of computing, and the weights of their last checkpoints are
+compared: the same code paths give the same bits. The losses of lines would not tell: each is the mean since the line
+before, and when a line is written hangs on the clock.
 """
 
 import argparse
@@ -21,11 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from shoestring import atomic
 from shoestring.budget.machine import probe
@@ -35,6 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SIZES = {"layers": 6, "width": 256, "heads": 4, "context": 256}
 SHAPE = [*(f"--model.{name}={size}" for name, size in SIZES.items()), "--data.vocabulary=4096", "--train.batch=16"]
 """Of the model and its batch, unless other flags say otherwise: a plan for so many tokens would choose a large one."""
+PLAIN = ("compile=none", "precision=float32", "attention=flash", "loss=plain", "threads=1")
+"""How both compute where their bits are compared: nothing is measured and chosen."""
 BEGUN = 3
 """Lines that a run has written before it is measured."""
 
@@ -111,6 +118,20 @@ def begin(code: Path, folder: Path, words: Sequence[str]) -> Run:
     return run
 
 
+def same_weights(codes: Mapping[str, Path], scratch: Path, words: Sequence[str]) -> bool:
+    """Whether both codes train to the same bits. words: of `shoestring train`."""
+    found = list[dict[str, torch.Tensor]]()
+    for name, code in codes.items():
+        folder = scratch / f"same-{name}"
+        plain = [f"--execution.{setting}" for setting in PLAIN]
+        command = [sys.executable, "-m", "shoestring", "train", "--out", str(folder), *words, *plain]
+        env = {**os.environ, "PYTHONPATH": str(code / "src")}
+        subprocess.run(command, cwd=scratch, env=env, check=True, stdout=subprocess.DEVNULL)
+        found.append(load_file(max((folder / "checkpoints").iterdir()) / "model.safetensors"))
+    ours, theirs = found
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
     """That which holds 95 % of the medians of resampled rounds."""
     draw = random.Random(0)
@@ -123,6 +144,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--commit", required=True, help="the other code")
     parser.add_argument("--rounds", type=int, default=24, help="slices of each, default 24")
     parser.add_argument("--slice", type=float, default=5.0, help="seconds of a slice, default 5")
+    parser.add_argument("--same-tokens", type=int, default=100_000, help="of the runs whose weights are compared")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every figure there")
     options, more = parser.parse_known_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the runs, that lead sessions of their own
@@ -136,16 +158,18 @@ def main(words: Sequence[str]) -> None:
             for number in range(options.rounds):
                 for name in list(runs)[:: 1 if number % 2 else -1]:
                     rates[name].append(runs[name].slice(options.slice))
-            losses = [{line["step"]: line["loss"] for line in run.written()} for run in runs.values()]
         finally:
             for run in runs.values():
                 run.end()
-    same = [losses[0][step] == losses[1][step] for step in losses[0].keys() & losses[1].keys()]
+        fixed = [*SHAPE, "--budget", f"{options.same_tokens}tok", "--train.sample_tokens", "0", *more]
+        same = same_weights({"this": ROOT, "other": other}, Path(place), fixed)
     ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
     low, high = interval(ratios)
-    found = {"ratio": median(ratios), "low": low, "high": high, "same_losses": sum(same), "compared": len(same)}
+    found = {"ratio": median(ratios), "low": low, "high": high, "same_weights": same}
     print(f"this code makes {median(rates['this']):,.0f} tokens/s, {options.commit} {median(rates['other']):,.0f}")
-    print(f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}); {sum(same)} of {len(same)} losses are the same bits")
+    print(
+        f"ratio {found['ratio']:.3f} ({low:.3f} to {high:.3f}); the weights are {'' if same else 'not '}the same bits"
+    )
     if options.json:
         settings = {"commit": options.commit, "rounds": options.rounds, "slice": options.slice, "train": asked}
         everything = {"settings": settings, "environment": environment(probe()), **found, "tokens_per_second": rates}

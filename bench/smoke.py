@@ -69,7 +69,7 @@ TINY = (
 SMOKES = {
     "beside_commit": Smoke(
         "--commit HEAD --rounds 1 --slice 4 --model.layers=1 --model.width=64 --model.heads=2 --model.context=32 "
-        "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32",
+        "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32 --same-tokens 1000",
         _git,
     ),
     "architectures": Smoke(
