@@ -79,7 +79,7 @@ evidence-quick: $(READY)
 	$(BIN)/python bench/evidence.py --quick
 
 docs: $(READY)
-	$(BIN)/python -m shoestring.report.methods_table
+	$(BIN)/python -m shoestring.report.methods_page
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info src/shoestring/kernels/library .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from shoestring.method import methods
-from shoestring.report.methods_table import methods_page
+from shoestring.report.methods_page import methods_page
 
 ROOT = Path(__file__).parent.parent.parent
 

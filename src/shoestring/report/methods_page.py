@@ -1,6 +1,6 @@
-"""The table of methods, in Markdown: what each method's source claims, and what was measured of it here.
+"""The page of methods, in Markdown: what each method's source claims, and what was measured of it here.
 
-python -m shoestring.report.methods_table            # writes docs/methods.md from the cards and evidence/
+python -m shoestring.report.methods_page            # writes docs/methods.md from the cards and evidence/
 """
 
 import argparse
@@ -159,17 +159,17 @@ def read_evidence(evidence: Path, cards: Sequence[Card]) -> list[Measured]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands, in a cell of a table; code between backticks stays code."""
+    """Text that Markdown shows as it stands; code between backticks stays code."""
     parts = text.replace("\n", " ").split("`")
     if len(parts) % 2 == 0:  # a backtick without its fellow
         parts = ["\\`".join(parts)]
     for place in range(0, len(parts), 2):
         parts[place] = re.sub(r"([*\[\]<~$]|(?<!\w)_|_(?!\w))", r"\\\1", parts[place])
-    return "`".join(parts).replace("|", "\\|")
+    return "`".join(parts)
 
 
 def _code(text: str) -> str:
-    return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"
+    return "`" + text.replace("`", "'").replace("\n", " ") + "`"
 
 
 def paper(text: str) -> str:
@@ -208,8 +208,8 @@ def _result(measured: Measured, key: str | None, link: str, notes: Notes) -> str
     return f"{arm}[{word} {_plain(rival)}]({link}/{measured.folder}/){numbers}, {pairs}{beside}{note}"
 
 
-def _of(card: Card, evidence: Sequence[Measured], link: str, notes: Notes) -> str:
-    """What was measured of a method, a line for each comparison."""
+def _of(card: Card, evidence: Sequence[Measured], link: str, notes: Notes) -> list[str]:
+    """What was measured of a method, a line for each comparison; none where nothing was."""
     slot = (card.engine, card.kind, card.name)
     lines = [_result(one, key, link, notes) for one in evidence for key, new in one.new.items() if new == slot]
     lines += [
@@ -220,7 +220,20 @@ def _of(card: Card, evidence: Sequence[Measured], link: str, notes: Notes) -> st
     bases = dict.fromkeys(one.folder for one in evidence if slot in one.base.values())
     if bases:
         lines.append("the base of " + ", ".join(f"[{_plain(name)}]({link}/{name}/)" for name in bases))
-    return "<br>".join(lines) or "not measured yet"
+    return lines
+
+
+def _entry(card: Card, found: Sequence[str]) -> str:
+    """A method as a heading and a list. found: what was measured of it."""
+    lines = [f"### {_code(card.name)}", ""]
+    if card.paper:
+        lines.append(f"- source: {paper(card.paper)}")
+    lines += [f"- claim: {_plain(card.claim)}", f"- cost: {_plain(card.cost)}"]
+    if len(found) > 1:
+        lines += ["- measured:", *(f"    - {one}" for one in found)]
+    else:
+        lines.append(f"- measured: {found[0] if found else 'not yet'}")
+    return "\n".join([*lines, ""])
 
 
 _OPENING = """\
@@ -231,27 +244,26 @@ held-out loss in nats per token, less that of the base, so below zero is better;
 seeds that were paired, at the budget that every run had. The link leads to the arms, the runs and the machine: what
 paid at that scale need not pay at another. 'No difference shown' says that these runs could not tell the two apart.
 
-Written by `python -m shoestring.report.methods_table` from the cards and the evidence; not to be edited by hand.
+Written by `python -m shoestring.report.methods_page` from the cards and the evidence; not to be edited by hand.
 """
 
 
 def methods_page(cards: Sequence[Card], evidence: Path, link: str = "../evidence") -> str:
-    """The table of methods as Markdown; the same cards and evidence always give the same text.
+    """The page of methods as Markdown; the same cards and evidence always give the same text.
 
     evidence: the folder of comparison folders. link: where that folder lies as seen from the page.
     Raises: UsageError when `evidence` is no folder; ShoestringError when one of its files is missing or damaged.
     """
     measured = read_evidence(evidence, cards)
     notes = read_notes(evidence, measured, cards)
-    parts = [_OPENING]
+    parts, table = list[str](), ["| kind | methods | measured |", "| --- | --- | --- |"]
     for (engine, kind), group in groupby(cards, key=lambda card: (card.engine, card.kind)):
-        parts.append(f"## {engine}{f': {kind}' if kind else ''}\n")
-        parts.append("| method | paper | its source claims | cost | measured here |\n| --- | --- | --- | --- | --- |")
-        for card in group:
-            cells = [_code(card.name), paper(card.paper) or quantities.NONE, _plain(card.claim), _plain(card.cost),
-                     _of(card, measured, link, notes)]  # fmt: skip
-            parts.append(f"| {' | '.join(cells)} |")
-        parts.append("")
+        title = f"{engine}{f': {kind}' if kind else ''}"
+        found = [(card, _of(card, measured, link, notes)) for card in group]
+        anchor = re.sub(r"[^a-z0-9_ -]", "", title.lower()).replace(" ", "-")
+        table.append(f"| [{title}](#{anchor}) | {len(found)} | {sum(bool(lines) for _, lines in found)} |")
+        parts += [f"## {title}\n", *(_entry(card, lines) for card, lines in found)]
+    parts = [_OPENING, *table, "", *parts]
     rest = [one for one in measured if not one.new]
     if rest:
         parts.append("## Settings\n\nComparisons of the same methods, set differently.\n")
@@ -263,7 +275,7 @@ def methods_page(cards: Sequence[Card], evidence: Path, link: str = "../evidence
 def main(words: Sequence[str] | None = None) -> int:
     """Write the page. Returns the exit status; a failure is one line on standard error."""
     parser = argparse.ArgumentParser(
-        prog="python -m shoestring.report.methods_table", description="Write docs/methods.md."
+        prog="python -m shoestring.report.methods_page", description="Write docs/methods.md."
     )
     parser.add_argument("--evidence", type=Path, default=Path("evidence"), help="the folder of comparison folders")
     parser.add_argument("--out", type=Path, default=Path("docs/methods.md"), help="the page to write")
