@@ -55,8 +55,9 @@ from shoestring.schedule.wsd import WSD
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
-from shoestring.train.execution import prepare_blocks, settle
+from shoestring.train.execution import prepare_blocks
 from shoestring.train.run_folder import environment
+from shoestring.train.settling import settle
 from shoestring.train.step import Stepper
 
 CONFIDENCE = 0.95

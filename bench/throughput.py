@@ -46,8 +46,8 @@ from shoestring.model.transformer import Transformer
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
-from shoestring.train.execution import settle
 from shoestring.train.run_folder import environment
+from shoestring.train.settling import settle
 
 
 def configure(options: argparse.Namespace, machine: Machine, vocabulary: int, cache: Path) -> RunConfig:

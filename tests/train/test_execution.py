@@ -6,15 +6,18 @@ import pytest
 from shoestring.budget.machine import Machine, timed
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
-from shoestring.train import execution
+from shoestring.train import settling
 from shoestring.train.config import ExecutionConfig
+from shoestring.train.execution import require_device
+from shoestring.train.settling import Execution
+from shoestring.train.step_timings import Allowance, NoTimeLeft, StepBench, with_changes
 
 MACHINE = Machine("cpu", "a processor", 2, 2**34, (), {"float32": 1e11, "bfloat16": 4e11}, 1e10)
 MODEL = ModelConfig(1, 16, 2, vocabulary=64, context=16)
 
 
-def settle(cache: Path, seconds: float | None, config: ExecutionConfig | None = None) -> execution.Execution:
-    return execution.settle(config or ExecutionConfig(), MODEL, rows=2, seconds=seconds, machine=MACHINE, cache=cache)
+def settle(cache: Path, seconds: float | None, config: ExecutionConfig | None = None) -> Execution:
+    return settling.settle(config or ExecutionConfig(), MODEL, rows=2, seconds=seconds, machine=MACHINE, cache=cache)
 
 
 @pytest.fixture
@@ -26,8 +29,8 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def block(self: object, config: ExecutionConfig) -> float:
         return told[f"{config.precision} {config.compile} {config.attention}"]
 
-    monkeypatch.setattr(execution._Bench, "_block", block)
-    monkeypatch.setattr(execution._Bench, "_loss", lambda self, config: len(config.loss))
+    monkeypatch.setattr(StepBench, "_block", block)
+    monkeypatch.setattr(StepBench, "_loss", lambda self, config: len(config.loss))
     return told
 
 
@@ -57,7 +60,7 @@ def test_the_output_layer_weighs_in_on_the_precision(
 ) -> None:
     timings["float32 none flash"] = 1.5  # the block alone says float32
     costs = {"float32": 4.0, "bfloat16": 1.0}
-    monkeypatch.setattr(execution._Bench, "_loss", lambda self, config: costs[config.precision])
+    monkeypatch.setattr(StepBench, "_loss", lambda self, config: costs[config.precision])
     assert settle(tmp_path, 60).config.precision == "bfloat16"
 
 
@@ -76,8 +79,8 @@ def test_a_failing_compiler_is_said_aloud(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise RuntimeError("no compiler")
         return 1.0
 
-    monkeypatch.setattr(execution._Bench, "_block", block)
-    monkeypatch.setattr(execution._Bench, "_loss", lambda self, config: 1.0)
+    monkeypatch.setattr(StepBench, "_block", block)
+    monkeypatch.setattr(StepBench, "_loss", lambda self, config: 1.0)
     found = settle(tmp_path, None)
     assert found.config.compile == "none"
     assert any("NOT compiled" in reason and "no compiler" in reason for reason in found.reasons)
@@ -85,7 +88,7 @@ def test_a_failing_compiler_is_said_aloud(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_what_is_given_is_not_decided(tmp_path: Path) -> None:
     given = ExecutionConfig("cpu", "float32", "none", "flash", "plain", 1)
-    assert settle(tmp_path, None, given) == execution.Execution(given, ())
+    assert settle(tmp_path, None, given) == Execution(given, ())
 
 
 def test_it_really_measures(tmp_path: Path) -> None:
@@ -114,8 +117,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock.now += 5.0
         return 1.0 if config.precision == "bfloat16" else 2.0
 
-    monkeypatch.setattr(execution._Bench, "_block", timed)
-    monkeypatch.setattr(execution._Bench, "_loss", timed)
+    monkeypatch.setattr(StepBench, "_block", timed)
+    monkeypatch.setattr(StepBench, "_loss", timed)
     return clock
 
 
@@ -126,9 +129,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_measuring_keeps_to_its_allowance_and_says_what_it_left_out(
     slow: Clock, tmp_path: Path, allowed: float, spent: float, said: str
 ) -> None:
-    config, allowance = ExecutionConfig(compile="none"), execution.Allowance(allowed, slow)
+    config, allowance = ExecutionConfig(compile="none"), Allowance(allowed, slow)
     words = {"rows": 2, "seconds": 10 * allowed, "machine": MACHINE, "cache": tmp_path}
-    found = execution.settle(config, MODEL, allowance=allowance, **words)  # type: ignore[arg-type]
+    found = settling.settle(config, MODEL, allowance=allowance, **words)  # type: ignore[arg-type]
     assert slow.now == spent
     assert any(said in reason for reason in found.reasons)
     assert "auto" not in vars(found.config).values()
@@ -139,8 +142,8 @@ def test_measuring_keeps_to_its_allowance_and_says_what_it_left_out(
     ("seconds", "left", "allowed"), [(100.0, 90.0, 10.0), (100.0, 6.0, 3.0), (100.0, -2.0, 0.0), (None, None, math.inf)]
 )
 def test_measuring_is_allowed_a_share_of_the_budget(seconds: float | None, left: float | None, allowed: float) -> None:
-    assert execution.Allowance.share(seconds, left).seconds == allowed
-    assert execution.Allowance.share(seconds, left, used=1e6).seconds == (0.0 if seconds else math.inf)
+    assert Allowance.share(seconds, left).seconds == allowed
+    assert Allowance.share(seconds, left, used=1e6).seconds == (0.0 if seconds else math.inf)
 
 
 def test_a_first_compile_takes_a_longer_budget_beside_other_processes(
@@ -163,9 +166,9 @@ def test_a_slow_call_is_not_repeated() -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    execution.require_device(ExecutionConfig(device="auto"))
+    require_device(ExecutionConfig(device="auto"))
     with pytest.raises(UsageError, match="torch finds no GPU here"):
-        execution.require_device(ExecutionConfig(device="cuda"))
+        require_device(ExecutionConfig(device="cuda"))
 
 
 @pytest.mark.parametrize("given", [ExecutionConfig(), ExecutionConfig(compile="blocks")], ids=["open", "compiled"])
@@ -175,10 +178,10 @@ def test_no_time_left_in_the_midst_of_the_compiled_way_is_no_failure(
     """A block that is compiled may be timed whatever is left, and its output layer then finds no time."""
 
     def loss(self: object, config: ExecutionConfig) -> float:
-        raise execution._NoTimeLeft
+        raise NoTimeLeft
 
-    monkeypatch.setattr(execution._Bench, "loss", loss)
-    monkeypatch.setattr(execution, "_settle_loss", lambda config, bench, reasons: execution._with(config, loss="plain"))
+    monkeypatch.setattr(StepBench, "loss", loss)
+    monkeypatch.setattr(settling, "_settle_loss", lambda config, bench, reasons: with_changes(config, loss="plain"))
     found = settle(tmp_path, None, given)
     assert found.config.compile == ("blocks" if given.compile == "blocks" else "none")
     assert "NOT measured" in found.reasons[0]

@@ -20,8 +20,8 @@ from shoestring.contract.objective import At
 from shoestring.train import loop as loop_module
 from shoestring.train.config import TrainConfig
 from shoestring.train.evaluate import Heldout
-from shoestring.train.execution import Execution
 from shoestring.train.loop import Loop, NothingTrained
+from shoestring.train.settling import Execution
 from shoestring.train.speed import Speed
 from shoestring.train.step import StepResult
 from shoestring.train.vote import Vote

@@ -16,7 +16,7 @@ from shoestring.launch.request import TrainingRequest, tried
 from shoestring.plan.pace import Pace
 from shoestring.train import session, trial
 from shoestring.train.config import RunConfig
-from shoestring.train.execution import Execution
+from shoestring.train.settling import Execution
 from shoestring.train.trial import allowed, try_out
 from tests.train.command import TINY
 

@@ -2,7 +2,7 @@
 
 torch's CPU flash kernel is slow in its backward pass, bfloat16 above all. Written out as matrix products and a softmax,
 and compiled, the same attention took about half its time in a one-off timing at 256 tokens; a run's own measurement
-(`train/execution.py`) decides whether it is used. The first half of the queries
+(`train/settling.py`) decides whether it is used. The first half of the queries
 never meets the second half of the keys, which saves a quarter of the square.
 """
 

@@ -22,14 +22,16 @@ from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
-from shoestring.train.execution import Allowance, compiles, require_device, settle
+from shoestring.train.execution import compiles, require_device
 from shoestring.train.health import Diverged
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
 from shoestring.train.old_text import gain_and_forgetting, old_evaluator, replayed_domains
 from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import JsonLines, RunFolder, environment
+from shoestring.train.settling import settle
 from shoestring.train.speed import Speed
+from shoestring.train.step_timings import Allowance
 from shoestring.train.stopping import StopRequest
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from shoestring.plan.sizes import flops_per_token
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator
-from shoestring.train.execution import Allowance
 from shoestring.train.session import resolve
+from shoestring.train.step_timings import Allowance
 
 TRIAL = account("trial", "steps that are timed before a run, and thrown away")
 
