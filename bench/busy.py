@@ -71,7 +71,8 @@ def child(options: argparse.Namespace) -> None:
     from shoestring.model.config import ModelConfig
     from shoestring.train.allocator import keep_freed_memory
     from shoestring.train.assembly import assemble
-    from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
+    from shoestring.train.config import RunConfig
+    from shoestring.train.sections import ExecutionConfig, TrainConfig
 
     keep_freed_memory()
     if options.child == "shoestring":

@@ -54,9 +54,10 @@ from shoestring.schedule.warmup import with_warmup
 from shoestring.schedule.wsd import WSD
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
-from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
+from shoestring.train.config import RunConfig
 from shoestring.train.execution import prepare_blocks
 from shoestring.train.run_folder import environment
+from shoestring.train.sections import ExecutionConfig, TrainConfig
 from shoestring.train.settling import settle
 from shoestring.train.step import Stepper
 

@@ -43,7 +43,8 @@ from shoestring.sync.rendezvous.joining import join, leave
 from shoestring.sync.transport.base import Transport
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
-from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
+from shoestring.train.config import RunConfig
+from shoestring.train.sections import ExecutionConfig, TrainConfig
 
 PATIENCE = 120.0
 

@@ -45,8 +45,9 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.assembly import Parts, assemble
-from shoestring.train.config import ExecutionConfig, RunConfig, TrainConfig
+from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import environment
+from shoestring.train.sections import ExecutionConfig, TrainConfig
 from shoestring.train.settling import settle
 
 

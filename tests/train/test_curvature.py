@@ -19,9 +19,9 @@ from shoestring.model import ModelConfig, Transformer
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.next_token import NextToken
 from shoestring.optim.curvature import LogitsCurvature
-from shoestring.train.config import ExecutionConfig
 from shoestring.train.curvature import curvature_of
 from shoestring.train.execution import prepare_blocks
+from shoestring.train.sections import ExecutionConfig
 from tests.flop_counting import CPU_ATTENTION
 
 SIZES = {"layers": 2, "width": 32, "heads": 4, "vocabulary": 50, "context": 24}

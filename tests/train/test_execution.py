@@ -7,8 +7,8 @@ from shoestring.budget.machine import Machine, timed
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.train import settling
-from shoestring.train.config import ExecutionConfig
 from shoestring.train.execution import require_device
+from shoestring.train.sections import ExecutionConfig
 from shoestring.train.settling import Execution
 from shoestring.train.step_timings import Allowance, NoTimeLeft, StepBench, with_changes
 

@@ -8,7 +8,8 @@ import pytest
 from shoestring.config import build
 from shoestring.data import DataConfig, Dataset, TokenStore, byte_tokenizer
 from shoestring.train.closing import sample_prompt
-from shoestring.train.config import RunConfig, TrainConfig
+from shoestring.train.config import RunConfig
+from shoestring.train.sections import TrainConfig
 
 
 def dataset(*heldout: str) -> Dataset:

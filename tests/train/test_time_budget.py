@@ -18,9 +18,9 @@ from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import MODEL, Ledger, Totals
 from shoestring.contract.objective import At
 from shoestring.train import loop as loop_module
-from shoestring.train.config import TrainConfig
 from shoestring.train.evaluate import Heldout
 from shoestring.train.loop import Loop, NothingTrained
+from shoestring.train.sections import TrainConfig
 from shoestring.train.settling import Execution
 from shoestring.train.speed import Speed
 from shoestring.train.step import StepResult

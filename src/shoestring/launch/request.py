@@ -29,9 +29,10 @@ from shoestring.plan.planner import Plan, paces_for, plan
 from shoestring.plan.runs_table import text_key
 from shoestring.plan.sizes import flops_per_token
 from shoestring.train.base import with_base
-from shoestring.train.config import PIPELINE_EXECUTION, RunConfig
+from shoestring.train.config import RunConfig
 from shoestring.train.execution import require_device
 from shoestring.train.run_folder import RunFolder
+from shoestring.train.sections import PIPELINE_EXECUTION
 from shoestring.train.trial import allowed, try_out
 
 DEFAULT_BUDGET = "2m"

@@ -10,7 +10,7 @@ from torch import nn
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.objective.cross_entropy import CrossEntropy, Fused, plain
-from shoestring.train.config import ExecutionConfig
+from shoestring.train.sections import ExecutionConfig
 
 
 def require_device(config: ExecutionConfig) -> None:

@@ -15,9 +15,9 @@ from shoestring.data.windows import BatchSource
 from shoestring.errors import ShoestringError
 from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.company import Company, Worker
-from shoestring.train.config import TrainConfig
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
+from shoestring.train.sections import TrainConfig
 from shoestring.train.speed import Speed
 from shoestring.train.stopping import StopRequest
 from shoestring.train.vote import Vote

@@ -25,7 +25,7 @@ from shoestring.model.chunked import LONGEST
 from shoestring.model.config import ModelConfig
 from shoestring.plan.pace import seconds_per_token
 from shoestring.plan.sizes import flops_per_token
-from shoestring.train.config import ExecutionConfig
+from shoestring.train.sections import ExecutionConfig
 from shoestring.train.step_timings import Allowance, NoTimeLeft, StepBench, StepTimings, with_changes
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from shoestring.json_files import is_number, read_json
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.plan import rules
-from shoestring.train.config import ExecutionConfig
 from shoestring.train.execution import compiles, cross_entropy, prepare_blocks
 from shoestring.train.precision import autocast
+from shoestring.train.sections import ExecutionConfig
 
 EACH = 0.3
 """Seconds for which a way of computing is timed."""
