@@ -1,7 +1,8 @@
 """`shoestring data`: a corpus curated: what is dropped and why, what it cost, and what is kept as a corpus of its own."""
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +23,11 @@ from shoestring.data.curation.account import Account
 from shoestring.data.curation.curate import Curated, curate
 from shoestring.data.curation.documents import CorpusSource, open_documents
 from shoestring.data.curation.written import card, write
+from shoestring.data.phrases import find_phrases
 from shoestring.data.synthesis.synthesise import SYNTHESIS, synthesise, write_synthesised
 from shoestring.errors import UsageError, did_you_mean
 
-TEXT = ("text_field", "encoding", "invalid")
+TEXT = ("text_field", "encoding", "invalid", "control_field")
 """The keys of [data] that say how text is read."""
 
 PURPOSES = """\
@@ -44,7 +46,10 @@ corpus: `shoestring train --data.corpus FOLDER`. Without --out nothing is writte
 --synthesis wrap --synthesis.author PLACE has a model that was tuned to answer tell what is kept anew. FOLDER is then what it wrote,
 each text beside its passage; train on both, each as a [[data.source]].
 
+--find PHRASE only tells how often a phrase stands in CORPUS, and where; it may be given several times.
+
 --data.text_field, --data.encoding and --data.invalid say how text is read: what is no text is refused, replaced or skipped.
+--data.control_field FIELD writes a document's field before and after its text, as control codes.
 """
 
 CURATION = PickList("curation", ("data",))
@@ -73,8 +78,16 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=seconds_above_zero, metavar="N", help="how long it may take (default: any time)"
     )
+    parser.add_argument(
+        "--find",
+        action="append",
+        metavar="PHRASE",
+        help="say how often a phrase stands in CORPUS, and where; do nothing else",
+    )
     add_json_flag(parser, "the data card")
     found, configuration = parser.read_with_configuration(words)
+    if found.find:
+        return _find(found, overrides(configuration))
     request = _request(found.corpus, overrides(configuration), dedup=found.dedup)
     if found.format not in ("jsonl", "parquet"):
         raise UsageError(f"--format {found.format}: {did_you_mean(found.format, ('jsonl', 'parquet'))}")
@@ -108,6 +121,23 @@ def run(words: Sequence[str]) -> int:
     _tell(screen, curated, account.taken, out)
     if found.json:
         print_json({**described, "seconds": account.taken, "peak_memory": peak_memory(), "out": out and str(out)})
+    return 0
+
+
+def _find(found: Namespace, given: Tree) -> int:
+    """Look for phrases, with nothing curated. Raises: UsageError where more is asked for."""
+    if found.out or found.dedup or found.keep_dropped or set(given) - {"data"}:
+        raise UsageError("--find only looks: leave --filter, --dedup, --synthesis, --out and --keep-dropped out")
+    request, screen = _request(found.corpus, given, dedup=False), Screen(soft_wrap=True, stderr=found.json)
+    with shown_on(screen, before=""):
+        told = find_phrases(open_corpus(found.corpus, request.data.text).documents(), found.find)
+    if found.json:
+        print_json({"corpus": found.corpus, "phrases": [asdict(one) for one in told]})
+        return 0
+    for one in told:
+        screen.print(f"'{one.phrase}': {one.times:,} times in {one.documents:,} documents")
+        for number, around in one.places:
+            screen.print(f"  document {number:,}: {around}")
     return 0
 
 

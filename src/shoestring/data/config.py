@@ -36,6 +36,7 @@ class TextOptions:
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"
+    control_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SourceConfig:
     text_field: as data.text_field.
     encoding: as data.encoding.
     invalid: as data.invalid.
+    control_field: as data.control_field.
     """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -54,6 +56,7 @@ class SourceConfig:
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"
+    control_field: str = ""
 
 
 def _sources(value: Any) -> Any:
@@ -86,6 +89,8 @@ class DataConfig:
     encoding: of text files and JSON lines, by its Python name; 'auto' heeds a byte order mark, and is UTF-8 without one.
     invalid: what is done with bytes that are no text, all of them counted: 'refuse' the file (a folder leaves it out),
     'replace' each by U+FFFD, or 'skip' the line or document.
+    control_field: a field or column whose value is written before and after the text ('[genre: letter]'), so that text of its kind
+    can be asked for; '': none.
     documents: path of an index of documents (`data.subset.write_index`), the only ones read; None: all.
     rows: how documents are laid in rows, each apart from the others, in place of windows; None: windows, as packing says.
     length: how long the rows of a step are, as the budget is spent; None: always model.context.
@@ -108,6 +113,7 @@ class DataConfig:
     text_field: str = "text"
     encoding: str = "auto"
     invalid: Invalid = "refuse"
+    control_field: str = ""
     documents: str | None = None
     rows: Annotated[Choice, Pick("data", "packing")] | None = None
     length: Annotated[Choice, Pick("data", "length")] | None = None
@@ -161,7 +167,7 @@ class DataConfig:
 
     def of_source(self, source: SourceConfig) -> "DataConfig":
         """The configuration of one source alone."""
-        own = {key: getattr(source, key) for key in ("corpus", "text_field", "encoding", "invalid")}
+        own = {key: getattr(source, key) for key in ("corpus", "text_field", "encoding", "invalid", "control_field")}
         return replace(self, source=None, mixture=None, **own)
 
     def mixture_of(self, domains: Sequence[Domain]) -> Mixture:
@@ -182,4 +188,4 @@ class DataConfig:
     @property
     def text(self) -> TextOptions:
         """The options that the reading of text heeds."""
-        return TextOptions(self.text_field, self.encoding, self.invalid)
+        return TextOptions(self.text_field, self.encoding, self.invalid, self.control_field)

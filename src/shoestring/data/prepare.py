@@ -83,7 +83,7 @@ def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache
     """The folder of a tokenizer that is trained on a like sample of every source."""
     corpora = [open_corpus(source.corpus, config.of_source(source).text) for source in sources]
     shaped = config.vocabulary, PATTERN, SAMPLE, config.heldout, VERSION
-    read = [str((source.text_field, source.encoding, source.invalid)) for source in sources]
+    read = [str(_reading(source)) for source in sources]
     key = _key("bpe of sources", *shaped, *(corpus.stamp() for corpus in corpora), *read)
     folder = cache / "tokenizers" / key
     try:
@@ -102,12 +102,16 @@ def _shared_tokenizer(config: DataConfig, sources: Sequence[SourceConfig], cache
     return folder
 
 
+def _reading(options: DataConfig | SourceConfig) -> tuple[str, ...]:
+    """How text is read, as a key of the cache has it: what was not there yet is no part of it where it is not used."""
+    controls = (options.control_field,) if options.control_field else ()
+    return (options.text_field, options.encoding, options.invalid, *controls)
+
+
 def _prepare(config: DataConfig, cache: Path) -> Dataset:
     corpus = open_corpus(config.corpus, config.text)
     ready, shape = _tokenizer(config)
-    request = _key(
-        corpus.stamp(), absolute_corpus(config.corpus), config.text_field, config.encoding, config.invalid, shape
-    )
+    request = _key(corpus.stamp(), absolute_corpus(config.corpus), *_reading(config), shape)
     index = cache / "index" / f"{request}.json"
     known = _indexed(index)
     if known and (cache / "tokens" / known / MANIFEST).exists():

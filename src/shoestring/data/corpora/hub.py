@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shoestring.data.config import TextOptions
+from shoestring.data.control_codes import controlled
 from shoestring.data.corpus import stamp_files
 from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
@@ -41,6 +42,11 @@ class Hub:
         if self.rows.features[text_field].dtype not in ("string", "large_string"):
             raise UsageError(f"hf:{where}: column '{text_field}' is not text")
 
+        control = text.control_field
+        if control and control not in self.rows.column_names:
+            near = did_you_mean(control, self.rows.column_names)
+            raise UsageError(f"hf:{where} has no column '{control}' (data.control_field): {near}")
+
     def stamp(self) -> str:
         return stamp_files(Path(file["filename"]) for file in self.rows.cache_files)
 
@@ -52,11 +58,15 @@ class Hub:
     def _values(self, reading: TextReading) -> Iterator[str | None]:
         import pyarrow
 
-        number, field = 0, self.text.text_field
-        for table in self.rows.select_columns([field]).with_format("arrow").iter(batch_size=ROWS):
-            for value in table.column(field).cast(pyarrow.large_binary()).to_pylist():
+        number, field, control = 0, self.text.text_field, self.text.control_field
+        columns = [field, *([control] if control else [])]
+        for table in self.rows.select_columns(columns).with_format("arrow").iter(batch_size=ROWS):
+            values = table.column(field).cast(pyarrow.large_binary()).to_pylist()
+            codes = table.column(control).to_pylist() if control else [None] * len(values)
+            for value, code in zip(values, codes, strict=True):
                 number += 1
-                yield None if value is None else reading.value(value, self.where, f"row {number:,}")
+                document = None if value is None else reading.value(value, self.where, f"row {number:,}")
+                yield document and controlled(document, control, code, f"{self.where}, row {number:,}")
 
 
 def _load(name: str, configuration: str | None) -> Any:

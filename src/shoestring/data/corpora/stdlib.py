@@ -27,7 +27,7 @@ class PythonStdlib:
 
     Left out: tests, installed packages, files that are not UTF-8 (test data of lib2to3), and the build's own settings
     (`_sysconfigdata*` and `config-*`), which differ from one machine to the next. Its
-    encoding is known, so that `text` is not heeded. The text is another with every
+    encoding is known, so that of `text` nothing is heeded. The text is another with every
     version of Python, so compare figures within one. Raises: UsageError where the library is not on disk as source.
     """
 
@@ -37,6 +37,10 @@ class PythonStdlib:
     def __init__(self, where: str, text: TextOptions) -> None:
         if where:
             raise UsageError(f"'python-stdlib' takes nothing after its name, not ':{where}'")
+        if text.control_field:
+            raise UsageError(
+                f"'python-stdlib' is plain text, which has no field '{text.control_field}' (data.control_field)"
+            )
         folder = Path(sysconfig.get_path("stdlib"))
         self.paths = [path for path in walk(folder, LEFT_OUT) if path.suffix == ".py" and not _of_the_build(path)]
         if not self.paths:

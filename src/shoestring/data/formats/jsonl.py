@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoestring.data.control_codes import controlled
 from shoestring.data.opening import opened
 from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
@@ -46,4 +47,7 @@ def _document(line: str, reading: TextReading, path: Path, where: str) -> str | 
         return None
     if not isinstance(value, str):
         raise UsageError(f"{path}, {where}: field '{field}' is not text")
-    return reading.value(value, path, where)
+    document, control = reading.value(value, path, where), reading.options.control_field
+    if control and control not in row:
+        raise UsageError(f"{path}, {where}: no field '{control}' (data.control_field): {did_you_mean(control, row)}")
+    return document and controlled(document, control, row.get(control), f"{path}, {where}")

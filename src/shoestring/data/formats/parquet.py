@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoestring.data.control_codes import controlled
 from shoestring.data.reading import TextReading
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import method
@@ -15,7 +16,7 @@ ROWS = 256
     "data",
     kind="format",
     name="parquet",
-    claim="a row is a document; only the text column is read",
+    claim="a row is a document; the text column alone is read, and that of control codes",
     cost="256 rows in memory, beside pyarrow's page of the column",
 )
 def parquet(path: Path, reading: TextReading) -> Iterator[str]:
@@ -38,12 +39,19 @@ def parquet(path: Path, reading: TextReading) -> Iterator[str]:
             kind = schema.field(name).type
             if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
                 raise UsageError(f"{path}: column '{name}' is {kind}, not text")
-            for batch in file.iter_batches(batch_size=ROWS, columns=[name]):
+            control = reading.options.control_field
+            if control and schema.names.count(control) != 1:
+                raise UsageError(
+                    f"{path}: no one column '{control}' (data.control_field): {did_you_mean(control, schema.names)}"
+                )
+            for batch in file.iter_batches(batch_size=ROWS, columns=[name, *([control] if control else [])]):
                 # Parquet does not vouch for its text: as bytes, it is decoded here
-                for value in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
+                values = batch.column(name).cast(pyarrow.large_binary()).to_pylist()
+                codes = batch.column(control).to_pylist() if control else [None] * len(values)
+                for value, code in zip(values, codes, strict=True):
                     number += 1
                     document = None if value is None else reading.value(value, path, f"row {number:,}")
                     if document is not None:
-                        yield document
+                        yield controlled(document, control, code, f"{path}, row {number:,}")
     except (OSError, pyarrow.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {str(error).partition(chr(10))[0]}") from None

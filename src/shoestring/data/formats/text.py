@@ -6,6 +6,7 @@ from pathlib import Path
 from shoestring.data.opening import opened
 from shoestring.data.passages import PASSAGE, passages
 from shoestring.data.reading import TextReading
+from shoestring.errors import UsageError
 from shoestring.method import Count, method
 
 
@@ -25,6 +26,11 @@ def text(path: Path, reading: TextReading, *, passage: Count = PASSAGE) -> Itera
     passage: the most characters of a document.
     Raises: NotText before anything is yielded, so that a folder can leave the whole file out.
     """
+    if reading.options.control_field:
+        raise UsageError(
+            f"{path} is plain text, which has no field '{reading.options.control_field}' (data.control_field): "
+            "give .jsonl or .parquet"
+        )
     if reading.options.invalid == "refuse":
         with opened(path) as file:
             for _ in reading.text(file, path):
