@@ -9,7 +9,7 @@ import torch
 
 from shoestring.budget.charge import NOTHING
 from shoestring.contract.batch import Batch, Inputs
-from shoestring.data.meters.attention_heads import AttentionHeads, AttentionReading, GrokkingAlarm
+from shoestring.data.meters.attention_heads import AttentionMeter, AttentionReading, GrokkingAlarm
 from shoestring.data.meters.zero_sum import ZeroSum, deceleration, destructive_interference
 from shoestring.data.selection import projection_gradients, row_losses
 from shoestring.errors import UsageError
@@ -103,7 +103,7 @@ def test_heads_are_compared_as_by_hand() -> None:
         torch.nn.init.normal_(parameter, std=0.5)
     values = torch.randint(20, (3, 6))
     batch = Batch(Inputs(values), values.roll(-1, dims=1))
-    meter = AttentionHeads(batch.split(2))
+    meter = AttentionMeter(batch.split(2))
     reading = meter.look(model)
     cosines, entropies = [], []
     for layer in _heads(model, batch):

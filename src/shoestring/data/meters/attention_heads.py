@@ -43,7 +43,7 @@ class AttentionReading(NamedTuple):
     "arithmetic",
     cost="a forward pass over the held rows a look, whose attention is worked out twice; told with it",
 )
-class AttentionHeads:
+class AttentionMeter:
     """Cosine similarity between heads, and the standard deviation of their entropies.
 
         similarity = mean over layers, texts and pairs of heads of <A_i, A_j> / (|A_i| |A_j|),   A_i [T, T] a head's attention, flat
@@ -52,7 +52,7 @@ class AttentionHeads:
     The first place attends to itself alone, whatever the head, and has no part in an entropy. The abstract names the two figures;
     how they are averaged is worked out here, as the paper's text could not be read.
 
-    meter = AttentionHeads(batch.split(8)); reading = meter.look(model), every now and then in a loop of your own. Attention that is
+    meter = AttentionMeter(batch.split(8)); reading = meter.look(model), every now and then in a loop of your own. Attention that is
     not torch's scaled_dot_product_attention cannot be seen.
 
     parts: rows to look at, the same each time, in micro-batches.
