@@ -117,3 +117,13 @@ def state_bytes(block: nn.Module, dtype: torch.dtype) -> int:
     """Bytes that a cache holds of one row, however long it is."""
     own: Any = getattr(block.token_mixer, "state_bytes", None)
     return 0 if own is None else int(own(dtype))
+
+
+def token_bytes(block: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that a cache holds of one token of a row."""
+    mixer: Any = block.token_mixer
+    own: Any = getattr(mixer, "token_bytes", None)
+    if own is not None:
+        return int(own(dtype))
+    shape = mixer.cache_shape()
+    return 0 if shape is None else int(2 * shape.heads * shape.head_width * dtype.itemsize)

@@ -22,7 +22,7 @@ from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
 from shoestring.model.span import Where
-from shoestring.model.stack import Stack, state_bytes
+from shoestring.model.stack import Stack, state_bytes, token_bytes
 
 
 class Transformer(Blocks):
@@ -284,7 +284,7 @@ class Transformer(Blocks):
         """The state of one layer, or None."""
         mixer: Any = block.token_mixer
         if block.recurrent:
-            return mixer.new_cache(rows, self.dtype, self.device)
+            return mixer.new_cache(rows, room, self.dtype, self.device)
         shape = mixer.cache_shape()
         return None if shape is None else contiguous_layer(shape, rows, room, self.dtype, self.device)
 
@@ -340,8 +340,7 @@ class Transformer(Blocks):
     @cached_property
     def _layer_bytes(self) -> list[int]:
         """Bytes that a cache holds of one token, of each layer."""
-        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
-        each = [0 if s is None else 2 * s.heads * s.head_width * self.dtype.itemsize for s in shapes]
+        each = [token_bytes(block, self.dtype) for block in self.blocks]
         copies = [1] * len(each) if self.stack is None else self.stack.copies()
         return [one * count for one, count in zip(each, copies, strict=True)]
 
