@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4},
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
+    "infllm_v2": {"block": 2, "window_blocks": 2, "top_blocks": 1, "dense_length": 5},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}

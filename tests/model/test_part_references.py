@@ -18,6 +18,7 @@ from shoestring.model.rotary import Rotary, rotate
 from shoestring.model.routers.sinkhorn import Sinkhorn
 from shoestring.model.routing import Routing
 from shoestring.model.span import Where
+from tests.model.sparse_references import SPARSE
 
 WIDTH, HEADS, HEAD, LENGTH = 12, 2, 8, 11
 
@@ -201,7 +202,10 @@ TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "gated_delta": (gated_delta, {"chunk": 4}),
     "grouped_differential": (grouped_differential, {}),
     "lact": (lact, {"chunk": 4, "rate": 0.5}),
+    **SPARSE,
 }
+SHARED_KEYS = {"grouped_differential", "infllm_v2"}
+"""Mixers whose heads share keys here."""
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),
     "polynorm": (polynorm, {}),
@@ -227,7 +231,7 @@ def test_token_mixers(card: Any) -> None:
         return
     reference, options = TOKEN_MIXERS[card.name]
     torch.manual_seed(3)
-    groups = 1 if card.name == "grouped_differential" else HEADS
+    groups = 1 if card.name in SHARED_KEYS else HEADS
     mixer = Choice.of("model", card.name, kind="token mixer", **options).build(WIDTH, HEADS, groups, HEAD)
     if hasattr(mixer, "placed"):
         mixer.double().placed(Place(1, 4, 32))

@@ -1,13 +1,39 @@
 """The running state of a token mixer: a few tensors of each row, however long it is."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from shoestring.contract.cache import PackedPass, Pass
 from shoestring.errors import UsageError
+
+
+def require_order(coming: Pass | PackedPass) -> None:
+    """Raises: UsageError for a pass that does not read the tokens of each row one after the other."""
+    if isinstance(coming, PackedPass):
+        raise UsageError("a layer with a state of its own cannot read rows packed in one: give one sequence a row")
+    if coming.mask is not None:
+        raise UsageError(
+            "a layer with a state of its own reads tokens in order: it takes no mask, and so no tree of drafts"
+        )
+
+
+class Together(NamedTuple):
+    """Rows of a pass that can be computed at once. rows: which. held: tokens of each from before. new: that are added."""
+
+    rows: slice
+    held: int
+    new: int
+
+
+def together(coming: Pass) -> list[Together]:
+    """The rows of a pass that have any new token: all at once where they are alike, else one by one."""
+    if coming.uniform:
+        return [Together(slice(None), coming.longest, coming.length)]
+    each = enumerate(zip(coming.held, coming.new, strict=True))
+    return [Together(slice(row, row + 1), held, new) for row, (held, new) in each if new]
 
 
 class RecurrentState:
@@ -30,10 +56,7 @@ class RecurrentState:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def begin(self, coming: Pass) -> None:
-        if isinstance(coming, PackedPass):
-            raise UsageError("a running state cannot read rows packed in one: give one sequence a row")
-        if coming.mask is not None:
-            raise UsageError("a running state reads tokens in order: it takes no mask, and so no tree of drafts")
+        require_order(coming)
         self._coming, self._real = coming, None
         self.fresh = coming.longest == 0
         if min(coming.new) < coming.length:

@@ -1,0 +1,59 @@
+"""Slow references of attention that sees some keys, one query and head at a time."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoestring.model.rotary import Rotary, rotate
+
+Reference = Callable[[Any, Tensor], Tensor]
+
+
+def heads_of(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, Hq, D], k and v [T, Hk, D]: projected, normed, turned."""
+    length, each = len(x), mixer.head_width
+    q, k, v = (x @ mixer.qkv.weight.T).view(length, -1, each).split(mixer.split, 1)
+    tables = Rotary(each, length, 10000.0).double()(0, length)
+
+    def normed(part: Tensor, norm: Any) -> Tensor:
+        return norm.weight * part / (part.square().mean(-1, keepdim=True) + norm.epsilon).sqrt()
+
+    q, k = (rotate(normed(part, norm)[None], *tables)[0] for part, norm in ((q, mixer.query_norm), (k, mixer.key_norm)))
+    return q, k, v
+
+
+def answer(query: Tensor, keys: Tensor, values: Tensor, seen: list[int]) -> Tensor:
+    """Softmax attention of one query to the keys at these places."""
+    return (keys[seen] @ query / math.sqrt(len(query))).softmax(0) @ values[seen]
+
+
+def infllm_v2(mixer: Any, x: Tensor) -> Tensor:
+    q, k, v = heads_of(mixer, x)
+    heads, shared = mixer.split[0], mixer.split[1]
+    group, size, rows = heads // shared, mixer.block, []
+    for t in range(len(x)):
+        answers, own = [], t // size
+        for h in range(heads):
+            g = h // group
+            blocks = list(range(own + 1))
+            if t >= mixer.dense:
+                means = torch.stack([k[j * size : (j + 1) * size, g].mean(0) for j in range(own)])
+                shares = sum(
+                    (means @ q[t, other] / math.sqrt(q.shape[-1])).softmax(0)
+                    for other in range(g * group, (g + 1) * group)
+                )
+                forced = [j for j in blocks if j < mixer.first or j > own - mixer.window]
+                others = sorted((j for j in blocks if j not in forced), key=lambda j: -float(shares[j]))
+                blocks = forced + others[: mixer.seen - len(forced)]
+            seen = [s for j in sorted(blocks) for s in range(j * size, (j + 1) * size) if s <= t]
+            answers.append(answer(q[t, h], k[:, g], v[:, g], seen))
+        rows.append(mixer.output.weight @ torch.cat(answers))
+    return torch.stack(rows)
+
+
+SPARSE: dict[str, tuple[Reference, dict[str, Any]]] = {
+    "infllm_v2": (infllm_v2, {"block": 2, "first_blocks": 1, "window_blocks": 2, "top_blocks": 1, "dense_length": 3}),
+}
