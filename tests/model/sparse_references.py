@@ -54,6 +54,34 @@ def infllm_v2(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def dense(mixer: Any, x: Tensor) -> Tensor:
+    q, k, v = heads_of(mixer, x)
+    group = mixer.split[0] // mixer.split[1]
+    rows = []
+    for t in range(len(x)):
+        seen = list(range(t + 1))
+        answers = [answer(q[t, h], k[:, h // group], v[:, h // group], seen) for h in range(mixer.split[0])]
+        rows.append(mixer.output.weight @ torch.cat(answers))
+    return torch.stack(rows)
+
+
+def mosa(mixer: Any, x: Tensor) -> Tensor:
+    """As while training."""
+    y, length, each = dense(mixer, x), len(x), mixer.head_width
+    tables = Rotary(each, length, 10000.0).double()(0, length)
+    for h in range(mixer.sparse_heads):
+        scores = x @ mixer.router.weight[h]
+        best = sorted(range(length), key=lambda t: -float(scores[t].detach()))
+        taken = sorted(best[: math.ceil(mixer.share * length)])
+        q, k, v = (x @ mixer.sparse_qkv.weight[h].T).split(each, -1)
+        q, k = (rotate(part[None, :, None], *tables)[0, :, 0] for part in (q, k))
+        for t in taken:
+            a = answer(q[t], k, v, [s for s in taken if s <= t])
+            y = y.index_add(0, torch.tensor([t]), scores[t].sigmoid() * (mixer.sparse_output.weight[h] @ a)[None])
+    return y
+
+
 SPARSE: dict[str, tuple[Reference, dict[str, Any]]] = {
     "infllm_v2": (infllm_v2, {"block": 2, "first_blocks": 1, "window_blocks": 2, "top_blocks": 1, "dense_length": 3}),
+    "mosa": (mosa, {"sparse_heads": 3, "share": 0.3}),
 }

@@ -28,10 +28,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
     "infllm_v2": {"block": 2, "window_blocks": 2, "top_blocks": 1, "dense_length": 5},
+    "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
-"""Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
+BY_THE_TEXT = {"mosa", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+"""Parts whose operations or state depend on the text: without a backward pass the cost is the most they can be."""
 
 
 def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -185,7 +186,10 @@ def test_what_a_cache_holds_is_what_the_cost_says(name: str) -> None:
     model = made(name)
     cost, weights = model.cost(Shape(2, 0, 24)), sum(p.nbytes for p in model.state_dict().values())
     state = sum(getattr(layer, "nbytes", 0) for layer in model.new_cache(2, 24).layers)
-    assert cost.held - weights == state
+    if name in BY_THE_TEXT:
+        assert cost.held - weights >= state
+    else:
+        assert cost.held - weights == state
 
 
 def test_the_plan_counts_what_the_model_has(name: str) -> None:

@@ -55,7 +55,7 @@ class PooledKeyValues:
         return type(self)(self._keys[rows], self._values[rows], self._means[rows])
 
     def crop(self, lengths: Sequence[int]) -> None:
-        """Nothing to do: what follows a row's length is not seen, and is written over, as is the mean of a block that is not full."""
+        """Nothing to do: what follows a row's length is not seen and is written over, as is the mean of a block not full."""
 
     def snapshot(self) -> Any:
         """Nothing, as above."""

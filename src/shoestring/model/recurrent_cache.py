@@ -93,8 +93,8 @@ class RecurrentState:
         self.tensors = {name: tensor.clone() for name, tensor in snapshot.items()}
 
 
-class Repeated:
-    """The states of a layer that is gone through several times, one for each."""
+class Several:
+    """Several states of one layer: one for each time that it is gone through, or of different kinds."""
 
     def __init__(self, each: Sequence[Any]) -> None:
         self.each = list(each)
@@ -109,12 +109,12 @@ class Repeated:
 
     def begin(self, coming: Pass) -> None:
         if isinstance(coming, PackedPass):
-            raise UsageError("layers that are repeated cannot read rows packed in one: give one sequence a row")
+            raise UsageError("a layer with several states cannot read rows packed in one: give one sequence a row")
         for one in self.each:
             one.begin(coming)
 
-    def take(self, rows: Tensor) -> "Repeated":
-        return Repeated([one.take(rows) for one in self.each])
+    def take(self, rows: Tensor) -> "Several":
+        return Several([one.take(rows) for one in self.each])
 
     def crop(self, lengths: Sequence[int]) -> None:
         for one in self.each:

@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
 from shoestring.method import method
-from shoestring.model.recurrent_cache import Repeated
+from shoestring.model.recurrent_cache import Several
 from shoestring.model.span import Inner, Span, Where
 
 
@@ -71,7 +71,7 @@ class LoopSpan(Span):
 
     def new_cache(self, make: Callable[[], Any]) -> Any:
         each = [make() for _ in range(self.times)]
-        return None if each[0] is None else Repeated(each)
+        return None if each[0] is None else Several(each)
 
     def caches_held(self) -> int:
         return self.times
