@@ -41,7 +41,7 @@ def infllm_v2(mixer: Any, x: Tensor) -> Tensor:
             blocks = list(range(own + 1))
             if t >= mixer.dense:
                 means = torch.stack([k[j * size : (j + 1) * size, g].mean(0) for j in range(own)])
-                shares = sum(
+                shares: Any = sum(
                     (means @ q[t, other] / math.sqrt(q.shape[-1])).softmax(0)
                     for other in range(g * group, (g + 1) * group)
                 )
@@ -81,7 +81,22 @@ def mosa(mixer: Any, x: Tensor) -> Tensor:
     return y
 
 
+def s2_attention(mixer: Any, x: Tensor) -> Tensor:
+    q, k, v = heads_of(mixer, x)
+    group, size, rows = mixer.split[0] // mixer.split[1], mixer.block, []
+    for t in range(len(x)):
+        answers = []
+        for h in range(mixer.split[0]):
+            g = h // group
+            near = [s for s in range(t + 1) if t // size - s // size < mixer.window]
+            far = [s for s in range(t + 1) if (s // size) % mixer.stride == g % mixer.stride and s not in near]
+            answers.append(answer(q[t, h], k[:, g], v[:, g], near + far))
+        rows.append(mixer.output.weight @ torch.cat(answers))
+    return torch.stack(rows)
+
+
 SPARSE: dict[str, tuple[Reference, dict[str, Any]]] = {
     "infllm_v2": (infllm_v2, {"block": 2, "first_blocks": 1, "window_blocks": 2, "top_blocks": 1, "dense_length": 3}),
+    "s2_attention": (s2_attention, {"block": 2, "window_blocks": 2, "stride": 2}),
     "mosa": (mosa, {"sparse_heads": 3, "share": 0.3}),
 }

@@ -64,6 +64,12 @@ class RecurrentState:
             self._real = torch.arange(coming.length, device=coming.device) < new[:, None]
 
     @property
+    def coming(self) -> Pass:
+        """The pass that was begun."""
+        assert self._coming is not None
+        return self._coming
+
+    @property
     def real(self) -> Tensor | None:
         """[B, T] bool, which places of the pass are tokens and not padding; None: all."""
         return self._real
