@@ -95,8 +95,31 @@ def s2_attention(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def lavo(mixer: Any, x: Tensor) -> Tensor:
+    length, each, size, basis = len(x), mixer.head_width, mixer.window, mixer.basis
+    q, k, v = (x @ mixer.qkv.weight.T).view(length, -1, each).split(mixer.split, 1)
+    tables = Rotary(each, length, 10000.0).double()(0, length)
+    turned, local = (rotate(part[None], *tables)[0] for part in (q, k))
+    heads, shared = mixer.split[0], mixer.split[1]
+    _, to_keys, to_values = mixer.qkv.weight.split([count * each for count in mixer.split])
+    rows = []
+    for t in range(length):
+        start, answers = t // size * size, []
+        slots = [] if not start else [(b @ x[:start].mean(0)) * b for b in basis]
+        for h in range(heads):
+            g = h * shared // heads
+            own = slice(g * each, (g + 1) * each)
+            scores = [local[s, g] @ turned[t, h] for s in range(start, t + 1)]
+            scores += [to_keys[own] @ slot @ q[t, h] for slot in slots]
+            values = [v[s, g] for s in range(start, t + 1)] + [to_values[own] @ slot for slot in slots]
+            answers.append((torch.stack(scores) / math.sqrt(each)).softmax(0) @ torch.stack(values))
+        rows.append(mixer.output.weight @ torch.cat(answers))
+    return torch.stack(rows)
+
+
 SPARSE: dict[str, tuple[Reference, dict[str, Any]]] = {
     "infllm_v2": (infllm_v2, {"block": 2, "first_blocks": 1, "window_blocks": 2, "top_blocks": 1, "dense_length": 3}),
     "s2_attention": (s2_attention, {"block": 2, "window_blocks": 2, "stride": 2}),
+    "lavo": (lavo, {"window": 3, "directions": 5}),
     "mosa": (mosa, {"sparse_heads": 3, "share": 0.3}),
 }

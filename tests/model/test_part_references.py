@@ -204,7 +204,7 @@ TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "lact": (lact, {"chunk": 4, "rate": 0.5}),
     **SPARSE,
 }
-SHARED_KEYS = {"grouped_differential", "infllm_v2", "mosa"}
+SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "mosa"}
 """Mixers whose heads share keys here."""
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),

@@ -14,6 +14,7 @@ from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.documents import by_document
 from shoestring.model.recurrent import Kept, OwnState
 from shoestring.model.recurrent_cache import RecurrentState, together
+from shoestring.model.tiles import tile_count, tiled
 
 
 class Shards(NamedTuple):
@@ -126,20 +127,13 @@ class ShardedAttention(OwnState, AttentionHeads):
 
     def _attend(self, q: Tensor, read: Shards, past: int) -> Tensor:
         """[B, Hq, T, D]. q: at places past, past + 1 ..."""
-        size, new, keys = self.block, q.shape[2], read.k.shape[1]
-        count, before = read.k.shape[2], past % size
-        if count == 1:  # all within a block: nothing is filled up
-            tiles = q.unflatten(1, (keys, -1))[:, :, None]  # [B, Hk, 1, G, T, D]
-            at = torch.arange(past, past + new, device=q.device)[None]
-        else:
-            filled = F.pad(q, (0, 0, before, count * size - before - new)).unflatten(1, (keys, -1))
-            tiles = filled.unflatten(3, (count, size)).transpose(2, 3)
-            at = (torch.arange(count * size, device=q.device) + past - before).unflatten(0, (count, size))
+        size, new = self.block, q.shape[2]
+        cut = tiled(q / math.sqrt(q.shape[-1]), past, size, read.k.shape[1])
+        tiles, at = cut.queries, cut.at
         own = at[:, :1] // size  # [n, 1]
         near = (own - self.window + 1) * size + torch.arange(self.window * size, device=q.device)  # [n, L C]
         far = self.places(-(-(past + new) // size), q.device) // size  # the block of each place, [Hk, S]
         wide = torch.promote_types(q.dtype, torch.float32)
-        tiles = tiles / math.sqrt(q.shape[-1])
         flat = tiles.flatten(3, 4)  # [B, Hk, n, G c, D]
         close = (flat @ read.k.transpose(-1, -2)).to(wide).unflatten(3, tiles.shape[3:5])
         distant = (flat.flatten(2, 3) @ read.far_k.transpose(-1, -2)).to(wide).unflatten(2, tiles.shape[2:5])
@@ -149,8 +143,7 @@ class ShardedAttention(OwnState, AttentionHeads):
         shares, others = shares.split((close.shape[-1], distant.shape[-1]), -1)
         found = (shares.flatten(3, 4) @ read.v).unflatten(3, tiles.shape[3:5])
         found = found + (others.flatten(2, 4) @ read.far_v).unflatten(2, tiles.shape[2:5])
-        found = found.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-        return found if count == 1 else found[:, :, before : before + new]
+        return cut.untiled(found, past)
 
     def _go_on(self, q: Tensor, k: Tensor, v: Tensor, cache: ShardedState, rows: slice, held: int) -> Tensor:
         """[b, Hq, new, D] of some rows, which hold as many tokens. The new ones are taken in."""
@@ -193,8 +186,7 @@ class ShardedAttention(OwnState, AttentionHeads):
         projected, back = self.projections(shape, inputs)
         if not shape.new:
             return projected
-        last = -(-(shape.past + shape.new) // self.block)
-        count = last - shape.past // self.block
-        queries = shape.new if count == 1 else count * self.block
+        count, each = tile_count(shape.past, shape.new, self.block)
+        queries, last = count * each, -(-(shape.past + shape.new) // self.block)
         keys = (self.window + -(-last // self.stride)) * self.block
         return projected + (3 if back else 1) * 4 * shape.rows * self.heads * queries * keys * self.head_width
