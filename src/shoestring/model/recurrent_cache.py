@@ -99,6 +99,49 @@ class RecurrentState:
         self.tensors = {name: tensor.clone() for name, tensor in snapshot.items()}
 
 
+class TokenMemory:
+    """One vector of every token, [B, room, width], at the place of its position."""
+
+    rewindable = True
+
+    def __init__(self, held: Tensor) -> None:
+        self._held = held
+        self._coming: Pass | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self._held.nbytes
+
+    def begin(self, coming: Pass | PackedPass) -> None:
+        require_order(coming)
+        assert isinstance(coming, Pass)
+        self._coming = coming
+
+    def append(self, new: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Take in new [B, T, width]. Returns all that is held [B, S, width], and who sees what, as `KeyValues.append` has it."""
+        assert self._coming is not None
+        for rows, held, count in together(self._coming):
+            self._held[rows, held : held + count] = new[rows, :count]
+        return self._held[:, : self._coming.end].to(new.dtype), self._visible()
+
+    def _visible(self) -> Tensor | None:
+        assert self._coming is not None
+        seen = self._coming.visible
+        return None if seen is None else seen[..., : self._held.shape[1]]
+
+    def take(self, rows: Tensor) -> Self:
+        return type(self)(self._held[rows])
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Nothing to do: what follows a row's length is not seen, and is written over."""
+
+    def snapshot(self) -> Any:
+        """Nothing: what is held of the tokens up to a length does not change when more are read."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Nothing, as above."""
+
+
 class Several:
     """Several states of one layer: one for each time that it is gone through, or of different kinds."""
 

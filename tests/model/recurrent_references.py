@@ -1,0 +1,43 @@
+"""Slow references of mixers with a running state, one token at a time."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Reference = Callable[[Any, Tensor], Tensor]
+
+
+def layer_norm(norm: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.epsilon)
+
+
+def sha_rnn(mixer: Any, x: Tensor) -> Tensor:
+    size = mixer.inner
+    cell = torch.nn.LSTMCell(x.shape[1], size).double()
+    with torch.no_grad():
+        cell.weight_ih.copy_(mixer.input.weight)
+        cell.weight_hh.copy_(mixer.again.weight)
+        cell.bias_ih.copy_(mixer.input.bias)
+        cell.bias_hh.zero_()
+    h, c = torch.zeros(2, 1, size, dtype=x.dtype)
+    memory: list[Tensor] = []
+    rows = []
+    a_q, a_k, a_v = mixer.gains
+    for token in x:
+        h, c = cell(token[None], (h, c))
+        memory.append(layer_norm(mixer.memory_norm, h[0]))
+        z = layer_norm(mixer.middle_norm, h[0])
+        q = a_q.sigmoid() * layer_norm(mixer.query_norm, mixer.query.weight @ z + mixer.query.bias)
+        scores = torch.stack([(a_k.sigmoid() * m) @ q for m in memory]) / math.sqrt(size)
+        attended = sum(share * a_v * m for share, m in zip(scores.softmax(0), memory, strict=True))
+        rows.append(mixer.output.weight @ (z + attended))
+    return torch.stack(rows)
+
+
+RECURRENT: dict[str, tuple[Reference, dict[str, Any]]] = {
+    "sha_rnn": (sha_rnn, {"attention": True, "inner": 7}),
+}
