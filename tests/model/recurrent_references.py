@@ -38,6 +38,26 @@ def sha_rnn(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def srwm(mixer: Any, x: Tensor) -> Tensor:
+    """Each of the four parts of the matrix by itself."""
+    d, heads, rows = mixer.head_width, mixer.heads, []
+    parts = [list(mixer.start[h].split([d, d, d, 4])) for h in range(heads)]
+    for token in x:
+        answers, given = [], (mixer.input.weight @ token).view(heads, d)
+        for h in range(heads):
+            phi = given[h].softmax(0)
+            y, k, q, beta = (part @ phi for part in parts[h])
+            key, query = k.softmax(0), q.softmax(0)
+            parts[h] = [
+                part + beta[n].sigmoid() * torch.outer(part @ query - part @ key, key)
+                for n, part in enumerate(parts[h])
+            ]
+            answers.append(y)
+        rows.append(mixer.output.weight @ torch.cat(answers))
+    return torch.stack(rows)
+
+
 RECURRENT: dict[str, tuple[Reference, dict[str, Any]]] = {
     "sha_rnn": (sha_rnn, {"attention": True, "inner": 7}),
+    "srwm": (srwm, {"chunk": 4}),
 }

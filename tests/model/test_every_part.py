@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s2_attention": {"block": 2, "window_blocks": 2, "stride": 2},
     "lavo": {"window": 3, "directions": 5},
     "sha_rnn": {"attention": True, "inner": 12},
+    "srwm": {"chunk": 4},
     "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
