@@ -57,7 +57,26 @@ def srwm(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def long_convolution(mixer: Any, x: Tensor) -> Tensor:
+    inner, taps = mixer.inner, mixer.length
+    squashed = mixer.kernel.sign() * (mixer.kernel.abs() - mixer.squash).clamp_min(0)
+    kernel = torch.stack([squashed[:, max(0, j - mixer.smooth) : j + mixer.smooth + 1].mean(1) for j in range(taps)], 1)
+    seen: list[Tensor] = []
+    products: list[Tensor] = []
+    rows = []
+    for token in x:
+        seen.append(mixer.input.weight @ token)
+        mixed = sum((mixer.taps[:, 2 - back] * seen[-1 - back] for back in range(min(3, len(seen)))), torch.zeros(()))
+        q, k, v = mixed.split(inner)
+        products.append(k * v)
+        reach = range(min(taps, len(products)))
+        found = sum((kernel[:, j] * products[-1 - j] for j in reach), torch.zeros(()))
+        rows.append(mixer.output.weight @ (q * (found + mixer.skip * products[-1])))
+    return torch.stack(rows)
+
+
 RECURRENT: dict[str, tuple[Reference, dict[str, Any]]] = {
     "sha_rnn": (sha_rnn, {"attention": True, "inner": 7}),
+    "long_convolution": (long_convolution, {"length": 7, "squash": 0.1, "smooth": 1, "by": "monarch"}),
     "srwm": (srwm, {"chunk": 4}),
 }

@@ -32,6 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lavo": {"window": 3, "directions": 5},
     "sha_rnn": {"attention": True, "inner": 12},
     "srwm": {"chunk": 4},
+    "long_convolution": {"length": 7, "smooth": 1},
     "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
@@ -63,6 +64,8 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
         "running states of some tokens",
         {"token_mixer": {"name": "gated_delta", "chunk": 4}, "span": [{"at": "1", "name": "mixture_of_depths"}]},
     )
+    by_products = {"name": "long_convolution", "length": 30, "by": "monarch"}
+    yield "a convolution by matrix products", {"pattern": [{"at": "::2", "token_mixer": by_products}]}
     yield "rotary tables of two kinds", {"pattern": [{"at": "1", "heads": 1, "token_mixer": {"rope_theta": 100.0}}]}
 
 
