@@ -117,9 +117,35 @@ def lavo(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def fixed_point(mixer: Any, x: Tensor) -> Tensor:
+    """Each token until its own answer stays."""
+    length, each, heads = len(x), mixer.head_width, mixer.split[0]
+    _, k, v = heads_of(mixer, x)
+    cos, sin = Rotary(each, length, 10000.0).double()(0, length)
+    to_queries, output = mixer.qkv.weight[: heads * each], mixer.output.weight
+    rows = []
+    for t in range(length):
+
+        def asked(token: Tensor, t: int = t) -> Tensor:
+            q = (to_queries @ token).view(heads, each)
+            q = mixer.query_norm.weight * q / (q.square().mean(-1, keepdim=True) + mixer.query_norm.epsilon).sqrt()
+            q = rotate(q[None, None], cos[t : t + 1], sin[t : t + 1])[0, 0]
+            seen, group = list(range(t + 1)), heads // mixer.split[1]
+            return torch.cat([answer(q[h], k[:, h // group], v[:, h // group], seen) for h in range(heads)])
+
+        z = asked(x[t])
+        for _ in range(mixer.most - 1):
+            before, z = z, asked(x[t] + output @ z)
+            if (z - before).norm() <= mixer.tolerance * before.norm():
+                break
+        rows.append(output @ asked(x[t] + output @ z))
+    return torch.stack(rows)
+
+
 SPARSE: dict[str, tuple[Reference, dict[str, Any]]] = {
     "infllm_v2": (infllm_v2, {"block": 2, "first_blocks": 1, "window_blocks": 2, "top_blocks": 1, "dense_length": 3}),
     "s2_attention": (s2_attention, {"block": 2, "window_blocks": 2, "stride": 2}),
     "lavo": (lavo, {"window": 3, "directions": 5}),
+    "fixed_point": (fixed_point, {"tolerance": 0.05, "most": 6}),
     "mosa": (mosa, {"sparse_heads": 3, "share": 0.3}),
 }

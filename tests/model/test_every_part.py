@@ -33,10 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sha_rnn": {"attention": True, "inner": 12},
     "srwm": {"chunk": 4},
     "long_convolution": {"length": 7, "smooth": 1},
+    "fixed_point": {"tolerance": 0.1, "most": 3},
     "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"mosa", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+BY_THE_TEXT = {"fixed_point", "mosa", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
 """Parts whose operations or state depend on the text: without a backward pass the cost is the most they can be."""
 
 

@@ -212,7 +212,7 @@ TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     **SPARSE,
     **RECURRENT,
 }
-SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "mosa"}
+SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "fixed_point", "mosa"}
 """Mixers whose heads share keys here."""
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),
