@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "srwm": {"chunk": 4},
     "long_convolution": {"length": 7, "smooth": 1},
     "fixed_point": {"tolerance": 0.1, "most": 3},
+    "recurrent_memory": {"segment": 4, "memory": 2},
     "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""

@@ -69,9 +69,9 @@ class LoopSpan(Span):
         # from the second on, what comes in takes a gradient
         return without + inner(shape, first) + (self.through - 1) * inner(shape, True)
 
-    def new_cache(self, make: Callable[[], Any]) -> Any:
+    def new_cache(self, make: Callable[..., Any]) -> Any:
         each = [make() for _ in range(self.times)]
         return None if each[0] is None else Several(each)
 
-    def caches_held(self) -> int:
-        return self.times
+    def held(self, token: int, state: int, itemsize: int) -> tuple[int, int]:
+        return self.times * token, self.times * state
