@@ -46,7 +46,7 @@ def infllm_v2(mixer: Any, x: Tensor) -> Tensor:
                     for other in range(g * group, (g + 1) * group)
                 )
                 forced = [j for j in blocks if j < mixer.first or j > own - mixer.window]
-                others = sorted((j for j in blocks if j not in forced), key=lambda j: -float(shares[j]))
+                others = sorted((j for j in blocks if j not in forced), key=lambda j: -float(shares[j].detach()))
                 blocks = forced + others[: mixer.seen - len(forced)]
             seen = [s for j in sorted(blocks) for s in range(j * size, (j + 1) * size) if s <= t]
             answers.append(answer(q[t, h], k[:, g], v[:, g], seen))

@@ -14,11 +14,11 @@ from shoestring.method import Epsilon, NonNegative, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.cache import KeyValueShape, contiguous_layer
 from shoestring.model.recurrent import OwnState
-from shoestring.model.recurrent_cache import Several, require_order
+from shoestring.model.recurrent_cache import LayerStates, require_order
 from shoestring.model.rotary import rotate
 
 
-class HeldOnce(Several):
+class HeldOnce(LayerStates):
     """Keys and values that are asked several times in a pass, and so cannot lie in a cache that attends by itself."""
 
     def begin(self, coming: object) -> None:
@@ -76,7 +76,7 @@ class FixedPointAttention(OwnState, AttentionHeads):
         self.tolerance, self.most = tolerance, most
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: Several | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: LayerStates | None = None
     ) -> tuple[Tensor, Notes]:
         """(y [B, T, width], notes) of x. cos, sin: from `Rotary`. documents: [B, T]. cache: of `new_cache`."""
         raw, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)

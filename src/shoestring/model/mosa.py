@@ -16,7 +16,7 @@ from shoestring.method import Count, Epsilon, NonNegative, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.cache import KeyValueShape, contiguous_layer
 from shoestring.model.recurrent import OwnState
-from shoestring.model.recurrent_cache import RecurrentState, Several
+from shoestring.model.recurrent_cache import RecurrentState, LayerStates
 from shoestring.model.rotary import rotate
 from shoestring.model.routing import Gate
 from shoestring.model.stacked_linear import StackedLinear
@@ -85,7 +85,7 @@ class MixtureOfSparseAttention(OwnState, AttentionHeads):
         self.sparse_output = SilentStack(sparse_heads, head_width, width)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: Several | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: LayerStates | None = None
     ) -> tuple[Tensor, Notes]:
         """(y [B, T, width], notes) of x. cos, sin: from `Rotary`. documents: [B, T]. cache: of `new_cache`."""
         dense, sparse = (None, None) if cache is None else cache.each
@@ -173,12 +173,12 @@ class MixtureOfSparseAttention(OwnState, AttentionHeads):
         mask = torch.arange(k.shape[2], device=k.device) <= at[..., None]
         return k, v, mask
 
-    def new_cache(self, rows: int, room: int, dtype: torch.dtype, device: torch.device) -> Several:
+    def new_cache(self, rows: int, room: int, dtype: torch.dtype, device: torch.device) -> LayerStates:
         """The state of `rows` rows that have read nothing. That of the sparse heads grows as they take tokens."""
         dense = contiguous_layer(KeyValueShape(self.split[1], self.head_width), rows, room, dtype, device)
         none = torch.zeros(rows, self.sparse_heads, 0, self.head_width, dtype=dtype, device=device)
         counts = torch.zeros(rows, self.sparse_heads, dtype=torch.int64, device=device)
-        return Several([dense, RecurrentState({"keys": none, "values": none, "counts": counts})])
+        return LayerStates([dense, RecurrentState({"keys": none, "values": none, "counts": counts})])
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         return 8 * self.sparse_heads

@@ -142,8 +142,8 @@ class TokenMemory:
         """Nothing, as above."""
 
 
-class Several:
-    """Several states of one layer: one for each time that it is gone through, or of different kinds."""
+class LayerStates:
+    """LayerStates states of one layer: one for each time that it is gone through, or of different kinds."""
 
     def __init__(self, each: Sequence[Any]) -> None:
         self.each = list(each)
@@ -162,8 +162,8 @@ class Several:
         for one in self.each:
             one.begin(coming)
 
-    def take(self, rows: Tensor) -> "Several":
-        return Several([one.take(rows) for one in self.each])
+    def take(self, rows: Tensor) -> "LayerStates":
+        return LayerStates([one.take(rows) for one in self.each])
 
     def crop(self, lengths: Sequence[int]) -> None:
         for one in self.each:

@@ -43,7 +43,7 @@ class SegmentState:
         self.memory, self.segment = memory.clone(), ContiguousLayer(keys.clone(), values.clone())
 
 
-class Piece(NamedTuple):
+class SegmentPiece(NamedTuple):
     """A part of a pass. segments: whole ones, or 0 for a part of one. first, tokens: of the pass. place: in the segment."""
 
     segments: int

@@ -11,7 +11,7 @@ from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Whole, method
 from shoestring.model.layernorm import LayerNorm
 from shoestring.model.recurrent import Kept, RecurrentMixer
-from shoestring.model.recurrent_cache import RecurrentState, Several, TokenMemory
+from shoestring.model.recurrent_cache import RecurrentState, LayerStates, TokenMemory
 
 
 @method(
@@ -79,7 +79,7 @@ class SingleHeadedRNN(RecurrentMixer):
         self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: Any = None
     ) -> Tensor:
         """x [B, T, width] -> [B, T, width]. cos, sin: not read. documents: [B, T]. cache: of `new_cache`."""
-        state, memory = cache.each if isinstance(cache, Several) else (cache, None)
+        state, memory = cache.each if isinstance(cache, LayerStates) else (cache, None)
         h = self._lstm(self.input(x), documents, state)
         if not self.attention:
             return self.output(h)
@@ -133,7 +133,7 @@ class SingleHeadedRNN(RecurrentMixer):
         state = super().new_cache(rows, room, dtype, device)
         if not self.attention:
             return state
-        return Several([state, TokenMemory(torch.zeros(rows, room, self.inner, dtype=dtype, device=device))])
+        return LayerStates([state, TokenMemory(torch.zeros(rows, room, self.inner, dtype=dtype, device=device))])
 
     def token_bytes(self, dtype: torch.dtype) -> int:
         return self.inner * dtype.itemsize if self.attention else 0

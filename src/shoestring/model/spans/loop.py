@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
 from shoestring.method import method
-from shoestring.model.recurrent_cache import Several
+from shoestring.model.recurrent_cache import LayerStates
 from shoestring.model.span import Inner, Span, Where
 
 
@@ -71,7 +71,7 @@ class LoopSpan(Span):
 
     def new_cache(self, make: Callable[..., Any]) -> Any:
         each = [make() for _ in range(self.times)]
-        return None if each[0] is None else Several(each)
+        return None if each[0] is None else LayerStates(each)
 
     def held(self, token: int, state: int, itemsize: int) -> tuple[int, int]:
         return self.times * token, self.times * state

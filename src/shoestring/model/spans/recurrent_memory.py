@@ -17,7 +17,7 @@ from shoestring.method import method
 from shoestring.model.cache import ContiguousLayer
 from shoestring.model.documents import by_document
 from shoestring.model.recurrent_cache import together
-from shoestring.model.segments import Piece, Positions, SegmentState
+from shoestring.model.segments import SegmentPiece, Positions, SegmentState
 from shoestring.model.span import Inner, InnerLayers, Span, Where
 
 
@@ -160,14 +160,14 @@ class RecurrentMemory(Span):
                     cache.memory[rows] = new_memory.to(cache.memory.dtype)
         return found
 
-    def pieces(self, held: int, new: int) -> list[Piece]:
+    def pieces(self, held: int, new: int) -> list[SegmentPiece]:
         """How new tokens are read after those that are held: the rest of a segment, whole ones, and the beginning of one."""
-        size, found, first = self.segment, list[Piece](), 0
+        size, found, first = self.segment, list[SegmentPiece](), 0
         while first < new:
             place = (held + first) % size
             whole = (new - first) // size if not place else 0
             tokens = whole * size if whole else min(size - place, new - first)
-            found.append(Piece(whole, first, tokens, place))
+            found.append(SegmentPiece(whole, first, tokens, place))
             first += tokens
         return found
 
