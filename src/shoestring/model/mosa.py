@@ -16,7 +16,7 @@ from shoestring.method import Count, Epsilon, NonNegative, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.cache import KeyValueShape, contiguous_layer
 from shoestring.model.recurrent import OwnState
-from shoestring.model.recurrent_cache import RecurrentState, LayerStates
+from shoestring.model.recurrent_cache import LayerStates, RecurrentState
 from shoestring.model.rotary import rotate
 from shoestring.model.routing import Gate
 from shoestring.model.stacked_linear import StackedLinear

@@ -143,7 +143,7 @@ class TokenMemory:
 
 
 class LayerStates:
-    """LayerStates states of one layer: one for each time that it is gone through, or of different kinds."""
+    """The states of one layer: one for each time that it is gone through, or of different kinds."""
 
     def __init__(self, each: Sequence[Any]) -> None:
         self.each = list(each)

@@ -11,7 +11,7 @@ from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Whole, method
 from shoestring.model.layernorm import LayerNorm
 from shoestring.model.recurrent import Kept, RecurrentMixer
-from shoestring.model.recurrent_cache import RecurrentState, LayerStates, TokenMemory
+from shoestring.model.recurrent_cache import LayerStates, RecurrentState, TokenMemory
 
 
 @method(

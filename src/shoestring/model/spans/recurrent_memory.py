@@ -17,7 +17,7 @@ from shoestring.method import method
 from shoestring.model.cache import ContiguousLayer
 from shoestring.model.documents import by_document
 from shoestring.model.recurrent_cache import together
-from shoestring.model.segments import SegmentPiece, Positions, SegmentState
+from shoestring.model.segments import Positions, SegmentPiece, SegmentState
 from shoestring.model.span import Inner, InnerLayers, Span, Where
 
 
