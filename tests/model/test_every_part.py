@@ -27,10 +27,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4},
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
+    "infllm_v2": {"block": 2, "window_blocks": 2, "top_blocks": 1, "dense_length": 5},
+    "s2_attention": {"block": 2, "window_blocks": 2, "stride": 2},
+    "lavo": {"window": 3, "directions": 5},
+    "sha_rnn": {"attention": True, "inner": 12},
+    "srwm": {"chunk": 4},
+    "long_convolution": {"length": 7, "smooth": 1},
+    "fixed_point": {"tolerance": 0.1, "most": 3},
+    "recurrent_memory": {"segment": 4, "memory": 2},
+    "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
-"""Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
+BY_THE_TEXT = {"fixed_point", "mosa", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+"""Parts whose operations or state depend on the text: without a backward pass the cost is the most they can be."""
 
 
 def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -57,6 +66,8 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
         "running states of some tokens",
         {"token_mixer": {"name": "gated_delta", "chunk": 4}, "span": [{"at": "1", "name": "mixture_of_depths"}]},
     )
+    by_products = {"name": "long_convolution", "length": 30, "by": "monarch"}
+    yield "a convolution by matrix products", {"pattern": [{"at": "::2", "token_mixer": by_products}]}
     yield "rotary tables of two kinds", {"pattern": [{"at": "1", "heads": 1, "token_mixer": {"rope_theta": 100.0}}]}
 
 
@@ -184,7 +195,10 @@ def test_what_a_cache_holds_is_what_the_cost_says(name: str) -> None:
     model = made(name)
     cost, weights = model.cost(Shape(2, 0, 24)), sum(p.nbytes for p in model.state_dict().values())
     state = sum(getattr(layer, "nbytes", 0) for layer in model.new_cache(2, 24).layers)
-    assert cost.held - weights == state
+    if name in BY_THE_TEXT:
+        assert cost.held - weights >= state
+    else:
+        assert cost.held - weights == state
 
 
 def test_the_plan_counts_what_the_model_has(name: str) -> None:

@@ -14,8 +14,9 @@ What only some have:
 
 * `placed(place)`: told once where it stands, a `Place`;
 * `draw()`: draw the first values of parameters of its own, from torch's global generator;
-* `recurrent = True`, of a token mixer that keeps a running state: in place of `mask` it takes `documents`, [B, T] int64 or
-  None, and starts anew with each. `new_cache(rows, dtype, device)` makes the state, `state_bytes(dtype)` says what one row takes;
+* `recurrent = True`, of a token mixer that keeps a state of its own: in place of `mask` it takes `documents`, [B, T] int64 or
+  None, and starts anew with each. `new_cache(rows, room, dtype, device)` makes the state, `state_bytes(dtype)` says what one row
+  takes, and `token_bytes(dtype)`, where it grows, what each token adds; see `OwnState` and `RecurrentMixer`;
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
   and what it says is given to `forward(x, routed)`;

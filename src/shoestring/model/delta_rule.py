@@ -5,10 +5,10 @@ triangular system. Parallelizing Linear Transformers with the Delta Rule over Se
 Gated Delta Networks, arXiv:2412.06464.
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+from shoestring.model.fading import chunks, counts, fading
 
 CHUNK = 32
 """Tokens of a chunk."""
@@ -32,28 +32,10 @@ def delta_rule(
     state, documents: as for `linear_recurrence`. A token of strength 0 that does not decay changes nothing.
     """
     length = q.shape[1]
-    size = min(chunk, length)
-    count = -(-length // size)
-    padding = count * size - length
-    if padding:
-        q, k, v, strength, log_decay = (
-            torch.cat((each, each.new_zeros(each.shape[0], padding, *each.shape[2:])), 1)
-            for each in (q, k, v, strength, log_decay)
-        )
-        documents = None if documents is None else torch.cat((documents, documents[:, -1:].expand(-1, padding)), 1)
-    q, k, v = (each.unflatten(1, (count, size)).permute(0, 3, 1, 2, 4) for each in (q, k, v))  # [B, H, n, C, .]
-    strength, passed = (each.unflatten(1, (count, size)).permute(0, 3, 1, 2) for each in (strength, log_decay))
-    passed = passed.cumsum(-1)
-    seen = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    into, out, through = passed, passed[..., -1:] - passed, passed[..., -1]
-    if documents is not None:
-        parts = documents.unflatten(1, (count, size))
-        seen = (seen & (parts[..., :, None] == parts[..., None, :]))[:, None]
-        before = torch.cat((parts[:, :1, 0], parts[:, :-1, -1]), 1)
-        into = into.masked_fill((parts != before[..., None])[:, None], -math.inf)
-        out = out.masked_fill((parts != parts[..., -1:])[:, None], -math.inf)
-        through = through.masked_fill((parts[..., -1] != before)[:, None], -math.inf)
-    gaps = (passed[..., :, None] - passed[..., None, :]).masked_fill(~seen, -math.inf).exp().to(q.dtype)
+    q, k, v, strength, log_decay = chunks((q, k, v, strength, log_decay), chunk)
+    count = q.shape[2]
+    gaps, into, out, through = fading(log_decay.cumsum(-1), documents)
+    gaps = gaps.exp().to(q.dtype)
     mixed = (q @ k.transpose(-1, -2)) * gaps
     among = ((k @ k.transpose(-1, -2)) * gaps * strength[..., None].to(q.dtype)).tril(-1)
     wanted = torch.cat((v, k * into[..., None].exp().to(k.dtype)), -1) * strength[..., None].to(v.dtype)
@@ -91,13 +73,8 @@ def delta_rule_flops(
 
     past: tokens read before.
     """
-    size = max(1, min(chunk, length))
-    count = -(-length // size)
-    if not count:
-        return 0
+    size, count, read, written = counts(length, chunk, past, backward)
     product = size * key_width * value_width
-    read = count - (0 if past else 1)
-    written = count - 1 if backward else count
     inside = count * size * size * (2 * key_width + value_width) + product * (2 * read + written)
     solved = count * size * size * (key_width + value_width)
     return rows * heads * ((6 if backward else 2) * inside + (4 if backward else 1) * solved)

@@ -8,13 +8,13 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.role import VECTOR
 from shoestring.method import Epsilon, method
 from shoestring.model.delta_rule import CHUNK, delta_rule, delta_rule_flops
 from shoestring.model.norm import RMSNorm
+from shoestring.model.recurrent import Kept, RecurrentMixer
 from shoestring.model.recurrent_cache import RecurrentState
 from shoestring.model.short_convolution import short_convolution
 
@@ -27,7 +27,7 @@ from shoestring.model.short_convolution import short_convolution
     claim="better than Mamba-2 and DeltaNet on language modelling, common-sense reasoning, in-context retrieval and long contexts",
     cost="linear in the length: 5 width² a token, and about 6 head_width² a head; a state of head_width² a head",
 )
-class GatedDelta(nn.Module):
+class GatedDelta(RecurrentMixer):
     """Linear attention whose state is corrected by the delta rule and decays by a gate.
 
     Songlin Yang, Jan Kautz and Ali Hatamizadeh, 2024, arXiv:2412.06464.
@@ -42,7 +42,6 @@ class GatedDelta(nn.Module):
     taps: of the convolution. epsilon: of the norm. chunk: tokens of a chunk, which changes the speed alone.
     """
 
-    recurrent = True
     compiles = False  # its chunks are gone through one by one, which a compiler writes out one by one
     roles: ClassVar[dict[str, str]] = {"taps": VECTOR}
 
@@ -112,24 +111,10 @@ class GatedDelta(nn.Module):
             cache.tensors["inputs"] = cache.last(whole, self.count - 1)
         return self.output(self.norm(o).flatten(2) * F.silu(gate))
 
-    def cache_shape(self) -> None:
-        """Of each token, nothing is kept."""
-
-    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
-        """The state of `rows` rows that have read nothing; sums of many terms are kept in float32 or finer."""
-        wide = torch.promote_types(dtype, torch.float32)
-        size = self.heads, self.head_width, self.head_width
-        return RecurrentState(
-            {
-                "state": torch.zeros(rows, *size, dtype=wide, device=device),
-                "inputs": torch.zeros(rows, self.count - 1, len(self.taps), dtype=dtype, device=device),
-            }
-        )
-
-    def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the state of a row."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return self.heads * self.head_width**2 * wide.itemsize + (self.count - 1) * len(self.taps) * dtype.itemsize
+    def kept(self) -> dict[str, Kept]:
+        """The tensors of the state of a row."""
+        state = Kept((self.heads, self.head_width, self.head_width), "wide")
+        return {"state": state, "inputs": Kept((self.count - 1, len(self.taps)))}
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""
@@ -138,26 +123,20 @@ class GatedDelta(nn.Module):
         own += [Slice("input.weight", 0, 4 * inner), Slice("input.weight", 0, 4 * inner + self.heads)]
         own += [Slice("taps", 0, part * inner, each) for part in range(3)]
         own += [Slice("a_log", 0), Slice("dt_bias", 0), Slice("output.weight", 1, 0, each)]
-        width = Axis("width", None, self.output.out_features, (Slice("input.weight", 1), Slice("output.weight", 0)))
-        return (width, Axis("head", None, self.heads, tuple(own)))
+        return (self.width_axis(), Axis("head", None, self.heads, tuple(own)))
 
     def resized(self) -> None:
         """Take the number of heads from the weights, which were cut."""
         self.heads = self.output.in_features // self.head_width
 
-    def flops(self, shape: Shape, inputs: bool = True) -> int:
-        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        back = shape.backward
-        inside = inputs or (back and cost.trains(self.input))
-        projected = cost.linear(self.input, shape.tokens, back, inputs)
-        projected += cost.linear(self.output, shape.tokens, back, inside or self.norm.weight.requires_grad)
-        return projected + delta_rule_flops(
+    def own_flops(self, shape: Shape, backward: bool) -> int:
+        return delta_rule_flops(
             shape.rows,
             shape.new,
             self.heads,
             self.head_width,
             self.head_width,
-            back and inside,
+            backward,
             past=shape.past,
             chunk=self.chunk,
         )

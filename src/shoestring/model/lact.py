@@ -13,6 +13,7 @@ from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, Positive, method
 from shoestring.model.norm import RMSNorm
+from shoestring.model.recurrent import Kept, RecurrentMixer
 from shoestring.model.recurrent_cache import RecurrentState
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class FastWeightRead(NamedTuple):
     "images and novel view synthesis",
     cost="linear in the length: 4 width² a token, 6 d hidden FLOPs a head to read and 12 d hidden to learn; a state of 3 d hidden",
 )
-class LargeChunkTestTimeTraining(nn.Module):
+class LargeChunkTestTimeTraining(RecurrentMixer):
     """Each head reads tokens with a gated network, whose weights take a gradient step after every chunk of tokens.
 
     Tianyuan Zhang et al., 2025, arXiv:2505.23884.
@@ -62,7 +63,6 @@ class LargeChunkTestTimeTraining(nn.Module):
     chunk: tokens between two steps. expansion: hidden width over d. rate: factor on the rates. epsilon: of the norm.
     """
 
-    recurrent = True
     compiles = False
 
     def __init__(
@@ -205,27 +205,21 @@ class LargeChunkTestTimeTraining(nn.Module):
         kept["held"][rows] = more
         return found
 
-    def cache_shape(self) -> None:
-        """Of each token, nothing is kept for good."""
-
-    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
-        """The state of `rows` rows that have read nothing; weights that take many steps are kept in float32 or finer."""
-        wide = torch.promote_types(dtype, torch.float32)
+    def kept(self) -> dict[str, Kept]:
+        """The tensors of the state of a row: the networks, and what was read of a chunk that is not full."""
         made = {
-            name: weight.detach().to(device, wide).repeat(rows, 1, 1, 1)
+            name: Kept(tuple(weight.shape), "wide")
             for name, weight in zip(Fast._fields, (self.gate, self.up, self.down), strict=True)
         }
         for name in FastWeightRead._fields:
-            size = 3 if name == "rates" else self.head_width
-            made[f"pending_{name}"] = torch.zeros(rows, self.chunk - 1, self.heads, size, dtype=dtype, device=device)
-        made["held"] = torch.zeros(rows, dtype=torch.int64, device=device)
-        return RecurrentState(made)
+            made[f"pending_{name}"] = Kept((self.chunk - 1, self.heads, 3 if name == "rates" else self.head_width))
+        return made | {"held": Kept((), "count")}
 
-    def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the state of a row."""
-        wide = torch.promote_types(dtype, torch.float32)
-        weights = self.gate.numel() + self.up.numel() + self.down.numel()
-        return weights * wide.itemsize + (self.chunk - 1) * self.heads * (3 * self.head_width + 3) * dtype.itemsize + 8
+    def new_cache(self, rows: int, room: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
+        made: RecurrentState = super().new_cache(rows, room, dtype, device)
+        for name, weight in zip(Fast._fields, (self.gate, self.up, self.down), strict=True):
+            made.tensors[name].copy_(weight.detach())
+        return made
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""
@@ -233,25 +227,21 @@ class LargeChunkTestTimeTraining(nn.Module):
         own = [Slice("input.weight", 0, part * inner, each) for part in range(3)]
         own += [Slice("input.weight", 0, 3 * inner, 3), Slice("output.weight", 1, 0, each)]
         own += [Slice(name, 0) for name in Fast._fields]
-        width = Axis("width", None, self.output.out_features, (Slice("input.weight", 1), Slice("output.weight", 0)))
-        return (width, Axis("head", None, self.heads, tuple(own)))
+        return (self.width_axis(), Axis("head", None, self.heads, tuple(own)))
 
     def resized(self) -> None:
         """Take the number of heads from the weights, which were cut."""
         self.heads = len(self.gate)
 
-    def flops(self, shape: Shape, inputs: bool = True) -> int:
-        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        back = shape.backward
-        inside = inputs or (back and cost.trains(self))
-        projected = cost.linear(self.input, shape.tokens, back, inputs) + cost.linear(
-            self.output, shape.tokens, back, inside
-        )
-        learnt = (shape.new - 1) // self.chunk if back else (shape.past + shape.new) // self.chunk
-        learnt -= 0 if back else shape.past // self.chunk
+    def inside_trains(self) -> bool:
+        return cost.trains(self)
+
+    def own_flops(self, shape: Shape, backward: bool) -> int:
+        learnt = (shape.new - 1) // self.chunk if backward else (shape.past + shape.new) // self.chunk
+        learnt -= 0 if backward else shape.past // self.chunk
         places = shape.new + 2 * max(0, learnt) * self.chunk
         each = 6 * shape.rows * self.heads * self.head_width * self.hidden
-        return projected + (3 if back else 1) * each * places
+        return (3 if backward else 1) * each * places
 
 
 def _network(fast: Fast, u: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.method import Epsilon, method
 from shoestring.model.block import Place
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
 from shoestring.model.norm import RMSNorm
+from shoestring.model.recurrent import Kept, RecurrentMixer
 from shoestring.model.recurrent_cache import RecurrentState
 
 
@@ -26,7 +26,7 @@ from shoestring.model.recurrent_cache import RecurrentState
     "tokens, in training time linear in the length",
     cost="linear in the length: 4 width x width matrices and 4 head_width² FLOPs a head and token; a state of head_width² a head",
 )
-class Lightning(nn.Module):
+class Lightning(RecurrentMixer):
     """Linear attention with a fixed decay of each head, gated and normed. It has no positions: the decay tells near from far.
 
     MiniMax, 2025, arXiv:2501.08313; the tiling is that of Zhen Qin et al., Lightning Attention-2, arXiv:2401.04658.
@@ -41,8 +41,7 @@ class Lightning(nn.Module):
     epsilon: of the norm. chunk: tokens of a chunk, which changes the speed alone.
     """
 
-    recurrent = True
-
+    reads = "qkv_gate"
     decay: Tensor
 
     def __init__(
@@ -94,42 +93,29 @@ class Lightning(nn.Module):
             cache.tensors["state"] = last.to(cache.tensors["state"].dtype)
         return self.output(gate.sigmoid() * self.norm(o.flatten(2)))
 
-    def cache_shape(self) -> None:
-        """Of each token, nothing is kept."""
-
-    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
-        """The state of `rows` rows that have read nothing, in float32 or finer: sums of many terms."""
-        kept = torch.promote_types(dtype, torch.float32)
-        return RecurrentState(
-            {"state": torch.zeros(rows, self.heads, self.head_width, self.head_width, dtype=kept, device=device)}
-        )
-
-    def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the state of a row."""
-        return self.heads * self.head_width**2 * torch.promote_types(dtype, torch.float32).itemsize
+    def kept(self) -> dict[str, Kept]:
+        """The tensors of the state of a row."""
+        return {"state": Kept((self.heads, self.head_width, self.head_width), "wide")}
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""
         inner, each = self.heads * self.head_width, self.head_width
         parts = tuple(Slice("qkv_gate.weight", 0, part * inner, each) for part in range(4))
         own = (Slice("output.weight", 1, 0, each), Slice("norm.weight", 0, 0, each), Slice("decay", 0))
-        width = self.output.out_features
-        return (
-            Axis("width", None, width, (Slice("qkv_gate.weight", 1), Slice("output.weight", 0))),
-            Axis("head", None, self.heads, parts + own),
-        )
+        return (self.width_axis(), Axis("head", None, self.heads, parts + own))
 
     def resized(self) -> None:
         """Take the number of heads from the weights, which were cut."""
         self.heads = self.output.in_features // self.head_width
 
-    def flops(self, shape: Shape, inputs: bool = True) -> int:
-        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        back = shape.backward
-        inside = inputs or (back and cost.trains(self.qkv_gate))
-        projected = cost.linear(self.qkv_gate, shape.tokens, back, inputs)
-        projected += cost.linear(self.output, shape.tokens, back, inside or cost.trains(self.norm))
-        width = self.head_width
-        return projected + linear_recurrence_flops(
-            shape.rows, shape.new, self.heads, width, width, back and inside, past=shape.past, chunk=self.chunk
+    def own_flops(self, shape: Shape, backward: bool) -> int:
+        return linear_recurrence_flops(
+            shape.rows,
+            shape.new,
+            self.heads,
+            self.head_width,
+            self.head_width,
+            backward,
+            past=shape.past,
+            chunk=self.chunk,
         )

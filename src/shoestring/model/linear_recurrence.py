@@ -5,10 +5,10 @@ sums are a masked product of queries and keys; between chunks the state [K, V] i
 arXiv:2401.04658, for a fixed decay; Transformers are SSMs, arXiv:2405.21060, for one that depends on the text.
 """
 
-import math
-
 import torch
 from torch import Tensor
+
+from shoestring.model.fading import chunks, counts, fading
 
 CHUNK = 64
 """Tokens of a chunk."""
@@ -35,26 +35,9 @@ def linear_recurrence(
     length = q.shape[1]
     if length == 1 and documents is None and (state is not None or keep):
         return _one(q, k, v, log_decay, state, keep)
-    size = min(chunk, length)
-    count = -(-length // size)
-    padding = count * size - length
-    if padding:  # a token of zeros that does not decay changes nothing
-        q, k, v, log_decay = (_padded(each, padding) for each in (q, k, v, log_decay))
-        documents = None if documents is None else torch.cat((documents, documents[:, -1:].expand(-1, padding)), 1)
-    # [B, H, n, C, .]
-    q, k, v = (each.unflatten(1, (count, size)).permute(0, 3, 1, 2, 4) for each in (q, k, v))
-    passed = log_decay.unflatten(1, (count, size)).permute(0, 3, 1, 2).cumsum(-1)  # since the chunk's start
-    seen = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    after = passed[..., -1:] - passed
-    into, out, through = passed, after, passed[..., -1]
-    if documents is not None:
-        parts = documents.unflatten(1, (count, size))
-        seen = (seen & (parts[..., :, None] == parts[..., None, :]))[:, None]
-        before = torch.cat((parts[:, :1, 0], parts[:, :-1, -1]), 1)  # the document that the carried state is of
-        into = into.masked_fill((parts != before[..., None])[:, None], -math.inf)
-        out = out.masked_fill((parts != parts[..., -1:])[:, None], -math.inf)
-        through = through.masked_fill((parts[..., -1] != before)[:, None], -math.inf)
-    gaps = (passed[..., :, None] - passed[..., None, :]).masked_fill(~seen, -math.inf)
+    q, k, v, log_decay = chunks((q, k, v, log_decay), chunk)  # a token of zeros that does not decay changes nothing
+    count = q.shape[2]
+    gaps, into, out, through = fading(log_decay.cumsum(-1), documents)
     inside = (q @ k.transpose(-1, -2)) * gaps.exp().to(q.dtype)
     found = inside @ v
     first = 0 if state is not None else 1  # with nothing before it, the first chunk has no state to read
@@ -77,10 +60,6 @@ def linear_recurrence(
             found = found + far if not first else torch.cat((found[:, :, :1], found[:, :, 1:] + far), 2)
     found = found.permute(0, 2, 3, 1, 4).flatten(1, 2)
     return found[:, :length], last
-
-
-def _padded(x: Tensor, more: int) -> Tensor:
-    return torch.cat((x, x.new_zeros(x.shape[0], more, *x.shape[2:])), 1)
 
 
 def _one(
@@ -112,12 +91,7 @@ def linear_recurrence_flops(
     """
     if length == 1 and not backward:
         return 2 * rows * heads * key_width * value_width
-    size = max(1, min(chunk, length))
-    count = -(-length // size)
-    if not count:
-        return 0
-    first = 0 if past else 1
-    inside = count * size * size * (key_width * (key_heads or heads) + value_width * heads)
-    written = count - 1 if backward else count
-    between = heads * size * key_width * value_width * (written + count - first)
+    size, number, read, written = counts(length, chunk, past, backward)
+    inside = number * size * size * (key_width * (key_heads or heads) + value_width * heads)
+    between = heads * size * key_width * value_width * (written + read)
     return (3 if backward else 1) * 2 * rows * (inside + between)

@@ -8,13 +8,13 @@ from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.role import VECTOR
 from shoestring.method import Epsilon, method
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
 from shoestring.model.norm import RMSNorm
+from shoestring.model.recurrent import Kept, RecurrentMixer
 from shoestring.model.recurrent_cache import RecurrentState
 from shoestring.model.short_convolution import short_convolution
 
@@ -30,7 +30,7 @@ from shoestring.model.short_convolution import short_convolution
     "layers, up to 6 times the throughput at long outputs",
     cost="linear in the length: two matrices of about 2 expand width², and 4 inner x state FLOPs a token",
 )
-class Mamba2(nn.Module):
+class Mamba2(RecurrentMixer):
     """A gated state-space layer: each head forgets at a rate that the text sets.
 
     Tri Dao and Albert Gu, 2024, arXiv:2405.21060; among attention layers: NVIDIA, 2025, arXiv:2508.14444.
@@ -47,7 +47,6 @@ class Mamba2(nn.Module):
     taps: of the convolution. epsilon: of the norm. chunk: tokens of a chunk, which changes the speed alone.
     """
 
-    recurrent = True
     roles: ClassVar[dict[str, str]] = {"taps": VECTOR}
 
     def __init__(
@@ -120,23 +119,10 @@ class Mamba2(nn.Module):
         y = y + self.skip.to(y.dtype)[:, None] * v
         return self.output(self.norm(y.flatten(2) * F.silu(gate)))
 
-    def cache_shape(self) -> None:
-        """Of each token, nothing is kept."""
-
-    def new_cache(self, rows: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
-        """The state of `rows` rows that have read nothing; sums of many terms are kept in float32 or finer."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return RecurrentState(
-            {
-                "state": torch.zeros(rows, self.heads, self.state, self.head, dtype=wide, device=device),
-                "inputs": torch.zeros(rows, self.count - 1, len(self.taps), dtype=dtype, device=device),
-            }
-        )
-
-    def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the state of a row."""
-        wide = torch.promote_types(dtype, torch.float32)
-        return self.inner * self.state * wide.itemsize + (self.count - 1) * len(self.taps) * dtype.itemsize
+    def kept(self) -> dict[str, Kept]:
+        """The tensors of the state of a row."""
+        state = Kept((self.heads, self.state, self.head), "wide")
+        return {"state": state, "inputs": Kept((self.count - 1, len(self.taps)))}
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""
@@ -153,27 +139,21 @@ class Mamba2(nn.Module):
             Slice("norm.weight", 0, 0, each),
             Slice("output.weight", 1, 0, each),
         )
-        width = Axis("width", None, self.output.out_features, (Slice("input.weight", 1), Slice("output.weight", 0)))
-        return (width, Axis("head", None, self.heads, own))
+        return (self.width_axis(), Axis("head", None, self.heads, own))
 
     def resized(self) -> None:
         """Take the number of heads from the weights, which were cut."""
         self.inner = self.output.in_features
         self.heads = self.inner // self.head
 
-    def flops(self, shape: Shape, inputs: bool = True) -> int:
-        """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
-        back = shape.backward
-        inside = inputs or (back and cost.trains(self.input))
-        projected = cost.linear(self.input, shape.tokens, back, inputs)
-        projected += cost.linear(self.output, shape.tokens, back, inside or self.norm.weight.requires_grad)
-        return projected + linear_recurrence_flops(
+    def own_flops(self, shape: Shape, backward: bool) -> int:
+        return linear_recurrence_flops(
             shape.rows,
             shape.new,
             self.heads,
             self.state,
             self.head,
-            back and inside,
+            backward,
             past=shape.past,
             chunk=self.chunk,
             key_heads=1,

@@ -1,13 +1,39 @@
 """The running state of a token mixer: a few tensors of each row, however long it is."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from shoestring.contract.cache import PackedPass, Pass
 from shoestring.errors import UsageError
+
+
+def require_order(coming: Pass | PackedPass) -> None:
+    """Raises: UsageError for a pass that does not read the tokens of each row one after the other."""
+    if isinstance(coming, PackedPass):
+        raise UsageError("a layer with a state of its own cannot read rows packed in one: give one sequence a row")
+    if coming.mask is not None:
+        raise UsageError(
+            "a layer with a state of its own reads tokens in order: it takes no mask, and so no tree of drafts"
+        )
+
+
+class Together(NamedTuple):
+    """Rows of a pass that can be computed at once. rows: which. held: tokens of each from before. new: that are added."""
+
+    rows: slice
+    held: int
+    new: int
+
+
+def together(coming: Pass) -> list[Together]:
+    """The rows of a pass that have any new token: all at once where they are alike, else one by one."""
+    if coming.uniform:
+        return [Together(slice(None), coming.longest, coming.length)]
+    each = enumerate(zip(coming.held, coming.new, strict=True))
+    return [Together(slice(row, row + 1), held, new) for row, (held, new) in each if new]
 
 
 class RecurrentState:
@@ -30,15 +56,18 @@ class RecurrentState:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def begin(self, coming: Pass) -> None:
-        if isinstance(coming, PackedPass):
-            raise UsageError("a running state cannot read rows packed in one: give one sequence a row")
-        if coming.mask is not None:
-            raise UsageError("a running state reads tokens in order: it takes no mask, and so no tree of drafts")
+        require_order(coming)
         self._coming, self._real = coming, None
         self.fresh = coming.longest == 0
         if min(coming.new) < coming.length:
             new = torch.tensor(coming.new, device=coming.device)
             self._real = torch.arange(coming.length, device=coming.device) < new[:, None]
+
+    @property
+    def coming(self) -> Pass:
+        """The pass that was begun."""
+        assert self._coming is not None
+        return self._coming
 
     @property
     def real(self) -> Tensor | None:
@@ -70,8 +99,51 @@ class RecurrentState:
         self.tensors = {name: tensor.clone() for name, tensor in snapshot.items()}
 
 
-class Repeated:
-    """The states of a layer that is gone through several times, one for each."""
+class TokenMemory:
+    """One vector of every token, [B, room, width], at the place of its position."""
+
+    rewindable = True
+
+    def __init__(self, held: Tensor) -> None:
+        self._held = held
+        self._coming: Pass | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self._held.nbytes
+
+    def begin(self, coming: Pass | PackedPass) -> None:
+        require_order(coming)
+        assert isinstance(coming, Pass)
+        self._coming = coming
+
+    def append(self, new: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Take in new [B, T, width]. Returns all that is held [B, S, width], and who sees what, as `KeyValues.append` has it."""
+        assert self._coming is not None
+        for rows, held, count in together(self._coming):
+            self._held[rows, held : held + count] = new[rows, :count]
+        return self._held[:, : self._coming.end].to(new.dtype), self._visible()
+
+    def _visible(self) -> Tensor | None:
+        assert self._coming is not None
+        seen = self._coming.visible
+        return None if seen is None else seen[..., : self._held.shape[1]]
+
+    def take(self, rows: Tensor) -> Self:
+        return type(self)(self._held[rows])
+
+    def crop(self, lengths: Sequence[int]) -> None:
+        """Nothing to do: what follows a row's length is not seen, and is written over."""
+
+    def snapshot(self) -> Any:
+        """Nothing: what is held of the tokens up to a length does not change when more are read."""
+
+    def restore(self, snapshot: Any) -> None:
+        """Nothing, as above."""
+
+
+class LayerStates:
+    """The states of one layer: one for each time that it is gone through, or of different kinds."""
 
     def __init__(self, each: Sequence[Any]) -> None:
         self.each = list(each)
@@ -86,12 +158,12 @@ class Repeated:
 
     def begin(self, coming: Pass) -> None:
         if isinstance(coming, PackedPass):
-            raise UsageError("layers that are repeated cannot read rows packed in one: give one sequence a row")
+            raise UsageError("a layer with several states cannot read rows packed in one: give one sequence a row")
         for one in self.each:
             one.begin(coming)
 
-    def take(self, rows: Tensor) -> "Repeated":
-        return Repeated([one.take(rows) for one in self.each])
+    def take(self, rows: Tensor) -> "LayerStates":
+        return LayerStates([one.take(rows) for one in self.each])
 
     def crop(self, lengths: Sequence[int]) -> None:
         for one in self.each:

@@ -29,6 +29,21 @@ Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
 """The layers within: (x [B, T, width], where, the cache of each or None) -> (x, notes)."""
 
 
+class InnerLayers(NamedTuple):
+    """An `Inner` that a span may also take apart: what the stack gives to its spans.
+
+    run: all layers in order. blocks: the layers. tables: of each, which of `Where.tables` it reads.
+    """
+
+    run: Inner
+    blocks: tuple[Any, ...]
+    tables: tuple[int, ...]
+
+    def __call__(self, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
+        """As `Inner`."""
+        return self.run(x, where, caches)
+
+
 class Span(nn.Module, abc.ABC):
     """Wraps a run of layers.
 
@@ -51,10 +66,13 @@ class Span(nn.Module, abc.ABC):
         inner: of the layers within, of a shape and whether x takes a gradient. inputs: whether it does here.
         """
 
-    def new_cache(self, make: Callable[[], Any]) -> Any:
-        """The state of one layer within. make: makes that of the layer by itself, or None."""
+    def new_cache(self, make: Callable[..., Any]) -> Any:
+        """The state of one layer within. make: makes that of the layer by itself, or None; `make(room=n)` of n tokens at most."""
         return make()
 
-    def caches_held(self) -> int:
-        """How many times the state of a layer within is held."""
-        return 1
+    def held(self, token: int, state: int, itemsize: int) -> tuple[int, int]:
+        """Bytes that the state of a layer within takes: (of each token, of a row however long).
+
+        token, state: of the layer by itself. itemsize: bytes of a number of the model.
+        """
+        return token, state

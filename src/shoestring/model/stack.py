@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoestring.contract.cost import Shape, trains
 from shoestring.contract.model import LOSS, Notes, add_notes
 from shoestring.model.block import Block
-from shoestring.model.span import Span, Where
+from shoestring.model.span import InnerLayers, Span, Where
 
 
 class Stack:
@@ -43,12 +43,8 @@ class Stack:
             if number is None:
                 x, told = self._through(layers, x, where, held)
             else:
-
-                def inner(
-                    x: Tensor, where: Where, held: Sequence[Any], layers: tuple[int, ...] = layers
-                ) -> tuple[Tensor, Notes]:
-                    return self._through(layers, x, where, held)
-
+                blocks, tables = (tuple(part[n] for n in layers) for part in (self.blocks, self._tables))
+                inner = InnerLayers(partial(self._through, layers), blocks, tables)  # type: ignore[arg-type]
                 x, told = self.spans[number][0](inner, x, where, held)
                 inside = {name for name in told if name.removeprefix(LOSS).startswith("blocks.")}
                 add_notes(notes, {name: told[name] for name in told if name not in inside}, f"spans.{number}")
@@ -69,8 +65,8 @@ class Stack:
                 x = found
         return x, notes
 
-    def new_caches(self, make: Callable[[Block], Any]) -> list[Any]:
-        """The state of each layer. make: makes that of a block by itself."""
+    def new_caches(self, make: Callable[..., Any]) -> list[Any]:
+        """The state of each layer. make: makes that of a block by itself, of `room` tokens where it is told."""
         found: list[Any] = [None] * len(self.blocks)
         for number, layers in self._steps:
             for layer in layers:
@@ -79,12 +75,12 @@ class Stack:
                 found[layer] = make(block) if own is None else own.new_cache(partial(make, block))
         return found
 
-    def copies(self) -> list[int]:
-        """How many times a cache holds the state of each layer."""
-        found = [1] * len(self.blocks)
+    def held(self, dtype: torch.dtype) -> list[tuple[int, int]]:
+        """Bytes that a cache takes of each layer: (of each token, of a row however long)."""
+        found = [(token_bytes(block, dtype), state_bytes(block, dtype)) for block in self.blocks]
         for span, layers in self.spans:
             for layer in layers:
-                found[layer] = span.caches_held()
+                found[layer] = span.held(*found[layer], dtype.itemsize)
         return found
 
     def flops(self, shape: Shape, inputs: bool) -> int:
@@ -117,3 +113,13 @@ def state_bytes(block: nn.Module, dtype: torch.dtype) -> int:
     """Bytes that a cache holds of one row, however long it is."""
     own: Any = getattr(block.token_mixer, "state_bytes", None)
     return 0 if own is None else int(own(dtype))
+
+
+def token_bytes(block: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that a cache holds of one token of a row."""
+    mixer: Any = block.token_mixer
+    own: Any = getattr(mixer, "token_bytes", None)
+    if own is not None:
+        return int(own(dtype))
+    shape = mixer.cache_shape()
+    return 0 if shape is None else int(2 * shape.heads * shape.head_width * dtype.itemsize)

@@ -22,7 +22,7 @@ from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
 from shoestring.model.span import Where
-from shoestring.model.stack import Stack, state_bytes
+from shoestring.model.stack import Stack, token_bytes
 
 
 class Transformer(Blocks):
@@ -275,7 +275,12 @@ class Transformer(Blocks):
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
         stack = self.stack
         if stack is not None:
-            layers = stack.new_caches(lambda block: self._layer_cache(block, rows, room))
+            whole = room
+
+            def make(block: Block, room: int = whole) -> Any:
+                return self._layer_cache(block, rows, room)
+
+            layers = stack.new_caches(make)
             return ContiguousCache(layers, rows, room, self.dtype, self.device)
         shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
         return ContiguousCache(shapes, rows, room, self.dtype, self.device)
@@ -284,7 +289,7 @@ class Transformer(Blocks):
         """The state of one layer, or None."""
         mixer: Any = block.token_mixer
         if block.recurrent:
-            return mixer.new_cache(rows, self.dtype, self.device)
+            return mixer.new_cache(rows, room, self.dtype, self.device)
         shape = mixer.cache_shape()
         return None if shape is None else contiguous_layer(shape, rows, room, self.dtype, self.device)
 
@@ -340,18 +345,16 @@ class Transformer(Blocks):
     @cached_property
     def _layer_bytes(self) -> list[int]:
         """Bytes that a cache holds of one token, of each layer."""
-        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
-        each = [0 if s is None else 2 * s.heads * s.head_width * self.dtype.itemsize for s in shapes]
-        copies = [1] * len(each) if self.stack is None else self.stack.copies()
-        return [one * count for one, count in zip(each, copies, strict=True)]
+        if self.stack is None:
+            return [token_bytes(block, self.dtype) for block in self.blocks]
+        return [token for token, _ in self.stack.held(self.dtype)]
 
     @cached_property
     def _state_bytes(self) -> int:
         """Bytes that a cache holds of one row, however long it is."""
         if self.stack is None:
             return 0
-        each = [state_bytes(block, self.dtype) for block in self.blocks]
-        return sum(one * count for one, count in zip(each, self.stack.copies(), strict=True))
+        return sum(state for _, state in self.stack.held(self.dtype))
 
     @cached_property
     def _cache_bytes(self) -> int:

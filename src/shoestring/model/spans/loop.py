@@ -10,7 +10,7 @@ from torch import Tensor
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
 from shoestring.method import method
-from shoestring.model.recurrent_cache import Repeated
+from shoestring.model.recurrent_cache import LayerStates
 from shoestring.model.span import Inner, Span, Where
 
 
@@ -69,9 +69,9 @@ class LoopSpan(Span):
         # from the second on, what comes in takes a gradient
         return without + inner(shape, first) + (self.through - 1) * inner(shape, True)
 
-    def new_cache(self, make: Callable[[], Any]) -> Any:
+    def new_cache(self, make: Callable[..., Any]) -> Any:
         each = [make() for _ in range(self.times)]
-        return None if each[0] is None else Repeated(each)
+        return None if each[0] is None else LayerStates(each)
 
-    def caches_held(self) -> int:
-        return self.times
+    def held(self, token: int, state: int, itemsize: int) -> tuple[int, int]:
+        return self.times * token, self.times * state

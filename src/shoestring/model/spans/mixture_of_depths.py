@@ -182,6 +182,6 @@ class MixtureOfDepths(Span):
         within = inner(shape._replace(new=self.count(shape.new)), inputs)
         return cost.linear(self.router, shape.tokens, True, inputs) + within
 
-    def new_cache(self, make: Callable[[], Any]) -> Any:
+    def new_cache(self, make: Callable[..., Any]) -> Any:
         made = make()
         return None if made is None else ChosenTokens(made, None)
