@@ -19,6 +19,8 @@ What only some have:
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
   and what it says is given to `forward(x, routed)`;
+* `begin_part(part, over_workers)`, of it or of a module within: told before each micro-batch of a step which one it is, from 0, and
+  what adds a tensor up over the processes that share the step (None: there is one);
 * `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
 * `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 

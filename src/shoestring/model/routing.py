@@ -95,16 +95,6 @@ def by_expert(chosen: Tensor, weights: Tensor, experts: int, notes: Notes) -> Ro
     return Routing(order // chosen.shape[1], weights.flatten()[order], counts, notes)
 
 
-def balance(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """E sum_e f_e p_e: 1 where experts are used alike, E where one has all.
-
-    Switch Transformers, arXiv:2101.03961. shares: [N, E], the router's softmax; p_e is its mean. chosen: [N, k]; f_e is the share
-    of choices that fell on expert e.
-    """
-    counts = torch.bincount(chosen.flatten(), minlength=experts)
-    return experts * (counts / chosen.numel() * shares.mean(0)).sum()
-
-
 def z_loss(logits: Tensor) -> Tensor:
     """The mean of log² sum exp of the logits [N, E], which keeps them small. ST-MoE, arXiv:2202.08906."""
     return logits.logsumexp(-1).square().mean()
