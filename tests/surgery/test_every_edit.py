@@ -49,6 +49,9 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparse_schedule": ("surgery", {}),
     "cast": ("surgery", {}),
     "progressive_gradient_flow": ("surgery", {"keep": 1, "group": 4}),
+    "sparse_upcycling": ("surgery", {"at": "1:", "experts": 4}),
+    "expert_pruning": ("surgery", {"share": 0.5}),
+    "orthogonal_growth": ("surgery", {"depth": 0.5}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -135,10 +138,16 @@ NATIVE_ONLY = {
     "low_rank_clone",
     "cats",
     "xatl",
+    "sparse_upcycling",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
-ORDERS = [[name] for name in EDITS] + [
+OF_EXPERTS = {"expert_pruning", "orthogonal_growth"}
+"""Edits of a model that has experts."""
+
+ORDERS = [[name] for name in EDITS if name not in OF_EXPERTS] + [
+    ["sparse_upcycling", "expert_pruning"],
+    ["sparse_upcycling", "orthogonal_growth", "expert_pruning", "lora"],
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],

