@@ -1,5 +1,6 @@
 """Mixture of experts: many feed-forward layers, of which a token goes through few."""
 
+from itertools import accumulate
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from shoestring.config import Choice, Pick
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.contract.experts import ExpertsAsked, ExpertSource
 from shoestring.contract.model import Notes
 from shoestring.method import method
 from shoestring.model.routing import Router, Routing
@@ -70,6 +72,9 @@ class MixtureOfExperts(nn.Module):
         self.input = StackedLinear(experts, width, 2 * each)
         self.output = StackedLinear(experts, each, width)
         self.shared = SwiGLU(width, shared * each) if shared else None
+        self.source: ExpertSource | None = None
+        """Holds the experts' weights, where this layer does not."""
+        self.layer = 0
 
     def draw(self) -> None:
         """The shared experts begin silent too, as the output of the others does."""
@@ -86,13 +91,45 @@ class MixtureOfExperts(nn.Module):
         flat = x.flatten(0, -2)
         routing = routed or self.route(x)
         counts: list[int] = routing.counts.tolist()
-        gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
-        found = self.output(F.silu(gate) * up, counts)
+        if self.source is None:
+            gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
+            found = self.output(F.silu(gate) * up, counts)
+        else:
+            found = self._from_source(flat, ExpertsAsked(flat, routing.tokens, tuple(counts)))
         weighted = found * routing.weights.to(found.dtype)[:, None]
         mixed = torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, routing.tokens, weighted)
         if self.shared is not None:
             mixed = mixed + self.shared(flat)
         return mixed.view(x.shape), routing.notes
+
+    def _from_source(self, flat: Tensor, called: ExpertsAsked) -> Tensor:
+        """What the experts say of their tokens, [M, width], expert by expert as their weights come."""
+        assert self.source is not None
+        found = flat.new_empty(len(called.tokens), flat.shape[1])
+        firsts = [0, *accumulate(called.counts)]
+        for expert, (reading, writing) in self.source.take(self.layer, called):
+            rows = slice(firsts[expert], firsts[expert + 1])
+            gate, up = F.linear(flat[called.tokens[rows]], reading).chunk(2, -1)
+            found[rows] = F.linear(F.silu(gate) * up, writing)
+        return found
+
+    @property
+    def expert_bytes(self) -> int:
+        """As `contract.experts.ExpertLayer.expert_bytes`."""
+        return int((self.input.weight.nbytes + self.output.weight.nbytes) // self.experts)
+
+    def put_away(self, source: ExpertSource, layer: int) -> tuple[Tensor, Tensor]:
+        """As `contract.experts.ExpertLayer.put_away`."""
+        stacks = self.input.weight.detach(), self.output.weight.detach()
+        for stack in (self.input, self.output):
+            stack.weight = nn.Parameter(stack.weight.detach().to("meta"), requires_grad=False)
+        self.source, self.layer = source, layer
+        return stacks
+
+    def guess(self, x: Tensor) -> Tensor:
+        """As `contract.experts.ExpertLayer.guess`."""
+        found: Tensor = self.router.gate(x)
+        return found
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: experts, and the width that it reads and writes."""

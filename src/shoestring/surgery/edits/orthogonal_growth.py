@@ -41,7 +41,8 @@ class OrthogonalGrowth:
     Different from the paper, or not checked in it: that the noise is in shares of s, and what it does to the number of experts of a
     token. The optimiser's state begins anew, as with every edit; warm the learning rate up.
 
-    depth: share of the layers that are copied. experts: times as many; 1: as they are. noise: see above. more_active: see above.
+    depth: share of the layers that are copied. experts: times as many; 1: as they are. noise: on copied experts, as a share of the
+    deviation of their weights. more_active: whether a token goes to as many times more experts.
     """
 
     needs: frozenset[str] = frozenset()
