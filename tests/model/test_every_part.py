@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lact": {"chunk": 4, "rate": 0.5},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+BY_THE_TEXT = {"duo", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
 """Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
 
 

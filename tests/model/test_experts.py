@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shoestring.config import Choice
+from shoestring.config import Choice, build
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.layout import Pattern
@@ -68,6 +68,15 @@ def test_soft_routing_is_soft_moe_of_sequences_of_one_token() -> None:
             found.append(mixer.output.weight[e] @ (F.silu(hidden[:each]) * hidden[each:]))
         rows.append(scores.softmax(1) @ torch.stack(found))
     torch.testing.assert_close(mixer(x)[0][0], torch.cat(rows))
+
+
+def test_shared_experts_begin_silent() -> None:
+    mixer = {"name": "moe", "experts": 3, "shared": 1}
+    config = {"layers": 1, "width": 8, "heads": 2, "vocabulary": 9, "channel_mixer": mixer}
+    part: Any = Transformer(build(ModelConfig, config)).blocks[0]
+    assert not part.channel_mixer.shared.output.weight.any()
+    assert not part.channel_mixer.output.weight.any()
+    assert part.channel_mixer.shared.gate_up.weight.all()
 
 
 def test_specialisation_is_entropy_and_information() -> None:

@@ -2,7 +2,7 @@
 
 import abc
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -202,15 +202,22 @@ class NativeAnatomy:
 
     def restate_experts(self, layers: Sequence[int]) -> None:
         """Have the configuration say how many experts these layers have now, how wide they are, and to how many a token goes."""
-        config, more = self.model.config, []
+        changes = dict[int, dict[str, Any]]()
         for number in layers:
             mixer: Any = self.model.blocks[number].channel_mixer
-            was = config.layer(number).channel_mixer
-            options: dict[str, Any] = {"experts": mixer.experts, "expert_hidden": mixer.output.weight.shape[2]}
-            router = was.options["router"]
+            options = changes[number] = {"experts": mixer.experts, "expert_hidden": mixer.output.weight.shape[2]}
+            router = self.model.config.layer(number).channel_mixer.options["router"]
             if "active" in router:
                 options["router"] = {**router, "active": round(mixer.router.active)}
-            more.append(Pattern(str(number), channel_mixer=was.with_options(**options)))
+        self.restate_channel_mixers(changes)
+
+    def restate_channel_mixers(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Have the configuration say what channel mixers have become. changes: options that are others now, by layer."""
+        config = self.model.config
+        more = [
+            Pattern(str(number), channel_mixer=config.layer(number).channel_mixer.with_options(**options))
+            for number, options in changes.items()
+        ]
         self._configure(replace(config, pattern=(*config.pattern, *more)))
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:

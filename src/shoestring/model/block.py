@@ -14,6 +14,7 @@ What only some have:
 
 * `placed(place)`: told once where it stands, a `Place`;
 * `draw()`: draw the first values of parameters of its own, from torch's global generator;
+* `silence()`: put to zero what else writes to the stream, once all is drawn;
 * `recurrent = True`, of a token mixer that keeps a running state: in place of `mask` it takes `documents`, [B, T] int64 or
   None, and starts anew with each. `new_cache(rows, dtype, device)` makes the state, `state_bytes(dtype)` says what one row takes;
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;

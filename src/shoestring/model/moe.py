@@ -76,7 +76,7 @@ class MixtureOfExperts(nn.Module):
         """Holds the experts' weights, where this layer does not."""
         self.layer = 0
 
-    def draw(self) -> None:
+    def silence(self) -> None:
         """The shared experts begin silent too, as the output of the others does."""
         if self.shared is not None:
             nn.init.zeros_(self.shared.output.weight)

@@ -22,8 +22,8 @@ from shoestring.method import Count, NonNegative, method
 class ExpertFlow:
     """A light predictor says at the first layer with experts which of them each later layer will be asked for.
 
-    Those are fetched, layer after layer, and those that the pass does not need leave first. Where the predictor was wrong, an expert
-    is fetched when asked for.
+    Those are fetched, layer after layer, and those that the pass does not need leave first. Where the predictor was wrong, an
+    expert is fetched when asked for.
 
     Xin He et al., 2024, arXiv:2410.17954.
 
