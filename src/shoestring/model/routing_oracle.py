@@ -20,7 +20,7 @@ WAYS: tuple[Way, ...] = ("skip", "small", "big")
 
 
 @dataclass(frozen=True)
-class Level:
+class OracleLevel:
     """What can be had for so much computation a token.
 
     flops: of the layers that were chosen, forward, at most.
@@ -45,7 +45,7 @@ class OracleReport:
     big: [N], its loss where all layers are big. spent: what it took.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[OracleLevel, ...]
     patterns: int
     of: int
     router: tuple[float, float]
@@ -106,12 +106,14 @@ def oracle_report(model: LanguageModule, batches: Sequence[Batch], *, most: int 
     )
 
 
-def levels_of(losses: Tensor, flops: Tensor) -> tuple[Level, ...]:
+def levels_of(losses: Tensor, flops: Tensor) -> tuple[OracleLevel, ...]:
     """losses: [P, N], of each token by pattern. flops: [P]."""
     found = []
     for level in flops.unique().tolist():
         within, just = losses[flops <= level], losses[flops == level]
-        found.append(Level(level, float(within.mean(1).min()), float(just.mean()), float(within.min(0).values.mean())))
+        found.append(
+            OracleLevel(level, float(within.mean(1).min()), float(just.mean()), float(within.min(0).values.mean()))
+        )
     return tuple(found)
 
 
