@@ -84,7 +84,7 @@ class NumberedExperts:
     """A layer of experts that are told apart by their numbers."""
 
     def __init__(self, experts: int, best: int) -> None:
-        self.experts, self.best, self.expert_bytes = experts, best, 8
+        self.experts, self.best, self.expert_bytes, self.follows = experts, best, 8, best < 0
 
     def put_away(self, source: ExpertSource, layer: int) -> tuple[Tensor, Tensor]:
         numbers = torch.arange(self.experts, dtype=torch.float32) + 10 * layer
@@ -136,6 +136,15 @@ def test_a_path_is_predicted_at_the_first_layer_and_the_prediction_learns() -> N
     torch.testing.assert_close(weight, torch.outer(step, x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bias, step, rtol=1e-4, atol=1e-5)
     assert policy.ahead(0, called(0)) == [(1, 3), (2, 2)]
+
+
+@pytest.mark.parametrize("policy", EVERY)
+def test_layers_that_follow_are_asked_for_what_the_first_is(policy: str) -> None:
+    layers = [NumberedExperts(4, 0), NumberedExperts(4, -1), NumberedExperts(4, -1)]
+    store = ExpertStore(layers, ExpertConfig(memory="50%", policy=Choice.of("decode", policy, kind="expert policy")))
+    for expert in (0, 3, 1, 2):
+        list(through(store, (expert,), (expert,), (expert,)))
+    assert (store.asked, store.found, store.useful) == (12, 8, 8)  # all but those of the first layer
 
 
 def test_what_cannot_be_is_refused() -> None:

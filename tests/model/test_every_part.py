@@ -46,6 +46,9 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
         mixer = {"name": "moe", "experts": 4, "router": router, "shared": 1}
         yield f"router {card.name}", {"channel_mixer": mixer}
     yield "router before attention", {"channel_mixer": {"name": "moe", "experts": 4, "before_attention": True}}
+    follows = {"name": "moe", "experts": 4, "router": {"name": "pre_gate", "leads": False}}
+    leads = [{"at": "0", "channel_mixer": {**follows, "router": "pre_gate"}}]
+    yield "one router for all layers", {"channel_mixer": follows, "pattern": leads}
     for card in methods("model", "norm"):
         yield f"norm {card.name}", {"norm": card.name}
     for card in methods("model", "residual"):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from shoestring.config import Choice, build
 from shoestring.contract.batch import Batch, Inputs
+from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.layout import Pattern
 from shoestring.model.specialisation import expert_use, specialisation
@@ -68,6 +69,30 @@ def test_soft_routing_is_soft_moe_of_sequences_of_one_token() -> None:
             found.append(mixer.output.weight[e] @ (F.silu(hidden[:each]) * hidden[each:]))
         rows.append(scores.softmax(1) @ torch.stack(found))
     torch.testing.assert_close(mixer(x)[0][0], torch.cat(rows))
+
+
+def test_one_router_leads_and_layers_follow_it() -> None:
+    follows = {"name": "moe", "experts": 3, "router": {"name": "pre_gate", "leads": False}}
+    leads = {"at": "1", "channel_mixer": {**follows, "router": {"name": "pre_gate", "z": 0.0, "balance": 1.0}}}
+    config = {"layers": 3, "width": 8, "heads": 2, "vocabulary": 9, "context": 8, "channel_mixer": follows}
+    first = {"at": "0", "channel_mixer": "swiglu"}
+    model = Transformer(build(ModelConfig, {**config, "pattern": [first, leads]}))
+    scattered(model)
+    ids = torch.arange(8)[None]
+    reading = model.read(Inputs(ids), tap=["blocks.0"])
+    gate: torch.Tensor = model.get_parameter("blocks.1.channel_mixer.router.gate.weight")
+    shares = (reading.tapped["blocks.0"][0] @ gate.T).softmax(-1)
+    taken = F.one_hot(shares.argmax(-1), 3).sum(0)
+    assert reading.notes["blocks.1.load"].tolist() == reading.notes["blocks.2.load"].tolist() == taken.tolist()
+    torch.testing.assert_close(reading.auxiliary(), 3 * (taken / 8 * shares.mean(0)).sum())
+    reading.hidden.square().sum().backward()
+    assert gate.grad is not None
+    assert gate.grad.any()
+    with pytest.raises(UsageError, match="none before it has leads = true"):
+        Transformer(build(ModelConfig, {**config, "pattern": [first]})).read(Inputs(ids))
+    span = [{"at": "1:3", "name": "mixture_of_depths"}]
+    with pytest.raises(UsageError, match="take it out of this span"):
+        Transformer(build(ModelConfig, {**config, "pattern": [first, leads], "span": span})).read(Inputs(ids))
 
 
 def test_shared_experts_begin_silent() -> None:

@@ -52,6 +52,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparse_upcycling": ("surgery", {"at": "1:", "experts": 4}),
     "expert_pruning": ("surgery", {"share": 0.5}),
     "orthogonal_growth": ("surgery", {"depth": 0.5}),
+    "read_me": ("surgery", {"experts": 2, "multiple": 4, "share": 0.6}),
     "duo_llm": ("surgery", {"small": 0.25}),
     "duo_llm, its routers": ("surgery", {"stage": "router"}),
     "lora": ("tune", {"rank": 2}),
@@ -144,6 +145,7 @@ NATIVE_ONLY = {
     "xatl",
     "sparse_upcycling",
     "duo_llm",
+    "read_me",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
@@ -153,6 +155,7 @@ OF_EXPERTS = {"expert_pruning", "orthogonal_growth", "duo_llm, its routers"}
 ORDERS = [[name] for name in EDITS if name not in OF_EXPERTS] + [
     ["sparse_upcycling", "expert_pruning"],
     ["duo_llm", "duo_llm, its routers"],
+    ["read_me", "lora"],
     ["sparse_upcycling", "orthogonal_growth", "expert_pruning", "lora"],
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],

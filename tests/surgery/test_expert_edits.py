@@ -12,6 +12,7 @@ from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.edit import Decision, Edit, Evidence
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from shoestring.surgery.edits.read_me import spherical_means
 
 SIZES: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24}
 
@@ -118,6 +119,59 @@ def test_pruning_keeps_the_experts_that_text_uses_and_is_silence_of_the_others()
     torch.testing.assert_close(rebuilt(made)(TEXT), made(TEXT))
     fewest = edit("expert_pruning", share=0.1)
     assert [len(kept["indices"]) for kept in fewest.decide(with_experts(), text).values["keep"]] == [2] * 3
+
+
+def test_read_me_keeps_the_features_that_a_group_of_tokens_uses_in_all_layers() -> None:
+    """Against the dense model with features of each token's group alone; with all features, it is the same."""
+    text = Evidence(seed=2, text=(Batch(Inputs(TEXT), TEXT), Batch(Inputs(TEXT + 3), TEXT)))
+    one = edit("read_me", experts=2, share=0.5)
+    decision = one.decide(dense(), text)
+    assert decision.values["layers"] == [1, 2]
+    batches = [batch.inputs.values for batch in text.text]
+    taps = ["blocks.0", *(f"blocks.{layer}.channel_mixer.gate_up" for layer in (1, 2))]
+    read = [dense().read(Inputs(values), tap=taps).tapped for values in batches]
+    for layer in (1, 2):
+        sums = [torch.zeros(64), torch.zeros(64)]
+        for found in read:
+            for x, inner in zip(found["blocks.0"].flatten(0, 1), found[taps[layer]].flatten(0, 1), strict=True):
+                group = int((decision.tensors["router"] @ x.float()).argmax())
+                gate, up = inner.float().chunk(2)
+                sums[group] += (gate * gate.sigmoid() * up).abs() * mixer(dense(), layer).output.weight.float().norm(
+                    dim=0
+                )
+        for kept, sizes in zip(decision.tensors[f"{layer}.features"], sums, strict=True):
+            assert kept.tolist() == sorted(sizes.argsort(descending=True)[:32].tolist())
+
+    made = one.apply(dense(), decision)
+    masked = dense()
+    groups: list[torch.Tensor] = []
+
+    def choose(_: Any, __: Any, found: torch.Tensor) -> None:
+        groups[:] = [(found @ decision.tensors["router"].double().T).argmax(-1)]
+
+    masked.blocks[0].register_forward_hook(choose)
+    for layer in (1, 2):
+
+        def cut(_: Any, given: Any, layer: int = layer) -> Any:
+            kept = torch.zeros(2, 64, dtype=torch.float64).scatter(1, decision.tensors[f"{layer}.features"], 1.0)
+            return (given[0] * kept[groups[0]],)
+
+        mixer(masked, layer).output.register_forward_pre_hook(cut)
+    torch.testing.assert_close(made(TEXT), masked(TEXT))
+    assert isinstance(made, Transformer)
+    torch.testing.assert_close(rebuilt(made)(TEXT), made(TEXT))
+    whole = edit("read_me", experts=3, share=1.0)
+    torch.testing.assert_close(whole.apply(dense(), whole.decide(dense(), text))(TEXT), dense()(TEXT))
+
+
+def test_directions_are_sorted_into_groups() -> None:
+    torch.manual_seed(1)
+    middles = torch.eye(3, 8)
+    x = torch.cat([5 * middle + 0.3 * torch.randn(40, 8) for middle in middles]) * (0.5 + torch.rand(120, 1))
+    centres = spherical_means(x, 3, 10, 0)
+    assert ((centres @ middles.T).amax(0) > 0.98).all()
+    with pytest.raises(UsageError, match="give more text"):
+        spherical_means(x[:2], 3, 10, 0)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ class ExpertLayer(Protocol):
         """Of one expert's matrices."""
         ...
 
+    @property
+    def follows(self) -> bool:
+        """Whether its tokens go to the experts of the same numbers as in the layer before."""
+        ...
+
     def put_away(self, source: ExpertSource, layer: int) -> tuple[Tensor, Tensor]:
         """Give the stacks of matrices away, as `ExpertSource.take` names them, and ask `source` from now on. It cannot be trained,
         edited or saved any more. layer: what it calls itself."""

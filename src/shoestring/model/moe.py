@@ -1,7 +1,7 @@
 """Mixture of experts: many feed-forward layers, of which a token goes through few."""
 
 from itertools import accumulate
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -14,6 +14,7 @@ from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.experts import ExpertsAsked, ExpertSource
 from shoestring.contract.model import Notes
+from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.routing import Router, Routing
 from shoestring.model.stacked_linear import StackedLinear
@@ -21,6 +22,8 @@ from shoestring.model.swiglu import SwiGLU
 
 ROUTER = Pick("model", "router", default="token_choice")
 DEFAULT = ROUTER.choice()
+ROUTING = "routing"
+"""What it is called in a trail."""
 
 
 @method(
@@ -66,8 +69,9 @@ class MixtureOfExperts(nn.Module):
         before_attention: bool = False,
     ) -> None:
         super().__init__()
-        self.experts, self.early = experts, before_attention
+        self.experts = experts
         self.router: Router = router.build(width, experts)
+        self.early = before_attention or self.router.once
         each = expert_hidden or max(1, round(hidden / (self.router.active + shared)))
         self.input = StackedLinear(experts, width, 2 * each)
         self.output = StackedLinear(experts, each, width)
@@ -81,10 +85,27 @@ class MixtureOfExperts(nn.Module):
         if self.shared is not None:
             nn.init.zeros_(self.shared.output.weight)
 
-    def route(self, x: Tensor) -> Routing:
-        """Which experts the tokens x [B, T, width] go to."""
-        found: Routing = self.router(x)
-        return found
+    @property
+    def follows(self) -> bool:
+        """As `contract.experts.ExpertLayer.follows`."""
+        return self.router.once and not self.router.leads
+
+    def route(self, x: Tensor, trail: dict[str, Any] | None = None) -> Routing:
+        """Which experts the tokens x [B, T, width] go to. trail: what earlier layers left."""
+        if not self.router.once:
+            found: Routing = self.router(x)
+            return found
+        if trail is None:
+            raise UsageError(
+                "one router for all layers, but these see only some of the tokens: take it out of this span"
+            )
+        if self.router.leads:
+            trail[ROUTING] = self.router(x)
+        if ROUTING not in trail:
+            raise UsageError("a layer follows the router of one before it, and none before it has leads = true")
+        found = trail[ROUTING]
+        notes = found.notes if self.router.leads else {"load": found.notes["load"]}
+        return found._replace(notes=notes)
 
     def forward(self, x: Tensor, routed: Routing | None = None) -> tuple[Tensor, Notes]:
         """x [B, T, width] -> ([B, T, width], notes). routed: what `route` said."""
@@ -134,10 +155,12 @@ class MixtureOfExperts(nn.Module):
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: experts, and the width that it reads and writes."""
         width = self.output.weight.shape[1]
-        own = [Slice("input.weight", 2), Slice("output.weight", 1), Slice("router.gate.weight", 1)]
+        own = [Slice("input.weight", 2), Slice("output.weight", 1)]
+        gate = [Slice("router.gate.weight", 1)] if self.router.leads else []
+        own += gate
         if self.shared is not None:
             own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]
-        experts = Slice("input.weight", 0), Slice("output.weight", 0), Slice("router.gate.weight", 0)
+        experts = Slice("input.weight", 0), Slice("output.weight", 0), *(one._replace(dim=0) for one in gate)
         return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
 
     def resized(self) -> None:

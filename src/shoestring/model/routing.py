@@ -37,10 +37,15 @@ class Router(nn.Module, abc.ABC):
     looks_ahead: ClassVar[bool] = False
     """Whether where a token goes depends on later ones while it trains; without training it never does."""
 
+    once: ClassVar[bool] = False
+    """Whether what one layer's router says serves the layers after it too."""
+
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
         self.experts = experts
         self.gate = Gate(width, experts)
+        self.leads = True
+        """Whether it has a matrix, and does not follow another layer's router."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Routing:

@@ -127,7 +127,7 @@ class Transformer(Blocks):
                 self._require_stack(stack, inputs, depth)
                 mask = mask if stack.masked else None
                 more = [self.rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
-                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None)
+                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None, {})
                 x, notes = stack.read(x, where, None if cache is None else cache.layers)
                 cost = self.pass_cost(inputs, coming)
             elif depth is None:

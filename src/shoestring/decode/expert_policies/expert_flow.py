@@ -60,6 +60,11 @@ class ExpertFlow:
         x = self._x = torch.nn.functional.rms_norm(called.x.float(), called.x.shape[-1:])
         found: list[ExpertName] = []
         for number, each in enumerate(self._layers[1:], start=1):
+            if each.follows:
+                before = self._path.get(number - 1, set()) if number > 1 else set(called.experts)
+                self._path[number] = before
+                found += [ExpertName(number, expert) for expert in sorted(before)]
+                continue
             weight, bias = self._correction(number, each, x)
             scores = self._scores[number] = each.guess(x.to(called.x.dtype)).float() + x @ weight.T + bias
             best = scores.topk(min(self.guesses, each.experts), -1).indices

@@ -50,7 +50,10 @@ class LeastRecentlyUsed:
 
 
 def likeliest(of: ExpertLayer, layer: int, called: ExpertsAsked, guesses: int) -> list[ExpertName]:
-    """The experts of a layer that tokens score among their `guesses` best, those of the most tokens first."""
+    """The experts of a layer that tokens score among their `guesses` best, those of the most tokens first. Of one that follows the
+    layer that asks: those that it asks for."""
+    if of.follows:
+        return [ExpertName(layer, expert) for expert in called.experts]
     best = of.guess(called.x).topk(min(guesses, of.experts), -1).indices
     counts = best.flatten().bincount(minlength=of.experts)
     order = counts.argsort(descending=True, stable=True)
