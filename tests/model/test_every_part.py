@@ -38,7 +38,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mosa": {"sparse_heads": 3, "share": 0.3},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"fixed_point", "mosa", "span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+BY_THE_TEXT = {
+    "duo",
+    "fixed_point",
+    "mosa",
+    "span mixture_of_depths",
+    "router expert_choice",
+    "running states of some tokens",
+}
 """Parts whose operations or state depend on the text: without a backward pass the cost is the most they can be."""
 
 
@@ -55,6 +62,9 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
         mixer = {"name": "moe", "experts": 4, "router": router, "shared": 1}
         yield f"router {card.name}", {"channel_mixer": mixer}
     yield "router before attention", {"channel_mixer": {"name": "moe", "experts": 4, "before_attention": True}}
+    follows = {"name": "moe", "experts": 4, "router": {"name": "pre_gate", "leads": False}}
+    leads = [{"at": "0", "channel_mixer": {**follows, "router": "pre_gate"}}]
+    yield "one router for all layers", {"channel_mixer": follows, "pattern": leads}
     for card in methods("model", "norm"):
         yield f"norm {card.name}", {"norm": card.name}
     for card in methods("model", "residual"):

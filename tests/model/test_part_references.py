@@ -170,6 +170,20 @@ def moe(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def duo(mixer: Any, x: Tensor) -> Tensor:
+    """Each token by the way that scores highest."""
+    rows = []
+    for token in x:
+        way = int((mixer.router.weight @ token).argmax())
+        if way == 0:
+            rows.append(torch.zeros_like(token))
+            continue
+        layer = (mixer.small, mixer.big)[way - 1]
+        gate, up = (layer.gate_up.weight @ token).chunk(2)
+        rows.append(layer.output.weight @ (gate / (1 + (-gate).exp()) * up))
+    return torch.stack(rows)
+
+
 def lact(mixer: Any, x: Tensor) -> Tensor:
     """The networks' gradients by autograd."""
     inner, rows = HEADS * HEAD, []
@@ -217,6 +231,7 @@ SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "fixed_point", "mosa
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),
     "boom": (boom, {}),
+    "duo": (duo, {"small": 0.25}),
     "polynorm": (polynorm, {}),
     "group_rational": (group_rational, {"groups": 4}),
     "normformer": (normformer, {}),

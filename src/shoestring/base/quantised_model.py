@@ -62,6 +62,6 @@ class QuantisedTransformer(Transformer):
         found: torch.device = self.norm.weight.device
         return found
 
-    def _head(self) -> Head:
+    def reading_head(self) -> Head:
         table: Any = self.get_output_embeddings()
-        return PackedHead(table) if hasattr(table, "logits") else super()._head()
+        return PackedHead(table) if hasattr(table, "logits") else super().reading_head()

@@ -13,6 +13,7 @@ from shoestring.base.drafting import check_drafter, check_made, open_drafter, op
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
+from shoestring.cli.expert_flags import add_expert_flags, take_experts
 from shoestring.cli.prompts import argument, chats_of, prompt_of, question, schema_of, texts_of
 from shoestring.cli.samples import WORDS, sum_up, written
 from shoestring.config import build
@@ -20,6 +21,7 @@ from shoestring.decode import Engine, Request, Sampling, Stop
 from shoestring.decode.acceptance import Acceptance
 from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.engine import ROWS
+from shoestring.decode.expert_store import put_experts_away
 from shoestring.decode.pays import Pays
 from shoestring.decode.sampling import Constraint
 from shoestring.decode.supplied import WHAT, needs, supplied
@@ -33,6 +35,7 @@ ADAPTER = "adapter"
 
 def run(words: Sequence[str]) -> int:
     cache, words = take_cache(words)
+    kept, words = take_experts(words)
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     named = {name: "--" + name.replace("_", "-") for name in flags}
@@ -74,6 +77,7 @@ def run(words: Sequence[str]) -> int:
         )
         for prompt in prompts
     ]
+    experts = put_experts_away(writer.opened.model, kept)
     began = time.perf_counter()
     samples = []
     engine = _engine(found, writer, requests, cache, adapters)
@@ -88,7 +92,10 @@ def run(words: Sequence[str]) -> int:
             print(json.dumps(sample.as_dict(), ensure_ascii=False), flush=True)
         elif sample.stopped == WORDS[Stop.CONTEXT]:
             print(f"({Stop.CONTEXT}: this model reads {writer.context} tokens)", file=sys.stderr)
-    sum_up(samples, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    sum_up(samples, seconds)
+    if experts is not None:
+        print(f"({experts.line(sum(sample.tokens for sample in samples), seconds)})", file=sys.stderr)
     return 0
 
 
@@ -247,6 +254,7 @@ def _arguments() -> Arguments:
         "spent",
     )
     add_cache_flags(parser)
+    add_expert_flags(parser)
     return parser
 
 

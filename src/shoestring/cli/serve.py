@@ -15,6 +15,8 @@ from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
 from shoestring.cli.arguments import Arguments, dtype_named, seconds_above_zero, whole
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
+from shoestring.cli.expert_flags import add_expert_flags, take_experts
+from shoestring.decode.expert_store import put_experts_away
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.tune.several import Several
 
@@ -26,6 +28,7 @@ MOST = 1 << 30
 
 def run(words: Sequence[str]) -> int:
     cache, words = take_cache(words)
+    kept, words = take_experts(words)
     found = _arguments().read(words, mixed=True)
     missing = [name for package, name in NEEDED.items() if importlib.util.find_spec(package) is None]
     if missing:
@@ -65,6 +68,7 @@ def run(words: Sequence[str]) -> int:
     metrics, models = Metrics(), list[ServedModel]()
     for name, place in named:
         writer = Writer.of(open_model(place, found.dtype))
+        put_experts_away(writer.opened.model, kept)
         for note in writer.opened.about.notes:
             print(f"({name}: {note})", file=sys.stderr)
         models.append(ServedModel(name, writer, settings, metrics, _beside(writer.opened, adapters[name])))
@@ -134,6 +138,7 @@ def _arguments() -> Arguments:
         help="for what is being answered at SIGTERM (default 60)",
     )  # fmt: skip
     add_cache_flags(parser)
+    add_expert_flags(parser)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 import abc
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -167,6 +167,58 @@ class NativeAnatomy:
         except ValueError as error:
             raise UsageError(f"other token mixers: {error}") from None
         self._configure(config)
+
+    def numbers(self, at: str) -> tuple[int, ...]:
+        """The layers that `at` names, as `model.layout.places` reads it. Raises: UsageError where there are none such."""
+        try:
+            return places(at, len(self.model.blocks))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def swap_channel_mixers(self, at: str, choice: Choice) -> dict[int, nn.Module]:
+        """Put new channel mixers in some layers, drawn from torch's global generator, silent at first.
+
+        at: as `model.layout.places` reads it. Returns those that there were, by layer. Raises: UsageError where the model has no
+        such layer, or the mixer does not fit.
+        """
+        model, blocks, old = self.model, self.model.blocks, dict[int, nn.Module]()
+        try:
+            config = replace(model.config, pattern=(*model.config.pattern, Pattern(at, channel_mixer=choice)))
+            for number in places(at, len(blocks)):
+                alone = config.layer(number)
+                mixer: Any = choice.build(alone.width, alone.hidden)
+                told: Any = getattr(mixer, "placed", None)
+                if told is not None:
+                    told(Place(number, len(blocks), config.context))
+                initialise(mixer, mixer, mixer, [mixer.output])
+                block: Any = blocks[number]
+                old[number] = block.channel_mixer
+                like = next(block.channel_mixer.parameters())
+                block.channel_mixer = mixer.to(like.device, like.dtype).train(model.training)
+        except ValueError as error:
+            raise UsageError(f"other channel mixers: {error}") from None
+        self._configure(config)
+        return old
+
+    def restate_experts(self, layers: Sequence[int]) -> None:
+        """Have the configuration say how many experts these layers have now, how wide they are, and to how many a token goes."""
+        changes = dict[int, dict[str, Any]]()
+        for number in layers:
+            mixer: Any = self.model.blocks[number].channel_mixer
+            options = changes[number] = {"experts": mixer.experts, "expert_hidden": mixer.output.weight.shape[2]}
+            router = self.model.config.layer(number).channel_mixer.options["router"]
+            if "active" in router:
+                options["router"] = {**router, "active": round(mixer.router.active)}
+        self.restate_channel_mixers(changes)
+
+    def restate_channel_mixers(self, changes: Mapping[int, Mapping[str, Any]]) -> None:
+        """Have the configuration say what channel mixers have become. changes: options that are others now, by layer."""
+        config = self.model.config
+        more = [
+            Pattern(str(number), channel_mixer=config.layer(number).channel_mixer.with_options(**options))
+            for number, options in changes.items()
+        ]
+        self._configure(replace(config, pattern=(*config.pattern, *more)))
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""

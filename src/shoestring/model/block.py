@@ -14,12 +14,15 @@ What only some have:
 
 * `placed(place)`: told once where it stands, a `Place`;
 * `draw()`: draw the first values of parameters of its own, from torch's global generator;
+* `silence()`: put to zero what else writes to the stream, once all is drawn;
 * `recurrent = True`, of a token mixer that keeps a state of its own: in place of `mask` it takes `documents`, [B, T] int64 or
   None, and starts anew with each. `new_cache(rows, room, dtype, device)` makes the state, `state_bytes(dtype)` says what one row
   takes, and `token_bytes(dtype)`, where it grows, what each token adds; see `OwnState` and `RecurrentMixer`;
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
-* `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
-  and what it says is given to `forward(x, routed)`;
+* `early = True`, of a channel mixer: `route(x, trail)` is asked with the stream as it enters the block, before the tokens are
+  mixed, and what it says is given to `forward(x, routed)`; `trail`: see `model.span.Where`;
+* `begin_part(part, over_workers)`, of it or of a module within: told before each micro-batch of a step which one it is, from 0, and
+  what adds a tensor up over the processes that share the step (None: there is one);
 * `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
 * `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 
@@ -87,15 +90,17 @@ class Block(nn.Module):
         cache: KeyValues | None = None,
         documents: Tensor | None = None,
         channel_rule: Callable[[Tensor, Mixer], Tensor] | None = None,
+        trail: dict[str, Any] | None = None,
     ) -> Tensor | tuple[Tensor, Notes]:
         """x [B, T, width] -> [B, T, width], with notes where it `tells`; the rest as in `Attention.forward`.
 
         documents: [B, T], of a part that is recurrent.
         channel_rule: makes what the channel mixer adds, of the hidden states before it and the mixer; None: the mixer does. Of
         layers that are plain.
+        trail: of a part that is early.
         """
         if not self._plain:
-            return self._with_notes(x, cos, sin, documents if self.recurrent else mask, cache)
+            return self._with_notes(x, cos, sin, documents if self.recurrent else mask, cache, trail)
 
         def tokens(x: Tensor) -> Tensor:
             mixed: Tensor = self.token_mixer(self.token_norm(x), cos, sin, mask, cache)
@@ -112,11 +117,11 @@ class Block(nn.Module):
         return joined
 
     def _with_notes(
-        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Any
+        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Any, trail: dict[str, Any] | None
     ) -> Tensor | tuple[Tensor, Notes]:
         """As `forward`, of parts that are more than plain ones. seen: mask or documents."""
         notes: Notes = {}
-        routed: Any = self.channel_mixer.route(x) if self.early else None
+        routed: Any = self.channel_mixer.route(x, trail) if self.early else None
 
         def heard(found: Any) -> Tensor:
             output, told = found if isinstance(found, tuple) else (found, {})

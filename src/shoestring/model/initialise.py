@@ -9,6 +9,7 @@
   little over ln(vocabulary).
 * Gains of norms: 1. Biases: 0.
 * What a part draws by itself, in a method `draw`: as it says.
+* What a part writes to the stream beside its `output`: zero, which it does in a method `silence`, as the last.
 """
 
 from collections.abc import Iterable
@@ -31,5 +32,8 @@ def initialise(model: nn.Module, embedding: nn.Module, head: nn.Module, outputs:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif (own := getattr(module, "draw", None)) is not None:
             own()
+    for module in model.modules():
+        if (silent := getattr(module, "silence", None)) is not None:
+            silent()
     for output in outputs:
         nn.init.zeros_(output.weight)  # type: ignore[arg-type]

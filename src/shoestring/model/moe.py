@@ -1,6 +1,7 @@
 """Mixture of experts: many feed-forward layers, of which a token goes through few."""
 
-from typing import Annotated
+from itertools import accumulate
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -11,7 +12,9 @@ from shoestring.config import Choice, Pick
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.contract.experts import ExpertsAsked, ExpertSource
 from shoestring.contract.model import Notes
+from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.routing import Router, Routing
 from shoestring.model.stacked_linear import StackedLinear
@@ -19,6 +22,8 @@ from shoestring.model.swiglu import SwiGLU
 
 ROUTER = Pick("model", "router", default="token_choice")
 DEFAULT = ROUTER.choice()
+ROUTING = "routing"
+"""What it is called in a trail."""
 
 
 @method(
@@ -64,44 +69,104 @@ class MixtureOfExperts(nn.Module):
         before_attention: bool = False,
     ) -> None:
         super().__init__()
-        self.experts, self.early = experts, before_attention
+        self.experts = experts
         self.router: Router = router.build(width, experts)
+        self.early = before_attention or self.router.once
         each = expert_hidden or max(1, round(hidden / (self.router.active + shared)))
         self.input = StackedLinear(experts, width, 2 * each)
         self.output = StackedLinear(experts, each, width)
         self.shared = SwiGLU(width, shared * each) if shared else None
+        self.source: ExpertSource | None = None
+        """Holds the experts' weights, where this layer does not."""
+        self.layer = 0
 
-    def draw(self) -> None:
+    def silence(self) -> None:
         """The shared experts begin silent too, as the output of the others does."""
         if self.shared is not None:
             nn.init.zeros_(self.shared.output.weight)
 
-    def route(self, x: Tensor) -> Routing:
-        """Which experts the tokens x [B, T, width] go to."""
-        found: Routing = self.router(x)
-        return found
+    @property
+    def follows(self) -> bool:
+        """As `contract.experts.ExpertLayer.follows`."""
+        return self.router.once and not self.router.leads
+
+    def route(self, x: Tensor, trail: dict[str, Any] | None = None) -> Routing:
+        """Which experts the tokens x [B, T, width] go to. trail: what earlier layers left."""
+        if not self.router.once:
+            found: Routing = self.router(x)
+            return found
+        if trail is None:
+            raise UsageError(
+                "one router for all layers, but these see only some of the tokens: take it out of this span"
+            )
+        if self.router.leads:
+            trail[ROUTING] = self.router(x)
+        if ROUTING not in trail:
+            raise UsageError("a layer follows the router of one before it, and none before it has leads = true")
+        found = trail[ROUTING]
+        notes = found.notes if self.router.leads else {"load": found.notes["load"]}
+        return found._replace(notes=notes)
 
     def forward(self, x: Tensor, routed: Routing | None = None) -> tuple[Tensor, Notes]:
         """x [B, T, width] -> ([B, T, width], notes). routed: what `route` said."""
         flat = x.flatten(0, -2)
         routing = routed or self.route(x)
         counts: list[int] = routing.counts.tolist()
-        gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
-        found = self.output(F.silu(gate) * up, counts)
+        if self.source is None:
+            gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
+            found = self.output(F.silu(gate) * up, counts)
+        else:
+            found = self._from_source(flat, ExpertsAsked(flat, routing.tokens, tuple(counts)))
         weighted = found * routing.weights.to(found.dtype)[:, None]
         mixed = torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, routing.tokens, weighted)
         if self.shared is not None:
             mixed = mixed + self.shared(flat)
         return mixed.view(x.shape), routing.notes
 
+    def _from_source(self, flat: Tensor, called: ExpertsAsked) -> Tensor:
+        """What the experts say of their tokens, [M, width], expert by expert as their weights come."""
+        assert self.source is not None
+        found = flat.new_empty(len(called.tokens), flat.shape[1])
+        firsts = [0, *accumulate(called.counts)]
+        for expert, (reading, writing) in self.source.take(self.layer, called):
+            rows = slice(firsts[expert], firsts[expert + 1])
+            gate, up = F.linear(flat[called.tokens[rows]], reading).chunk(2, -1)
+            found[rows] = F.linear(F.silu(gate) * up, writing)
+        return found
+
+    @property
+    def expert_bytes(self) -> int:
+        """As `contract.experts.ExpertLayer.expert_bytes`."""
+        return int((self.input.weight.nbytes + self.output.weight.nbytes) // self.experts)
+
+    def put_away(self, source: ExpertSource, layer: int) -> tuple[Tensor, Tensor]:
+        """As `contract.experts.ExpertLayer.put_away`."""
+        stacks = self.input.weight.detach(), self.output.weight.detach()
+        for stack in (self.input, self.output):
+            stack.weight = nn.Parameter(stack.weight.detach().to("meta"), requires_grad=False)
+        self.source, self.layer = source, layer
+        return stacks
+
+    def guess(self, x: Tensor) -> Tensor:
+        """As `contract.experts.ExpertLayer.guess`."""
+        found: Tensor = self.router.gate(x)
+        return found
+
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: experts, and the width that it reads and writes."""
         width = self.output.weight.shape[1]
-        own = [Slice("input.weight", 2), Slice("output.weight", 1), Slice("router.gate.weight", 1)]
+        own = [Slice("input.weight", 2), Slice("output.weight", 1)]
+        gate = [Slice("router.gate.weight", 1)] if self.router.leads else []
+        own += gate
         if self.shared is not None:
             own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]
-        experts = Slice("input.weight", 0), Slice("output.weight", 0), Slice("router.gate.weight", 0)
+        experts = Slice("input.weight", 0), Slice("output.weight", 0), *(one._replace(dim=0) for one in gate)
         return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
+
+    def resized(self) -> None:
+        """Have its sizes say what its weights have, after experts came or went."""
+        self.experts = len(self.input.weight)
+        self.router.resize(self.experts)
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

@@ -13,6 +13,7 @@ from shoestring.contract import cost
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LOSS, Notes
 from shoestring.contract.role import ROUTER
+from shoestring.errors import UsageError
 
 
 class Routing(NamedTuple):
@@ -36,14 +37,34 @@ class Router(nn.Module, abc.ABC):
     looks_ahead: ClassVar[bool] = False
     """Whether where a token goes depends on later ones while it trains; without training it never does."""
 
+    once: ClassVar[bool] = False
+    """Whether what one layer's router says serves the layers after it too."""
+
     def __init__(self, width: int, experts: int) -> None:
         super().__init__()
         self.experts = experts
         self.gate = Gate(width, experts)
+        self.leads = True
+        """Whether it has a matrix, and does not follow another layer's router."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Routing:
         """x: [B, T, width], of N = B T tokens."""
+
+    @property
+    def least(self) -> float:
+        """The fewest experts that there can be."""
+        return self.active
+
+    def resize(self, experts: int) -> None:
+        """Told that its matrix has become one of so many experts. Raises: UsageError where a token goes to more."""
+        if experts < self.least:
+            raise UsageError(f"a token goes to {self.active:g} experts, so {experts} of a layer are too few")
+        self.experts = experts
+
+    def choose_more(self, times: int) -> None:
+        """Have a token go to so many times the experts."""
+        self.active *= times
 
     def taken(self, tokens: int, backward: bool) -> int:
         """Choices of so many tokens, the most that there can be. backward: whether it is training."""
@@ -93,16 +114,6 @@ def by_expert(chosen: Tensor, weights: Tensor, experts: int, notes: Notes) -> Ro
     counts = torch.bincount(flat, minlength=experts)
     notes = {"load": counts, **notes}
     return Routing(order // chosen.shape[1], weights.flatten()[order], counts, notes)
-
-
-def balance(shares: Tensor, chosen: Tensor, experts: int) -> Tensor:
-    """E sum_e f_e p_e: 1 where experts are used alike, E where one has all.
-
-    Switch Transformers, arXiv:2101.03961. shares: [N, E], the router's softmax; p_e is its mean. chosen: [N, k]; f_e is the share
-    of choices that fell on expert e.
-    """
-    counts = torch.bincount(chosen.flatten(), minlength=experts)
-    return experts * (counts / chosen.numel() * shares.mean(0)).sum()
 
 
 def z_loss(logits: Tensor) -> Tensor:

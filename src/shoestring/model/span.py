@@ -18,11 +18,13 @@ class Where(NamedTuple):
     """What layers are told of the tokens of a pass.
 
     tables: (cos, sin) of each of the model's rotary tables. mask: as `Attention.forward` takes it. documents: [B, T] or None.
+    trail: what layers leave for later ones of the same pass, by name. None: later ones see other tokens.
     """
 
     tables: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     documents: Tensor | None
+    trail: dict[str, Any] | None = None
 
 
 Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]

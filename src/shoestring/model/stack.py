@@ -57,7 +57,9 @@ class Stack:
         for layer, cache in zip(layers, caches, strict=True):
             block = self.blocks[layer]
             cos, sin = where.tables[self._tables[layer]]
-            found = block(x, cos, sin, where.mask, cache, where.documents)
+            # a compiled block would look at each entry of a trail: those that are early are not compiled
+            more = {"trail": where.trail} if block.early else {}
+            found = block(x, cos, sin, where.mask, cache, where.documents, **more)
             if block.tells:
                 x, told = found
                 add_notes(notes, told, f"blocks.{layer}")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from shoestring.contract import cost
+from shoestring.model.grouped_product import grouped_product
 
 
 class StackedLinear(nn.Module):
@@ -28,9 +28,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """x [N, in] -> [N, out]. counts: rows of each expert, in order; they add up to N."""
-        # `unbind`, not an index each: its backward pass is one stack, and not E gradients of the whole
-        both = zip(self.weight.unbind(), x.split(list(counts)), strict=True)
-        return torch.cat([F.linear(part, weight) for weight, part in both])
+        return grouped_product(x, self.weight, counts)
 
     def flops(self, tokens: int, backward: bool = False, inputs: bool = True) -> int:
         """As `contract.cost.linear`, of `tokens` rows of all experts."""

@@ -111,7 +111,7 @@ class Transformer(Blocks):
         end = inputs.length if coming is None else coming.end
         if end > self.config.context:
             raise UsageError(f"{end} tokens do not fit in a context of {self.config.context}")
-        cos, sin = self._rotations(inputs, coming)
+        cos, sin = self.rotations(inputs, coming)
         mask = _mask(inputs) if cache is None else None
         stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
@@ -126,19 +126,19 @@ class Transformer(Blocks):
             elif stack is not None:
                 self._require_stack(stack, inputs, depth)
                 mask = mask if stack.masked else None
-                more = [self._rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
-                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None)
+                more = [self.rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
+                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None, {})
                 x, notes = stack.read(x, where, None if cache is None else cache.layers)
-                cost = self._pass_cost(inputs, coming)
+                cost = self.pass_cost(inputs, coming)
             elif depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
-                cost = self._pass_cost(inputs, coming)
+                cost = self.pass_cost(inputs, coming)
             else:
                 x, cost = self._through_some(x, cos, sin, mask, depth, cache, inputs, coming)
             hidden = _scaled(self.norm(x), self.config.output_scale)
         if cache is not None:
             cache.advance()
-        return Reading(hidden, self._head(), cost, notes, tapped)
+        return Reading(hidden, self.reading_head(), cost, notes, tapped)
 
     def _require_stack(self, stack: Stack, inputs: Inputs, depth: Depth | None) -> None:
         """Raises: UsageError for what layers that are not plain cannot do."""
@@ -149,13 +149,13 @@ class Transformer(Blocks):
                 f"layer {stack.recurrent[0]} keeps a running state and reads tokens in order: it takes no mask"
             )
 
-    def _pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
+    def pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
         """What a pass costs, its head's products not among it."""
         if isinstance(coming, PackedPass):
             return ragged(self._body_cost, ((one.new, one.held) for one in coming.segments))
         return self._body_cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
 
-    def _rotations(
+    def rotations(
         self, inputs: Inputs, coming: Pass | PackedPass | None, rotary: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
         """The rotary tables of the tokens of a pass. rotary: of which; None: of the first layer."""
@@ -268,7 +268,8 @@ class Transformer(Blocks):
         moved, held = kept * shape.past, kept * (shape.past + shape.new)
         return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
-    def _head(self) -> Head:
+    def reading_head(self) -> Head:
+        """Makes logits of the hidden states that it reads."""
         return NativeHead(self.get_output_embeddings().weight)
 
     def new_cache(self, rows: int, room: int) -> ContiguousCache:

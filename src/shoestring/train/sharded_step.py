@@ -1,6 +1,6 @@
 """One optimiser step of a model that is divided among processes: each computes the gradient of its part of the batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,16 @@ class ShardedStepper(Stepper):
     @property
     def loss_scale(self) -> float:
         return float(self.sharded.gradient_scale)
+
+    @property
+    def over_workers(self) -> Callable[[Tensor], Tensor] | None:
+        return self._added_up
+
+    def _added_up(self, tensor: Tensor) -> Tensor:
+        """Over the parts of the batch; processes that divide heads read the same part."""
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total // self.sharded.layout.tensor if self.sharded.layout.tensor > 1 else total
 
     def _total(self, count: float) -> float:
         return self._over_all([count])[0]

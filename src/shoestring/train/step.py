@@ -1,6 +1,6 @@
 """One optimiser step: the gradients of a batch, in micro-batches, clipped, applied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,8 +125,11 @@ class Stepper:
         first: tuple[float, int] | None = None
         figures: dict[str, Tensor] = {}
         spent: dict[str, Charge] = {MODEL: Charge(tokens=targets)}
+        listening: list[Any] = [module for module in self.model.modules() if hasattr(module, "begin_part")]
         for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
             share = count / whole
+            for module in listening:
+                module.begin_part(number, self.over_workers)
             with autocast(self.device, self.precision):
                 loss = self.objective(self.model, part.to(self.device), at._replace(part=number))
             (loss.total * (share * self.loss_scale)).backward()
@@ -156,6 +159,11 @@ class Stepper:
     def loss_scale(self) -> float:
         """By what a loss is multiplied before its backward pass."""
         return 1.0
+
+    @property
+    def over_workers(self) -> Callable[[Tensor], Tensor] | None:
+        """Adds a tensor up over the processes that share this step, each of which asks; None: it is the only one."""
+        return None
 
     def _total(self, count: float) -> float:
         """What counts in the whole batch, of which this process has `count`."""
