@@ -27,6 +27,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4},
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
+    "lolcats": {"features": 6, "window": 4},
+    "supra": {"chunk": 4},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
