@@ -36,6 +36,8 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "lolcats": ("surgery", {"at": "::2", "features": 4, "window": 3, "steps": 4}),
     "supra": ("surgery", {"at": "1:"}),
     "weight_norm": ("surgery", {}),
+    "scale_vectors": ("surgery", {}),
+    "scale_vectors, of all branches": ("surgery", {"branches": False, "outputs": False, "directions": False}),
     "mini_sequences": ("surgery", {"length": 5}),
     "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
     "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
@@ -142,6 +144,8 @@ NATIVE_ONLY = {
     "xatl",
     "lolcats",
     "supra",
+    "scale_vectors",
+    "scale_vectors, of all branches",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
@@ -158,6 +162,7 @@ ORDERS = [[name] for name in EDITS] + [
     ["drop_layers", "ptq", "lora"],
     ["drop_layers", "lolcats", "lora"],
     ["supra", "drop_layers"],
+    ["scale_vectors", "drop_layers"],
 ]
 
 
