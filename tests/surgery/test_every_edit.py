@@ -38,6 +38,8 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "weight_norm": ("surgery", {}),
     "scale_vectors": ("surgery", {}),
     "scale_vectors, of all branches": ("surgery", {"branches": False, "outputs": False, "directions": False}),
+    "normalize_and_project": ("surgery", {}),
+    "normalize_and_project, without norms": ("surgery", {"norms": False}),
     "mini_sequences": ("surgery", {"length": 5}),
     "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
     "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
@@ -68,7 +70,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
-UNFOLDED = {"compacter", "key_value_bottleneck", "cats"}
+UNFOLDED = {"compacter", "key_value_bottleneck", "cats", "normalize_and_project"}
 """Edits that have no form of plain layers."""
 
 RECURRENT = {"lolcats", "supra"}
@@ -146,6 +148,7 @@ NATIVE_ONLY = {
     "supra",
     "scale_vectors",
     "scale_vectors, of all branches",
+    "normalize_and_project",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 

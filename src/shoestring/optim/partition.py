@@ -83,7 +83,8 @@ class Partition:
         """The optimisers as one, with a parameter group for each optimiser and role.
 
         Vectors (norm gains, biases) get no weight decay unless `decay_vectors`: decay on them shrinks what a norm
-        scales by and saves no capacity. A kind of them whose role `decays` gets it. Optimisers that were given nothing are left out.
+        scales by and saves no capacity. A kind of them whose role `decays` gets it. Optimisers that were given nothing are
+        left out.
         """
         return Composite(*(share.build(decay_vectors) for share in self.shares if share.members))
 

@@ -90,16 +90,19 @@ class LoLCATs:
             setattr(mixer.get_submodule(part), leaf, torch.nn.Parameter(value))
         optimizer = torch.optim.AdamW(list(_own(mixer).values()), self.lr, weight_decay=0.0)
         flops, before, after = 0, 0.0, 0.0
+        read = []
+        with torch.no_grad():
+            for given, batch in zip(asked, text, strict=True):
+                q, k, v = mixer.projected(*given)
+                read.append((q, k, v, _softmax(q, k, v, batch.inputs), batch.inputs.documents))
+                flops += cost.linear(mixer.qkv, q.shape[0] * q.shape[1])
+                flops += cost.attention(q.shape[0], q.shape[2], q.shape[1], q.shape[1], q.shape[3])
         for step in range(self.steps + len(text)):
             # the steps, and then all of the text once more, without training
-            place = step % len(text)
+            q, k, v, wanted, documents = read[step % len(text)]
             learning = step < self.steps
-            with torch.no_grad():
-                q, k, v = mixer.projected(*asked[place])
-                wanted = _softmax(q, k, v, text[place].inputs)
             with torch.set_grad_enabled(learning):
-                found = mixer.mixed(q, k, v, text[place].inputs.documents)
-                error = F.mse_loss(found.float(), wanted.float())
+                error = F.mse_loss(mixer.mixed(q, k, v, documents).float(), wanted.float())
             relative = float(error.detach() / wanted.float().square().mean().clamp_min(1e-12)) / len(text)
             if learning:
                 before += relative if step < len(text) else 0.0
@@ -108,9 +111,7 @@ class LoLCATs:
                 optimizer.step()
             else:
                 after += relative
-            shape = Shape(q.shape[0], q.shape[1], backward=learning)
-            flops += cost.linear(mixer.qkv, shape.tokens) + mixer.mixed_flops(shape, False)
-            flops += cost.attention(q.shape[0], q.shape[2], q.shape[1], q.shape[1], q.shape[3])
+            flops += mixer.mixed_flops(Shape(q.shape[0], q.shape[1], backward=learning), False)
         return (before, after), Charge(flops=flops)
 
     def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:

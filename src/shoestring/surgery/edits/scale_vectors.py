@@ -1,7 +1,6 @@
 """Scale vectors of norms, of each branch by itself, on both sides of a matrix, as directions and magnitudes."""
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,8 @@ from torch.nn import functional as F
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.role import INPUT_SCALE, VECTOR
-from shoestring.errors import UsageError
 from shoestring.method import method
-
-PARTS = (("token_norm", "token_mixer"), ("channel_norm", "channel_mixer"))
+from shoestring.surgery.norm_readers import norm_readers, norms_of
 
 
 class ScaledLinear(nn.Module):
@@ -42,7 +39,7 @@ class ScaledLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """[out, in], as a plain layer has it."""
-        scales = self.scales
+        scales: Tensor = self.scales
         if self.magnitudes is not None:
             sizes = scales.square().mean(1).sqrt().clamp_min(1e-12)
             scales = scales * (self.magnitudes / sizes)[:, None]
@@ -72,7 +69,7 @@ class ScaleVectors:
 
     of each branch r that reads the same norm: queries, keys and values; gate and up. Before, one g, the norm's, served all. g_r is
     that at first, b_r = 1, m_r = rms(g), so that the model computes what it did. g_r gets the optimiser's weight decay, as
-    it is followed by a matrix; b and the scales of norms that no matrix follows (of queries and keys) get none. Folded, all is in W.
+    a matrix follows it; b and the scales of norms that no matrix follows (of queries and keys) get none. Folded, all is in W.
 
     The text of the paper could not be read beyond its abstract and summaries: that b stands at the same matrices as g, and
     that the size of s is its root mean square, are choices made here. The norm before the head keeps its scale, without decay.
@@ -88,20 +85,21 @@ class ScaleVectors:
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """Nothing is to be decided. Raises: UsageError where a norm has no scale alone, or something else than plain linear layers
         reads it."""
-        list(_readers(model))
+        list(norm_readers(model, "scale_vectors"))
         return Decision()
 
     def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The model with scales at its matrices."""
-        for norm, name, starts in list(_readers(model)):
+        for norm, name, starts in list(norm_readers(model, "scale_vectors")):
             base: Any = model.get_submodule(name)
             ends = (*starts[1:], base.out_features) if self.branches else (base.out_features,)
             rows = tuple(end - start for start, end in zip(starts, ends, strict=False))
-            scale = model.get_submodule(norm).weight.detach()  # type: ignore[union-attr]
+            scale = model.get_parameter(f"{norm}.weight").detach()
             model.set_submodule(
-                name, ScaledLinear(base, scale, rows, outputs=self.outputs, directions=self.directions)  # type: ignore[arg-type]
+                name,
+                ScaledLinear(base, scale, rows, outputs=self.outputs, directions=self.directions),
             )
-        for norm in _norms(model):
+        for norm in norms_of(model):
             weight: Any = model.get_submodule(norm).weight
             weight.data = torch.ones_like(weight)
             weight.requires_grad_(False)
@@ -120,51 +118,13 @@ class ScaleVectors:
                     if hasattr(layer, "row_blocks"):
                         setattr(marked, "row_blocks", layer.row_blocks)  # noqa: B010
                 model.set_submodule(name, made.train(layer.training))
-        for norm in _norms(model):
+        for norm in norms_of(model):
             model.get_submodule(norm).requires_grad_(True)
         model.changed()
         return model
 
     def describe(self, model: LanguageModule, decision: Decision) -> str:
         found = [layer for layer in model.modules() if isinstance(layer, ScaledLinear)]
-        return f"scale_vectors: {len(found)} matrices have {sum(len(one.rows) for one in found)} scales of what they read"
-
-
-class Reader(NamedTuple):
-    """A matrix that reads what a norm made. starts: the first row of each branch."""
-
-    norm: str
-    name: str
-    starts: tuple[int, ...]
-
-
-def _norms(model: LanguageModule) -> list[str]:
-    known = dict(model.named_modules())
-    return [f"{layer}.{norm}" for layer in model.anatomy().layers for norm, _ in PARTS if f"{layer}.{norm}" in known]
-
-
-def _readers(model: LanguageModule) -> Iterator[Reader]:
-    """The matrices that read what the norms of the layers made. Raises: UsageError where that is not known."""
-    anatomy = model.anatomy()
-    width = next(iter(anatomy.axes("width")), None)
-    if width is None or not _norms(model):
-        raise UsageError("scale_vectors is for native models: which matrix reads which norm of a wrapped one is not known")
-    starts: dict[str, set[int]] = {}
-    for kind in ("head", "key_value_head", "hidden"):
-        for axis in anatomy.axes(kind):
-            for one in axis.slices:
-                if one.dim == 0:
-                    starts.setdefault(one.name, set()).add(one.start)
-    for layer in anatomy.layers:
-        for norm, mixer in PARTS:
-            if {name for name, _ in model.get_submodule(f"{layer}.{norm}").named_parameters()} != {"weight"}:
-                raise UsageError(f"scale_vectors: {layer}.{norm} has more than a scale: choose rmsnorm")
-            for one in width.slices:
-                owner = one.name.rpartition(".")[0]
-                if not one.name.startswith(f"{layer}.{mixer}.") or one.dim == 0:
-                    continue
-                if type(model.get_submodule(owner)) is not nn.Linear:
-                    if model.get_parameter(one.name).ndim > 2 and one.dim == 1:
-                        continue  # the outputs of stacked experts
-                    raise UsageError(f"scale_vectors: {owner} is no plain linear layer, and reads a norm")
-                yield Reader(f"{layer}.{norm}", owner, tuple(sorted(starts.get(one.name, set()) | {0})))
+        return (
+            f"scale_vectors: {len(found)} matrices have {sum(len(one.rows) for one in found)} scales of what they read"
+        )
