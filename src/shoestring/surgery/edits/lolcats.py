@@ -1,11 +1,12 @@
 """LoLCATs: attention of a trained model as a window and a state, its feature maps trained to what attention computes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.budget.charge import Charge
@@ -69,13 +70,24 @@ class LoLCATs:
             made: dict[int, Any] = converting(model, "lolcats").mixers_from_attention(self.at, "lolcats", self.options)
         errors, spent = {}, Charge()
         if self.steps:
-            walk = Walk(model, evidence.text)
-            for number, layer in enumerate(walk):
+            walk, last, asked = Walk(model, evidence.text), max(made), list[Asked]()
+            charges: list[Charge] = []
+
+            def learn(number: int) -> None:
                 if number in made:
-                    asked = _asked(model, walk, f"{layer}.token_mixer")
                     errors[str(number)], taken = self._transfer(made[number], asked, evidence.text)
-                    spent += taken
-            spent += walk.spent
+                    charges.append(taken)
+                    asked.clear()
+
+            mixers = [model.get_submodule(f"{model.anatomy().layers[number]}.token_mixer") for number in made]
+            with _noting(mixers, asked):
+                for number, _ in enumerate(walk):
+                    learn(number - 1)  # coming to a layer, the walk has gone through the one before
+                    if number == last:
+                        walk.run()
+                        learn(number)
+                        break
+            spent = sum(charges, walk.spent)
         tensors = {f"{number}.{name}": value for number, mixer in made.items() for name, value in _own(mixer).items()}
         return Decision({"errors": errors}, tensors, spent)
 
@@ -87,7 +99,7 @@ class LoLCATs:
         trained = [parameter.data.float() for parameter in _own(mixer).values()]
         for name, value in zip(_own(mixer), trained, strict=True):
             part, _, leaf = name.rpartition(".")
-            setattr(mixer.get_submodule(part), leaf, torch.nn.Parameter(value))
+            setattr(mixer.get_submodule(part), leaf, nn.Parameter(value))
         optimizer = torch.optim.AdamW(list(_own(mixer).values()), self.lr, weight_decay=0.0)
         flops, before, after = 0, 0.0, 0.0
         read = []
@@ -148,19 +160,19 @@ def _own(mixer: Any) -> dict[str, Tensor]:
     }
 
 
-def _asked(model: LanguageModule, walk: Walk, name: str) -> list[Asked]:
-    """What the token mixer of the walk's present layer is given, a batch each."""
-    found: list[Asked] = []
+@contextmanager
+def _noting(mixers: Sequence[nn.Module], asked: list[Asked]) -> Iterator[None]:
+    """While the block runs, note what each of these token mixers is given, a batch each."""
 
     def keep(_: object, given: tuple[Any, ...]) -> None:
-        found.append((given[0].detach(), given[1], given[2]))
+        asked.append((given[0].detach(), given[1], given[2]))
 
-    handle = model.get_submodule(name).register_forward_pre_hook(keep)
+    handles = [mixer.register_forward_pre_hook(keep) for mixer in mixers]
     try:
-        walk.run()
+        yield
     finally:
-        handle.remove()
-    return found
+        for handle in handles:
+            handle.remove()
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> Tensor:
