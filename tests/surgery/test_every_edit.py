@@ -36,6 +36,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "lolcats": ("surgery", {"at": "::2", "features": 4, "window": 3, "steps": 4}),
     "supra": ("surgery", {"at": "1:"}),
     "weight_norm": ("surgery", {}),
+    "ladder": ("surgery", {"at": "2:"}),
     "scale_vectors": ("surgery", {}),
     "scale_vectors, of all branches": ("surgery", {"branches": False, "outputs": False, "directions": False}),
     "normalize_and_project": ("surgery", {}),
@@ -149,6 +150,7 @@ NATIVE_ONLY = {
     "scale_vectors",
     "scale_vectors, of all branches",
     "normalize_and_project",
+    "ladder",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
@@ -166,6 +168,7 @@ ORDERS = [[name] for name in EDITS] + [
     ["drop_layers", "lolcats", "lora"],
     ["supra", "drop_layers"],
     ["scale_vectors", "drop_layers"],
+    ["ladder", "drop_layers", "lora"],
 ]
 
 

@@ -91,6 +91,19 @@ class Anatomy(Protocol):
 
 
 @runtime_checkable
+class SwapsResiduals(Protocol):
+    """What the anatomy of a native model can do beside: join the parts of some layers in another way."""
+
+    def swap_residuals(self, at: str, residual: str) -> None:
+        """Give layers that add their parts one after the other another residual, which has no weights.
+
+        at: the layers, as a pattern of [model] names them. residual: the method.
+        Raises: UsageError for layers that are not there, or are joined in another way.
+        """
+        ...
+
+
+@runtime_checkable
 class ConvertsAttention(Protocol):
     """What the anatomy of a native model can do beside: put other token mixers in place of attention."""
 

@@ -168,6 +168,22 @@ class NativeAnatomy:
             raise UsageError(f"other token mixers: {error}") from None
         self._configure(config)
 
+    def swap_residuals(self, at: str, residual: str) -> None:
+        """As `SwapsResiduals.swap_residuals`."""
+        model, choice = self.model, Choice.of("model", residual, kind="residual")
+        try:
+            for number in places(at, len(model.blocks)):
+                old = model.config.layer(number).residual.name
+                if old != "pre_norm":
+                    raise UsageError(f"layer {number} has the residual {old}, not pre_norm: name others with 'at'")
+                block: Any = model.blocks[number]
+                block.residual = choice.build(model.config.width)
+                block.look()
+            config = replace(model.config, pattern=(*model.config.pattern, Pattern(at, residual=choice)))
+        except ValueError as error:
+            raise UsageError(f"{residual}: {error}") from None
+        self._configure(config)
+
     def mixers_from_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
         """As `ConvertsAttention.mixers_from_attention`."""
         found: dict[int, nn.Module] = {}

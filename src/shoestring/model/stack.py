@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.cost import Shape, trains
-from shoestring.contract.model import LOSS, Notes, add_notes
+from shoestring.contract.model import LOSS, Carried, Notes, add_notes, whole
 from shoestring.model.block import Block
 from shoestring.model.span import Span, Where
 
@@ -38,25 +38,29 @@ class Stack:
     def read(self, x: Tensor, where: Where, caches: Sequence[Any] | None) -> tuple[Tensor, Notes]:
         """x [B, T, width] after all of them, and what they told. caches: the state of each layer."""
         notes: Notes = {}
+        found: Tensor | Carried = x
         for number, layers in self._steps:
             held = [None if caches is None else caches[layer] for layer in layers]
             if number is None:
-                x, told = self._through(layers, x, where, held)
+                found, told = self._through(layers, found, where, held)
             else:
 
                 def inner(
                     x: Tensor, where: Where, held: Sequence[Any], layers: tuple[int, ...] = layers
                 ) -> tuple[Tensor, Notes]:
-                    return self._through(layers, x, where, held)
+                    made, notes = self._through(layers, x, where, held)
+                    return whole(made), notes
 
-                x, told = self.spans[number][0](inner, x, where, held)
+                found, told = self.spans[number][0](inner, whole(found), where, held)
                 inside = {name for name in told if name.removeprefix(LOSS).startswith("blocks.")}
                 add_notes(notes, {name: told[name] for name in told if name not in inside}, f"spans.{number}")
                 told = {name: told[name] for name in inside}
             notes.update(told)
-        return x, notes
+        return whole(found), notes
 
-    def _through(self, layers: Sequence[int], x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
+    def _through(
+        self, layers: Sequence[int], x: Tensor | Carried, where: Where, caches: Sequence[Any]
+    ) -> tuple[Tensor | Carried, Notes]:
         notes: Notes = {}
         for layer, cache in zip(layers, caches, strict=True):
             block = self.blocks[layer]
