@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fixed_point": {"tolerance": 0.1, "most": 3},
     "recurrent_memory": {"segment": 4, "memory": 2},
     "mosa": {"sparse_heads": 3, "share": 0.3},
+    "lolcats": {"features": 6, "window": 4},
+    "supra": {"chunk": 4},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {

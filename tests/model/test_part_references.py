@@ -217,16 +217,71 @@ def lact(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def grouped(mixer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, H, d], keys and values [T, Hk, d] of attention, normed and not rotated."""
+    q, k, v = (x @ mixer.qkv.weight.T).view(LENGTH, -1, HEAD).split([HEADS, 1, 1], 1)
+    norms = [
+        norm.weight * part / (part.square().mean(-1, keepdim=True) + norm.epsilon).sqrt()
+        for norm, part in ((mixer.query_norm, q), (mixer.key_norm, k))
+    ]
+    return norms[0], norms[1], v
+
+
+def lolcats(mixer: Any, x: Tensor) -> Tensor:
+    q, k, v = grouped(mixer, x)
+    tables = Rotary(HEAD, LENGTH, 10000.0).double()(0, LENGTH)
+    q, k = (rotate(part[None], *tables)[0] for part in (q, k))
+
+    def features(own: Tensor, x: Tensor) -> Tensor:
+        return torch.cat(((own @ x).softmax(0), (-own @ x).softmax(0)))
+
+    rows = []
+    for t in range(LENGTH):
+        o = []
+        for h in range(HEADS):
+            asked = features(mixer.query_map.weight[h], q[t, h])
+            near = range(max(0, t - mixer.window + 1), t + 1)
+            scores = torch.stack([k[i, 0] @ q[t, h] / math.sqrt(HEAD) for i in near])
+            weights = list(mixer.mix[h].sigmoid() * (scores - scores.max()).exp())
+            far = range(near.start)
+            weights = [asked @ features(mixer.key_map.weight[h], k[i, 0]) for i in far] + weights
+            above = torch.stack([w * v[i, 0] for w, i in zip(weights, (*far, *near), strict=True)])
+            o.append(above.sum(0) / torch.stack(weights).sum())
+        rows.append(mixer.output.weight @ torch.cat(o))
+    return torch.stack(rows)
+
+
+def supra(mixer: Any, x: Tensor) -> Tensor:
+    q, k, v = grouped(mixer, x)
+    tables = Rotary(HEAD, LENGTH, 10000.0).double()(0, LENGTH)
+    rows, state = [], torch.zeros(HEADS, HEAD, HEAD, dtype=x.dtype)
+    for t in range(LENGTH):
+        cos, sin = (table[t : t + 1] for table in tables)
+        key = (mixer.key_map.weight[0] @ k[t, 0] + mixer.key_map.bias[0]).relu()
+        key = rotate(key[None, None, None], cos, sin).flatten()
+        o = []
+        for h in range(HEADS):
+            asked = (mixer.query_map.weight[h] @ q[t, h] + mixer.query_map.bias[h]).relu()
+            asked = rotate(asked[None, None, None], cos, sin).flatten()
+            state[h] = math.exp(-(2 ** (-8 * (h + 1) / HEADS))) * state[h] + torch.outer(key, v[t, 0]) / math.sqrt(HEAD)
+            found = state[h].T @ asked
+            o.append((found - found.mean()) / (found.var(unbiased=False) + mixer.epsilon).sqrt())
+        rows.append(mixer.output.weight @ torch.cat(o))
+    return torch.stack(rows)
+
+
 TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "lightning": (lightning, {"chunk": 4}),
     "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0}),
     "gated_delta": (gated_delta, {"chunk": 4}),
     "grouped_differential": (grouped_differential, {}),
     "lact": (lact, {"chunk": 4, "rate": 0.5}),
+    "lolcats": (lolcats, {"features": 5, "window": 3}),
+    "supra": (supra, {"chunk": 4}),
     **SPARSE,
     **RECURRENT,
 }
-SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "fixed_point", "mosa"}
+SHARED_KEYS = {"grouped_differential", "infllm_v2", "lavo", "fixed_point", "mosa", "lolcats", "supra"}
 """Mixers whose heads share keys here."""
 CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "moe": (moe, {"experts": 4}),

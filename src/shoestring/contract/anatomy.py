@@ -1,8 +1,8 @@
 """How surgery sees any model: its axes, each with every weight that it slices."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -87,4 +87,34 @@ class Anatomy(Protocol):
 
     def copy_layers(self, numbers: Sequence[int]) -> None:
         """Put a copy of each of these layers behind it. Raises: UsageError where that cannot be."""
+        ...
+
+
+@runtime_checkable
+class SwapsResiduals(Protocol):
+    """What the anatomy of a native model can do beside: join the parts of some layers in another way."""
+
+    def swap_residuals(self, at: str, residual: str) -> None:
+        """Give layers that add their parts one after the other another residual, which has no weights.
+
+        at: the layers, as a pattern of [model] names them. residual: the method.
+        Raises: UsageError for layers that are not there, or are joined in another way.
+        """
+        ...
+
+
+@runtime_checkable
+class ConvertsAttention(Protocol):
+    """What the anatomy of a native model can do beside: put other token mixers in place of attention."""
+
+    def mixers_from_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
+        """By layer, new token mixers that share the projections of the attention that stands there; the model stays as it is.
+
+        at: the layers, as a pattern of [model] names them. mixer: what they get: a method that takes the options of attention.
+        options: what else it takes. Raises: UsageError for layers that are not there, or have no plain attention.
+        """
+        ...
+
+    def convert_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
+        """As `mixers_from_attention`, and put them in the model, which says so from then on."""
         ...

@@ -96,3 +96,12 @@ class Stepped(Protocol):
     def after_step(self, model: LanguageModule, at: At) -> None:
         """The optimiser has moved the parameters, whose gradients are still there."""
         ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """What a `Stepped` edit may have beside: figures that are logged with the loss."""
+
+    def figures(self, model: LanguageModule) -> Mapping[str, Tensor]:
+        """Scalars by name, of the step before; they lie in buffers of the model as well."""
+        ...

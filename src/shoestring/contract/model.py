@@ -22,6 +22,19 @@ log = logging.getLogger(__name__)
 Notes = dict[str, Tensor]
 """What layers tell beside their output, by name: how many tokens each expert took, a term of the loss."""
 
+
+class Carried(NamedTuple):
+    """The stream between two layers, [B, T, width], to which what the last part said is still to be added: stream + pending."""
+
+    stream: Tensor
+    pending: Tensor
+
+
+def whole(x: Tensor | Carried) -> Tensor:
+    """The stream with all that was said."""
+    return x.stream + x.pending if isinstance(x, Carried) else x
+
+
 LOSS = "loss."
 """How the name of a note begins that is a term of the loss, a scalar with its coefficient multiplied in."""
 
@@ -287,7 +300,8 @@ def tapping(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tenso
             raise UsageError(f"no module is named '{name}': {did_you_mean(name, known)}")
 
         def hook(_: nn.Module, __: object, output: object) -> None:
-            found[name] = output if isinstance(output, Tensor) else output[0]  # type: ignore[index]
+            first: Any = output[0] if isinstance(output, tuple) and not isinstance(output, Carried) else output
+            found[name] = whole(first if isinstance(first, Tensor | Carried) else first[0])
 
         return known[name].register_forward_hook(hook)
 

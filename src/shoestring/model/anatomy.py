@@ -220,6 +220,66 @@ class NativeAnatomy:
         ]
         self._configure(replace(config, pattern=(*config.pattern, *more)))
 
+    def swap_residuals(self, at: str, residual: str) -> None:
+        """As `SwapsResiduals.swap_residuals`."""
+        model, choice = self.model, Choice.of("model", residual, kind="residual")
+        try:
+            for number in places(at, len(model.blocks)):
+                old = model.config.layer(number).residual.name
+                if old != "pre_norm":
+                    raise UsageError(f"layer {number} has the residual {old}, not pre_norm: name others with 'at'")
+                block: Any = model.blocks[number]
+                block.residual = choice.build(model.config.width)
+                block.look()
+            config = replace(model.config, pattern=(*model.config.pattern, Pattern(at, residual=choice)))
+        except ValueError as error:
+            raise UsageError(f"{residual}: {error}") from None
+        self._configure(config)
+
+    def mixers_from_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
+        """As `ConvertsAttention.mixers_from_attention`."""
+        found: dict[int, nn.Module] = {}
+        for number, choice in self._choices(at, mixer, options).items():
+            own, old = self.model.config.layer(number), self._mixer(number)
+            made = choice.build(own.width, own.heads, own.key_value_heads, own.head_width)
+            self._take_over(number, old, made)
+            found[number] = made
+        return found
+
+    def convert_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
+        """As `ConvertsAttention.convert_attention`. What a mixer has beside is drawn from torch's global generator."""
+        for number, choice in self._choices(at, mixer, options).items():
+            old = self._mixer(number)
+            self.swap_token_mixers(str(number), choice)
+            self._take_over(number, old, self._mixer(number))
+        return {number: self._mixer(number) for number in places(at, len(self.model.blocks))}
+
+    def _mixer(self, number: int) -> nn.Module:
+        return self.model.get_submodule(f"blocks.{number}.token_mixer")
+
+    def _choices(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, Choice]:
+        """Of each layer, the new mixer with the options of the attention that is there."""
+        try:
+            numbers = places(at, len(self.model.blocks))
+        except ValueError as error:
+            raise UsageError(f"{mixer}: {error}") from None
+        found = {}
+        for number in numbers:
+            kept = self.model.config.layer(number).token_mixer
+            if kept.name != "attention":
+                raise UsageError(
+                    f"{mixer}: layer {number} has the token mixer {kept.name}, not attention: name others with 'at'"
+                )
+            found[number] = Choice.of("model", mixer, kind="token mixer", **{**kept.options, **options})
+        return found
+
+    @staticmethod
+    def _take_over(number: int, old: Any, new: Any) -> None:
+        if old.split != new.split:
+            raise UsageError(f"layer {number} has other heads than its model says: convert first, and prune after that")
+        for part in ("qkv", "query_norm", "key_norm", "output"):
+            setattr(new, part, getattr(old, part))
+
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
         try:

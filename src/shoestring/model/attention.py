@@ -99,8 +99,8 @@ class Attention(AttentionHeads):
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
-    def cache_shape(self) -> KeyValueShape:
-        """What is kept of each token."""
+    def cache_shape(self) -> KeyValueShape | None:
+        """What is kept of each token; None: nothing, as of one that keeps a running state."""
         return KeyValueShape(self.split[1], self.head_width)
 
     def divide(self, parts: int) -> None:

@@ -26,7 +26,8 @@ What only some have:
 * `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
 * `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 
-A registered method of kind 'residual' joins the two: see `PreNorm`.
+A registered method of kind 'residual' joins the two: see `PreNorm`. With `carries = True` it takes and gives a `Carried`: see
+`LadderResidual`.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 
 from shoestring.contract.cache import KeyValues
 from shoestring.contract.cost import Shape, bytes_of, trains
-from shoestring.contract.model import Mixer, Notes
+from shoestring.contract.model import Carried, Mixer, Notes, whole
 from shoestring.model.config import ModelConfig
 
 
@@ -78,12 +79,13 @@ class Block(nn.Module):
         self.recurrent = bool(getattr(self.token_mixer, "recurrent", False))
         self.tells = any(getattr(part, "tells", False) for part in parts)
         self.early = bool(getattr(self.channel_mixer, "early", False))
+        self.carries = bool(getattr(self.residual, "carries", False))
         self.compiles = all(getattr(part, "compiles", True) for part in parts)
         self._plain = not (self.recurrent or self.tells or self.early)
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | Carried,
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None = None,
@@ -91,14 +93,18 @@ class Block(nn.Module):
         documents: Tensor | None = None,
         channel_rule: Callable[[Tensor, Mixer], Tensor] | None = None,
         trail: dict[str, Any] | None = None,
-    ) -> Tensor | tuple[Tensor, Notes]:
+    ) -> Tensor | Carried | tuple[Tensor | Carried, Notes]:
         """x [B, T, width] -> [B, T, width], with notes where it `tells`; the rest as in `Attention.forward`.
+
+        A block that `carries` gives a `Carried`; any takes one.
 
         documents: [B, T], of a part that is recurrent.
         channel_rule: makes what the channel mixer adds, of the hidden states before it and the mixer; None: the mixer does. Of
         layers that are plain.
         trail: of a part that is early.
         """
+        if not self.carries:
+            x = whole(x)
         if not self._plain:
             return self._with_notes(x, cos, sin, documents if self.recurrent else mask, cache, trail)
 
@@ -113,15 +119,21 @@ class Block(nn.Module):
         def ruled(x: Tensor) -> Tensor:
             return channels(x) if channel_rule is None else channel_rule(x, channels)
 
-        joined: Tensor = self.residual(x, tokens, ruled)
+        joined: Tensor | Carried = self.residual(x, tokens, ruled)
         return joined
 
     def _with_notes(
-        self, x: Tensor, cos: Tensor, sin: Tensor, seen: Tensor | None, cache: Any, trail: dict[str, Any] | None
-    ) -> Tensor | tuple[Tensor, Notes]:
+        self,
+        x: Tensor | Carried,
+        cos: Tensor,
+        sin: Tensor,
+        seen: Tensor | None,
+        cache: Any,
+        trail: dict[str, Any] | None,
+    ) -> Tensor | Carried | tuple[Tensor | Carried, Notes]:
         """As `forward`, of parts that are more than plain ones. seen: mask or documents."""
         notes: Notes = {}
-        routed: Any = self.channel_mixer.route(x, trail) if self.early else None
+        routed: Any = self.channel_mixer.route(whole(x), trail) if self.early else None
 
         def heard(found: Any) -> Tensor:
             output, told = found if isinstance(found, tuple) else (found, {})
@@ -136,7 +148,7 @@ class Block(nn.Module):
             normed = self.channel_norm(x)
             return heard(self.channel_mixer(normed, routed) if self.early else self.channel_mixer(normed))
 
-        joined: Tensor = self.residual(x, tokens, channels)
+        joined: Tensor | Carried = self.residual(x, tokens, channels)
         return (joined, notes) if self.tells else joined
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:

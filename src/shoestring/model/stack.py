@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.contract.cost import Shape, trains
-from shoestring.contract.model import LOSS, Notes, add_notes
+from shoestring.contract.model import LOSS, Carried, Notes, add_notes, whole
 from shoestring.model.block import Block
 from shoestring.model.span import InnerLayers, Span, Where
 
@@ -38,21 +38,24 @@ class Stack:
     def read(self, x: Tensor, where: Where, caches: Sequence[Any] | None) -> tuple[Tensor, Notes]:
         """x [B, T, width] after all of them, and what they told. caches: the state of each layer."""
         notes: Notes = {}
+        found: Tensor | Carried = x
         for number, layers in self._steps:
             held = [None if caches is None else caches[layer] for layer in layers]
             if number is None:
-                x, told = self._through(layers, x, where, held)
+                found, told = self._through(layers, found, where, held)
             else:
                 blocks, tables = (tuple(part[n] for n in layers) for part in (self.blocks, self._tables))
-                inner = InnerLayers(partial(self._through, layers), blocks, tables)  # type: ignore[arg-type]
-                x, told = self.spans[number][0](inner, x, where, held)
+                inner = InnerLayers(partial(self._whole, layers), blocks, tables)  # type: ignore[arg-type]
+                found, told = self.spans[number][0](inner, whole(found), where, held)
                 inside = {name for name in told if name.removeprefix(LOSS).startswith("blocks.")}
                 add_notes(notes, {name: told[name] for name in told if name not in inside}, f"spans.{number}")
                 told = {name: told[name] for name in inside}
             notes.update(told)
-        return x, notes
+        return whole(found), notes
 
-    def _through(self, layers: Sequence[int], x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
+    def _through(
+        self, layers: Sequence[int], x: Tensor | Carried, where: Where, caches: Sequence[Any]
+    ) -> tuple[Tensor | Carried, Notes]:
         notes: Notes = {}
         for layer, cache in zip(layers, caches, strict=True):
             block = self.blocks[layer]
@@ -66,6 +69,11 @@ class Stack:
             else:
                 x = found
         return x, notes
+
+    def _whole(self, layers: Sequence[int], x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
+        """As `_through`, with nothing left to carry at the end."""
+        found, notes = self._through(layers, x, where, caches)
+        return whole(found), notes
 
     def new_caches(self, make: Callable[..., Any]) -> list[Any]:
         """The state of each layer. make: makes that of a block by itself, of `room` tokens where it is told."""

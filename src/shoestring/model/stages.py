@@ -57,7 +57,9 @@ def cut(model: Transformer, stages: int) -> tuple[First, list[StageBlocks], Last
             "a tied model cannot be cut: its embedding is in the first stage and in the last; set tied = false"
         )
     if model.stack is not None:
-        raise UsageError("a model with running states, routers or spans cannot be cut into stages of a pipeline")
+        raise UsageError(
+            "a model with running states, routers, ladders or spans cannot be cut into stages of a pipeline"
+        )
     if stages < 1 or model.config.layers % stages:
         raise UsageError(f"{model.config.layers} layers do not divide into {stages} equal stages")
     each = model.config.layers // stages

@@ -143,7 +143,9 @@ class Transformer(Blocks):
     def _require_stack(self, stack: Stack, inputs: Inputs, depth: Depth | None) -> None:
         """Raises: UsageError for what layers that are not plain cannot do."""
         if depth is not None:
-            raise UsageError("this model has layers with a running state, a router or a span: it takes no depth")
+            raise UsageError(
+                "this model has layers with a running state, a router, a ladder or a span: it takes no depth"
+            )
         if inputs.mask is not None and stack.recurrent:
             raise UsageError(
                 f"layer {stack.recurrent[0]} keeps a running state and reads tokens in order: it takes no mask"
@@ -184,7 +186,7 @@ class Transformer(Blocks):
         for block in self.blocks:
             block.look()  # type: ignore[operator]
         kinds = _rotaries(self.config)
-        plain = all(not (block.recurrent or block.tells or block.early) for block in self.blocks)
+        plain = all(not (block.recurrent or block.tells or block.early or block.carries) for block in self.blocks)
         if plain and not self.config.span and len(kinds) == 1:
             return None
         tables = [0] * len(self.blocks)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.config import Choice
-from shoestring.contract.role import lineage
+from shoestring.contract.role import decays, lineage
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.method import methods
 from shoestring.optim.composite import Composite
@@ -49,7 +49,7 @@ class Assignment:
         for role in dict.fromkeys(member.role for member in self.members):
             named = [(member.name, member.parameter) for member in self.members if member.role == role]
             group: dict[str, Any] = {"params": named, "role": role}
-            if role == "vector" and not decay_vectors:
+            if not (decays(role) or decay_vectors):
                 group["weight_decay"] = 0.0
             groups.append(group)
         return self.recipe.build(groups) if isinstance(self.recipe, Choice) else self.recipe(groups)
@@ -83,7 +83,8 @@ class Partition:
         """The optimisers as one, with a parameter group for each optimiser and role.
 
         Vectors (norm gains, biases) get no weight decay unless `decay_vectors`: decay on them shrinks what a norm
-        scales by and saves no capacity. Optimisers that were given nothing are left out.
+        scales by and saves no capacity. A kind of them whose role `decays` gets it. Optimisers that were given nothing are
+        left out.
         """
         return Composite(*(share.build(decay_vectors) for share in self.shares if share.members))
 

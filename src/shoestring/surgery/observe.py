@@ -65,12 +65,17 @@ class Walk:
 
     The text's hidden states are held once: tokens x width numbers.
 
-    Raises: UsageError without text.
+    Raises: UsageError without text, and for layers of a ladder.
     """
 
     def __init__(self, model: LanguageModule, text: Sequence[Batch]) -> None:
         _require(text)
         self._model, self._names = model, list(model.anatomy().layers)
+        for name in self._names:
+            if getattr(model.get_submodule(name), "carries", False):
+                raise UsageError(
+                    f"{name} is told more than hidden states, which the layers before it change: it cannot be walked"
+                )
         self._hidden: list[Tensor] = []
         self._calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in self._names]
         self._layer = -1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.budget.ledger import MODEL, SELECTION
 from shoestring.contract.batch import Batch
-from shoestring.contract.edit import Stepped
+from shoestring.contract.edit import Metered, Stepped
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At, Objective
 from shoestring.data.selection import Selection
@@ -30,7 +30,8 @@ class StepResult:
     gradient_norm, gradient_norm_1: the 2-norm and the 1-norm of the gradient before clipping.
     targets: how many counted.
     spent: what the step takes, the optimiser's own work included, by the account that pays.
-    figures: what the objective tells beside its loss; 'auxiliary': what layers add to what is minimised.
+    figures: what the objective tells beside its loss, and edits that are `Metered`; 'auxiliary': what layers add to what is
+        minimised.
     """
 
     loss: float
@@ -148,6 +149,8 @@ class Stepper:
         spent = together(summed, {MODEL: Charge(flops=self.optimizer.step_flops())})
         for edit in self.stepped:
             spent = together(spent, {MODEL: edit.before_step(self.model, at)})
+            if isinstance(edit, Metered):
+                figures |= edit.figures(self.model)
         norm_1 = self._norm(1.0)
         norm = self._clip()
         if self.noise_scale is not None and first is not None:
