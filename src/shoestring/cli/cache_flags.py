@@ -24,17 +24,23 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_cache(words: Sequence[str]) -> tuple[CacheConfig, list[str]]:
     """(what the flags of the cache say, the other words). Raises: UsageError."""
+    ours, others = parted(words, PREFIX)
+    tree = overrides(ours).get("cache", {})
+    return build(CacheConfig, tree, lambda key: as_flag(f"cache.{key}")), others
+
+
+def parted(words: Sequence[str], prefix: str) -> tuple[list[str], list[str]]:
+    """(the flags of this prefix with their values, the other words)."""
     ours, others, queue = list[str](), list[str](), list(words)
     while queue:
         word = queue.pop(0)
         if word == "--":
             others += [word, *queue]
             break
-        if not word.startswith(PREFIX):
+        if not word.startswith(prefix):
             others.append(word)
             continue
         ours.append(word)
         if "=" not in word and queue and not queue[0].startswith("--"):
             ours.append(queue.pop(0))
-    tree = overrides(ours).get("cache", {})
-    return build(CacheConfig, tree, lambda key: as_flag(f"cache.{key}")), others
+    return ours, others

@@ -13,6 +13,7 @@ from shoestring.base.drafting import check_drafter, check_made, open_drafter, op
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
+from shoestring.cli.denoised import add_denoise_flags, check_denoise, fill_in, take_denoise
 from shoestring.cli.prompts import argument, chats_of, prompt_of, question, schema_of, texts_of
 from shoestring.cli.samples import WORDS, sum_up, written
 from shoestring.config import build
@@ -32,7 +33,10 @@ ADAPTER = "adapter"
 
 
 def run(words: Sequence[str]) -> int:
+    given = len(words)
     cache, words = take_cache(words)
+    cached = len(words) < given
+    denoise, words = take_denoise(words)
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     named = {name: "--" + name.replace("_", "-") for name in flags}
@@ -49,6 +53,7 @@ def run(words: Sequence[str]) -> int:
     texts = [] if chats else texts_of(found.prompts, found.file)
     schema = None if found.schema is None else schema_of(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
+    check_denoise(found, denoise, cached, writer.opened.model.about.causal)
     adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
@@ -74,6 +79,8 @@ def run(words: Sequence[str]) -> int:
         )
         for prompt in prompts
     ]
+    if not writer.opened.model.about.causal:
+        return fill_in(found, writer, prompts, requests, denoise)
     began = time.perf_counter()
     samples = []
     engine = _engine(found, writer, requests, cache, adapters)
@@ -247,6 +254,7 @@ def _arguments() -> Arguments:
         "spent",
     )
     add_cache_flags(parser)
+    add_denoise_flags(parser)
     return parser
 
 

@@ -94,6 +94,10 @@ def export(
 
 def require_uniform(model: Transformer) -> None:
     """Raises: UsageError where layers differ in size, as pruning may leave them: no other program's format holds that."""
+    if model.config.hides or not model.config.causal:
+        raise UsageError(
+            "this model sees both ways or reads hidden tokens, and no stock class holds such a model: it stays a folder"
+        )
     if not model.config.uniform:
         raise UsageError(
             "this model has layers by a pattern, or spans, and no stock class holds such a model: it stays a folder"

@@ -33,7 +33,7 @@ from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.base import build_model, teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
-from shoestring.train.evaluate import Evaluator, heldout_windows
+from shoestring.train.evaluate import Evaluator, heldout_judge, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper
@@ -131,6 +131,7 @@ def assemble(
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
+    judge = heldout_judge(config)
     evaluator = Evaluator(
         heldout,
         dataset.tokenizer.byte_lengths,
@@ -139,6 +140,7 @@ def assemble(
         device=device,
         precision=config.execution.precision,
         domains=[part.name for part in dataset.domains],
+        judge=judge,
     )
     if config.parallel.processes > 1:
         from shoestring.train.joint_evaluation import JointEvaluator
@@ -154,7 +156,7 @@ def assemble(
         evaluator=evaluator,
         sequences=drawn if selection is None else lambda progress: drawn(progress) * more,
         milestones=tuple(getattr(schedule, "milestones", ())),
-        claims="\n".join(line for line in (claims, said) if line),
+        claims="\n".join(line for line in (claims, said, f"held-out figures: {judge.figure}" if judge else "") if line),
         applied=tuple(applied),
     )
 
@@ -263,6 +265,11 @@ def _stepper(
     torch.manual_seed(config.seed)
     made = build_model(config.model).to(config.execution.device)
     model, applied = apply_edits(made, config.edits, evidence, decisions)
+    if not (model.about.causal or getattr(config.objective.card.target, "both_ways", False)):
+        raise UsageError(
+            f"objective = {config.objective.name} is for models that see what came before, and this one sees both ways: give "
+            "--objective masked_diffusion, or --model.causal true"
+        )
     edits = describe(model, applied)
     claimed = partition(model, config.optim, config.fallback)
     rules = rules_for(config)

@@ -10,7 +10,7 @@ from shoestring.data.prepare import prepare
 from shoestring.data.windows import Windows
 from shoestring.errors import UsageError
 from shoestring.train.config import RunConfig
-from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, Heldout
+from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, Heldout, heldout_judge
 
 
 def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
@@ -34,6 +34,7 @@ def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
         rows=config.train.micro_batch or config.train.batch // config.workers,
         device=config.execution.device,
         precision=config.execution.precision,
+        judge=heldout_judge(config),
     )
 
 

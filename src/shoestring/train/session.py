@@ -304,6 +304,9 @@ class Session:
             "bits_per_byte": heldout.bits_per_byte,
             "heldout_targets": heldout.targets,
         }
+        judge = self.parts.evaluator.judge
+        if judge is not None:
+            found["heldout_figure"] = judge.figure
         if heldout.domains:
             found["heldout_domains"] = dict(heldout.domains)
         if heldout.cut_short:
