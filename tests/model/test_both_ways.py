@@ -99,9 +99,16 @@ def test_the_edit_makes_such_a_model_of_a_causal_one_and_it_is_built_again_from_
 def test_what_is_not_for_it_is_refused() -> None:
     with pytest.raises(UsageError, match="layer 0 cannot be built: the token mixer lightning reads tokens in order"):
         made(token_mixer="lightning", key_value_heads=4)
-    with pytest.raises(UsageError, match="it stays a folder"):
+    with pytest.raises(UsageError, match="sees both ways, and no stock class"):
         to_transformers(made())
     mixed = Transformer(build(ModelConfig, {**SIZES, "token_mixer": "lightning", "key_value_heads": 4}))
     edit = Choice.of("surgery", "hidden_tokens", kind="edit").build()
     with pytest.raises(UsageError, match="layer 0 has Lightning"):
         edit.apply(mixed, edit.decide(mixed, Evidence()))
+
+
+def test_a_causal_model_that_reads_hidden_tokens_leaves_without_their_vector() -> None:
+    model = made(causal=True).float()
+    text = torch.randint(30, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(to_transformers(model)(text).logits, model(text))

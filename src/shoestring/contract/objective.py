@@ -102,7 +102,7 @@ class HeldoutJudge(Protocol):
     figure: str
 
     def judge(self, model: LanguageModel, batch: Batch) -> Judged:
-        """Judge the text of a batch that lies on the model's device: each row by itself, the same whenever it is asked."""
+        """Judge the text of a batch that lies on the model's device: the same whenever it is asked of the same batch."""
         ...
 
 

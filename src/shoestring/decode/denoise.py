@@ -55,9 +55,13 @@ class Denoiser:
 
     def __init__(self, model: LanguageModel, config: DenoisingConfig | None = None) -> None:
         config = config or DenoisingConfig()
-        if model.about.causal or not model.about.hides:
+        if model.about.causal:
             raise UsageError(
                 "this model predicts the next token, and fills in no hidden ones: decode it token by token"
+            )
+        if not model.about.hides:
+            raise UsageError(
+                "this model sees both ways and reads no hidden tokens: it is an encoder, and writes nothing"
             )
         self.model, self.config = model, config
         self.order: UnmaskingOrder = config.order.build()

@@ -12,7 +12,7 @@ from shoestring.base import open_model
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
-from shoestring.contract.objective import Objective, Taught
+from shoestring.contract.objective import HeldoutJudge, Objective, Taught
 from shoestring.data.dataset import Dataset
 from shoestring.data.intervention import Intervened, Intervention, read_texts
 from shoestring.data.length import Shaped
@@ -33,7 +33,7 @@ from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.base import build_model, teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
-from shoestring.train.evaluate import Evaluator, heldout_judge, heldout_windows
+from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper
@@ -131,7 +131,7 @@ def assemble(
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
-    judge = heldout_judge(config)
+    judge = steppers[0].objective if isinstance(steppers[0].objective, HeldoutJudge) else None
     evaluator = Evaluator(
         heldout,
         dataset.tokenizer.byte_lengths,

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.model import Head, LanguageModel, causally, require_causal
-from shoestring.contract.objective import HeldoutJudge
+from shoestring.contract.objective import HeldoutJudge, Taught
 from shoestring.data.dataset import Dataset
 from shoestring.data.mixed import InTurn
 from shoestring.data.windows import BatchSource, Windows
 from shoestring.objective.cross_entropy import plain
+from shoestring.train.base import teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
 
@@ -61,6 +62,8 @@ def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows | InTu
 def heldout_judge(config: RunConfig) -> HeldoutJudge | None:
     """What judges held-out text of a run whose models predict no next token; None: the next tokens do."""
     made = config.objective.build(plain)
+    if isinstance(made, HeldoutJudge) and isinstance(made, Taught):
+        made.learn_from(*(teacher_of(config, place) for place in made.teachers))
     return made if isinstance(made, HeldoutJudge) else None
 
 

@@ -207,7 +207,7 @@ class Session:
         self.worker, self.company, self.joined = joined.worker, joined.company, joined
         self.checkpoints = joined.checkpoints or folder.checkpoints
         with ledger.clock("data"):
-            old = old_evaluator(config, dataset)
+            old = old_evaluator(config, dataset, self.parts.evaluator.judge)
         for line in self.parts.claims.splitlines():
             log.info(line)
         self.metrics: JsonLines | None = None
