@@ -17,10 +17,10 @@ from shoestring.objective.masked_diffusion import MaskedDiffusion, weights_of
 from tests.flop_counting import CPU_ATTENTION
 
 
-def made(context: int = 16, **more: bool) -> Transformer:
+def made(context: int = 16, causal: bool = False) -> Transformer:
     torch.manual_seed(3)
-    flags = {"causal": False, "hides": True, **more}
-    model = Transformer(ModelConfig(layers=1, width=16, heads=2, vocabulary=20, context=context, **flags))
+    sizes = ModelConfig(layers=1, width=16, heads=2, vocabulary=20, context=context, causal=causal, hides=True)
+    model = Transformer(sizes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -17,7 +17,7 @@ from shoestring.plan.law import Law
     cost="a grid of small runs over sizes and unique data, each trained as long as it helps",
 )
 class SoftQ(Law):
-    """Loss of a size and of unique data, each run trained for as many passes as are best:
+    """Loss of a size and of unique data, each run trained for as many passes as are best.
 
         L = E + ((A / N^alpha)^s + (B / U^beta)^s)^(1 / s)
 
