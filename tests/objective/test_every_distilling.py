@@ -207,6 +207,7 @@ CASES = {
     "sortednet": Case(nested, {"depth": (0.5,), "hidden": (0.5,)}, widths=()),
 }
 ELSEWHERE = {"cross_model_control", "headless", "multi_token", "distillation", "next_token", "minifinetuning"} | {
+    "didi_instruct",
     "masked_diffusion",
     "masked_input",
     "replaced_tokens",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.contract.cost import linear, trains
 from shoestring.errors import UsageError
 
 ATTRIBUTE = "detector"
@@ -30,9 +31,10 @@ class TokenDetector(nn.Module):
         found: Tensor = self.output(F.gelu(self.inner(hidden)))
         return found[..., 0]
 
-    def flops(self, places: int) -> int:
-        """Operations at so many places, forward."""
-        return 2 * places * (self.inner.weight.numel() + self.output.weight.numel())
+    def flops(self, places: int, backward: bool = False, inputs: bool = True) -> int:
+        """Operations at so many places. backward, inputs: as `contract.cost.linear` has them."""
+        inner = linear(self.inner, places, backward, inputs)
+        return inner + linear(self.output, places, backward, inputs or trains(self.inner))
 
 
 def detector_of(model: object) -> TokenDetector:

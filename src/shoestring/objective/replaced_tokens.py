@@ -84,7 +84,7 @@ class ReplacedTokens:
         with torch.no_grad():
             found = ((scores > 0) & replaced).sum() / replaced.sum().clamp_min(1)
         body = model.cost(Shape(batch.rows, batch.inputs.length, outputs=0, backward=True)).flops
-        spent = {MODEL: Charge(flops=body + 3 * detector.flops(changed.numel()))}
+        spent = {MODEL: Charge(flops=body + detector.flops(changed.numel(), backward=True))}
         if self.teachers:
             spent[TEACHER] = asked
         return Loss(mean, spent, {"replaced": replaced.float().mean(), "found": found}, reading.auxiliary())
