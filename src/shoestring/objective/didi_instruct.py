@@ -53,8 +53,8 @@ class DiDiInstruct:
             - mean log D(z_t of text) - mean log(1 - D(z_t of the student's))
 
     R is a step down the KL divergence of the student's hidden texts from true ones, integrated over t. The steps through z_tau are
-    the paper's intermediate-state matching, the groups (texts of one prompt) its grouped reward normalisation. D moves by the second
-    line alone, the student by the first alone. n: tokens that were filled in.
+    the paper's intermediate-state matching, the groups (texts of one prompt) its grouped reward normalisation. D moves by the
+    second line alone, the student by the first alone. n: tokens that were filled in.
 
     Left out: the reward-guided sampler, the regularising divergence from the teacher, the entropy bonus, and averaged weights. D is
     the student's `detector` head (`--edits detector`) on hidden states of the teacher, which stays as it is; the paper trains D's
