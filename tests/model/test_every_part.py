@@ -27,9 +27,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gated_delta": {"chunk": 4},
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
+    "space_byte": {"words": list(range(12, 30))},
 }
 """Small sizes, so that a short text has several chunks."""
-BY_THE_TEXT = {"span mixture_of_depths", "router expert_choice", "running states of some tokens"}
+BY_THE_TEXT = {"span mixture_of_depths", "span space_byte", "router expert_choice", "running states of some tokens"}
 """Parts whose operations depend on the text: without a backward pass the cost is the most they can be."""
 
 

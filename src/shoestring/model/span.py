@@ -18,11 +18,13 @@ class Where(NamedTuple):
     """What layers are told of the tokens of a pass.
 
     tables: (cos, sin) of each of the model's rotary tables. mask: as `Attention.forward` takes it. documents: [B, T] or None.
+    values: the token ids [B, T] that the model reads, for a span that goes by them.
     """
 
     tables: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     documents: Tensor | None
+    values: Tensor | None = None
 
 
 Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
@@ -32,10 +34,15 @@ Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
 class Span(nn.Module, abc.ABC):
     """Wraps a run of layers.
 
-    compiles: whether the layers within always see shapes that a compiler has seen.
+    compiles: whether the layers within always see shapes that a compiler has seen. both_ways: whether tokens within may see those
+    after them.
     """
 
     compiles = True
+    both_ways = False
+
+    def fits(self, vocabulary: int) -> None:
+        """Raises: ValueError where a span that goes by token ids cannot read those of so many tokens."""
 
     @abc.abstractmethod
     def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoestring.config import Choice
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
@@ -22,7 +23,7 @@ from shoestring.model.layout import span_places
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
-from shoestring.model.span import Where
+from shoestring.model.span import Span, Where
 from shoestring.model.stack import Stack, state_bytes
 from shoestring.model.whole_text_cache import WholeTextCache
 
@@ -44,7 +45,7 @@ class Transformer(Blocks):
             self.hidden_token = HiddenToken(config.width)
         blocks = _blocks(config)
         self.blocks = nn.ModuleList(blocks)
-        spans = [item.span.build(config.width) for item in config.span]
+        spans = [_span(item.span, config) for item in config.span]
         if spans:  # a model without any has no such name in its checkpoints and prints
             self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
@@ -132,7 +133,7 @@ class Transformer(Blocks):
                 self._require_stack(stack, inputs, depth)
                 mask = mask if stack.masked else None
                 more = [self._rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
-                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None)
+                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None, inputs.values)
                 x, notes = stack.read(x, where, None if cache is None else cache.layers)
                 cost = self._pass_cost(inputs, coming)
             elif depth is None:
@@ -402,6 +403,18 @@ def _blocks(config: ModelConfig) -> list[Block]:
         except ValueError as error:
             raise UsageError(f"layer {number} cannot be built: {error}") from None
     return found
+
+
+def _span(choice: Choice, config: ModelConfig) -> Span:
+    """A span of a model. Raises: UsageError where it does not fit."""
+    made: Span = choice.build(config.width)
+    try:
+        made.fits(config.vocabulary)
+    except ValueError as error:
+        raise UsageError(f"the span {choice.name}: {error}") from None
+    if not (config.causal or made.both_ways):
+        raise UsageError(f"the span {choice.name} chooses tokens in order, and this model sees both ways: leave it out")
+    return made
 
 
 def _rotary_key(config: ModelConfig) -> tuple[Any, ...] | None:
