@@ -1,18 +1,14 @@
 """`shoestring generate` of a model that sees both ways: its answers are filled in, not written from left to right."""
 
 import argparse
-import json
-import sys
-import time
 from collections.abc import Sequence
 
 from shoestring.base.writer import Writer
 from shoestring.cli.cache_flags import parted
 from shoestring.cli.prompts import Prompt
-from shoestring.cli.samples import WORDS, Sample, sum_up
+from shoestring.cli.whole_answers import show_whole
 from shoestring.config import as_flag, build, overrides
-from shoestring.decode import Request
-from shoestring.decode.answer_text import AnswerText
+from shoestring.decode import Answer, Request
 from shoestring.decode.denoise import Denoiser, DenoisingConfig
 from shoestring.errors import UsageError
 
@@ -65,44 +61,16 @@ def fill_in(
     config: DenoisingConfig | None,
 ) -> int:
     """Answer all requests, one after the other, and print what they became."""
-    denoiser, samples, began = Denoiser(writer.opened.model, config), list[Sample](), time.perf_counter()
-    rows = sum(each.samples for each in requests)
-    for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True), start=1):
-        for index in range(request.samples):
-            answer = denoiser.answer(
-                request.prompt,
-                request.sampling,
-                max_new_tokens=request.max_new_tokens,
-                ends=request.ends,
-                number=number,
-                sample=index,
-            )
-            text = AnswerText(writer.tokenizer.stream(), found.stop)
-            tokens = 0
-            for token in answer.tokens:
-                text.push(token)
-                tokens += 1
-                if text.stopped:
-                    break
-            text.finish()
-            stopped = "stop" if text.stopped else WORDS[answer.stop]
-            samples.append(
-                Sample(
-                    prompt.text,
-                    prompt.messages,
-                    index + 1,
-                    text.text,
-                    len(prompt.ids),
-                    tokens,
-                    answer.spent.total,
-                    stopped,
-                    answer.spent.charge,
-                )
-            )
-            if found.json:
-                print(json.dumps(samples[-1].as_dict(), ensure_ascii=False), flush=True)
-                continue
-            header = f"--- prompt {number} of {len(prompts)}, sample {index + 1} of {request.samples}\n" * (rows > 1)
-            sys.stdout.write(header + ("" if prompt.messages else prompt.text) + text.text + "\n")
-    sum_up(samples, time.perf_counter() - began)
-    return 0
+    denoiser = Denoiser(writer.opened.model, config)
+
+    def answer(number: int, request: Request, sample: int) -> Answer:
+        return denoiser.answer(
+            request.prompt,
+            request.sampling,
+            max_new_tokens=request.max_new_tokens,
+            ends=request.ends,
+            number=number,
+            sample=sample,
+        )
+
+    return show_whole(found, writer, prompts, requests, answer)

@@ -14,8 +14,9 @@ from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.cli.denoised import add_denoise_flags, check_denoise, fill_in, take_denoise
-from shoestring.cli.prompts import argument, chats_of, prompt_of, question, schema_of, texts_of
+from shoestring.cli.prompts import Prompt, argument, chats_of, prompt_of, question, schema_of, texts_of
 from shoestring.cli.samples import WORDS, sum_up, written
+from shoestring.cli.set_parts import answer_parts, check_parts, set_prompt_of
 from shoestring.config import build
 from shoestring.decode import Engine, Request, Sampling, Stop
 from shoestring.decode.acceptance import Acceptance
@@ -51,13 +52,18 @@ def run(words: Sequence[str]) -> int:
     check_made("depth", found.depth, found.routers, "--routers")
     chats = chats_of(found)
     texts = [] if chats else texts_of(found.prompts, found.file)
+    if found.part:
+        check_parts(found, texts, bool(chats) or cached or denoise is not None)
     schema = None if found.schema is None else schema_of(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
     check_denoise(found, denoise, cached, writer.opened.model.about.causal)
     adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
-    if chats:
+    sets = [set_prompt_of(text, found.part, writer) for text in texts] if found.part else []
+    if sets:
+        prompts = [Prompt(text, one.tokens) for text, one in zip(texts, sets, strict=True)]
+    elif chats:
         prompts = [question(chat, writer) for chat in chats]
     else:
         prompts = [prompt_of(text, writer, found.tokens, keep_last=found.keep_last) for text in texts]
@@ -79,6 +85,8 @@ def run(words: Sequence[str]) -> int:
         )
         for prompt in prompts
     ]
+    if sets:
+        return answer_parts(found, writer, texts, requests, sets)
     if not writer.opened.model.about.causal:
         return fill_in(found, writer, prompts, requests, denoise)
     began = time.perf_counter()
@@ -184,6 +192,14 @@ def _arguments() -> Arguments:
         default=[],
         metavar="TEXT",
         help="end before this text; may be repeated",
+    )
+    parser.add_argument(
+        "--part",
+        type=argument,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a part of a set that stands where the prompt has {}: the answer does not depend on the order of the parts; repeat it",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--schema", type=Path, metavar="PATH", help="a JSON schema that each text follows")

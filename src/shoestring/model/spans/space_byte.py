@@ -99,7 +99,7 @@ class SpaceByte(Span):
 
     def fits(self, vocabulary: int) -> None:
         """As `Span.fits`."""
-        if not self.given and vocabulary > 512:
+        if not self.given and vocabulary > 300:
             raise ValueError(
                 f"it goes by bytes, and a vocabulary of {vocabulary} has other tokens: give --data.tokenizer bytes"
             )
