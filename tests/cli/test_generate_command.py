@@ -44,6 +44,16 @@ def give(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
 
 
+def test_parts_of_a_set_are_answered_the_same_in_any_order(run: Run) -> None:
+    words = ["Which?{} Answer:", "--temperature", "0", "--json"]
+    found = [run(*words, *(w for part in parts for w in ("--part", part))) for parts in (("abc", "de"), ("de", "abc"))]
+    assert [status for status, _, _ in found] == [0, 0]
+    assert len({str(samples(output)[0]["text"]) for _, output, _ in found}) == 1
+    status, _, errors = run("no place for them", "--part", "abc")
+    assert status != 0
+    assert "where the prompt has '{}'" in errors
+
+
 def test_prompts_come_from_words_files_and_standard_input(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

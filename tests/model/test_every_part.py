@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mosa": {"sparse_heads": 3, "share": 0.3},
     "lolcats": {"features": 6, "window": 4},
     "supra": {"chunk": 4},
+    "space_byte": {"words": list(range(12, 30))},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {
@@ -45,6 +46,7 @@ BY_THE_TEXT = {
     "fixed_point",
     "mosa",
     "span mixture_of_depths",
+    "span space_byte",
     "router expert_choice",
     "running states of some tokens",
 }

@@ -422,6 +422,45 @@ def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None
     assert notes["blocks.0.seen"] == 3
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_space_byte(training: bool, packed: bool) -> None:
+    """Which bytes go through, by the bytes of a text; the layer within sees those alone, and none of another document."""
+    text = b"so, 12\xc3\xa9 (a  b)" + bytes([7])
+    torch.manual_seed(9)
+    span = Choice.of("model", "space_byte", kind="span", capacity=0.2).build(WIDTH).train(training)
+    values = torch.tensor([list(text), list(text[::-1])])
+    values[1, -1] = 256  # the end token
+    documents = (torch.arange(values.shape[1]) > 8).long().expand(2, -1) if packed else None
+    x = torch.randn(*values.shape, WIDTH, dtype=torch.float64)
+
+    def inner(x: Tensor, where: Where, caches: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if where.mask is None else where.mask[:, 0]
+        weights = torch.where(seen, 1.0, -torch.inf).double().softmax(-1)
+        return torch.tanh(weights @ x), {}
+
+    before = torch.ones(values.shape[1], values.shape[1], dtype=torch.bool).tril()
+    mask = None if documents is None else ((documents[:, :, None] == documents[:, None]) & before)[:, None]
+    tables = (torch.ones(32, 1, 2), torch.zeros(32, 1, 2))
+    found, _ = span(inner, x, Where((tables,), mask, documents, values=values), [None])
+    word = {*b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", *range(0x80, 0xC0)}
+    for row in range(2):
+        through: list[int] = []
+        for place, byte in enumerate(values[row].tolist()):
+            first = place == 0 or (packed and place == 9)
+            if first or (byte not in word and values[row, place - 1].item() in word):
+                through.append(place)
+        if training:
+            through = through[:4]  # a fifth of 18 places
+        else:
+            assert len(through) > 4
+        wanted = x[row].clone()
+        for place in through:
+            seen = [p for p in through if p <= place and (not packed or (p > 8) == (place > 8))]
+            wanted[place] = x[row, seen].mean(0).tanh()
+        torch.testing.assert_close(found[row], wanted)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_mixture_of_depths_chooses_by_rank_in_training_and_by_sign_without(training: bool) -> None:
     torch.manual_seed(2)

@@ -32,6 +32,7 @@ WAYS: dict[str, tuple[str, ...]] = {
                                         "--edits.drop_layers.by=influence"),
     "adapters": ("--edits=lora", "--edits.lora.rank=2"),
     "second derivatives": ("--optim.name=sophia", "--optim.estimator=hutchinson", "--optim.interval=2"),
+    "hidden tokens filled in": ("--objective=masked_diffusion", "--model.causal=false", "--model.hides=true"),
     "labels drawn": ("--optim.name=sophia", "--optim.estimator=gnb", "--optim.interval=2"),
 }  # fmt: skip
 

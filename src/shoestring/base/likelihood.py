@@ -19,7 +19,7 @@ from shoestring.base.interval import Estimate, difference, effective, ratio
 from shoestring.base.text import Text
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED, Inputs
-from shoestring.contract.model import Head, LanguageModel
+from shoestring.contract.model import Head, LanguageModel, require_causal
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError
 
@@ -203,6 +203,7 @@ def batches(windows: Sequence[TextWindow]) -> Iterator[list[TextWindow]]:
 
 def log_probabilities(model: LanguageModel, windows: Sequence[TextWindow], filler: int) -> tuple[Tensor, Charge]:
     """(float64 [B, T], the log-probability of each target, 0 beyond the end of a window; what that took)."""
+    require_causal(model, "the likelihood of a text")
     sizes = [len(each.targets) for each in windows]
     inputs = torch.full((len(windows), max(sizes)), filler)
     targets = torch.full((len(windows), max(sizes)), IGNORED)

@@ -18,6 +18,7 @@ from shoestring.base.open_model import open_model
 from shoestring.base.writer import Writer
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import Inputs
+from shoestring.contract.model import require_causal
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.answer_text import AnswerText
 from shoestring.errors import ShoestringError, UsageError
@@ -161,6 +162,7 @@ class ShoestringLM(LM):
 
     def _read(self, texts: Sequence[ScoredEnd]) -> Iterator[tuple[float, bool]]:
         """One pass. Each text without its last token is read, and the tokens that are scored are looked up."""
+        require_causal(self._writer.opened.model, "the likelihood of a text")
         model, sizes = self._writer.opened.model, [len(text.ids) - 1 for text in texts]
         values = torch.full((len(texts), max(sizes)), self._first)
         for row, text in enumerate(texts):

@@ -13,9 +13,11 @@ from shoestring.base.drafting import check_drafter, check_made, open_drafter, op
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
 from shoestring.cli.cache_flags import add_cache_flags, take_cache
+from shoestring.cli.denoised import add_denoise_flags, check_denoise, fill_in, take_denoise
 from shoestring.cli.expert_flags import add_expert_flags, take_experts
-from shoestring.cli.prompts import argument, chats_of, prompt_of, question, schema_of, texts_of
+from shoestring.cli.prompts import Prompt, argument, chats_of, prompt_of, question, schema_of, texts_of
 from shoestring.cli.samples import WORDS, sum_up, written
+from shoestring.cli.set_parts import answer_parts, check_parts, set_prompt_of
 from shoestring.config import build
 from shoestring.decode import Engine, Request, Sampling, Stop
 from shoestring.decode.acceptance import Acceptance
@@ -34,8 +36,11 @@ ADAPTER = "adapter"
 
 
 def run(words: Sequence[str]) -> int:
+    given = len(words)
     cache, words = take_cache(words)
+    cached = len(words) < given
     kept, words = take_experts(words)
+    denoise, words = take_denoise(words)
     found = _arguments().read(words, mixed=True)
     flags = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     named = {name: "--" + name.replace("_", "-") for name in flags}
@@ -50,12 +55,18 @@ def run(words: Sequence[str]) -> int:
     check_made("depth", found.depth, found.routers, "--routers")
     chats = chats_of(found)
     texts = [] if chats else texts_of(found.prompts, found.file)
+    if found.part:
+        check_parts(found, texts, bool(chats) or cached or denoise is not None)
     schema = None if found.schema is None else schema_of(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
+    check_denoise(found, denoise, cached, writer.opened.model.about.causal)
     adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)
-    if chats:
+    sets = [set_prompt_of(text, found.part, writer) for text in texts] if found.part else []
+    if sets:
+        prompts = [Prompt(text, one.tokens) for text, one in zip(texts, sets, strict=True)]
+    elif chats:
         prompts = [question(chat, writer) for chat in chats]
     else:
         prompts = [prompt_of(text, writer, found.tokens, keep_last=found.keep_last) for text in texts]
@@ -78,6 +89,10 @@ def run(words: Sequence[str]) -> int:
         for prompt in prompts
     ]
     experts = put_experts_away(writer.opened.model, kept)
+    if sets:
+        return answer_parts(found, writer, texts, requests, sets)
+    if not writer.opened.model.about.causal:
+        return fill_in(found, writer, prompts, requests, denoise)
     began = time.perf_counter()
     samples = []
     engine = _engine(found, writer, requests, cache, adapters)
@@ -185,6 +200,14 @@ def _arguments() -> Arguments:
         metavar="TEXT",
         help="end before this text; may be repeated",
     )
+    parser.add_argument(
+        "--part",
+        type=argument,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a part of a set that stands where the prompt has {}: the answer does not depend on the order of the parts; repeat it",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--schema", type=Path, metavar="PATH", help="a JSON schema that each text follows")
     form.add_argument("--regex", metavar="EXPRESSION", help="a regular expression that matches each text as a whole")
@@ -255,6 +278,7 @@ def _arguments() -> Arguments:
     )
     add_cache_flags(parser)
     add_expert_flags(parser)
+    add_denoise_flags(parser)
     return parser
 
 

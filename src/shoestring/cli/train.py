@@ -51,6 +51,7 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Screen) -> None:
                 f"held-out loss {found['heldout_loss']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte",
                 "bold",
             ),
+            f" ({found['heldout_figure']})" if "heldout_figure" in found else "",
             f" after {found['steps']} steps, {spent}",
         ),
         soft_wrap=True,

@@ -10,15 +10,20 @@ from torch import Tensor
 IGNORED = -100
 """The target that no loss counts (the `ignore_index` of torch's cross-entropy)."""
 
+HIDDEN = -1
+"""The token id that stands for a token that is not shown. A model that `About.hides` reads a vector of its own there; no model
+predicts it, as it is no token of the vocabulary."""
+
 
 class Inputs(NamedTuple):
     """All that a model reads; never a target.
 
-    values: token ids [B, T] int64, or numbers [B, T, K].
+    values: token ids [B, T] int64, `HIDDEN` for one that is not shown, or numbers [B, T, K].
     positions: [B, T] int64, each below the context. None: counted from the start of the row, or from what its cache holds.
     documents: [B, T] int64, equal where two places of a row may see each other. None: all may.
     lengths: [B] int64, how many places of a row are there; the rest of the row is padding. None: all are.
-    mask: [B, T, T] bool, True where a place sees another of this pass. None: itself and those before it.
+    mask: [B, T, T] bool, True where a place sees another of this pass. None: itself and those before it, or all of them where the
+        model is not causal (`About.causal`).
     """
 
     values: Tensor

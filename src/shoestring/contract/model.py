@@ -147,7 +147,8 @@ class About:
     """The sizes of a model that an engine may need.
 
     vocabulary: V, tokens. context: the most tokens of a sequence. width: of the hidden states. layers: how many.
-    causal: whether a token sees only those before it.
+    causal: whether a token sees only those before it, so that there is a next token to be predicted.
+    hides: whether it reads `HIDDEN`, a token that is not shown.
     """
 
     vocabulary: int
@@ -155,6 +156,16 @@ class About:
     width: int
     layers: int
     causal: bool = True
+    hides: bool = False
+
+
+def require_causal(model: "LanguageModel", what: str) -> None:
+    """Raises: UsageError for a model that sees both ways. what: asks for the next token."""
+    if not model.about.causal:
+        raise UsageError(
+            f"{what} asks for the next token, and this model sees both ways: `shoestring generate PLACE` fills in its texts, and "
+            "the run's own held-out figure is its bound"
+        )
 
 
 class LanguageModel(Protocol):

@@ -54,7 +54,8 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss of a model on a batch."""
+    """A loss of a model on a batch. One for models that see both ways has a class attribute `both_ways = True`: no other is given
+    such a model, which would see what it is to predict."""
 
     def count(self, batch: Batch) -> float:
         """How much of the batch counts, asked on the CPU before the pass: micro-batches weigh as this says."""
@@ -76,6 +77,32 @@ class Taught(Protocol):
 
     def learn_from(self, *teachers: LanguageModel) -> None:
         """Set the teachers, once they are opened: in evaluation mode, without gradients, on the model's device."""
+        ...
+
+
+class Judged(NamedTuple):
+    """What an objective says of held-out text.
+
+    nats: float64 [B, T], of each place. tokens: [B, T] int64, the token that was judged there, `IGNORED` where none was.
+    spent: what that took.
+    """
+
+    nats: Tensor
+    tokens: Tensor
+    spent: Charge
+
+
+@runtime_checkable
+class HeldoutJudge(Protocol):
+    """An objective whose models have no next token to be judged by: it judges held-out text itself.
+
+    figure: what its nats a token are, in a few words.
+    """
+
+    figure: str
+
+    def judge(self, model: LanguageModel, batch: Batch) -> Judged:
+        """Judge the text of a batch that lies on the model's device: the same whenever it is asked of the same batch."""
         ...
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED, Batch
-from shoestring.contract.model import LanguageModel, Reading
+from shoestring.contract.model import LanguageModel, Reading, require_causal
 from shoestring.contract.objective import At
 
 OpenModel = Callable[[str], LanguageModel]
@@ -145,6 +145,7 @@ def _slopes(reading: Reading, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def _read(model: LanguageModel, batch: Batch) -> tuple[Reading, Charge]:
     """The forward pass of training, gradients enabled although none is taken: a compiled block has one graph then."""
+    require_causal(model, "choosing rows by their loss")
     reading = model.read(batch.inputs)
     positions = batch.targets.numel()
     return reading, Charge(flops=reading.cost.flops + reading.head.flops(positions), read=positions)

@@ -16,7 +16,7 @@ from torch import Tensor
 from shoestring.budget.charge import FIELDS, Charge
 from shoestring.contract.adapter import NamedAdapters
 from shoestring.contract.cost import Cost
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import LanguageModel, require_causal
 from shoestring.decode.acceptance import Acceptance, Question
 from shoestring.decode.acceptances.exact import Exact
 from shoestring.decode.blocks import OutOfBlocks
@@ -73,6 +73,7 @@ class Engine:
         cache: CacheConfig | None = None,
         adapters: NamedAdapters | None = None,
     ) -> None:
+        require_causal(model, "decoding token by token")
         room = min(rows * model.about.context, max(1 << 15, model.about.context)) if room is None else room
         self.model, self.rows, self.tokens = model, rows, tokens
         self.store = store or store_within(model, cache or CacheConfig(), rows=rows, room=room)

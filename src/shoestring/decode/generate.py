@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
 from shoestring.contract.model import LanguageModel
+from shoestring.decode.denoise import Denoiser
 from shoestring.decode.engine import Engine
 from shoestring.decode.request import AnswerSpent, Event, Request, Stop
 from shoestring.decode.sampling import Sampling
@@ -25,11 +26,19 @@ def generate(
     on_end: told why the generation ended, and what it took; a full context is one of the reasons, not an error. It is told
         too where the caller asks for no more tokens.
 
+    A model that sees both ways fills in the whole answer first (`decode/denoise.py`).
+
     Raises: UsageError, at the first token, when the prompt is empty or longer than the context.
     """
     if not prompt:
         raise UsageError("the prompt is empty: it needs at least one token")
     ends = frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
+    if not model.about.causal:
+        answer = Denoiser(model).answer(prompt, sampling, max_new_tokens=max_new_tokens, ends=ends)
+        if on_end:
+            on_end(answer.stop, answer.spent)
+        yield from answer.tokens
+        return
     room = min(model.about.context, len(prompt) + max_new_tokens)
     engine = Engine(model, rows=1, room=room)
     engine.submit(Request(tuple(prompt), sampling, max_new_tokens, ends))

@@ -14,7 +14,7 @@ from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import EVALUATION, Ledger, Totals
 from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.cost import Shape
-from shoestring.contract.model import LanguageModel
+from shoestring.contract.model import LanguageModel, require_causal
 from shoestring.data.clusters.clustering import Clustering
 from shoestring.data.dataset import Dataset
 from shoestring.data.subset import select
@@ -79,6 +79,7 @@ def heldout_text(config: ExpertsConfig, dataset: Dataset, clustering: Clustering
 def of_targets(model: LanguageModel, text: JudgedWindows, rows: int) -> Tensor:
     """float32 [N, T]: log-probabilities of the targets under one model, 0 where they do not count; `rows` windows at a time,
     on the model's device, in float32."""
+    require_causal(model, "judging experts")
     found = []
     for start in range(0, text.batch.rows, rows):
         part = text.batch.take(slice(start, start + rows)).to(model.device)

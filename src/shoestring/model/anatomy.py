@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
@@ -14,6 +14,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import Pattern, places
 from shoestring.model.stacked_linear import StackedLinear
@@ -81,6 +82,8 @@ class NativeAnatomy:
 
     def _width(self) -> Axis:
         slices = [Slice("embedding.weight", 1), Slice("norm.weight", 0)]
+        if self.model.config.hides:
+            slices.append(Slice("hidden_token.vector", 0))
         if self.head:
             slices.append(Slice("head.weight", 1))
         for layer, block in enumerate(self.model.blocks):
@@ -279,6 +282,24 @@ class NativeAnatomy:
             raise UsageError(f"layer {number} has other heads than its model says: convert first, and prune after that")
         for part in ("qkv", "query_norm", "key_norm", "output"):
             setattr(new, part, getattr(old, part))
+
+    def hide_tokens(self, vector: Tensor, both_ways: bool) -> None:
+        """Let the model read `HIDDEN`, as `vector` [width], and see both ways if that is wanted.
+
+        Raises: UsageError where a layer reads tokens in order.
+        """
+        model = self.model
+        mixers: list[Any] = [block.token_mixer for block in model.blocks]
+        for layer, mixer in enumerate(mixers):
+            if both_ways and not getattr(mixer, "both_ways", False):
+                raise UsageError(f"layer {layer} has {type(mixer).__name__}, which reads tokens in order: no both_ways")
+        if both_ways:
+            for mixer in mixers:
+                mixer.causal = False
+        hidden = HiddenToken(len(vector))
+        hidden.vector = nn.Parameter(vector.clone())
+        model.hidden_token = hidden
+        self._configure(replace(model.config, hides=True, causal=model.config.causal and not both_ways))
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""

@@ -29,7 +29,8 @@ from shoestring.model.rotary import ScalingValue
 class Attention(AttentionHeads):
     """Causal softmax attention with grouped queries, rotary positions and normalised queries and keys.
 
-    y = W_out softmax(q kᵀ / sqrt(head_width)) v, each position seeing itself and those before it.
+    y = W_out softmax(q kᵀ / sqrt(head_width)) v, each position seeing itself and those before it, or all of them where the model
+    is not causal.
 
     q, k: RMS-normalised over each head with a learnt gain (as Qwen3; the paper divides by the L2 norm and learns one
     scale), then rotated by position. rope_theta: base of the rotary frequencies. epsilon: of the query and key norms.
@@ -39,6 +40,8 @@ class Attention(AttentionHeads):
     rotary_share: of the features of a head, how many are rotated; the model's `Rotary` has the tables.
     rope_scaling: what is done to the frequencies for a longer context, a `rotary.Scaling`.
     """
+
+    both_ways = True
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Attention(AttentionHeads):
             epsilon=epsilon,
             bias=bias,
         )
+        self.causal = True
         self.chunked = False
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
 
@@ -78,7 +82,8 @@ class Attention(AttentionHeads):
         """x [B, T, width] -> [B, T, width].
 
         cos, sin: from `Rotary`.
-        mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal, or everything when T = 1.
+        mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal (all, where the model is not), or
+            everything when T = 1.
         cache: takes in the keys and values of x, and says which keys are seen, or attends to them itself.
         """
         q, k, v = self.by_heads(x, cos, sin)
@@ -89,11 +94,11 @@ class Attention(AttentionHeads):
             k, v, mask = cache.append(k, v)
             if mask is not None and mask.shape[1] not in (1, self.split[0]):  # of each key head
                 mask = mask.repeat_interleave(self.split[0] // mask.shape[1], 1)
-        causal = mask is None
+        causal = mask is None and self.causal
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
         grouped = self.split[1] != self.split[0]
-        if self.chunked and cache is None and mask is None:
+        if self.chunked and cache is None and causal:
             mixed = chunked_attention(q, k, v)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)

@@ -23,6 +23,7 @@ What only some have:
   mixed, and what it says is given to `forward(x, routed)`; `trail`: see `model.span.Where`;
 * `begin_part(part, over_workers)`, of it or of a module within: told before each micro-batch of a step which one it is, from 0, and
   what adds a tensor up over the processes that share the step (None: there is one);
+* `both_ways = True`, of a token mixer that can show a token those after it: `causal` is then set, False for a model that is not;
 * `looks_ahead = True`: while it trains, it looks at later tokens; evaluation and decoding switch its `training` off;
 * `compiles = False`: the compiler gains nothing from it, as it depends on the values.
 
@@ -67,6 +68,13 @@ class Block(nn.Module):
         self.channel_norm = config.norm.build(config.width)
         self.channel_mixer = config.channel_mixer.build(config.width, config.hidden)
         self.residual = config.residual.build(config.width)
+        if not config.causal:
+            if not getattr(self.token_mixer, "both_ways", False):
+                raise ValueError(
+                    f"the token mixer {config.token_mixer.name} reads tokens in order, and this model sees both ways: "
+                    "give attention, or causal = true"
+                )
+            self.token_mixer.causal = False
         for part in self.children():
             told: Any = getattr(part, "placed", None)
             if told is not None:

@@ -39,6 +39,8 @@ class ModelConfig:
     of a model that exists, which a run trains on; the sizes are then that model's, and `context` is the length of the
     windows it is trained on. digest: of the base. residual: how the two mixers of a block are joined. pattern: layers that
     differ from the rest; where two name a layer, the later one has the last word. span: runs of layers that are wrapped.
+    causal: whether a token sees only those before it; false: all of its text. hides: whether there is a vector to read where
+    a token is not shown.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -63,6 +65,8 @@ class ModelConfig:
     digest: str = ""
     pattern: tuple[Pattern, ...] = ()
     span: Annotated[tuple[SpanAt, ...], SpanList()] = ()
+    causal: bool = True
+    hides: bool = False
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):

@@ -94,6 +94,8 @@ def export(
 
 def require_uniform(model: Transformer) -> None:
     """Raises: UsageError where layers differ in size, as pruning may leave them: no other program's format holds that."""
+    if not model.config.causal:
+        raise UsageError("this model sees both ways, and no stock class holds such a model: it stays a folder")
     if not model.config.uniform:
         raise UsageError(
             "this model has layers by a pattern, or spans, and no stock class holds such a model: it stays a folder"
@@ -116,6 +118,7 @@ def _complete(path: Path, context: int) -> None:
 def _their_weights(model: Transformer, family: Family) -> dict[str, Tensor]:
     """The weights of a model under the names of transformers, its scales multiplied in."""
     config, ours, places = model.config, model.state_dict(), family.places(model.config)
+    ours.pop("hidden_token.vector", None)  # no text that is written or scored there has a hidden token
     if other := sorted(set(ours) ^ {place.name for place in places.values()}):
         raise UsageError(f"{other[0]} is not as in a plain model: fold what was changed in its layers first")
     if config.input_scale != 1:

@@ -35,6 +35,7 @@ class OwnState(nn.Module):
     """
 
     recurrent = True
+    both_ways = False
 
     def kept(self) -> dict[str, Kept]:
         """The tensors of the state of a row, by name: those whose size does not depend on its length."""

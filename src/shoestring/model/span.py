@@ -19,12 +19,14 @@ class Where(NamedTuple):
 
     tables: (cos, sin) of each of the model's rotary tables. mask: as `Attention.forward` takes it. documents: [B, T] or None.
     trail: what layers leave for later ones of the same pass, by name. None: later ones see other tokens.
+    values: the token ids [B, T] that the model reads, for a span that goes by them.
     """
 
     tables: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor | None
     documents: Tensor | None
     trail: dict[str, Any] | None = None
+    values: Tensor | None = None
 
 
 Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
@@ -49,10 +51,15 @@ class InnerLayers(NamedTuple):
 class Span(nn.Module, abc.ABC):
     """Wraps a run of layers.
 
-    compiles: whether the layers within always see shapes that a compiler has seen.
+    compiles: whether the layers within always see shapes that a compiler has seen. both_ways: whether tokens within may see those
+    after them.
     """
 
     compiles = True
+    both_ways = False
+
+    def fits(self, vocabulary: int) -> None:
+        """Raises: ValueError where a span that goes by token ids cannot read those of so many tokens."""
 
     @abc.abstractmethod
     def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:

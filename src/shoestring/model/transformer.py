@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoestring.config import Choice
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
@@ -16,13 +17,15 @@ from shoestring.model.anatomy import Blocks, NativeAnatomy
 from shoestring.model.block import Block, Place
 from shoestring.model.cache import ContiguousCache, contiguous_layer
 from shoestring.model.config import ModelConfig
+from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import span_places
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
-from shoestring.model.span import Where
+from shoestring.model.span import Span, Where
 from shoestring.model.stack import Stack, token_bytes
+from shoestring.model.whole_text_cache import WholeTextCache
 
 
 class Transformer(Blocks):
@@ -38,9 +41,11 @@ class Transformer(Blocks):
             raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
+        if config.hides:  # a model that does not has no such name in its checkpoints
+            self.hidden_token = HiddenToken(config.width)
         blocks = _blocks(config)
         self.blocks = nn.ModuleList(blocks)
-        spans = [item.span.build(config.width) for item in config.span]
+        spans = [_span(item.span, config) for item in config.span]
         if spans:  # a model without any has no such name in its checkpoints and prints
             self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
@@ -69,7 +74,8 @@ class Transformer(Blocks):
     def about(self) -> About:
         """Its sizes."""
         config = self.config
-        return About(config.vocabulary, config.context, config.width, len(self.blocks))
+        sizes = config.vocabulary, config.context, config.width, len(self.blocks)
+        return About(*sizes, causal=config.causal, hides=config.hides)
 
     def anatomy(self) -> NativeAnatomy:
         """Its parts, as surgery sees them."""
@@ -112,10 +118,10 @@ class Transformer(Blocks):
         if end > self.config.context:
             raise UsageError(f"{end} tokens do not fit in a context of {self.config.context}")
         cos, sin = self.rotations(inputs, coming)
-        mask = _mask(inputs) if cache is None else None
+        mask = _mask(inputs, self.config.causal) if cache is None else None
         stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
-            x = _scaled(self.embedding(inputs.values), self.config.input_scale)
+            x = _scaled(self.embedded(inputs.values), self.config.input_scale)
             if isinstance(cache, Thinning) and coming is not None:
                 if depth is not None or stack is not None:
                     raise UsageError(
@@ -127,7 +133,8 @@ class Transformer(Blocks):
                 self._require_stack(stack, inputs, depth)
                 mask = mask if stack.masked else None
                 more = [self.rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
-                where = Where(((cos, sin), *more), mask, inputs.documents if cache is None else None, {})
+                documents = inputs.documents if cache is None else None
+                where = Where(((cos, sin), *more), mask, documents, {}, inputs.values)
                 x, notes = stack.read(x, where, None if cache is None else cache.layers)
                 cost = self.pass_cost(inputs, coming)
             elif depth is None:
@@ -139,6 +146,13 @@ class Transformer(Blocks):
         if cache is not None:
             cache.advance()
         return Reading(hidden, self.reading_head(), cost, notes, tapped)
+
+    def embedded(self, values: Tensor) -> Tensor:
+        """[B, T, width]: the vectors of token ids [B, T]."""
+        if not self.config.hides:
+            found: Tensor = self.embedding(values)
+            return found
+        return self.hidden_token.placed(values, self.embedding(values.clamp_min(0)))
 
     def _require_stack(self, stack: Stack, inputs: Inputs, depth: Depth | None) -> None:
         """Raises: UsageError for what layers that are not plain cannot do."""
@@ -274,9 +288,15 @@ class Transformer(Blocks):
         """Makes logits of the hidden states that it reads."""
         return NativeHead(self.get_output_embeddings().weight)
 
-    def new_cache(self, rows: int, room: int) -> ContiguousCache:
-        """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device."""
+    def new_cache(self, rows: int, room: int) -> Cache:
+        """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device; of exactly `room`, where the
+        model sees both ways (`WholeTextCache`)."""
         stack = self.stack
+        if not self.config.causal:
+            if stack is not None:
+                raise UsageError("a model that sees both ways has a cache where no layer is wrapped or routes tokens")
+            kept = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
+            return WholeTextCache(kept, rows, room, self.dtype, self.device)
         if stack is not None:
             whole = room
 
@@ -392,6 +412,18 @@ def _blocks(config: ModelConfig) -> list[Block]:
     return found
 
 
+def _span(choice: Choice, config: ModelConfig) -> Span:
+    """A span of a model. Raises: UsageError where it does not fit."""
+    made: Span = choice.build(config.width)
+    try:
+        made.fits(config.vocabulary)
+    except ValueError as error:
+        raise UsageError(f"the span {choice.name}: {error}") from None
+    if not (config.causal or made.both_ways):
+        raise UsageError(f"the span {choice.name} chooses tokens in order, and this model sees both ways: leave it out")
+    return made
+
+
 def _rotary_key(config: ModelConfig) -> tuple[Any, ...] | None:
     """What rotary tables depend on, of one layer; None where its mixer turns nothing."""
     options = config.token_mixer.options
@@ -425,11 +457,26 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
-def _mask(inputs: Inputs) -> Tensor | None:
-    """What `Attention.forward` takes: None wherever plain causal attention does, as its kernel is the fastest."""
+def _mask(inputs: Inputs, causal: bool) -> Tensor | None:
+    """What `Attention.forward` takes: None wherever plain attention does, as its kernel is the fastest."""
     mask, documents = inputs.mask, inputs.documents
+    if not causal:
+        return _both_ways(inputs)
     if documents is not None:
         length = inputs.length
-        causal = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril() if mask is None else mask
-        return ((documents[:, :, None] == documents[:, None, :]) & causal)[:, None]
+        before = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril() if mask is None else mask
+        return ((documents[:, :, None] == documents[:, None, :]) & before)[:, None]
     return None if mask is None else mask[:, None]
+
+
+def _both_ways(inputs: Inputs) -> Tensor | None:
+    """As `_mask`, where a token sees those after it: padding must not be seen, and documents keep to themselves."""
+    seen, length = inputs.mask, inputs.length
+    if inputs.documents is not None:
+        own = inputs.documents[:, :, None] == inputs.documents[:, None, :]
+        seen = own if seen is None else seen & own
+    if inputs.lengths is not None:
+        places = torch.arange(length, device=inputs.values.device)
+        there = (places < inputs.lengths[:, None])[:, None, :].expand(-1, length, -1)
+        seen = there if seen is None else seen & there
+    return None if seen is None else seen[:, None]

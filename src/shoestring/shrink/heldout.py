@@ -8,7 +8,7 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.train.config import RunConfig
-from shoestring.train.evaluate import Evaluator, Heldout, heldout_windows
+from shoestring.train.evaluate import Evaluator, Heldout, heldout_judge, heldout_windows
 
 ROWS = 4
 """Sequences at once."""
@@ -31,6 +31,7 @@ class HeldoutText:
             rows=ROWS,
             device="cpu",
             precision="float32",
+            judge=heldout_judge(config),
         )
 
     @torch.no_grad()

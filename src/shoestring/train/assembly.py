@@ -12,7 +12,7 @@ from shoestring.base import open_model
 from shoestring.contract.cost import Shape
 from shoestring.contract.edit import Decision, Evidence, Stepped
 from shoestring.contract.model import LanguageModel, LanguageModule
-from shoestring.contract.objective import Objective, Taught
+from shoestring.contract.objective import HeldoutJudge, Objective, Taught
 from shoestring.data.dataset import Dataset
 from shoestring.data.intervention import Intervened, Intervention, read_texts
 from shoestring.data.length import Shaped
@@ -131,6 +131,7 @@ def assemble(
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
+    judge = steppers[0].objective if isinstance(steppers[0].objective, HeldoutJudge) else None
     evaluator = Evaluator(
         heldout,
         dataset.tokenizer.byte_lengths,
@@ -139,6 +140,7 @@ def assemble(
         device=device,
         precision=config.execution.precision,
         domains=[part.name for part in dataset.domains],
+        judge=judge,
     )
     if config.parallel.processes > 1:
         from shoestring.train.joint_evaluation import JointEvaluator
@@ -154,7 +156,7 @@ def assemble(
         evaluator=evaluator,
         sequences=drawn if selection is None else lambda progress: drawn(progress) * more,
         milestones=tuple(getattr(schedule, "milestones", ())),
-        claims="\n".join(line for line in (claims, said) if line),
+        claims="\n".join(line for line in (claims, said, f"held-out figures: {judge.figure}" if judge else "") if line),
         applied=tuple(applied),
     )
 
@@ -263,6 +265,11 @@ def _stepper(
     torch.manual_seed(config.seed)
     made = build_model(config.model).to(config.execution.device)
     model, applied = apply_edits(made, config.edits, evidence, decisions)
+    if not (model.about.causal or getattr(config.objective.card.target, "both_ways", False)):
+        raise UsageError(
+            f"objective = {config.objective.name} is for models that see what came before, and this one sees both ways: give "
+            "--objective masked_diffusion, or --model.causal true"
+        )
     edits = describe(model, applied)
     claimed = partition(model, config.optim, config.fallback)
     rules = rules_for(config)

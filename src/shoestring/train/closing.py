@@ -49,7 +49,7 @@ def draw_sample(
 ) -> str:
     """What the model writes after a prompt, its FLOPs charged; a budget in seconds cuts it short."""
     settings = config.train
-    if not settings.sample_tokens:
+    if not settings.sample_tokens or not (model.about.causal or model.about.hides):  # an encoder writes nothing
         return ""
     prompt = tokenizer.encode(prompt_text)[: config.model.context - 1] or [tokenizer.end]
     sampling = Sampling(temperature=0.7, top_p=0.95, seed=config.seed)

@@ -285,6 +285,9 @@ class RunConfig:
                 hasattr(target, "wants_curvature") or getattr(target, "state_holds_weights", False)
                 for target in optimisers
             ),
+            "its stages read each token, and see those before it: give model.causal = true and model.hides = false": (
+                model.hides or not model.causal
+            ),
             "a tied embedding would be in two stages: set model.tied = false": model.tied,
             f"model.layers = {model.layers} do not divide into pipeline.stages = {self.pipeline.stages}": (
                 model.layers % self.pipeline.stages != 0

@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.batch import IGNORED, Batch
-from shoestring.contract.model import Head, LanguageModel, causally
+from shoestring.contract.model import Head, LanguageModel, causally, require_causal
+from shoestring.contract.objective import HeldoutJudge, Taught
 from shoestring.data.dataset import Dataset
 from shoestring.data.mixed import InTurn
 from shoestring.data.windows import BatchSource, Windows
+from shoestring.objective.cross_entropy import plain
+from shoestring.train.base import teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
 
@@ -56,6 +59,14 @@ def heldout_windows(config: RunConfig, dataset: Dataset) -> tuple[Windows | InTu
     return windows, min(len(windows), max(1, config.train.heldout_tokens // context))
 
 
+def heldout_judge(config: RunConfig) -> HeldoutJudge | None:
+    """What judges held-out text of a run whose models predict no next token; None: the next tokens do."""
+    made = config.objective.build(plain)
+    if isinstance(made, HeldoutJudge) and isinstance(made, Taught):
+        made.learn_from(*(teacher_of(config, place) for place in made.teachers))
+    return made if isinstance(made, HeldoutJudge) else None
+
+
 class Sums(NamedTuple):
     """What was found on held-out text, summed up.
 
@@ -80,6 +91,7 @@ class Evaluator:
 
     byte_lengths: [V] bytes of text per token.
     domains: names of the domains that `source` numbers in its batches' extra; none: its batches are of one.
+    judge: what judges the text; None: the likelihood of the next token.
     """
 
     def __init__(
@@ -92,8 +104,9 @@ class Evaluator:
         device: str,
         precision: str,
         domains: Sequence[str] = (),
+        judge: HeldoutJudge | None = None,
     ) -> None:
-        self.domains = tuple(domains)
+        self.domains, self.judge = tuple(domains), judge
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
 
@@ -106,6 +119,9 @@ class Evaluator:
 
     def sums(self, model: LanguageModel, enough: Callable[[], bool]) -> "Sums":
         """As a call, what the figures are made of."""
+        if self.judge is not None:
+            return self._judged(model, enough, self.judge)
+        require_causal(model, "held-out loss")
         nats, targets, text, flops, read, done = 0.0, 0, 0, 0, 0, 0
         by_domain = np.zeros((len(self.domains), 2))
         for start in range(0, self.sequences, self.rows):
@@ -128,6 +144,31 @@ class Evaluator:
             targets += len(counted)
             read += moved.targets.numel()
             flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
+        return Sums(nats, targets, text, flops, read, done, by_domain)
+
+    def _judged(self, model: LanguageModel, enough: Callable[[], bool], judge: HeldoutJudge) -> "Sums":
+        """As `sums`, of what the objective says."""
+        nats, targets, text, flops, read, done = 0.0, 0, 0, 0, 0, 0
+        by_domain = np.zeros((len(self.domains), 2))
+        for start in range(0, self.sequences, self.rows):
+            if start and enough():
+                break
+            done = min(start + self.rows, self.sequences)
+            batch = self.source.batch(start, min(self.rows, self.sequences - start))
+            with autocast(self.device, self.precision):
+                found = judge.judge(model, batch.padded(self.rows).to(self.device))
+            losses, tokens = found.nats[: batch.rows].cpu(), found.tokens[: batch.rows].cpu()
+            counted = tokens != IGNORED
+            text += int(self.byte_lengths[tokens[counted]].sum())
+            nats += float(losses.sum())
+            targets += int(counted.sum())
+            flops += found.spent.flops
+            read += found.spent.read
+            if self.domains:
+                domain = batch.extra["domain"].cpu()
+                for number in domain.unique().tolist():
+                    own = domain == number
+                    by_domain[number] += float(losses[own].sum()), int(counted[own].sum())
         return Sums(nats, targets, text, flops, read, done, by_domain)
 
     def _found(self, sums: "Sums") -> Heldout:

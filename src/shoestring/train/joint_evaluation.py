@@ -45,6 +45,7 @@ class JointEvaluator(Evaluator):
             device=whole.device,
             precision=whole.precision,
             domains=whole.domains,
+            judge=whole.judge,
         )
 
     def sums(self, model: LanguageModel, enough: Callable[[], bool]) -> Sums:
@@ -63,6 +64,7 @@ class JointEvaluator(Evaluator):
             rows=self.rows,
             device=self.device,
             precision=self.precision,
+            judge=self.judge,
         )
         found = own.sums(model, agreed)
         numbers: list[Any] = [found.nats, found.targets, found.text, found.flops, found.read]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from shoestring.budget.machine import cache_folder
+from shoestring.contract.objective import HeldoutJudge
 from shoestring.data.config import DataConfig
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
@@ -13,8 +14,11 @@ from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import HELDOUT_ORDER, Evaluator, Heldout
 
 
-def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
-    """What judges the old text of a run; None where it names none. Raises: UsageError where that is too small."""
+def old_evaluator(config: RunConfig, dataset: Dataset, judge: HeldoutJudge | None = None) -> Evaluator | None:
+    """What judges the old text of a run; None where it names none. judge: as `Evaluator` has it.
+
+    Raises: UsageError where the text is too small.
+    """
     old = config.old
     if not old.corpus:
         return None
@@ -34,6 +38,7 @@ def old_evaluator(config: RunConfig, dataset: Dataset) -> Evaluator | None:
         rows=config.train.micro_batch or config.train.batch // config.workers,
         device=config.execution.device,
         precision=config.execution.precision,
+        judge=judge,
     )
 
 

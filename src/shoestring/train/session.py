@@ -207,7 +207,7 @@ class Session:
         self.worker, self.company, self.joined = joined.worker, joined.company, joined
         self.checkpoints = joined.checkpoints or folder.checkpoints
         with ledger.clock("data"):
-            old = old_evaluator(config, dataset)
+            old = old_evaluator(config, dataset, self.parts.evaluator.judge)
         for line in self.parts.claims.splitlines():
             log.info(line)
         self.metrics: JsonLines | None = None
@@ -304,6 +304,9 @@ class Session:
             "bits_per_byte": heldout.bits_per_byte,
             "heldout_targets": heldout.targets,
         }
+        judge = self.parts.evaluator.judge
+        if judge is not None:
+            found["heldout_figure"] = judge.figure
         if heldout.domains:
             found["heldout_domains"] = dict(heldout.domains)
         if heldout.cut_short:

@@ -101,6 +101,7 @@ def _forward_share(parts: Parts, per_sequence: float, ledger: Ledger) -> float:
         rows=whole.rows,
         device=whole.device,
         precision=whole.precision,
+        judge=whole.judge,
     )
     began = ledger.now()
     found = one(parts.model)

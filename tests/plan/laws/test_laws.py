@@ -135,6 +135,17 @@ CASES = [
         {"parameters": 1e8, "tokens": 1e10, "unique": 1.6e8},
     ),
     Case(
+        "softq",
+        {**CHINCHILLA, "s": 3.0},
+        {"parameters": SIZES, "unique": TOKENS},
+        lambda c, r: (
+            c["E"]
+            + ((c["A"] / r["parameters"] ** c["alpha"]) ** c["s"] + (c["B"] / r["unique"] ** c["beta"]) ** c["s"])
+            ** (1 / c["s"])
+        ),
+        {"parameters": 1e9, "unique": 2e10},
+    ),
+    Case(
         "kaplan",
         {"A": 12.0, "alpha": 0.08, "B": 20.0, "beta": 0.1},
         {"body": SIZES, "tokens": TOKENS},

@@ -36,6 +36,8 @@ class LoopSpan(Span):
     but the first.
     """
 
+    both_ways = True
+
     def __init__(
         self,
         width: int,

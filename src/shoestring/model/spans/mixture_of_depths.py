@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -10,64 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.contract import cost
-from shoestring.contract.cache import PackedPass, Pass
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LOSS, Notes
-from shoestring.errors import UsageError
 from shoestring.method import NonNegative, method
+from shoestring.model.chosen_tokens import ChosenTokens, where_of
 from shoestring.model.routing import Gate
 from shoestring.model.span import Inner, Span, Where
-
-
-class ChosenTokens:
-    """The state of a layer that some tokens go through: `inner` counts those alone.
-
-    lengths: tokens of each row that went through.
-    """
-
-    rewindable = False
-
-    def __init__(self, inner: Any, lengths: Sequence[int] | None) -> None:
-        self.inner, self.lengths = inner, None if lengths is None else list(lengths)
-        self.coming: Pass | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.inner.nbytes)
-
-    def begin(self, coming: Pass) -> None:
-        if isinstance(coming, PackedPass):
-            raise UsageError(
-                "layers that some tokens go through cannot read rows packed in one: give one sequence a row"
-            )
-        if coming.mask is not None:
-            raise UsageError("layers that some tokens go through take no mask")
-        self.coming = coming
-        if self.lengths is None:
-            self.lengths = [0] * len(coming.new)
-
-    def go(self, new: list[int], device: torch.device) -> None:
-        """So many tokens of each row go through in this pass."""
-        assert self.lengths is not None
-        self.inner.begin(Pass(self.lengths, new, max(new), None, device))
-        self.lengths = [held + more for held, more in zip(self.lengths, new, strict=True)]
-
-    def take(self, rows: Tensor) -> Self:
-        lengths = None if self.lengths is None else [self.lengths[row] for row in rows.tolist()]
-        return type(self)(self.inner.take(rows), lengths)
-
-    def crop(self, lengths: Sequence[int]) -> None:
-        raise UsageError(
-            "which tokens went through a layer is not kept, so that none can be forgotten: restore a snapshot"
-        )
-
-    def snapshot(self) -> Any:
-        return None if self.lengths is None else list(self.lengths), self.inner.snapshot()
-
-    def restore(self, snapshot: Any) -> None:
-        lengths, inner = snapshot
-        self.lengths = None if lengths is None else list(lengths)
-        self.inner.restore(inner)
 
 
 @method(
@@ -153,28 +101,13 @@ class MixtureOfDepths(Span):
         index = places[..., None].expand(-1, -1, x.shape[2])
         before = x.gather(1, index)
         own = [None if cache is None else cache.inner for cache in caches]
-        after, told = inner(before, self._where(where, places, x.shape[1]), own)
+        after, told = inner(before, where_of(where, places, x.shape[1], counts), own)
         notes.update(told)
         added = (after - before) * scores.gather(1, places).sigmoid()[..., None].to(after.dtype)
         if counts is not None:
             real = torch.arange(places.shape[1], device=x.device) < counts[:, None]
             added = added * real[..., None]
         return x.scatter_add(1, index, added.to(x.dtype)), notes
-
-    @staticmethod
-    def _where(where: Where, places: Tensor, length: int) -> Where:
-        """What the chosen tokens are told."""
-        rows = torch.arange(len(places), device=places.device)[:, None]
-
-        def taken(table: Tensor) -> Tensor:
-            return table[places] if table.ndim == 3 else table[rows, places]
-
-        tables = tuple((taken(cos), taken(sin)) for cos, sin in where.tables)
-        mask = where.mask
-        if mask is not None:
-            whole = mask.expand(len(places), 1, length, length)
-            mask = whole[rows[..., None, None], 0, places[:, None, :, None], places[:, None, None, :]]
-        return Where(tables, mask, None if where.documents is None else where.documents.gather(1, places))
 
     def flops(self, inner: Callable[[Shape, bool], int], shape: Shape, inputs: bool) -> int:
         if not shape.backward:

@@ -1,0 +1,1 @@
+"""Orders in which hidden tokens are filled in. The contract is in `decode/denoising.py`."""

@@ -1,0 +1,1 @@
+"""Generators of replaced tokens. The contract is in `objective/generator.py`."""
