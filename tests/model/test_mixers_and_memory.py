@@ -95,6 +95,26 @@ def test_sparse_attention_that_sees_all_is_attention() -> None:
         torch.testing.assert_close(other(x, *tables), dense(x, *tables))
 
 
+def test_a_model_gets_sparse_mixers_and_keeps_its_weights() -> None:
+    text = torch.randint(30, (2, 13))
+    attention = {"name": "attention", "qk_norm": False, "rope_theta": 500.0}
+    wanted = made(token_mixer=attention, key_value_heads=1)(text)
+    for name, options in (
+        ("infllm_v2", {"block": 4, "top_blocks": 9, "dense_length": 0}),
+        ("mosa", {"sparse_heads": 2}),
+    ):
+        model = made(token_mixer=attention, key_value_heads=1)
+        model.anatomy().convert_token_mixers("1:", name, **options)
+        torch.testing.assert_close(model(text), wanted)
+        again = Transformer(model.config).double().eval()
+        again.load_state_dict(model.state_dict())
+        torch.testing.assert_close(again(text), wanted)
+    with pytest.raises(UsageError, match="no option bias"):
+        made(token_mixer={"name": "attention", "bias": "qkv"}).anatomy().convert_token_mixers("0", "infllm_v2")
+    with pytest.raises(UsageError, match=r"no place for attention's query_norm\.weight"):
+        made().anatomy().convert_token_mixers("0", "lavo")
+
+
 def test_answers_that_stay_cost_fewer_iterations() -> None:
     x, tables = torch.randn(1, 9, 16, dtype=torch.float64), Rotary(8, 9, 10000.0).double()(0, 9)
 

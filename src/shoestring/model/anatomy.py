@@ -12,6 +12,7 @@ from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
+from shoestring.method import find
 from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
 from shoestring.model.hidden_token import HiddenToken
@@ -251,11 +252,10 @@ class NativeAnatomy:
 
     def convert_attention(self, at: str, mixer: str, options: Mapping[str, Any]) -> dict[int, nn.Module]:
         """As `ConvertsAttention.convert_attention`. What a mixer has beside is drawn from torch's global generator."""
-        for number, choice in self._choices(at, mixer, options).items():
-            old = self._mixer(number)
-            self.swap_token_mixers(str(number), choice)
-            self._take_over(number, old, self._mixer(number))
-        return {number: self._mixer(number) for number in places(at, len(self.model.blocks))}
+        numbers = list(self._choices(at, mixer, options))
+        for number in numbers:
+            self.convert_token_mixers(str(number), mixer, **options)
+        return {number: self._mixer(number) for number in numbers}
 
     def _mixer(self, number: int) -> nn.Module:
         return self.model.get_submodule(f"blocks.{number}.token_mixer")
@@ -300,6 +300,44 @@ class NativeAnatomy:
         hidden.vector = nn.Parameter(vector.clone())
         model.hidden_token = hidden
         self._configure(replace(model.config, hides=True, causal=model.config.causal and not both_ways))
+
+    def convert_token_mixers(self, at: str, name: str, **options: Any) -> None:
+        """Put the token mixer `name` in some layers, with all weights of theirs: what it has beside them starts as in a new model.
+
+        at: as for `swap_token_mixers`. options: of the new mixer; those that are not given are the old one's, where both have them.
+        Raises: UsageError where the layers have different mixers, or the new one has no place for a weight or an option of theirs.
+        """
+        blocks, configs = self.model.blocks, self.model.config
+        try:
+            numbers = places(at, len(blocks))
+        except ValueError as error:
+            raise UsageError(f"other token mixers: {error}") from None
+        each = [configs.layer(number) for number in numbers]
+        old = each[0].token_mixer
+        if any(one.token_mixer != old for one in each):
+            raise UsageError(f"layers {at} have different token mixers: convert those of one kind at a time")
+        known = find("model", name, "token mixer").options().model_fields
+        usual = old.card.options().model_fields
+        lost = [key for key, value in old.options.items() if key not in known and value != usual[key].default]
+        if lost:
+            raise UsageError(
+                f"{name} has no option {lost[0]}, which {old.name} has set: these layers cannot be converted"
+            )
+        shared = {key: value for key, value in old.options.items() if key in known}
+        choice = Choice.of("model", name, kind="token mixer", **{**shared, **options})
+        weights = [blocks[number].token_mixer.state_dict() for number in numbers]  # type: ignore[union-attr]
+        sizes = [(one.width, one.heads, one.key_value_heads, one.head_width) for one in each]
+        try:
+            for before, size in zip(weights, sizes, strict=True):
+                shapes = {key: weight.shape for key, weight in choice.build(*size).state_dict().items()}
+                homeless = [key for key, weight in before.items() if shapes.get(key) != weight.shape]
+                if homeless:
+                    raise UsageError(f"{name} has no place for {old.name}'s {homeless[0]}: swap the mixers, and train")
+        except ValueError as error:
+            raise UsageError(f"other token mixers: {error}") from None
+        self.swap_token_mixers(at, choice)
+        for number, before in zip(numbers, weights, strict=True):
+            blocks[number].token_mixer.load_state_dict(before, strict=False)  # type: ignore[union-attr]
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""

@@ -1,6 +1,5 @@
 """Gated delta rule: linear attention that replaces what a key stood for, and forgets at a rate that the text sets."""
 
-import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from shoestring.contract.role import VECTOR
 from shoestring.method import Epsilon, method
 from shoestring.model.delta_rule import CHUNK, delta_rule, delta_rule_flops
 from shoestring.model.norm import RMSNorm
-from shoestring.model.recurrent import Kept, RecurrentMixer
+from shoestring.model.recurrent import Kept, RecurrentMixer, draw_rates
 from shoestring.model.recurrent_cache import RecurrentState
 from shoestring.model.short_convolution import short_convolution
 
@@ -76,9 +75,7 @@ class GatedDelta(RecurrentMixer):
         bound = self.count**-0.5
         self.taps.uniform_(-bound, bound)
         if self.a_log.device.type != "meta":
-            self.a_log.uniform_(1, 16).log_()
-            steps = self.dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
-            self.dt_bias.copy_(steps + (-(-steps).expm1()).log())  # so that softplus gives them back
+            draw_rates(self.a_log, self.dt_bias)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, documents: Tensor | None = None, cache: RecurrentState | None = None

@@ -1,6 +1,5 @@
 """Mamba-2: a state-space layer whose decay depends on the text, computed in chunks."""
 
-import math
 from typing import Annotated, ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from shoestring.contract.role import VECTOR
 from shoestring.method import Epsilon, method
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
 from shoestring.model.norm import RMSNorm
-from shoestring.model.recurrent import Kept, RecurrentMixer
+from shoestring.model.recurrent import Kept, RecurrentMixer, draw_rates
 from shoestring.model.recurrent_cache import RecurrentState
 from shoestring.model.short_convolution import short_convolution
 
@@ -84,9 +83,7 @@ class Mamba2(RecurrentMixer):
         self.taps.uniform_(-bound, bound)
         self.taps_bias.zero_()
         if self.a_log.device.type != "meta":
-            self.a_log.uniform_(1, 16).log_()
-            steps = self.dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
-            self.dt_bias.copy_(steps + (-(-steps).expm1()).log())  # so that softplus gives them back
+            draw_rates(self.a_log, self.dt_bias)
             self.skip.fill_(1.0)
 
     def forward(

@@ -1,6 +1,7 @@
 """What token mixers with a state of their own share: how the state is made and counted, projections, and the axis of the width."""
 
 import abc
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -110,3 +111,11 @@ class RecurrentMixer(OwnState, abc.ABC):
         """Whether what comes after the recurrence, before the last matrix, has weights that are trained."""
         norm = getattr(self, "norm", None)
         return norm is not None and cost.trains(norm)
+
+
+@torch.no_grad()
+def draw_rates(a_log: Tensor, dt_bias: Tensor) -> None:
+    """First values of a decay exp(-softplus(. + dt_bias) exp(a_log)): A uniform in [1, 16], steps log-uniform in [0.001, 0.1]."""
+    a_log.uniform_(1, 16).log_()
+    steps = dt_bias.uniform_(math.log(0.001), math.log(0.1)).exp_()
+    dt_bias.copy_(steps + (-(-steps).expm1()).log())  # so that softplus gives them back

@@ -36,7 +36,8 @@ class SingleHeadedRNN(RecurrentMixer):
 
     Cost: T steps, one after the other. State: 2 inner numbers, and with attention inner numbers a token.
     Different from the paper: a_v is learnt as it is, which the author's code makes of a matrix at the start and folds later; W_out,
-    so that a layer starts at zero; the fused LSTM of torch is not used, as it neither begins anew with a document nor is counted.
+    so that a layer starts at zero; training carries no state from one window to the next; torch's fused LSTM is not used, as it
+    neither begins anew with a document nor is counted.
 
     attention: above. inner: size of the LSTM's state; 0: the width. epsilon: of the norms.
     """

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from shoestring.contract.cache import Pass
 from shoestring.contract.cost import Shape, trains
 from shoestring.contract.model import Notes
+from shoestring.contract.role import VECTOR
 from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.cache import ContiguousLayer
@@ -49,6 +50,7 @@ class RecurrentMemory(Span):
     """
 
     compiles = False
+    roles: ClassVar[dict[str, str]] = {"start": VECTOR, "write": VECTOR}
 
     def __init__(
         self,
