@@ -87,13 +87,7 @@ class Attention(nn.Module):
         mask: bool, [T, T] or [B, 1, T, T], True where query t sees key s; None = causal, or everything when T = 1.
         cache: takes in the keys and values of x, and says which keys are seen, or attends to them itself.
         """
-        # one `split`, not slices: its backward pass is one concatenation
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        # transposed views: the kernel reads them with their strides, and nothing is copied
-        q = rotate(self.query_norm(q), cos, sin).transpose(1, 2)
-        k = rotate(self.key_norm(k), cos, sin).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q, k, v = self.project(x, cos, sin)
         new = q.shape[2]
         if isinstance(cache, Attending):
             return self.output(cache.attend(q, k, v).transpose(1, 2).flatten(2))
@@ -110,6 +104,17 @@ class Attention(nn.Module):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, D], keys and values [B, Hk, T, D] of x, turned by their positions."""
+        # one `split`, not slices: its backward pass is one concatenation
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_width)).split(self.split, dim=2)
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        # transposed views: the kernel reads them with their strides, and nothing is copied
+        q = rotate(self.query_norm(q), cos, sin).transpose(1, 2)
+        k = rotate(self.key_norm(k), cos, sin).transpose(1, 2)
+        v = v.transpose(1, 2)
+        return q, k, v
 
     def cache_shape(self) -> KeyValueShape:
         """What is kept of each token."""
@@ -158,5 +163,9 @@ class Attention(nn.Module):
         projected = cost.linear(self.qkv, shape.tokens, back, inputs) + cost.linear(
             self.output, shape.tokens, back, inside
         )
+        return projected + self.inner_flops(shape, back and inside)
+
+    def inner_flops(self, shape: Shape, backward: bool) -> int:
+        """Operations of attention itself."""
         keys = shape.past + shape.new
-        return projected + cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, back and inside)
+        return cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, backward)

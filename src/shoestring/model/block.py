@@ -16,6 +16,7 @@ What only some have:
 * `draw()`: draw the first values of parameters of its own, from torch's global generator;
 * `recurrent = True`, of a token mixer that keeps a running state: in place of `mask` it takes `documents`, [B, T] int64 or
   None, and starts anew with each. `new_cache(rows, dtype, device)` makes the state, `state_bytes(dtype)` says what one row takes;
+* `own_cache(rows)`: makes the state of a token mixer that attends from it, an `Attending`, in place of keys and values;
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x)` is asked with the stream as it enters the block, before the tokens are mixed,
   and what it says is given to `forward(x, routed)`;
