@@ -19,6 +19,7 @@ from shoestring.contract.objective import At
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.errors import UsageError
 from shoestring.parallel.activation_checkpointing import checkpoint_layers
+from shoestring.surgery.dual_chunk import DualChunk
 from shoestring.surgery.eviction_gate import EvictedShares, EvictionGate
 from shoestring.surgery.partial_context import PartialContext
 from tests.decode.random_models import VOCABULARY, native, one_by_one, wrapped
@@ -89,7 +90,7 @@ def gate(delay: int = 2, **more: Any) -> EvictionGate:
     made = EvictionGate(
         AttentionSizes(16, 4, 2),
         more.pop("shares", EvictedShares(1)),
-        **{"place": 0, "delay": delay, "temperature": 0.5, "offset": 0.3, "seed": 1, **more},
+        **{"place": 0, "delay": delay, "temperature": 0.5, "offset": 0.3, "scale": 1.0, "seed": 1, **more},
     )
     torch.manual_seed(3)
     made.gate = torch.nn.Parameter(torch.randn(2, 16, dtype=torch.float64) * 0.3)
@@ -144,7 +145,7 @@ def test_the_loss_of_eviction_is_one_sided_and_of_all_layers_together() -> None:
 def test_layers_that_are_computed_again_have_the_same_gradients(kind: str) -> None:
     found = []
     for again in (False, True):
-        made, one = edited(MODELS[kind](), "dms", delay=3, offset=0.5, temperature=1.0)
+        made, one = edited(MODELS[kind](), "dms", delay=3, offset=0.5, temperature=1.0, scale=1.0)
         one.after_step(made, At(progress=0.9))  # type: ignore[attr-defined]
         if again:
             checkpoint_layers(made.anatomy())
@@ -186,6 +187,63 @@ def test_parts_of_the_context_are_those_of_the_formula(window: int, sinks: int, 
         ]
 
 
+@pytest.mark.parametrize("kind", ["native", "gemma"])
+def test_chunks_have_the_distances_of_the_formula(kind: str) -> None:
+    plain = MODELS[kind]()
+    anatomy: Any = plain.anatomy()
+    turn = anatomy.turn()
+    rule = DualChunk(turn, trained=8, chunk=6, local=2)  # so that s = 4
+    q, k, v, x = (one.float() for one in sample())
+
+    def turned(vector: Tensor, position: int) -> Tensor:
+        """By angles of the frequencies 10000^(-2i/8), worked out anew."""
+        made = vector.clone()
+        for i in range(4):
+            angle = position * 10000 ** (-2 * i / 8)
+            made[i] = vector[i] * math.cos(angle) - vector[i + 4] * math.sin(angle)
+            made[i + 4] = vector[i + 4] * math.cos(angle) + vector[i] * math.sin(angle)
+        return made
+
+    def position(token: int, seen: int) -> int:
+        apart = token // 4 - seen // 4
+        return token % 4 if apart == 0 else min(token % 4 + 4, 5) if apart == 1 else 5
+
+    asked, held = q.clone(), k.clone()  # as the layer gives them: turned by where they stand
+    expected = torch.zeros_like(q)
+    for text in range(2):
+        for token in range(13):
+            for head in range(2):
+                held[text, head, token] = turned(k[text, head, token], token)
+            for head in range(4):
+                asked[text, head, token] = turned(q[text, head, token], token)
+                scores = [
+                    float(
+                        turned(q[text, head, token], position(token, seen)) @ turned(k[text, head // 2, seen], seen % 4)
+                    )
+                    for seen in range(token + 1)
+                ]
+                warmth = (0.1 * math.log(max((token + 1) / 8, 1)) + 1) ** 2 / math.sqrt(8)
+                weights = torch.tensor(scores).mul(warmth).softmax(0)
+                expected[text, head, token] = weights @ v[text, head // 2, : token + 1]
+    whole = rule.attend(asked, held, v)
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
+    for sizes in ([13], [1] * 13, [5, 1, 4, 3]):
+        found, _ = in_passes(rule, asked, held, v, x, sizes)
+        torch.testing.assert_close(found, whole[:1], atol=1e-5, rtol=1e-5)
+    # short texts are read as before, and longer ones than before can be
+    made, _ = edited(copy.deepcopy(plain), "dual_chunk", chunk=32, local=8)
+    short, long = Inputs(torch.tensor([TEXT[:24]])), Inputs(torch.tensor([TEXT * 5]))
+    with torch.no_grad():
+        torch.testing.assert_close(made.read(short).logits(), plain.read(short).logits(), atol=1e-4, rtol=1e-4)
+        assert made.read(long).logits().isfinite().all()
+    made.requires_grad_(False)
+    engine = Engine(made, rows=1, room=200, tokens=9)
+    engine.submit(Request(TEXT * 3, Sampling(temperature=0), 4))
+    assert [list(answer.tokens) for answer in engine.run()] == [one_by_one(made, TEXT * 3, 4)]
+    with pytest.raises(UsageError, match="do not fit"):
+        plain.read(long)
+
+
 def test_the_target_of_eviction_grows_with_the_budget() -> None:
     made, one = edited(native(), "dms", ratio=4.0, ramp=0.5)
     seen = []
@@ -197,7 +255,7 @@ def test_the_target_of_eviction_grows_with_the_budget() -> None:
 
 
 EDITED: dict[str, dict[str, Any]] = {
-    "dms": {"delay": 3, "offset": 0.5},
+    "dms": {"delay": 3, "offset": 0.5, "scale": 1.0},
     "longgen": {"full": 0.5, "window": 5, "sinks": 2},
     "longgen, in blocks": {"full": 0.0, "window": 3, "sinks": 1, "block": 2, "stride": 3},
 }

@@ -41,6 +41,20 @@ class Blocks(LanguageModule):
         """Make the tables of positions that the layers read, as the configuration has them now."""
 
 
+class TableRotation:
+    """What turns queries and keys of a native model: its tables. A factor on cosines and sines is left out."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        places = positions.abs()
+        cos, sin = self.rotary.cos[places, 0].float(), self.rotary.sin[places, 0].float()
+        factor = (cos.square() + sin.square()).sqrt()
+        first, second = (sin * positions.sign()[..., None]).chunk(2, -1)  # the first carries the minus of the rotation
+        return cos / factor, torch.cat((-first, second), -1) / factor
+
+
 class NativeAnatomy(Ruled):
     """The `Anatomy` of a `Transformer`. A part of a block has a method `axes()`, with names relative to the part."""
 
@@ -161,14 +175,7 @@ class NativeAnatomy(Ruled):
         rotary: Any = getattr(self.model, "rotary", None)
         if rotary is None or hasattr(self.model, "more_rotaries"):
             raise UsageError("the layers of this model are not all told positions by the same rotary tables")
-        size = rotary.cos.shape[-1] // 2
-
-        def turn(positions: Tensor) -> tuple[Tensor, Tensor]:
-            cos, sin = rotary.cos[positions.abs(), 0], rotary.sin[positions.abs(), 0]
-            sin = torch.cat((-sin[..., :size], sin[..., size:]), -1) * positions.sign()[..., None]
-            return cos, sin
-
-        return turn
+        return TableRotation(rotary)
 
     def extend_context(self, context: int, theta: float | None) -> None:
         """As `Ruled.extend_context`."""

@@ -58,6 +58,7 @@ class EvictionGate(AttentionRule):
         delay: int,
         temperature: float,
         offset: float,
+        scale: float,
         seed: int,
     ) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class EvictionGate(AttentionRule):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer("target", torch.zeros(()))
         self.shares, self.place, self.delay = shares, place, delay
-        self.temperature, self.offset, self.seed = temperature, offset, seed
+        self.temperature, self.offset, self.scale, self.seed = temperature, offset, scale, seed
         self._heard: Tensor | None = None
 
     def extra_repr(self) -> str:
@@ -73,7 +74,7 @@ class EvictionGate(AttentionRule):
 
     def hear(self, x: Tensor) -> None:
         """As `AttentionRule.hear`."""
-        self._heard = F.linear(x.float(), self.gate.float()).transpose(1, 2) - self.offset
+        self._heard = self.scale * F.linear(x.float(), self.gate.float()).transpose(1, 2) - self.offset
 
     def logits(self) -> Tensor:
         """[B, Hk, T], of the tokens that were heard."""

@@ -25,7 +25,7 @@ class DynamicMemorySparsification:
     """Give every head of keys a gate that decides, as a token is read, whether its key and value leave the cache, `delay` tokens
     later.
 
-        alpha_t = sigmoid((g . x_t - offset + noise) / temperature),   noise: the difference of two Gumbel variables
+        alpha_t = sigmoid((scale g . x_t - offset + noise) / temperature),   noise: the difference of two Gumbel variables
         score(t, j) <- score(t, j) + log(1 - alpha_j)   where t - j > delay
 
     x_t: [width], the hidden state that the keys are made of; g: [width] of a head of keys, at first 0. So almost nothing is evicted
@@ -34,10 +34,11 @@ class DynamicMemorySparsification:
         mean over texts of max(target - mean of alpha over layers, heads and tokens, 0)
 
     Each head and layer may evict more or less than others. With progress p, target = 1 - 1/(1 + (ratio - 1) min(p / ramp, 1)).
-    Without gradients alpha is 1 where g . x_t > offset, else 0. A model's own cache then frees what was decided, once no later
-    token sees it: `model.new_cache`, and so an engine without any setting, holds it by head, one text at a time.
+    Without gradients alpha is 1 where scale g . x_t > offset, else 0. A model's own cache then frees what was decided, once no
+    later token sees it: `model.new_cache`, and so an engine without any setting, holds it by head, one text at a time.
 
-    ratio: by how much the cache is to shrink. delay: tokens. temperature: of the gate. offset: as above.
+    ratio: by how much the cache is to shrink. delay: tokens. temperature, offset: as above.
+    scale: as above, so that usual rates move a gate far enough.
     ramp: share of the budget after which `target` is as large as it becomes.
     frozen: whether the gates alone are trained.
 
@@ -55,13 +56,14 @@ class DynamicMemorySparsification:
         delay: Count = 16,
         temperature: Positive = 0.1,
         offset: Positive = 5.0,
+        scale: Positive = 100.0,
         ramp: Positive = 1.0,
         frozen: bool = True,
     ) -> None:
         if ratio <= 1:
             raise UsageError(f"dms: a ratio of {ratio} is no smaller cache: set one above 1")
-        self.ratio, self.delay, self.temperature, self.offset = ratio, delay, temperature, offset
-        self.ramp, self.frozen = ramp, frozen
+        self.ratio, self.delay, self.temperature, self.ramp = ratio, delay, temperature, ramp
+        self.offset, self.scale, self.frozen = offset, scale, frozen
 
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
         """The sizes. Raises: UsageError where a layer has no attention that is known, or the model has rules already."""
@@ -69,7 +71,7 @@ class DynamicMemorySparsification:
         if any(anatomy.rules()):
             raise UsageError("dms: layers of the model attend by a rule already: one edit can say how a layer attends")
         sizes = [list(one) for one in anatomy.attention_sizes()]
-        return Decision({"sizes": sizes, "delay": self.delay, "seed": evidence.seed, "offset": self.offset})
+        return Decision({"sizes": sizes, "delay": self.delay, "seed": evidence.seed})
 
     def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
         """The model with its gates."""
@@ -84,7 +86,8 @@ class DynamicMemorySparsification:
                 place=number,
                 delay=values["delay"],
                 temperature=self.temperature,
-                offset=values["offset"],
+                offset=self.offset,
+                scale=self.scale,
                 seed=values["seed"],
             )
             for number, sizes in enumerate(values["sizes"])

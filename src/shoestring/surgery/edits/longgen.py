@@ -15,8 +15,8 @@ from shoestring.surgery.partial_context import PartialContext
     kind="edit",
     name="longgen",
     paper="A Little Goes a Long Way: Efficient Long Context Training and Inference with Partial Contexts, arXiv:2410.01485",
-    claim="Llama 2 7B and 70B reach 128k tokens with 5 billion tokens of training, 1.55 times as fast, and with 62 % less memory of "
-    "keys and values",
+    claim="Llama 2 7B and 70B reach 128k tokens with 5 billion tokens of training, 1.55 times as fast, and with 62 % less of "
+    "the memory of keys and values",
     cost="less: layers with parts of the context score window + sinks + T / stride keys a token in place of T",
 )
 class PartialContexts:
@@ -58,7 +58,7 @@ class PartialContexts:
         self.context, self.theta = context, theta
 
     def decide(self, model: LanguageModule, evidence: Evidence) -> Decision:
-        """The layers. Raises: UsageError where one has no attention that is known, and for a context that is shorter than before."""
+        """The layers. Raises: UsageError where one has no attention that is known, and for a context below the model's."""
         anatomy = ruled(model, "longgen")
         if any(anatomy.rules()):
             raise UsageError(
