@@ -19,6 +19,7 @@ from shoestring.contract.objective import At
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.errors import UsageError
 from shoestring.parallel.activation_checkpointing import checkpoint_layers
+from shoestring.surgery.beacons import whole_text
 from shoestring.surgery.dual_chunk import DualChunk
 from shoestring.surgery.eviction_gate import EvictedShares, EvictionGate
 from shoestring.surgery.partial_context import PartialContext
@@ -242,6 +243,57 @@ def test_chunks_have_the_distances_of_the_formula(kind: str) -> None:
     assert [list(answer.tokens) for answer in engine.run()] == [one_by_one(made, TEXT * 3, 4)]
     with pytest.raises(UsageError, match="do not fit"):
         plain.read(long)
+
+
+def test_what_beacons_and_tokens_see_and_where_they_stand() -> None:
+    now = whole_text(11, 4, [2, 4], torch.device("cpu"))
+    # windows of 4, 4 and 3 tokens; the first two have 2 and 1 beacons
+    kinds = "ttttbbttttbttt"
+    assert now.beacons.tolist() == [kind == "b" for kind in kinds]
+    assert now.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 2, 3, 4, 5]
+    assert now.shift.tolist() == [4 * (kind == "b") for kind in kinds]
+    sees = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 2, 3, 4, 5]]
+    sees += [[4, 5, *range(6, last)] for last in range(7, 11)] + [[4, 5, 6, 7, 8, 9, 10]]
+    sees += [[4, 5, 10, *range(11, last)] for last in range(12, 15)]
+    assert [row.nonzero()[:, 0].tolist() for row in now.visible] == sees
+
+
+@pytest.mark.parametrize("kind", ["native", "gemma"])
+def test_beacons_take_the_place_of_their_windows(kind: str) -> None:
+    plain = MODELS[kind]()
+    made, one = edited(copy.deepcopy(plain), "activation_beacon", window=6, ratio=3, ratios=(2, 3), context=120)
+    with torch.no_grad():  # short texts are as before, whatever beacons are
+        for name, weight in made.named_parameters():
+            if name.endswith(("delta", "beacon")):
+                weight.normal_(std=0.5)
+        short = Inputs(torch.tensor([TEXT[:6]]))
+        torch.testing.assert_close(made.read(short).logits(), plain.read(short).logits(), atol=1e-5, rtol=1e-5)
+        # token after token, with a cache, a text of a hundred tokens is what it is as a whole
+        text = torch.tensor([TEXT * 4])
+        whole = made.read(Inputs(text)).logits()
+        for size in (1, 7, 104):
+            cache = made.new_cache(1, 120)
+            found = [made.read(Inputs(part), cache).logits() for part in text.split(size, 1)]
+            torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-4, rtol=1e-4)
+        # of 17 windows that are over there are 2 beacons each, and 2 tokens of the last
+        assert [layer.keys.shape[2] for layer in cache.layers] == [17 * 2 + 2] * 2
+    # in training ratios are mixed, alone beacons are trained, and they learn from later windows
+    seen = set()
+    state: Any = made.beacons
+    for step in range(4):
+        one.after_step(made, At(step=step))  # type: ignore[attr-defined]
+        seen |= set(state.chosen(3))
+    assert seen == {2, 3}
+    assert {n.rpartition(".")[2] for n, p in made.named_parameters() if p.requires_grad} == {"delta", "beacon"}
+    made.read(Inputs(text[:, :20])).logits()[:, -1].logsumexp(-1).sum().backward()
+    silent = [n for n, p in made.named_parameters() if p.grad is not None and not float(p.grad.abs().sum())]
+    assert len(silent) <= 1  # what beacons ask in the last layer is heard by nobody
+    made.requires_grad_(False)
+    engine = Engine(made, rows=2, room=200, tokens=9)
+    engine.submit(Request(TEXT * 3, Sampling(temperature=0), 4, samples=2))
+    assert [list(answer.tokens) for answer in engine.run()] == [one_by_one(made, TEXT * 3, 4)] * 2
+    with pytest.raises(UsageError, match="one text a row"):
+        made.read(Inputs(text, documents=torch.zeros_like(text)))
 
 
 def test_the_target_of_eviction_grows_with_the_budget() -> None:

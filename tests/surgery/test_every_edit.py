@@ -53,6 +53,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "longgen": ("surgery", {"window": 3, "sinks": 1}),
     "longgen, in blocks": ("surgery", {"window": 2, "sinks": 0, "block": 2, "stride": 2, "context": 40, "theta": 2e4}),
     "dual_chunk": ("surgery", {"chunk": 8, "local": 3}),
+    "activation_beacon": ("surgery", {"window": 4, "ratio": 2, "ratios": (2,)}),
     "lora": ("tune", {"rank": 2}),
     "rslora": ("tune", {"rank": 2}),
     "dora": ("tune", {"rank": 2}),
@@ -67,8 +68,20 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "statsq": ("lowbit", {"bits": 3}),
     "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
-ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"} | {"dms"}
-UNFOLDED = {"compacter", "key_value_bottleneck", "cats", "dms", "longgen", "longgen, in blocks", "dual_chunk"}
+ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"} | {
+    "dms",
+    "activation_beacon",
+}
+UNFOLDED = {
+    "compacter",
+    "key_value_bottleneck",
+    "cats",
+    "dms",
+    "longgen",
+    "longgen, in blocks",
+    "dual_chunk",
+    "activation_beacon",
+}
 """Edits that have no form of plain layers."""
 
 
@@ -168,7 +181,7 @@ ORDERS = [[name] for name in EDITS] + [
 ]
 
 
-RULES = {"dms", "longgen", "longgen, in blocks", "dual_chunk"}
+RULES = {"dms", "longgen", "longgen, in blocks", "dual_chunk", "activation_beacon"}
 """Edits that say how layers attend: not of models whose layers see windows."""
 
 

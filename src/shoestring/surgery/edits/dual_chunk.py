@@ -61,8 +61,8 @@ class DualChunkAttention:
         local = self.local or max(chunk // 4, 1)
         if not local < chunk <= trained <= context:
             raise UsageError(
-                f"dual_chunk: local ({local}) is below chunk ({chunk}), that no more than the model's context ({trained}), and that "
-                f"no more than the new one ({context})"
+                f"dual_chunk: local ({local}) is below chunk ({chunk}), that no more than the model's context ({trained}), and "
+                f"that no more than the new one ({context})"
             )
         if 2 * local > chunk:
             raise UsageError(
