@@ -291,6 +291,34 @@ def test_low_rank_keys_that_choose_all_attend_as_the_whole_cache_does() -> None:
         torch.testing.assert_close(far[0, head], values[0, head, found])
 
 
+def test_chunks_are_chosen_by_the_scores_of_attention_and_outliers_by_each_head() -> None:
+    made = Choice.of("decode", "shadowkv", kind="cache store", rank=64, chunk=2, chosen=4, outliers=1).build()
+    layer = ShadowLayer(made, None)
+    torch.manual_seed(6)
+    queries, keys, values = torch.randn(1, 4, 24, 8), torch.randn(1, 2, 24, 8), torch.randn(1, 2, 24, 8)
+    layer.attend(queries, keys, values)
+    layer.settle()
+    asked = torch.randn(1, 4, 1, 8) * 3
+    layer.attend(asked, torch.randn(1, 2, 1, 8), torch.randn(1, 2, 1, 8), scale=0.1)
+    _, far = layer._chosen(asked)
+    for head in range(2):
+        means = [(keys[0, head, 2 * c] + keys[0, head, 2 * c + 1]) / 2 for c in range(12)]
+        likeness = [
+            min(float(torch.cosine_similarity(keys[0, head, 2 * c + i], means[c], dim=0)) for i in range(2))
+            for c in range(12)
+        ]
+        outlier = likeness.index(min(likeness))
+        looked = [0.0] * 12
+        for query in asked[0, 2 * head : 2 * head + 2, 0]:
+            weights = (torch.stack(means) @ query * 0.1).softmax(0).tolist()
+            looked = [max(both) for both in zip(looked, weights, strict=True)]
+        best = sorted((c for c in range(12) if c != outlier), key=lambda c: -looked[c])[:2]
+        places = [2 * c + i for c in (*sorted(best), outlier) for i in range(2)]
+        torch.testing.assert_close(far[0, head], values[0, head, places])
+    with pytest.raises(UsageError, match="see a window"):
+        layer.attend(asked, keys[:, :, :1], values[:, :, :1], window=4)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_budget_in_bytes_is_kept(name: str) -> None:
     model = native(context=256)

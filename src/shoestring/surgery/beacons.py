@@ -120,7 +120,7 @@ class BeaconLinear(nn.Module):
         return cost.linear(self.base, tokens, backward, inputs) + own
 
 
-def place_embedding(embedding: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
+def place_embedding(embedding: Any, given: tuple[Any, ...], found: Tensor) -> Tensor:
     """A hook of the embedding: beacons have a vector of their own."""
     now = embedding.beacon_places.now
     if now is None:

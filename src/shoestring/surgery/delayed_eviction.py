@@ -11,9 +11,12 @@ from shoestring.errors import UsageError
 
 
 class Leaving(Protocol):
-    """Says which tokens leave. delay: how many tokens back one is still seen that leaves."""
+    """Says which tokens leave."""
 
-    delay: int
+    @property
+    def delay(self) -> int:
+        """How many tokens back one is still seen that leaves."""
+        ...
 
     def leaving(self, positions: Tensor, heads: int) -> Tensor:
         """[Hk, n] bool: which of the tokens at these positions [n], which were just heard, leave. heads: Hk."""

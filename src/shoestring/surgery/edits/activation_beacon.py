@@ -77,7 +77,7 @@ class ActivationBeacon:
             )
         weights = model.get_submodule(model.anatomy().embedding).weight
         drawn = torch.randn(model.about.width, generator=torch.Generator().manual_seed(evidence.seed))
-        spread = 1.0 if weights.is_meta else float(weights.detach().float().std())  # type: ignore[operator, union-attr]
+        spread = 1.0 if weights.is_meta else float(weights.detach().float().std())  # type: ignore[operator]
         values = {"layers": layers, "matrices": names, "context": context, "seed": evidence.seed}
         return Decision(values, {"beacon": drawn * spread})
 
@@ -98,8 +98,14 @@ class ActivationBeacon:
         embedding.beacon = nn.Parameter(first.to(embedding.weight.device, copy=True))
         embedding.beacon_places = places
         embedding.register_forward_hook(place_embedding)
-        sizes = {"window": self.window, "ratio": self.ratio, "ratios": self.ratios}
-        state = BeaconState(places, **sizes, context=values["context"], seed=values["seed"])
+        state = BeaconState(
+            places,
+            window=self.window,
+            ratio=self.ratio,
+            ratios=self.ratios,
+            context=values["context"],
+            seed=values["seed"],
+        )
         setattr(model, STATE, state.to(embedding.weight.device))
         model.__class__ = with_beacons(plain(type(model)))
         model.changed()
