@@ -112,6 +112,10 @@ def test_another_base_than_the_run_began_with_is_refused(base: Path, corpus: Pat
         (("--model.base=nowhere",), "no model that can be opened"),
         (("--model.base=BASE", "--model.width=64"), "model.width is the base's own"),
         (("--model.base=BASE", "--model.context=5000"), "tokens at most"),
+        (
+            ("--model.base=BASE", "--model.context=5000", "--edits=longgen", "--edits.longgen.context=4000"),
+            "reads 4000 tokens at most",
+        ),
         (("--model.base=BASE", "--data.tokenizer=bytes"), "base's own tokenizer"),
         (("--model.base=BASE", "--transfer=mup"), "leave transfer out"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shoestring.base import Opened, open_model, peek, take
 from shoestring.budget.machine import cache_folder
-from shoestring.config import Tree, merge, tree
+from shoestring.config import Tree, merge, tables, tree
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.places import absolute_path
 from shoestring.errors import ShoestringError, UsageError
@@ -58,11 +58,15 @@ def with_base(asked: Tree) -> Tree:
     opened = peek(place)
     if opened.tokenizer is None:
         raise UsageError(f"{place} has no tokenizer, and its tokens are not known without one")
-    most = opened.model.about.context
+    # an option of an edit of this name is how many tokens the model reads from then on
+    given = [str(one.get("context", 0)) for one in tables(asked.get("edits", []))]
+    most = max([opened.model.about.context, *(int(one) for one in given if one.isdecimal())])
     shape = _shape(opened) | {"base": place, "digest": opened.about.digest}
-    shape["context"] = int(model.get("context", min(most, WINDOW)))
+    shape["context"] = int(model.get("context", min(opened.model.about.context, WINDOW)))
     if shape["context"] > most:
-        raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
+        raise UsageError(
+            f"model.context = {shape['context']}: {place} reads {most} tokens at most; an edit such as longgen extends that"
+        )
     template = opened.about.chat_template
     name = opened.tokenizer.fingerprint
     if template is not None:  # models of one tokenizer may have templates of their own
@@ -70,9 +74,9 @@ def with_base(asked: Tree) -> Tree:
     folder, opened.tokenizer.chat_template = cache_folder() / "tokenizers" / name, template
     if not (folder / "tokenizer.json").exists():
         opened.tokenizer.save(folder)
-    given = asked.get("data", {}).get("tokenizer")
-    if given is not None and given != str(folder):
-        raise UsageError(f"data.tokenizer = {given}: a run on a base has the base's own tokenizer, so leave it out")
+    named = asked.get("data", {}).get("tokenizer")
+    if named is not None and named != str(folder):
+        raise UsageError(f"data.tokenizer = {named}: a run on a base has the base's own tokenizer, so leave it out")
     chats = CHATS if asked.get("data", {}).get("kind") == "chat" else {}
     return merge(merge(merge(TUNING, chats), asked), {"model": shape, "data": {"tokenizer": str(folder)}})
 
