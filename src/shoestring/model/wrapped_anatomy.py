@@ -44,7 +44,7 @@ class Stock(LanguageModule):
         """The module that turns hidden states into logits."""
 
 
-class Rotation:
+class StockRotation:
     """What turns queries and keys of a wrapped model: its own module. A factor on cosines and sines is left out."""
 
     def __init__(self, rotary: Any) -> None:
@@ -126,7 +126,7 @@ class WrappedAnatomy(Ruled):
 
     def turn(self) -> Turn:
         """As `Ruled.turn`."""
-        return Rotation(self._rotary())
+        return StockRotation(self._rotary())
 
     def extend_context(self, context: int, theta: float | None) -> None:
         """As `Ruled.extend_context`."""

@@ -50,7 +50,12 @@ class ActivationBeacon:
     needs: frozenset[str] = frozenset()
 
     def __init__(
-        self, *, window: Count = 1024, ratio: Count = 8, ratios: tuple[int, ...] = (2, 4, 8, 16, 32), context: Whole = 0
+        self,
+        *,
+        window: Count = 1024,
+        ratio: Count = 8,
+        ratios: tuple[Count, ...] = (2, 4, 8, 16, 32),
+        context: Whole = 0,
     ) -> None:
         for one in (ratio, *ratios):
             if one < 1 or window % one:

@@ -22,8 +22,7 @@ from shoestring.surgery.eviction_gate import EvictedShares, EvictionGate
     cost="2 Hk width operations a token and layer; in training, attention without a fused kernel, B H T² numbers a layer",
 )
 class DynamicMemorySparsification:
-    """Give every head of keys a gate that decides, as a token is read, whether its key and value leave the cache, `delay` tokens
-    later.
+    """Have a gate of each head of keys decide, as a token is read, whether its key and value leave the cache `delay` tokens on.
 
         alpha_t = sigmoid((scale g . x_t - offset + noise) / temperature),   noise: the difference of two Gumbel variables
         score(t, j) <- score(t, j) + log(1 - alpha_j)   where t - j > delay
