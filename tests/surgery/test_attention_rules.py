@@ -142,7 +142,7 @@ def test_the_loss_of_eviction_is_one_sided_and_of_all_layers_together() -> None:
     assert not copy.deepcopy(shares).of
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["native", "gemma"])
 def test_layers_that_are_computed_again_have_the_same_gradients(kind: str) -> None:
     found = []
     for again in (False, True):
