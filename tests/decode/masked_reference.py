@@ -117,8 +117,9 @@ def lazy_eviction(layer: MaskedLayer, head: int, places: list[int]) -> list[floa
         for step in range(place, now + 1):
             if max(layer.seen[step][head].get(place, [0.0])) >= 0.1:
                 last, longest = step, max(longest, step - last)
-        pause = (now - last) / max(longest, 1)
-        scores.append(2 / (1 + math.exp(pause)))
+        recurs = 2 / (1 + math.exp(longest - 1)) if longest else 0.0
+        within = 2 / (1 + math.exp(min(1 + (now - last) / (longest + 1e-5), 700)))
+        scores.append(float(torch.tensor(within + recurs)))  # as float32 has it: what is equal there is a tie
     return _latest(scores, len(places) // 10)
 
 

@@ -20,6 +20,7 @@ from shoestring.decode.cache_store import CacheStore, Side, place_bytes
 from shoestring.decode.cache_stores.lighttransfer import StreamingLayer
 from shoestring.decode.cache_stores.minicache import Stretch
 from shoestring.decode.cache_stores.shadowkv import ShadowLayer
+from shoestring.decode.cache_stores.sparse_prefill import SparseLayer
 from shoestring.decode.eviction import Limit
 from shoestring.decode.row import Row
 from shoestring.decode.separate_store import SeparateStore
@@ -203,6 +204,7 @@ def test_texts_of_a_store_are_those_of_any_passes(model: LanguageModel, store: s
 HOLDING: dict[str, dict[str, Any]] = {
     "minicache": {"start": 0.0, "stride": 4, "retained": 0.2},
     "lighttransfer": {"share": 0.5, "sinks": 2, "latest": 6, "observed": 4},
+    "sparse_prefill": {"piece": 6, "observed": 3, "share": 0.3},
     "shadowkv": {"rank": 6, "chunk": 2, "chosen": 6, "outliers": 1},
 }
 
@@ -232,7 +234,7 @@ def test_a_text_that_is_held_otherwise_depends_on_itself_alone(model: LanguageMo
         held = last.store.nbytes
     read = len(TEXTS[2]) + COUNT - 2
     each = 2 * 2 * model.new_cache(1, 1).layers[0].keys.nbytes
-    assert held < {"minicache": 0.9, "shadowkv": 0.75, "lighttransfer": 0.8}[name] * read * each
+    assert held < {"minicache": 0.9, "shadowkv": 0.75, "lighttransfer": 0.8, "sparse_prefill": 1.2}[name] * read * each
 
 
 def test_lazy_layers_are_the_ones_that_look_at_ends_and_see_no_more_than_these() -> None:
@@ -289,6 +291,79 @@ def test_low_rank_keys_that_choose_all_attend_as_the_whole_cache_does() -> None:
         assert len(set(found)) == 20
         torch.testing.assert_close(near[0, head], keys[0, head, found], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(far[0, head], values[0, head, found])
+
+
+def test_pieces_of_a_prompt_see_what_mattered_to_the_piece_before() -> None:
+    torch.manual_seed(0)
+    queries, keys, values = torch.randn(1, 4, 12, 8) * 2, torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
+    layer = SparseLayer(0.6, 2)
+    layer.attend(queries[:, :, :6], keys[:, :, :6], values[:, :, :6])
+    layer.choose()
+    before = layer.scored
+    found = torch.cat([layer.attend(*(one[:, :, at : at + 3] for one in (queries, keys, values))) for at in (6, 9)], 2)
+    patterns = []
+    for head in range(4):
+        weights = []
+        for token in (4, 5):  # those that are observed
+            scores = keys[0, head // 2, : token + 1] @ queries[0, head, token] / 8**0.5
+            weights.append([*scores.softmax(0).tolist(), *[0.0] * (5 - token)])
+        columns = sorted(range(6), key=lambda j: -(weights[0][j] + weights[1][j]))
+        slants = sorted(range(6), key=lambda d: -sum(w[t - d] for t, w in zip((4, 5), weights, strict=True) if t >= d))
+        count = 1
+        while True:
+            chosen = columns[:count], slants[:count]
+            kept = sum(
+                w[j] / 2
+                for t, w in zip((4, 5), weights, strict=True)
+                for j in range(t + 1)
+                if j in chosen[0] or t - j in chosen[1]
+            )
+            if kept >= 0.6 or count >= 6:
+                break
+            count *= 2
+        patterns.append(chosen)
+        for token in range(6, 12):
+            seen = [j for j in range(token + 1) if j >= 6 or j in chosen[0] or token - j in chosen[1]]
+            mixed = (keys[0, head // 2, seen] @ queries[0, head, token] / 8**0.5).softmax(0) @ values[
+                0, head // 2, seen
+            ]
+            torch.testing.assert_close(found[0, head, token - 6], mixed)
+    assert len({len(columns) for columns, _ in patterns}) > 1  # each head has as many as it needs
+    assert layer.scored - before < 4 * (3 * 9 + 3 * 12)
+    # what keeps all of the attention is what all attention says
+    whole, plain = SparseLayer(1.0, 2), SparseLayer(1.0, 2)
+    for at in (0, 6):
+        part = tuple(one[:, :, at : at + 6] for one in (queries, keys, values))
+        torch.testing.assert_close(whole.attend(*part), plain.attend(*part))
+        whole.choose()
+
+
+def test_chunks_are_chosen_by_the_scores_of_attention_and_outliers_by_each_head() -> None:
+    made = Choice.of("decode", "shadowkv", kind="cache store", rank=64, chunk=2, chosen=4, outliers=1).build()
+    layer = ShadowLayer(made, None)
+    torch.manual_seed(6)
+    queries, keys, values = torch.randn(1, 4, 24, 8), torch.randn(1, 2, 24, 8), torch.randn(1, 2, 24, 8)
+    layer.attend(queries, keys, values)
+    layer.settle()
+    asked = torch.randn(1, 4, 1, 8) * 3
+    layer.attend(asked, torch.randn(1, 2, 1, 8), torch.randn(1, 2, 1, 8), scale=0.1)
+    _, far = layer._chosen(asked)
+    for head in range(2):
+        means = [(keys[0, head, 2 * c] + keys[0, head, 2 * c + 1]) / 2 for c in range(12)]
+        likeness = [
+            min(float(torch.cosine_similarity(keys[0, head, 2 * c + i], means[c], dim=0)) for i in range(2))
+            for c in range(12)
+        ]
+        outlier = likeness.index(min(likeness))
+        looked = [0.0] * 12
+        for query in asked[0, 2 * head : 2 * head + 2, 0]:
+            weights = (torch.stack(means) @ query * 0.1).softmax(0).tolist()
+            looked = [max(both) for both in zip(looked, weights, strict=True)]
+        best = sorted((c for c in range(12) if c != outlier), key=lambda c: -looked[c])[:2]
+        places = [2 * c + i for c in (*sorted(best), outlier) for i in range(2)]
+        torch.testing.assert_close(far[0, head], values[0, head, places])
+    with pytest.raises(UsageError, match="see a window"):
+        layer.attend(asked, keys[:, :, :1], values[:, :, :1], window=4)
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -93,6 +93,7 @@ def logits(of: Any) -> Tensor:
 def test_every_edit_of_surgery_is_here() -> None:
     known = {card.name for card in methods("surgery", "edit")}
     others = {"mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
+    others |= {"activation_beacon", "dms", "dual_chunk", "longgen"}  # how layers attend
     assert known - others == set(CUT) | set(SAME)
     pruning = {
         c.name for c in methods("surgery", "edit") if isinstance(c.target, type) and issubclass(c.target, Pruning)

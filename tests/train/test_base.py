@@ -113,6 +113,10 @@ def test_another_base_than_the_run_began_with_is_refused(base: Path, corpus: Pat
         (("--model.base=BASE", "--model.width=64"), "model.width = 64 is not what"),
         (("--model.base=BASE", "--model.context=5000"), "tokens at most"),
         (("--model.base=BASE", "--data.tokenizer=bpe"), "base's own tokenizer"),
+        (
+            ("--model.base=BASE", "--model.context=5000", "--edits=longgen", "--edits.longgen.context=4000"),
+            "reads 4000 tokens at most",
+        ),
         (("--model.base=BASE", "--transfer=mup"), "leave transfer out"),
     ],
 )

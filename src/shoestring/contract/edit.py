@@ -46,6 +46,8 @@ class Edit(Protocol):
     """One change of a model.
 
     needs: what `decide` looks at: 'text', 'gradients', 'teacher'; empty for an edit that looks at the model alone.
+
+    An edit after which a model reads longer texts has an option `context`, so many tokens, by which a run knows of it.
     """
 
     needs: frozenset[str]

@@ -6,18 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
+from shoestring.contract.attention_rule import AttentionRule, AttentionSizes, Ruled, Turn
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import find
+from shoestring.model.attention import Attention
 from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
 from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import Pattern, places
+from shoestring.model.ruled_attention import with_rule
 from shoestring.model.stacked_linear import StackedLinear
 
 
@@ -39,7 +43,21 @@ class Blocks(LanguageModule):
         """Make the tables of positions that the layers read, as the configuration has them now."""
 
 
-class NativeAnatomy:
+class TableRotation:
+    """What turns queries and keys of a native model: its tables. A factor on cosines and sines is left out."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        places = positions.abs()
+        cos, sin = self.rotary.cos[places, 0].float(), self.rotary.sin[places, 0].float()
+        factor = (cos.square() + sin.square()).sqrt()
+        first, second = (sin * positions.sign()[..., None]).chunk(2, -1)  # the first carries the minus of the rotation
+        return cos / factor, torch.cat((-first, second), -1) / factor
+
+
+class NativeAnatomy(Ruled):
     """The `Anatomy` of a `Transformer`. A part of a block has a method `axes()`, with names relative to the part."""
 
     def __init__(self, model: Blocks) -> None:
@@ -133,6 +151,50 @@ class NativeAnatomy:
         if not self.model.config.uniform:
             return False
         return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
+
+    def attention_sizes(self) -> list[AttentionSizes]:
+        """As `Ruled.attention_sizes`."""
+        found = []
+        for number, block in enumerate(self.model.blocks):
+            mixer: Any = block.token_mixer
+            if not isinstance(mixer, Attention):
+                raise UsageError(
+                    f"layer {number} mixes tokens by a {type(mixer).__name__}, which has no such attention"
+                )
+            found.append(AttentionSizes(mixer.qkv.in_features, mixer.split[0], mixer.split[1]))
+        return found
+
+    def set_rules(self, rules: Mapping[int, AttentionRule | None]) -> None:
+        """As `Ruled.set_rules`."""
+        for number, rule in rules.items():
+            with_rule(self.model.blocks[number].token_mixer, rule)  # type: ignore[arg-type]
+        self.model.changed()
+
+    def rules(self) -> list[AttentionRule | None]:
+        """As `Ruled.rules`."""
+        return [getattr(block.token_mixer, "rule", None) for block in self.model.blocks]
+
+    def turn(self) -> Turn:
+        """As `Ruled.turn`."""
+        rotary: Any = getattr(self.model, "rotary", None)
+        if rotary is None or hasattr(self.model, "more_rotaries"):
+            raise UsageError("the layers of this model are not all told positions by the same rotary tables")
+        return TableRotation(rotary)
+
+    def extend_context(self, context: int, theta: float | None) -> None:
+        """As `Ruled.extend_context`."""
+        config = self.model.config
+        if config.pattern or "rope_theta" not in config.token_mixer.options:
+            raise UsageError("the layers of this model are not all told positions by the same rotary tables")
+        if theta is not None:
+            options = {**config.token_mixer.options, "rope_theta": theta}
+            mixer = replace(config.token_mixer, options=options)
+            config = replace(config, token_mixer=mixer)
+        device = self.model.device
+        self.model.config = replace(config, context=context)
+        self.model.make_rotaries()
+        self.model.to(device)
+        self.model.changed()
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""

@@ -117,5 +117,9 @@ class Attention(AttentionHeads):
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
         projected, back = self.projections(shape, inputs)
+        return projected + self.inner_flops(shape, back)
+
+    def inner_flops(self, shape: Shape, backward: bool) -> int:
+        """Operations of attention itself."""
         keys = shape.past + shape.new
-        return projected + cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, back)
+        return cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, backward)

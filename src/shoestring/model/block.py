@@ -18,6 +18,7 @@ What only some have:
 * `recurrent = True`, of a token mixer that keeps a state of its own: in place of `mask` it takes `documents`, [B, T] int64 or
   None, and starts anew with each. `new_cache(rows, room, dtype, device)` makes the state, `state_bytes(dtype)` says what one row
   takes, and `token_bytes(dtype)`, where it grows, what each token adds; see `OwnState` and `RecurrentMixer`;
+* `own_cache(rows)`: makes the state of a token mixer that attends from it, an `Attending`, in place of keys and values;
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x, trail)` is asked with the stream as it enters the block, before the tokens are
   mixed, and what it says is given to `forward(x, routed)`; `trail`: see `model.span.Where`;

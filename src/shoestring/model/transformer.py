@@ -305,14 +305,16 @@ class Transformer(Blocks):
 
             layers = stack.new_caches(make)
             return ContiguousCache(layers, rows, room, self.dtype, self.device)
-        shapes = [block.token_mixer.cache_shape() for block in self.blocks]  # type: ignore[union-attr, operator]
-        return ContiguousCache(shapes, rows, room, self.dtype, self.device)
+        layers = [self._layer_cache(block, rows, room) for block in self.blocks]  # type: ignore[arg-type]
+        return ContiguousCache(layers, rows, room, self.dtype, self.device)
 
     def _layer_cache(self, block: Block, rows: int, room: int) -> Any:
         """The state of one layer, or None."""
         mixer: Any = block.token_mixer
         if block.recurrent:
             return mixer.new_cache(rows, room, self.dtype, self.device)
+        if hasattr(mixer, "own_cache"):
+            return mixer.own_cache(rows)
         shape = mixer.cache_shape()
         return None if shape is None else contiguous_layer(shape, rows, room, self.dtype, self.device)
 

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from shoestring.contract.attention_rule import AttentionRule
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Attending, Cache, KeptShape, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
-from shoestring.contract.model import About, Depth, Head, Reading, tapping
+from shoestring.contract.model import About, Depth, Head, Notes, Reading, add_notes, tapping
 from shoestring.errors import UsageError
 from shoestring.model.cache import ContiguousLayer
 from shoestring.model.wrapped_anatomy import Stock, WrappedAnatomy
 from shoestring.model.wrapped_cache import addable, kept_of, masks_differ, viewed
 from shoestring.model.wrapped_cost import layer_flops, refuse_unknown
 from shoestring.model.wrapped_head import head_of
+from shoestring.model.wrapped_rules import rule_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +152,15 @@ class Wrapped(Stock):
                 with viewed(cache, coming, self.config) as theirs:
                     hidden = self._run(**given, past_key_values=theirs, use_cache=True)
                 cache.advance()
-        return Reading(hidden, self._head, self._pass_cost(inputs, coming), {}, tapped)
+        return Reading(hidden, self._head, self._pass_cost(inputs, coming), self._told(cache), tapped)
+
+    def _told(self, cache: Cache | None) -> Notes:
+        """What rules of attention tell of a pass."""
+        notes: Notes = {}
+        for number, rule in enumerate(self._rules if cache is None else ()):
+            if rule is not None and rule.tells:
+                add_notes(notes, rule.told(), f"layers.{number}")
+        return notes
 
     def _pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
         """What a pass costs, its head's products not among it."""
@@ -174,7 +184,7 @@ class Wrapped(Stock):
         if visible is None:
             return None
         windowed = visible
-        if self.window is not None and self._windowed:
+        if self.window is not None and self.windowed:
             keys = torch.arange(visible.shape[-1], device=visible.device)
             queries = (
                 coming.positions if coming is not None else torch.arange(inputs.length, device=visible.device)[None]
@@ -191,13 +201,13 @@ class Wrapped(Stock):
         return visible if self.config._attn_implementation == "sdpa" else addable(visible, self.dtype)
 
     @property
-    def _windowed(self) -> bool:
+    def windowed(self) -> bool:
         """Whether some layer sees only so many of the latest tokens."""
         return self.window is not None and self.window < self.context and (not self.kinds or KINDS[1] in self.kinds)
 
     def _refuse_windows(self, cache: Cache) -> None:
         attending = all(isinstance(layer, Attending) for layer in cache.layers)
-        if masks_differ(cache) and not attending and self._windowed:
+        if masks_differ(cache) and not attending and self.windowed:
             raise UsageError(
                 f"layers of this {self.config.model_type} model see {self.window} tokens only: they read with a plain cache"
             )
@@ -212,7 +222,9 @@ class Wrapped(Stock):
         Raises: UsageError where a layer keeps something other than keys and values of its own.
         """
 
-        def layer(kept: KeptShape) -> ContiguousLayer:
+        def layer(kept: KeptShape, rule: AttentionRule | None) -> Any:
+            if rule is not None:
+                return rule.new_cache(rows)
             keys = torch.zeros(rows, kept.heads, room, kept.key_width, dtype=self.dtype, device=self.device)
             values = torch.zeros(rows, kept.heads, room, kept.value_width, dtype=self.dtype, device=self.device)
             return ContiguousLayer(keys, values)
@@ -222,7 +234,12 @@ class Wrapped(Stock):
                 raise UsageError(
                     f"layer {number} of this {self.config.model_type} model keeps no keys and values of its own"
                 )
-        return Cache([layer(kept) for kept in self._kept if kept is not None], rows, room)
+        return Cache([layer(*both) for both in zip(self._kept, self._rules, strict=True) if both[0]], rows, room)  # type: ignore[arg-type]
+
+    @cached_property
+    def _rules(self) -> list[AttentionRule | None]:
+        """By which the layers attend, of each that does so."""
+        return [rule_of(self.get_submodule(name)) for name in self.layers()]
 
     @cached_property
     def _kept(self) -> list[KeptShape | None]:

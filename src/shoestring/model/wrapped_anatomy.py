@@ -1,15 +1,18 @@
 """How surgery sees a wrapped model: its layers, and the linear layers within them."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from shoestring.contract.anatomy import Axis, Matrix
+from shoestring.contract.attention_rule import AttentionRule, AttentionSizes, Ruled, Turn
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.anatomy import with_copies
+from shoestring.model.wrapped_rules import attention_of, rule_of, set_rule
 
 
 class Stock(LanguageModule):
@@ -21,6 +24,12 @@ class Stock(LanguageModule):
 
     config: Any
     kinds: list[str]
+    context: int
+
+    @property
+    @abstractmethod
+    def windowed(self) -> bool:
+        """Whether some layer sees only so many of the latest tokens."""
 
     @abstractmethod
     def layers(self) -> list[str]:
@@ -35,7 +44,19 @@ class Stock(LanguageModule):
         """The module that turns hidden states into logits."""
 
 
-class WrappedAnatomy:
+class StockRotation:
+    """What turns queries and keys of a wrapped model: its own module. A factor on cosines and sines is left out."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[..., None].float() * self.rotary.inv_freq.float()
+        angles = torch.cat((angles, angles), -1)
+        return angles.cos(), angles.sin()
+
+
+class WrappedAnatomy(Ruled):
     """The `Anatomy` of a `Wrapped` model. Its axes are its layers: which weights go together inside a layer its makers know."""
 
     def __init__(self, model: Stock) -> None:
@@ -78,6 +99,54 @@ class WrappedAnatomy:
 
     def resized(self) -> None:
         """Nothing: no axis of a wrapped model can be cut."""
+
+    def attention_sizes(self) -> list[AttentionSizes]:
+        """As `Ruled.attention_sizes`. Raises: UsageError too where layers see a window of the context only."""
+        model, config = self._model, self._model.config
+        if model.windowed:
+            raise UsageError("layers of this model see a window of the context only: a rule would not heed it")
+        found = []
+        for name in self.layers:
+            attention_of(model.get_submodule(name))
+            heads = config.num_attention_heads
+            found.append(
+                AttentionSizes(config.hidden_size, heads, getattr(config, "num_key_value_heads", None) or heads)
+            )
+        return found
+
+    def set_rules(self, rules: Mapping[int, AttentionRule | None]) -> None:
+        """As `Ruled.set_rules`."""
+        for number, rule in rules.items():
+            set_rule(attention_of(self._model.get_submodule(self.layers[number])), rule)
+        self._model.changed()
+
+    def rules(self) -> list[AttentionRule | None]:
+        """As `Ruled.rules`."""
+        return [rule_of(self._model.get_submodule(name)) for name in self.layers]
+
+    def turn(self) -> Turn:
+        """As `Ruled.turn`."""
+        return StockRotation(self._rotary())
+
+    def extend_context(self, context: int, theta: float | None) -> None:
+        """As `Ruled.extend_context`."""
+        rotary, config = self._rotary(), self._model.config
+        config.max_position_embeddings = context
+        if theta is not None:
+            if isinstance(getattr(config, "rope_parameters", None), dict):
+                config.rope_parameters = {**config.rope_parameters, "rope_theta": theta}
+            else:
+                config.rope_theta = theta
+            made = type(rotary)(config=config).to(self._model.device)
+            self._model.set_submodule(self._name(rotary), made)
+        self._model.context = context
+        self._model.changed()
+
+    def _rotary(self) -> Any:
+        found = [one for name, one in self._model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
+        if len(found) != 1 or not hasattr(found[0], "inv_freq"):
+            raise UsageError(f"a {self._model.config.model_type} model is not told positions by one rotary table")
+        return found[0]
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""

@@ -1,7 +1,7 @@
 """A `Cache` as the layers of transformers see it: one object a layer, which takes in keys and values."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache as once
@@ -138,13 +138,10 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     """Attention of one layer by the mask of its own part of the cache."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    appenders, way = _reading.get()
-    layer = appenders[module.layer_idx].layer
-    if isinstance(layer, Attending):
-        if more.get("softcap") is not None:
-            raise UsageError("scores of this model are capped, which a cache that attends itself does not know")
-        found = layer.attend(query, key, value, scale=more.get("scaling"), window=more.get("sliding_window"))
+    found = attend_by_cache(module, query, key, value, more)
+    if found is not None:
         return found.transpose(1, 2), None
+    appenders, way = _reading.get()
     mask = appenders[module.layer_idx].mask
     if mask is not None and mask.shape[1] not in (1, query.shape[1]):  # of each key head
         mask = mask.repeat_interleave(query.shape[1] // mask.shape[1], 1)
@@ -154,6 +151,17 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()[None, None]
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return eager(module, query, key, value, None if mask is None else addable(mask, query.dtype), **more)
+
+
+def attend_by_cache(module: Any, query: Tensor, key: Tensor, value: Tensor, more: Mapping[str, Any]) -> Tensor | None:
+    """[B, H, T, D] from the layer's part of the cache that is being read with, where that attends itself; else None."""
+    reading = _reading.get(None)
+    layer = None if reading is None else reading[0][module.layer_idx].layer
+    if not isinstance(layer, Attending):
+        return None
+    if more.get("softcap") is not None:
+        raise UsageError("scores of this model are capped, which a cache that attends itself does not know")
+    return layer.attend(query, key, value, scale=more.get("scaling"), window=more.get("sliding_window"))
 
 
 def addable(visible: Tensor, dtype: torch.dtype) -> Tensor:

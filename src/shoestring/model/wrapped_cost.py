@@ -6,9 +6,11 @@ from typing import Any
 from torch import nn
 
 from shoestring.contract import cost
+from shoestring.contract.attention_rule import AttentionSizes
 from shoestring.contract.cache import KeptShape
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
+from shoestring.model.wrapped_rules import rule_of
 
 
 def layer_flops(layer: nn.Module, config: Any, kept: KeptShape | None, shape: Shape, inputs: bool) -> int:
@@ -21,12 +23,17 @@ def layer_flops(layer: nn.Module, config: Any, kept: KeptShape | None, shape: Sh
     # which norm stands before which matrix is not known: one that is trained sends gradients through all of the layer
     known = {id(parameter) for part in parts for parameter in part.parameters()}
     inside = inputs or (back and any(p.requires_grad and id(p) not in known for p in layer.parameters()))
+    rule = rule_of(layer)
+    inside = inside or (back and rule is not None and cost.trains(rule))
     total = 0
     for part in parts:
         total += _products(part, config, shape.tokens, back, inside)
         inside = inside or (back and cost.trains(part))
     if kept is None:
         return total
+    if rule is not None:
+        sizes = AttentionSizes(config.hidden_size, config.num_attention_heads, kept.heads)
+        return total + rule.attention_flops(shape, sizes, kept.key_width, kept.value_width, inside)
     square = 2 * shape.rows * config.num_attention_heads * shape.new * (shape.past + shape.new)
     key, value = kept.key_width, kept.value_width
     total += square * (key + value)

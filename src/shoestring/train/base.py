@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shoestring.base import Opened, open_model, peek, take
 from shoestring.budget.machine import cache_folder
-from shoestring.config import Tree, build, merge, tree
+from shoestring.config import Tree, build, merge, tables, tree
 from shoestring.contract.model import LanguageModel, LanguageModule
 from shoestring.data.places import absolute_path
 from shoestring.errors import ShoestringError, UsageError
@@ -58,13 +58,17 @@ def with_base(asked: Tree, continued: bool = False) -> Tree:
         raise UsageError(f"train.base_optimizer: {place} is no run and has no optimiser's state: leave it out")
     if opened.tokenizer is None:
         raise UsageError(f"{place} has no tokenizer, and its tokens are not known without one")
-    most = opened.model.about.context
+    # an option of an edit of this name is how many tokens the model reads from then on
+    extended = [str(one.get("context", 0)) for one in tables(asked.get("edits", []))]
+    most = max([opened.model.about.context, *(int(one) for one in extended if one.isdecimal())])
     shape = _shape(opened)
     _require_shape(dict(model), shape, place)
     shape |= {"base": place, "digest": opened.about.digest}
-    shape["context"] = int(model.get("context", min(most, WINDOW)))
+    shape["context"] = int(model.get("context", min(opened.model.about.context, WINDOW)))
     if shape["context"] > most:
-        raise UsageError(f"model.context = {shape['context']}: {place} reads {most} tokens at most")
+        raise UsageError(
+            f"model.context = {shape['context']}: {place} reads {most} tokens at most; an edit such as longgen extends that"
+        )
     template = opened.about.chat_template
     name = opened.tokenizer.fingerprint
     if template is not None:  # models of one tokenizer may have templates of their own

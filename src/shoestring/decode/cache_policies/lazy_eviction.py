@@ -7,13 +7,16 @@ from shoestring.decode.cache_policies.h2o import protected
 from shoestring.decode.cache_policy import Seen
 from shoestring.method import Fraction, method
 
+TINY = 1e-5
+"""In place of a longest pause of 0."""
+
 
 @method(
     "decode",
     kind="cache policy",
     name="lazy_eviction",
     paper="LazyEviction: Lagged KV Eviction with Attention Pattern Observation for Efficient Long Reasoning, arXiv:2506.15969",
-    claim="half of the cache at comparable accuracy on mathematical reasoning",
+    claim="half of the cache or less at comparable accuracy on mathematical reasoning",
     cost="attention once more, in torch, at each pass: 2 H n S D operations a layer for n new tokens; two numbers a place and head",
 )
 class LazyEviction:
@@ -22,14 +25,18 @@ class LazyEviction:
     A token i is active at step t where some query head of its group looks at it with at least alpha. TS_i is the last such step (at
     first the step at which it was read), MRI_i the largest distance of two such steps that follow one another (at first 0).
 
-        score(i) = 2 sigma(-(t - TS_i) / MRI_i),   MRI_i of at least 1
+        score(i) = 2 sigma(-1 - (t - TS_i) / MRI_i) + 2 sigma(1 - MRI_i)
 
-    The latest tokens stay (`latest`). Eviction is lagged: `stride` places at a time, the observation window of the source.
+    The first term falls as a token is silent for longer than its longest pause; the second prefers tokens that come back soon.
+    Of a token that never came back, MRI_i is 0: the first term is then 0 unless it is active now, and the second is left out.
+    The latest tokens stay (`latest`). Eviction is lagged: `stride` places at a time, the observation window W of the source, which
+    also keeps the latest W tokens. The form is that of the authors' code; their text has no 1 in the first term.
 
     alpha: attention from which on a token is active.
     latest: the share of the cache that the latest tokens have.
 
-    The exact form of the score is from memory of the source, not checked against its text. Tokens of a prompt count as steps too.
+    The source chooses for each head of queries; here those that share keys are one. Tokens of a prompt count as steps too: the
+    source counts from the first written one.
     """
 
     figures, window = 2, 0
@@ -39,9 +46,10 @@ class LazyEviction:
 
     def score(self, seen: Seen) -> Tensor:
         """As `CachePolicy.score`."""
-        last, longest = seen.figures.unbind(-1)
+        last, longest = seen.figures.double().unbind(-1)  # the second term may be small beside the first
         pause = seen.read - last  # `last` counts from 1, so that 0 says that nothing was noted
-        return protected(2 * torch.sigmoid(-pause / longest.clamp_min(1)), self.latest)
+        recurs = torch.where(longest > 0, 2 * torch.sigmoid(1 - longest), 0.0)
+        return protected(2 * torch.sigmoid(-1 - pause / (longest + TINY)) + recurs, self.latest)
 
     def watch(self, figures: Tensor, attention: Tensor, first: int) -> None:
         """Note when each place was looked at, and its longest pause."""

@@ -32,7 +32,7 @@ class OffloadedStore:
         """As `CacheStore.empty`."""
         if like.device.type == "cpu":
             return DiskStore().empty(places, heads, width, like)
-        return (torch.zeros(places, heads, width, dtype=like.dtype, pin_memory=True),)
+        return (torch.zeros(places, heads, width, dtype=like.dtype, pin_memory=like.device.type == "cuda"),)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.encode`."""

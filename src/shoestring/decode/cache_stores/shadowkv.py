@@ -10,6 +10,7 @@ from shoestring.contract.model import LanguageModel
 from shoestring.decode.cache_store import Side
 from shoestring.decode.cache_stores.mom import OffloadedStore
 from shoestring.decode.text_cache import GrowingLayer, TextCache
+from shoestring.errors import UsageError
 from shoestring.method import Count, Whole, method
 
 Tables = tuple[Tensor, Tensor]
@@ -51,6 +52,11 @@ class ShadowLayer(GrowingLayer):
             return F.scaled_dot_product_attention(
                 queries, self.keys, self.values, attn_mask=mask, scale=scale, enable_gqa=True
             )
+        if window is not None:
+            raise UsageError(
+                "shadowkv chooses among all tokens of a prompt, and layers of this model see a window of them: take another store"
+            )
+        self.scale = queries.shape[3] ** -0.5 if scale is None else scale
         found = []
         for place in range(queries.shape[2]):  # each token chooses for itself
             asked, end = queries[:, :, place : place + 1], before + place + 1
@@ -71,9 +77,10 @@ class ShadowLayer(GrowingLayer):
         keys, values = self.keys[0, :, :end], self.values[0, :, :end]
         chunked = keys.float().unflatten(1, (self.chunks, size))  # [Hk, C, c, D]
         means = chunked.mean(2)
-        like = F.cosine_similarity(chunked, means[:, :, None], dim=-1).amin(2).amin(0)
-        self.outliers = like.topk(self.store.outliers, largest=False).indices.sort().values
-        self.outlier_keys = chunked[:, self.outliers].flatten(1, 2).to(keys.dtype)
+        like = F.cosine_similarity(chunked, means[:, :, None], dim=-1).amin(2)  # [Hk, C]
+        self.outliers = like.topk(self.store.outliers, largest=False).indices.sort(-1).values
+        numbers = torch.arange(len(chunked), device=chunked.device)[:, None]
+        self.outlier_keys = chunked[numbers, self.outliers].flatten(1, 2).to(keys.dtype)
         self.landmarks = means.to(keys.dtype)
         plain = self._turned(keys.float(), torch.arange(end), back=True).transpose(0, 1).flatten(1)  # [S, Hk D]
         rank = min(self.store.rank, *plain.shape)
@@ -90,17 +97,17 @@ class ShadowLayer(GrowingLayer):
         assert self.side is not None
         heads, size = self.landmarks.shape[0], self.store.chunk
         grouped = query[0, :, 0].float().unflatten(0, (heads, -1))
-        looked = (grouped @ self.landmarks.float().mT).softmax(-1).amax(1)  # [Hk, C]
-        looked[:, self.outliers] = -1  # they are there already
+        looked = (grouped @ self.landmarks.float().mT * self.scale).softmax(-1).amax(1)  # [Hk, C]
+        looked.scatter_(1, self.outliers, -1)  # they are there already
         best = looked.topk(self.store.chosen // size, dim=-1).indices.sort(-1).values
         places = (best[..., None] * size + torch.arange(size, device=best.device)).flatten(1)  # [Hk, n]
-        out = (self.outliers[:, None] * size + torch.arange(size, device=best.device)).flatten()
+        out = (self.outliers[..., None] * size + torch.arange(size, device=best.device)).flatten(1)
         keys, values = list[Tensor](), list[Tensor]()
         for head in range(heads):
             coded = self.shadow[0][places[head]] @ self.shadow[1].unflatten(1, (heads, -1))[:, head]
             keys.append(self._turned(coded.float()[None], places[head])[0].to(query.dtype))
             # the rows of a head among those of all heads at these places
-            values.append(self.side.read(torch.cat((places[head], out)))[:, head])
+            values.append(self.side.read(torch.cat((places[head], out[head])))[:, head])
         return torch.cat((torch.stack(keys), self.outlier_keys), 1)[None], torch.stack(values)[None]
 
     def _turned(self, keys: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
@@ -148,14 +155,16 @@ class ShadowKV:
     """Hold a prompt's keys in low rank and its values elsewhere, and read of both only what a token looks at most.
 
     K = U S Vᵀ cut to `rank`: [S, Hk D], before positions turn them. A chunk of tokens has its mean key as a landmark; a token
-    attends to the chunks whose landmarks it likes best, with keys worked out from A = U S and B = Vᵀ, to the chunks whose keys
-    are least like their mean (outliers, kept as they are), and to all tokens after the prompt.
+    attends to the chunks whose landmarks it likes best (the softmax of its scores, the largest of the queries that share a head of
+    keys), with keys worked out from A = U S and B = Vᵀ; to the chunks of which some key is least like their mean (outliers of each
+    head, kept as they are); and to all tokens after the prompt.
 
     rank: of the keys. chunk: tokens of one. chosen: tokens of the prompt that a token reads. outliers: chunks that are always read.
 
     Values are in the host's memory, or of a model on the CPU in a mapped file. Keys are turned back by the tables of a native
     model; of a wrapped one they are taken as the cache gets them, and the rank should then be larger. The prompt is read whole,
-    and a prompt of which all would be read stays as it is. No prefix is shared.
+    and a prompt of which all would be read stays as it is. No prefix is shared. The source also reads the last chunks of the prompt
+    always, and holds the values of outliers on the device; layers that see a window of the context are refused.
     """
 
     def __init__(self, *, rank: Count = 32, chunk: Count = 8, chosen: Count = 256, outliers: Whole = 4) -> None:
