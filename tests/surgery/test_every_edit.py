@@ -43,6 +43,8 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "grow_depth": ("surgery", {"count": 2, "by": "stack"}),
     "grow_depth, from nothing": ("surgery", {"count": 2}),
     "grow_hidden": ("surgery", {"factor": 1.4, "multiple": 4}),
+    "flexigpt": ("surgery", {"count": 1, "rank": 2}),
+    "flexigpt, extended": ("surgery", {"more": 2, "rank": 2, "begin": "stack"}),
     "compactifai": ("surgery", {"share": 0.5, "first": 1}),
     "low_rank_clone": ("surgery", {"width": 0.5, "multiple": 4}),
     "cats": ("surgery", {}),
@@ -149,6 +151,9 @@ ORDERS = [[name] for name in EDITS] + [
     ["minitron", "compactifai"],
     ["inheritune", "cast"],
     ["drop_layers", "ptq", "lora"],
+    ["flexigpt", "lora"],
+    ["flexigpt", "integer"],
+    ["minitron", "flexigpt", "grow_depth"],
 ]
 
 

@@ -1,7 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
 import abc
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
+from shoestring.contract.lending import copied, require_lenders
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.block import Block, Place
@@ -170,6 +170,7 @@ class NativeAnatomy:
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
+        require_lenders(blocks)
         try:
             config = self.model.config.with_layers(list(numbers))
         except ValueError as error:
@@ -193,7 +194,7 @@ def with_copies(layers: Sequence[nn.Module], numbers: Sequence[int]) -> list[nn.
         raise UsageError(f"layers to copy are numbers from 0 to {len(layers) - 1}, each once, not {list(numbers)}")
     found = list[nn.Module]()
     for number, layer in enumerate(layers):
-        found += [layer, copy.deepcopy(layer)] if number in numbers else [layer]
+        found += [layer, copied(layer)] if number in numbers else [layer]
     return found
 
 

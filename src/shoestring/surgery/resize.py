@@ -36,6 +36,12 @@ def resize(model: LanguageModule, *cuts: Cut) -> None:
             )
         for one in cut.axis.slices:
             by_weight.setdefault((one.name, one.dim), []).append((one, cut))
+    for name, _ in by_weight:  # before anything is cut
+        owner, attribute = _owner(model, name)
+        if attribute not in owner._parameters and attribute not in owner._buffers:
+            raise UsageError(
+                f"{name} cannot be cut: a {type(owner).__name__} stands there since an earlier edit. Cut first, or fold that edit"
+            )
     for (name, dim), parts in by_weight.items():
         owner, attribute = _owner(model, name)
         old: Tensor = getattr(owner, attribute)
