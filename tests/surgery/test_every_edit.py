@@ -29,6 +29,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop_layers": ("surgery", {"count": 1}),
     "drop_layers, by influence": ("surgery", {"count": 1, "by": "influence"}),
     "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
+    "minitron_ssm": ("surgery", {"hidden": 0.5, "multiple": 4}),
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
     "multi_token_heads": ("surgery", {"ahead": 3}),
@@ -126,6 +127,7 @@ def as_saved(decision: Decision) -> Decision:
 
 NATIVE_ONLY = {
     "minitron",
+    "minitron_ssm",
     "slimgpt",
     "random_pruning",
     "mini_llm",

@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 CUT: dict[str, dict[str, Any]] = {
     "minitron": {"hidden": 0.6, "heads": 0.5, "width": 0.5, "multiple": 4},
+    "minitron_ssm": {"hidden": 0.6, "heads": 0.5, "width": 0.5, "multiple": 4},
     "slimgpt": {"hidden": 0.6, "heads": 0.5, "multiple": 4},
     "random_pruning": {"hidden": 0.6, "heads": 0.5, "width": 0.5, "multiple": 4},
     "mini_llm": {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4},

@@ -14,9 +14,13 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.cut_config import cut_config
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import Pattern, places
 from shoestring.model.stacked_linear import StackedLinear
+
+KINDS = ("hidden", "head", "key_value_head", "ssm_channel", "ssm_state")
+"""Kinds of axes that each layer has one of its own of."""
 
 
 class Blocks(LanguageModule):
@@ -109,7 +113,7 @@ class NativeAnatomy:
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
 
     def resized(self) -> None:
-        """As `Anatomy.resized`. Where layers differ in a size, the configuration has the first layer's."""
+        """As `Anatomy.resized`. Where layers of which a configuration says the same differ, it has the first one's."""
         model = self.model
         for block in model.blocks:
             for part in block.children():
@@ -117,18 +121,24 @@ class NativeAnatomy:
                 if own is not None:
                     own()
         rows, width = model.embedding.weight.shape
-        sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
+        told: list[Any] = [getattr(block.token_mixer, "own_options", None) for block in model.blocks]
+        by_layer: list[dict[str, int]] = [{} for _ in told]
+        shared = {axis.layer for axis in self.axes("key_value_head")}  # heads are then those that share keys and values
         for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
-            # where a pattern names sizes of its own, the configuration goes on saying what it said
-            if model.config.uniform and (axes := self.axes(kind)):
-                sizes[key] = axes[0].size
-        model.config = replace(model.config, **sizes)
+            for axis in self.axes(kind):
+                apart = kind != "hidden" and (
+                    told[axis.layer or 0] is not None or (shared and axis.layer not in shared)
+                )
+                if axis.layer is not None and not apart:
+                    by_layer[axis.layer][key] = axis.size
+        options = [{} if own is None else own() for own in told]
+        model.config = cut_config(model.config, {"vocabulary": rows, "width": width}, by_layer, options)
 
     def uniform(self) -> bool:
         """Whether all layers have the sizes that the configuration says."""
         if not self.model.config.uniform:
             return False
-        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
+        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in KINDS)
 
     def keep_layers(self, numbers: Sequence[int]) -> None:
         """As `Anatomy.keep_layers`. A layer may be kept once only."""
