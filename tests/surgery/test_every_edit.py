@@ -38,6 +38,8 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "mini_sequences": ("surgery", {"length": 5}),
     "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
     "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
+    "slim_moe": ("surgery", {"expert_hidden": 0.5, "experts": 0.7, "heads": 0.5, "multiple": 4}),
+    "mini_moe": ("surgery", {"experts": 3}),
     "mini_gpts": ("surgery", {"hidden": 0.6, "multiple": 4}),
     "nested": ("surgery", {"hidden": 0.5, "depth": 0.5}),
     "inheritune": ("surgery", {"layers": 1, "more": 1}),
@@ -67,7 +69,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "ptq": ("quantise", {"format": {"name": "integer_groups", "code_bits": 3, "group": 8}}),
 }
 ADAPTERS = {name for name, (engine, _) in EDITS.items() if engine == "tune"} - {"llm_ade"}
-UNFOLDED = {"compacter", "key_value_bottleneck", "cats"}
+UNFOLDED = {"compacter", "key_value_bottleneck", "cats", "mini_moe"}
 """Edits that have no form of plain layers."""
 
 
@@ -138,11 +140,14 @@ NATIVE_ONLY = {
     "grow_hidden",
     "low_rank_clone",
     "cats",
+    "mini_moe",
     "xatl",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
-ORDERS = [[name] for name in EDITS] + [
+ORDERS = [[name] for name in EDITS if name != "slim_moe"] + [
+    ["mini_moe", "slim_moe"],
+    ["minitron", "mini_moe", "lora"],
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],

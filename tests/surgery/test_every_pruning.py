@@ -95,12 +95,13 @@ def logits(of: Any) -> Tensor:
 
 def test_every_edit_of_surgery_is_here() -> None:
     known = {card.name for card in methods("surgery", "edit")}
-    others = {"mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
+    others = {"mini_moe", "mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
+    others |= {"slim_moe"}  # of models with experts: test_experts.py
     assert known - others == set(CUT) | set(SAME)
     pruning = {
         c.name for c in methods("surgery", "edit") if isinstance(c.target, type) and issubclass(c.target, Pruning)
     }
-    assert pruning <= set(CUT)
+    assert pruning - others <= set(CUT)
 
 
 CASES = [(name, family) for name in CUT for family in FAMILIES if (name, family) not in NOT_FOR]

@@ -19,7 +19,7 @@ from shoestring.model.initialise import initialise
 from shoestring.model.layout import Pattern, places
 from shoestring.model.stacked_linear import StackedLinear
 
-KINDS = ("hidden", "head", "key_value_head", "ssm_channel", "ssm_state")
+KINDS = ("hidden", "head", "key_value_head", "ssm_channel", "ssm_state", "expert", "expert_hidden")
 """Kinds of axes that each layer has one of its own of."""
 
 
@@ -131,7 +131,10 @@ class NativeAnatomy:
                 )
                 if axis.layer is not None and not apart:
                     by_layer[axis.layer][key] = axis.size
-        options = [{} if own is None else own() for own in told]
+        options: list[dict[str, Any]] = []
+        for block in model.blocks:
+            parts: list[tuple[str, Any]] = [(name, getattr(block, name)) for name in ("token_mixer", "channel_mixer")]
+            options.append({name: part.own_options() for name, part in parts if hasattr(part, "own_options")})
         model.config = cut_config(model.config, {"vocabulary": rows, "width": width}, by_layer, options)
 
     def uniform(self) -> bool:
@@ -176,6 +179,28 @@ class NativeAnatomy:
                 blocks[number].token_mixer = mixer.to(old.device, old.dtype).train(model.training)
         except ValueError as error:
             raise UsageError(f"other token mixers: {error}") from None
+        self._configure(config)
+
+    def places(self, at: str) -> tuple[int, ...]:
+        """The layers that `at` names, as `model.layout.places` reads it. Raises: UsageError where there are none such."""
+        try:
+            return places(at, len(self.model.blocks))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def swap_channel_mixers(self, at: str, choice: Choice) -> None:
+        """Put new channel mixers in some layers, drawn from torch's global generator, silent at first. As `swap_token_mixers`."""
+        model, blocks = self.model, self.model.blocks
+        try:
+            config = replace(model.config, pattern=(*model.config.pattern, Pattern(at, channel_mixer=choice)))
+            for number in self.places(at):
+                made = Block(config.layer(number), Place(number, len(blocks), config.context))
+                mixer: Any = made.channel_mixer
+                initialise(mixer, mixer, mixer, [mixer.output])
+                old = next(blocks[number].channel_mixer.parameters())  # type: ignore[union-attr]
+                blocks[number].channel_mixer = mixer.to(old.device, old.dtype).train(model.training)
+        except ValueError as error:
+            raise UsageError(f"other channel mixers: {error}") from None
         self._configure(config)
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:

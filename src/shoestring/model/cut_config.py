@@ -17,12 +17,12 @@ def cut_config(
     config: ModelConfig,
     sizes: Mapping[str, int],
     by_layer: Sequence[Mapping[str, int]],
-    mixers: Sequence[Mapping[str, Any]],
+    mixers: Sequence[Mapping[str, Mapping[str, Any]]],
 ) -> ModelConfig:
     """The configuration with the sizes that the layers have. Of the layers that one entry speaks for, the first has the word.
 
-    sizes: of the whole model, by key. by_layer: what there is of `SIZES`, of each layer. mixers: options of its token mixer that
-    say what sizes it has, empty where these follow from the model's.
+    sizes: of the whole model, by key. by_layer: what there is of `SIZES`, of each layer. mixers: of each layer, options of its
+    'token_mixer' and 'channel_mixer' that say what sizes these have; nothing where the sizes follow from the model's.
     """
     own: dict[str, Any] = dict(sizes)
     patterns: list[dict[str, Any]] = [{} for _ in config.pattern]
@@ -38,12 +38,12 @@ def cut_config(
             changed[key] = size
             if key == "heads" and entry >= 0:  # it would be worked out from the width, which may be cut too
                 changed["head_width"] = config.layer(layer).head_width
-        entry = entries.get("token_mixer", -1)
-        if options and ("token_mixer", entry) not in done:
-            done.add(("token_mixer", entry))
-            choice = config.token_mixer if entry < 0 else config.pattern[entry].token_mixer
-            assert choice is not None
-            (own if entry < 0 else patterns[entry])["token_mixer"] = choice.with_options(**options)
+        for part, given in options.items():
+            entry = entries.get(part, -1)
+            if (part, entry) not in done:
+                done.add((part, entry))
+                choice = getattr(config if entry < 0 else config.pattern[entry], part)
+                (own if entry < 0 else patterns[entry])[part] = choice.with_options(**given)
     pattern = tuple(replace(one, **changes) for one, changes in zip(config.pattern, patterns, strict=True))
     return replace(config, **own, pattern=pattern)
 

@@ -12,6 +12,7 @@ from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
+from shoestring.errors import UsageError
 from shoestring.method import method
 from shoestring.model.routing import Router, Routing
 from shoestring.model.stacked_linear import StackedLinear
@@ -95,13 +96,34 @@ class MixtureOfExperts(nn.Module):
         return mixed.view(x.shape), routing.notes
 
     def axes(self) -> tuple[Axis, ...]:
-        """The axes of its weights: experts, and the width that it reads and writes."""
+        """The axes of its weights: experts, the features of each, and the width that it reads and writes."""
         width = self.output.weight.shape[1]
         own = [Slice("input.weight", 2), Slice("output.weight", 1), Slice("router.gate.weight", 1)]
         if self.shared is not None:
             own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]
         experts = Slice("input.weight", 0), Slice("output.weight", 0), Slice("router.gate.weight", 0)
-        return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
+        each = self.output.weight.shape[2]
+        features = Slice("input.weight", 1), Slice("input.weight", 1, each), Slice("output.weight", 2)
+        found = (
+            Axis("width", None, width, tuple(own)),
+            Axis("expert", None, self.experts, experts),
+            Axis("expert_hidden", None, each, features),
+        )
+        if self.shared is None:
+            return found
+        inside = self.shared.axes()[1]
+        slices = tuple(one._replace(name=f"shared.{one.name}") for one in inside.slices)
+        return (*found, Axis("shared_hidden", None, inside.size, slices))
+
+    def resized(self) -> None:
+        """Take the number of experts from the weights, which were cut. Raises: UsageError where a token goes to more."""
+        self.experts = self.router.experts = len(self.output.weight)
+        if self.router.active > self.experts:
+            raise UsageError(f"{self.experts} experts are fewer than the {self.router.active} that a token goes to")
+
+    def own_options(self) -> dict[str, int]:
+        """The options that make a mixer of these sizes, whatever the model's hidden width is."""
+        return {"experts": self.experts, "expert_hidden": self.output.weight.shape[2]}
 
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""

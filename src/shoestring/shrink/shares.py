@@ -10,7 +10,7 @@ from shoestring.errors import UsageError
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.target import Size, Target, Unit, size_of
-from shoestring.surgery.pruning import cut, first_of, kept_heads, kept_of, width_multiple
+from shoestring.surgery.pruning import cut, first_of, kept_heads, kept_of, kept_shared, width_multiple
 
 STEPS = 96
 """The shares that are tried are multiples of one over this."""
@@ -19,6 +19,7 @@ KINDS = {
     "hidden": "hidden",
     "heads": "key_value_head",
     "width": "width",
+    "expert_hidden": "expert_hidden",
     "ssm_heads": "head",
     "ssm_channels": "ssm_channel",
     "ssm_state": "ssm_state",
@@ -40,6 +41,9 @@ def cut_to(model: Transformer, axes: Sequence[str], share: float, multiple: int)
         of = {"heads": 1, "ssm_heads": 1, "width": width_multiple(kept_heads(model, 1.0), multiple)}.get(
             option, multiple
         )
+        if kind == "expert_hidden":
+            for axis in model.anatomy().axes("shared_hidden"):
+                cut(model, axis.kind, axis.layer, range(kept_shared(model.anatomy(), axis, share, of)))
         able = {axis.layer for axis in model.anatomy().axes("ssm_channel")}
         for axis in model.anatomy().axes(kind):
             if kind != "head" or axis.layer in able:

@@ -53,6 +53,12 @@ def kept_of(axis: Axis, share: float, multiple: int = 1) -> int:
     return axis.runs * kept_count(axis.size // axis.runs, share, multiple)
 
 
+def kept_shared(anatomy: Anatomy, axis: Axis, share: float, multiple: int) -> int:
+    """How many features of the shared experts stay, of the axis 'shared_hidden': as many times an expert's as before."""
+    each = axis_of(anatomy, "expert_hidden", axis.layer).size
+    return axis.size // each * kept_count(each, share, multiple)
+
+
 def width_multiple(heads: int, multiple: int) -> int:
     """What the width is to be a multiple of: of the number of query heads too, as stock classes of transformers want."""
     return math.lcm(heads, multiple)
