@@ -207,6 +207,7 @@ CASES = {
     "sortednet": Case(nested, {"depth": (0.5,), "hidden": (0.5,)}, widths=()),
 }
 ELSEWHERE = {
+    "length_adaptive",
     "tinyllm",
     "cross_model_control",
     "headless",
