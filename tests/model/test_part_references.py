@@ -55,21 +55,23 @@ def convolved(taps: Tensor, inputs: list[Tensor]) -> Tensor:
 
 
 def mamba2(mixer: Any, x: Tensor) -> Tensor:
-    inner, state_size, heads, head = mixer.inner, mixer.state, mixer.heads, mixer.head
+    inner, state_size, heads, head, groups = mixer.inner, mixer.state, mixer.heads, mixer.head, mixer.groups
     state = torch.zeros(heads, state_size, head, dtype=x.dtype)
     seen: list[Tensor] = []
     rows = []
     for token in x:
-        z, mixed, dt = (mixer.input.weight @ token).split([inner, inner + 2 * state_size, heads])
+        z, mixed, dt = (mixer.input.weight @ token).split([inner, inner + 2 * groups * state_size, heads])
         seen.append(mixed)
         mixed = F.silu(convolved(mixer.taps, seen) + mixer.taps_bias)
-        values, b, c = mixed.split([inner, state_size, state_size])
-        values = values.view(heads, head)
+        values, b, c = mixed.split([inner, groups * state_size, groups * state_size])
+        values, b, c = values.view(heads, head), b.view(groups, -1), c.view(groups, -1)
         dt = (1 + (dt + mixer.dt_bias).exp()).log()
         y = []
         for h in range(heads):
-            state[h] = (-dt[h] * mixer.a_log[h].exp()).exp() * state[h] + dt[h] * torch.outer(b, values[h])
-            y.append(c @ state[h] + mixer.skip[h] * values[h])
+            state[h] = (-dt[h] * mixer.a_log[h].exp()).exp() * state[h] + dt[h] * torch.outer(
+                b[h * groups // heads], values[h]
+            )
+            y.append(c[h * groups // heads] @ state[h] + mixer.skip[h] * values[h])
         gated = torch.cat(y) * z * z.sigmoid()
         normed = mixer.norm.weight * gated / (gated.square().mean() + mixer.norm.epsilon).sqrt()
         rows.append(mixer.output.weight @ normed)
@@ -272,7 +274,7 @@ def supra(mixer: Any, x: Tensor) -> Tensor:
 
 TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "lightning": (lightning, {"chunk": 4}),
-    "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0}),
+    "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0, "groups": 3}),
     "gated_delta": (gated_delta, {"chunk": 4}),
     "grouped_differential": (grouped_differential, {}),
     "lact": (lact, {"chunk": 4, "rate": 0.5}),

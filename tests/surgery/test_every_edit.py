@@ -29,6 +29,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop_layers": ("surgery", {"count": 1}),
     "drop_layers, by influence": ("surgery", {"count": 1, "by": "influence"}),
     "minitron": ("surgery", {"hidden": 0.7, "heads": 0.5, "width": 0.75, "multiple": 2}),
+    "minitron_ssm": ("surgery", {"hidden": 0.5, "multiple": 4}),
     "slimgpt": ("surgery", {"hidden": 0.6, "heads": 0.5, "multiple": 4}),
     "random_pruning": ("surgery", {"hidden": 0.5, "width": 0.5, "multiple": 4}),
     "multi_token_heads": ("surgery", {"ahead": 3}),
@@ -44,12 +45,16 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "mini_sequences": ("surgery", {"length": 5}),
     "mini_llm": ("surgery", {"hidden": 0.6, "heads": 0.5, "directions": 2, "multiple": 4}),
     "sheared_llama": ("surgery", {"hidden": 0.6, "heads": 0.5, "steps": 3, "multiple": 4}),
+    "slim_moe": ("surgery", {"expert_hidden": 0.5, "experts": 0.7, "heads": 0.5, "multiple": 4}),
+    "mini_moe": ("surgery", {"experts": 3}),
     "mini_gpts": ("surgery", {"hidden": 0.6, "multiple": 4}),
     "nested": ("surgery", {"hidden": 0.5, "depth": 0.5}),
     "inheritune": ("surgery", {"layers": 1, "more": 1}),
     "grow_depth": ("surgery", {"count": 2, "by": "stack"}),
     "grow_depth, from nothing": ("surgery", {"count": 2}),
     "grow_hidden": ("surgery", {"factor": 1.4, "multiple": 4}),
+    "flexigpt": ("surgery", {"count": 1, "rank": 2}),
+    "flexigpt, extended": ("surgery", {"more": 2, "rank": 2, "begin": "stack"}),
     "compactifai": ("surgery", {"share": 0.5, "first": 1}),
     "low_rank_clone": ("surgery", {"width": 0.5, "multiple": 4}),
     "cats": ("surgery", {}),
@@ -89,6 +94,7 @@ UNFOLDED = {
     "compacter",
     "key_value_bottleneck",
     "cats",
+    "mini_moe",
     "normalize_and_project",
     "dms",
     "longgen",
@@ -172,6 +178,7 @@ def as_saved(decision: Decision) -> Decision:
 
 NATIVE_ONLY = {
     "minitron",
+    "minitron_ssm",
     "slimgpt",
     "random_pruning",
     "mini_llm",
@@ -182,6 +189,7 @@ NATIVE_ONLY = {
     "grow_hidden",
     "low_rank_clone",
     "cats",
+    "mini_moe",
     "xatl",
     "sparse_upcycling",
     "duo_llm",
@@ -195,7 +203,7 @@ NATIVE_ONLY = {
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
-OF_EXPERTS = {"expert_pruning", "orthogonal_growth", "duo_llm, its routers"}
+OF_EXPERTS = {"expert_pruning", "orthogonal_growth", "duo_llm, its routers", "slim_moe"}
 """Edits of a model that has experts, or two modules a layer."""
 
 ORDERS = [[name] for name in EDITS if name not in OF_EXPERTS] + [
@@ -203,6 +211,8 @@ ORDERS = [[name] for name in EDITS if name not in OF_EXPERTS] + [
     ["duo_llm", "duo_llm, its routers"],
     ["read_me", "lora"],
     ["sparse_upcycling", "orthogonal_growth", "expert_pruning", "lora"],
+    ["mini_moe", "slim_moe"],
+    ["minitron", "mini_moe", "lora"],
     ["drop_layers", "minitron", "lora"],
     ["slimgpt", "integer"],
     ["drop_layers", "ternary", "lora"],
@@ -217,6 +227,9 @@ ORDERS = [[name] for name in EDITS if name not in OF_EXPERTS] + [
     ["supra", "drop_layers"],
     ["scale_vectors", "drop_layers"],
     ["ladder", "drop_layers", "lora"],
+    ["flexigpt", "lora"],
+    ["flexigpt", "integer"],
+    ["minitron", "flexigpt", "grow_depth"],
 ]
 
 

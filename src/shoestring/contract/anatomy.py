@@ -24,11 +24,13 @@ class Axis:
     """A direction in which a model can be made smaller or larger.
 
     kind: 'layer', 'width' (of the residual stream), 'hidden' (of a channel mixer), 'head' (query heads), 'key_value_head',
-    'expert', 'state', 'vocabulary': an open set, declared by the model's own anatomy.
+    'expert', 'ssm_state', 'vocabulary': an open set, declared by the model's own anatomy.
     layer: the number of the layer; None for an axis of the whole model.
     size: how many indices it has.
     slices: every weight along it. Of the axis 'layer' there are none: a layer goes as a whole.
     group: indices that must go together: of query heads, as many as share a key and value head.
+    runs: parts of the axis, of equal length and one after the other, of which as many indices stay each: heads that share something
+    with those of their own part.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Axis:
     size: int
     slices: tuple[Slice, ...] = ()
     group: int = 1
+    runs: int = 1
 
 
 class Matrix(NamedTuple):

@@ -25,10 +25,11 @@ ANSWER = "An answer."
 
 
 class Learnt(NamedTuple):
-    """A chat to learn from. ids: its tokens. counted: of each, whether it is to be learnt: those of the answers."""
+    """A chat to learn from. ids: its tokens. counted: of each, whether it is to be learnt: those of the answers. Above 1: of which
+    further kind it is, where a document has several."""
 
     ids: list[int]
-    counted: list[bool]
+    counted: Sequence[int]
 
 
 class Tokens(Protocol):

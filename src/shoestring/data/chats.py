@@ -30,7 +30,7 @@ class MarkedStore(TokenStore):
         whole = TokenStore.of([one.ids for one in documents], end, text_bytes)
         super().__init__(whole.shards, whole.document_starts, text_bytes)
         # the end token of a chat ends its last answer
-        marks = [mark for one in documents for mark in (*one.counted, True)]
+        marks = [mark for one in documents for mark in (*one.counted, (one.counted[-1] if one.counted else 0) or 1)]
         self.marks = TokenStore([np.array(marks, dtype=np.uint8)], self.document_starts, 0)
 
     def fingerprint(self) -> str:

@@ -33,7 +33,8 @@ class Windows:
     they lie, as fit: the rest of it is padding, and a document longer than a window is cut.
     shuffle: False is the order of the store, every epoch.
 
-    What the store marks as not to be learnt is no target.
+    What the store marks as not to be learnt is no target. Where it has several kinds of marks, the batch's extra 'mark' [B, T] says
+    of which each target is.
     Raises: UsageError where the store is smaller than a window.
     """
 
@@ -47,6 +48,7 @@ class Windows:
         self.store, self.context, self.seed, self.packing, self.shuffle = store, context, seed, packing, shuffle
         self._places = _whole(store, context) if packing == "whole" else None
         self._count = (len(store) - 1) // context if self._places is None else len(self._places)
+        self._kinds = store.marks is not None and any(shard.max(initial=0) > 1 for shard in store.marks.shards)
         if not self._count:
             raise UsageError("there is no document of two tokens or more to learn from")
 
@@ -80,15 +82,16 @@ class Windows:
         inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()  # contiguous, and apart: targets are written to
         if learnt is not None:
             targets[learnt[:, 1:] == 0] = IGNORED
+        extra = {"mark": torch.from_numpy(learnt[:, 1:].astype(np.int64))} if self._kinds and learnt is not None else {}
         if self.packing == "stream":
-            return Batch(Inputs(torch.from_numpy(inputs)), torch.from_numpy(targets))
+            return Batch(Inputs(torch.from_numpy(inputs)), torch.from_numpy(targets), extra=extra)
         first = self._firsts(starts)
         targets[first[:, 1:]] = IGNORED
         documents = np.cumsum(first[:, :-1], axis=1) - 1
         places = np.arange(self.context)
         positions = places - np.maximum.accumulate(np.where(first[:, :-1], places, 0), axis=1)
         read = Inputs(*(torch.from_numpy(array) for array in (inputs, positions, documents)))
-        return Batch(read, torch.from_numpy(targets))
+        return Batch(read, torch.from_numpy(targets), extra=extra)
 
     def _firsts(self, starts: np.ndarray) -> np.ndarray:
         """bool [B, context + 1]: where a document starts in each window; its first place counts as a start."""

@@ -71,7 +71,7 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float
             found = prepare(first.data(), cache_folder())
         store = found.domains[0].train if found.domains else found.train  # the new text is the first
         lengths = _lengths(store)
-        learnt = 1.0 if store.marks is None else float(store.marks.tokens.mean())
+        learnt = 1.0 if store.marks is None else float((store.marks.tokens > 0).mean())
     choice = None if method == FULL else _choice(asked, method)
     planned = plan_tuning(model, choice, first.budget, probe(), asked, lengths, learnt)
     return TrainingRequest.of(_with(asked, planned), planned=planned)

@@ -1,7 +1,6 @@
 """How surgery sees the native model: each part says which of its weights lie along which axis."""
 
 import abc
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,17 +11,22 @@ from torch import Tensor, nn
 from shoestring.config import Choice
 from shoestring.contract.anatomy import Axis, Matrix, Slice
 from shoestring.contract.attention_rule import AttentionRule, AttentionSizes, Ruled, Turn
+from shoestring.contract.lending import copied, require_lenders
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.method import find
 from shoestring.model.attention import Attention
 from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
+from shoestring.model.cut_config import cut_config
 from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import Pattern, places
 from shoestring.model.ruled_attention import with_rule
 from shoestring.model.stacked_linear import StackedLinear
+
+KINDS = ("hidden", "head", "key_value_head", "ssm_channel", "ssm_state", "expert", "expert_hidden")
+"""Kinds of axes that each layer has one of its own of."""
 
 
 class Blocks(LanguageModule):
@@ -131,7 +135,7 @@ class NativeAnatomy(Ruled):
                     yield Matrix(f"blocks.{layer}.{name}", layer, module.weight)
 
     def resized(self) -> None:
-        """As `Anatomy.resized`. Where layers differ in a size, the configuration has the first layer's."""
+        """As `Anatomy.resized`. Where layers of which a configuration says the same differ, it has the first one's."""
         model = self.model
         for block in model.blocks:
             for part in block.children():
@@ -139,18 +143,27 @@ class NativeAnatomy(Ruled):
                 if own is not None:
                     own()
         rows, width = model.embedding.weight.shape
-        sizes: dict[str, Any] = {"vocabulary": rows, "width": width}
+        told: list[Any] = [getattr(block.token_mixer, "own_options", None) for block in model.blocks]
+        by_layer: list[dict[str, int]] = [{} for _ in told]
+        shared = {axis.layer for axis in self.axes("key_value_head")}  # heads are then those that share keys and values
         for kind, key in (("hidden", "hidden"), ("head", "heads"), ("key_value_head", "key_value_heads")):
-            # where a pattern names sizes of its own, the configuration goes on saying what it said
-            if model.config.uniform and (axes := self.axes(kind)):
-                sizes[key] = axes[0].size
-        model.config = replace(model.config, **sizes)
+            for axis in self.axes(kind):
+                apart = kind != "hidden" and (
+                    told[axis.layer or 0] is not None or (shared and axis.layer not in shared)
+                )
+                if axis.layer is not None and not apart:
+                    by_layer[axis.layer][key] = axis.size
+        options: list[dict[str, Any]] = []
+        for block in model.blocks:
+            parts: list[tuple[str, Any]] = [(name, getattr(block, name)) for name in ("token_mixer", "channel_mixer")]
+            options.append({name: part.own_options() for name, part in parts if hasattr(part, "own_options")})
+        model.config = cut_config(model.config, {"vocabulary": rows, "width": width}, by_layer, options)
 
     def uniform(self) -> bool:
         """Whether all layers have the sizes that the configuration says."""
         if not self.model.config.uniform:
             return False
-        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in ("hidden", "head", "key_value_head"))
+        return all(len({axis.size for axis in self.axes(kind)}) <= 1 for kind in KINDS)
 
     def attention_sizes(self) -> list[AttentionSizes]:
         """As `Ruled.attention_sizes`."""
@@ -403,6 +416,7 @@ class NativeAnatomy(Ruled):
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
+        require_lenders(blocks)
         try:
             config = self.model.config.with_layers(list(numbers))
         except ValueError as error:
@@ -426,7 +440,7 @@ def with_copies(layers: Sequence[nn.Module], numbers: Sequence[int]) -> list[nn.
         raise UsageError(f"layers to copy are numbers from 0 to {len(layers) - 1}, each once, not {list(numbers)}")
     found = list[nn.Module]()
     for number, layer in enumerate(layers):
-        found += [layer, copy.deepcopy(layer)] if number in numbers else [layer]
+        found += [layer, copied(layer)] if number in numbers else [layer]
     return found
 
 

@@ -153,7 +153,7 @@ class MixtureOfExperts(nn.Module):
         return found
 
     def axes(self) -> tuple[Axis, ...]:
-        """The axes of its weights: experts, and the width that it reads and writes."""
+        """The axes of its weights: experts, the features of each, and the width that it reads and writes."""
         width = self.output.weight.shape[1]
         own = [Slice("input.weight", 2), Slice("output.weight", 1)]
         gate = [Slice("router.gate.weight", 1)] if self.router.leads else []
@@ -161,7 +161,22 @@ class MixtureOfExperts(nn.Module):
         if self.shared is not None:
             own += [one._replace(name=f"shared.{one.name}") for one in self.shared.axes()[0].slices]
         experts = Slice("input.weight", 0), Slice("output.weight", 0), *(one._replace(dim=0) for one in gate)
-        return (Axis("width", None, width, tuple(own)), Axis("expert", None, self.experts, experts))
+        each = self.output.weight.shape[2]
+        features = Slice("input.weight", 1), Slice("input.weight", 1, each), Slice("output.weight", 2)
+        found = (
+            Axis("width", None, width, tuple(own)),
+            Axis("expert", None, self.experts, experts),
+            Axis("expert_hidden", None, each, features),
+        )
+        if self.shared is None:
+            return found
+        inside = self.shared.axes()[1]
+        slices = tuple(one._replace(name=f"shared.{one.name}") for one in inside.slices)
+        return (*found, Axis("shared_hidden", None, inside.size, slices))
+
+    def own_options(self) -> dict[str, int]:
+        """The options that make a mixer of these sizes, whatever the model's hidden width is."""
+        return {"experts": self.experts, "expert_hidden": self.output.weight.shape[2]}
 
     def resized(self) -> None:
         """Have its sizes say what its weights have, after experts came or went."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shoestring.contract.anatomy import Axis, Matrix
 from shoestring.contract.attention_rule import AttentionRule, AttentionSizes, Ruled, Turn
+from shoestring.contract.lending import require_lenders
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.anatomy import with_copies
@@ -163,6 +164,7 @@ class WrappedAnatomy(Ruled):
 
     def _put(self, layers: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """Have these layers in the model. numbers: of each, which one it was, or is a copy of."""
+        require_lenders(layers)
         model = self._model
         model.set_submodule(self.layers[0].rpartition(".")[0], nn.ModuleList(layers))
         for place, layer in enumerate(layers):

@@ -49,6 +49,8 @@ def divisions(anatomy: Anatomy, parts: int) -> dict[str, Division]:
     slices: defaultdict[tuple[str, int], list[tuple[Slice, int]]] = defaultdict(list)
     for kind in KINDS:
         for axis in anatomy.axes(kind):
+            if axis.runs > 1:
+                raise UsageError(f"parallel.tensor: the groups of '{kind}' in layer {axis.layer} cannot be divided")
             if axis.size % parts:
                 raise UsageError(
                     f"parallel.tensor = {parts} does not divide the {axis.size} of '{kind}' in layer {axis.layer}"

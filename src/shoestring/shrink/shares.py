@@ -10,12 +10,20 @@ from shoestring.errors import UsageError
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.shrink.target import Size, Target, Unit, size_of
-from shoestring.surgery.pruning import cut, kept_count, kept_heads, width_multiple
+from shoestring.surgery.pruning import cut, first_of, kept_heads, kept_of, kept_shared, width_multiple
 
 STEPS = 96
 """The shares that are tried are multiples of one over this."""
 
-KINDS = {"hidden": "hidden", "heads": "key_value_head", "width": "width"}
+KINDS = {
+    "hidden": "hidden",
+    "heads": "key_value_head",
+    "width": "width",
+    "expert_hidden": "expert_hidden",
+    "ssm_heads": "head",
+    "ssm_channels": "ssm_channel",
+    "ssm_state": "ssm_state",
+}
 """The options of a method of pruning, and the kind of axis that each is a share of."""
 
 TRIES = 4
@@ -30,9 +38,16 @@ def cut_to(model: Transformer, axes: Sequence[str], share: float, multiple: int)
     for option, kind in KINDS.items():
         if option not in axes:
             continue
-        of = {"heads": 1, "width": width_multiple(kept_heads(model, 1.0), multiple)}.get(option, multiple)
+        of = {"heads": 1, "ssm_heads": 1, "width": width_multiple(kept_heads(model, 1.0), multiple)}.get(
+            option, multiple
+        )
+        if kind == "expert_hidden":
+            for axis in model.anatomy().axes("shared_hidden"):
+                cut(model, axis.kind, axis.layer, range(kept_shared(model.anatomy(), axis, share, of)))
+        able = {axis.layer for axis in model.anatomy().axes("ssm_channel")}
         for axis in model.anatomy().axes(kind):
-            cut(model, kind, axis.layer, range(kept_count(axis.size, share, of)))
+            if kind != "head" or axis.layer in able:
+                cut(model, kind, axis.layer, first_of(axis, kept_of(axis, share, of)))
     return model
 
 

@@ -3,7 +3,7 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -23,16 +23,21 @@ class Shares:
 
     width: features of the residual stream. hidden: features of each channel mixer.
     heads: heads of keys and values of each layer, with the query heads that share them.
+    ssm_heads, ssm_channels, ssm_state: heads of each state-space layer, channels of each head, size of the state.
     """
 
     width: float = 1.0
     hidden: float = 1.0
     heads: float = 1.0
+    ssm_heads: float = 1.0
+    ssm_channels: float = 1.0
+    ssm_state: float = 1.0
 
     def __post_init__(self) -> None:
-        if not all(0 < share <= 1 for share in (self.width, self.hidden, self.heads)):
+        shares = astuple(self)
+        if not all(0 < share <= 1 for share in shares):
             raise ValueError(f"shares that stay are above 0 and at most 1: {self}")
-        if self.width == self.hidden == self.heads == 1:
+        if all(share == 1 for share in shares):
             raise ValueError("nothing is to be pruned: give width, hidden or heads, the share that stays, below 1")
 
 
@@ -43,6 +48,17 @@ def kept_count(size: int, share: float, multiple: int = 1) -> int:
     return min(size, max(multiple, round(size * share / multiple) * multiple))
 
 
+def kept_of(axis: Axis, share: float, multiple: int = 1) -> int:
+    """How many indices of an axis stay: of each of its runs, as many as `kept_count` says."""
+    return axis.runs * kept_count(axis.size // axis.runs, share, multiple)
+
+
+def kept_shared(anatomy: Anatomy, axis: Axis, share: float, multiple: int) -> int:
+    """How many features of the shared experts stay, of the axis 'shared_hidden': as many times an expert's as before."""
+    each = axis_of(anatomy, "expert_hidden", axis.layer).size
+    return axis.size // each * kept_count(each, share, multiple)
+
+
 def width_multiple(heads: int, multiple: int) -> int:
     """What the width is to be a multiple of: of the number of query heads too, as stock classes of transformers want."""
     return math.lcm(heads, multiple)
@@ -51,8 +67,9 @@ def width_multiple(heads: int, multiple: int) -> int:
 def kept_heads(model: LanguageModule, share: float) -> int:
     """Query heads of the first layer once this share of its key and value heads stays; 1 where the model has no such axis."""
     anatomy = model.anatomy()
-    heads, shared = anatomy.axes("head"), anatomy.axes("key_value_head")
-    return heads[0].group * kept_count(shared[0].size, share) if heads and shared else 1
+    shared = anatomy.axes("key_value_head")
+    heads = [axis for axis in anatomy.axes("head") if shared and axis.layer == shared[0].layer]
+    return heads[0].group * kept_count(shared[0].size, share) if heads else 1
 
 
 Kept = list[dict[str, Any]]
@@ -127,6 +144,20 @@ def cut(model: LanguageModule, kind: str, layer: int | None, indices: Sequence[i
 def best(scores: Tensor, count: int) -> list[int]:
     """The `count` indices of the largest scores, in their own order; of equals, the first."""
     return sorted(scores.argsort(descending=True, stable=True)[:count].tolist())
+
+
+def first_of(axis: Axis, count: int) -> list[int]:
+    """The first indices of each of the runs of an axis, `count` in all."""
+    length = axis.size // axis.runs
+    return [run * length + index for run in range(axis.runs) for index in range(count // axis.runs)]
+
+
+def best_of(axis: Axis, scores: Tensor, count: int) -> list[int]:
+    """As `best`; of each of the runs of the axis, as many."""
+    length = axis.size // axis.runs
+    return [
+        run * length + index for run, own in enumerate(scores.split(length)) for index in best(own, count // axis.runs)
+    ]
 
 
 def _range(sizes: Sequence[int]) -> str:

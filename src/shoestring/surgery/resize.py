@@ -34,8 +34,15 @@ def resize(model: LanguageModule, *cuts: Cut) -> None:
             raise UsageError(
                 f"of the axis '{cut.axis.kind}'{where}, numbers from 0 to {size - 1} can stay, each once, and at least one"
             )
+        _require_runs(cut)
         for one in cut.axis.slices:
             by_weight.setdefault((one.name, one.dim), []).append((one, cut))
+    for name, _ in by_weight:  # before anything is cut
+        owner, attribute = _owner(model, name)
+        if attribute not in owner._parameters and attribute not in owner._buffers:
+            raise UsageError(
+                f"{name} cannot be cut: a {type(owner).__name__} stands there since an earlier edit. Cut first, or fold that edit"
+            )
     for (name, dim), parts in by_weight.items():
         owner, attribute = _owner(model, name)
         old: Tensor = getattr(owner, attribute)
@@ -50,6 +57,17 @@ def resize(model: LanguageModule, *cuts: Cut) -> None:
         _tell(owner)
     model.anatomy().resized()
     model.changed()
+
+
+def _require_runs(cut: Cut) -> None:
+    """Raises: UsageError where the parts of an axis would not keep as many indices each, in the order of the parts."""
+    runs = cut.axis.runs
+    length, own = cut.axis.size // runs, len(cut.keep) // runs
+    if len(cut.keep) % runs or any(index // length != place // own for place, index in enumerate(cut.keep)):
+        raise UsageError(
+            f"of the axis '{cut.axis.kind}' of layer {cut.axis.layer}, each of its {runs} groups keeps as many of its {length}, in "
+            "the order of the groups"
+        )
 
 
 def kept_places(size: int, parts: Sequence[tuple[Slice, Cut]]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from shoestring.budget.charge import Charge
 from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
-from shoestring.surgery.pruning import Kept, Pruning, Shares, axis_of, best, kept_count, kept_heads, width_multiple
+from shoestring.surgery.pruning import Kept, Pruning, Shares, axis_of, best_of, kept_heads, kept_of, width_multiple
 
 Scores = Mapping[tuple[str, int | None], Tensor]
 """[size] of each axis, by its kind and layer."""
@@ -36,12 +36,17 @@ class ScoredPruning(Pruning):
                 axis_of(model.anatomy(), kind, None)  # says that there is none
         scores, spent = self.scores(model, evidence, [kind for kind, _ in asked])
         kept: Kept = []
-        multiples = {"key_value_head": 1, "width": width_multiple(kept_heads(model, self.shares.heads), self.multiple)}
+        multiples = {
+            "key_value_head": 1,
+            "head": 1,
+            "width": width_multiple(kept_heads(model, self.shares.heads), self.multiple),
+        }
         for kind, share in asked:
             for (of, layer), score in scores.items():
                 if of == kind:
-                    count = kept_count(len(score), share, multiples.get(kind, self.multiple))
-                    kept.append({"kind": kind, "layer": layer, "indices": best(score, count)})
+                    axis = axis_of(model.anatomy(), kind, layer)
+                    count = kept_of(axis, share, multiples.get(kind, self.multiple))
+                    kept.append({"kind": kind, "layer": layer, "indices": best_of(axis, score, count)})
         return kept, {}, spent
 
     def _asked(self) -> list[tuple[str, float]]:

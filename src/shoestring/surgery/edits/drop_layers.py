@@ -99,7 +99,7 @@ def _spread(total: int, count: int) -> set[int]:
 def influences(model: LanguageModule, anatomy: Anatomy, evidence: Evidence) -> tuple[list[float], Charge]:
     """(the Block Influence of each layer, what measuring it took). Raises: UsageError without text."""
     if not evidence.text:
-        raise UsageError("drop_layers by influence looks at text: none was given to it")
+        raise UsageError("choosing layers by their influence looks at text: none was given")
     names = anatomy.layers
     sums, tokens, flops = [0.0] * len(names), 0, 0
     for batch in evidence.text:
