@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python bench/experts_step.py --experts 8 --active 2
 
-Both models are of one size but for the channel mixer, and take their steps in turn: forward, backward and AdamW. The ratio is that of
-the medians; its spread is the middle half of the ratios of neighbouring steps.
+Both models are of one size but for the channel mixer, and take their steps in turn: forward, backward and AdamW. The ratio is that
+of the medians; its spread is the middle half of the ratios of neighbouring steps.
 """
 
 import argparse
