@@ -55,13 +55,17 @@ SAME: dict[str, dict[str, Any]] = {
     "low_rank_clone": {"width": 1.0},
     "grow_depth": {"count": 2},
     "grow_hidden": {"factor": 1.6, "multiple": 4},
+    "sparse_upcycling": {"experts": 3},
+    "read_me": {"experts": 2, "share": 1.0},
     "cats": {"sparsity": 0.0},
     "sparse_schedule": {},
     "cast": {},
     "progressive_gradient_flow": {},
 }
 """Options with which the model computes what it did; methods of the kind `Pruning` are given all indices instead."""
-NOT_FOR = {("low_rank_clone", "gpt_neox"), ("cats", "gpt_neox")}
+NOT_FOR = {(name, "gpt_neox") for name in ("low_rank_clone", "cats", "sparse_upcycling", "read_me")}
+OF_EXPERTS = {"expert_pruning", "orthogonal_growth", "duo_llm"}
+"""Edits of models with experts, or that make choices of layers: test_expert_edits.py and test_routing_oracle.py have them."""
 
 
 def made(family: str) -> Transformer:
@@ -92,12 +96,12 @@ def logits(of: Any) -> Tensor:
 
 def test_every_edit_of_surgery_is_here() -> None:
     known = {card.name for card in methods("surgery", "edit")}
-    others = {"mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
-    assert known - others == set(CUT) | set(SAME)
+    neither = {"mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # smaller nor larger
+    assert known - neither - OF_EXPERTS == set(CUT) | set(SAME)
     pruning = {
         c.name for c in methods("surgery", "edit") if isinstance(c.target, type) and issubclass(c.target, Pruning)
     }
-    assert pruning <= set(CUT)
+    assert pruning - OF_EXPERTS <= set(CUT)
 
 
 CASES = [(name, family) for name in CUT for family in FAMILIES if (name, family) not in NOT_FOR]
