@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from shoestring.config import build
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModel
@@ -27,6 +28,7 @@ from shoestring.decode.store import PagedStore
 from shoestring.decode.supplied import supplied
 from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
 from tests.decode.random_models import CONTEXT, native, noisy, one_by_one, prompts, wrapped
 
@@ -107,8 +109,16 @@ def drafter_of(name: str | None, model: LanguageModel, made: Path) -> Drafter | 
 
 
 def scheduler_of(name: str, model: LanguageModel) -> Scheduler:
-    made: Scheduler = supplied("scheduler", name, {"target": lambda: model})
+    target = with_experts() if name == "expert_groups" else model
+    made: Scheduler = supplied("scheduler", name, {"target": lambda: target})
     return made
+
+
+@functools.cache
+def with_experts() -> LanguageModel:
+    """What says which tokens are alike to a scheduler, of the vocabulary of the models here."""
+    sizes = {"layers": 1, "width": 16, "heads": 2, "vocabulary": native().about.vocabulary, "channel_mixer": "moe"}
+    return Transformer(build(ModelConfig, sizes))
 
 
 @pytest.mark.parametrize(("name", "scheduler", "drafter"), WHOLE_TABLE)

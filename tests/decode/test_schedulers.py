@@ -3,10 +3,13 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy
 import pytest
+import torch
 
+from shoestring.config import build
 from shoestring.decode.request import Request
 from shoestring.decode.row import Row
 from shoestring.decode.scheduler import Passed, Room, RowReading, Scheduler
@@ -15,9 +18,13 @@ from shoestring.decode.schedulers.batch_advisor import BatchAdvisor, advise
 from shoestring.decode.schedulers.e_batch import EBatch
 from shoestring.decode.schedulers.earliest_deadline import EarliestDeadline
 from shoestring.decode.schedulers.equal_lengths import EqualLengths
+from shoestring.decode.schedulers.expert_groups import ExpertGroups
 from shoestring.decode.schedulers.first_come import FirstCome
 from shoestring.decode.schedulers.sequence_scheduling import SequenceScheduling
+from shoestring.decode.supplied import needs
+from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.model import ModelConfig, Transformer
 
 Seconds = Callable[[int, int], float]
 """What a pass of so many tokens takes, that attend to so many."""
@@ -78,12 +85,20 @@ class Play:
         return self
 
 
+def small_model() -> Transformer:
+    torch.manual_seed(1)
+    mixer = {"name": "moe", "experts": 8}
+    sizes = {"layers": 2, "width": 16, "heads": 2, "vocabulary": 40, "context": 8, "channel_mixer": mixer}
+    return Transformer(build(ModelConfig, sizes))
+
+
 @pytest.mark.parametrize("name", [card.name for card in methods("decode", "scheduler")])
 def test_all_are_answered_within_the_room(name: str) -> None:
     """Random arrivals; rows, tokens and room are kept at every pass, and nothing waits for ever."""
     (card,) = [card for card in methods("decode", "scheduler") if card.name == name]
     chance = random.Random(4)
-    play = Play(card.target(), free=400, seconds=lambda tokens, attended: 1 + tokens * 0.01 + attended * 1e-4)
+    made = card.target(small_model()) if "target" in needs(card.target) else card.target()
+    play = Play(made, free=400, seconds=lambda tokens, attended: 1 + tokens * 0.01 + attended * 1e-4)
     for _ in range(300):
         if chance.random() < 0.3:
             expected, seconds = chance.choice((None, 5, 70)), chance.choice((float("inf"), 10.0))
@@ -271,6 +286,36 @@ def test_the_advisor_keeps_a_target_between_tokens() -> None:
         play.submit(1, 30)
     play.run()
     assert (scheduler.settled, scheduler.rows) == (True, 4)
+
+
+def test_rows_of_like_experts_decode_together_and_none_waits_longer() -> None:
+    model = small_model()
+    scheduler = ExpertGroups(model, rows=2, patience=3)
+    gates = [model.get_parameter(f"blocks.{layer}.channel_mixer.router.gate.weight") for layer in range(2)]
+    for token in (3, 17):
+        x = model.embedding.weight[token]
+        x = x / x.square().mean().sqrt()
+        best = {(layer, int(e)) for layer, gate in enumerate(gates) for e in (gate @ x).topk(2).indices}
+        assert scheduler.experts_of(token) == best
+    play = Play(scheduler, rows=6, tokens=64)
+    tokens = [3, 17, 9, 3, 17, 9]
+    rows = [play.submit(1, 12) for _ in tokens]
+    for row, token in zip(rows, tokens, strict=True):
+        row.tokens[-1] = token
+    play.step()
+    for row, token in zip(rows, tokens, strict=True):
+        row.tokens[-1] = token
+    group = [each.row for each in scheduler.plan(play.waiting, Room(6, 64, 100)) if each.row.decoding]
+    assert [rows.index(row) for row in group] == [0, 3]  # the first, and the one with its token
+    group = [each.row for each in scheduler.plan(play.waiting, Room(6, 64, 100)) if each.row.decoding]
+    assert [rows.index(row) for row in group] == [1, 4]
+    play.run()
+    passes = [sorted(each.row.number for each in chosen if each.row.held > 1) for chosen in play.passes[1:]]
+    for row in rows:
+        at = [number for number, one in enumerate(passes) if row.number in one]
+        assert max(b - a for a, b in pairwise(at)) <= 4
+    with pytest.raises(UsageError, match="this one has none"):
+        ExpertGroups(object())
 
 
 def test_the_advice_is_the_best_rate_within_the_bounds() -> None:

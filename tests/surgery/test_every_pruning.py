@@ -58,13 +58,17 @@ SAME: dict[str, dict[str, Any]] = {
     "flexigpt": {"layers": (1,), "rank": 64},
     "grow_depth": {"count": 2},
     "grow_hidden": {"factor": 1.6, "multiple": 4},
+    "sparse_upcycling": {"experts": 3},
+    "read_me": {"experts": 2, "share": 1.0},
     "cats": {"sparsity": 0.0},
     "sparse_schedule": {},
     "cast": {},
     "progressive_gradient_flow": {},
 }
 """Options with which the model computes what it did; methods of the kind `Pruning` are given all indices instead."""
-NOT_FOR = {("low_rank_clone", "gpt_neox"), ("cats", "gpt_neox")}
+NOT_FOR = {(name, "gpt_neox") for name in ("low_rank_clone", "cats", "sparse_upcycling", "read_me")}
+OF_EXPERTS = {"expert_pruning", "orthogonal_growth", "duo_llm"}
+"""Edits of models with experts, or that make choices of layers: test_expert_edits.py and test_routing_oracle.py have them."""
 
 
 def made(family: str) -> Transformer:
@@ -97,7 +101,8 @@ def test_every_edit_of_surgery_is_here() -> None:
     known = {card.name for card in methods("surgery", "edit")}
     others = {"mini_moe", "mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
     others |= {"activation_beacon", "dms", "dual_chunk", "longgen"}  # how layers attend
-    others |= {"slim_moe"}  # of models with experts: test_experts.py
+    others |= {"lolcats", "supra", "scale_vectors", "normalize_and_project", "ladder"}  # what layers are
+    others |= {"slim_moe", *OF_EXPERTS}  # of models with experts: test_experts.py, test_expert_edits.py
     assert known - others == set(CUT) | set(SAME)
     pruning = {
         c.name for c in methods("surgery", "edit") if isinstance(c.target, type) and issubclass(c.target, Pruning)

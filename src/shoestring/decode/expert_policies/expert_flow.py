@@ -33,8 +33,8 @@ class ExpertFlow:
         D_l += rate / width (chosen_l - sigmoid(s_l)) x',    and b_l likewise, after layer l
 
     Different from the paper: its predictor is a small transformer over token ids, trained on routing paths beforehand; this one
-    begins with the model's own routers and learns as it goes. The tokens of different batches are not regrouped: the engine's
-    scheduler says which rows are read together. Written from the abstract and from memory.
+    begins with the model's own routers and learns as it goes. Regrouping the tokens of batches is the scheduler `expert_groups`.
+    Written from the abstract and from memory.
 
     guesses: experts of a token that are predicted in each layer. rate: of learning; 0: none.
     """
