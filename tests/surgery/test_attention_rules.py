@@ -311,6 +311,7 @@ EDITED: dict[str, dict[str, Any]] = {
     "longgen": {"full": 0.5, "window": 5, "sinks": 2},
     "longgen, in blocks": {"full": 0.0, "window": 3, "sinks": 1, "block": 2, "stride": 3},
 }
+"""Those whose caches hold less than all keys and values."""
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -320,8 +321,8 @@ def test_an_engine_writes_what_the_whole_text_says_and_holds_less(name: str, kin
     made.requires_grad_(False)
     expected = one_by_one(made, TEXT, COUNT)
 
-    for tokens in (5, 64):
-        engine = Engine(made, rows=2, room=200, tokens=tokens)
+    for tokens, drafter in ((5, None), (64, Choice.of("decode", "ngram", kind="drafter").build())):
+        engine = Engine(made, rows=2, room=200, tokens=tokens, drafter=drafter)
         engine.submit(Request(TEXT, Sampling(temperature=0), COUNT, samples=2))
         assert [list(answer.tokens) for answer in engine.run()] == [expected] * 2
     with torch.no_grad():

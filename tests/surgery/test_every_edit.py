@@ -314,6 +314,15 @@ def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str, backw
         assert stated == pytest.approx(counted, rel=0.001)
 
 
+def test_a_layer_attends_by_one_rule() -> None:
+    made, _ = applied(["dms"], "native")
+    for name in ("dms", "longgen", "dual_chunk", "activation_beacon"):
+        with pytest.raises(UsageError, match="by a rule already"):
+            edit(name).decide(made, evidence(made))
+    with pytest.raises(UsageError, match="window of the context only"):
+        edit("longgen").decide(model("wrapped"), Evidence())
+
+
 def test_weight_norm_is_its_formula_and_leaves_silent_rows_silent() -> None:
     layer = nn.Linear(5, 3)
     layer.weight.data[1] = 0
@@ -357,6 +366,10 @@ def test_influence_is_that_of_its_formula_and_needs_text() -> None:
         ("surgery", "drop_layers", {"count": 4}, "one must stay"),
         ("surgery", "drop_layers", {"layers": (7,)}, "that has 4, numbered from 0"),
         ("surgery", "xatl", {"at": "9"}, "layer 9 is none of the 4"),
+        ("surgery", "longgen", {"full": 1.0}, "leaves none of the 4 layers"),
+        ("surgery", "longgen", {"context": 3}, "reads 24 tokens already"),
+        ("surgery", "dual_chunk", {"chunk": 8, "local": 7}, "distances would be too large"),
+        ("surgery", "activation_beacon", {"window": 16, "ratio": 8, "ratios": (8,)}, "need positions beyond the 24"),
         ("tune", "lora", {"targets": ("*.qvk",)}, "names no matrix"),
         ("lowbit", "ternary", {"keep": ("nothing",)}, "no linear layer"),
     ],
