@@ -206,7 +206,15 @@ CASES = {
     "minillm": Case(own_texts, {"prompt": 4, "written": 5, "weight": 0.6}, widths=(24,), weighted=False),
     "sortednet": Case(nested, {"depth": (0.5,), "hidden": (0.5,)}, widths=()),
 }
-ELSEWHERE = {"cross_model_control", "headless", "multi_token", "distillation", "next_token", "minifinetuning"}
+ELSEWHERE = {
+    "cross_model_control",
+    "headless",
+    "multi_token",
+    "early_exits",
+    "distillation",
+    "next_token",
+    "minifinetuning",
+}
 AT = At(step=3, progress=0.1)
 
 
