@@ -29,7 +29,8 @@ class EarlyExits:
 
     At step t there are exits after the layers with l mod `every` = t mod `every` (the paper's rotation), and after the last.
 
-    The paper drops layers while it trains, more of the later ones; here none is. Its curriculum that adds exits one by one is not here.
+    The paper drops layers while it trains, more of the later ones; here none is. Its curriculum of exits that come one by one is
+    not here.
 
     The drafter `layer_skip` drafts with the first layers of such a model.
 

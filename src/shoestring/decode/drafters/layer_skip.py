@@ -20,8 +20,8 @@ class LayerSkip(DraftModel):
     """The model's first layers, and its last norm and head behind them, draft what all of its layers check.
 
     Mostafa Elhoushi et al., 2024, arXiv:2404.16710. A draft ends before a token where the first layers are not sure, so that an
-    exit is taken by confidence, and what is written is what all layers would write. The weights are the model's own. The drafting layers
-    keep a cache of their own, where the paper shares the model's.
+    exit is taken by confidence, and what is written is what all layers would write. The weights are the model's own. The drafting
+    layers keep a cache of their own, where the paper shares the model's.
 
     The model is to be trained with `--objective early_exits`: the head of another says little after its first layers.
 
