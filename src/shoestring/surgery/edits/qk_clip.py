@@ -25,14 +25,14 @@ from shoestring.method import Count, Positive, method
 class QKClip:
     """Keep the attention logits of each head at `most`, by its weights: MuonClip is this edit with the optimiser `muon`.
 
-    Kimi Team, 2025, arXiv:2507.20534. With S_h the largest logit q . k / sqrt(d) of head h in the batch, and g = most / S_h where that
-    is below 1, after the step of the optimiser
+    Kimi Team, 2025, arXiv:2507.20534. With S_h the largest logit q . k / sqrt(d) of head h in the batch, and g = most / S_h where
+    that is below 1, after the step of the optimiser
 
         W_q^h <- sqrt(g) W_q^h,  W_k^h <- sqrt(g) W_k^h;     where heads share a key:  W_q^h <- g W_q^h
 
     as the source leaves keys alone that several heads share. Biases are scaled with their rows. A head below `most` stays as it is.
 
-    The first step of a run, or after it went on, is not measured. Queries and keys that are normed have bounded logits, and are
+    The first step of a run is not measured. Queries and keys that are normed have bounded logits, and are
     refused. For native models.
 
     most: the largest logit that is left alone. every: steps from one that is measured to the next.
@@ -53,7 +53,8 @@ class QKClip:
         for mixer in _attentions(model):
             mixer.register_forward_pre_hook(_measure)
             mixer.register_buffer("largest_logit", torch.zeros(mixer.split[0], device=model.device))
-            mixer.measured, mixer.measuring = 0, False
+            mixer.register_buffer("measuring", torch.zeros((), dtype=torch.bool, device=model.device))
+            mixer.measured = 0
         model.changed()
         return model
 
@@ -64,7 +65,8 @@ class QKClip:
         spent = NOTHING
         for mixer in _clipped(model):
             spent += Charge(flops=mixer.measured)
-            mixer.measured, mixer.measuring = 0, False
+            mixer.measured = 0
+            mixer.measuring.zero_()
         return spent
 
     @torch.no_grad()
@@ -74,7 +76,7 @@ class QKClip:
             factor = (self.most / mixer.largest_logit.clamp_min(self.most)).to(mixer.qkv.weight)
             self._scale(mixer, factor)
             mixer.largest_logit.zero_()
-            mixer.measuring = (at.step + 1) % self.every == 0
+            mixer.measuring.fill_((at.step + 1) % self.every == 0)
 
     @staticmethod
     def _scale(mixer: Any, factor: Tensor) -> None:
