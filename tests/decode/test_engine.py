@@ -81,6 +81,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fast_mtp": {"confidence": 0.0},
     "m2r2": {"confidence": 0.0},
     "multi_token": {"confidence": 0.0},
+    "layer_skip": {"layers": 1, "confidence": 0.0},
     "longspec": {"confidence": 0.0, "window": 10, "anchors": 2},
 }
 """Of drafters, for models that are never as sure as those that were trained."""

@@ -216,6 +216,7 @@ ELSEWHERE = {
     "cross_model_control",
     "headless",
     "multi_token",
+    "early_exits",
     "distillation",
     "next_token",
     "minifinetuning",

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,10 @@ SHAPES = {
     "native": ModelConfig(layers=4, width=32, heads=4, key_value_heads=2, vocabulary=50, context=24),
     "untied": ModelConfig(layers=3, width=16, heads=2, vocabulary=30, context=24, tied=False),
 }
+UNNORMED = replace(
+    SHAPES["native"], token_mixer=Choice.of("model", "attention", kind="token mixer", qk_norm=False, bias="qkv")
+)
+"""For `qk_clip`, which wants queries and keys as they are."""
 EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "drop_layers": ("surgery", {"count": 1}),
     "drop_layers, by influence": ("surgery", {"count": 1, "by": "influence"}),
@@ -38,6 +43,7 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "supra": ("surgery", {"at": "1:"}),
     "weight_norm": ("surgery", {}),
     "ladder": ("surgery", {"at": "2:"}),
+    "qk_clip": ("surgery", {"most": 2.0}),
     "scale_vectors": ("surgery", {}),
     "scale_vectors, of all branches": ("surgery", {"branches": False, "outputs": False, "directions": False}),
     "normalize_and_project": ("surgery", {}),
@@ -139,7 +145,7 @@ STOCK = {"wrapped": stock, "llama": plain_stock}
 
 def model(shape: str) -> LanguageModule:
     torch.manual_seed(1)
-    made = STOCK[shape]() if shape in STOCK else Transformer(SHAPES[shape])
+    made = STOCK[shape]() if shape in STOCK else Transformer({**SHAPES, "unnormed": UNNORMED}[shape])
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.uniform_(0.5, 1.5) if parameter.ndim == 1 else parameter.normal_(std=parameter.shape[1] ** -0.5)
@@ -200,6 +206,7 @@ NATIVE_ONLY = {
     "scale_vectors, of all branches",
     "normalize_and_project",
     "ladder",
+    "qk_clip",
 }
 """Edits that need axes, or parts to put in, which wrapped models do not tell."""
 
@@ -242,7 +249,7 @@ def cases(*shapes: str) -> list[Any]:
     return [
         pytest.param(
             names,
-            "llama" if shape == "wrapped" and RULES & set(names) else shape,
+            "unnormed" if "qk_clip" in names else "llama" if shape == "wrapped" and RULES & set(names) else shape,
             id=f"{shape}-{', then '.join(names)}",
         )
         for shape in shapes

@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from shoestring.config import Choice
+from shoestring.config import Choice, build
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.objective import At
+from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.rotary import rotate
 from shoestring.objective.cross_entropy import plain
 from shoestring.optim import partition
 from shoestring.optim.adamw import AdamW
+from shoestring.optim.sgd import SGD
 from shoestring.surgery.edits.scale_vectors import ScaledLinear
 from shoestring.train.step import Stepper
 
@@ -100,3 +103,65 @@ def test_matrices_keep_their_norms_and_the_log_says_how_far_they_turn() -> None:
     rate = stepper.gradients(batch, At(1)).figures["effective_rate"]
     # a matrix of zeros that has arrived is counted from the next step on
     assert rate == pytest.approx(sum(turned) / len(turned), rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [4, 2])
+def test_heads_with_large_logits_are_clipped_and_others_stay(shared: int) -> None:
+    mixer = {"name": "attention", "qk_norm": False, "bias": "qkv"}
+    sizes = {"layers": 2, "width": 16, "heads": 4, "key_value_heads": shared, "vocabulary": 30, "context": 24}
+    torch.manual_seed(1)
+    made = Transformer(build(ModelConfig, {**sizes, "token_mixer": mixer}))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.5)
+    tokens = torch.randint(30, (3, 9))
+    documents = torch.tensor([[0] * 4 + [1] * 5]).expand(3, -1)
+    batch = Batch(Inputs(tokens, None, documents), tokens)
+    attention: Any = made.blocks[1].token_mixer
+    q, k = logit_parts(made, batch)
+    logits = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(4 // shared, 2)) / 2
+    seen = (documents[:, :, None] == documents[:, None]) & torch.ones(9, 9, dtype=torch.bool).tril()
+    largest = logits.masked_fill(~seen[:, None], -torch.inf).amax((0, 2, 3))
+    most = float(largest.sort().values[1:3].mean())  # two heads are above it
+    one: Any = Choice.of("surgery", "qk_clip", kind="edit", most=most).build()
+    made = one.apply(made, one.decide(made, Evidence()))
+    objective = Choice.of("objective", "next_token").build(plain)
+    stepper = Stepper(
+        made,
+        objective,
+        partition(made, functools.partial(SGD, lr=1e-12)).build(),
+        device="cpu",
+        precision="float32",
+        micro_batch=2,
+        clip=1.0,
+        stepped=[one],
+    )
+    stepper.gradients(batch, At())  # not measured
+    stepper.apply(1.0)
+    before = attention.qkv.weight.detach().clone()
+    measured = stepper.gradients(batch, At(1))
+    torch.testing.assert_close(attention.largest_logit, largest, rtol=1e-4, atol=1e-4)
+    assert measured.figures["largest_logit"] >= float(largest.max()) - 1e-4
+    more = measured.spent["model"].flops - stepper.gradients(batch, At(2)).spent["model"].flops
+    assert more == 2 * (2 * 27 * 16 * (4 + shared) * 4 + 2 * 27 * 9 * 16)
+    stepper.apply(1.0)
+    factor = (most / largest).clamp_max(1)
+    ratio = (attention.qkv.weight / before).view(4 + 2 * shared, 4, 16).mean((1, 2))
+    scale = factor.sqrt() if shared == 4 else factor
+    torch.testing.assert_close(ratio[:4], scale, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        ratio[4 : 4 + shared], scale if shared == 4 else torch.ones(shared), rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(ratio[4 + shared :], torch.ones(shared), rtol=1e-3, atol=1e-3)
+    assert not one.fold(made).blocks[0].token_mixer._forward_pre_hooks
+    with pytest.raises(UsageError, match="qk_norm = false"):
+        one.decide(model(), Evidence())
+
+
+def logit_parts(made: Transformer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotated queries and keys of the second layer."""
+    attention: Any = made.blocks[1].token_mixer
+    x = made.read(batch.inputs, tap=["blocks.1.token_norm"]).tapped["blocks.1.token_norm"]
+    q, k, _ = attention.qkv(x).unflatten(-1, (-1, 4)).split(attention.split, 2)
+    cos, sin = made.rotary(0, 9, None)
+    return rotate(q, cos, sin).detach(), rotate(k, cos, sin).detach()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -268,6 +268,15 @@ class LanguageModule(nn.Module, abc.ABC):
         self.changed()
         super()._apply(fn, recurse)
         return self
+
+
+@runtime_checkable
+class Exits(Protocol):
+    """A model whose head can be asked after any layer."""
+
+    def leaving(self, stream: Tensor) -> Tensor:
+        """Hidden states as the head takes them, of the stream [B, T, width] as a layer leaves it."""
+        ...
 
 
 @cache

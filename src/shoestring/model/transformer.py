@@ -142,7 +142,7 @@ class Transformer(Blocks):
                 cost = self.pass_cost(inputs, coming)
             else:
                 x, cost = self._through_some(x, cos, sin, mask, depth, cache, inputs, coming)
-            hidden = _scaled(self.norm(x), self.config.output_scale)
+            hidden = self.leaving(x)
         if cache is not None:
             cache.advance()
         return Reading(hidden, self.reading_head(), cost, notes, tapped)
@@ -283,6 +283,10 @@ class Transformer(Blocks):
         weights, kept = self._block_bytes[index], shape.rows * self._layer_bytes[index]
         moved, held = kept * shape.past, kept * (shape.past + shape.new)
         return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
+
+    def leaving(self, stream: Tensor) -> Tensor:
+        """As `contract.model.Exits.leaving`."""
+        return _scaled(self.norm(stream), self.config.output_scale)
 
     def reading_head(self) -> Head:
         """Makes logits of the hidden states that it reads."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 IMPLEMENTATIONS = ("eager", "sdpa")
 """The ways of attention, in the words of transformers, that take a mask of any kind."""
 
+LAST_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+"""What transformers calls the norm behind the last layer."""
+
 KINDS = ("full_attention", "sliding_attention")
 """The types of layer whose mask is known here."""
 
@@ -211,6 +214,16 @@ class Wrapped(Stock):
             raise UsageError(
                 f"layers of this {self.config.model_type} model see {self.window} tokens only: they read with a plain cache"
             )
+
+    def leaving(self, stream: Tensor) -> Tensor:
+        """As `contract.model.Exits.leaving`. Raises: UsageError where the model's last norm has no name that is known."""
+        norm = next((name for name in LAST_NORMS if isinstance(getattr(self.backbone, name, None), nn.Module)), None)
+        if norm is None:
+            raise UsageError(
+                f"this {self.config.model_type} model has no last norm by a name that is known: {', '.join(LAST_NORMS)}"
+            )
+        hidden: Tensor = self.backbone.get_submodule(norm)(stream)
+        return hidden
 
     @cached_property
     def _head(self) -> Head:
