@@ -101,7 +101,16 @@ def test_every_edit_of_surgery_is_here() -> None:
     known = {card.name for card in methods("surgery", "edit")}
     others = {"mini_moe", "mini_sequences", "multi_token_heads", "weight_norm", "xatl"}  # neither smaller nor larger
     others |= {"activation_beacon", "dms", "dual_chunk", "longgen"}  # how layers attend
-    others |= {"lolcats", "supra", "scale_vectors", "normalize_and_project", "ladder"}  # what layers are
+    others |= {
+        "lolcats",
+        "supra",
+        "scale_vectors",
+        "normalize_and_project",
+        "ladder",
+        "qk_clip",
+        "detector",
+        "hidden_tokens",
+    }  # what layers are
     others |= {"slim_moe", *OF_EXPERTS}  # of models with experts: test_experts.py, test_expert_edits.py
     assert known - others == set(CUT) | set(SAME)
     pruning = {

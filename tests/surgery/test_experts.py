@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_said() -> None:
         SlimMoE(expert_hidden=0.5).decide(made("llama"), evidence())
     model = mixtures()
     few = SlimMoE(experts=0.25)
-    with pytest.raises(UsageError, match="fewer than the 2"):
+    with pytest.raises(UsageError, match="goes to 2 experts, so 1"):
         few.apply(model, few.decide(model, evidence()))
     with pytest.raises(UsageError, match="gated layers"):
         MiniMoE().decide(made("gpt_neox"), evidence())
