@@ -10,7 +10,7 @@ from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.tune.edits.lora import LoRA
-from shoestring.tune.lmturk import LMTurk, Worker, together, uncertainty
+from shoestring.tune.lmturk import LMTurk, PromptedWorker, together, uncertainty
 from shoestring.tune.pattern_exploiting import PatternExploitingTraining
 from tests.tune.making import folder_of, opened
 from tests.tune.test_pattern_exploiting import BAD, GOOD, PATTERNS
@@ -54,7 +54,7 @@ def test_a_student_learns_from_what_it_asked(
     worker: LanguageModule, tmp_path: Path, acquisition: str, aggregation: str
 ) -> None:
     silent = fresh(tmp_path / "silent")  # knows nothing
-    crowd = [Worker(silent, PATTERNS[1]), Worker(worker, PATTERNS[0])]
+    crowd = [PromptedWorker(silent, PATTERNS[1]), PromptedWorker(worker, PATTERNS[0])]
     turk = LMTurk(
         crowd,
         fresh(tmp_path / "student"),
@@ -83,7 +83,9 @@ def test_a_student_learns_from_what_it_asked(
 def test_later_rounds_ask_about_what_the_student_is_least_sure_of(
     worker: LanguageModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    turk = LMTurk([Worker(worker, PATTERNS[0])], fresh(tmp_path / "student"), PATTERNS[2], queries=4, rounds=2, steps=1)
+    turk = LMTurk(
+        [PromptedWorker(worker, PATTERNS[0])], fresh(tmp_path / "student"), PATTERNS[2], queries=4, rounds=2, steps=1
+    )
     shares = torch.tensor([[0.9, 0.1], [0.45, 0.55], [0.8, 0.2], [0.5, 0.5], [0.99, 0.01], [0.7, 0.3]])
     monkeypatch.setattr(turk, "classify", lambda texts: shares[: len(texts)])
     made = turk.fit([GOOD[0], BAD[0]], [0, 1], POOL)
@@ -94,7 +96,7 @@ def test_later_rounds_ask_about_what_the_student_is_least_sure_of(
 def test_what_does_not_fit_is_said(worker: LanguageModule) -> None:
     with pytest.raises(UsageError, match="a worker or more"):
         LMTurk([], worker, PATTERNS[0])
-    turk = LMTurk([Worker(worker, PATTERNS[0])] * 3, worker, PATTERNS[0], queries=5, rounds=2)
+    turk = LMTurk([PromptedWorker(worker, PATTERNS[0])] * 3, worker, PATTERNS[0], queries=5, rounds=2)
     with pytest.raises(UsageError, match="5 queries of 3 workers label 1 of the 8 texts"):
         turk.fit([GOOD[0]], [0], POOL)
     with pytest.raises(UsageError, match="a label from 0 to 1"):

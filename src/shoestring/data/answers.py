@@ -25,7 +25,7 @@ WHY = "\nWhy? "
 LINE = '{"prompt": "7 + 5 =", "answer": " 12\\\\n"}'
 
 
-class Question(NamedTuple):
+class ExplainedQuestion(NamedTuple):
     """A question with its answer. place: where it stands. rationales: by the name of the teacher that wrote each."""
 
     place: str
@@ -42,7 +42,7 @@ def answer_lines(where: str) -> Iterator[tuple[str, str, str]]:
     return (one[:3] for one in questions(where))
 
 
-def questions(where: str) -> Iterator[Question]:
+def questions(where: str) -> Iterator[ExplainedQuestion]:
     """The questions of JSON lines files. Raises: as `answer_lines`, and where 'rationales' are not texts by their teachers."""
     for place, row in json_rows(where):
         prompt, answer = (row.get(key) if isinstance(row, dict) else None for key in ("prompt", "answer"))
@@ -57,7 +57,7 @@ def questions(where: str) -> Iterator[Question]:
             "".join((prompt, answer, *said, *said.values())).encode()
         except UnicodeEncodeError:
             raise UsageError(f"{place} has half of a surrogate pair, which is no text") from None
-        yield Question(place, prompt, answer, said)
+        yield ExplainedQuestion(place, prompt, answer, said)
 
 
 def _document(tokenizer: TextTokenizer, asked: str, said: str, mark: int) -> Learnt:

@@ -8,14 +8,14 @@ from pathlib import Path
 from shoestring import atomic
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.author import Author
-from shoestring.data.answers import Question
+from shoestring.data.answers import ExplainedQuestion
 
 ASKED = "{shown}Question: {prompt}\nThe answer is: {answer}\nExplain in a few sentences why.\nExplanation:"
 SHOWN = "Question: {prompt}\nThe answer is: {answer}\nExplanation: {why}\n\n"
 
 
 def write_rationales(
-    found: Sequence[Question],
+    found: Sequence[ExplainedQuestion],
     teachers: Mapping[str, Author],
     path: Path,
     *,
@@ -47,7 +47,7 @@ def write_rationales(
     return spent
 
 
-def _asked(found: Sequence[Question], number: int, examples: int, seed: int) -> str:
+def _asked(found: Sequence[ExplainedQuestion], number: int, examples: int, seed: int) -> str:
     """What a teacher is asked of a question: others with their explanations before it, as many as there are."""
     one, drawn = found[number], random.Random(f"{seed} {number}")
     able = [other for place, other in enumerate(found) if place != number and other.rationales]

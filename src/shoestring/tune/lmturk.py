@@ -18,7 +18,7 @@ Acquisition = Literal["entropy", "margin", "confidence", "random"]
 Aggregation = Literal["probabilities", "votes", "best"]
 
 
-class Worker(NamedTuple):
+class PromptedWorker(NamedTuple):
     """Who labels: a model, and the pattern by which it is asked. It is as it is: tune it before, by the few labels."""
 
     model: LanguageModule
@@ -77,7 +77,7 @@ class LMTurk:
 
     def __init__(
         self,
-        workers: Sequence[Worker],
+        workers: Sequence[PromptedWorker],
         student: LanguageModule,
         pattern: ClozePattern,
         *,
