@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "group_rational": {"groups": 2},
     "lact": {"chunk": 4, "rate": 0.5},
     "space_byte": {"words": list(range(12, 30))},
+    "scone": {"ngrams": ["0 0", "3 4", "5 6", "5 6 7", *(f"{one} {two}" for one in range(8, 20) for two in range(30))]},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {"span mixture_of_depths", "span space_byte", "router expert_choice", "running states of some tokens"}

@@ -16,7 +16,8 @@ from shoestring.model.block import Block, Place
 from shoestring.model.config import ModelConfig
 from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
-from shoestring.model.layout import Pattern, places
+from shoestring.model.layout import Pattern, SpanAt, places
+from shoestring.model.span import span_of
 from shoestring.model.stacked_linear import StackedLinear
 
 
@@ -188,6 +189,23 @@ class NativeAnatomy:
         hidden.vector = nn.Parameter(vector.clone())
         model.hidden_token = hidden
         self._configure(replace(model.config, hides=True, causal=model.config.causal and not both_ways))
+
+    def wrap(self, at: str, choice: Choice) -> None:
+        """Wrap a run of layers in a span, its weights drawn from torch's global generator.
+
+        Raises: UsageError where a layer of it is in a span already, or the span does not fit.
+        """
+        model, config = self.model, self.model.config
+        try:
+            wrapped = replace(config, span=(*config.span, SpanAt(at, choice)))
+        except ValueError as error:
+            raise UsageError(f"another span: {error}") from None
+        made = span_of(choice, config.width, config.vocabulary, config.causal)
+        initialise(made, made, made, [])
+        like = next(model.parameters())
+        made = made.to_empty(device="meta") if like.is_meta else made.to(like.device, like.dtype)
+        model.spans = nn.ModuleList([*getattr(model, "spans", ()), made.train(model.training)])
+        self._configure(wrapped)
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""
