@@ -30,7 +30,7 @@ def made() -> tuple[DiDiInstruct, Transformer, Transformer]:
     student, teacher = filler(1), filler(1).requires_grad_(False).eval()
     student = edit.apply(student, edit.decide(student, Evidence(seed=2)))
     with torch.no_grad():
-        student.detector.output.weight.normal_()  # type: ignore[union-attr, operator]
+        student.detector.output.weight.normal_()
     objective = DiDiInstruct(plain, group=3)
     objective.learn_from(teacher)
     return objective, student, teacher
@@ -74,7 +74,7 @@ def test_the_loss_is_that_of_a_slow_one_and_costs_what_it_says() -> None:
         told = []
         for tokens, sign in ((filled.texts[row], 1), (text.inputs.values[row], -1)):
             states = teacher.read(Inputs(tokens.masked_fill(hides[row], HIDDEN)[None])).hidden[0]
-            logits = student.detector(states)[hides[row]]  # type: ignore[operator]
+            logits = student.detector(states)[hides[row]]
             judged = judged - ((-sign * logits).sigmoid().log()).sum() / count
             told.append(logits)
         rewards.append(float(told[0].detach().mean()) if len(told[0]) else 0.0)
