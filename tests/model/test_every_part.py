@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lolcats": {"features": 6, "window": 4},
     "supra": {"chunk": 4},
     "space_byte": {"words": list(range(12, 30))},
+    "scone": {"ngrams": ["0 0", "3 4", "5 6", "5 6 7", *(f"{one} {two}" for one in range(8, 20) for two in range(30))]},
 }
 """Small sizes, so that a short text has several chunks."""
 BY_THE_TEXT = {

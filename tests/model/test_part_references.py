@@ -424,6 +424,40 @@ def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None
     assert notes["blocks.0.seen"] == 3
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_scone(packed: bool) -> None:
+    """The longest listed n-gram that ends at a place, by a slow search, and the embedding that the network makes of it."""
+    torch.manual_seed(2)
+    grams = [(1, 2), (2, 1), (1, 2, 1), (3, 3), (0, 1, 2)]
+    listed = [" ".join(map(str, gram)) for gram in grams]
+    span = Choice.of("model", "scone", kind="span", ngrams=listed, inner=4, hidden=6).build(WIDTH)
+    span.told(5)
+    span.double().eval()
+    values = torch.tensor([[1, 2, 1, 2, 3, 3, 3, 0, 1, 2], [0, 1, 2, 1, 4, 1, 2, 2, 1, 0]])
+    documents = (torch.arange(10) > 1).long().expand(2, -1) if packed else None
+    x = torch.randn(2, 10, WIDTH, dtype=torch.float64)
+    tables = (torch.ones(16, 1, 2), torch.zeros(16, 1, 2))
+    found, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values), [None])
+    wanted = x.clone()
+    for row in range(2):
+        for place in range(10):
+            for gram in sorted(grams, key=len):
+                start = place - len(gram) + 1
+                if start < 0 or tuple(values[row, start : place + 1].tolist()) != gram:
+                    continue
+                if packed and start <= 1 < place:
+                    continue
+                padded = [5] * (3 - len(gram)) + list(gram)
+                inside = torch.cat([span.tokens.weight[token] for token in padded])
+                wanted[row, place] = span.second.weight @ F.gelu(span.first.weight @ inside)
+    assert not torch.equal(wanted, x)
+    torch.testing.assert_close(found, wanted)
+    assert span.tabulate() == span._own_flops(False)
+    again, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values), [None])
+    torch.testing.assert_close(again, wanted)
+    assert span.train()._table is None
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_space_byte(training: bool, packed: bool) -> None:

@@ -21,8 +21,9 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.cut_config import cut_config
 from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
-from shoestring.model.layout import Pattern, places
+from shoestring.model.layout import Pattern, SpanAt, places
 from shoestring.model.ruled_attention import with_rule
+from shoestring.model.span import span_of
 from shoestring.model.stacked_linear import StackedLinear
 
 KINDS = ("hidden", "head", "key_value_head", "ssm_channel", "ssm_state", "expert", "expert_hidden")
@@ -413,6 +414,23 @@ class NativeAnatomy(Ruled):
         self.swap_token_mixers(at, choice)
         for number, before in zip(numbers, weights, strict=True):
             blocks[number].token_mixer.load_state_dict(before, strict=False)  # type: ignore[union-attr]
+
+    def wrap(self, at: str, choice: Choice) -> None:
+        """Wrap a run of layers in a span, its weights drawn from torch's global generator.
+
+        Raises: UsageError where a layer of it is in a span already, or the span does not fit.
+        """
+        model, config = self.model, self.model.config
+        try:
+            wrapped = replace(config, span=(*config.span, SpanAt(at, choice)))
+        except ValueError as error:
+            raise UsageError(f"another span: {error}") from None
+        made = span_of(choice, config.width, config.vocabulary, config.causal)
+        initialise(made, made, made, [])
+        like = next(model.parameters())
+        made = made.to_empty(device="meta") if like.is_meta else made.to(like.device, like.dtype)
+        model.spans = nn.ModuleList([*getattr(model, "spans", ()), made.train(model.training)])
+        self._configure(wrapped)
 
     def _put(self, blocks: Sequence[nn.Module], numbers: Sequence[int]) -> None:
         """numbers: of each of these layers, which of those that there were it is, or is a copy of."""

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
+from shoestring.errors import UsageError
 
 
 class Where(NamedTuple):
@@ -58,8 +60,9 @@ class Span(nn.Module, abc.ABC):
     compiles = True
     both_ways = False
 
-    def fits(self, vocabulary: int) -> None:
-        """Raises: ValueError where a span that goes by token ids cannot read those of so many tokens."""
+    def told(self, vocabulary: int) -> None:
+        """Told once, before weights are drawn, how many tokens there are: for a span that goes by token ids, which may make weights
+        of its own here. Raises: ValueError where it cannot read those."""
 
     @abc.abstractmethod
     def forward(self, inner: Inner, x: Tensor, where: Where, caches: Sequence[Any]) -> tuple[Tensor, Notes]:
@@ -85,3 +88,15 @@ class Span(nn.Module, abc.ABC):
         token, state: of the layer by itself. itemsize: bytes of a number of the model.
         """
         return token, state
+
+
+def span_of(choice: Choice, width: int, vocabulary: int, causal: bool) -> Span:
+    """A span of a model of these sizes. Raises: UsageError where it does not fit."""
+    try:
+        made: Span = choice.build(width)
+        made.told(vocabulary)
+    except ValueError as error:
+        raise UsageError(f"the span {choice.name}: {error}") from None
+    if not (causal or made.both_ways):
+        raise UsageError(f"the span {choice.name} chooses tokens in order, and this model sees both ways: leave it out")
+    return made

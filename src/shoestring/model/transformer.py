@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shoestring.config import Choice
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
@@ -23,7 +22,7 @@ from shoestring.model.layout import span_places
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
-from shoestring.model.span import Span, Where
+from shoestring.model.span import Where, span_of
 from shoestring.model.stack import Stack, token_bytes
 from shoestring.model.whole_text_cache import WholeTextCache
 
@@ -45,7 +44,7 @@ class Transformer(Blocks):
             self.hidden_token = HiddenToken(config.width)
         blocks = _blocks(config)
         self.blocks = nn.ModuleList(blocks)
-        spans = [_span(item.span, config) for item in config.span]
+        spans = [span_of(item.span, config.width, config.vocabulary, config.causal) for item in config.span]
         if spans:  # a model without any has no such name in its checkpoints and prints
             self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
@@ -416,18 +415,6 @@ def _blocks(config: ModelConfig) -> list[Block]:
         except ValueError as error:
             raise UsageError(f"layer {number} cannot be built: {error}") from None
     return found
-
-
-def _span(choice: Choice, config: ModelConfig) -> Span:
-    """A span of a model. Raises: UsageError where it does not fit."""
-    made: Span = choice.build(config.width)
-    try:
-        made.fits(config.vocabulary)
-    except ValueError as error:
-        raise UsageError(f"the span {choice.name}: {error}") from None
-    if not (config.causal or made.both_ways):
-        raise UsageError(f"the span {choice.name} chooses tokens in order, and this model sees both ways: leave it out")
-    return made
 
 
 def _rotary_key(config: ModelConfig) -> tuple[Any, ...] | None:

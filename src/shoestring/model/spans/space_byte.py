@@ -97,8 +97,8 @@ class SpaceByte(Span):
         table[list(known)] = True
         self.register_buffer("table", table, persistent=False)
 
-    def fits(self, vocabulary: int) -> None:
-        """As `Span.fits`."""
+    def told(self, vocabulary: int) -> None:
+        """As `Span.told`."""
         if not self.given and vocabulary > 300:
             raise ValueError(
                 f"it goes by bytes, and a vocabulary of {vocabulary} has other tokens: give --data.tokenizer bytes"
