@@ -437,7 +437,7 @@ def test_scone(packed: bool) -> None:
     documents = (torch.arange(10) > 1).long().expand(2, -1) if packed else None
     x = torch.randn(2, 10, WIDTH, dtype=torch.float64)
     tables = (torch.ones(16, 1, 2), torch.zeros(16, 1, 2))
-    found, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values), [None])
+    found, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values=values), [None])
     wanted = x.clone()
     for row in range(2):
         for place in range(10):
@@ -453,7 +453,7 @@ def test_scone(packed: bool) -> None:
     assert not torch.equal(wanted, x)
     torch.testing.assert_close(found, wanted)
     assert span.tabulate() == span._own_flops(False)
-    again, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values), [None])
+    again, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values=values), [None])
     torch.testing.assert_close(again, wanted)
     assert span.train()._table is None
 

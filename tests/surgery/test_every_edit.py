@@ -296,7 +296,7 @@ def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], sh
     computed = logits(made).detach()
     for name in reversed(names):
         if name in UNFOLDED:
-            with pytest.raises(UsageError, match="more than one matrix can|no plain model"):
+            with pytest.raises(UsageError, match=r"more than one matrix can|no plain model"):
                 edit(name).fold(made)
             return
         made = edit(name).fold(made)

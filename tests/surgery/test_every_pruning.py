@@ -110,6 +110,7 @@ def test_every_edit_of_surgery_is_here() -> None:
         "qk_clip",
         "detector",
         "hidden_tokens",
+        "scone",
     }  # what layers are
     others |= {"slim_moe", *OF_EXPERTS}  # of models with experts: test_experts.py, test_expert_edits.py
     assert known - others == set(CUT) | set(SAME)
