@@ -1,12 +1,12 @@
 """The folder of a quantised model."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shoestring.base.opened import Opened, Provenance
+from shoestring.base.quantised_model import QuantisedTransformer
 from shoestring.contract.model import LanguageModule
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.digests import digest_of
@@ -57,9 +57,7 @@ class QuantisedOpener:
         }
         notes = (*notes, *(printable(one) for one in _lines(file.about.get("notes"))))
         about = Provenance(str(folder.absolute()), "quantised", digest_of([folder / FILE]), notes, template, values)
-        if dtype is not None:
-            return Opened(model, tokenizer, about)
-        return Opened(model, tokenizer, about, partial(plain_model, folder, file, torch.float32))
+        return Opened(model, tokenizer, about, model.unpacked if isinstance(model, QuantisedTransformer) else None)
 
 
 def _lines(told: Any) -> list[str]:
