@@ -55,10 +55,10 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
     """The command, its words parsed. Raises: UsageError, ShoestringError."""
     gguf = next((name for name in GGUF_FORMATS if name.lower() == found.to.lower()), None)
     flags = overrides(configuration)
-    asked = _data(flags)
-    wanted = _wanted(found, flags, gguf)
+    asked = text_options(flags)
+    wanted = settled(found, flags, gguf, None if gguf is not None else _target(found.to))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
-    out = found.out or _out(found.place, found.to, gguf is not None)
+    out = found.out or default_out(found.place, found.to, gguf is not None)
     refuse_taken(out)
     with ledger.clock(START):
         opened = open_model(found.place, torch.float32)
@@ -72,7 +72,7 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
     reads = wanted.solver.build().reads or wanted.transform.build().reads or wanted.bits.build().reads
     if reads or not found.unmeasured:
         with ledger.clock(DATA):
-            calibration, measured = _texts(opened, asked, found.tokens or TOKENS, found.measured or TOKENS, screen)
+            calibration, measured = texts(opened, asked, found.tokens or TOKENS, found.measured or TOKENS, screen)
     seconds, fixed = None, 0.0
     if wanted.target is not None and wanted.target.unit == "seconds":
         products = Products(model, wanted.table_bits)
@@ -115,9 +115,8 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
     return 0
 
 
-def _wanted(found: Namespace, flags: Tree, gguf: str | None) -> Wanted:
+def settled(found: Namespace, flags: Tree, gguf: str | None, target: BitTarget | None) -> Wanted:
     """What is asked for, from flags. Raises: UsageError."""
-    target = None if gguf is not None else _target(found.to)
     parts: dict[str, Choice] = {}
     for kind, default in PARTS.items():
         options = dict(flags.get(kind, {}))
@@ -153,7 +152,7 @@ def _target(text: str) -> BitTarget:
         raise UsageError(f"--to {text} is no target: say {FORMS}, or a format ({did_you_mean(text, known)})") from None
 
 
-def _data(flags: Tree) -> Tree:
+def text_options(flags: Tree) -> Tree:
     """The [data] section of the flags. Raises: UsageError for any other section that is not of a part."""
     for section in flags:
         if section != "data" and section not in PARTS:
@@ -165,7 +164,7 @@ def _data(flags: Tree) -> Tree:
     return asked
 
 
-def _texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Screen) -> tuple[tuple[Batch, ...], Text]:
+def texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Screen) -> tuple[tuple[Batch, ...], Text]:
     """(windows to calibrate on, text to measure on): of the held-out part of a corpus, different documents."""
     if opened.tokenizer is None:
         raise UsageError(f"{opened.about.place} has no tokenizer: text cannot be made its tokens")
@@ -182,7 +181,7 @@ def _texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Scre
     return split.calibration, split.measured
 
 
-def _out(place: str, to: str, gguf: bool) -> Path:
+def default_out(place: str, to: str, gguf: bool) -> Path:
     stem = re.sub(r"[^\w.-]+", "-", Path(place).name or place).strip("-.") or "model"
     plain = re.sub(r"[^\w.-]+", "-", to)
     return Path(f"{stem}-{plain}.gguf" if gguf else f"{stem}-{plain}")
