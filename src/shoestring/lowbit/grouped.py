@@ -54,7 +54,7 @@ class GroupedLinear(nn.Module):
         return straight_through(x, self._product, self._rows, self.out_features)
 
     def _product(self, x: Tensor) -> Tensor:
-        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features).float()
+        flat = _flat(x, self.in_features)
         y = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
         if self.bias is not None:
             y = y + self.bias
@@ -119,12 +119,18 @@ class GroupedEmbedding(nn.Module):
         return _values(self.packed, first, last, self.num_embeddings, self.embedding_dim, self.bits)
 
     def _products(self, hidden: Tensor) -> Tensor:
-        flat = hidden.reshape(math.prod(hidden.shape[:-1]), self.in_features).float()
+        flat = _flat(hidden, self.in_features)
         found = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
-        return found.view(*hidden.shape[:-1], self.out_features)
+        return found.view(*hidden.shape[:-1], self.out_features).float()
 
     def extra_repr(self) -> str:
         return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}, bits={self.bits}"
+
+
+def _flat(x: Tensor, columns: int) -> Tensor:
+    """[tokens, columns]: as the kernels take it, which on a CPU is float32."""
+    flat = x.reshape(math.prod(x.shape[:-1]), columns)
+    return flat.float() if flat.is_cpu else flat
 
 
 def _values(packed: Tensor, first: int, last: int, rows: int, columns: int, bits: int) -> Tensor:
