@@ -35,8 +35,9 @@ PURPOSES = """\
                   2 or 1.6 bits a weight, of a run: a run trained with --edits ternary keeps the weights it was trained for, as
                   it does in TQ2_0 and TQ1_0 (plan such with --model.width and --model.hidden in multiples of 256)
 
-How: --format, --solver, --transform and --bits name methods (`shoestring methods quantise` lists them); their options are
---format.group 128, --solver.damping 0.02 and so on. Layer after layer is rounded, each by what it reads once those before it are.
+How: --format, --solver, --transform, --bits and --activations name methods (`shoestring methods quantise` lists them); their
+options are --format.group 128, --solver.damping 0.02 and so on. Layer after layer is rounded, each by what it reads once those
+before it are.
 When the budget ends, the rest is rounded to the nearest, and said. A killed command goes on where it was.
 
 The text to calibrate and to measure on is the held-out part of --data.corpus, different documents for the two. Where nothing is
@@ -57,6 +58,9 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--bits", metavar="NAME", help="which matrix gets how many (default: all alike, or integer_program)"
     )
+    parser.add_argument(
+        "--activations", metavar="NAME", help="how what matrices read is rounded: token, static (default none)"
+    )
     parser.add_argument("--keep", metavar="PATTERNS", help="names of matrices that stay as they are, with commas")
     parser.add_argument(
         "--embedding",
@@ -75,7 +79,7 @@ def run(words: Sequence[str]) -> int:
     if not legacy:
         limit = loss_target(found.to)
         return run_to_target(found, configuration) if limit is None else run_to_loss(found, limit, configuration)
-    for flag in ("budget", "format", "solver", "transform", "bits", "keep", "tokens", "measured"):
+    for flag in ("budget", "format", "solver", "transform", "bits", "activations", "keep", "tokens", "measured"):
         if getattr(found, flag) is not None:
             raise UsageError(f"--{flag} is for other targets: a run's own ternary weights are packed as they are")
     if configuration:

@@ -48,7 +48,7 @@ CHARACTERS = 8
 LEAST = 200_000
 """Characters, at least: several documents."""
 
-PARTS = {"format": "integer_groups", "solver": "gptq", "transform": "none", "bits": ""}
+PARTS = {"format": "integer_groups", "solver": "gptq", "transform": "none", "bits": "", "activations": "none"}
 
 
 def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
@@ -69,7 +69,8 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
         screen.print(f"note: {note}")
     calibration: tuple[Batch, ...] = ()
     measured: Text | None = None
-    reads = wanted.solver.build().reads or wanted.transform.build().reads or wanted.bits.build().reads
+    parts = (wanted.solver, wanted.transform, wanted.bits, wanted.activations)
+    reads = any(getattr(part.build(), "reads", False) for part in parts)
     if reads or not found.unmeasured:
         with ledger.clock(DATA):
             calibration, measured = texts(opened, asked, found.tokens or TOKENS, found.measured or TOKENS, screen)
@@ -138,6 +139,8 @@ def settled(found: Namespace, flags: Tree, gguf: str | None, target: BitTarget |
     kept = tuple(one.strip() for one in (found.keep or "").split(",") if one.strip())
     if gguf is not None and kept:
         raise UsageError("--keep is for folders: all matrices of a GGUF file have the type that is asked for")
+    if gguf is not None and parts["activations"].name != "none":
+        raise UsageError("a GGUF file does not say how activations are rounded: leave --activations out")
     bits = found.embedding or (16 if gguf is not None else 8)
     if gguf is not None and bits == 4:
         raise UsageError("a GGUF file has its embedding in 16 or 8 bits here, not 4")

@@ -41,6 +41,9 @@ ENDS = 0.1
 """The share of a budget in seconds that is kept for writing."""
 
 
+AS_THEY_COME = Choice.of("quantise", "none", kind="activations")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is asked for.
@@ -50,6 +53,7 @@ class Wanted:
     table_bits: of embedding and head: 4, 8 or 16.
     keep: patterns of names of matrices that stay as they are.
     seconds: the budget; None: no limit.
+    activations: how what matrices read is rounded.
     """
 
     target: BitTarget | None
@@ -60,10 +64,11 @@ class Wanted:
     table_bits: int = 8
     keep: tuple[str, ...] = ()
     seconds: float | None = None
+    activations: Choice = AS_THEY_COME
 
     def told(self) -> dict[str, Any]:
         """As JSON values."""
-        parts = {key: getattr(self, key) for key in ("format", "solver", "transform", "bits")}
+        parts = {key: getattr(self, key) for key in ("format", "solver", "transform", "bits", "activations")}
         said: dict[str, Any] = {key: {"name": one.name, **one.options} for key, one in parts.items()}
         target = None if self.target is None else [self.target.unit, self.target.amount]
         return json.loads(json.dumps(said | {"to": target, "table_bits": self.table_bits, "keep": self.keep}))
@@ -146,7 +151,8 @@ def quantise_model(
     elif wanted.target is not None:
         limits = _limits(model, wanted, form, opened, seconds, fixed_seconds)
     parts = wanted.solver.build(), wanted.transform.build(), wanted.bits.build()
-    recipe = Recipe(form, *parts, keep=wanted.keep, table_bits=wanted.table_bits, limits=limits)
+    activations = wanted.activations.build()
+    recipe = Recipe(form, *parts, wanted.keep, wanted.table_bits, limits, activations)
     about = json.dumps([opened.about.digest, wanted.told(), _digest(calibration)], sort_keys=True)
     began = clock()
     end = began + (float("inf") if wanted.seconds is None else (1 - ENDS) * wanted.seconds)

@@ -14,7 +14,7 @@ from shoestring.errors import ShoestringError, UsageError, printable
 from shoestring.kernels import kernel_in_use
 from shoestring.method import method
 from shoestring.quantise.folder import FILE, TEMPLATE, is_quantised, read_folder
-from shoestring.quantise.opened_model import packed_model, plain_model
+from shoestring.quantise.opened_model import packed_model, plain_model, stays_packed
 
 
 @method(
@@ -41,7 +41,7 @@ class QuantisedOpener:
         notes: tuple[str, ...]
         if dtype is None:
             model, notes = packed_model(folder, file)
-            count = sum(one.native is not None for one in file.matrices.values()) if file.config else 0
+            count = sum(map(stays_packed, file.matrices.values())) if file.config else 0
             if count:
                 notes = (f"{count} of its matrices stay packed: the kernel '{kernel_in_use()}' multiplies them", *notes)
         else:
