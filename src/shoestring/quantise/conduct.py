@@ -19,12 +19,13 @@ from shoestring.config import Choice
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.quantise.engine import Quantisation, Recipe, quantise_layers
+from shoestring.quantise.engine import Recipe, quantise_layers
 from shoestring.quantise.folder import QuantisedFile, contents_of, overhead, write_folder
 from shoestring.quantise.format import Encoded
 from shoestring.quantise.limits import Limits, Seconds, limits_of
 from shoestring.quantise.openers.quantised import QuantisedOpener
 from shoestring.quantise.progress import QuantiseProgress
+from shoestring.quantise.quantisation import Quantisation
 from shoestring.quantise.tables import table_bytes, table_names
 from shoestring.quantise.target import BitTarget
 

@@ -3,14 +3,12 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.anatomy import Matrix
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
@@ -22,6 +20,7 @@ from shoestring.quantise.inputs import InputRounding, RoundedInputs
 from shoestring.quantise.kept import read_back, written
 from shoestring.quantise.parts import Bits, Over, Solver, Transform, never
 from shoestring.quantise.progress import QuantiseProgress
+from shoestring.quantise.quantisation import Quantisation, put
 from shoestring.quantise.tables import quantise_tables
 from shoestring.surgery.observe import Walk
 
@@ -61,25 +60,6 @@ class Recipe:
         """Whether any part looks at what matrices read."""
         looks = self.activations is not None and self.activations.reads
         return self.solver.reads or self.transform.reads or looks
-
-
-@dataclass
-class Quantisation:
-    """What was made of a model.
-
-    matrices: of the layers, by name, in order. tables: embedding and head, likewise. changed: new values of other weights, by a
-    transform. rounded: names of the matrices that the budget
-    left no time for: rounded to the nearest. kept: names of those that stay as they are. notes: a line each.
-    spent: what it took.
-    """
-
-    matrices: dict[str, Encoded] = field(default_factory=dict)
-    tables: dict[str, Encoded] = field(default_factory=dict)
-    changed: dict[str, Tensor] = field(default_factory=dict)
-    rounded: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    spent: Charge = NOTHING
 
 
 def quantise_layers(
@@ -296,45 +276,3 @@ def _with_inputs(made: Encoded, recipe: Recipe, known: SeenInputs | None) -> Enc
     if rounding.reads and known is not None:
         parameters = rounding.settle(known.some if made.pair is None else made.pair.times(known.some))
     return replace(made, inputs=RoundedInputs(rounding, parameters))
-
-
-@torch.no_grad()
-def put(model: LanguageModule, tensors: Mapping[str, Tensor]) -> None:
-    """Have these values in parameters of the model. Raises: UsageError where it has none of that shape."""
-    known = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        old = known.get(name)
-        if old is None or old.shape != tensor.shape:
-            raise UsageError(f"the model has no {name} of the shape {list(tensor.shape)}")
-        old.copy_(tensor)
-
-
-@torch.no_grad()
-def install(model: LanguageModule, changed: Mapping[str, Tensor], matrices: Mapping[str, Encoded]) -> None:
-    """Have the model compute with what was decided, in plain layers. Raises: UsageError where it does not fit."""
-    put(model, changed)
-    known = {one.name: one.weight for one in model.anatomy().matrices()}
-    for name, one in matrices.items():
-        weight = known.get(name)
-        if weight is None or tuple(weight.shape) != (one.rows, one.columns):
-            there = "no such matrix" if weight is None else f"one of {list(weight.shape)}"
-            raise UsageError(f"{name} was quantised as {one.rows} x {one.columns}, and the model has {there}")
-        weight.copy_(one.dequantise())
-    model.changed()
-
-
-def decided(done: Quantisation) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A quantisation as JSON values, and tensors by name."""
-    values, tensors = written(done.matrices)
-    told = {"matrices": values, "rounded": done.rounded, "kept": done.kept, "notes": done.notes}
-    return told, tensors | {f"changed:{name}": one for name, one in done.changed.items()}
-
-
-def from_decided(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quantisation:
-    """What `decided` was given, but for what it took. Raises: ShoestringError where it is damaged."""
-    if not isinstance(values.get("matrices"), dict):
-        raise ShoestringError("no matrices are described")
-    changed = {name.removeprefix("changed:"): one for name, one in tensors.items() if name.startswith("changed:")}
-    said = {key: [str(one) for one in values.get(key) or ()] for key in ("rounded", "kept", "notes")}
-    matrices = read_back(values["matrices"], tensors)
-    return Quantisation(matrices, changed=changed, rounded=said["rounded"], kept=said["kept"], notes=said["notes"])

@@ -18,9 +18,9 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.model.wrapped import Wrapped
-from shoestring.quantise.engine import install
 from shoestring.quantise.folder import STOCK, QuantisedFile
 from shoestring.quantise.format import Encoded
+from shoestring.quantise.quantisation import install
 from shoestring.quantise.tables import table_names
 from shoestring.quantise.transformed_linear import TransformedLinear
 
