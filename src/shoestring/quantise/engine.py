@@ -20,7 +20,7 @@ from shoestring.quantise.inputs import InputRounding, RoundedInputs
 from shoestring.quantise.kept import read_back, written
 from shoestring.quantise.parts import Bits, Over, Solver, Transform, never
 from shoestring.quantise.progress import QuantiseProgress
-from shoestring.quantise.quantisation import Quantisation, put
+from shoestring.quantise.quantisation import Quantisation, put, round_inputs
 from shoestring.quantise.tables import quantise_tables
 from shoestring.surgery.observe import Walk
 
@@ -100,12 +100,9 @@ def quantise_layers(
     with ExitStack() as rounding:  # of what the layers that are done read, while those after them are calibrated
         for place in range(len(layers)) if walk is None else _places(walk, over):
             _layer(model, place, by_layer.get(place, []), formats, recipe, walk, done, over, progress)
-            _round_inputs(
-                model,
-                [done.matrices[one.name] for one in by_layer.get(place, [])],
-                [one.name for one in by_layer.get(place, [])],
-                rounding,
-            )
+            own = {one.name: done.matrices[one.name] for one in by_layer.get(place, [])}
+            for hook in round_inputs(model, own):
+                rounding.callback(hook.remove)
         for place in range(len(layers)):  # those that the walk did not come to
             rest = [one for one in by_layer.get(place, []) if one.name not in done.matrices]
             if rest:
@@ -126,14 +123,6 @@ def quantise_layers(
         )
     model.changed()
     return done
-
-
-def _round_inputs(model: LanguageModule, matrices: Sequence[Encoded], names: Sequence[str], until: ExitStack) -> None:
-    """Have the model round what these matrices read, as was settled for them, until the stack is closed."""
-    for name, one in zip(names, matrices, strict=True):
-        if one.inputs is not None:
-            hook = model.get_submodule(name).register_forward_pre_hook(one.inputs.before(one.pair))
-            until.callback(hook.remove)
 
 
 def _places(walk: Walk, over: Over) -> Iterator[int]:

@@ -20,7 +20,7 @@ from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.model.wrapped import Wrapped
 from shoestring.quantise.folder import STOCK, QuantisedFile
 from shoestring.quantise.format import Encoded
-from shoestring.quantise.quantisation import install
+from shoestring.quantise.quantisation import install, round_inputs
 from shoestring.quantise.tables import table_names
 from shoestring.quantise.transformed_linear import TransformedLinear
 
@@ -51,7 +51,7 @@ def packed_model(folder: Path, file: QuantisedFile) -> tuple[LanguageModule, tup
     if not file.config:
         said = "its matrices are plain numbers here: layers of transformers' own classes are not packed"
         plain = plain_model(folder, file, torch.float32)
-        _round(plain, file.matrices)
+        round_inputs(plain, file.matrices)
         return plain, (said, *said_of_inputs(file.matrices, False))
     with _meaning(folder):
         config = _config(folder, file)
@@ -66,7 +66,7 @@ def packed_model(folder: Path, file: QuantisedFile) -> tuple[LanguageModule, tup
             bias = state.pop(f"{name}.bias", None)
             model.set_submodule(name, _packed(name, one, bias))
         model.load_state_dict(state, strict=False, assign=True)
-        _round(model, wide)
+        round_inputs(model, wide)
         ready = model.ready()
     notes = said_of_inputs(file.matrices)
     if unknown := [one for one in wide.values() if one.inputs is None]:
@@ -105,13 +105,6 @@ def said_of_inputs(matrices: Mapping[str, Encoded], packs: bool = True) -> list[
             "simulates the loss of such products, not their speed or memory"
         )
     return said
-
-
-def _round(model: LanguageModule, matrices: Mapping[str, Encoded]) -> None:
-    """Have plain layers round what they read."""
-    for name, one in matrices.items():
-        if one.inputs is not None:
-            model.get_submodule(name).register_forward_pre_hook(one.inputs.before(one.pair))
 
 
 def _packed(name: str, one: Encoded, bias: Tensor | None) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.model import LanguageModule
@@ -56,6 +57,15 @@ def install(model: LanguageModule, changed: Mapping[str, Tensor], matrices: Mapp
             raise UsageError(f"{name} was quantised as {one.rows} x {one.columns}, and the model has {there}")
         weight.copy_(one.dequantise())
     model.changed()
+
+
+def round_inputs(model: LanguageModule, matrices: Mapping[str, Encoded]) -> list[RemovableHandle]:
+    """Have plain layers round what they read, as was settled for their matrices. Returns what takes that back."""
+    return [
+        model.get_submodule(name).register_forward_pre_hook(one.inputs.before(one.pair))
+        for name, one in matrices.items()
+        if one.inputs is not None
+    ]
 
 
 def decided(done: Quantisation) -> tuple[dict[str, Any], dict[str, Tensor]]:
