@@ -2,13 +2,16 @@
 
 As `ternary_cpu.py`: sides take turns in each round, each with copies of its matrix that the caches do not hold; medians of the
 rounds, ratios to our 4 bits, and the share of the bandwidth at which torch sums a buffer in the same round. A side that is not
-installed is left out, which is said.
+installed is left out, which is said. With --json each product is kept as it is measured: the same command goes on where it was
+stopped, on the same machine. --seconds ends it before a product that would begin later.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--kernel", help="of ours, default the fastest here: torch, plain, avx2, avx512_vnni, avx512_vbmi"
     )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which none begins; default none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every figure there")
     options = parser.parse_args(words)
     options.onnx_block = 32
@@ -51,24 +55,47 @@ def read(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(words: Sequence[str]) -> None:
-    options = read(words)
+    options, begun = read(words), time.monotonic()
     torch.manual_seed(0)
     print(f"kernel: {kernels.kernel_in_use()} {kernels.reason()}".rstrip())
-    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
-        machine = probe("cpu", cache=Path(scratch), fresh=True)
-        for rows, columns in options.sizes:
-            for tokens in options.tokens:
-                for threads in options.threads:
-                    torch.set_num_threads(threads)
-                    shape = Shape(rows, columns, tokens)
-                    measured = measure(shape, options.sides, options)
-                    show(shape, threads, measured)
-                    found.append({"threads": threads, **measured})
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key not in ("json", "sizes")}
-        about = {"settings": settings, "environment": environment(machine), "kernel": kernels.kernel_in_use()}
-        atomic.write_text(options.json, json.dumps({**about, "products": found}))
+        about = _about(options, environment(probe("cpu", cache=Path(scratch), fresh=True)))
+        found = _kept(options.json, about)
+        for (rows, columns), tokens, threads in itertools.product(options.sizes, options.tokens, options.threads):
+            place = {"threads": threads, "rows": rows, "columns": columns, "tokens": tokens}
+            if any(one["place"] == place for one in found):
+                print(f"\n{rows} x {columns}, {tokens} tokens, {threads} threads: measured before")
+                continue
+            if time.monotonic() - begun >= options.seconds:
+                print(f"\nthe time is over before {rows} x {columns}, {tokens} tokens: the same command goes on there")
+                break
+            torch.set_num_threads(threads)
+            shape = Shape(rows, columns, tokens)
+            measured = measure(shape, options.sides, options)
+            show(shape, threads, measured)
+            found.append({"place": place, "threads": threads, **measured})
+            if options.json:
+                atomic.write_text(options.json, json.dumps({**about, "products": found}))
+
+
+def _about(options: argparse.Namespace, machine: Any) -> dict[str, Any]:
+    """What all products have in common, as JSON has it."""
+    left = ("json", "sizes", "seconds", "shapes", "tokens", "threads")
+    settings = {key: value for key, value in vars(options).items() if key not in left}
+    told = {"settings": settings, "environment": machine, "kernel": kernels.kernel_in_use()}
+    known: dict[str, Any] = json.loads(json.dumps(told))
+    return known
+
+
+def _kept(path: Path | None, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The products that were measured before, with these settings and by this kernel."""
+    if path is None or not path.exists():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text())
+    if any(found[key] != about[key] for key in ("settings", "kernel")):
+        raise SystemExit(f"{path} is of other settings, or another kernel: name another file")
+    products: list[dict[str, Any]] = found["products"]
+    return products
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Tokenizers of other makers: ids as SentencePiece's, every byte counted, and what a text may lose is said."""
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,7 @@ def test_what_text_may_lose_is_said(tmp_path: Path) -> None:
         (b"\x0a\x03\x0a\x01\xff", "can't decode|utf-8"),
         (b"\x0a\x03\x0a\x01a\x12\x02\x18\x04", "of type 4"),
         (b"\x0b\x0a", "no protocol buffer"),
+        (b"\x0a\x03\x0a\x01a\x12\x02\x18\x02\x1a\x07\x12\x05\x02\x00\x00\x00x", "table of normalisation, of 5 bytes"),
     ],
 )
 def test_damaged_models_are_refused_in_one_line(content: bytes, complaint: str, tmp_path: Path) -> None:
@@ -257,3 +259,18 @@ def test_pieces_without_one_for_the_unknown_are_refused() -> None:
     with pytest.raises(UsageError, match="has no token for what it does not know"):
         rules_of(pieces, UNIGRAM)
     assert rules_of([Piece("<unk>", 0.0, UNKNOWN), *pieces], UNIGRAM).encode("ab?").ids
+
+
+def test_a_tokenizer_json_that_the_package_dies_of_is_refused(tmp_path: Path) -> None:
+    huge = base64.b64encode(b"\xff\xff\xff\xffabcd").decode()  # the package would ask for 8 GiB
+    rules = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "ab": 2, "</s>": 3}, merges=[("a", "b")]))
+    whole = json.loads(rules.to_str())
+    table = {"type": "Precompiled", "precompiled_charsmap": huge}
+    for normaliser in (table, {"type": "Sequence", "normalizers": [table]}):
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**whole, "normalizer": normaliser}))
+        with pytest.raises(UsageError, match="of 8 bytes, is damaged"):
+            TextTokenizer.load(tmp_path, end=3)
+    whole["model"]["merges"] = [["</s>", "</s>"]]  # no token: the package panics
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    with pytest.raises(UsageError, match="not a tokenizer that can be used"):
+        TextTokenizer.load(tmp_path, end=3)

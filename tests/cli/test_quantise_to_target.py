@@ -54,6 +54,13 @@ def test_a_run_in_few_bits_writes_and_is_evaluated(
     theirs, ours = (open_model(str(one), torch.float32).model for one in (tmp_path / "theirs", out))
     ids = Inputs(torch.arange(20)[None])
     torch.testing.assert_close(theirs.read(ids).hidden, ours.read(ids).hidden, atol=1e-5, rtol=1e-5)
+    whole = ["--to", "8bit", "--format.group", "0", "--activations", "token", "--solver", "rtn"]
+    capsys.readouterr()
+    eight = quantised(run, tmp_path / "eight", capsys, *whole)
+    assert any(
+        "4 matrices and their inputs, in 8 bits a token, are multiplied as integers" in one for one in eight["notes"]
+    )
+    assert abs(eight["loss_after"]["value"] - eight["loss_before"]["value"]) < 0.05
     again = ["--to", "2bit", "--unmeasured", "--solver", "rtn", "--out", str(tmp_path / "again")]
     assert main(["quantise", str(out), *again]) == 0  # of its plain numbers
 
@@ -127,6 +134,7 @@ def test_a_file_for_llama_cpp(run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--to", "4bit", "--keep", "nothing"], "names no matrix"),
         (["--to", "Q4_0", "--format", "microscaling"], "leave --format out"),
         (["--to", "Q4_0", "--embedding", "4"], "16 or 8 bits here"),
+        (["--to", "Q4_0", "--activations", "token"], "leave --activations out"),
         (["--to", "7bit"], "bits, not 7"),
         (["--to", "3bit", "--format", "k_blocks"], "one width of codes"),
         (["--to", "ternary2", "--solver", "gptq"], "--solver is for other targets"),

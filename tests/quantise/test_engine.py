@@ -11,12 +11,13 @@ from torch import nn
 from shoestring.config import Choice
 from shoestring.contract.edit import Evidence
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.quantise.engine import Quantisation, Recipe, quantise_layers
+from shoestring.quantise.engine import Recipe, quantise_layers
 from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.limits import limits_of
 from shoestring.quantise.parts import Solver
 from shoestring.quantise.progress import QuantiseProgress
+from shoestring.quantise.quantisation import Quantisation
 from shoestring.quantise.solvers.gptq import GPTQ
 from shoestring.quantise.solvers.rtn import RTN
 from shoestring.quantise.target import BitTarget

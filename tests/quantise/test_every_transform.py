@@ -8,10 +8,10 @@ import torch
 from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.method import methods
-from shoestring.quantise.engine import put
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.kronecker import Kronecker, factors
 from shoestring.quantise.parts import Transform, never
+from shoestring.quantise.quantisation import put
 from shoestring.quantise.transforms.flatquant import FlatQuant
 from shoestring.quantise.transforms.hadamard import Hadamard, orthogonal
 from shoestring.surgery.observe import observe

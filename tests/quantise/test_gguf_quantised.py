@@ -9,7 +9,7 @@ import torch
 from shoestring.base import open_model
 from shoestring.base.opened import Opened, Provenance
 from shoestring.config import Choice
-from shoestring.data.bpe import train_bpe
+from shoestring.data.bpe import byte_tokenizer, train_bpe
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
@@ -36,13 +36,18 @@ def test_the_package_reads_the_numbers_that_the_codes_stand_for(kind: str) -> No
     assert torch.equal(torch.from_numpy(back), made.plain())
 
 
-@pytest.fixture(scope="module")
-def tokenizer() -> TextTokenizer:
-    return train_bpe(["ab cd ef gh " * 50], 280)
+TOKENIZERS = {
+    "Q8_0": train_bpe(["ab cd ef gh " * 50], 280),
+    "Q4_0": byte_tokenizer(),  # without merges, and so is the next
+    "Q4_K": train_bpe(["abc"], 280),
+    "TQ2_0": train_bpe(["ab cd ef gh " * 50], 259),
+}
+"""Of the files of each type."""
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_K", "TQ2_0"])
-def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path) -> None:
+    tokenizer: TextTokenizer = TOKENIZERS[kind]
     torch.manual_seed(0)
     config = ModelConfig(
         layers=1, width=256, heads=4, key_value_heads=2, hidden=64, vocabulary=tokenizer.vocabulary, context=24
@@ -63,7 +68,10 @@ def test_a_file_opens_as_the_same_model(kind: str, tmp_path: Path, tokenizer: Te
     narrow = kind in ("Q4_K", "TQ2_0")  # the output matrix of the feed-forward layer has 64 columns
     assert types["blk.0.ffn_down.weight"] == ("Q4_0" if narrow else kind)
     assert any("no multiple of 256" in line for line in said) == narrow
-    again: Any = open_model(str(tmp_path / "a.gguf"), torch.float32).model
+    read = open_model(str(tmp_path / "a.gguf"), torch.float32)
+    assert read.tokenizer is not None
+    assert read.tokenizer.encode("ab cd, été") == tokenizer.encode("ab cd, été")
+    again: Any = read.model
     for theirs, ours in zip(again.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-6, rtol=1e-6)
 

@@ -38,17 +38,20 @@ def open_model(place: str, dtype: Weights = None) -> Opened:
     raise UsageError(f"{printable(str(place))} is no model that can be opened. There are openers for: {known}")
 
 
-_kept: dict[str, Opened] = {}
+_kept: dict[tuple[str, bool], Opened] = {}
 
 
-def peek(place: str) -> Opened:
-    """A look at the model at `place`, in float32, which is kept for whoever takes it: not to be changed."""
-    if place not in _kept:
+def peek(place: str, packed: bool = False) -> Opened:
+    """A look at the model at `place`, in float32, which is kept for whoever takes it: not to be changed.
+
+    packed: with what is packed left so.
+    """
+    if (place, packed) not in _kept:
         _kept.clear()
-        _kept[place] = open_model(place, torch.float32)
-    return _kept[place]
+        _kept[place, packed] = open_model(place, PACKED if packed else torch.float32)
+    return _kept[place, packed]
 
 
-def take(place: str) -> Opened:
-    """The model at `place`, in float32, for one's own use: that of the last `peek`, if it was here."""
-    return _kept.pop(place, None) or open_model(place, torch.float32)
+def take(place: str, packed: bool = False) -> Opened:
+    """As `peek`, for one's own use: that of the last `peek`, if it was here."""
+    return _kept.pop((place, packed), None) or open_model(place, PACKED if packed else torch.float32)

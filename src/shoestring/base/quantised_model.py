@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from shoestring.contract.model import Head
 from shoestring.kernels import gather
 from shoestring.model.transformer import Transformer, rotary_tables
+from shoestring.tune.matrix import bias_of, plain, weight_of
+
+
+def is_packed(module: nn.Module) -> bool:
+    """Whether a layer keeps its matrix packed."""
+    return bool(getattr(module, "constant", False))
+
 
 TABLES = ("packed", "weight")
 """Names of buffers that hold packed matrices."""
@@ -31,7 +38,7 @@ class PackedHead(NamedTuple):
 
 
 class QuantisedTransformer(Transformer):
-    """A `Transformer` whose matrices are modules that keep them packed, for use and not for training.
+    """A `Transformer` whose matrices are modules that keep them packed. They take no gradients; adapters beside them do.
 
     Whoever makes one puts these in their places and then calls `ready`. Activations are float32, on the CPU.
 
@@ -53,9 +60,27 @@ class QuantisedTransformer(Transformer):
             setattr(module, name, moved)
         return self.requires_grad_(False).eval()
 
+    @torch.no_grad()
+    def unpacked(self) -> Self:
+        """The model with plain layers of the same numbers in the place of packed ones, also of those with adapters beside."""
+        done = list[str]()
+        for name, module in list(self.named_modules()):
+            if not is_packed(module) or any(name.startswith(f"{outer}.") for outer in done):
+                continue
+            done.append(name)
+            if hasattr(module, "num_embeddings") and name != "head":
+                made: nn.Module = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
+                made.weight = nn.Parameter(weight_of(module))
+            else:
+                made = plain(module, weight_of(module), bias_of(module))
+            self.set_submodule(name, made.requires_grad_(False).train(module.training))
+        self.changed()
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32
+        found: torch.dtype = self.norm.weight.dtype
+        return found
 
     @property
     def device(self) -> torch.device:

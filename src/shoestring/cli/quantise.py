@@ -9,6 +9,7 @@ from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.quantise_to_loss import run_to_loss
 from shoestring.cli.quantise_to_target import run_to_target
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
@@ -16,6 +17,7 @@ from shoestring.contract.edit import Switched
 from shoestring.data.prepare import prepare
 from shoestring.errors import UsageError
 from shoestring.lowbit.packing import LAYOUTS
+from shoestring.quantise.loss_target import loss_target
 from shoestring.shrink.conduct import Shrunk, shrink_to_gguf, shrink_to_packed
 from shoestring.shrink.gguf_file import KINDS
 from shoestring.shrink.heldout import HeldoutText
@@ -25,6 +27,7 @@ PURPOSES = """\
   4bit, 3bit ...  codes of so many bits in the matrices of the layers: a folder that every command reads
   3.5bit          on average: matrices get widths by what they lose (--bits)
   80MiB           of the file, at most
+  loss+0.01       the smallest whose held-out loss rises by so many nats a token, at most: bits, groups and solvers are tried
   3ms/token       measured on this machine, at one row
   Q8_0, Q4_0, Q4_K, TQ2_0, TQ1_0
                   a GGUF file for llama.cpp (needs the package 'gguf'; families llama, mistral, qwen2, qwen3)
@@ -32,8 +35,9 @@ PURPOSES = """\
                   2 or 1.6 bits a weight, of a run: a run trained with --edits ternary keeps the weights it was trained for, as
                   it does in TQ2_0 and TQ1_0 (plan such with --model.width and --model.hidden in multiples of 256)
 
-How: --format, --solver, --transform and --bits name methods (`shoestring methods quantise` lists them); their options are
---format.group 128, --solver.damping 0.02 and so on. Layer after layer is rounded, each by what it reads once those before it are.
+How: --format, --solver, --transform, --bits and --activations name methods (`shoestring methods quantise` lists them); their
+options are --format.group 128, --solver.damping 0.02 and so on. Layer after layer is rounded, each by what it reads once those
+before it are.
 When the budget ends, the rest is rounded to the nearest, and said. A killed command goes on where it was.
 
 The text to calibrate and to measure on is the held-out part of --data.corpus, different documents for the two. Where nothing is
@@ -54,6 +58,9 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument(
         "--bits", metavar="NAME", help="which matrix gets how many (default: all alike, or integer_program)"
     )
+    parser.add_argument(
+        "--activations", metavar="NAME", help="how what matrices read is rounded: token, static (default none)"
+    )
     parser.add_argument("--keep", metavar="PATTERNS", help="names of matrices that stay as they are, with commas")
     parser.add_argument(
         "--embedding",
@@ -70,8 +77,9 @@ def run(words: Sequence[str]) -> int:
     known = {name.lower(): name for name in (*LAYOUTS, *KINDS)}
     legacy = found.to.lower() in known and (found.to.lower() in {name.lower() for name in LAYOUTS} or _is_run(found))
     if not legacy:
-        return run_to_target(found, configuration)
-    for flag in ("budget", "format", "solver", "transform", "bits", "keep", "tokens", "measured"):
+        limit = loss_target(found.to)
+        return run_to_target(found, configuration) if limit is None else run_to_loss(found, limit, configuration)
+    for flag in ("budget", "format", "solver", "transform", "bits", "activations", "keep", "tokens", "measured"):
         if getattr(found, flag) is not None:
             raise UsageError(f"--{flag} is for other targets: a run's own ternary weights are packed as they are")
     if configuration:

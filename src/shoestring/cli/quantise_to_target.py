@@ -48,17 +48,17 @@ CHARACTERS = 8
 LEAST = 200_000
 """Characters, at least: several documents."""
 
-PARTS = {"format": "integer_groups", "solver": "gptq", "transform": "none", "bits": ""}
+PARTS = {"format": "integer_groups", "solver": "gptq", "transform": "none", "bits": "", "activations": "none"}
 
 
 def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
     """The command, its words parsed. Raises: UsageError, ShoestringError."""
     gguf = next((name for name in GGUF_FORMATS if name.lower() == found.to.lower()), None)
     flags = overrides(configuration)
-    asked = _data(flags)
-    wanted = _wanted(found, flags, gguf)
+    asked = text_options(flags)
+    wanted = settled(found, flags, gguf, None if gguf is not None else _target(found.to))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
-    out = found.out or _out(found.place, found.to, gguf is not None)
+    out = found.out or default_out(found.place, found.to, gguf is not None)
     refuse_taken(out)
     with ledger.clock(START):
         opened = open_model(found.place, torch.float32)
@@ -69,10 +69,11 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
         screen.print(f"note: {note}")
     calibration: tuple[Batch, ...] = ()
     measured: Text | None = None
-    reads = wanted.solver.build().reads or wanted.transform.build().reads or wanted.bits.build().reads
+    parts = (wanted.solver, wanted.transform, wanted.bits, wanted.activations)
+    reads = any(getattr(part.build(), "reads", False) for part in parts)
     if reads or not found.unmeasured:
         with ledger.clock(DATA):
-            calibration, measured = _texts(opened, asked, found.tokens or TOKENS, found.measured or TOKENS, screen)
+            calibration, measured = texts(opened, asked, found.tokens or TOKENS, found.measured or TOKENS, screen)
     seconds, fixed = None, 0.0
     if wanted.target is not None and wanted.target.unit == "seconds":
         products = Products(model, wanted.table_bits)
@@ -115,9 +116,8 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
     return 0
 
 
-def _wanted(found: Namespace, flags: Tree, gguf: str | None) -> Wanted:
+def settled(found: Namespace, flags: Tree, gguf: str | None, target: BitTarget | None) -> Wanted:
     """What is asked for, from flags. Raises: UsageError."""
-    target = None if gguf is not None else _target(found.to)
     parts: dict[str, Choice] = {}
     for kind, default in PARTS.items():
         options = dict(flags.get(kind, {}))
@@ -139,6 +139,8 @@ def _wanted(found: Namespace, flags: Tree, gguf: str | None) -> Wanted:
     kept = tuple(one.strip() for one in (found.keep or "").split(",") if one.strip())
     if gguf is not None and kept:
         raise UsageError("--keep is for folders: all matrices of a GGUF file have the type that is asked for")
+    if gguf is not None and parts["activations"].name != "none":
+        raise UsageError("a GGUF file does not say how activations are rounded: leave --activations out")
     bits = found.embedding or (16 if gguf is not None else 8)
     if gguf is not None and bits == 4:
         raise UsageError("a GGUF file has its embedding in 16 or 8 bits here, not 4")
@@ -153,7 +155,7 @@ def _target(text: str) -> BitTarget:
         raise UsageError(f"--to {text} is no target: say {FORMS}, or a format ({did_you_mean(text, known)})") from None
 
 
-def _data(flags: Tree) -> Tree:
+def text_options(flags: Tree) -> Tree:
     """The [data] section of the flags. Raises: UsageError for any other section that is not of a part."""
     for section in flags:
         if section != "data" and section not in PARTS:
@@ -165,7 +167,7 @@ def _data(flags: Tree) -> Tree:
     return asked
 
 
-def _texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Screen) -> tuple[tuple[Batch, ...], Text]:
+def texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Screen) -> tuple[tuple[Batch, ...], Text]:
     """(windows to calibrate on, text to measure on): of the held-out part of a corpus, different documents."""
     if opened.tokenizer is None:
         raise UsageError(f"{opened.about.place} has no tokenizer: text cannot be made its tokens")
@@ -182,7 +184,7 @@ def _texts(opened: Opened, asked: Tree, tokens: int, measured: int, screen: Scre
     return split.calibration, split.measured
 
 
-def _out(place: str, to: str, gguf: bool) -> Path:
+def default_out(place: str, to: str, gguf: bool) -> Path:
     stem = re.sub(r"[^\w.-]+", "-", Path(place).name or place).strip("-.") or "model"
     plain = re.sub(r"[^\w.-]+", "-", to)
     return Path(f"{stem}-{plain}.gguf" if gguf else f"{stem}-{plain}")

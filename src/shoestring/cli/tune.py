@@ -13,7 +13,7 @@ from shoestring.cli.planning import moved_places
 from shoestring.cli.run_view import RunView
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
-from shoestring.config import overrides
+from shoestring.config import merge, overrides
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.launch.launch import Launch
 from shoestring.launch.sweep import TuningSpec, swept
@@ -52,6 +52,11 @@ def run(words: Sequence[str]) -> int:
         "--method", default="lora", metavar="NAME", help=f"{', '.join(methods_of_tuning())} (default: lora)"
     )
     parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="matrices of the base that are packed stay so (QLoRA): less memory; a quantised folder, or GGUF in Q4_0, Q4_1, Q8_0",
+    )
+    parser.add_argument(
         "--old",
         default=OLD,
         metavar="CORPUS",
@@ -80,6 +85,8 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("name what is to be tuned, PLACE, or the run to go on with: --resume RUN")
     if found.resume and found.sweep is not None:
         raise UsageError("--resume goes on with a run as it is: give no --sweep with it")
+    if found.resume and found.packed:
+        raise UsageError("--resume goes on with a run as it is: give no --packed with it")
     if found.resume and found.out:
         raise UsageError("--resume goes on with a run as it is: give no --out with it")
     console = Screen(stderr=found.json)
@@ -90,7 +97,10 @@ def run(words: Sequence[str]) -> int:
             ended = launch.resume(found.resume, None, moved_places(rest))
         else:
             old = "" if found.old == "none" else found.old
-            tuning = TuningSpec(found.place, found.method, overrides(rest), old, found.replay)
+            asked = overrides(rest)
+            if found.packed:
+                asked = merge({"model": {"packed": True}}, asked)
+            tuning = TuningSpec(found.place, found.method, asked, old, found.replay)
             if found.sweep is None:
                 request = tuning.request({})
             else:

@@ -13,6 +13,7 @@ import torch
 
 from shoestring import atomic
 from shoestring.data.tokenizer_bytes import spelling
+from shoestring.data.tokenizer_package import made_by_package, rules_of_json
 from shoestring.data.tokenizer_sentencepiece import read_sentencepiece
 from shoestring.errors import UsageError, first_line
 from shoestring.json_files import NotJson, parse_json
@@ -268,11 +269,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _rules(described: dict[str, Any], file: Path) -> tokenizers.Tokenizer:
     """The tokenizer that a tokenizer.json describes. Raises: UsageError where the package makes none of it."""
-    try:
-        rules = tokenizers.Tokenizer.from_str(json.dumps(described))
-        ids = rules.get_vocab(with_added_tokens=True).values()
-    except Exception as error:  # the package raises Exception itself
-        raise UsageError(f"{file} is not a tokenizer that can be used: {first_line(error)}") from None
+    problem = f"{file} is not a tokenizer that can be used"
+    rules = rules_of_json(described, problem)
+    ids = made_by_package(lambda: rules.get_vocab(with_added_tokens=True).values(), problem)
     if not ids or max(ids) >= MOST_TOKENS:
         what = (
             f"has an id of {max(ids)}, and {MOST_TOKENS - 1} is the highest that is taken" if ids else "has no tokens"

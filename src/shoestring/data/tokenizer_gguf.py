@@ -4,7 +4,6 @@
 encoding, as pieces and scores; 't5' its unigram model. Where the file carries a whole tokenizer.json, that is taken.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from shoestring.data.tokenizer import MOST_TOKENS, TextTokenizer
+from shoestring.data.tokenizer_package import made_by_package, rules_of_json
 from shoestring.data.tokenizer_sentencepiece import BPE, CONTROL, NORMAL, UNIGRAM, USER_DEFINED, Piece, rules_of
-from shoestring.errors import UsageError, first_line
+from shoestring.errors import UsageError
 from shoestring.json_files import NotJson, parse_json
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -101,29 +101,34 @@ def _byte_level(known: Mapping[str, Any], tokens: Sequence[str]) -> tuple[tokeni
     )
     types = _types(known, tokens)
     vocabulary = {token: place for place, token in enumerate(tokens)}
-    try:
+    # a list may not be empty in the file: writers put in a pair of control tokens, which text never has
+    special = {token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL}
+    merges = [pair for pair in merges if "".join(pair) in vocabulary or not special.issuperset(pair)]
+    added = [
+        AddedToken(token, special=kind == CONTROL, normalized=False)
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+
+    def make() -> tokenizers.Tokenizer:
         rules = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in WHOLE))
-        if name in SPLITS:
-            steps: list[Any] = [
-                pre_tokenizers.Split(Regex(SPLITS[name]), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        else:
-            digits = [pre_tokenizers.Digits(individual_digits=True)] if name in DIGITS else []
-            steps = [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        rules.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        rules.pre_tokenizer = pre_tokenizers.Sequence(_steps(name))
         rules.decoder = decoders.ByteLevel()
-        added = {CONTROL: True, USER_DEFINED: False}
-        rules.add_tokens(
-            [
-                AddedToken(token, special=added[kind], normalized=False)
-                for token, kind in zip(tokens, types, strict=True)
-                if kind in added
-            ]
-        )
-    except Exception as error:  # the package raises Exception itself
-        raise UsageError(f"its tokens make no tokenizer: {first_line(error)}") from None
-    return rules, notes
+        rules.add_tokens(added)
+        return rules
+
+    return made_by_package(make, "its tokens make no tokenizer"), notes
+
+
+def _steps(name: Any) -> list[Any]:
+    """How text is cut under this name of llama.cpp's, before pairs are merged."""
+    if name in SPLITS:
+        return [
+            pre_tokenizers.Split(Regex(SPLITS[name]), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if name in DIGITS else []
+    return [*digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
 
 
 def _sentencepiece(known: Mapping[str, Any], tokens: Sequence[str], model: int) -> tokenizers.Tokenizer:
@@ -145,11 +150,9 @@ def _whole(text: Any) -> tokenizers.Tokenizer:
         raise UsageError("its tokenizer.json is no text")
     try:
         described = parse_json(text.encode())
-        return tokenizers.Tokenizer.from_str(json.dumps(described))
     except NotJson as error:
         raise UsageError(f"its tokenizer.json is not JSON: {error}") from None
-    except Exception as error:  # the package raises Exception itself
-        raise UsageError(f"its tokenizer.json is none that can be used: {first_line(error)}") from None
+    return rules_of_json(described, "its tokenizer.json is none that can be used")
 
 
 def _list(known: Mapping[str, Any], key: str, kind: type) -> list[Any]:

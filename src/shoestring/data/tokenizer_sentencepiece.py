@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers
 
 from shoestring.data.tokenizer_bytes import SPACE
+from shoestring.data.tokenizer_package import check_character_map, made_by_package
 from shoestring.errors import UsageError, first_line
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -59,6 +60,8 @@ def rules_of(
     fallback = any(piece.kind == BYTE for piece in pieces)
     if model == UNIGRAM and unknown is None:
         raise UsageError("it has no token for what it does not know, which every such model has: it is damaged")
+    if character_map:
+        check_character_map(character_map)
     try:
         if model == UNIGRAM:
             # nine digits tell a float32; the package reads longer ones back as others
@@ -100,12 +103,7 @@ def rules_of(
 def _try_out(rules: tokenizers.Tokenizer) -> None:
     """Read some text of many kinds. Raises: UsageError where the package fails on it: on a damaged table of normalisation it
     panics, which is no `Exception`."""
-    try:
-        rules.encode(PROBE, add_special_tokens=False)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise UsageError(f"text cannot be read with it, it is damaged: {first_line(error)}") from None
+    made_by_package(lambda: rules.encode(PROBE, add_special_tokens=False), "text cannot be read with it, it is damaged")
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:

@@ -61,10 +61,13 @@ def tuning_request(place: str, method: str, asked: Tree, old: str, replay: float
         if method not in [one["name"] for one in edits]:
             edits.append({"name": method})
         asked = {**asked, "edits": edits}
+    packed = bool(asked["model"].get("packed", False))
+    if packed and method == FULL:
+        raise UsageError("packed matrices stay as they are, and --method full trains all: give a method of adapters")
     first = TrainingRequest.of(asked)
-    model = peek(place).model
+    model = peek(place, packed).model
     if not isinstance(model, LanguageModule):
-        raise UsageError(f"{place} can be used, and not be trained: it is {peek(place).about.kind}")
+        raise UsageError(f"{place} can be used, and not be trained: it is {peek(place, packed).about.kind}")
     lengths, learnt = list[int](), 1.0
     if asked["data"].get("kind") == "chat":
         with held_back("shoestring.data"):  # the run says it

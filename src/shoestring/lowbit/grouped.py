@@ -1,6 +1,7 @@
-"""Layers whose matrices have 4 or 8 bits in groups of 32 columns, as GGUF files hold them: for use, not for training."""
+"""Layers whose matrices have 4 or 8 bits in groups of 32 columns, as GGUF files hold them. They take no gradient; inputs do."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,22 @@ from shoestring.kernels.decoder import GROUPED, KernelMatrix
 from shoestring.lowbit import kernels
 from shoestring.lowbit.packing import grouped
 from shoestring.lowbit.packing.grouped import GroupedMatrix
+from shoestring.lowbit.straight_through import straight_through
 
 
 class GroupedLinear(nn.Module):
     """y = W x̂ + b. W [rows, columns] has 4 or 8 bits a weight; x̂ is x rounded to int8 in groups of 32 columns.
 
-    x: [..., columns] of a floating type -> the same type [..., rows]. For counting operations it is an `nn.Linear`.
+    x: [..., columns] of a floating type -> the same type [..., rows]. For counting operations it is an `nn.Linear`. x takes a
+    gradient, to which its rounding counts as none.
     packed: uint8, as `packing.grouped` lays it out. bias: float32 [rows], or None.
     Raises: ShoestringError where these do not fit each other.
     """
 
     packed: Tensor
     bias: Tensor | None
+    constant: ClassVar[bool] = True
+    """As `PackedLinear.constant`."""
 
     def __init__(self, packed: Tensor, rows: int, columns: int, bits: int, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -41,12 +46,22 @@ class GroupedLinear(nn.Module):
         """The codes, scales and minimums it was made of."""
         return grouped.unpack(self.packed, self.out_features, self.in_features, self.bits)
 
+    def computed_weight(self) -> Tensor:
+        """float32 [rows, columns]: what is multiplied by."""
+        return self._rows(0, self.out_features)
+
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(math.prod(x.shape[:-1]), self.in_features).float()
+        return straight_through(x, self._product, self._rows, self.out_features)
+
+    def _product(self, x: Tensor) -> Tensor:
+        flat = _flat(x, self.in_features)
         y = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        return _values(self.packed, first, last, self.out_features, self.in_features, self.bits)
 
     def native_matrix(self) -> KernelMatrix:
         """As the native decoder reads it."""
@@ -64,6 +79,8 @@ class GroupedEmbedding(nn.Module):
     """
 
     packed: Tensor
+    constant: ClassVar[bool] = True
+    """As `PackedLinear.constant`."""
 
     def __init__(self, packed: Tensor, rows: int, columns: int, bits: int) -> None:
         super().__init__()
@@ -90,11 +107,33 @@ class GroupedEmbedding(nn.Module):
         found = grouped.some_rows(self.packed, flat, self.num_embeddings, self.embedding_dim, self.bits).values()
         return found[:, : self.embedding_dim].reshape(*ids.shape, self.embedding_dim)
 
+    def computed_weight(self) -> Tensor:
+        """float32 [rows, columns]: what its codes stand for."""
+        return self._rows(0, self.num_embeddings)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., rows]: the products of hidden states [..., columns] with every row."""
-        flat = hidden.reshape(math.prod(hidden.shape[:-1]), self.in_features).float()
+        return straight_through(hidden, self._products, self._rows, self.out_features)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        return _values(self.packed, first, last, self.num_embeddings, self.embedding_dim, self.bits)
+
+    def _products(self, hidden: Tensor) -> Tensor:
+        flat = _flat(hidden, self.in_features)
         found = kernels.grouped_matmul(flat, self.packed, self.out_features, self.in_features, self.bits)
-        return found.view(*hidden.shape[:-1], self.out_features)
+        return found.view(*hidden.shape[:-1], self.out_features).float()
 
     def extra_repr(self) -> str:
         return f"num_embeddings={self.num_embeddings}, embedding_dim={self.embedding_dim}, bits={self.bits}"
+
+
+def _flat(x: Tensor, columns: int) -> Tensor:
+    """[tokens, columns]: as the kernels take it, which on a CPU is float32."""
+    flat = x.reshape(math.prod(x.shape[:-1]), columns)
+    return flat.float() if flat.is_cpu else flat
+
+
+def _values(packed: Tensor, first: int, last: int, rows: int, columns: int, bits: int) -> Tensor:
+    """float32 [last - first, columns]: rows of a packed matrix in plain numbers."""
+    which = torch.arange(first, last, device=packed.device)
+    return grouped.some_rows(packed, which, rows, columns, bits).values()[:, :columns]

@@ -76,11 +76,15 @@ class PackedEmbedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., rows]: the products of hidden states, float32 [..., columns], with every row."""
-        return straight_through(hidden, self._products, self.dequantised)
+        return straight_through(hidden, self._products, self._rows, self.num_embeddings)
 
-    def dequantised(self) -> Tensor:
+    def computed_weight(self) -> Tensor:
         """float32 [rows, columns]: the whole table."""
-        return self(torch.arange(self.num_embeddings, device=self.weight.device))
+        return self._rows(0, self.num_embeddings)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        found: Tensor = self(torch.arange(first, last, device=self.weight.device))
+        return found
 
     def _products(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(math.prod(hidden.shape[:-1]), self.in_features)

@@ -12,6 +12,7 @@ from shoestring.kernels.decoder import KernelMatrix
 from shoestring.lowbit import kernels
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.packing import check_groups, check_packed, layout_named, pack, unpack
+from shoestring.lowbit.packing.layout import ROWS
 from shoestring.lowbit.straight_through import straight_through
 
 
@@ -54,7 +55,14 @@ class PackedLinear(nn.Module):
         return Quantised(unpack(self.packed, self.out_features, self.in_features, self.layout), self.scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        return straight_through(x, self._product, lambda: self.quantised().dequantise())
+        return straight_through(x, self._product, self._rows, self.out_features)
+
+    def _rows(self, first: int, last: int) -> Tensor:
+        """float32 [last - first, columns]: rows in plain numbers. first: a multiple of the rows of a block."""
+        across = layout_named(self.layout).bytes(ROWS, self.in_features)
+        part = self.packed[first // ROWS * across : -(-last // ROWS) * across]
+        codes = unpack(part, last - first, self.in_features, self.layout)
+        return Quantised(codes, self.scales[first:last]).dequantise()
 
     def _product(self, x: Tensor) -> Tensor:
         flat = x.reshape(math.prod(x.shape[:-1]), self.in_features)  # -1 says nothing of an empty row

@@ -37,7 +37,8 @@ class ModelConfig:
     enter the residual stream; with a norm at the start of every block it is one over a factor on all the blocks
     add. output_scale: factor on the logits (the multiplier of muP). A rule of `schedule.transfer` sets both. base: the place
     of a model that exists, which a run trains on; the sizes are then that model's, and `context` is the length of the
-    windows it is trained on. digest: of the base. residual: how the two mixers of a block are joined. pattern: layers that
+    windows it is trained on. digest: of the base. packed: whether the base's packed matrices stay so, for adapters beside them.
+    residual: how the two mixers of a block are joined. pattern: layers that
     differ from the rest; where two name a layer, the later one has the last word. span: runs of layers that are wrapped.
     causal: whether a token sees only those before it; false: all of its text. hides: whether there is a vector to read where
     a token is not shown.
@@ -63,6 +64,7 @@ class ModelConfig:
     residual: Annotated[Choice, RESIDUAL] = field(default_factory=RESIDUAL.choice)
     base: str = ""
     digest: str = ""
+    packed: bool = False
     pattern: tuple[Pattern, ...] = ()
     span: Annotated[tuple[SpanAt, ...], SpanList()] = ()
     causal: bool = True

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from shoestring.base import peek
-from shoestring.contract.cost import Shape
+from shoestring.contract.cost import Shape, bytes_of
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
@@ -40,14 +40,16 @@ def _whole(model: ModelConfig, *, backward: bool = True) -> tuple[int, float]:
 
 def _base(model: ModelConfig) -> LanguageModule:
     """The base of a run, to be looked at. Raises: UsageError for one that cannot be trained."""
-    opened = peek(model.base)
+    opened = peek(model.base, model.packed)
     if not isinstance(opened.model, LanguageModule):
         raise UsageError(f"{model.base} can be used, and not be trained: it is {opened.about.kind}")
     return opened.model
 
 
 def parameters(model: ModelConfig) -> int:
-    """Parameters of a model, embeddings included, without building it."""
+    """Parameters of a model, embeddings included, without building it; where matrices are packed, as many as fill their bytes."""
+    if model.base and model.packed:
+        return bytes_of(_base(model)) // 4
     if model.base:
         return sum(p.numel() for p in _base(model).parameters())
     if not model.uniform:

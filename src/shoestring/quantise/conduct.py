@@ -19,12 +19,13 @@ from shoestring.config import Choice
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.quantise.engine import Quantisation, Recipe, quantise_layers
+from shoestring.quantise.engine import Recipe, quantise_layers
 from shoestring.quantise.folder import QuantisedFile, contents_of, overhead, write_folder
 from shoestring.quantise.format import Encoded
 from shoestring.quantise.limits import Limits, Seconds, limits_of
 from shoestring.quantise.openers.quantised import QuantisedOpener
 from shoestring.quantise.progress import QuantiseProgress
+from shoestring.quantise.quantisation import Quantisation
 from shoestring.quantise.tables import table_bytes, table_names
 from shoestring.quantise.target import BitTarget
 
@@ -41,6 +42,9 @@ ENDS = 0.1
 """The share of a budget in seconds that is kept for writing."""
 
 
+AS_THEY_COME = Choice.of("quantise", "none", kind="activations")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is asked for.
@@ -50,6 +54,7 @@ class Wanted:
     table_bits: of embedding and head: 4, 8 or 16.
     keep: patterns of names of matrices that stay as they are.
     seconds: the budget; None: no limit.
+    activations: how what matrices read is rounded.
     """
 
     target: BitTarget | None
@@ -60,10 +65,11 @@ class Wanted:
     table_bits: int = 8
     keep: tuple[str, ...] = ()
     seconds: float | None = None
+    activations: Choice = AS_THEY_COME
 
     def told(self) -> dict[str, Any]:
         """As JSON values."""
-        parts = {key: getattr(self, key) for key in ("format", "solver", "transform", "bits")}
+        parts = {key: getattr(self, key) for key in ("format", "solver", "transform", "bits", "activations")}
         said: dict[str, Any] = {key: {"name": one.name, **one.options} for key, one in parts.items()}
         target = None if self.target is None else [self.target.unit, self.target.amount]
         return json.loads(json.dumps(said | {"to": target, "table_bits": self.table_bits, "keep": self.keep}))
@@ -146,7 +152,8 @@ def quantise_model(
     elif wanted.target is not None:
         limits = _limits(model, wanted, form, opened, seconds, fixed_seconds)
     parts = wanted.solver.build(), wanted.transform.build(), wanted.bits.build()
-    recipe = Recipe(form, *parts, keep=wanted.keep, table_bits=wanted.table_bits, limits=limits)
+    activations = wanted.activations.build()
+    recipe = Recipe(form, *parts, wanted.keep, wanted.table_bits, limits, activations)
     about = json.dumps([opened.about.digest, wanted.told(), _digest(calibration)], sort_keys=True)
     began = clock()
     end = began + (float("inf") if wanted.seconds is None else (1 - ENDS) * wanted.seconds)

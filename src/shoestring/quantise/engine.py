@@ -2,24 +2,25 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from shoestring.budget.charge import NOTHING, Charge
 from shoestring.contract.anatomy import Matrix
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError, did_you_mean
 from shoestring.quantise.allocation import BitAllocation
-from shoestring.quantise.calibration import moments
+from shoestring.quantise.calibration import SeenInputs, seen
 from shoestring.quantise.format import CodeFormat, Encoded
+from shoestring.quantise.inputs import InputRounding, RoundedInputs
 from shoestring.quantise.kept import read_back, written
 from shoestring.quantise.parts import Bits, Over, Solver, Transform, never
 from shoestring.quantise.progress import QuantiseProgress
+from shoestring.quantise.quantisation import Quantisation, put, round_inputs
 from shoestring.quantise.tables import quantise_tables
 from shoestring.surgery.observe import Walk
 
@@ -37,6 +38,7 @@ class Recipe:
     keep: patterns of names of matrices that stay as they are.
     table_bits: of embedding and head, 4, 8 or 16; None: they stay as they are.
     limits: what may be spent on widths; None: the format's own width for all.
+    activations: how what matrices read is rounded; None: not by the model.
     """
 
     format: CodeFormat
@@ -46,30 +48,18 @@ class Recipe:
     keep: tuple[str, ...] = ()
     table_bits: int | None = None
     limits: Limits | None = None
+    activations: InputRounding | None = None
 
     @property
     def reads(self) -> bool:
         """Whether any part looks at text."""
-        return self.solver.reads or self.transform.reads or (self.limits is not None and self.bits.reads)
+        return self.walks or (self.limits is not None and self.bits.reads)
 
-
-@dataclass
-class Quantisation:
-    """What was made of a model.
-
-    matrices: of the layers, by name, in order. tables: embedding and head, likewise. changed: new values of other weights, by a
-    transform. rounded: names of the matrices that the budget
-    left no time for: rounded to the nearest. kept: names of those that stay as they are. notes: a line each.
-    spent: what it took.
-    """
-
-    matrices: dict[str, Encoded] = field(default_factory=dict)
-    tables: dict[str, Encoded] = field(default_factory=dict)
-    changed: dict[str, Tensor] = field(default_factory=dict)
-    rounded: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    spent: Charge = NOTHING
+    @property
+    def walks(self) -> bool:
+        """Whether any part looks at what matrices read."""
+        looks = self.activations is not None and self.activations.reads
+        return self.solver.reads or self.transform.reads or looks
 
 
 def quantise_layers(
@@ -106,14 +96,17 @@ def quantise_layers(
     for one in matrices:
         by_layer.setdefault(one.layer, []).append(one)
     layers = list(model.anatomy().layers)
-    reads = recipe.solver.reads or recipe.transform.reads
-    walk = Walk(model, text) if reads and not over() else None
-    for place in range(len(layers)) if walk is None else _places(walk, over):
-        _layer(model, place, by_layer.get(place, []), formats, recipe, walk, done, over, progress)
-    for place in range(len(layers)):  # those that the walk did not come to
-        rest = [one for one in by_layer.get(place, []) if one.name not in done.matrices]
-        if rest:
-            _layer(model, place, rest, formats, recipe, None, done, over, progress)
+    walk = Walk(model, text) if recipe.walks and not over() else None
+    with ExitStack() as rounding:  # of what the layers that are done read, while those after them are calibrated
+        for place in range(len(layers)) if walk is None else _places(walk, over):
+            _layer(model, place, by_layer.get(place, []), formats, recipe, walk, done, over, progress)
+            own = {one.name: done.matrices[one.name] for one in by_layer.get(place, [])}
+            for hook in round_inputs(model, own):
+                rounding.callback(hook.remove)
+        for place in range(len(layers)):  # those that the walk did not come to
+            rest = [one for one in by_layer.get(place, []) if one.name not in done.matrices]
+            if rest:
+                _layer(model, place, rest, formats, recipe, None, done, over, progress)
     done.matrices = {one.name: done.matrices[one.name] for one in matrices}
     encoded = {f"{name}.weight" for name in (*done.matrices, *done.tables)}
     done.changed = {name: one for name, one in done.changed.items() if name not in encoded}
@@ -123,6 +116,10 @@ def quantise_layers(
         done.notes.append(
             f"the budget ended: {len(done.rounded)} of {len(matrices)} matrices, from {done.rounded[0]} on, "
             "are rounded to the nearest"
+        )
+    if plain := [name for name, one in done.matrices.items() if recipe.activations and one.inputs is None]:
+        done.notes.append(
+            f"{len(plain)} matrices, {plain[0]} first, read their inputs unrounded: no text was left for ranges"
         )
     model.changed()
     return done
@@ -222,13 +219,12 @@ def _layer(
         found, rounded = read_back(kept[0]["matrices"], kept[1]), list[str]()
     else:
         found, rounded = {}, list[str]()
-        reads = recipe.solver.reads or recipe.transform.reads
-        seen = moments(model, walk, [one.name for one in matrices]) if walk is not None and not over() else {}
+        known = seen(model, walk, [one.name for one in matrices]) if walk is not None and not over() else {}
         for one in matrices:
-            late = reads and (over() or walk is None)
+            late = recipe.walks and (over() or walk is None)
             try:
                 found[one.name] = _encoded(
-                    one, formats[one.name], recipe, None if late else seen.get(one.name), late, over
+                    one, formats[one.name], recipe, None if late else known.get(one.name), late, over
                 )
             except (ShoestringError, UsageError) as error:
                 raise type(error)(f"{one.name}: {error}") from None
@@ -244,56 +240,28 @@ def _layer(
     done.rounded += rounded
 
 
-def _encoded(one: Matrix, form: CodeFormat, recipe: Recipe, hessian: Tensor | None, late: bool, over: Over) -> Encoded:
+def _encoded(
+    one: Matrix, form: CodeFormat, recipe: Recipe, known: SeenInputs | None, late: bool, over: Over
+) -> Encoded:
     weight = one.weight.detach().cpu().float()
     if late:
-        return form.encode(weight)
+        return _with_inputs(form.encode(weight), recipe, known)
     if not bool(weight.isfinite().all()):
         raise ShoestringError("a weight is NaN or infinite: it has no code")
+    hessian = None if known is None else known.moments
     pair = recipe.transform.of_matrix(weight, hessian, form, over)
     if pair is None:
-        return recipe.solver(weight, form, hessian)
+        return _with_inputs(recipe.solver(weight, form, hessian), recipe, known)
     made = recipe.solver(pair.of_weight(weight), form, None if hessian is None else pair.of_hessian(hessian))
-    return Encoded(made.format, made.rows, made.columns, made.codes, made.parameters, pair)
+    return _with_inputs(replace(made, pair=pair), recipe, known)
 
 
-@torch.no_grad()
-def put(model: LanguageModule, tensors: Mapping[str, Tensor]) -> None:
-    """Have these values in parameters of the model. Raises: UsageError where it has none of that shape."""
-    known = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        old = known.get(name)
-        if old is None or old.shape != tensor.shape:
-            raise UsageError(f"the model has no {name} of the shape {list(tensor.shape)}")
-        old.copy_(tensor)
-
-
-@torch.no_grad()
-def install(model: LanguageModule, changed: Mapping[str, Tensor], matrices: Mapping[str, Encoded]) -> None:
-    """Have the model compute with what was decided, in plain layers. Raises: UsageError where it does not fit."""
-    put(model, changed)
-    known = {one.name: one.weight for one in model.anatomy().matrices()}
-    for name, one in matrices.items():
-        weight = known.get(name)
-        if weight is None or tuple(weight.shape) != (one.rows, one.columns):
-            there = "no such matrix" if weight is None else f"one of {list(weight.shape)}"
-            raise UsageError(f"{name} was quantised as {one.rows} x {one.columns}, and the model has {there}")
-        weight.copy_(one.dequantise())
-    model.changed()
-
-
-def decided(done: Quantisation) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A quantisation as JSON values, and tensors by name."""
-    values, tensors = written(done.matrices)
-    told = {"matrices": values, "rounded": done.rounded, "kept": done.kept, "notes": done.notes}
-    return told, tensors | {f"changed:{name}": one for name, one in done.changed.items()}
-
-
-def from_decided(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Quantisation:
-    """What `decided` was given, but for what it took. Raises: ShoestringError where it is damaged."""
-    if not isinstance(values.get("matrices"), dict):
-        raise ShoestringError("no matrices are described")
-    changed = {name.removeprefix("changed:"): one for name, one in tensors.items() if name.startswith("changed:")}
-    said = {key: [str(one) for one in values.get(key) or ()] for key in ("rounded", "kept", "notes")}
-    matrices = read_back(values["matrices"], tensors)
-    return Quantisation(matrices, changed=changed, rounded=said["rounded"], kept=said["kept"], notes=said["notes"])
+def _with_inputs(made: Encoded, recipe: Recipe, known: SeenInputs | None) -> Encoded:
+    """The matrix with how its inputs are rounded. One that must look at text, and cannot, has them as they come."""
+    rounding = recipe.activations
+    if rounding is None or (rounding.reads and known is None):
+        return made
+    parameters: dict[str, Tensor] = {}
+    if rounding.reads and known is not None:
+        parameters = rounding.settle(known.some if made.pair is None else made.pair.times(known.some))
+    return replace(made, inputs=RoundedInputs(rounding, parameters))

@@ -14,6 +14,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.packing.grouped import GROUP, GroupedMatrix
 from shoestring.lowbit.packing.grouped import groups_of as native_groups
 from shoestring.quantise.bit_codes import pack, packed_bytes, unpack, width
+from shoestring.quantise.inputs import RoundedInputs
 from shoestring.quantise.kronecker import Kronecker
 
 Parameters = Mapping[str, Tensor]
@@ -95,6 +96,10 @@ class CodeFormat(ABC):
         """The matrix as the kernels for groups of 32 columns hold it, exactly; None where they cannot."""
         return None
 
+    def signed(self, codes: Tensor) -> Tensor | None:
+        """int8: integers of 4 or 8 bits, where codes are such and a weight is one times its group's 'scale'; else None."""
+        return None
+
     @property
     def bits(self) -> float:
         """Of a code."""
@@ -165,6 +170,7 @@ class Encoded:
     """A matrix [rows, columns] in a number format.
 
     codes: packed, uint8. parameters: of all groups. pair: the transform P of what the layer reads, where the codes are of W P^-T.
+    inputs: how what it reads, P^T x with a transform, is rounded; None: not by the model.
     Raises: ShoestringError where these do not fit each other.
     """
 
@@ -174,6 +180,7 @@ class Encoded:
     codes: Tensor
     parameters: Parameters
     pair: Kronecker | None = None
+    inputs: RoundedInputs | None = None
 
     def __post_init__(self) -> None:
         form = self.format
@@ -202,6 +209,7 @@ class Encoded:
         parts = [
             self.codes,
             *self.parameters.values(),
+            *(() if self.inputs is None else self.inputs.parameters.values()),
             *(() if self.pair is None else (self.pair.left, self.pair.right)),
         ]
         return sum(part.nbytes for part in parts)
@@ -223,6 +231,12 @@ class Encoded:
         """float32 [rows, columns]: the weights that a plain layer has for it."""
         found = self.plain()
         return found if self.pair is None else self.pair.transposed.times(found)
+
+    @cached_property
+    def integers(self) -> Tensor | None:
+        """int8 [rows, columns]: codes that are signed integers of 4 or 8 bits with one scale a row and nothing else; else None."""
+        one_scale = set(self.parameters) == {"scale"} and self.parameters["scale"].shape == (self.rows, 1)
+        return self.format.signed(self.unpacked()) if one_scale else None
 
     @cached_property
     def native(self) -> GroupedMatrix | None:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.quantise.format import Encoded, restored
+from shoestring.quantise.inputs import restored_inputs
 from shoestring.quantise.kronecker import Kronecker
 
-CODES, LEFT, RIGHT = "codes", "left", "right"
+CODES, LEFT, RIGHT, INPUTS = "codes", "left", "right", "inputs."
 MOST = 1 << 17
 """Columns of a matrix, as the kernels have it; and the most rows are such that a code has a place of int32."""
 
@@ -26,6 +27,10 @@ def written(matrices: Mapping[str, Encoded]) -> tuple[dict[str, Any], dict[str, 
             "columns": one.columns,
             "transformed": one.pair is not None,
         }
+        if one.inputs is not None:
+            rounding = one.inputs.rounding.choice
+            values[name]["inputs"] = {"name": rounding.name, **rounding.options}
+            tensors |= {f"{name}:{INPUTS}{key}": part for key, part in one.inputs.parameters.items()}
         tensors[f"{name}:{CODES}"] = one.codes
         tensors |= {f"{name}:{key}": part for key, part in one.parameters.items()}
         if one.pair is not None:
@@ -65,7 +70,13 @@ def _one(name: str, told: Any, tensors: Mapping[str, Tensor]) -> Encoded:
     pair = None
     if told.get("transformed"):
         pair = Kronecker(_square(take(LEFT)), _square(take(RIGHT)))
-    made = Encoded(form, rows, columns, take(CODES), {key: take(key) for key in form.parameters}, pair)
+    inputs = None
+    if told.get("inputs") is not None:
+        start = f"{name}:{INPUTS}"
+        inputs = restored_inputs(
+            told["inputs"], {key.removeprefix(start): one for key, one in tensors.items() if key.startswith(start)}
+        )
+    made = Encoded(form, rows, columns, take(CODES), {key: take(key) for key in form.parameters}, pair, inputs)
     made.unpacked()  # refuses codes that cannot occur
     return made
 

@@ -1,6 +1,6 @@
 """The model of a quantised file: its matrices packed where a kernel multiplies them so, or all of it in plain numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from shoestring.config import build
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
+from shoestring.lowbit.integer_linear import IntegerLinear
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer, rotary_tables
 from shoestring.model.wrapped import Wrapped
-from shoestring.quantise.engine import install
 from shoestring.quantise.folder import STOCK, QuantisedFile
 from shoestring.quantise.format import Encoded
+from shoestring.quantise.quantisation import install, round_inputs
 from shoestring.quantise.tables import table_names
 from shoestring.quantise.transformed_linear import TransformedLinear
 
@@ -49,10 +50,12 @@ def packed_model(folder: Path, file: QuantisedFile) -> tuple[LanguageModule, tup
     """(the model whose matrices stay packed where there is a kernel for them, a line each of what is not). In float32."""
     if not file.config:
         said = "its matrices are plain numbers here: layers of transformers' own classes are not packed"
-        return plain_model(folder, file, torch.float32), (said,)
+        plain = plain_model(folder, file, torch.float32)
+        round_inputs(plain, file.matrices)
+        return plain, (said, *said_of_inputs(file.matrices, False))
     with _meaning(folder):
         config = _config(folder, file)
-        packed = {name: one for name, one in file.matrices.items() if one.native is not None}
+        packed = {name: one for name, one in file.matrices.items() if stays_packed(one)}
         with outline():
             model = QuantisedTransformer(config)
         wide = {name: one for name, one in file.matrices.items() if name not in packed}
@@ -63,20 +66,54 @@ def packed_model(folder: Path, file: QuantisedFile) -> tuple[LanguageModule, tup
             bias = state.pop(f"{name}.bias", None)
             model.set_submodule(name, _packed(name, one, bias))
         model.load_state_dict(state, strict=False, assign=True)
+        round_inputs(model, wide)
         ready = model.ready()
-    notes = []
-    if wide:
-        kinds = sorted({one.format.choice.name for one in wide.values()})
+    notes = said_of_inputs(file.matrices)
+    if unknown := [one for one in wide.values() if one.inputs is None]:
+        kinds = sorted({one.format.choice.name for one in unknown})
         notes.append(
-            f"{len(wide)} matrices in {', '.join(kinds)} are plain numbers here: no kernel multiplies them packed"
+            f"{len(unknown)} matrices in {', '.join(kinds)} are plain numbers here: no kernel multiplies them packed"
         )
     if isinstance(ready.native, str):
         notes.append(f"slow: every token goes module by module, as {ready.native}")
     return ready, tuple(notes)
 
 
+def stays_packed(one: Encoded) -> bool:
+    """Whether a kernel multiplies a matrix as it is packed, with its inputs rounded as the model says."""
+    return one.native is not None if one.inputs is None else _integer(one)
+
+
+def _integer(one: Encoded) -> bool:
+    """Whether inputs and matrix are multiplied as integers by the kernel for one scale a row."""
+    return one.inputs is not None and one.inputs.rounding.integer and one.integers is not None
+
+
+def said_of_inputs(matrices: Mapping[str, Encoded], packs: bool = True) -> list[str]:
+    """How inputs are rounded, a line each: as integers, or in plain numbers. packs: whether the model's layers can be packed."""
+    rounded = [one for one in matrices.values() if one.inputs is not None]
+    real = sum(packs and _integer(one) for one in rounded)
+    said = []
+    if real:
+        said.append(f"{real} matrices and their inputs, in 8 bits a token, are multiplied as integers")
+    if len(rounded) > real:
+        how = sorted(
+            {f"{one.inputs.rounding.choice.name}, {one.inputs.rounding.bits} bits" for one in rounded if one.inputs}
+        )
+        said.append(
+            f"the inputs of {len(rounded) - real} matrices ({'; '.join(how)}) are rounded, and multiplied in plain numbers: that "
+            "simulates the loss of such products, not their speed or memory"
+        )
+    return said
+
+
 def _packed(name: str, one: Encoded, bias: Tensor | None) -> nn.Module:
     """What takes the place of a linear layer or an embedding."""
+    made: nn.Module
+    if _integer(one):
+        assert one.integers is not None
+        made = IntegerLinear.of(one.integers, one.parameters["scale"].float(), int(one.format.bits), bias)
+        return made if one.pair is None else TransformedLinear(made, one.pair)
     assert one.native is not None
     if name in TABLE_MODULES:
         return GroupedEmbedding.of(one.native, one.columns)

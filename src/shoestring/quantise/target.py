@@ -22,7 +22,7 @@ UNITS: dict[str, tuple[Unit, float]] = {
     "ms/token": ("seconds", 1e-3),
     "s/token": ("seconds", 1.0),
 }
-FORMS = "4bit, 3.5bit, 80MiB or 3ms/token"
+FORMS = "4bit, 3.5bit, 80MiB, 3ms/token or loss+0.01"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A linear layer with packed weights that reads its inputs through a transform."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -12,6 +12,8 @@ class TransformedLinear(nn.Module):
 
     left: Tensor
     right: Tensor
+    constant: ClassVar[bool] = True
+    """As `PackedLinear.constant`."""
 
     def __init__(self, inner: Any, pair: Kronecker) -> None:
         super().__init__()
@@ -23,6 +25,16 @@ class TransformedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.inner(Kronecker(self.left, self.right).times(x))
         return found
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out]: of the inner layer."""
+        found: Tensor | None = self.inner.bias
+        return found
+
+    def computed_weight(self) -> Tensor:
+        """float32 [out, in]: W = W' P^T, by which x is multiplied in all."""
+        return Kronecker(self.left, self.right).transposed.times(self.inner.computed_weight())
 
     def flops(self, tokens: int, backward: bool = False, inputs: bool = True) -> int:
         """Operations on so many tokens, the transform's among them. The convention is in `contract.cost`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shoestring.base import Opened, open_model, peek, take
+from shoestring.base.opened import PACKED
 from shoestring.budget.machine import cache_folder
 from shoestring.config import Tree, build, merge, tables, tree
 from shoestring.contract.model import LanguageModel, LanguageModule
@@ -20,7 +21,7 @@ from shoestring.model.transformer import Transformer
 if TYPE_CHECKING:
     from shoestring.train.config import RunConfig
 
-OWN = ("base", "digest", "context")
+OWN = ("base", "digest", "context", "packed")
 """Keys of [model] that a run on a base may set: the others are the base's."""
 
 WINDOW = 512
@@ -53,7 +54,7 @@ def with_base(asked: Tree, continued: bool = False) -> Tree:
     place = str(model["base"])
     if Path(place).expanduser().exists():
         place = absolute_path(place)
-    opened = peek(place)
+    opened = peek(place, bool(model.get("packed", False)))
     if continued and opened.about.kind != "run":
         raise UsageError(f"train.base_optimizer: {place} is no run and has no optimiser's state: leave it out")
     if opened.tokenizer is None:
@@ -107,7 +108,7 @@ def _shape(opened: Opened) -> Tree:
 
 def is_native(config: ModelConfig) -> bool:
     """Whether the run's model is a `Transformer`, whose parts can be timed and chosen."""
-    return not config.base or isinstance(peek(config.base).model, Transformer)
+    return not config.base or isinstance(peek(config.base, config.packed).model, Transformer)
 
 
 def build_model(config: ModelConfig) -> LanguageModule:
@@ -117,7 +118,7 @@ def build_model(config: ModelConfig) -> LanguageModule:
     """
     if not config.base:
         return Transformer(config)
-    opened = take(config.base)
+    opened = take(config.base, config.packed)
     if config.digest and opened.about.digest != config.digest:
         raise ShoestringError(
             f"{config.base} is not the model that this run began with: its weights or its shape are others"
@@ -141,7 +142,8 @@ def teacher_of(config: "RunConfig", place: str, tokens: str | None = None) -> La
             f"objective = {config.objective.name} learns from another model: name one with --objective.teacher PLACE, "
             "or train on one with --model.base PLACE"
         )
-    opened = open_model(place, torch.float32)
+    own = not named and config.model.packed
+    opened = open_model(place, PACKED if own else torch.float32)
     if named and tokens is not None and (opened.tokenizer is None or opened.tokenizer.fingerprint != tokens):
         raise UsageError(
             f"the teacher {place} has another tokenizer than this run: a teacher of the same tokens is needed"

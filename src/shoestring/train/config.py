@@ -104,6 +104,11 @@ class RunConfig:
         require_optimizer(self.batch_rule.build(), self.batch_rule.name, self.optim.name)
         for edit in self.edits:
             edit.build()
+        if self.model.packed and not (self.model.base and any(edit.engine == "tune" for edit in self.edits)):
+            raise ValueError(
+                "model.packed keeps the matrices of a base as they are, which then learn nothing: give model.base and adapters, "
+                "as --edits lora"
+            )
         if self.data.source:
             self._check_sources()
         if self.data.rows or self.data.length or self.data.selection:

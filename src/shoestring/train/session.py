@@ -92,7 +92,7 @@ def resolve(
             cache=cache_folder(),
             allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
             clock=ledger.clock,
-            native=is_native(config.model),
+            unlike="packed" if config.model.packed else "" if is_native(config.model) else "wrapped",
         )
     for reason in execution.reasons:
         log.info(reason)

@@ -63,7 +63,7 @@ def settle(
     cache: Path,
     allowance: Allowance | None = None,
     clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
-    native: bool = True,
+    unlike: str = "",
 ) -> Execution:
     """Decide every 'auto'.
 
@@ -71,11 +71,11 @@ def settle(
     seconds: what the run has (None: not limited in time).
     allowance: for measuring (None: as long as it takes).
     clock: puts what compiling takes on the ledger.
-    native: whether the model's parts are this program's own: those of a wrapped model are not timed one by one.
+    unlike: what its parts are, where they are not those that are timed here: 'wrapped' or 'packed'.
     """
     config = with_changes(config, device=machine.device if config.device == "auto" else config.device)
-    if not native:
-        return _as_stock(config, machine)
+    if unlike:
+        return _as_it_is(config, machine, unlike)
     model = replace(model, base="", digest="")  # a base computes as any model of its shape
     said = [__version__, torch.__version__, machine.name, torch.get_num_threads(), config.device, to_toml(model), rows]
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
@@ -99,17 +99,19 @@ def settle(
     return Execution(config, tuple(reasons))
 
 
-def _as_stock(config: ExecutionConfig, machine: Machine) -> Execution:
-    """What is decided for a wrapped model, by the machine alone. Raises: UsageError for what only a native model has."""
+def _as_it_is(config: ExecutionConfig, machine: Machine, unlike: str) -> Execution:
+    """What is decided for a wrapped or a packed model, by the machine alone. Raises: UsageError for what such a model has not."""
     for key, only in (("compile", "blocks"), ("attention", "chunked")):
         if getattr(config, key) == only:
-            raise UsageError(f"execution.{key} = {only} is for native models: this one is wrapped, so leave it out")
-    precision = machine.best_precision if config.precision == "auto" else config.precision
+            raise UsageError(
+                f"execution.{key} = {only} is for native models in plain numbers: this one is {unlike}, so leave it out"
+            )
+    best = "float32" if unlike == "packed" else machine.best_precision  # as the products with packed matrices are
+    precision = best if config.precision == "auto" else config.precision
     loss = "plain" if config.loss == "auto" else config.loss
     made = with_changes(config, precision=precision, compile="none", attention="flash", loss=loss)
-    return Execution(
-        made, (f"{precision}, not timed: the model's parts are its makers' own, and computed as they are",)
-    )
+    parts = "its matrices stay packed" if unlike == "packed" else "the model's parts are its makers' own"
+    return Execution(made, (f"{precision}, not timed: {parts}, and computed as they are",))
 
 
 def _attentions(config: ExecutionConfig, model: ModelConfig) -> tuple[str, ...]:

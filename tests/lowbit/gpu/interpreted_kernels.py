@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.gpu import launch
 from shoestring.lowbit.gpu.config import Config, untuned
+from shoestring.lowbit.gpu.grouped_product import launched
 from shoestring.lowbit.gpu.order import Order, doubled
+from shoestring.lowbit.packing import grouped
 
 assert not launch.COMPILED, "run with TRITON_INTERPRET=1"
 
@@ -62,6 +64,34 @@ def test_integers(bits: int, rows: int, columns: int, kernel: str) -> None:
         matrix = launch.integers(held, scales, rows, columns, bits)
         found = launch.product(x, matrix, Config(kernel, 32, 4, 3, 2))  # type: ignore[arg-type]
         assert_right(found, x, weight, interpreted=True)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns", "splits"), [(1, 1, 1), (50, 300, 3), (70, 96, 1), (33, 257, 2)])
+def test_groups_of_32(bits: int, rows: int, columns: int, splits: int) -> None:
+    chance = torch.Generator().manual_seed(rows)
+    matrix = grouped.rounded(torch.randn(rows, columns, generator=chance) + 0.3, bits)
+    weight = matrix.values()[:, :columns].double()
+    for dtype in TYPES:
+        for tokens in (1, 9, 65):
+            x = activations(tokens, columns, dtype)
+            config = Config("wide", 32, 4, 3, splits)
+            found = launched(x, grouped.pack(matrix), rows, columns, bits, config)
+            assert torch.equal(launched(x, grouped.pack(matrix), rows, columns, bits, config), found)
+            assert_right(found, x, weight, interpreted=True)
+
+
+def test_groups_of_32_hold_any_bytes_and_keep_tokens_apart() -> None:
+    packed = torch.randint(0, 256, (grouped.packed_bytes(20, 100, 4),), dtype=torch.uint8)
+    for block in packed.view(-1, 320):  # scales and minimums of a size that sums can be checked with
+        block[256:].view(torch.float16).copy_(torch.randn(32))
+    x, config = activations(4, 100, torch.float16), Config("wide", 16, 2, 3, 2)
+    clean = launched(x, packed, 20, 100, 4, config)
+    assert_right(clean, x, grouped.unpack(packed, 20, 100, 4).values()[:, :100].double(), interpreted=True)
+    x[1, 7], x[2, 8] = torch.nan, torch.inf
+    found = launched(x, packed, 20, 100, 4, config)
+    assert torch.equal(found[[0, 3]], clean[[0, 3]])
+    assert not bool(found[1:3].isfinite().any())
 
 
 def test_random_words_are_trits_too() -> None:

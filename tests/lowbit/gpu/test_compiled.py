@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shoestring.lowbit.gpu.config import TOKEN_BLOCKS, Config, candidates, token_block, untuned
+from shoestring.lowbit.gpu.config import TOKEN_BLOCKS, Config, candidates, grouped_by_rule, token_block, untuned
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not compiled")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from shoestring.lowbit.gpu import triton_kernels  # noqa: E402
+from shoestring.lowbit.gpu import grouped_kernel, triton_kernels  # noqa: E402
 
 LEAST_SHARED = 101376
 """Bytes of shared memory that a program may have on every GPU since Ampere; 232448 on Hopper."""
@@ -69,6 +69,39 @@ def compiled(
     )
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compiled_groups(capability: int, tokens: int, bits: int, dtype: str = "bf16") -> Any:
+    """The kernel for groups of 32 columns."""
+    kernel, config = grouped_kernel.groups_of_32, grouped_by_rule(4096, 128, tokens, 108)
+    constants: dict[str, object] = {"KIND": bits, "ROWS": config.rows, "TOKENS": token_block(tokens)}
+    constants |= {"WHOLE": config.splits == 1, "COMPILED": True}
+    kinds = {
+        "x": f"*{dtype}",
+        "packed": "*u8",
+        "halves": "*fp16",
+        "out": f"*{dtype}" if config.splits == 1 else "*fp32",
+    }
+    aligned = [*kinds, "rows", "columns"]
+    kinds |= dict.fromkeys(("tokens", "rows", "columns", "groups", "share"), "i32")
+    kinds |= dict.fromkeys(constants, "constexpr")
+    names = [parameter.name for parameter in kernel.params]
+    marks = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, {name: kinds[name] for name in names}, constants, marks)
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@pytest.mark.parametrize(
+    ("capability", "bits"),
+    [(90, 4), *(pytest.param(one, bits, marks=pytest.mark.slow) for one in (80, 86, 100) for bits in (4, 8))],
+)
+def test_groups_of_32_compile(capability: int, bits: int, tmp_path: Path) -> None:
+    for tokens in (8,) if capability == 90 else TOKEN_BLOCKS:
+        made = compiled_groups(capability, tokens, bits)
+        assert "mma" in made.asm["ptx"]
+        assert made.metadata.shared <= LEAST_SHARED
+        assert stack(made, tmp_path) == 0
 
 
 def stack(made: Any, folder: Path) -> int:

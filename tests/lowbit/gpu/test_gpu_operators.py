@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.format import Quantised
-from shoestring.lowbit.gpu import Order, OrderedLinear, choice, operators, order_for_gpu, plain
+from shoestring.lowbit.gpu import Order, OrderedLinear, choice, grouped_product, operators, order_for_gpu, plain
 from shoestring.lowbit.packed_linear import PackedLinear
-from shoestring.lowbit.packing import pack
+from shoestring.lowbit.packing import grouped, pack
 
 
 def layer(rows: int = 40, columns: int = 320, groups: int = 1, layout: str = "ternary1.6") -> PackedLinear:
@@ -174,3 +174,20 @@ def test_integer_matrices_that_do_not_fit_are_refused() -> None:
         found(torch.zeros(1, 64), held, scales.expand(10, 2), 10, 64, 8)
     with pytest.raises(ShoestringError, match="activations on cpu cannot be multiplied with scales on meta"):
         found(torch.zeros(1, 64), held, scales.to("meta"), 10, 64, 8)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_of_32_in_plain_torch(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "ROOM", 500)  # several slabs of rows
+    matrix = grouped.rounded(torch.randn(30, 70), bits)
+    packed, weight = grouped.pack(matrix), matrix.values()[:, :70].double()
+    for dtype in TYPES:
+        x = activations(3, 70, dtype)
+        found = grouped_product.grouped_product(x, packed, 30, 70, bits)
+        wanted = x.double() @ weight.to(dtype).double().t()  # weights are rounded to the type here
+        torch.testing.assert_close(found.double(), wanted, atol=0.02 if dtype != torch.float32 else 1e-4, rtol=2.0**-7)
+    with pytest.raises(ShoestringError, match=r"float32 \[tokens, 70\], not torch.float64"):
+        grouped_product.grouped_product(x.double(), packed, 30, 70, bits)
+    with pytest.raises(ShoestringError, match="in groups is uint8"):
+        grouped_product.grouped_product(x, packed[1:], 30, 70, bits)
+    assert grouped_product.grouped_product(x[:0], packed, 30, 70, bits).shape == (0, 30)

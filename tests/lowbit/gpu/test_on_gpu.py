@@ -12,8 +12,10 @@ from shoestring.lowbit import gpu
 from shoestring.lowbit.format import Quantised
 from shoestring.lowbit.gpu import OrderedLinear
 from shoestring.lowbit.gpu.table import Key
+from shoestring.lowbit.grouped import GroupedLinear
 from shoestring.lowbit.packed_embedding import PackedEmbedding
 from shoestring.lowbit.packed_linear import PackedLinear
+from shoestring.lowbit.packing.grouped import rounded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,6 +59,17 @@ def test_heads(bits: int, rows: int, columns: int) -> None:
         for tokens in (1, 5, 300):
             x = activations(tokens, columns, dtype).cuda()
             assert_right(table.logits(x), x, weight)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (50, 300), (5000, 1024)])
+def test_groups_of_32(bits: int, rows: int, columns: int) -> None:
+    matrix = rounded(torch.randn(rows, columns) + 0.3, bits)
+    layer, weight = GroupedLinear.of(matrix, columns).cuda(), matrix.values()[:, :columns].double()
+    for dtype in TYPES:
+        for tokens in (1, 5, 64, 300):
+            x = activations(tokens, columns, dtype).cuda()
+            assert_right(layer(x), x, weight)
 
 
 def test_a_captured_graph_gives_the_same() -> None:

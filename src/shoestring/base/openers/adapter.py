@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from shoestring.base.adapters import family_named, parts_in
-from shoestring.base.opened import Opened
+from shoestring.base.opened import PACKED, Opened, Weights
 from shoestring.base.transformers_config import CONFIG
 from shoestring.contract.model import LanguageModule
 from shoestring.digests import digest_of
@@ -41,7 +41,14 @@ class AdapterOpener:
         folder = Path(_split(place)[1])
         return (folder / SETTINGS).is_file() and not (folder / CONFIG).exists()
 
+    def open_packed(self, place: str) -> Opened:
+        """Beside the packed matrices of the base."""
+        return self._open(place, PACKED)
+
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
+        return self._open(place, dtype)
+
+    def _open(self, place: str, dtype: Weights) -> Opened:
         from shoestring.base.open_model import open_model
 
         given, name = _split(place)

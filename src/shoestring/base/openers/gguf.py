@@ -55,7 +55,7 @@ class GGUFOpener:
             notes = (f"{plain} of its matrices are of other types, and plain numbers here", *notes)
         if isinstance(model.native, str):
             notes = (f"slow: every token goes module by module, as {model.native}", *notes)
-        return Opened(model, tokenizer, _about(file, place, notes))
+        return Opened(model, tokenizer, _about(file, place, notes), model.unpacked)
 
 
 def _begun(place: str) -> tuple[GGUFFile, TextTokenizer | None, tuple[str, ...]]:

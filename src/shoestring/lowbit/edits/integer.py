@@ -1,13 +1,8 @@
 """Training for integer weights."""
 
-from typing import Annotated
-
-from shoestring.config import Choice
-from shoestring.lowbit.activations import Activations
-from shoestring.lowbit.format import ScaleOf
-from shoestring.lowbit.formats.integer import Bits, Integer
-from shoestring.lowbit.training import ACTIVE, FormatTraining
-from shoestring.method import Count, method
+from shoestring.lowbit.formats.integer import Integer
+from shoestring.lowbit.training import FormatTraining
+from shoestring.method import method
 
 
 @method(
@@ -18,7 +13,7 @@ from shoestring.method import Count, method
     claim="4-bit weights, trained with, lose little; rounding alone suffices at 8 bits",
     cost="while training, a few passes over the weights for every forward pass; then bits / 8 bytes a weight",
 )
-class IntegerTraining(FormatTraining):
+class IntegerTraining(FormatTraining, of=Integer):
     """Train the matrices of the layers to be integers of 2 to 8 bits times a scale; the formulas are in `lowbit.formats.integer`.
 
     bits: of a weight, its sign included.
@@ -26,17 +21,3 @@ class IntegerTraining(FormatTraining):
     shards: with 'tensor', equal parts of the rows with a scale each.
     group: columns of a group.
     """
-
-    def __init__(
-        self,
-        *,
-        bits: Bits = 4,
-        scale: ScaleOf = "tensor",
-        shards: Count = 1,
-        group: Count = 256,
-        activations: Activations = "none",
-        keep: tuple[str, ...] = (),
-        active: Annotated[Choice, ACTIVE] = ACTIVE.choice(),  # noqa: B008 (frozen)
-    ) -> None:
-        made = Integer(bits=bits, scale=scale, shards=shards, group=group)
-        super().__init__(made, activations, keep, active)

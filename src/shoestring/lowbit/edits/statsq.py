@@ -1,13 +1,8 @@
 """Training for StatsQ's weights."""
 
-from typing import Annotated
-
-from shoestring.config import Choice
-from shoestring.lowbit.activations import Activations
-from shoestring.lowbit.format import ScaleOf
-from shoestring.lowbit.formats.statsq import StatsBits, StatsQ
-from shoestring.lowbit.training import ACTIVE, FormatTraining
-from shoestring.method import Count, method
+from shoestring.lowbit.formats.statsq import StatsQ
+from shoestring.lowbit.training import FormatTraining
+from shoestring.method import method
 
 
 @method(
@@ -18,7 +13,7 @@ from shoestring.method import Count, method
     claim="with two more techniques, 2-bit DeiT-T and DeiT-S 9.8% and 7.7% above the previous best on ImageNet",
     cost="while training, a few passes over the weights for every forward pass; then bits / 8 bytes a weight",
 )
-class StatsQTraining(FormatTraining):
+class StatsQTraining(FormatTraining, of=StatsQ, scale="row"):
     """Train the matrices of the layers for StatsQ's numbers of 2 to 7 bits; the formulas are in `lowbit.formats.statsq`.
 
     bits: of a weight, its sign included.
@@ -26,17 +21,3 @@ class StatsQTraining(FormatTraining):
     shards: with 'tensor', equal parts of the rows with a scale each.
     group: columns of a group.
     """
-
-    def __init__(
-        self,
-        *,
-        bits: StatsBits = 2,
-        scale: ScaleOf = "row",
-        shards: Count = 1,
-        group: Count = 256,
-        activations: Activations = "none",
-        keep: tuple[str, ...] = (),
-        active: Annotated[Choice, ACTIVE] = ACTIVE.choice(),  # noqa: B008 (frozen)
-    ) -> None:
-        made = StatsQ(bits=bits, scale=scale, shards=shards, group=group)
-        super().__init__(made, activations, keep, active)

@@ -1,13 +1,8 @@
 """Training for ternary weights."""
 
-from typing import Annotated
-
-from shoestring.config import Choice
-from shoestring.lowbit.activations import Activations
-from shoestring.lowbit.format import ScaleOf
 from shoestring.lowbit.formats.ternary import Ternary
-from shoestring.lowbit.training import ACTIVE, FormatTraining
-from shoestring.method import Count, Positive, method
+from shoestring.lowbit.training import FormatTraining
+from shoestring.method import method
 
 
 @method(
@@ -20,7 +15,7 @@ from shoestring.method import Count, Positive, method
     claim="ahead of float models of the same size in bits, and near those of the same parameters above a billion",
     cost="while training, a few passes over the weights for every forward pass; then 0.2 or 0.25 bytes a weight",
 )
-class TernaryTraining(FormatTraining):
+class TernaryTraining(FormatTraining, of=Ternary):
     """Train the matrices of the layers to be -1, 0 and 1 times a scale; the formulas are in `lowbit.formats.ternary`.
 
     scale: what has a scale of its own: 'tensor', 'row', or 'group' of `group` columns.
@@ -28,17 +23,3 @@ class TernaryTraining(FormatTraining):
     group: columns of a group.
     epsilon: added to the mean of the absolute weights.
     """
-
-    def __init__(
-        self,
-        *,
-        scale: ScaleOf = "tensor",
-        shards: Count = 1,
-        group: Count = 256,
-        epsilon: Positive = 1e-5,
-        activations: Activations = "none",
-        keep: tuple[str, ...] = (),
-        active: Annotated[Choice, ACTIVE] = ACTIVE.choice(),  # noqa: B008 (frozen)
-    ) -> None:
-        made = Ternary(scale=scale, shards=shards, group=group, epsilon=epsilon)
-        super().__init__(made, activations, keep, active)

@@ -60,6 +60,11 @@ def untuned(rows: int, blocks: int, tokens: int, grouped: bool, processors: int)
     return _filled("wide", 64 if grouped else 128, 4, 3, rows, blocks, tokens, 2 * processors, 4)
 
 
+def grouped_by_rule(rows: int, groups: int, tokens: int, processors: int) -> Config:
+    """Settings of the kernel for groups of 32 columns, by reckoning: about two programs a multiprocessor, of eight groups."""
+    return _filled("wide", 64, 4, 4, rows, groups, tokens, 2 * processors, 8)
+
+
 def candidates(rows: int, blocks: int, tokens: int, grouped: bool, processors: int) -> list[Config]:
     """What tuning tries, `untuned` first: at most some twenty, each of which takes a second or two to compile."""
     size = token_block(tokens)

@@ -9,8 +9,9 @@ from shoestring.config import Choice, Pick
 from shoestring.contract.edit import Decision, Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.method import NonNegative, method
-from shoestring.quantise.engine import Recipe, decided, from_decided, install, quantise_layers
+from shoestring.quantise.engine import Recipe, quantise_layers
 from shoestring.quantise.limits import limits_of
+from shoestring.quantise.quantisation import decided, from_decided, install
 from shoestring.quantise.target import BitTarget
 
 FORMAT = Pick("quantise", "format", default="integer_groups")

@@ -113,6 +113,11 @@ class IntegerGroups(CodeFormat):
             return (codes.float() - self.levels // 2) * scale
         return codes.float() * scale + parameters["minimum"].float()[:, None]
 
+    def signed(self, codes: Tensor) -> Tensor | None:
+        if not self.symmetric or self.code_bits not in (4, 8):
+            return None
+        return (codes.int() - self.levels // 2).to(torch.int8)
+
     def native(self, encoded: Encoded) -> GroupedMatrix | None:
         if not divides(self.group, encoded.columns):
             return None

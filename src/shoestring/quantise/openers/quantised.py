@@ -1,12 +1,12 @@
 """The folder of a quantised model."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shoestring.base.opened import Opened, Provenance
+from shoestring.base.quantised_model import QuantisedTransformer
 from shoestring.contract.model import LanguageModule
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.digests import digest_of
@@ -14,7 +14,7 @@ from shoestring.errors import ShoestringError, UsageError, printable
 from shoestring.kernels import kernel_in_use
 from shoestring.method import method
 from shoestring.quantise.folder import FILE, TEMPLATE, is_quantised, read_folder
-from shoestring.quantise.opened_model import packed_model, plain_model
+from shoestring.quantise.opened_model import packed_model, plain_model, stays_packed
 
 
 @method(
@@ -41,7 +41,7 @@ class QuantisedOpener:
         notes: tuple[str, ...]
         if dtype is None:
             model, notes = packed_model(folder, file)
-            count = sum(one.native is not None for one in file.matrices.values()) if file.config else 0
+            count = sum(map(stays_packed, file.matrices.values())) if file.config else 0
             if count:
                 notes = (f"{count} of its matrices stay packed: the kernel '{kernel_in_use()}' multiplies them", *notes)
         else:
@@ -57,9 +57,7 @@ class QuantisedOpener:
         }
         notes = (*notes, *(printable(one) for one in _lines(file.about.get("notes"))))
         about = Provenance(str(folder.absolute()), "quantised", digest_of([folder / FILE]), notes, template, values)
-        if dtype is not None:
-            return Opened(model, tokenizer, about)
-        return Opened(model, tokenizer, about, partial(plain_model, folder, file, torch.float32))
+        return Opened(model, tokenizer, about, model.unpacked if isinstance(model, QuantisedTransformer) else None)
 
 
 def _lines(told: Any) -> list[str]:

@@ -55,8 +55,8 @@ class EquivalentScaling(Transform):
     Pairs of writer and reader: a norm's gain and the matrix behind it; values and the output of attention (one scale for all
     heads that share them); the ungated half of a SwiGLU and its output. First s = m^(a/2), of the powers a from 0 to 1 the best;
     then `steps` of Adam on log s, gradients passing straight through Q. Differs: the paper learns all scales together, end to
-    end, with static ranges of activations; here each pair is learned by itself, and activations have no static ranges (the
-    kernels round them by groups as they come). Native models with the parts of Llama.
+    end, with static ranges of activations; here each pair is learned by itself, for the weights alone; `--activations static` finds
+    ranges afterwards. Native models with the parts of Llama.
 
     steps: of Adam for each pair. rate: of a step.
     """

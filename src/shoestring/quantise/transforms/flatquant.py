@@ -31,8 +31,9 @@ class FlatQuant(Transform):
 
     by Adam, gradients passing straight through Q's choice of codes (scales as they are at each step). A and B begin as rotations
     (the paper: as random orthogonal matrices); where learning helped nothing, the rotation stays. Differs: activations are not
-    rounded and ranges not learned; the paper transforms queries, keys and values by one P and fuses some of it into other
-    layers; here every matrix has its own, done where the model runs.
+    rounded while P is learned (`--activations token` rounds what P gives afterwards) and ranges not learned; the paper transforms
+    queries, keys and values by one P and fuses some of it into other layers; here every matrix has its own, done where the model
+    runs.
 
     steps: of Adam. rate: of a step. seed: of the rotations and of the rows.
     """

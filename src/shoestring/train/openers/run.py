@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from shoestring.base.opened import Opened, Provenance
+from shoestring.base.quantised_model import QuantisedTransformer
 from shoestring.config import tree
 from shoestring.contract.model import LanguageModule
 from shoestring.method import method
@@ -35,7 +36,7 @@ class RunOpener:
     def open(self, place: str, dtype: torch.dtype | None) -> Opened:
         trained = load_trained(*run_and_step(place))
         if dtype is not None:
-            trained.model.to(dtype)
+            (plainly(trained.model) if trained.config.model.packed else trained.model).to(dtype)
         edits = [one.name for one in trained.applied]
         below = [choice.name for config in reversed(_bases(trained)) for choice in config.edits]
         values = {"step": trained.step, "edits": edits, "base_edits": below, "data": tree(trained.config.data)}
@@ -49,12 +50,17 @@ def folded(trained: Trained) -> LanguageModule:
 
     Raises: UsageError where an edit has no such model.
     """
-    model = fold_edits(trained.model, trained.applied)
+    model = plainly(fold_edits(trained.model, trained.applied))
     for config in _bases(trained):
         for choice in reversed(config.edits):
             model = choice.build().fold(model)
     model.changed()
     return model
+
+
+def plainly(model: LanguageModule) -> LanguageModule:
+    """A model with what was packed of its base in plain numbers."""
+    return model.unpacked() if isinstance(model, QuantisedTransformer) else model
 
 
 def _bases(trained: Trained) -> list[RunConfig]:

@@ -1,0 +1,1 @@
+"""How the inputs of matrices are rounded, one file each."""

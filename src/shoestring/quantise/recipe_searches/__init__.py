@@ -1,0 +1,1 @@
+"""What finds the smallest recipe whose loss is within a target, one file each."""
