@@ -19,6 +19,7 @@ process may use; and `tied`: it is killed when the connection ends. Kinds:
 """
 
 import atexit
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -179,10 +180,8 @@ class Server:
 
 
 def _tell(report: int, number: int) -> None:
-    try:
+    with contextlib.suppress(BrokenPipeError):  # who asked has ended
         os.write(report, f"{number}\n".encode())
-    except BrokenPipeError:
-        pass  # who asked has ended
 
 
 def quick() -> None:
