@@ -5,10 +5,11 @@ Those are the tests of a module that has something of `STARTERS` in its names; o
 """
 
 import functools
+import gc
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,17 @@ def starts_processes(module: ModuleType | None) -> bool:
     return False
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """No search for garbage while all tests are gathered, nor later among what was gathered: it lives as long as the process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # a thread ends the whole worker, which pytest-xdist replaces: a signal does not reach a wait within a C library
@@ -114,7 +126,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import torch
 
     from shoestring.budget import machine
-    from shoestring.cli import train
+    from shoestring.cli import shrink, train, tune
     from tests import warm_workers
 
     torch.set_num_threads(1)
@@ -122,9 +134,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOESTRING_CACHE", str(folder))
         patch.setattr(machine, "_too_low", once_each(machine._too_low))
-        # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn. A command in a
-        # process of its own draws its page
-        patch.setattr(train, "write_report", lambda runs: runs[0] / "report.html")
+        # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn
+        for command in (shrink, train, tune):
+            patch.setattr(command, "write_report", lambda runs: runs[0] / "report.html")
         # what a killed process wrote is there without it: waiting for a disk tells nothing here, and takes most of a short run
         patch.setattr(os, "fsync", lambda handle: None)
         if sys.platform == "linux":
@@ -135,10 +147,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends in this process draws its page, as a user's does."""
-    from shoestring.cli import train
+    from shoestring.cli import shrink, train, tune
     from shoestring.report.page import write_report
 
-    monkeypatch.setattr(train, "write_report", write_report)
+    for command in (shrink, train, tune):
+        monkeypatch.setattr(command, "write_report", write_report)
+    monkeypatch.setenv("TESTS_PAGES", "yes")  # and one that is forked
 
 
 @pytest.fixture

@@ -113,8 +113,7 @@ def fork_servers_too() -> None:
             path, words = os.fsencode(sys.executable), [*found.gate("server"), *words[1:]]
         return util.spawnv_passfds(path, words, descriptors)
 
-    forking: Any = types.SimpleNamespace(**{**vars(util), "spawnv_passfds": start})
-    forkserver.util = forking
+    vars(forkserver)["util"] = types.SimpleNamespace(**{**vars(util), "spawnv_passfds": start})
 
 
 def gated(command: Sequence[str], *, env: Mapping[str, str], **more: Any) -> "subprocess.Popen[bytes]":
