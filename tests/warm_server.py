@@ -130,14 +130,14 @@ class Server:
         except ConnectionResetError:
             text, descriptors = b"", []
         if not text:
+            for watched, child in self.children.items():
+                if child.tied and connection in (child.asked, self.first):
+                    signal.pidfd_send_signal(watched, signal.SIGKILL)
             if connection is self.first:
                 os._exit(0)
             self.events.unregister(connection)
             self.connections.discard(connection)
             connection.close()
-            for watched, child in self.children.items():
-                if child.asked is connection and child.tied:
-                    signal.pidfd_send_signal(watched, signal.SIGKILL)
             return None
         message: dict[str, Any] = json.loads(text)
         *own, report = descriptors
