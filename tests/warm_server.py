@@ -39,6 +39,7 @@ from shoestring.cli import shrink, train, tune
 from shoestring.cli.main import COMMANDS
 from shoestring.method import methods
 from tests import warm_workers
+from tests.warm_start import fork_servers_too
 
 ENGINES = ("model", "optim", "schedule", "objective", "data", "sync", "decode")
 OTHERS = (
@@ -208,7 +209,10 @@ def main() -> None:
         os.setsid()
     if message["kind"] != "tests":
         quick()
-        warm_workers.install()
+        if message["kind"] == "server":
+            fork_servers_too()
+        else:
+            warm_workers.install()
     if "-c" in message:
         sys.path[0], sys.argv = "", ["-c", *message["words"]]
         sys.modules["__main__"] = own = types.ModuleType("__main__")

@@ -165,7 +165,7 @@ class Forked:
         texts = ["", ""]
 
         def read(place: int, stream: IO[str]) -> None:
-            texts[place] = stream.read()
+            texts[place] = "" if stream.closed else stream.read()  # all was read by an earlier call
 
         streams = (self.stdout, self.stderr)
         readers = [threading.Thread(target=read, args=each, daemon=True) for each in enumerate(streams)]

@@ -95,7 +95,8 @@ def run(module: str, words: Sequence[str]) -> int:
 
 def _popen(command: Sequence[str], *, env: Mapping[str, str], **more: Any) -> "subprocess.Popen[bytes]":
     """A worker, forked where its environment asks for nothing that a library has read already."""
-    if command[1:4] == ["-I", "-S", "-c"] and for_loading(env) == for_loading(os.environ):
+    ours = command[1:4] == ["-I", "-S", "-c"] and command[8:9] == ["-m"]
+    if ours and for_loading(env) == for_loading(os.environ):
         return ForkedWorker(command, env=env, **more)
     return subprocess.Popen(command, env=env, **more)
 
