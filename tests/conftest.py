@@ -5,11 +5,14 @@ Those are the tests of a module that has something of `STARTERS` in its names; o
 """
 
 import functools
+import gc
 import os
-from collections.abc import Callable, Iterator
+import shlex
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # before torch is loaded: beside other workers, threads that spin while they wait take the cores from those that work
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,13 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import hypothesis
 import psutil
 import pytest
-import torch
 
-from shoestring.budget import machine
-from shoestring.cli import train
-from shoestring.log_lines import held_back
-from shoestring.report.page import write_report
 from tests.examples import examples
+from tests.warm_start import warm_server
+
+if TYPE_CHECKING:
+    from shoestring.budget.machine import Machine
 
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "1"))
 """How many times slower than on two free cores a test may be: TEST_PATIENCE=5 make test."""
@@ -59,6 +61,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(cores + cores // 2, psutil.virtual_memory().total // WORKER_MEMORY))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """The workers are forked from a process that has imported everything once."""
+    if sys.platform == "linux":
+        for spec in specs:
+            if spec.popen and not spec.python:
+                spec.python = shlex.join(warm_server(everything=True).gate("tests"))
+
+
 @functools.cache
 def starts_processes(module: ModuleType | None) -> bool:
     """Whether a module of tests imports what starts processes."""
@@ -67,6 +78,17 @@ def starts_processes(module: ModuleType | None) -> bool:
         if home in STARTERS or (home == "tests.train.command" and getattr(value, "__name__", "") in COMMANDS):
             return True
     return False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """No search for garbage while all tests are gathered, nor later among what was gathered: it lives as long as the process."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -85,11 +107,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("processes") is None)
 
 
-def once_each(look: Callable[[machine.Machine], bool]) -> Callable[[machine.Machine], bool]:
+def once_each(look: "Callable[[Machine], bool]") -> "Callable[[Machine], bool]":
     """A look that is taken once at each machine."""
     seen: dict[str, bool] = {}
 
-    def found(known: machine.Machine) -> bool:
+    def found(known: "Machine") -> bool:
         if repr(known) not in seen:
             seen[repr(known)] = look(known)
         return seen[repr(known)]
@@ -100,28 +122,44 @@ def once_each(look: Callable[[machine.Machine], bool]) -> Callable[[machine.Mach
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """And one look at the speed of this machine, not one a run: it is a third of the time of a tiny run."""
+    # here, not above: the process that hands out the tests runs none, and has no need of them
+    import torch
+
+    from shoestring.budget import machine
+    from shoestring.cli import shrink, train, tune
+    from tests import warm_workers
+
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOESTRING_CACHE", str(folder))
         patch.setattr(machine, "_too_low", once_each(machine._too_low))
-        # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn. A command in a
-        # process of its own draws its page
-        patch.setattr(train, "write_report", lambda runs: runs[0] / "report.html")
+        # nor a page a run, which is more than half of the time of a tiny one: the fixture `pages` has them drawn
+        for command in (shrink, train, tune):
+            patch.setattr(command, "write_report", lambda runs: runs[0] / "report.html")
         # what a killed process wrote is there without it: waiting for a disk tells nothing here, and takes most of a short run
         patch.setattr(os, "fsync", lambda handle: None)
+        if sys.platform == "linux":
+            warm_workers.install_in_tests()
         yield folder
 
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends in this process draws its page, as a user's does."""
-    monkeypatch.setattr(train, "write_report", write_report)
+    from shoestring.cli import shrink, train, tune
+    from shoestring.report.page import write_report
+
+    for command in (shrink, train, tune):
+        monkeypatch.setattr(command, "write_report", write_report)
+    monkeypatch.setenv("TESTS_PAGES", "yes")  # and one that is forked
 
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the package says through `logging` while a test goes on."""
+    from shoestring.log_lines import held_back
+
     with held_back("shoestring") as lines:
         yield lines
 
@@ -129,6 +167,8 @@ def said() -> Iterator[list[str]]:
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
     """A test that changes torch's threads leaves the next one its own."""
+    import torch
+
     threads = torch.get_num_threads()
     yield
     if torch.get_num_threads() != threads:

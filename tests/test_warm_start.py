@@ -21,6 +21,7 @@ def test_output_errors_and_status_are_those_of_the_command(words: list[str]) -> 
     assert (process.returncode, output, errors) == shoestring_here(*words)
 
 
+@pytest.mark.usefixtures("pages")
 def test_folder_and_environment_are_those_of_the_moment(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Commands as processes forked from a warm one (`tests.warm_server`), which take the place of `subprocess.Popen`."""
+"""Processes forked from a warm one (`tests.warm_server`): commands, which take the place of `subprocess.Popen`, and others."""
 
 import atexit
 import functools
@@ -9,13 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver, util
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
+GATE = Path(__file__).with_name("warm_gate.py")
 
 READ_WHEN_LOADED = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH_", "PYTHON", "LD_", "MALLOC_", "CUDA_", "MPL")
 """How the names of variables begin that a library or Python reads when it is loaded, which is too late in a fork."""
@@ -30,20 +34,37 @@ def for_loading(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-class WarmServer:
-    """The process to fork from; one for each worker of pytest-xdist, from the first command on."""
+ADDRESS = "TESTS_WARM_SERVER"
+"""The variable with the address of a warm process that others started, and what it has read: `ADDRESS VARIABLES`, as JSON."""
 
-    def __init__(self) -> None:
+
+class WarmServer:
+    """The process to fork from: one for all workers of pytest-xdist, which are forked from it too; otherwise one from the
+    first command on.
+
+    everything: import what the tests do, too.
+    """
+
+    def __init__(self, everything: bool = False) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if ADDRESS in os.environ:
+            self.address, self._loaded = json.loads(os.environ[ADDRESS])
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.connect(self.address)
+            return
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        self.address, self._loaded = f"{self._folder.name}/socket", for_loading(os.environ)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._loaded = for_loading(os.environ)
+        words = [str(theirs.fileno()), self.address, *(["all"] if everything else [])]
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm_server", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.warm_server", *words],
                 cwd=ROOT,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )
+        os.environ[ADDRESS] = json.dumps([self.address, self._loaded])
 
     def can(self, environment: Mapping[str, str]) -> bool:
         """Whether a process with this environment may be forked: libraries have read theirs."""
@@ -53,18 +74,53 @@ class WarmServer:
         try:
             socket.send_fds(self._socket, [json.dumps(message).encode()], list(descriptors))
         except OSError as error:
-            raise RuntimeError(f"the warm process has ended with status {self._process.poll()}") from error
+            status = self._process.poll() if self._process else "?"
+            raise RuntimeError(f"the warm process has ended with status {status}") from error
+
+    def gate(self, kind: str) -> list[str]:
+        """What stands in place of Python in a command: a process that stands for one that is forked, of a kind.
+
+        Raises: RuntimeError where the warm process has ended.
+        """
+        # it listens once it has imported everything
+        while not os.path.exists(self.address):
+            if self._process is not None and self._process.poll() is not None:
+                raise RuntimeError(f"the warm process has ended with status {self._process.returncode}")
+            time.sleep(0.01)
+        return [sys.executable, "-I", "-S", str(GATE), self.address, kind]
 
     def close(self) -> None:
         self._socket.close()
-        self._process.wait(10)
+        if self._process is not None:
+            os.environ.pop(ADDRESS, None)
+            self._process.wait(10)
+            self._folder.cleanup()
 
 
 @functools.cache
-def warm_server() -> WarmServer:
-    server = WarmServer()
+def warm_server(everything: bool = False) -> WarmServer:
+    server = WarmServer(everything)
     atexit.register(server.close)
     return server
+
+
+def fork_servers_too() -> None:
+    """From now on the servers that multiprocessing forks from are forked themselves."""
+
+    def start(path: bytes, words: Sequence[str], descriptors: Sequence[int]) -> int:
+        found = warm_server()
+        if found.can(os.environ):
+            path, words = os.fsencode(sys.executable), [*found.gate("server"), *words[1:]]
+        return util.spawnv_passfds(path, words, descriptors)
+
+    vars(forkserver)["util"] = types.SimpleNamespace(**{**vars(util), "spawnv_passfds": start})
+
+
+def gated(command: Sequence[str], *, env: Mapping[str, str], **more: Any) -> "subprocess.Popen[bytes]":
+    """A worker that `shoestring.launch.processes.tied` describes, forked from the warm process where it can be."""
+    if command[1:4] == ["-I", "-S", "-c"] and command[7:9] == [sys.executable, "-m"] and warm_server().can(env):
+        command = [*command[:7], *warm_server().gate("worker"), *command[8:]]
+    return subprocess.Popen(command, env=env, **more)
 
 
 class Forked:
@@ -76,7 +132,13 @@ class Forked:
         out, errors, report = os.pipe(), os.pipe(), os.pipe()
         theirs = [out[1], errors[1], report[1]]
         try:
-            message = {"words": list(words), "environment": dict(environment), "folder": os.getcwd()}
+            message = {
+                "kind": "command",
+                "words": list(words),
+                "environment": dict(environment),
+                "folder": os.getcwd(),
+                "numbers": [1, 2],
+            }
             warm_server().ask(message, theirs)
         finally:
             for descriptor in theirs:
@@ -103,7 +165,7 @@ class Forked:
         texts = ["", ""]
 
         def read(place: int, stream: IO[str]) -> None:
-            texts[place] = stream.read()
+            texts[place] = "" if stream.closed else stream.read()  # all was read by an earlier call
 
         streams = (self.stdout, self.stderr)
         readers = [threading.Thread(target=read, args=each, daemon=True) for each in enumerate(streams)]

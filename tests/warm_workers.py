@@ -1,9 +1,10 @@
-"""The workers that a forked command starts are forked from it, instead of importing torch afresh: seconds of each test.
+"""The workers of runs are forked, instead of importing torch afresh: seconds of each test.
 
-`install` has `shoestring.launch.processes` start workers by `ForkedWorker`, in this process alone. Those of an elastic run are
-started as ever: their host has threads of a library that does not outlive a fork. A forked command computes nothing
-before it starts its workers but what a plan measures, and the threads it has by then hold no lock that a worker needs. What
-is tied to its parent, its cores and its session is so here too.
+`install`, in a forked command, has `shoestring.launch.processes` start workers by `ForkedWorker`: they are forked from the
+command itself. It computes nothing before it starts its workers but what a plan measures, and the threads it has by then hold
+no lock that a worker needs. What is tied to its parent, its cores and its session is so here too. Those of an elastic run, whose
+host has threads of a library that does not outlive a fork, are forked from the warm process, as are all whose run is begun in a
+process of tests (`install_in_tests`), and the servers that multiprocessing forks from.
 """
 
 import ctypes
@@ -13,11 +14,11 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
-from shoestring.launch import processes
-from tests.warm_start import for_loading
+from shoestring.launch import fleet, processes
+from tests.warm_start import for_loading, fork_servers_too, gated
 
 PR_SET_PDEATHSIG = 1
 
@@ -52,7 +53,7 @@ class ForkedWorker(subprocess.Popen[bytes]):
                 self._become(
                     env, stdout, both=stderr == subprocess.STDOUT, cores={int(core) for core in cores.split(",")}
                 )
-                status = _run(module, words)
+                status = run(module, words)
             finally:
                 os._exit(status)  # the libraries' own threads are not here: nothing may wait for them
 
@@ -74,7 +75,7 @@ class ForkedWorker(subprocess.Popen[bytes]):
         os.environ.update(env)
 
 
-def _run(module: str, words: Sequence[str]) -> int:
+def run(module: str, words: Sequence[str]) -> int:
     """Run a module as a program. Returns its status."""
     sys.argv = [module, *words]
     try:
@@ -94,12 +95,25 @@ def _run(module: str, words: Sequence[str]) -> int:
 
 def _popen(command: Sequence[str], *, env: Mapping[str, str], **more: Any) -> "subprocess.Popen[bytes]":
     """A worker, forked where its environment asks for nothing that a library has read already."""
-    if command[1:4] == ["-I", "-S", "-c"] and for_loading(env) == for_loading(os.environ):
+    ours = command[1:4] == ["-I", "-S", "-c"] and command[8:9] == ["-m"]
+    if ours and for_loading(env) == for_loading(os.environ):
         return ForkedWorker(command, env=env, **more)
     return subprocess.Popen(command, env=env, **more)
 
 
+def _starts_by(module: Any, popen: Callable[..., Any]) -> None:
+    module.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+
+
 def install() -> None:
     """From now on, in this process and those that are forked from it."""
-    forking: Any = types.SimpleNamespace(**{**vars(subprocess), "Popen": _popen})
-    processes.subprocess = forking
+    _starts_by(processes, _popen)
+    _starts_by(fleet, gated)
+    fork_servers_too()
+
+
+def install_in_tests() -> None:
+    """Likewise, in a process that has threads."""
+    _starts_by(processes, gated)
+    _starts_by(fleet, gated)
+    fork_servers_too()

@@ -23,6 +23,7 @@ def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.usefixtures("pages")
 @pytest.mark.parametrize(("method", "axes"), [("minitron", ["hidden", "width"]), ("slimgpt", ["hidden", "heads"])])
 def test_it_prunes_heals_and_measures(base: Path, corpus: Path, tmp_path: Path, method: str, axes: list[str]) -> None:
     out = tmp_path / "small"

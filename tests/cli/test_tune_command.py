@@ -56,6 +56,7 @@ def logits(place: Path) -> torch.Tensor:
         return open_model(str(place)).model.read(Inputs(torch.arange(40).view(1, 40) + 60)).logits()
 
 
+@pytest.mark.usefixtures("pages")
 def test_chats_are_learnt_and_gain_and_forgetting_are_told(
     base: Path, chats: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -253,7 +253,7 @@ def test_side_by_side_in_processes_of_their_own(
         (["--experts.clusters=kmeanz"], "no clusters method is named"),
         (["--budget=1MB"], "does not limit them"),
         (["--workers=2", "--sync=muloco"], "trained by one worker"),
-        (["--experts=300"], "training documents cannot make 300 clusters"),
+        (["--experts=70"], "training documents cannot make 70 clusters"),
         (["--resume=nowhere"], "--resume goes on with experts as they are"),
     ],
 )

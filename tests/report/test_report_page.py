@@ -12,7 +12,7 @@ import pytest
 from synthetic_runs import make_run, write_lines
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.report import write_report
+from shoestring.report import page, write_report
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 
@@ -97,14 +97,18 @@ def test_figures_take_every_colour_and_the_font_from_the_page(folders: list[Path
 def test_the_same_files_give_the_same_bytes(folders: list[Path], tmp_path: Path) -> None:
     settings = tmp_path / "matplotlibrc"
     settings.write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: path\naxes.linewidth: 4\n")
+    pages: list[tuple[bytes, Path]] = []
     for place, runs in enumerate((folders[:1], folders)):
         here = write_report(runs, tmp_path / f"here{place}.html").read_bytes()
         assert write_report(runs, tmp_path / f"here{place}.html").read_bytes() == here
         there = tmp_path / f"there{place}.html"
-        code = "import sys; from pathlib import Path; from shoestring.report import write_report as w;"
-        code += "w([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]))"
-        environment = os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(settings)}
-        subprocess.run([sys.executable, "-c", code, there, *runs], check=True, env=environment)
+        pages.append((here, there))
+    code = "import sys; from pathlib import Path; from shoestring.report import write_report as w;"
+    code += "one, both, *runs = map(Path, sys.argv[1:]); w(runs[:1], one); w(runs, both)"
+    environment = os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(settings)}
+    words = [*(there for _, there in pages), *folders]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, env=environment)
+    for here, there in pages:
         assert there.read_bytes() == here
 
 
@@ -193,9 +197,11 @@ def test_runs_are_laid_side_by_side(folders: list[Path], tmp_path: Path, monkeyp
     assert best == [f"{json.loads((folders[0] / 'summary.json').read_text())['heldout_loss']:.3f}"]
 
 
-def test_where_a_page_goes(folders: list[Path], tmp_path: Path) -> None:
+def test_where_a_page_goes(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "render", lambda runs: f"{len(runs)} drawn elsewhere")
     assert write_report(folders[1:2]) == folders[1] / "report.html"
     assert write_report([*folders[1:2], folders[1]]) == folders[1] / "report.html", "the same run twice is one run"
+    assert (folders[1] / "report.html").read_text() == "1 drawn elsewhere"
     assert write_report(folders[:1], tmp_path) == tmp_path / "report.html"
     assert write_report(folders[:1], tmp_path / "new" / "a.html").is_file()
     (tmp_path / "file").write_text("")

@@ -212,7 +212,7 @@ def test_the_page_in_a_browser(server: Server, tmp_path: Path) -> None:
 
 def test_at_sigterm_it_answers_what_it_has_and_takes_nothing_new(server: Server) -> None:
     """The last: it ends the server."""
-    answer = server.ask("/v1/completions", {**LONG, "max_tokens": 2500})
+    answer = server.ask("/v1/completions", {**LONG, "max_tokens": 1000})
     assert answer.readline().startswith(b"data: {")
     server.process.send_signal(signal.SIGTERM)
     end = time.monotonic() + LIMIT

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are not checked")
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(400, marks=pytest.mark.slow)])
 def test_the_kernels_under_the_interpreter(examples: int) -> None:
     settings = {"TRITON_INTERPRET": "1", "EXAMPLES": str(examples), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -54,10 +54,10 @@ def isoflops(sizes: int = 7, noise: float = 0.0) -> RunsTable:
 
 
 def test_parabolas_give_the_best_size_of_each_compute() -> None:
-    found = ChinchillaIsoflop().fit(isoflops(), rungs=0)
+    found = ChinchillaIsoflop().fit(isoflops(), resamples=2, rungs=0)
     assert found.constants["alpha"] == pytest.approx(SHARE, abs=0.02)
     assert found.predict({"compute": 1e19}).value == pytest.approx(best_size(1e19), rel=0.1)
-    tokens = ChinchillaIsoflop(column="tokens").fit(isoflops(), rungs=0)
+    tokens = ChinchillaIsoflop(column="tokens").fit(isoflops(), resamples=2, rungs=0)
     assert tokens.constants["alpha"] == pytest.approx(1 - SHARE, abs=0.02)
 
 
@@ -73,7 +73,7 @@ def test_the_best_teacher_is_a_multiple_of_the_student() -> None:
         for times in (1.2, 2.0, 4.0, 8.0)
     ]
     law = CapacityGap()
-    found = law.fit(RunsTable.of(rows), rungs=0)
+    found = law.fit(RunsTable.of(rows), resamples=2, rungs=0)
     assert found.constants["r"] == pytest.approx(2.5, rel=0.1)
     low, high = found.intervals["r"]
     assert low < 2.5 < high
@@ -91,7 +91,7 @@ def test_the_envelope_of_curves_gives_it_too() -> None:
         for tokens in np.geomspace(1e6, 1e12, 49)
         if 1e14 < 6 * size * tokens < 1e19
     ]
-    found = ChinchillaEnvelope(bins=20).fit(RunsTable.of(rows), rungs=0)
+    found = ChinchillaEnvelope(bins=20).fit(RunsTable.of(rows), resamples=2, rungs=0)
     assert found.constants["alpha"] == pytest.approx(SHARE, abs=0.04)
     assert found.predict({"compute": 1e18}).value == pytest.approx(best_size(1e18), rel=0.35)
 
@@ -143,7 +143,7 @@ def test_the_best_batch_grows_with_compute() -> None:
         for b in (2e3, 4e3, 8e3, 16e3, 32e3)
     ]
     for along in ("compute", "tokens"):
-        found = BatchSize(along=along).fit(RunsTable.of(rows), rungs=0)
+        found = BatchSize(along=along).fit(RunsTable.of(rows), resamples=2, rungs=0)
         assert found.constants["alpha"] == pytest.approx(0.25, abs=1e-3)
         assert found.predict({"compute": 1e20, "tokens": 1e13}).value == pytest.approx(1e4 * 1e4**0.25, rel=0.01)
 
@@ -154,7 +154,7 @@ def test_the_best_rate_falls_with_tokens() -> None:
         for d in (1e6, 3e6, 9e6)
         for r in (5e-3, 1e-2, 2e-2, 4e-2)
     ]
-    found = BestRate().fit(RunsTable.of(rows), rungs=0)
+    found = BestRate().fit(RunsTable.of(rows), resamples=2, rungs=0)
     assert found.constants["alpha"] == pytest.approx(0.3, abs=1e-3)
     assert found.predict({"tokens": 1e8}).value == pytest.approx(0.02 * 100**-0.3, rel=0.01)
 
@@ -164,12 +164,12 @@ def test_limits_are_taken_one_after_the_other() -> None:
     rows = [
         {"parameters": n, "members": k, "loss": 3.2 + 5e3 / n**0.6 + 0.2 / k**0.8 + extra}
         for n in (1e6, 4e6, 16e6, 64e6, 256e6)
-        for k in (1, 2, 3, 5, 8)
+        for k in (1, 2, 4, 8)
         for extra in (0.0, 0.4)  # of a worse weight decay
     ]
-    found = InfiniteCompute(then="members").fit(RunsTable.of(rows), rungs=0)
+    found = InfiniteCompute(then="members").fit(RunsTable.of(rows), resamples=2, rungs=0)
     assert found.constants["E"] == pytest.approx(3.2, rel=1e-3)
-    one = InfiniteCompute().fit(RunsTable.of([row for row in rows if row["members"] == 1]), rungs=0)
+    one = InfiniteCompute().fit(RunsTable.of([row for row in rows if row["members"] == 1]), resamples=2, rungs=0)
     assert one.constants["E"] == pytest.approx(3.4, rel=1e-3)
     with pytest.raises(UsageError, match="needs 4 numbers of members"):
         InfiniteCompute(then="members").fit(RunsTable.of([row for row in rows if row["members"] < 4]))
@@ -177,7 +177,7 @@ def test_limits_are_taken_one_after_the_other() -> None:
 
 def test_one_epoch_refuses_repeated_text() -> None:
     rows = [{"tokens": d, "unique": 1e8, "loss": 40 / d**0.15} for d in (1e7, 3e7, 6e7, 1e8)]
-    OneEpoch().fit(RunsTable.of(rows), rungs=0)
+    OneEpoch().fit(RunsTable.of(rows), resamples=2, rungs=0)
     with pytest.raises(UsageError, match="run 5 repeats its text"):
         OneEpoch().fit(RunsTable.of([*rows, {"tokens": 2e8, "unique": 1e8, "loss": 2.3}]))
 
@@ -187,7 +187,9 @@ def test_runs_off_the_ladder_are_left_out_and_those_off_the_line_named() -> None
         {"parameters": n, "tokens": 20 * n, "loss": 0.5 + 47 / (120 * n * n) ** 0.0737}
         for n in np.geomspace(1e6, 1e9, 8)
     ]
-    ladder = CerebrasLadder().fit(RunsTable.of([*rows, {"parameters": 1e6, "tokens": 1e9, "loss": 1.0}]), rungs=0)
+    ladder = CerebrasLadder().fit(
+        RunsTable.of([*rows, {"parameters": 1e6, "tokens": 1e9, "loss": 1.0}]), resamples=2, rungs=0
+    )
     assert len(ladder.rows) == 8
     bad = RunsTable.of([rows[3], {**rows[4], "loss": rows[4]["loss"] * 1.1}])
     assert off_the_line(ladder, bad) == ["run 2"]
