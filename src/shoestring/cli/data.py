@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from shoestring.base.author import open_author
+from shoestring.base.prefix_author import open_prefix_author
 from shoestring.base.scorer import open_scorer
 from shoestring.budget.ledger import DATA, SELECTION, Ledger, peak_memory
 from shoestring.budget.ledger import account as declare_account
@@ -100,7 +101,7 @@ def run(words: Sequence[str]) -> int:
         )
     out = None if found.out is None else _free(Path(found.out))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
-    account = Account(found.seconds, open_scorer, open_author=open_author)
+    account = Account(found.seconds, open_scorer, open_author=open_author, open_prefix_author=open_prefix_author)
     with shown_on(screen, before=""), ledger.clock(DATA):
         text = request.data.text
         source = CorpusSource(open_corpus(found.corpus, text), repr(text))
