@@ -42,6 +42,7 @@ class ModelPrefixAuthor:
         require_causal(model, "writing after vectors")
         self.writer, self.model = writer, model.eval()
         self.prefix = with_prefixes(model)
+        model.cost(Shape(1, 1))  # a model may have to read a token to know its cost: before rows begin with vectors
         parts = (writer.opened.about.digest, writer.tokenizer.fingerprint)
         self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -60,7 +61,7 @@ class ModelPrefixAuthor:
             rows = self._padded(ids)
             hidden = self.model.read(Inputs(rows)).hidden.float().cpu()
             made += [line[: len(own)].mean(0) for line, own in zip(hidden, ids, strict=True)]
-            cost = self.model.cost(Shape(*rows.shape, outputs=0))
+            cost = self.model.cost(Shape(len(rows), rows.shape[1], outputs=0))
             spent += Charge(flops=cost.flops, moved=cost.moved, read=rows.numel(), calls=1)
         return torch.stack(made), spent
 
@@ -77,7 +78,7 @@ class ModelPrefixAuthor:
             reading = self.model.read(Inputs(rows))
         logits = reading.head.logits(reading.hidden[:, length - 1 :]).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNTOLD)
-        cost = self.model.cost(Shape(*rows.shape, outputs=targets.shape[1], backward=True))
+        cost = self.model.cost(Shape(len(rows), rows.shape[1], outputs=targets.shape[1], backward=True))
         told = sum(map(len, answers))
         return loss, Charge(flops=cost.flops, moved=cost.moved, tokens=told, calls=1)
 

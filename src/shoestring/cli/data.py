@@ -45,7 +45,8 @@ FOLDER gets documents/ (with their columns), data-card.json, and with --keep-dro
 corpus: `shoestring train --data.corpus FOLDER`. Without --out nothing is written, and only the report is made.
 
 --synthesis wrap --synthesis.author PLACE has a model that was tuned to answer tell what is kept anew. FOLDER is then what it wrote,
-each text beside its passage; train on both, each as a [[data.source]].
+each text beside its passage; train on both, each as a [[data.source]]. --synthesis soft_srv has any model write
+more texts like them.
 
 --find PHRASE only tells how often a phrase stands in CORPUS, and where; it may be given several times.
 

@@ -14,7 +14,8 @@ from shoestring.contract.model import LanguageModule
 class PrefixEmbedding(Adapter):
     """An embedding in which, within `before`, row i of a pass begins with vectors of its own, whatever tokens stand there.
 
-    base: the embedding that stood here. takes_gradients: no numbers; that it trains says to `cost` that vectors have gradients.
+    base: the embedding that stood here. takes_gradients: an embedding of no tokens; that it trains tells a model's `cost` that
+    its first layer's inputs take gradients.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -22,7 +23,7 @@ class PrefixEmbedding(Adapter):
         self.base = base
         sized: Any = base
         self.num_embeddings, self.embedding_dim = sized.num_embeddings, sized.embedding_dim
-        self.takes_gradients = nn.Parameter(torch.zeros(0))
+        self.takes_gradients = nn.Embedding.from_pretrained(torch.zeros(0, 1), freeze=False)
         self.prefixes: Tensor | None = None
 
     @property

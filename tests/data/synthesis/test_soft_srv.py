@@ -13,6 +13,8 @@ from shoestring.base.prefix_author import ModelPrefixAuthor
 from shoestring.base.writer import Writer
 from shoestring.config import Choice, build
 from shoestring.contract.author import AuthoredText, PrefixAuthor
+from shoestring.contract.batch import Inputs
+from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.data.bpe import byte_tokenizer
 from shoestring.data.curation.account import Account, OutOfTime
@@ -51,6 +53,18 @@ def hugging_face() -> LanguageModule:
     return Wrapped(transformers.GPT2LMHeadModel(config)).eval()
 
 
+def taught(model: LanguageModule) -> LanguageModule:
+    """The model, which has learnt both kinds of `TEXTS`, and not which one is to come."""
+    rows = torch.tensor([[*text.encode(), END] for text in TEXTS])
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(120):
+        loss = F.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model
+
+
 MODELS = {"native": native, "gpt2": hugging_face}
 
 
@@ -80,14 +94,15 @@ def test_vectors_stand_in_the_place_of_tokens(name: str) -> None:
     texts, summed, told = ["abc", "a longer text"], 0.0, 0
     for begin, text in zip(begins.tolist(), texts, strict=True):
         ids = [*begin, *text.encode(), END]
-        summed += float(F.cross_entropy(plain(torch.tensor([ids[:-1]]))[0, 2:], torch.tensor(ids[3:]), reduction="sum"))
+        logits = plain(torch.tensor([ids[:-1]])).detach()
+        summed += float(F.cross_entropy(logits[0, 2:], torch.tensor(ids[3:]), reduction="sum"))
         told += len(text) + 1
     loss, spent = one.loss(vectors, texts, 32)
-    assert float(loss) == pytest.approx(summed / told, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(summed / told, rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, vectors)
     assert gradient.abs().amax(-1).min() > 0
     assert spent.tokens == told
-    forward = one.model.cost(_shape(2, 3 + 13, 14)).flops
+    forward = one.model.cost(Shape(2, 3 + 13, outputs=14)).flops
     assert 1.5 * forward < spent.flops < 3 * forward  # no gradients of weights, and those of all inputs
     answers = one.written(vectors.detach(), [1, 2], 6, 0)
     for begin, answer in zip(begins.tolist(), answers.texts, strict=True):
@@ -96,18 +111,10 @@ def test_vectors_stand_in_the_place_of_tokens(name: str) -> None:
             ids.append(int(plain(torch.tensor([ids]))[0, -1].argmax()))
         assert answer.text == one.writer.tokenizer.decode([i for i in ids[3:] if i != END]).strip()
     found, _ = one.summaries(texts, 32)
-    from shoestring.contract.batch import Inputs
-
     alone = plain.read(Inputs(torch.tensor([list(b"abc")]))).hidden[0].mean(0)
     torch.testing.assert_close(found[0], alone.detach(), atol=1e-5, rtol=1e-4)
     with pytest.raises(UsageError, match="set length or tokens smaller"):
         one.written(vectors.detach(), [1, 2], CONTEXT, 1.0)
-
-
-def _shape(rows: int, new: int, outputs: int) -> Any:
-    from shoestring.contract.cost import Shape
-
-    return Shape(rows, new, outputs=outputs)
 
 
 def test_the_network_is_the_formula() -> None:
@@ -127,7 +134,7 @@ def test_the_network_is_the_formula() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_reconstruction_is_learnt_and_texts_are_like_their_samples(name: str, tmp_path: Path) -> None:
-    one = author(MODELS[name])
+    one = author(lambda: taught(MODELS[name]()))
     books = account(one)
     before = {key: tensor.clone() for key, tensor in one.model.state_dict().items()}
     method = SoftSRV(**OPTIONS)
@@ -138,15 +145,21 @@ def test_reconstruction_is_learnt_and_texts_are_like_their_samples(name: str, tm
     network, spent = method.training.trained(one, TEXTS, tmp_path, books)
     last = float(one.loss(network(summaries), TEXTS, 32)[0])
     others = float(one.loss(network(summaries.roll(1, 0)), TEXTS, 32)[0])
-    assert last < first - 0.5
+    assert last < 0.8 * first
     assert last < others - 0.05  # it is of each text its own vectors
     assert spent.tokens == 40 * 6 * 32
     assert all(torch.equal(tensor, before[key]) for key, tensor in one.model.state_dict().items())
-    found = synthesise(documents, made(each=2), account(one), tmp_path)
+    found = synthesise(documents, made(each=2, copied=1.0), account(one), tmp_path)
     rows = list(found.rows())
-    assert len(rows) == found.kept > len(TEXTS)
-    assert len({row["text"] for row in rows}) == len(rows)
+    assert len(rows) == found.kept == 2 * len(TEXTS)
     assert all(row["seed_text"] in TEXTS[row["number"]] for row in rows)
+    assert len({row["text"] for row in rows}) > len(TEXTS) // 2
+    if name == "native":  # a text is of the kind of its sample
+        assert sum(row["text"][:1] == row["seed_text"][:1] for row in rows) > 0.8 * len(rows)
+    fewer = synthesise(documents, made(each=2), account(one), tmp_path)
+    assert fewer.dropped["nearly a text that is there"] == found.kept - fewer.kept > 0
+    texts = [row["text"] for row in fewer.rows()]
+    assert len(set(texts)) == len(texts) > 0
 
 
 def test_work_goes_on_after_a_kill(tmp_path: Path) -> None:

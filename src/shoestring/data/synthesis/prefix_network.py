@@ -114,7 +114,7 @@ class Reconstruction:
             spent += charge + own
             if step == 0 or not (step + 1) % KEPT or step + 1 == self.steps:
                 log.info(
-                    f"step {step + 1} of {self.steps}: {float(loss):.3f} nats a token of the texts behind their vectors"
+                    f"step {step + 1} of {self.steps}: {float(loss.detach()):.3f} nats a token of the texts behind their vectors"
                 )
                 _write(path, network, optimiser, summaries, step + 1, before + spent)
         return network.requires_grad_(False), before + spent
