@@ -88,12 +88,13 @@ def test_chats_are_learnt_and_gain_and_forgetting_are_told(
     for name, place in (
         ("opened", (run / "adapter",)),
         ("named", (base, "--adapter", run / "adapter")),
+        ("of the run", (base, "--adapter", run)),
         ("base", (base,)),
     ):
         status, shown, errors = shoestring("generate", place[0], *words, *place[1:])
         assert status == 0, errors
         texts[name] = json.loads(shown)
-    assert texts["named"]["text"] == texts["opened"]["text"]
+    assert texts["of the run"]["text"] == texts["named"]["text"] == texts["opened"]["text"]
     assert texts["named"]["spent"]["flops"] == texts["opened"]["spent"]["flops"] > texts["base"]["spent"]["flops"]
     status, _, errors = shoestring("generate", base, "Once", "--adapter", base)
     assert status == 2

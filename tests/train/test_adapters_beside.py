@@ -59,7 +59,9 @@ def test_runs_stand_beside_one_another(base: Path, corpus: Path, tmp_path: Path)
         assert not torch.allclose(plain[row], together[row], atol=1e-3), row
     torch.testing.assert_close(together[-1], plain[-1])
     with several.rows(["newest"]):
-        torch.testing.assert_close(logits(several.model, tokens[:1]), together[:1], atol=1e-4, rtol=1e-4)
+        found = logits(several.model, tokens[:1])
+    torch.testing.assert_close(found, together[:1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(open_model(str(newest)).model, tokens[:1]), found, atol=1e-4, rtol=1e-4)
     # another model than the runs were tuned on
     full = tune(base, corpus, tmp_path / "full")
     with pytest.raises(UsageError, match="is another model or in another form"):

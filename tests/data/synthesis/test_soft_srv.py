@@ -141,7 +141,8 @@ def test_reconstruction_is_learnt_and_texts_are_like_their_samples(name: str, tm
     documents = opened(TEXTS, tmp_path)
     summaries, _ = one.summaries(TEXTS, 32)
     centre, spread = one.embeddings
-    first = float(one.loss(PrefixNetwork(summaries, 4, 16, centre, spread, 0)(summaries), TEXTS, 32)[0])
+    begun = PrefixNetwork(summaries, 4, 16, centre, spread, 0).requires_grad_(False)
+    first = float(one.loss(begun(summaries), TEXTS, 32)[0])
     network, spent = method.training.trained(one, TEXTS, tmp_path, books)
     last = float(one.loss(network(summaries), TEXTS, 32)[0])
     others = float(one.loss(network(summaries.roll(1, 0)), TEXTS, 32)[0])

@@ -36,10 +36,11 @@ class SoftSRV:
     The model need not be tuned to answer, and no instruction is worded. z is what the model itself makes of x: the mean of its
     last hidden states. Each vector of P has a small network of its own, of two layers (`PrefixNetwork`).
 
-    Where it may differ from the paper, whose text was not at hand beyond its abstract: what embeds a sample (there an encoder of
-    its own), the sizes, the optimiser. Other forms of P (a fixed prompt, a mixture of some) are left out, and so is its report of
-    similarity. Texts that the limit of tokens ended are kept, as a model that was not tuned may not end its texts. Of two texts
-    that are nearly the same, the second is dropped, and so is one that is nearly one of those trained on.
+    The paper trains as an autoencoder, z = E(x) with E an embedder of its own; here E is the frozen model. The shape of P, its
+    sizes and the optimiser could not be checked, as its full text was not at hand. A prompt that is the same for all samples is
+    left out, and so is the report of similarity to the target text. Texts that the limit of tokens ended are kept, as a model that
+    was not tuned may not end its texts. Of two texts that are nearly the same, the second is dropped, and so is one that is nearly
+    one of those trained on.
 
     author: where the model lies that writes; it can be trained, and stays as it is.
     length: vectors before a text. hidden: features between the two layers of each.
