@@ -89,16 +89,17 @@ def test_chats_are_learnt_and_gain_and_forgetting_are_told(
     for name, place in (
         ("opened", (run / "adapter",)),
         ("named", (base, "--adapter", run / "adapter")),
+        ("of the run", (base, "--adapter", run)),
         ("base", (base,)),
     ):
         status, shown, errors = shoestring("generate", place[0], *words, *place[1:])
         assert status == 0, errors
         texts[name] = json.loads(shown)
-    assert texts["named"]["text"] == texts["opened"]["text"]
+    assert texts["of the run"]["text"] == texts["named"]["text"] == texts["opened"]["text"]
     assert texts["named"]["spent"]["flops"] == texts["opened"]["spent"]["flops"] > texts["base"]["spent"]["flops"]
     status, _, errors = shoestring("generate", base, "Once", "--adapter", base)
     assert status == 2
-    assert "it is no adapter" in errors
+    assert "this run trained no adapters" in errors
 
 
 def test_a_tuning_run_goes_on_bit_for_bit(base: Path, chats: Path, corpus: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("rslora", {"rank": 3}),
     ("adalora", {"rank": 2, "first_rank": 3}),
     ("road", {"group": 16, "each": 2}),
-    ("lora", {"rank": 3}),
+    ("compacter", {"n": 4, "bottleneck": 8}),
 ]
 TEXTS = prompts(len(KINDS) + 1)
 GREEDY, WRITTEN = Sampling(temperature=0), 6

@@ -38,8 +38,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "key_value_bottleneck": {"codebooks": 4, "keys": 8, "width": 4},
 }
 MERGED = ["lora", "rslora", "dora", "adalora", "road"]
-ALONE = [name for name in METHODS if name != "compacter"]
-"""Methods whose layers share nothing, so that several adapters can stand side by side."""
 SHAPES = ("llama", "gpt2", "packed")
 
 
@@ -159,7 +157,7 @@ def test_adapters_stand_upon_adapters(name: str, model: LanguageModule) -> None:
 
 @pytest.mark.parametrize("model", SHAPES, indirect=True)
 def test_eight_adapters_in_one_batch_equal_eight_single_runs(model: LanguageModule) -> None:
-    kinds = [*ALONE, "lora", "road"][:8]
+    kinds = [*METHODS, "compacter"]
     tokens = torch.randint(512, (len(kinds) + 1, 12), generator=torch.Generator().manual_seed(8))
     single, kept = [], []
     for place, name in enumerate(kinds):
@@ -194,9 +192,6 @@ def test_several_refuses_names_it_does_not_have(model: LanguageModule) -> None:
         several.add("poet", one, decision)
     with pytest.raises(UsageError, match="1 adapters were named for a batch of 2 rows"), several.rows(["poet"]):
         logits(model)
-    shared = edit("compacter")
-    with pytest.raises(UsageError, match="shares parameters between layers"):
-        several.add("clerk", shared, shared.decide(model, evidence(model)))
 
 
 def test_a_model_without_adapters_has_none_to_switch_off() -> None:

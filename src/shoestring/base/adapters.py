@@ -1,10 +1,11 @@
-"""Adapters in the file format of peft for any model here: where its matrices lie, the name of its base, and several beside it."""
+"""Adapters in the file format of peft for any model here: where its matrices lie, the name of its base, and a folder read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shoestring.base.opened import Opened
+from shoestring.contract.edit import Decision
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.bridge.family import families, family_holding, family_of
@@ -13,7 +14,6 @@ from shoestring.model.wrapped import Wrapped
 from shoestring.tune.adapter_edit import AdapterEdit, matrices
 from shoestring.tune.peft_adapter import MatrixPart, PeftAdapter
 from shoestring.tune.peft_file import adapter_of, read_adapter, write_adapter
-from shoestring.tune.several import Several
 
 STOCK = "stock."
 """What the names of a wrapped model begin with."""
@@ -64,21 +64,12 @@ def family_named(base: Opened) -> str | None:
     return told if told in known else None
 
 
-def several_adapters(base: Opened, folders: Mapping[str, Path]) -> Several:
-    """The adapters of these folders, as peft writes them, beside one model: by the names that requests are to call them.
+def read_on(base: Opened, model: LanguageModule, folder: Path) -> tuple[AdapterEdit, Decision]:
+    """The adapter of a folder, as peft writes it, for a base, and how it is placed.
 
-    Which base a folder names does not matter: it is put on this one.
-    Raises: UsageError for a model that takes none, and a folder that does not fit it.
+    model: that of the base, which stays as it is. Raises: UsageError where the folder does not fit it.
     """
-    if not isinstance(base.model, LanguageModule):
-        raise UsageError(f"{base.about.place} is of the kind '{base.about.kind}', which takes no adapters")
-    several, parts = Several(base.model), parts_in(base.model, family_named(base))
-    for name, folder in folders.items():
-        try:
-            several.add(name, *adapter_of(read_adapter(folder), base.model, parts))
-        except UsageError as error:
-            raise UsageError(f"the adapter {folder}: {error}") from None
-    return several
+    return adapter_of(read_adapter(folder), model, parts_in(model, family_named(base)))
 
 
 def named_folders(words: Sequence[str]) -> dict[str, Path]:

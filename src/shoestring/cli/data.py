@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from shoestring.base.author import open_author
+from shoestring.base.prefix_author import open_prefix_author
 from shoestring.base.scorer import open_scorer
 from shoestring.budget.ledger import DATA, SELECTION, Ledger, peak_memory
 from shoestring.budget.ledger import account as declare_account
@@ -44,7 +45,8 @@ FOLDER gets documents/ (with their columns), data-card.json, and with --keep-dro
 corpus: `shoestring train --data.corpus FOLDER`. Without --out nothing is written, and only the report is made.
 
 --synthesis wrap --synthesis.author PLACE has a model that was tuned to answer tell what is kept anew. FOLDER is then what it wrote,
-each text beside its passage; train on both, each as a [[data.source]].
+each text beside its passage; train on both, each as a [[data.source]]. --synthesis soft_srv has any model write
+more texts like them.
 
 --find PHRASE only tells how often a phrase stands in CORPUS, and where; it may be given several times.
 
@@ -100,7 +102,7 @@ def run(words: Sequence[str]) -> int:
         )
     out = None if found.out is None else _free(Path(found.out))
     screen, ledger = Screen(soft_wrap=True, stderr=found.json), Ledger()
-    account = Account(found.seconds, open_scorer, open_author=open_author)
+    account = Account(found.seconds, open_scorer, open_author=open_author, open_prefix_author=open_prefix_author)
     with shown_on(screen, before=""), ledger.clock(DATA):
         text = request.data.text
         source = CorpusSource(open_corpus(found.corpus, text), repr(text))

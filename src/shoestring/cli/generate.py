@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.base import open_model
-from shoestring.base.adapters import several_adapters
 from shoestring.base.drafting import check_drafter, check_made, open_drafter, open_made
 from shoestring.base.writer import Writer
 from shoestring.cli.arguments import TYPES_HELP, Arguments, dtype_named
@@ -29,6 +28,7 @@ from shoestring.decode.sampling import Constraint
 from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.method import find
+from shoestring.train.adapters_beside import several_adapters
 from shoestring.tune.several import Several
 
 ADAPTER = "adapter"
@@ -218,7 +218,8 @@ def _arguments() -> Arguments:
         "--adapter",
         type=Path,
         metavar="FOLDER",
-        help="read and answer with an adapter in peft's files, on this base whatever the folder names; a packed one too",
+        help="read and answer with an adapter: the run of `shoestring tune` on this PLACE that trained it, or peft's files, on "
+        "this base whatever they name; a packed one too",
     )
     parser.add_argument(
         "--drafter",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoestring.base import Opened, open_model
-from shoestring.base.adapters import named_folders, several_adapters
+from shoestring.base.adapters import named_folders
 from shoestring.base.drafting import check_drafter, check_made
 from shoestring.base.writer import Writer
 from shoestring.budget.units import parse_memory, show
@@ -18,6 +18,7 @@ from shoestring.cli.cache_flags import add_cache_flags, take_cache
 from shoestring.cli.expert_flags import add_expert_flags, take_experts
 from shoestring.decode.expert_store import put_experts_away
 from shoestring.errors import UsageError, did_you_mean
+from shoestring.train.adapters_beside import several_adapters
 from shoestring.tune.several import Several
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
@@ -106,8 +107,8 @@ def _arguments() -> Arguments:
     )
     parser.add_argument(
         "--adapter", action="append", default=[], metavar="NAME=FOLDER",
-        help="an adapter in peft's files, that requests call MODEL:NAME; rows of different ones share a pass; may be repeated; "
-        "with several models MODEL:NAME=FOLDER",
+        help="a run of `shoestring tune`, or an adapter in peft's files, that requests call MODEL:NAME; rows of different ones "
+        "share a pass; may be repeated; with several models MODEL:NAME=FOLDER",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes a free one (default 8000)")

@@ -9,6 +9,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit import container
 from shoestring.model.config import ModelConfig
 from shoestring.shrink.packed_transformer import PackedTransformer
+from shoestring.train.run_folder import run_and_step
 
 MODEL = "model.safetensors"
 
@@ -22,8 +23,9 @@ class Packed:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether `path` looks like a packed model's folder, and not like a run's."""
-    return (path / MODEL).is_file() and not (path / "config.toml").exists()
+    """Whether `path` looks like a packed model's folder, and not like a run's or one of a run's checkpoints."""
+    of_a_run = (path / "config.toml").exists() or run_and_step(str(path))[1] is not None
+    return (path / MODEL).is_file() and not of_a_run
 
 
 def save_packed(folder: Path, model: PackedTransformer, tokenizer: TextTokenizer) -> None:

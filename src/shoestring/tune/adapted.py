@@ -1,6 +1,8 @@
 """What every layer with an adapter shares."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,11 @@ class Adapted(Adapter):
 
     base: any layer that `matrix.is_matrix` takes: plain, quantised in training, packed, or adapted itself.
     """
+
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Of its own parameters, by name."""
+    shared: nn.Module | None = None
+    """What adapters of several matrices have together. It is no part of this module: whoever holds them all has it once."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()

@@ -72,18 +72,37 @@ class AdapterEdit(ABC):
             tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
         return Decision({CHOSEN: names, **self.values()}, tensors)
 
-    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
-        """The model with adapters, in float32, and every other parameter frozen."""
-        model.requires_grad_(False)
+    def layers(self, model: LanguageModule, decision: Decision) -> dict[str, Adapted]:
+        """The adapter of each matrix that is chosen, by the matrix's name, in float32. The model stays as it is."""
         own: dict[str, dict[str, Tensor]] = {name: {} for name in decision.values[CHOSEN]}
         for full, tensor in decision.tensors.items():
             name, _, key = full.rpartition(".")
             own[name][key] = tensor
+        made = dict[str, Adapted]()
         for name, tensors in own.items():
             base = model.get_submodule(name)
             device = matrix.device_of(base)
             moved = {key: tensor.to(device, copy=True) for key, tensor in tensors.items()}
-            model.set_submodule(name, self.place(base, moved, decision.values))
+            made[name] = self.place(base, moved, decision.values)
+        return made
+
+    def trained(self, decision: Decision, weights: Mapping[str, Tensor]) -> Decision:
+        """The decision that places trained adapters again.
+
+        decision: that they were made by. weights: of the model that has them, by name; those of its base may be absent.
+        """
+        tensors = dict(decision.tensors)
+        for name in decision.values[CHOSEN]:
+            for key in self.kind.roles:
+                if (full := f"{name}.{key}") in weights:
+                    tensors[full] = weights[full].detach()
+        return Decision(dict(decision.values), tensors)
+
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
+        """The model with adapters, in float32, and every other parameter frozen."""
+        model.requires_grad_(False)
+        for name, layer in self.layers(model, decision).items():
+            model.set_submodule(name, layer)
         model.changed()
         return model
 

@@ -55,25 +55,16 @@ class Several:
         return list(self._adapters)
 
     def add(self, name: str, edit: AdapterEdit, decision: Decision) -> None:
-        """Take in an adapter. Raises: UsageError where there is one of that name, or it shares parameters between layers."""
+        """Take in an adapter. Raises: UsageError where there is one of that name."""
         if name in self._adapters:
             raise UsageError(f"there is an adapter named '{name}' already")
         if not name:
             raise UsageError("an adapter needs a name")
-        own: dict[str, dict[str, Tensor]] = {place: {} for place in decision.values[CHOSEN]}
-        for full, tensor in decision.tensors.items():
-            place, _, key = full.rpartition(".")
-            if place not in own:
-                raise UsageError(
-                    f"an adapter of {edit.name} shares parameters between layers: it cannot stand beside others"
-                )
-            own[place][key] = tensor.to(self.model.device, copy=True)
-        made = {
-            place: edit.place(self.model.get_submodule(place), tensors, decision.values)
-            for place, tensors in own.items()
-        }
+        made = edit.layers(self.model, decision)
         for adapter in made.values():
             adapter.requires_grad_(False).eval()
+            if adapter.shared is not None:
+                adapter.shared.requires_grad_(False)
         self._adapters[name] = made
 
     @contextmanager
@@ -104,7 +95,13 @@ class Several:
         return found
 
     def _bytes(self, name: str) -> int:
-        return sum(own.nbytes for adapter in self._adapters[name].values() for own in adapter.own().values())
+        layers = self._adapters[name].values()
+        shared = {id(layer.shared): layer.shared for layer in layers if layer.shared is not None}.values()
+        held = [
+            *(own for layer in layers for own in layer.own().values()),
+            *(p for one in shared for p in one.parameters()),
+        ]
+        return sum(parameter.nbytes for parameter in held)
 
     @contextmanager
     def _choose(self, names: Sequence[str | None], by_token: bool) -> Iterator[None]:
@@ -163,10 +160,7 @@ def decision_of(model: nn.Module, edit: AdapterEdit, decision: Decision) -> Deci
 
     decision: that they were made by.
     """
-    tensors = dict(decision.tensors)
     for name in decision.values[CHOSEN]:
-        layer = model.get_submodule(name)
-        if not isinstance(layer, edit.kind):
+        if not isinstance(model.get_submodule(name), edit.kind):
             raise UsageError(f"{name} has no adapter of the method {edit.name}")
-        tensors |= {f"{name}.{key}": parameter.detach() for key, parameter in layer.own().items()}
-    return Decision(dict(decision.values), tensors)
+    return edit.trained(decision, dict(model.named_parameters()))

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from shoestring.budget.charge import NOTHING, Charge
-from shoestring.contract.author import Author, Authored
+from shoestring.contract.author import Author, Authored, PrefixAuthor
 from shoestring.contract.scorer import Scored, Scorer
 from shoestring.errors import ShoestringError, UsageError
 
@@ -13,6 +15,9 @@ OpenScorer = Callable[[str], Scorer]
 
 OpenAuthor = Callable[[str], Author]
 """Opens the model at a place, one that was tuned to answer, as an author."""
+
+OpenPrefixAuthor = Callable[[str], PrefixAuthor]
+"""Opens the model at a place, one that can be trained, as a writer after vectors."""
 
 
 class OutOfTime(ShoestringError):
@@ -25,7 +30,7 @@ class Account:
     seconds: how long it may take, from now on; None: as long as it takes.
     open_scorer: opens models by their place, for the curators that ask one; None: there are none.
     now: the clock, in seconds.
-    open_author: opens models by their place, for those that make text; None: there are none.
+    open_author, open_prefix_author: open models by their place, for those that make text; None: there are none.
     """
 
     def __init__(
@@ -34,11 +39,13 @@ class Account:
         open_scorer: OpenScorer | None = None,
         now: Callable[[], float] = time.monotonic,
         open_author: OpenAuthor | None = None,
+        open_prefix_author: OpenPrefixAuthor | None = None,
     ) -> None:
         self.seconds, self.now, self._began = seconds, now, now()
         self.spent: Charge = NOTHING
         self._open, self._opened = open_scorer, dict[str, Scorer]()
         self._open_author, self._authors = open_author, dict[str, Author]()
+        self._open_prefix_author, self._prefix_authors = open_prefix_author, dict[str, PrefixAuthor]()
 
     def charge(self, charge: Charge) -> None:
         """Add to what was spent."""
@@ -76,6 +83,16 @@ class Account:
             self._authors[place] = _ChargedAuthor(self._open_author(place), self)
         return self._authors[place]
 
+    def prefix_author(self, place: str) -> PrefixAuthor:
+        """The model at a place as a writer after vectors, opened once; charged as `author` is. Raises: UsageError as `scorer`."""
+        if self._open_prefix_author is None:
+            raise UsageError(
+                f"a model is needed to write after vectors ({place}), and this account opens none: give open_prefix_author"
+            )
+        if place not in self._prefix_authors:
+            self._prefix_authors[place] = _ChargedPrefixAuthor(self._open_prefix_author(place), self)
+        return self._prefix_authors[place]
+
 
 class _Charged:
     """A scorer whose work is charged to an account."""
@@ -105,5 +122,35 @@ class _ChargedAuthor:
 
     def answers(self, asked: Sequence[str], seeds: Sequence[int], tokens: int, temperature: float) -> Authored:
         found = self._author.answers(asked, seeds, tokens, temperature)
+        self._account.charge(found.spent)
+        return found
+
+
+class _ChargedPrefixAuthor:
+    """A writer after vectors whose work is charged to an account."""
+
+    def __init__(self, author: PrefixAuthor, account: Account) -> None:
+        self._author, self._account = author, account
+
+    @property
+    def digest(self) -> str:
+        return self._author.digest
+
+    @property
+    def embeddings(self) -> tuple[Tensor, float]:
+        return self._author.embeddings
+
+    def summaries(self, texts: Sequence[str], tokens: int) -> tuple[Tensor, Charge]:
+        found, spent = self._author.summaries(texts, tokens)
+        self._account.charge(spent)
+        return found, spent
+
+    def loss(self, prefixes: Tensor, texts: Sequence[str], tokens: int) -> tuple[Tensor, Charge]:
+        found, spent = self._author.loss(prefixes, texts, tokens)
+        self._account.charge(spent)
+        return found, spent
+
+    def written(self, prefixes: Tensor, seeds: Sequence[int], tokens: int, temperature: float) -> Authored:
+        found = self._author.written(prefixes, seeds, tokens, temperature)
         self._account.charge(found.spent)
         return found

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from shoestring import atomic
+from shoestring.budget.charge import NOTHING, Charge
 from shoestring.config import Choice, Pick
-from shoestring.contract.author import AuthoredText
+from shoestring.contract.author import Author, AuthoredText
 from shoestring.data.curated_folder import CARD, DOCUMENTS, FORMAT
 from shoestring.data.curation.account import Account
 from shoestring.data.curation.documents import Documents
@@ -55,6 +56,38 @@ class Synthesis(Protocol):
         ...
 
 
+class PreparedAuthor(NamedTuple):
+    """Who writes. spent: what preparing it took, whenever that was."""
+
+    author: Author
+    spent: Charge = NOTHING
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What a method may have beside: who writes is prepared on the documents first, and is not the model that answers."""
+
+    def digest(self, account: Account) -> str:
+        """Of the model that it is made of."""
+        ...
+
+    def prepare(self, documents: Documents, account: Account, folder: Path) -> PreparedAuthor:
+        """Who writes. What is worked out is kept in `folder`, and found again there.
+
+        Raises: OutOfTime, where what was worked out is kept.
+        """
+        ...
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """What a method may have beside: it holds texts against those that are kept."""
+
+    def remember(self, text: str) -> None:
+        """A text that is kept, in order, whether it was made now or before."""
+        ...
+
+
 @dataclass(frozen=True)
 class Synthesised:
     """parts: files of JSON lines, in order. kept: texts that are kept. dropped: how many were dropped, by reason.
@@ -78,21 +111,28 @@ def synthesise(documents: Documents, choice: Choice, account: Account, cache: Pa
     Raises: OutOfTime, where what was made is kept; UsageError where the model cannot be asked.
     """
     method: Synthesis = choice.build()
-    author = account.author(method.author)
+    digest = method.digest(account) if isinstance(method, Prepares) else account.author(method.author).digest
     options = {key: value for key, value in choice.options.items() if key != "author"}
-    folder = cache / "synthesis" / documents.key(choice.name, {**options, "author": author.digest})
+    folder = cache / "synthesis" / documents.key(choice.name, {**options, "author": digest})
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(method, Prepares):
+        ready = method.prepare(documents, account, folder)
+    else:
+        ready = PreparedAuthor(account.author(method.author))
     numbers, texts = iter(documents.numbers.tolist()), iter(documents)
-    parts, dropped, spent = list[Path](), Counter[str](), Counter[str]()
+    parts, dropped, spent = list[Path](), Counter[str](), Counter[str](ready.spent.as_dict())
     kept = size = 0
     while group := list(islice(zip(numbers, texts, strict=False), GROUP)):
         path = folder / f"{len(parts):08d}.json"
         if not path.exists():
             account.check()
             before = account.spent
-            made = _made(group, method, account)
+            made = _made(group, method, ready.author)
             made["spent"] = (account.spent + -before).as_dict()
             atomic.write_text(path, json.dumps(made, ensure_ascii=False))
+        elif isinstance(method, Remembers):
+            for row in _read(path)["rows"]:
+                method.remember(row["text"])
         part = _read(path)
         kept, size = kept + len(part["rows"]), size + sum(len(row["text"].encode()) for row in part["rows"])
         dropped.update(part["dropped"])
@@ -104,24 +144,26 @@ def synthesise(documents: Documents, choice: Choice, account: Account, cache: Pa
     return Synthesised(tuple(parts), kept, dict(dropped), size, dict(spent))
 
 
-def _made(group: Sequence[tuple[int, str]], method: Synthesis, account: Account) -> dict[str, Any]:
+def _made(group: Sequence[tuple[int, str]], method: Synthesis, author: Author) -> dict[str, Any]:
     asked = [(number, each) for number, text in group for each in method.asked(text)]
     seeds = [_seed(method.seed, number, each) for number, each in asked]
-    texts = account.author(method.author).answers(
-        [each.text for _, each in asked], seeds, method.tokens, method.temperature
-    )
+    texts = author.answers([each.text for _, each in asked], seeds, method.tokens, method.temperature)
     rows, dropped = list[dict[str, Any]](), Counter[str]()
     for (number, each), answer in zip(asked, texts.texts, strict=True):
         if why := method.fault(each, answer):
             dropped[why] += 1
         else:
+            if isinstance(method, Remembers):
+                method.remember(answer.text)
             rows.append({"text": answer.text, "seed_text": each.seed, "style": each.style, "number": number})
     return {"rows": rows, "dropped": dict(dropped)}
 
 
 def _seed(seed: int, number: int, asked: Instruction) -> int:
     """Of the draws for an instruction: it hangs on what is asked, not on what else is."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {number} {asked.text}".encode()).digest()[:8], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"{seed} {number} {asked.style} {asked.text}".encode()).digest()[:8], "big") >> 1
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Bottleneck adapters whose matrices are sums of Kronecker products, with one factor shared by all layers."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -136,13 +137,25 @@ class Compacter(AdapterEdit):
         slow = torch.randn(self.n, self.n, self.n, generator=generator) / math.sqrt(self.n)
         return Decision(made.values, {**made.tensors, f"{SHARED}.{SHARED}": slow})
 
-    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
-        """As `AdapterEdit.apply`; the shared factors are a module at the top of the model."""
+    def layers(self, model: LanguageModule, decision: Decision) -> dict[str, Adapted]:
+        """As `AdapterEdit.layers`; all have the same shared factors."""
         tensors = dict(decision.tensors)
         first = model.get_submodule(decision.values[CHOSEN][0])
         shared = SlowFactors(tensors.pop(f"{SHARED}.{SHARED}").to(matrix.device_of(first), copy=True))
-        values = {**decision.values, SHARED: shared}
-        model = super().apply(model, Decision(values, tensors))
+        return super().layers(model, Decision({**decision.values, SHARED: shared}, tensors))
+
+    def trained(self, decision: Decision, weights: Mapping[str, Tensor]) -> Decision:
+        """As `AdapterEdit.trained`, with the shared factors: of several adapters upon one another the last one's."""
+        made, own = super().trained(decision, weights), re.compile(rf"{self.name}(?:_(\d+))?\.{SHARED}")
+        found = {int(match[1] or 0): tensor for name, tensor in weights.items() if (match := own.fullmatch(name))}
+        if not found:
+            return made
+        return Decision(made.values, {**made.tensors, f"{SHARED}.{SHARED}": found[max(found)].detach()})
+
+    def apply(self, model: LanguageModule, decision: Decision) -> LanguageModule:
+        """As `AdapterEdit.apply`; the shared factors are a module at the top of the model."""
+        model = super().apply(model, decision)
+        shared: Any = model.get_submodule(decision.values[CHOSEN][0]).shared
         number = sum(isinstance(module, SlowFactors) for module in model.children())
         model.add_module(f"{self.name}_{number}" if number else self.name, shared)
         return model
