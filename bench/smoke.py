@@ -67,6 +67,7 @@ TINY = (
     "--train.batch=4 --train.heldout_tokens=256 --execution.compile=none --execution.precision=float32"
 )
 SMOKES = {
+    "experts_step": Smoke("--layers 1 --width 64 --context 16 --rows 1 --steps 2 --threads 1"),
     "beside_commit": Smoke(
         "--commit HEAD --rounds 1 --slice 4 --model.layers=1 --model.width=64 --model.heads=2 --model.context=32 "
         "--data.vocabulary=1024 --train.batch=2 --execution.compile=none --execution.precision=float32 --same-tokens 1000",

@@ -25,7 +25,8 @@ def test_the_piece_is_the_one_after_which_the_model_is_surest(kind: str) -> None
         expected.append(float(-(chances * chances.log()).sum()))
         flops += reading.cost.flops + reading.head.flops(1)
     assert list(piece.entropies) == pytest.approx(expected, abs=1e-4)
-    assert piece.number == expected.index(min(expected))
+    # pieces of the same tokens differ in their last bits alone
+    assert expected[piece.number] == pytest.approx(min(expected), abs=1e-4)
     start = 30 * piece.number
     assert piece.prompt == (1, *TEXT[start : start + 30], 3, 5)
     assert piece.spent.flops == flops

@@ -327,7 +327,8 @@ class Transformer(Blocks):
         # the last norm stands between: a gain that is trained needs no gradient below it, but takes one from above
         spans = any(trains(span) for span in getattr(self, "spans", ()))
         inside = shape.backward and (spans or trains(self.blocks) or trains(self.embedding) or trains(self.norm))
-        products = 1 + (shape.backward and trains(self.get_output_embeddings())) + inside
+        weight = getattr(self.get_output_embeddings(), "weight", None)  # one that is packed has none
+        products = 1 + (shape.backward and bool(getattr(weight, "requires_grad", False))) + inside
         head = products * 2 * shape.head_places * self.config.width * self.config.vocabulary
         return body.beside(Cost(head))
 
