@@ -31,6 +31,8 @@ CONFIGS = st.builds(
 
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "10"))
+SHAPES = [(1, 1, 1), (18, 65, 2), *([(50, 300, 3), (70, 96, 1), (33, 257, 2)] if EXAMPLES > 10 else [])]
+"""Of matrices in groups of 32, with the parts that their columns are divided into: the interpreter takes seconds for each."""
 
 
 @settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.explicit, Phase.generate])  # shrinking takes minutes
@@ -67,7 +69,7 @@ def test_integers(bits: int, rows: int, columns: int, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize(("rows", "columns", "splits"), [(1, 1, 1), (50, 300, 3), (70, 96, 1), (33, 257, 2)])
+@pytest.mark.parametrize(("rows", "columns", "splits"), SHAPES)
 def test_groups_of_32(bits: int, rows: int, columns: int, splits: int) -> None:
     chance = torch.Generator().manual_seed(rows)
     matrix = grouped.rounded(torch.randn(rows, columns, generator=chance) + 0.3, bits)
