@@ -155,16 +155,15 @@ def main(words: Sequence[str] | None = None) -> int:
             keep = ["--keep=loss", f"--margin={options.margin}"] if way in LOSSY else []
             out = options.out / f"{name}-{kind}-{way}-{options.rows}"
             began = time.perf_counter()
-            told = shoestring(
-                "compare", RECIPES / "plain.toml", RECIPES / f"{way}.toml", "--prompts", asked, "--items", items,
-                "--seeds", 1, "--out", out, "--json", *keep, *flags,
-            )  # fmt: skip
+            arms = [RECIPES / "plain.toml", RECIPES / f"{way}.toml", "--prompts", asked, "--items", items, "--seeds", 1]
+            words = ["--resume", out] if out.exists() else [*arms, "--out", out, *keep, *flags]
+            told = shoestring("compare", *words, "--json")
             (row,) = json.loads(told)["comparisons"]
             seconds = time.perf_counter() - began
             verdicts.append({"kind": kind, "way": way, "rows": options.rows, "seconds": seconds, **row})
             print(f"{kind}, {items} items in {seconds:.0f} s: {row['sentence']}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps({"on": name, "verdicts": verdicts}, indent=1) + "\n")
+            if options.json:
+                options.json.write_text(json.dumps({"on": name, "verdicts": verdicts}, indent=1) + "\n")
     return 0
 
 

@@ -387,3 +387,17 @@ def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str, ma
     assert paged.free == paged.capacity
     assert not engine.busy
     assert min(seen[what] for what in ("cancel", "fork", "end", "preempted")) > (5 if drafter == "ngram" else 0), seen
+
+
+def test_a_long_prompt_in_bfloat16_is_read_as_the_model_reads_it() -> None:
+    """It is attended to by torch where the processor multiplies bfloat16, and by the native kernel elsewhere."""
+    torch.manual_seed(2)
+    made = Transformer(ModelConfig(vocabulary=30, layers=2, width=32, heads=4, key_value_heads=2, context=160))
+    model = made.to(torch.bfloat16).eval()
+    prompt = tuple(torch.randint(30, (150,)).tolist())
+    request = Request(prompt, Sampling(temperature=0), 1, log_probabilities=3)
+    (answer,) = Engine(model, rows=1).run([request])
+    with torch.no_grad():
+        expected = model.read(Inputs(torch.tensor([prompt]))).logits()[0, -1].float().log_softmax(-1)
+    (told,) = answer.log_probabilities
+    assert told.value == pytest.approx(float(expected[answer.tokens[0]]), abs=0.05)

@@ -19,6 +19,11 @@ TOGETHER = 32
 """New tokens of a row up to which rows are attended to in one call, padded to the longest; beyond, each by itself."""
 
 
+WHOLE = 128
+"""Tokens of a text that is read at once from which torch's attention in bfloat16 is faster than the native kernel, which multiplies
+float32, where the processor multiplies bfloat16."""
+
+
 class Group(NamedTuple):
     """BlockRows of a pass with as many new tokens each, attended to in one call.
 
@@ -71,6 +76,11 @@ class PagePlan:
             alike.setdefault(one.new if one.new <= TOGETHER else -index - 1, []).append(index)
         device = self.coming.device
         return (), tuple(_group(self.coming, self.slots, which).to(device) for which in alike.values())
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all rows are texts that are long and read from their beginning."""
+        return self.coming.mask is None and all(not one.held and one.new >= WHOLE for one in self.coming.segments)
 
     @property
     def evicted(self) -> bool:
@@ -163,9 +173,12 @@ class PagedLayer:
         if window is not None and plan.evicted:
             return self._by_positions(plan, queries, scale, window)
         held = self.key_side.plain, self.value_side.plain
-        if plan.rows is not None and held[0] is not None and held[1] is not None and attention.fits(queries, *held):  # type: ignore[arg-type]
+        rows = plan.rows
+        if queries.dtype == torch.bfloat16 and plan.whole and attention.multiplies_bfloat16():
+            rows = None
+        if rows is not None and held[0] is not None and held[1] is not None and attention.fits(queries, *held):  # type: ignore[arg-type]
             asked = queries[0].transpose(0, 1)
-            answered = attention.attend(asked, held[0], held[1], plan.rows, scale=scale, window=window)
+            answered = attention.attend(asked, held[0], held[1], rows, scale=scale, window=window)
             return answered.to(queries.dtype).transpose(0, 1)[None]
         exact = self.key_side.store.exact and self.value_side.store.exact
         fresh, groups = plan.apart if exact else plan.held

@@ -5,6 +5,7 @@ The structures are those of native/attention.h.
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy
@@ -91,6 +92,13 @@ def fits(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
     if torch.is_grad_enabled() and queries.requires_grad:
         return False
     return queries.is_floating_point() and in_use() is not None and not torch.compiler.is_compiling()
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 by an instruction of its own."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 
 class Layers:
