@@ -173,12 +173,12 @@ class PagedLayer:
         if window is not None and plan.evicted:
             return self._by_positions(plan, queries, scale, window)
         held = self.key_side.plain, self.value_side.plain
-        rows = plan.rows
+        in_place = plan.rows
         if queries.dtype == torch.bfloat16 and plan.whole and attention.multiplies_bfloat16():
-            rows = None
-        if rows is not None and held[0] is not None and held[1] is not None and attention.fits(queries, *held):  # type: ignore[arg-type]
+            in_place = None
+        if in_place is not None and held[0] is not None and held[1] is not None and attention.fits(queries, *held):  # type: ignore[arg-type]
             asked = queries[0].transpose(0, 1)
-            answered = attention.attend(asked, held[0], held[1], rows, scale=scale, window=window)
+            answered = attention.attend(asked, held[0], held[1], in_place, scale=scale, window=window)
             return answered.to(queries.dtype).transpose(0, 1)[None]
         exact = self.key_side.store.exact and self.value_side.store.exact
         fresh, groups = plan.apart if exact else plan.held
