@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,8 @@ def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
 
 
 def newest_weights(run: Path) -> bytes:
-    return sorted((run / "checkpoints").iterdir())[-1].joinpath("model.safetensors").read_bytes()
+    known = (path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step-\d{8,18}", path.name))
+    return max(known).joinpath("model.safetensors").read_bytes()
 
 
 def shoestring_here(*words: object) -> tuple[int, str, str]:
