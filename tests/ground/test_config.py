@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shoestring.config import Choice, Pick, build, merge, overrides, read_toml, to_toml, tree
 from shoestring.errors import UsageError
 from shoestring.method import Count, Fraction, Positive
+from shoestring.train.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,11 @@ def test_broken_toml_names_file_and_place(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is not TOML"):
         read_toml(path)
+
+
+@pytest.mark.parametrize("name", ["kind", "engine", "cls", "self"])
+def test_an_option_of_any_name_is_refused_as_unknown(name: str) -> None:
+    asked: tuple[dict[str, Any], ...] = ({"optim": {"name": "adamw", name: 1}}, {"edits": [{"name": "lora", name: 1}]})
+    for table in asked:
+        with pytest.raises(UsageError, match=f"unknown key .*{name}"):
+            build(RunConfig, {"budget": "1s", "model": {}, **table})

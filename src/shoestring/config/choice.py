@@ -40,6 +40,11 @@ class Choice:
     @classmethod
     def of(cls, engine: str, name: str, *, kind: str = "", **options: Any) -> "Choice":
         """The method `name` with these options, checked, the rest at their defaults. Raises: UsageError."""
+        return cls.read(engine, name, kind, options)
+
+    @classmethod
+    def read(cls, engine: str, name: str, kind: str, options: Mapping[str, Any]) -> "Choice":
+        """As `of`, of options that may have any names, as a file has them."""
         card = find(engine, name, kind)
         try:
             checked = card.options()(**options)
@@ -59,7 +64,7 @@ class Choice:
         return self.card.target(*supplied, **{**self.options, **more})
 
     def with_options(self, **options: Any) -> "Choice":
-        return Choice.of(self.engine, self.name, kind=self.kind, **{**self.options, **options})
+        return Choice.read(self.engine, self.name, self.kind, {**self.options, **options})
 
 
 class Pick:
@@ -99,7 +104,7 @@ class Pick:
                 raise PydanticCustomError("choice", "a method's name, or a table with one, is needed")
             options = {key: item for key, item in value.items() if key != "name"}
             try:
-                return Choice.of(self.engine, str(value["name"]), kind=self.kind, **options)
+                return Choice.read(self.engine, str(value["name"]), self.kind, options)
             except UsageError as error:
                 key = error.key if isinstance(error, OptionError) else ""
                 raise PydanticCustomError("choice", "{reason}", {"reason": str(error), "key": key}) from None
@@ -132,7 +137,7 @@ class PickList:
         options = {key: item for key, item in table.items() if key != "name"}
         try:
             card = find_in(self.engines, table["name"].strip(), self.kind)
-            return Choice.of(card.engine, card.name, kind=self.kind, **options)
+            return Choice.read(card.engine, card.name, self.kind, options)
         except UsageError as error:
             raise PydanticCustomError("choice", "{reason}", {"reason": str(error)}) from None
 
