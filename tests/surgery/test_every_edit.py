@@ -44,6 +44,13 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {
     "xatl": ("surgery", {"at": "::2", "token_mixer": {"name": "grouped_differential"}}),
     "lolcats": ("surgery", {"at": "::2", "features": 4, "window": 3, "steps": 4}),
     "supra": ("surgery", {"at": "1:"}),
+    "convert_attention": (
+        "surgery",
+        {
+            "at": "1:",
+            "token_mixer": {"name": "infllm_v2", "block": 2, "window_blocks": 2, "top_blocks": 1, "dense_length": 5},
+        },
+    ),
     "weight_norm": ("surgery", {}),
     "ladder": ("surgery", {"at": "2:"}),
     "qk_clip": ("surgery", {"most": 2.0}),
@@ -202,6 +209,7 @@ NATIVE_ONLY = {
     "cats",
     "mini_moe",
     "xatl",
+    "convert_attention",
     "sparse_upcycling",
     "duo_llm",
     "read_me",

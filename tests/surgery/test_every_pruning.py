@@ -107,6 +107,7 @@ def test_every_edit_of_surgery_is_here() -> None:
         "scale_vectors",
         "normalize_and_project",
         "ladder",
+        "convert_attention",
         "qk_clip",
         "detector",
         "hidden_tokens",

@@ -3,10 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from shoestring.config import as_flag, build, overrides
+from shoestring.cli.section_flags import take_section
 from shoestring.decode.cache_budget import CacheConfig
-
-PREFIX = "--cache."
 
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,23 +22,5 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_cache(words: Sequence[str]) -> tuple[CacheConfig, list[str]]:
     """(what the flags of the cache say, the other words). Raises: UsageError."""
-    ours, others = flags_of(PREFIX, words)
-    tree = overrides(ours).get("cache", {})
-    return build(CacheConfig, tree, lambda key: as_flag(f"cache.{key}")), others
-
-
-def flags_of(prefix: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the flags that begin so, each with its value, the other words)."""
-    ours, others, queue = list[str](), list[str](), list(words)
-    while queue:
-        word = queue.pop(0)
-        if word == "--":
-            others += [word, *queue]
-            break
-        if not word.startswith(prefix):
-            others.append(word)
-            continue
-        ours.append(word)
-        if "=" not in word and queue and not queue[0].startswith("--"):
-            ours.append(queue.pop(0))
-    return ours, others
+    found, others = take_section("cache", CacheConfig, words)
+    return found or CacheConfig(), others

@@ -4,10 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from shoestring.base.writer import Writer
-from shoestring.cli.cache_flags import flags_of
 from shoestring.cli.prompts import Prompt
+from shoestring.cli.section_flags import take_section
 from shoestring.cli.whole_answers import show_whole
-from shoestring.config import as_flag, build, overrides
 from shoestring.decode import Answer, Request
 from shoestring.decode.denoise import Denoiser, DenoisingConfig
 from shoestring.errors import UsageError
@@ -31,11 +30,7 @@ def add_denoise_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_denoise(words: Sequence[str]) -> tuple[DenoisingConfig | None, list[str]]:
     """(what these flags say, None where there are none; the other words). Raises: UsageError."""
-    ours, others = flags_of(PREFIX, words)
-    if not ours:
-        return None, others
-    tree = overrides(ours).get("denoise", {})
-    return build(DenoisingConfig, tree, lambda key: as_flag(f"denoise.{key}")), others
+    return take_section("denoise", DenoisingConfig, words)
 
 
 def check_denoise(found: argparse.Namespace, config: DenoisingConfig | None, cached: bool, causal: bool) -> None:

@@ -3,11 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from shoestring.cli.cache_flags import flags_of
-from shoestring.config import as_flag, build, overrides
+from shoestring.cli.section_flags import take_section
 from shoestring.decode.expert_store import ExpertConfig
-
-PREFIX = "--experts."
 
 
 def add_expert_flags(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +20,5 @@ def add_expert_flags(parser: argparse.ArgumentParser) -> None:
 
 def take_experts(words: Sequence[str]) -> tuple[ExpertConfig, list[str]]:
     """(what the flags of experts say, the other words). Raises: UsageError."""
-    ours, others = flags_of(PREFIX, words)
-    tree = overrides(ours).get("experts", {})
-    return build(ExpertConfig, tree, lambda key: as_flag(f"experts.{key}")), others
+    found, others = take_section("experts", ExpertConfig, words)
+    return found or ExpertConfig(), others

@@ -12,8 +12,9 @@ from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
 from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
 from shoestring.contract.model import About, Depth, Head, Mixer, Reading, causally, tapping
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.model.anatomy import Blocks, NativeAnatomy
+from shoestring.model.anatomy import NativeAnatomy
 from shoestring.model.block import Block, Place
+from shoestring.model.blocks import Blocks
 from shoestring.model.cache import ContiguousCache, contiguous_layer
 from shoestring.model.config import ModelConfig
 from shoestring.model.hidden_token import HiddenToken

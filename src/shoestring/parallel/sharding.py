@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.model.anatomy import Blocks
+from shoestring.model.blocks import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.tensor_parallel import Divided, Division, divide

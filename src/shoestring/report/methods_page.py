@@ -232,7 +232,7 @@ def _entry(card: Card, found: Sequence[str]) -> str:
     if len(found) > 1:
         lines += ["- measured:", *(f"    - {one}" for one in found)]
     else:
-        lines.append(f"- measured: {found[0] if found else 'not yet'}")
+        lines.append(f"- measured: {found[0]}" if found else "- not measured yet")
     return "\n".join([*lines, ""])
 
 

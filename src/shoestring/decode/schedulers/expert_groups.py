@@ -1,6 +1,5 @@
 """Rows that are likely to go through the same experts decode together."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +7,8 @@ import torch
 
 from shoestring.contract.experts import ExpertLayer
 from shoestring.decode.expert_policy import ExpertName
+from shoestring.decode.grouped_rows import GroupScheduler
 from shoestring.decode.row import Row
-from shoestring.decode.scheduler import Room, RowReading, in_order, parted
 from shoestring.errors import UsageError
 from shoestring.method import Count, method
 
@@ -23,7 +22,7 @@ from shoestring.method import Count, method
     claim="tokens that are put anew into batches by their experts activate fewer of them a batch",
     cost="a product of each router with the embedding of a token, once a token of the vocabulary; rows wait for their group",
 )
-class ExpertGroups:
+class ExpertGroups(GroupScheduler):
     """Each pass decodes `rows` rows, chosen so that their next tokens are likely to ask for few experts between them.
 
     Xin He et al., 2024, arXiv:2410.17954.
@@ -41,6 +40,7 @@ class ExpertGroups:
     """
 
     def __init__(self, target: Any, *, rows: Count = 8, guesses: Count = 2, patience: Count = 4) -> None:
+        super().__init__()
         modules = target.modules() if isinstance(target, torch.nn.Module) else ()
         self._layers = [module for module in modules if isinstance(module, ExpertLayer) and not module.follows]
         if not self._layers:
@@ -48,19 +48,6 @@ class ExpertGroups:
         self._embedding = target.get_input_embeddings()
         self.rows, self.guesses, self.patience = rows, guesses, patience
         self._known: dict[int, frozenset[ExpertName]] = {}
-        self._waited: Counter[int] = Counter()
-        """Passes in a row that a row did not decode, by its number."""
-
-    def plan(self, rows: Sequence[Row], room: Room) -> list[RowReading]:
-        """As `Scheduler.plan`."""
-        decoding, reading, waiting = parted(rows)
-        places = max(0, room.rows - len(decoding) - len(reading))
-        group = self._group(decoding)
-        chosen = {row.number for row in group}
-        self._waited = Counter(
-            {row.number: self._waited[row.number] + 1 for row in decoding if row.number not in chosen}
-        )
-        return in_order(group, reading, waiting[:places], room)
 
     @torch.no_grad()
     def experts_of(self, token: int) -> frozenset[ExpertName]:
@@ -76,10 +63,10 @@ class ExpertGroups:
             self._known[token] = frozenset(found)
         return self._known[token]
 
-    def _group(self, decoding: Sequence[Row]) -> list[Row]:
-        """The rows that decode now."""
-        left = sorted(decoding, key=lambda row: -self._waited[row.number])  # stable: of equals, the first
-        late = sum(self._waited[row.number] >= self.patience for row in left)
+    def group(self, decoding: Sequence[Row]) -> list[Row]:
+        """As `GroupScheduler.group`."""
+        left = sorted(decoding, key=lambda row: -self.waited[row.number])  # stable: of equals, the first
+        late = sum(self.waited[row.number] >= self.patience for row in left)
         group = [left.pop(0) for _ in range(min(self.rows, max(1, late), len(left)))]
         asked = {expert for row in group for expert in self.experts_of(row.tokens[-1])}
         while left and len(group) < self.rows:

@@ -11,6 +11,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.role import INPUT_SCALE, VECTOR
 from shoestring.method import method
 from shoestring.surgery.norm_readers import norm_readers, norms_of
+from shoestring.surgery.plain_linear import plain_linear
 
 
 class ScaledLinear(nn.Module):
@@ -110,14 +111,7 @@ class ScaleVectors:
         """The model of plain layers; the scales of its norms are 1."""
         for name, layer in list(model.named_modules()):
             if isinstance(layer, ScaledLinear):
-                made = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                made.weight = nn.Parameter(layer.weight.detach(), requires_grad=layer.matrix.requires_grad)
-                if layer.bias is not None:
-                    made.bias = layer.bias
-                for marked in (made, made.weight):
-                    if hasattr(layer, "row_blocks"):
-                        setattr(marked, "row_blocks", layer.row_blocks)  # noqa: B010
-                model.set_submodule(name, made.train(layer.training))
+                model.set_submodule(name, plain_linear(layer, trained=layer.matrix.requires_grad))
         for norm in norms_of(model):
             model.get_submodule(norm).requires_grad_(True)
         model.changed()

@@ -11,6 +11,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.role import VECTOR
 from shoestring.errors import UsageError
 from shoestring.method import method
+from shoestring.surgery.plain_linear import plain_linear
 
 
 class WeightNormalised(nn.Module):
@@ -83,14 +84,7 @@ class WeightNorm:
         """The model of plain layers."""
         for name, layer in list(model.named_modules()):
             if isinstance(layer, WeightNormalised):
-                made = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                made.weight = nn.Parameter(layer.weight.detach(), requires_grad=layer.direction.requires_grad)
-                if layer.bias is not None:
-                    made.bias = layer.bias
-                for marked in (made, made.weight):
-                    if hasattr(layer, "row_blocks"):
-                        setattr(marked, "row_blocks", layer.row_blocks)  # noqa: B010
-                model.set_submodule(name, made.train(layer.training))
+                model.set_submodule(name, plain_linear(layer, trained=layer.direction.requires_grad))
         return model
 
     def describe(self, model: LanguageModule, decision: Decision) -> str:

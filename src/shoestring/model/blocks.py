@@ -1,0 +1,26 @@
+"""A native model as its anatomy sees it."""
+
+import abc
+
+from torch import nn
+
+from shoestring.contract.model import LanguageModule
+from shoestring.model.config import ModelConfig
+
+
+class Blocks(LanguageModule):
+    """A native model as its anatomy sees it: embedding, blocks, norm, head. `Transformer` is one.
+
+    config: of the model as it stands.
+    blocks: its layers.
+    head: None where the embedding is the head too.
+    """
+
+    config: ModelConfig
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    head: nn.Linear | None
+
+    @abc.abstractmethod
+    def make_rotaries(self) -> None:
+        """Make the tables of positions that the layers read, as the configuration has them now."""
