@@ -8,7 +8,8 @@ random words, each another, so that no beginning is shared; every answer has as 
                   --patience times what an answer takes alone; --policies admit (the server is told, and refuses what cannot be
                   met) and fifo (it is not, and what comes too late counts for nothing). Beside the mean time of fifo stands what
                   the queueing models say: one request after the other (M/G/1), and batches of all that wait.
-    llama         llama.cpp's server, by its Python package, in closed loops; it answers one request at a time
+    llama         llama.cpp's server in closed loops: `llama-server` where it is on the PATH, with as many slots as rows, else that
+                  of its Python package, which answers one request at a time
     transformers  its continuous batching (`generate_batch`) on as many prompts, which has no clients
 
     python bench/serve.py --json serve.json                   # all parts, in less than 8 minutes
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_clients import Asked, closed, poisson
-from serve_peers import ends_of, llama_cpp, ours, transformers_rates
+from serve_peers import ends_of, llama_cpp, llama_server, ours, transformers_rates
 
 from shoestring.budget.machine import probe
 from shoestring.decode.queueing import Batching, ServiceTime, delay
@@ -163,10 +164,14 @@ def main() -> None:
                 found["poisson"] = goodput(address, found["closed"], options, asked)
     if "llama" in options.parts:
         print("llama.cpp's server", flush=True)
+        own = llama_server() is not None
         never = {"logit_bias": {str(token): -100 for token in ends_of(options.place)}, "logit_bias_type": "input_ids"}
-        theirs = Asked("model", options.prompt, options.tokens, never, counted=False)
+        # its own server has `ignore_eos`, too; nothing is to be found in its cache of prompts
+        more = {**asked.more, "cache_prompt": False} if own else never
+        theirs = Asked("model", options.prompt, options.tokens, more, counted=own)
+        context = 2 * options.prompt + options.tokens if own else 2 * (options.prompt * 2 + options.tokens)
         try:
-            with llama_cpp(options.place, 2 * (options.prompt * 2 + options.tokens), probe().threads, 60.0) as address:
+            with llama_cpp(options.place, context, max(options.clients), probe().threads, 60.0) as address:
                 found["llama"] = loops(address, options, theirs)
         except SystemExit as error:
             print(error)

@@ -1,6 +1,8 @@
-"""What stands beside our server: llama.cpp's, by its Python package, and transformers' continuous batching."""
+"""What stands beside our server: llama.cpp's own `llama-server` (or that of its Python package), and transformers' continuous
+batching."""
 
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,35 +44,50 @@ def ends_of(place: str) -> frozenset[int]:
     return Writer.of(open_model(place)).ends
 
 
+def llama_server() -> str | None:
+    """llama.cpp's own server, where it is on the PATH; it works on many requests at a time."""
+    return shutil.which("llama-server")
+
+
+def _answers(address: str) -> bool:
+    """Whether a server is ready: it says 503 while it reads its model."""
+    try:
+        return httpx.get(address, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 @contextmanager
-def llama_cpp(place: str, context: int, threads: int, limit: float) -> Iterator[str]:
-    """The address of llama.cpp's server for the same GGUF file. Its Python server answers one request at a time."""
+def llama_cpp(place: str, context: int, rows: int, threads: int, limit: float) -> Iterator[str]:
+    """The address of llama.cpp's server for the same GGUF file: of `llama-server`, else of the Python package, which answers one
+    request at a time. context: tokens of a request. rows: requests at a time."""
     path = str(file_of_package()) if place == "smollm2" else place
     if not path.endswith(".gguf"):
         raise SystemExit(f"llama.cpp reads GGUF files, and {place} is none")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", str(port), "--n_ctx", str(context)]
-    words += ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_batch", "512", "--verbose", "False"]
-    # else a request that comes ends the one that is being answered
-    words += ["--interrupt_requests", "False"]
+    own = llama_server()
+    if own is not None:
+        words = [own, "-m", path, "--port", str(port), "-c", str(rows * context), "-np", str(rows), "-b", "512"]
+        words += ["-t", str(threads), "-tb", str(threads), "--no-webui"]
+    else:
+        words = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--port", str(port)]
+        words += ["--n_ctx", str(context), "--n_threads", str(threads), "--n_threads_batch", str(threads)]
+        # else a request that comes ends the one that is being answered
+        words += ["--n_batch", "512", "--verbose", "False", "--interrupt_requests", "False"]
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(words, stdout=said, stderr=said) as process,
     ):
         try:
             address, until = f"http://127.0.0.1:{port}", time.monotonic() + limit
-            while True:
-                try:
-                    httpx.get(f"{address}/v1/models", timeout=2)
-                    break
-                except httpx.HTTPError:
-                    if process.poll() is not None or time.monotonic() > until:
-                        said.seek(0)
-                        tail = said.read().strip().splitlines()[-1:] or ["it said nothing"]
-                        raise SystemExit(f"llama.cpp's server did not start: {tail[0][:200]}") from None
-                    time.sleep(0.2)
+            while not _answers(f"{address}/{'health' if own else 'v1/models'}"):
+                if process.poll() is not None or time.monotonic() > until:
+                    said.seek(0)
+                    tail = said.read().strip().splitlines()[-1:] or ["it said nothing"]
+                    raise SystemExit(f"llama.cpp's server did not start: {tail[0][:200]}")
+                time.sleep(0.2)
             yield address
         finally:
             process.terminate()

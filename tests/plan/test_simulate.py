@@ -112,6 +112,11 @@ def test_one_worker_takes_the_sum_of_its_operators(traced: Trace, known: Operato
     assert sum(found.by_cause.values()) == pytest.approx(found.seconds)
 
 
+def test_an_update_of_more_operations_than_32_bits_count_is_simulated(traced: Trace, known: OperatorTimes) -> None:
+    found = simulate(native(), MACHINE, known, rows=ROWS, context=CONTEXT, traced=traced, update_flops=42 * 10**9)
+    assert found.by_cause["update"] > 42e9 / MACHINE.matmul[MACHINE.best_precision]
+
+
 def test_layouts_add_bubbles_and_exchanges(traced: Trace, known: OperatorTimes) -> None:
     def one(rows: int, **layout: Any) -> Any:
         given: dict[str, Any] = {"context": CONTEXT, "traced": traced, "link": WorkerLink(1e6, 1e-3)}

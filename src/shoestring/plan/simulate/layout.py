@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Interval
 
 from shoestring.budget.machine import Machine
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
-from shoestring.method import Count, NonNegative, Positive, Whole, method
+from shoestring.method import Count, NonNegative, Positive, method
 from shoestring.plan import rules
 from shoestring.plan.simulate.profile import OperatorTimes
 from shoestring.plan.simulate.trace import Trace, trace
@@ -118,7 +121,7 @@ def simulate(
     layout: WorkerLayout | None = None,
     link: WorkerLink | None = None,
     precision: str = "float32",
-    update_flops: Whole = 0,
+    update_flops: Annotated[int, Interval(ge=0)] = 0,
 ) -> Simulated:
     """What a training step takes: the times of its operators, added up, and those of what workers send each other.
 
