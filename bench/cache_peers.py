@@ -4,8 +4,8 @@ Each of --policies is one of ours that kvpress has too. Both work in transformer
 beginning of a text whole, give up all but --share of it, and then read the end a token at a time, as what is written is. Told are
 the share of kept tokens that are the same, of all layers and heads; the loss on the end; seconds of reading the beginning;
 milliseconds a token; and by how much the process grew. `engine` is the same policy in our own engine, where memory is fixed from
-the start: it gives tokens up on the way, so others stay. Each runs in a process of its own, so that no other's freed memory is taken
-for its own.
+the start: it gives tokens up on the way, so others stay. Each runs in a process of its own: nothing that another freed is taken for
+its own.
 
     pip install kvpress
     python bench/cache_peers.py --length 2048 --json cache-peers.json

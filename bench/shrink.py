@@ -6,21 +6,28 @@ same text for the same seconds. Told are held-out losses before, after pruning a
 for and that came, and what healing was predicted to come to beside what it came to. `--cache` also tells what a token of a
 teacher's words takes on disk, and in seconds online, at the first asking and at the second.
 
-A model is a place as `shoestring evaluate` takes it. Times are of this machine and mean nothing while others use it.
+A model is the name of one of reference_models.py, or a place as `shoestring evaluate` takes it. Times are of this machine and mean
+nothing while others use it. Every arm is a folder under --out, and what is there is not made again; --seconds ends it before an arm
+that would begin later.
+
+    python bench/shrink.py smollm2 10m --budget 5m --cache --out runs/shrink --json shrink.json
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
+from reference_models import NAMES, reference_model
 
 from shoestring import atomic
 from shoestring.base import open_model
@@ -55,7 +62,7 @@ def shoestring(*words: object) -> dict[str, Any]:
 
 
 def shrunk(
-    place: str, method: str, target: float, budget: str, more: Sequence[str], out: Path, to: str = ""
+    place: str, method: str, target: float, budget: str, more: Sequence[str], out: Path, *, to: str = ""
 ) -> dict[str, Any]:
     """One way to prune to a time a token, in seconds. to: another target, as the command takes it."""
     words = ["--method", method, "--to", to or f"{1e3 * target:.6f}ms/token", "--budget", budget, *more]
@@ -87,7 +94,7 @@ def shallower(place: str, whole: float, target: float, budget: str, more: Sequen
     return _trained(out, f"drop_layers {gone}", target)
 
 
-def scratch(like: Path, budget: str, more: Sequence[str], out: Path, target: float) -> dict[str, Any]:
+def scratch(like: Path, budget: str, more: Sequence[str], out: Path, *, target: float) -> dict[str, Any]:
     """A model of the same shape, trained on the same text for as long."""
     opened = open_model(str(like), torch.float32)
     assert isinstance(opened.model, Transformer)
@@ -95,7 +102,7 @@ def scratch(like: Path, budget: str, more: Sequence[str], out: Path, target: flo
     data = opened.about.values["data"]
     shape = {key: value for key, value in tree(config).items() if key not in ("base", "digest", "context")}
     recipe = {"model": shape, "data": {"corpus": data["corpus"], "tokenizer": data["tokenizer"]}}
-    path = out.with_suffix(".toml")
+    path = Path(f"{out}.toml")
     atomic.write_text(path, tomli_w.dumps(recipe))
     shoestring("train", path, "--budget", budget, *more, "--out", out)
     return _trained(out, "from scratch", target)
@@ -113,6 +120,23 @@ def _trained(out: Path, arm: str, target: float) -> dict[str, Any]:
         "got_seconds": seconds_per_token(model),
         "seconds": summary["seconds"],
     }
+
+
+def kept(out: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was found of an arm before, or is now. An arm that was stopped is made anew: its budget is of seconds."""
+    record = Path(f"{out}.json")  # a share has a point in it
+    if not record.exists():
+        shutil.rmtree(out, ignore_errors=True)
+        atomic.write_text(record, json.dumps(make()))
+    found: dict[str, Any] = json.loads(record.read_text())
+    return found
+
+
+def _whole(place: str) -> dict[str, Any]:
+    """Seconds of a token of a model that is not changed."""
+    model = open_model(place, torch.float32).model
+    assert isinstance(model, Transformer), f"{place} has no axes that could be cut"
+    return {"seconds": seconds_per_token(model)}
 
 
 def cache_cost(place: str, rows: int, length: int, top: int) -> dict[str, Any]:
@@ -151,40 +175,52 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--more", default="", help="more words for every run, as one string")
     parser.add_argument("--cache", action="store_true", help="also measure what a teacher's words take")
     parser.add_argument("--top", type=int, default=64, help="tokens of a place that the cache keeps")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/shrink"), help="a folder for each arm (default runs/shrink)"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which no arm begins; default none")
     parser.add_argument("--smallest", action="store_true", help="a tiny model made here: does the bench run?")
     parser.add_argument("--json", type=Path, help="write what was found here")
     options = parser.parse_args(words)
     more, results = options.more.split(), list[dict[str, Any]]()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch_folder:
-        folder = Path(scratch_folder)
+        folder = Path(scratch_folder) if options.smallest else options.out
+        folder.mkdir(parents=True, exist_ok=True)
         places, shares, methods, budget = options.places, options.shares, options.methods, options.budget
         if options.smallest:
             more = QUICK.split()
             shoestring("train", "--budget=4ktok", *TINY.split(), *more, "--out", folder / "whole")
             places, shares, methods, budget = [str(folder / "whole")], [0.9], ["random_pruning"], "1ktok"
-        for number, place in enumerate(places):
-            model = open_model(place, torch.float32).model
-            assert isinstance(model, Transformer), f"{place} has no axes that could be cut"
-            whole = seconds_per_token(model)
+        for name in places:
+            place = str(reference_model(name)) if name in NAMES else name
+            stem = Path(name).name
+            whole = kept(folder / f"{stem}-whole", partial(_whole, place))["seconds"]
             for share in shares:
-                target, arms = share * whole, list[dict[str, Any]]()
-                for method in methods:
-                    out = folder / f"{number}-{share}-{method}"
-                    arms.append(shrunk(place, method, target, budget, more, out, "0.9x" if options.smallest else ""))
-                first = folder / f"{number}-{share}-{methods[0]}"
-                arms.append(shallower(place, whole, target, budget, more, folder / f"{number}-{share}-depth"))
-                arms.append(scratch(first, budget, more, folder / f"{number}-{share}-scratch", target))
-                results.append({"place": place, "share": share, "whole_seconds": whole, "arms": arms})
-                for arm in arms:
+                target, arms, at = share * whole, list[dict[str, Any]](), folder / f"{stem}-{share:g}"
+                to, first = "0.9x" if options.smallest else "", Path(f"{at}-{methods[0]}")
+                ways: dict[str, Callable[..., dict[str, Any]]] = {
+                    method: partial(shrunk, place, method, target, budget, more, to=to) for method in methods
+                }
+                ways["depth"] = partial(shallower, place, whole, target, budget, more)
+                ways["scratch"] = partial(scratch, first, budget, more, target=target)
+                for way, make in ways.items():
+                    out = Path(f"{at}-{way}")
+                    if time.monotonic() - began > options.seconds:
+                        print(f"{name} {share:g} {way}: not begun within {options.seconds:g} s", flush=True)
+                        continue
+                    arm = kept(out, partial(make, out=out))
+                    arms.append(arm)
                     losses = ", ".join(f"{n} {v:.4f}" for n, v in arm["losses"].items() if v is not None)
                     asked, got = 1e3 * arm["asked_seconds"], 1e3 * arm["got_seconds"]
-                    print(f"{place} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
+                    print(f"{name} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
+                results.append({"place": name, "share": share, "whole_seconds": whole, "arms": arms})
             if options.cache or options.smallest:
                 size = (2, 16) if options.smallest else (8, 256)
-                cost = cache_cost(place, *size, options.top)
-                results.append({"place": place, "cache": cost})
+                cost = kept(folder / f"{stem}-cache", partial(cache_cost, place, *size, options.top))
+                results.append({"place": name, "cache": cost})
                 print(
-                    f"{place} {cost['bytes_a_token']:.0f} bytes a token of the teacher's, {cost['student_loss']}",
+                    f"{name} {cost['bytes_a_token']:.0f} bytes a token of the teacher's, {cost['student_loss']}",
                     flush=True,
                 )
     if options.json:
