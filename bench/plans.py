@@ -10,10 +10,12 @@ fitting: nothing is learned from them. The aims are 2 % and 8 %. --workers 4 has
 --beside S ...: for each of --corpora, `shoestring compare` judges the plan by law beside the plan by rule at equal seconds, with
 --seeds paired seeds. A corpus without a ladder of its own is planned for by the ladder of another with the same tokenizer.
 
---json FILE: settings, environment and every figure. --smallest: one short plan and one short pair, to see that it works.
+--json FILE: settings, environment and every figure, kept after each run: the same command on the same machine goes on where it was
+stopped. --smallest: one short plan and one short pair, to see that it works.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -28,6 +30,7 @@ import numpy as np
 
 from shoestring import atomic
 from shoestring.budget.machine import probe
+from shoestring.errors import UsageError
 from shoestring.plan import rules
 from shoestring.train.run_folder import environment
 
@@ -136,6 +139,18 @@ def summed(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def begun(path: Path | None, settings: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
+    """What a stopped run kept. Raises: UsageError where it had other settings, or another machine."""
+    if path is None or not path.exists():
+        return {"plans": [], "beside": []}
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["settings"] != json.loads(json.dumps(settings, default=str)) or any(
+        found["environment"]["machine"][key] != machine["machine"][key] for key in ("name", "threads")
+    ):
+        raise UsageError(f"{path} is of other settings or of another machine: name another file")
+    return found
+
+
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=int, default=20, help="default %(default)s; 0: none")
@@ -157,14 +172,16 @@ def main(words: Sequence[str]) -> None:
         options.plans, options.least, options.most, options.beside, options.seeds = 1, 8.0, 8.0, [8.0], 2
         options.corpora, more = ["python-stdlib"], [*SMALLEST, *more]
     workers = [f"--workers={options.workers}", "--sync=muloco"] if options.workers > 1 else []
-    runs, pairs, summary = list[dict[str, Any]](), list[dict[str, Any]](), dict[str, Any]()
+    settings = {key: value for key, value in vars(options).items() if key != "json"} | {"more": more}
+    machine = environment(probe())
+    before = begun(options.json, settings, machine)
+    runs, pairs, summary = before["plans"], before["beside"], dict[str, Any]()
 
     def keep() -> None:
         if options.json:
-            settings = {key: value for key, value in vars(options).items() if key != "json"} | {"more": more}
             content = {
                 "settings": settings,
-                "environment": environment(probe()),
+                "environment": machine,
                 "plans": runs,
                 "summary": summary,
                 "beside": pairs,
@@ -174,13 +191,15 @@ def main(words: Sequence[str]) -> None:
     for corpus in [[], *(["--data.corpus", name] for name in options.corpora)]:
         planned("--budget", "1Mtok", *corpus, *more)  # its text is prepared, and the machine probed, before any clock
     for number, seconds in enumerate(np.geomspace(options.least, options.most, options.plans)):
+        if number < len(runs):
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             offset = (0, -1, 1)[number % 3]
             runs.append(trained(float(seconds), offset, options.first_seed + number, [*workers, *more], Path(scratch)))
         keep()
     summary.update(summed(runs))
-    for corpus in options.corpora:
-        for seconds in options.beside:
+    for number, (corpus, seconds) in enumerate(itertools.product(options.corpora, options.beside)):
+        if number >= len(pairs):
             with tempfile.TemporaryDirectory() as scratch:
                 pairs.append(beside(corpus, seconds, options.seeds, more, Path(scratch)))
             keep()
