@@ -6,19 +6,18 @@ values of keys, that it finds; bytes that its cache takes by its own count, and 
 mapped files); seconds of reading the beginning, and milliseconds a token after it. `whole` reads prompts whole before they are
 cut, as most methods were published; else memory is fixed from the start.
 
-With kvpress installed, its own KeyDiff scores the same keys, and the share of kept tokens that are the same is told. --training
-measures the peak memory of a training step of a small model with `mini_sequences` and without, each in a process of its own.
+cache_peers.py sets ours beside kvpress. With --json every arm is kept as it is measured: the same command goes on where it was
+stopped, on the same machine. --training measures the peak memory of a training step of a small model with `mini_sequences` and
+without, each in a process of its own.
 """
 
 import argparse
 import ctypes
 import gc
-import importlib.util
 import json
 import multiprocessing
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +34,6 @@ from shoestring.config import Choice, build
 from shoestring.contract.batch import IGNORED
 from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.cache_budget import CacheConfig, store_within
-from shoestring.decode.cache_policies.keydiff import KeyDiff
-from shoestring.decode.cache_policy import Seen, kept
 from shoestring.decode.row import Row
 from shoestring.decode.work import RowWork
 from shoestring.errors import UsageError
@@ -160,29 +157,15 @@ def measure(
     return mean | recall(opened, config, len(texts[0]), options.items, options.tokens)
 
 
-def beside_kvpress(texts: Sequence[Sequence[int]], opened: Opened) -> float | str:
-    """The share of tokens kept at a quarter that KeyDiff of kvpress keeps too, of all layers and heads."""
-    if importlib.util.find_spec("kvpress") is None:
-        return "kvpress is not installed"
-    from kvpress import KeyDiffPress
-
-    store: Any = store_within(opened.model, CacheConfig(), rows=1, room=len(texts[0]))
-    row = Row(0, 0, Request(tuple(texts[0]), GREEDY, 1), 0, list(texts[0]), 0.0)
-    store.admit(row)
-    store.extend(row, len(texts[0]))
-    with torch.inference_mode():
-        store.read(opened.model, [RowWork(row, row.tokens, outputs=False)])
-    slots, same, all_ = torch.from_numpy(store.cache._slots(0, len(texts[0]))), 0, 0
-    for layer in store.cache.layers:
-        keys = layer.key_side.read(slots).transpose(0, 1)
-        positions = torch.arange(keys.shape[1]).expand(len(keys), -1)
-        count = keys.shape[1] // 4
-        ours = kept(KeyDiff(), Seen(layer.number, 1, keys, keys, positions, keys.shape[1], torch.empty(0)), count)
-        theirs = KeyDiffPress().score(None, None, keys[None], keys[None], None, {})[0].topk(count).indices
-        for head in range(len(keys)):
-            same += len(set(ours[head].tolist()) & set(theirs[head].tolist()))
-            all_ += count
-    return same / all_
+def begun(path: Path | None, settings: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """By length and arm: what a stopped run kept. Raises: UsageError where it had other settings, or another machine."""
+    if path is None or not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["settings"] != settings or found["environment"]["machine"]["name"] != about["machine"]["name"]:
+        raise UsageError(f"{path} is of other settings or of another machine: name another file")
+    lengths: dict[str, Any] = found["lengths"]
+    return lengths
 
 
 def peak(context: int, pieces: bool, width: int, answer: Any) -> None:
@@ -246,16 +229,27 @@ def main(words: Sequence[str]) -> None:
         options.policies = options.policies[:2]
         options.training, options.training_width = [64], 32
     opened = open_model(options.place)
-    results = dict[str, Any]()
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    about = environment(probe())
+    results = begun(options.json, settings, about)
+
+    def keep(peaks: dict[str, dict[str, int]]) -> None:
+        if options.json:
+            content = {"settings": settings, "environment": about, "lengths": results, "training": peaks}
+            atomic.write_text(options.json, json.dumps(content, indent=1) + "\n")
+
     for length in options.lengths:
         texts = documents(opened, options.corpus, length, options.count)
-        print(f"\n{length} tokens; kept as kvpress's KeyDiff keeps: {(agreed := beside_kvpress(texts, opened))}")
+        print(f"\n{length} tokens")
         print(
             f"{'':22}{'loss':>8}{'needle':>8}{'values':>8}{'MB':>9}{'grown':>9}{'elsewhere':>10}{'read s':>8}{'ms/token':>9}"
         )
-        rows = results.setdefault(str(length), {"kvpress": agreed, "arms": {}})["arms"]
+        rows = results.setdefault(str(length), {"arms": {}})["arms"]
         for name, config in arms(options.shares, options.policies, options.stores, options.whole).items():
-            one = rows[name] = measure(opened, config, texts, options)
+            if name not in rows:
+                rows[name] = measure(opened, config, texts, options)
+                keep({})
+            one = rows[name]
             sizes = "".join(
                 f"{one[key] / 1e6:{room}.2f}" for key, room in (("bytes", 9), ("grown", 9), ("elsewhere", 10))
             )
@@ -268,12 +262,7 @@ def main(words: Sequence[str]) -> None:
     for context, bytes_of in peaks.items():
         whole, pieces = bytes_of["whole"] / 1e6, bytes_of["pieces"] / 1e6
         print(f"training at {context}: peak {whole:.0f} MB, in pieces {pieces:.0f} MB")
-    if options.json:
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        with tempfile.TemporaryDirectory() as scratch:
-            machine = probe("cpu", cache=Path(scratch), fresh=True)
-        about = {"settings": settings, "environment": environment(machine)}
-        atomic.write_text(options.json, json.dumps({**about, "lengths": results, "training": peaks}))
+    keep(peaks)
 
 
 if __name__ == "__main__":
