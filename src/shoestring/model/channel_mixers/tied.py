@@ -18,7 +18,7 @@ TIED = "tied"
 """What the layer that leads is called in a trail."""
 
 
-class Gain(nn.Module):
+class LayerGain(nn.Module):
     """One factor for each feature, [width]."""
 
     def __init__(self, width: int) -> None:
@@ -67,7 +67,7 @@ class TiedFeedForward(nn.Module):
         if leads:
             self.mixer = mixer.build(width, hidden)
         else:
-            self.gain = Gain(width)
+            self.gain = LayerGain(width)
         with torch.device("meta"):
             like = mixer.build(width, hidden)
         if any(getattr(like, name, False) for name in ("early", "tells")):

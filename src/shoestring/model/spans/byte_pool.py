@@ -62,7 +62,8 @@ class BytePool(Span):
         y_t = x_t + U h_p + e_{(t + 1) mod P},   p: the last patch that ends at t or before; none yet: y_t = x_t
 
     So no byte is told of a patch that it comes before or stands inside of: the bytes of a patch are predicted from the patches
-    before it, and from each other by the layers around. U and e begin at zero. Patches begin anew with each document. x: [B, T, width].
+    before it, and from each other by the layers around. U and e begin at zero. Patches begin anew with each document.
+    x: [B, T, width].
 
     State: patch vectors of width a row, and of the layers within what patches take: a share 1 / patch of what bytes would.
 
