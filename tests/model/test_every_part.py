@@ -78,7 +78,7 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
     for card in methods("model", "residual"):
         yield f"residual {card.name}", {"residual": card.name}
     for card in methods("model", "span"):
-        where = {"at": "0:2", "tied": True} if card.target.replaces_embedding else {"at": "1:3"}
+        where = {"at": "0:2", "tied": True} if getattr(card.target, "replaces_embedding", False) else {"at": "1:3"}
         span = {"at": where.pop("at"), "name": card.name, **OPTIONS.get(card.name, {})}
         yield f"span {card.name}", {"span": [span], **where}
     tied = {"channel_mixer": {"name": "tied", "leads": False}}
