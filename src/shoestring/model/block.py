@@ -22,6 +22,7 @@ What only some have:
 * `tells = True`: it returns (output, notes); see `contract.model.Notes`;
 * `early = True`, of a channel mixer: `route(x, trail)` is asked with the stream as it enters the block, before the tokens are
   mixed, and what it says is given to `forward(x, routed)`; `trail`: see `model.span.Where`;
+* `alone(options)`, static, of a channel mixer that may need a layer before it: the options with which it does not;
 * `begin_part(part, over_workers)`, of it or of a module within: told before each micro-batch of a step which one it is, from 0, and
   what adds a tensor up over the processes that share the step (None: there is one);
 * `both_ways = True`, of a token mixer that can show a token those after it: `causal` is then set, False for a model that is not;

@@ -232,7 +232,7 @@ class ChangedParts:
             wrapped = replace(config, span=(*config.span, SpanAt(at, choice)))
         except ValueError as error:
             raise UsageError(f"another span: {error}") from None
-        made = span_of(choice, config.width, config.vocabulary, config.causal)
+        made = span_of(SpanAt(at, choice), config)
         initialise(made, made, made, [])
         like = next(model.parameters())
         made = made.to_empty(device="meta") if like.is_meta else made.to(like.device, like.dtype)

@@ -121,6 +121,13 @@ class ModelConfig:
             changes |= {"key_value_heads": 0, "head_width": 0}
         return replace(self, **changes | given)
 
+    def alone(self) -> "ModelConfig":
+        """Of one layer: as this, where a part that needs a layer before it stands by itself instead, as for timing it."""
+        changed = getattr(self.channel_mixer.card.target, "alone", None)
+        if changed is None:
+            return self
+        return replace(self, channel_mixer=self.channel_mixer.with_options(**changed(self.channel_mixer.options)))
+
     def kinds(self) -> list[tuple["ModelConfig", list[int]]]:
         """The distinct layers: (the configuration of one by itself, the numbers of all that are such)."""
         if not self.pattern:

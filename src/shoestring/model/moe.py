@@ -1,5 +1,6 @@
 """Mixture of experts: many feed-forward layers, of which a token goes through few."""
 
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -79,6 +80,12 @@ class MixtureOfExperts(nn.Module):
         self.source: ExpertSource | None = None
         """Holds the experts' weights, where this layer does not."""
         self.layer = 0
+
+    @staticmethod
+    def alone(options: Mapping[str, Any]) -> dict[str, Any]:
+        """As `model.block` says: with a router of its own."""
+        router = options["router"]
+        return {"router": {**router, "leads": True}} if "leads" in router else {}
 
     def silence(self) -> None:
         """The shared experts begin silent too, as the output of the others does."""

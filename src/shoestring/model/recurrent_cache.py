@@ -117,16 +117,27 @@ class TokenMemory:
         assert isinstance(coming, Pass)
         self._coming = coming
 
+    @property
+    def coming(self) -> Pass:
+        """The pass that was begun."""
+        assert self._coming is not None
+        return self._coming
+
+    def before(self, count: int) -> Tensor:
+        """[B, count, width]: the vectors of the last `count` tokens before the pass; zeros where there were none."""
+        held = torch.tensor(self.coming.held, device=self._held.device)
+        at = held[:, None] + torch.arange(-count, 0, device=self._held.device)
+        found = self._held.gather(1, at.clamp_min(0)[..., None].expand(-1, -1, self._held.shape[2]))
+        return found * (at >= 0)[..., None]
+
     def append(self, new: Tensor) -> tuple[Tensor, Tensor | None]:
         """Take in new [B, T, width]. Returns all that is held [B, S, width], and who sees what, as `KeyValues.append` has it."""
-        assert self._coming is not None
-        for rows, held, count in together(self._coming):
+        for rows, held, count in together(self.coming):
             self._held[rows, held : held + count] = new[rows, :count]
-        return self._held[:, : self._coming.end].to(new.dtype), self._visible()
+        return self._held[:, : self.coming.end].to(new.dtype), self._visible()
 
     def _visible(self) -> Tensor | None:
-        assert self._coming is not None
-        seen = self._coming.visible
+        seen = self.coming.visible
         return None if seen is None else seen[..., : self._held.shape[1]]
 
     def take(self, rows: Tensor) -> Self:

@@ -8,12 +8,14 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
 from shoestring.errors import UsageError
+from shoestring.model.config import ModelConfig
+from shoestring.model.layout import SpanAt, places
 
 
 class Where(NamedTuple):
@@ -50,15 +52,25 @@ class InnerLayers(NamedTuple):
         return self.run(x, where, caches)
 
 
+class CacheSizes(NamedTuple):
+    """What a cache is made for. rows: texts. room: the most tokens of each. dtype, device: of the model's numbers."""
+
+    rows: int
+    room: int
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Span(nn.Module, abc.ABC):
     """Wraps a run of layers.
 
     compiles: whether the layers within always see shapes that a compiler has seen. both_ways: whether tokens within may see those
-    after them.
+    after them. replaces_embedding: whether the layers within read nothing of the tokens' embeddings.
     """
 
     compiles = True
     both_ways = False
+    replaces_embedding = False
 
     def told(self, vocabulary: int) -> None:
         """Told once, before weights are drawn, how many tokens there are: for a span that goes by token ids, which may make weights
@@ -82,6 +94,13 @@ class Span(nn.Module, abc.ABC):
         """The state of one layer within. make: makes that of the layer by itself, or None; `make(room=n)` of n tokens at most."""
         return make()
 
+    def new_caches(self, makes: Sequence[Callable[..., Any]], sizes: CacheSizes) -> list[Any]:
+        """The states of the layers within; what the span itself keeps lies in one of them.
+
+        makes: of each layer, as `new_cache` takes it.
+        """
+        return [self.new_cache(make) for make in makes]
+
     def held(self, token: int, state: int, itemsize: int) -> tuple[int, int]:
         """Bytes that the state of a layer within takes: (of each token, of a row however long).
 
@@ -89,14 +108,25 @@ class Span(nn.Module, abc.ABC):
         """
         return token, state
 
+    def all_held(self, each: Sequence[tuple[int, int]], itemsize: int) -> list[tuple[int, int]]:
+        """As `held`, of all layers within, with what the span itself keeps. each: (token, state) of the layers by themselves."""
+        return [self.held(token, state, itemsize) for token, state in each]
 
-def span_of(choice: Choice, width: int, vocabulary: int, causal: bool) -> Span:
-    """A span of a model of these sizes. Raises: UsageError where it does not fit."""
+
+def span_of(item: SpanAt, config: ModelConfig) -> Span:
+    """A span of a model. Raises: UsageError where it does not fit."""
+    name = item.span.name
     try:
-        made: Span = choice.build(width)
-        made.told(vocabulary)
+        made: Span = item.span.build(config.width)
+        made.told(config.vocabulary)
     except ValueError as error:
-        raise UsageError(f"the span {choice.name}: {error}") from None
-    if not (causal or made.both_ways):
-        raise UsageError(f"the span {choice.name} chooses tokens in order, and this model sees both ways: leave it out")
+        raise UsageError(f"the span {name}: {error}") from None
+    if not (config.causal or made.both_ways):
+        raise UsageError(f"the span {name} chooses tokens in order, and this model sees both ways: leave it out")
+    if made.replaces_embedding and places(item.at, config.layers)[0]:
+        raise UsageError(
+            f"the span {name} reads tokens in place of the embedding: let it begin at layer 0, not at = '{item.at}'"
+        )
+    if made.replaces_embedding and not config.tied:
+        raise UsageError(f"beside the span {name} the embedding is the output head alone: give --model.tied true")
     return made

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from shoestring.contract.cost import Shape, trains
 from shoestring.contract.model import LOSS, Carried, Notes, add_notes, whole
 from shoestring.model.block import Block
-from shoestring.model.span import InnerLayers, Span, Where
+from shoestring.model.span import CacheSizes, InnerLayers, Span, Where
 
 
 class Stack:
@@ -75,22 +75,24 @@ class Stack:
         found, notes = self._through(layers, x, where, caches)
         return whole(found), notes
 
-    def new_caches(self, make: Callable[..., Any]) -> list[Any]:
-        """The state of each layer. make: makes that of a block by itself, of `room` tokens where it is told."""
-        found: list[Any] = [None] * len(self.blocks)
+    def new_caches(self, make: Callable[..., Any], sizes: CacheSizes) -> list[Any]:
+        """The state of each layer.
+
+        make: makes that of a block by itself, of `room` tokens where it is told, else of as many as `sizes` has.
+        """
+        found: list[Any] = []
         for number, layers in self._steps:
-            for layer in layers:
-                block = self.blocks[layer]
-                own = None if number is None else self.spans[number][0]
-                found[layer] = make(block) if own is None else own.new_cache(partial(make, block))
+            makes = [partial(make, self.blocks[layer]) for layer in layers]
+            found += [one() for one in makes] if number is None else self.spans[number][0].new_caches(makes, sizes)
         return found
 
     def held(self, dtype: torch.dtype) -> list[tuple[int, int]]:
         """Bytes that a cache takes of each layer: (of each token, of a row however long)."""
         found = [(token_bytes(block, dtype), state_bytes(block, dtype)) for block in self.blocks]
         for span, layers in self.spans:
-            for layer in layers:
-                found[layer] = span.held(*found[layer], dtype.itemsize)
+            each = [found[layer] for layer in layers]
+            for layer, own in zip(layers, span.all_held(each, dtype.itemsize), strict=True):
+                found[layer] = own
         return found
 
     def flops(self, shape: Shape, inputs: bool) -> int:

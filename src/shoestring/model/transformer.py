@@ -23,7 +23,7 @@ from shoestring.model.layout import span_places
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
-from shoestring.model.span import Where, span_of
+from shoestring.model.span import CacheSizes, Where, span_of
 from shoestring.model.stack import Stack, token_bytes
 from shoestring.model.whole_text_cache import WholeTextCache
 
@@ -45,7 +45,7 @@ class Transformer(Blocks):
             self.hidden_token = HiddenToken(config.width)
         blocks = _blocks(config)
         self.blocks = nn.ModuleList(blocks)
-        spans = [span_of(item.span, config.width, config.vocabulary, config.causal) for item in config.span]
+        spans = [span_of(item, config) for item in config.span]
         if spans:  # a model without any has no such name in its checkpoints and prints
             self.spans = nn.ModuleList(spans)
         self.norm = config.norm.build(config.width)
@@ -307,7 +307,7 @@ class Transformer(Blocks):
             def make(block: Block, room: int = whole) -> Any:
                 return self._layer_cache(block, rows, room)
 
-            layers = stack.new_caches(make)
+            layers = stack.new_caches(make, CacheSizes(rows, room, self.dtype, self.device))
             return ContiguousCache(layers, rows, room, self.dtype, self.device)
         layers = [self._layer_cache(block, rows, room) for block in self.blocks]  # type: ignore[arg-type]
         return ContiguousCache(layers, rows, room, self.dtype, self.device)

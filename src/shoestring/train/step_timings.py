@@ -133,7 +133,7 @@ class StepBench:
 
     def _block(self, config: ExecutionConfig, kind: ModelConfig | None = None) -> float:
         """Of one layer by itself. kind: its configuration; None: of the first."""
-        small = Transformer(replace(kind or self.model.layer(0), vocabulary=64)).to(config.device)
+        small = Transformer(replace((kind or self.model.layer(0)).alone(), vocabulary=64)).to(config.device)
         prepare_blocks(small, config)
         tokens = torch.zeros(self.rows, self.model.context, dtype=torch.int64, device=config.device)
 

@@ -8,49 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shoestring.contract import cost
-from shoestring.contract.cache import PackedPass, Pass
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import Notes
-from shoestring.errors import UsageError
 from shoestring.method import Count, method
 from shoestring.model.span import Inner, Span, Where
-
-NOTHING = -1
-"""In place of a token before the first."""
-
-
-class TokenHistory:
-    """The state of a layer behind n-grams: its own, and the latest tokens. last: [B, n] int64; None: there are none yet."""
-
-    rewindable = False
-
-    def __init__(self, inner: Any, last: Tensor | None = None) -> None:
-        self.inner, self.last = inner, last
-        self.coming: Pass | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return int(self.inner.nbytes)
-
-    def begin(self, coming: Pass) -> None:
-        if isinstance(coming, PackedPass):
-            raise UsageError("n-grams cannot be read of rows packed in one: give one sequence a row")
-        self.coming = coming
-        self.inner.begin(coming)
-
-    def take(self, rows: Tensor) -> Self:
-        return type(self)(self.inner.take(rows), None if self.last is None else self.last[rows])
-
-    def crop(self, lengths: Sequence[int]) -> None:
-        raise UsageError("which tokens came before is not kept, so that none can be forgotten: restore a snapshot")
-
-    def snapshot(self) -> Any:
-        return None if self.last is None else self.last.clone(), self.inner.snapshot()
-
-    def restore(self, snapshot: Any) -> None:
-        last, inner = snapshot
-        self.last = None if last is None else last.clone()
-        self.inner.restore(inner)
+from shoestring.model.token_history import NOTHING, TokenHistory
 
 
 @method(
@@ -169,12 +131,8 @@ class Scone(Span):
         nothing = torch.full((len(values), back), NOTHING, device=values.device)
         before = nothing if not held or held[0].last is None else held[0].last
         best = self.found(values, before, where.documents)
-        if held:
-            new = torch.tensor(held[0].coming.new, device=values.device)
-            places = new[:, None] + torch.arange(back, device=values.device)
-            latest = torch.cat([before, values], 1).gather(1, places)
-            for cache in held:
-                cache.last = latest
+        for cache in held:
+            cache.read(torch.cat([before, values], 1), back)
         table = self.embeddings() if self._table is None or self.training else self._table
         x = torch.where((best >= 0)[..., None], table[best.clamp_min(0)].to(x.dtype), x)
         return inner(x, where, [None if cache is None else cache.inner for cache in caches])
