@@ -6,7 +6,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import build
@@ -36,7 +35,6 @@ def train(asked: Any, path: Path | None) -> dict[str, str]:
     config = build(RunConfig, tomllib.loads(asked["configuration"]))
     stop_with_parent()
     keep_freed_memory()
-    busy_waiting.begin()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)
     with RunFolder.create(path) as folder:

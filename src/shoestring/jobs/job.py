@@ -88,6 +88,7 @@ class Made:
     value: what the function returned; None where it did not return.
     machine: that it was made on; None where it is not known, as of a process that was killed.
     tries: how often it was begun.
+    said: of an exception that ended it, in one line.
     """
 
     job: Job
@@ -95,6 +96,7 @@ class Made:
     value: Any
     machine: JobMachine | None
     tries: int = 1
+    said: str = ""
 
 
 def plain(value: Any) -> Any:

@@ -228,7 +228,7 @@ class RayRunner:
             raise _Gone("its process was killed")
         if one.job.folder is not None:
             unpack(files, one.job.folder)
-        return Made(one.job, found["status"], found["value"], _told(told), one.tries)
+        return Made(one.job, found["status"], found["value"], _told(told), one.tries, found["said"])
 
     def __enter__(self) -> "RayRunner":
         return self
@@ -282,4 +282,4 @@ def _made_there(job: str, environment: Mapping[str, str | None]) -> tuple[str, d
             (made,) = all_made
         files = packed(folder, asked["leaves"]) if folder is not None and folder.is_dir() else {}
     machine = None if made.machine is None else made.machine.as_json
-    return json.dumps({"status": made.status, "value": made.value, "machine": machine}), files
+    return json.dumps({"status": made.status, "value": made.value, "machine": machine, "said": made.said}), files

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shoestring.budget import busy_waiting
 from shoestring.jobs.job import Job, JobMachine, Made, plain
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,15 @@ def _work(work: str, asked: str, folder: str | None, gpus: str | None, sending: 
     if gpus is not None:
         os.environ[GPUS] = gpus
     job = Job("", work, json.loads(asked), None if folder is None else Path(folder))
-    value = plain(job.function(job.asked, job.folder))
-    sending.send_bytes(json.dumps({"value": value, "machine": JobMachine.here().as_json}).encode())
+    busy_waiting.begin()
+    value, said, here = None, "", JobMachine.here().as_json
+    try:
+        value = plain(job.function(job.asked, job.folder))
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise  # its traceback goes where the process writes
+    finally:
+        sending.send_bytes(json.dumps({"value": value, "machine": here, "said": said}).encode())
 
 
 def _received(answers: Connection) -> bytes:
@@ -98,4 +106,4 @@ def _made(job: Job, status: int, answer: bytes) -> Made:
     if not answer:
         return Made(job, status, None, None)
     found: dict[str, Any] = json.loads(answer)
-    return Made(job, status, found["value"], JobMachine(**found["machine"]))
+    return Made(job, status, found["value"], JobMachine(**found["machine"]), said=found["said"])

@@ -94,6 +94,6 @@ def in_order(runner: Runner, jobs: Sequence[Job]) -> list[Made]:
     with closing(runner.map(jobs)) as made:
         for each in made:
             if each.status:
-                raise ShoestringError(f"{each.job.name} ended with status {each.status}")
+                raise ShoestringError(f"{each.job.name} ended with status {each.status}: {each.said}")
             found[each.job.name] = each
     return [found[job.name] for job in jobs]
