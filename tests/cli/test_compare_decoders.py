@@ -92,7 +92,7 @@ def test_text_that_differs_is_no_comparison_unless_its_loss_is_kept(recipes: dic
         (["plain", "ngram"], ["--task=arithmetic", "--keep=loss"], "loss is kept within a margin"),
         (["plain", "ngram"], ["--task=arithmetic", "--margin=1%"], "a margin is of a figure that is kept"),
         (["plain", "ngram"], ["--task=arithmetic", "--tune=lr=1,2"], "--tune goes with ways to train"),
-        (["plain", "ngram"], ["--task=arithmetic", "--at-once=2"], "--at-once goes with ways to train"),
+        (["plain", "ngram"], ["--task=arithmetic", "--at-once=2"], "--at-once and --on go with ways to train"),
         (["plain", "ngram"], ["--task=arithmetic", "--decode.row=2"], "unknown key 'row': did you mean 'rows'"),
         (["plain", "ngram"], ["--task=arithmetic", "--decode.rows=60"], "fewer than an item has"),
         (["train", "train"], ["--items=3"], "--items goes with recipes that have a section [decode]"),

@@ -1,12 +1,12 @@
 """An objective that costs nothing: what a training run would end at, by formula and by the seed's luck."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from shoestring.compare import Design, RunRecord
+from shoestring.compare import Design, PlannedRun, RunRecord
 from shoestring.compare.record import Purpose
 
 MINUTE = 60.0
@@ -53,7 +53,7 @@ def curve(final: float, start: float = 8.0) -> tuple[dict[str, float | None], ..
 
 
 class Objective:
-    """A runner: loss = level + the arm's own offset + the seed's luck, shared by all arms + the run's own luck.
+    """`Trials`: loss = level + the arm's own offset + the seed's luck, shared by all arms + the run's own luck.
 
     offsets: arm -> nats; None: it always fails. best: the learning rate at which an arm is not worse by log10(lr / best)^2,
     for arms whose settings have an 'lr'. repetition: another world with other luck. calls: what it was asked for.
@@ -70,6 +70,11 @@ class Objective:
     ) -> None:
         self.offsets, self.shared, self.own, self.best, self.repetition = offsets, shared, own, best, repetition
         self.calls: list[tuple[str, int, dict[str, Any], str]] = []
+
+    def map(self, asked: Iterable[PlannedRun]) -> Generator[RunRecord, None, None]:
+        """As `Trials.map`."""
+        for one in asked:
+            yield self(one.arm, one.seed, one.settings, one.purpose)
 
     def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
         self.calls.append((arm, seed, dict(settings), purpose))

@@ -115,7 +115,7 @@ def test_another_arm_may_be_the_base_of_a_verdict_that_is_not_written(compared: 
 def test_runs_at_once_are_not_asked_of_a_folder_that_is_only_judged(tmp_path: Path) -> None:
     status, _, errors = shoestring_here("compare", "--from", tmp_path, "--at-once=2")
     assert status == 2
-    assert "--at-once goes with runs to be made" in errors
+    assert "--at-once and --on go with runs to be made" in errors
 
 
 def test_bad_arms_are_refused_before_any_run(recipes: list[Path], corpus: Path, tmp_path: Path) -> None:

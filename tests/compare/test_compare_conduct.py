@@ -1,6 +1,6 @@
 import operator
-import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from synthetic_objective import Objective, design, record
 
 from shoestring.compare import RunLog, conduct, judge
+from shoestring.compare.conduct import check_alike, check_at_once
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.jobs.job import Job, JobMachine
+from shoestring.jobs.runner import Lost
 
 RATES = tuple({"lr": rate} for rate in (1e-4, 1e-3, 1e-2))
 TUNING = {"adamw": RATES, "muon": RATES, "lion": RATES}
@@ -172,8 +175,17 @@ def test_a_failed_trial_is_never_chosen() -> None:
 
 
 def test_a_runner_that_returns_another_run_is_stopped() -> None:
-    with pytest.raises(ValueError, match="returned"):
-        conduct(design(), lambda arm, seed, settings, purpose: record(arm, seed + 1, 3.0), RunLog())
+    class Other(Objective):
+        def __call__(self, arm: str, seed: int, settings: Any, purpose: Any) -> Any:
+            return record(arm, seed + 1000, 3.0)
+
+    class Lazy(Objective):
+        def map(self, asked: Any) -> Any:
+            yield from list(super().map(asked))[:-1]
+
+    for runs, said in ((Other, "which it was not asked for"), (Lazy, "did not return it")):
+        with pytest.raises(ValueError, match=said):
+            conduct(design(), runs({"adamw": 0.0, "muon": 0.0}), RunLog())
 
 
 @pytest.mark.parametrize(
@@ -197,20 +209,15 @@ def test_a_log_of_another_comparison_is_refused(stray: Any, said: str) -> None:
 TOKENS: dict[str, Any] = {"unit": "tokens", "amount": 100_000.0}
 
 
-class Together:
-    """A runner that holds every run until `count` of them are under way, or no more can come."""
+class Shuffled(Objective):
+    """Yields runs in another order than it was asked for them, as runs do that are made at once."""
 
-    def __init__(self, count: int, inner: Any) -> None:
-        self.barrier, self.inner, self.lock = threading.Barrier(count, timeout=20), inner, threading.Lock()
-
-    def __call__(self, *asked: Any) -> Any:
-        self.barrier.wait()
-        with self.lock:
-            return self.inner(*asked)
+    def map(self, asked: Any) -> Any:
+        yield from reversed(list(super().map(asked)))
 
 
 @pytest.mark.parametrize("sequential", [False, True])
-def test_runs_made_at_once_are_those_made_one_by_one(sequential: bool, tmp_path: Path) -> None:
+def test_runs_that_end_in_any_order_give_the_same_verdict(sequential: bool, tmp_path: Path) -> None:
     plan = design(
         "adamw", "muon", "lion", "soap", tuning=dict.fromkeys([*TUNING, "soap"], RATES[:2]), seeds=3, **TOKENS
     )
@@ -218,38 +225,63 @@ def test_runs_made_at_once_are_those_made_one_by_one(sequential: bool, tmp_path:
         plan = design("adamw", "muon", seeds=2, until_decided=8, **TOKENS)
     offsets = {"adamw": 0.0, "muon": -0.12, "lion": 0.01, "soap": -0.2}
     one_by_one = conduct(plan, Objective(offsets), RunLog())
-    together = Together(2, Objective(offsets))  # every batch has an even number of runs
     path = tmp_path / "runs.jsonl"
-    found = conduct(plan, together, RunLog(path), at_once=2)
+    found = conduct(plan, Shuffled(offsets), RunLog(path))
+    assert found != one_by_one
     key = operator.attrgetter("key")
     assert sorted(found, key=key) == sorted(one_by_one, key=key)
     assert judge(found, plan).to_json() == judge(one_by_one, plan).to_json()
     assert sorted(RunLog(path).read(), key=key) == sorted(found, key=key)
 
 
-def test_of_runs_made_at_once_one_that_raises_stops_the_others_and_begins_no_more(tmp_path: Path) -> None:
-    plan, path = design("adamw", "muon", "lion", seeds=4, **TOKENS), tmp_path / "runs.jsonl"
-    stopped, calls = threading.Event(), []
+def test_runs_that_were_made_before_others_were_lost_are_kept(tmp_path: Path) -> None:
+    class Losing(Objective):
+        def map(self, asked: Any) -> Any:
+            every = list(super().map(asked))
+            yield from every[1:]
+            raise Lost([Job("the first", "m:f", None)], 3, "no machine")
 
-    def run(arm: str, seed: int, settings: Any, purpose: Any) -> Any:
-        calls.append(arm)
-        if arm == "muon":
-            raise KeyboardInterrupt
-        if arm == "lion":
-            assert stopped.wait(20)
-            raise KeyboardInterrupt  # as a run does that was asked to stop
-        return record(arm, seed, 3.0)
-
-    with pytest.raises(KeyboardInterrupt):
-        conduct(plan, run, RunLog(path), at_once=2, stop=stopped.set)
-    assert stopped.is_set()
-    assert len(calls) <= 3
-    assert {run.arm for run in RunLog(path).read()} <= {"adamw"}
+    path, plan = tmp_path / "runs.jsonl", design(seeds=3)
+    with pytest.raises(Lost, match="lost 3 times each, and given up: the first"):
+        conduct(plan, Losing({"adamw": 0.0, "muon": 0.0}), RunLog(path))
+    again = Objective({"adamw": 0.0, "muon": 0.0})
+    assert conduct(plan, again, RunLog(path))
+    assert len(again.calls) == 1
 
 
-def test_runs_at_equal_seconds_are_not_made_at_once() -> None:
-    plan = design("adamw", "muon", unit="seconds")
+def machine(host: str, fingerprint: str) -> JobMachine:
+    return JobMachine(host, "a processor", fingerprint, "versions")
+
+
+def test_equal_seconds_are_of_machines_that_are_alike() -> None:
+    plan, unlike = design(), (machine("a", "0"), machine("b", "1"))
     with pytest.raises(UsageError, match="one at a time: they would take time from each other"):
-        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), at_once=2)
-    with pytest.raises(UsageError, match="give 1 or more"):
-        conduct(plan, Objective({"adamw": 0.0, "muon": 0.0}), RunLog(), at_once=0)
+        check_at_once(plan, 2)
+    with pytest.raises(UsageError, match=r"a second does not buy the same on a \(.*--unlike-machines"):
+        check_alike(plan, unlike)
+    check_alike(plan, (machine("a", "0"), machine("b", "0")))
+    check_alike(replace(plan, unlike_machines=True), unlike)
+    check_alike(design(**TOKENS), unlike)
+
+
+def test_pairs_of_machines_that_came_later_and_are_unlike_do_not_count_unless_asked_for() -> None:
+    class Elsewhere(Objective):
+        def __call__(self, arm: str, seed: int, settings: Any, purpose: Any) -> Any:
+            run = super().__call__(arm, seed, settings, purpose)
+            return replace(run, made_on=machine(arm, {"adamw": "0", "muon": "1"}[arm]).as_json)
+
+    offsets: dict[str, float | None] = {"adamw": 0.0, "muon": -0.9}
+    for plan, word, said in (
+        (design(), "not comparable", "equal seconds on 2 kinds of machines (adamw, muon)"),
+        (design(unlike_machines=True), "better", "as was asked for"),
+        (design(**TOKENS), "better", ""),
+    ):
+        verdict = judge(conduct(plan, Elsewhere(offsets), RunLog()), plan)
+        (row,) = verdict.comparisons
+        assert row.verdict == word
+        assert any(said in flag for flag in row.flags) == bool(said)
+        assert [(one.host, one.runs) for one in verdict.machines] == [
+            ("adamw", "adamw: seeds 0, 1, 2, 3, 4"),
+            ("muon", "muon: seeds 0, 1, 2, 3, 4"),
+        ]
+        assert verdict.to_json()["machines"][0]["fingerprint"] == "0"

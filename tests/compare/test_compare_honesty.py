@@ -4,14 +4,19 @@ Whole comparisons, conducted and judged, are held to the same decisions as a vec
 held to its error rate where it can be told sharply, over many thousand repetitions (here, and in test_compare_sequential).
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 from synthetic_objective import Objective, design
 from test_compare_sequential import first_crossings
 
-from shoestring.compare import Design, RunLog, conduct, judge
+from shoestring.compare import Design, RunLog, RunRecord, conduct, judge
 from shoestring.compare.comparison import Comparison
+from shoestring.compare.record import Purpose
 from shoestring.compare.sequential import levels
 
 PAIRS = 20
@@ -70,17 +75,19 @@ def test_the_rule_calls_a_true_null_5_percent_of_the_time_and_heavy_tails_no_mor
     assert (first_crossings(levels(3, PAIRS, 0.05), heavy) > 0).mean() < 0.055
 
 
+class Detuned(Objective):
+    """Its arm 'planted' runs at a thirtieth of the best rate."""
+
+    def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
+        rate = self.best / 30 if arm == "planted" else self.best
+        return replace(super().__call__(arm, seed, {"lr": rate}, purpose), settings={})
+
+
 def test_a_planted_worse_arm_is_found() -> None:
     for world in range(40):
-        planted = Objective({"tuned": 0.0, "planted": 0.0}, repetition=world, best=1e-3)
-
-        def detuned(arm: str, seed: int, settings: object, purpose: object, objective: Objective = planted) -> object:
-            rate = 1e-3 / 30 if arm == "planted" else 1e-3
-            run = objective(arm, seed, {"lr": rate}, "judge")
-            return type(run)(**{**{k: getattr(run, k) for k in run.__dataclass_fields__}, "settings": {}})
-
+        detuned = Detuned({"tuned": 0.0, "planted": 0.0}, repetition=world, best=1e-3)
         plan = design("tuned", "planted", seeds=3)
-        found = judge(conduct(plan, detuned, RunLog()), plan).comparisons[0]  # type: ignore[arg-type]
+        found = judge(conduct(plan, detuned, RunLog()), plan).comparisons[0]
         assert found.verdict == "worse"
         assert found.difference == pytest.approx(np.log10(30) ** 2, abs=0.1)
 

@@ -1,7 +1,7 @@
 """Runs that are taken from an earlier comparison: those that would be made again exactly, and no others."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from shoestring.budget.machine import Machine
-from shoestring.compare.conduct import conduct
+from shoestring.compare.conduct import PlannedRun, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
-from shoestring.compare.record import Purpose, RunLog, RunRecord
+from shoestring.compare.record import RunLog, RunRecord
 from shoestring.compare.reuse import Reused, runs_of
 from shoestring.config import build
 from shoestring.errors import UsageError
@@ -88,14 +88,16 @@ def earlier(tmp_path: Path) -> ComparisonFolder:
 
 
 class Made:
-    """A runner that says what it is asked to make."""
+    """`Trials` that say what they are asked to make."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, str]] = []
 
-    def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
-        self.asked.append((arm, seed, purpose))
-        return record(arm, seed, purpose, settings["optim.lr"]) if settings else plain_record(arm, seed, purpose)
+    def map(self, asked: Iterable[PlannedRun]) -> Generator[RunRecord, None, None]:
+        for one in asked:
+            self.asked.append((one.arm, one.seed, one.purpose))
+            rate = one.settings.get("optim.lr")
+            yield record(one.arm, one.seed, one.purpose, rate) if rate else plain_record(one.arm, one.seed, one.purpose)
 
 
 def made_anew(

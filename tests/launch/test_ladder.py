@@ -1,8 +1,6 @@
 """A ladder of tiny runs: within its allowance, kept where plans look, and gone on with where it was killed."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import pytest
 from shoestring.config import merge, overrides
 from shoestring.errors import UsageError
 from shoestring.launch.ladder import Ladder
+from shoestring.launch.view import LogView
 from shoestring.plan.ladder import LadderRun
 from shoestring.plan.memory import kept, learned_runs
+from tests.jobs.losing import Losing
 from tests.train.command import TINY
 
 COMMON = ("layers", "width", "heads", "batch")
@@ -37,45 +37,44 @@ class Killed(BaseException):
     """Ends a run as a signal does that cannot be caught."""
 
 
-class Killing:
-    """A view that ends the run after so many lines of metrics."""
-
-    def __init__(self, lines: int) -> None:
-        self.left = lines
-
-    def decided(self, *given: Any) -> None: ...
-
-    def show(self, line: Mapping[str, Any]) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Killed
-
-    @contextmanager
-    def watch(self, *given: Any) -> Iterator["Killing"]:
-        yield self
-
-
 def loss(ladder: Ladder, name: str) -> float:
     return float(json.loads((ladder.path / name / "summary.json").read_text())["heldout_loss"])
 
 
-def test_a_killed_ladder_goes_on_to_the_same_losses(corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_ladder_goes_on_to_the_same_losses(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = write(tmp_path / "whole", corpus, rung("a"), rung("b", rate=2.0))
     climbed = whole.climb()
     assert (climbed.done, climbed.left, climbed.failed, climbed.stopped) == (2, 0, {}, None)
     assert climbed.seconds > 0
     torn = write(tmp_path / "torn", corpus, rung("a"), rung("b", rate=2.0))
-    with pytest.raises(Killed):
-        torn.climb(Killing(1))
+    lines = list[Any]()
+
+    def show(view: LogView, line: Any) -> None:
+        lines.append(line)
+        if len(lines) > 1:
+            raise Killed
+
+    with monkeypatch.context() as killing:
+        killing.setattr(LogView, "show", show)
+        with pytest.raises(Killed):
+            torn.climb()
     assert not torn.finished(torn.rungs[0])
     assert any((torn.path / "a" / "checkpoints").glob("step-*"))
     again = Ladder(torn.path).climb()
     assert again.done == 2
     assert [loss(torn, name) for name in "ab"] == [loss(whole, name) for name in "ab"]
-    lines = [line for line in kept(learned_runs()) if line.get("ladder")]
-    assert len(lines) == 4
-    assert {line["optimizer"] for line in lines} == {"muon_hypersphere"}
-    assert {line["row"]["learning_rate"] for line in lines} == {0.04, 0.08}
+    afar = write(tmp_path / "afar", corpus, rung("a"), rung("b", rate=2.0))
+    losing = Losing(tmp_path / "machines", {"run 1 of 2: a": 1})
+    assert afar.climb(losing).done == 2
+    assert losing.begun.count("run 1 of 2: a") == 2
+    assert [loss(afar, name) for name in "ab"] == [loss(whole, name) for name in "ab"]
+    assert not any(afar.path.glob("*/checkpoints"))
+    kept_ones = [line for line in kept(learned_runs()) if line.get("ladder")]
+    assert len(kept_ones) == 6
+    assert {line["optimizer"] for line in kept_ones} == {"muon_hypersphere"}
+    assert {line["row"]["learning_rate"] for line in kept_ones} == {0.04, 0.08}
     assert not (whole.path / "a" / "checkpoints").exists()
 
 

@@ -154,10 +154,14 @@ def _too_low(machine: Machine) -> bool:
     return _peak(dtype, machine.device, 0.1) > SURPASSED * machine.matmul[dtype]
 
 
-def fingerprint(device: str) -> str:
-    """What must be the same for a cached measurement to be worth anything."""
-    name = torch.cuda.get_device_name(0) if device == "cuda" else _cpu_name_and_features()[0]
-    said = f"{_VERSION} {device} {name} {torch.get_num_threads()} {torch.__version__}"
+def device_name(device: str) -> str:
+    """What its maker calls it."""
+    return torch.cuda.get_device_name(0) if device == "cuda" else _cpu_name_and_features()[0]
+
+
+def fingerprint(device: str, threads: int | None = None) -> str:
+    """What must be the same for a cached measurement to be worth anything. threads: None: those that torch has now."""
+    said = f"{_VERSION} {device} {device_name(device)} {threads or torch.get_num_threads()} {torch.__version__}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -2,8 +2,8 @@
 
 import argparse
 import datetime
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,24 @@ from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.decoders import add_decoding_flags, check_flags, of_decoding, run_decoders
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.machine_flag import add_machine_flag
 from shoestring.cli.models import add_model_flags, check_model_flags, run_models
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
-from shoestring.compare.conduct import check_at_once, conduct
+from shoestring.compare.conduct import check_alike, check_at_once, conduct
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import check_workers, parse_tuning, trials
 from shoestring.compare.record import RunLog, RunRecord
 from shoestring.compare.request import planned_arms, require_two
 from shoestring.compare.reuse import Reused, runs_of
-from shoestring.compare.runner import Trainer
+from shoestring.compare.runner import Trainer, processes
 from shoestring.compare.verdict import Verdict, judge
 from shoestring.compare.wording import UNTUNED, rates
 from shoestring.config import build, merge, overrides, read_toml
-from shoestring.errors import UsageError
+from shoestring.data.prepare import prepare
+from shoestring.errors import ShoestringError, UsageError
+from shoestring.jobs.runner import Lost, Runner, elsewhere
 from shoestring.launch.processes import available_cores
 from shoestring.report.comparison_page import write_comparison
 from shoestring.train.closing import spent_before
@@ -86,9 +89,14 @@ def _arguments() -> Arguments:
     parser.add_argument(
         "--at-once",
         type=whole(1, 1024),
-        default=1,
         metavar="N",
-        help="runs at a time (default 1); not with a budget in seconds",
+        help="runs at a time (default 1, and with --on as many as there is room for); not with a budget in seconds",
+    )
+    add_machine_flag(parser)
+    parser.add_argument(
+        "--unlike-machines",
+        action="store_true",
+        help="with --on: compare at equal seconds though the machines are not alike",
     )
     parser.add_argument("--out", type=Path, help="folder of the comparison (default: comparisons/DATE-TIME)")
     parser.add_argument("--keep-runs", action="store_true", help="keep the checkpoints of all runs")
@@ -131,8 +139,10 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--margin is set before the first run: a folder keeps its own, so leave it out")
     if found.base is not None and not found.source:
         raise UsageError("--base goes with --from; without it the base is the first recipe")
-    if found.source and found.at_once != 1:
-        raise UsageError("--at-once goes with runs to be made, and --from makes none: leave it out")
+    if found.source and (found.at_once is not None or found.on):
+        raise UsageError("--at-once and --on go with runs to be made, and --from makes none: leave them out")
+    if found.unlike_machines and not found.on:
+        raise UsageError("--unlike-machines goes with --on: here there is one machine")
     if of_decoding(found):
         return run_decoders(found, rest, _fresh_name())
     check_flags(found)
@@ -172,16 +182,39 @@ def run(words: Sequence[str]) -> int:
         else:
             arms = _arms(found.recipes, rest, machine, console)
             design = _design(found, arms)
-        check_at_once(design, found.at_once)
         check_workers(arms)
         before = runs_of(earlier, design, machine) if earlier else {}
         folder = ComparisonFolder(found.out or _fresh_name())
         at_work = ComparisonFolder.create(folder.path)
-    with shown_on(console), at_work:
+    with _runner(found, design, arms, console) as runner, shown_on(console), at_work:
         if not found.resume:
             folder.write(design, arms, machine)
-        _run(folder, design, arms, machine, before, found, console)
+        _run(folder, design, arms, machine, before, found, console, runner)
     return 0
+
+
+@contextmanager
+def _runner(
+    found: argparse.Namespace, design: Design, arms: Mapping[str, RunConfig], console: Screen
+) -> Iterator[Runner]:
+    """Who makes the runs. Raises: UsageError where their seconds would not be alike."""
+    if not found.on:
+        check_at_once(design, found.at_once or 1)
+        yield processes(arms, found.at_once or 1)
+        return
+    threads = [config.execution.threads for config in arms.values()]
+    with elsewhere(
+        found.on,
+        at_once=found.at_once,
+        threads=max(threads) if all(threads) else 0,
+        gpus=max(int(config.execution.device == "cuda") for config in arms.values()),
+        whole_machines=design.unit == "seconds",
+    ) as runner:
+        machines = runner.machines()
+        check_alike(design, machines)
+        for one in machines:
+            console.print(f"machine: {one.host}, {one.device}, {one.fingerprint}", soft_wrap=True)
+        yield runner
 
 
 def _fresh_name() -> Path:
@@ -221,6 +254,7 @@ def _design(found: argparse.Namespace, arms: dict[str, RunConfig]) -> Design:
         "confidence": found.confidence,
         "margin": found.margin,
         "until_decided": found.until_decided,
+        "unlike_machines": found.unlike_machines,
         "charged": {name: spent for name, config in arms.items() if any((spent := spent_before(config)).values())},
     }
     return build(Design, plain)
@@ -234,22 +268,22 @@ def _run(
     before: Mapping[str, RunRecord],
     found: argparse.Namespace,
     console: Screen,
+    runner: Runner,
 ) -> None:
-    trainer, run_log = Trainer(arms, folder.runs, keep_runs=found.keep_runs), RunLog(folder.records)
+    local = not found.on
+    # elsewhere the same corpus must be found: what it holds here is prepared, or taken from the cache
+    data = {} if local else {name: prepare(config.data, cache_folder()).fingerprint for name, config in arms.items()}
+    trainer = Trainer(arms, folder.runs, runner=runner, data=data, keep_runs=found.keep_runs, places=not local)
     console.print(f"comparison: {folder.path}", soft_wrap=True)
     if not design.tuned:
         console.print(f"{UNTUNED} Here: {rates(arms)}.", soft_wrap=True)
-    threads = found.at_once * max(config.execution.threads or machine.threads for config in arms.values())
-    cores = len(available_cores())
-    if found.at_once > 1 and threads > cores:
-        console.print(
-            f"{found.at_once} runs at once have {threads} threads on {cores} cores, so they wait for each other; "
-            "give each fewer with --execution.threads",
-            soft_wrap=True,
-        )
+    if local:
+        _warn_of_threads(arms, machine, found.at_once or 1, console)
     run = Reused(trainer, before, arms)
     try:
-        records = conduct(design, run, run_log, at_once=found.at_once, stop=trainer.stop)
+        records = conduct(design, run, RunLog(folder.records))
+    except Lost as error:
+        raise ShoestringError(f"{error}; the rest is kept: shoestring compare --resume {folder.path}") from None
     except KeyboardInterrupt:
         console.print(f"stopped; go on with: shoestring compare --resume {folder.path}", soft_wrap=True)
         raise
@@ -258,6 +292,18 @@ def _run(
             f"taken from {found.runs_of}: {len(run.taken) or 'none'} of its {len(before)} finished runs", soft_wrap=True
         )
     _conclude(folder, judge(records, design), console, as_json=found.json)
+
+
+def _warn_of_threads(arms: Mapping[str, RunConfig], machine: Machine, at_once: int, console: Screen) -> None:
+    """Say so where runs at a time have more threads than there are cores."""
+    threads = at_once * max(config.execution.threads or machine.threads for config in arms.values())
+    cores = len(available_cores())
+    if at_once > 1 and threads > cores:
+        console.print(
+            f"{at_once} runs at once have {threads} threads on {cores} cores, so they wait for each other; "
+            "give each fewer with --execution.threads",
+            soft_wrap=True,
+        )
 
 
 def _conclude(folder: ComparisonFolder, verdict: Verdict, console: Screen, *, as_json: bool) -> None:
@@ -293,4 +339,6 @@ def _show(content: Mapping[str, Any], console: Screen) -> None:
         console.print(row["sentence"], soft_wrap=True)
         for flag in row["flags"]:
             console.print(f"  note: {flag}", soft_wrap=True)
+    for one in content.get("machines", ()):
+        console.print(f"made on {one['host']} ({one['device']}, {one['fingerprint']}): {one['runs']}", soft_wrap=True)
     console.print(content["statement"].removeprefix(UNTUNED).strip(), style="bold", soft_wrap=True)

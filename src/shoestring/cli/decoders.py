@@ -65,9 +65,9 @@ def run_decoders(found: argparse.Namespace, rest: Sequence[str], fresh: Path) ->
     for name in ("tune", "until_decided", "keep_runs", "runs_of", "base"):
         if getattr(found, name):
             raise UsageError(f"--{name.replace('_', '-')} goes with ways to train: leave it out")
-    if found.at_once != 1:
+    if found.at_once is not None or found.on or found.unlike_machines:
         raise UsageError(
-            "--at-once goes with ways to train: decoders that run beside each other take each other's time"
+            "--at-once and --on go with ways to train: decoders that run beside each other take each other's time"
         )
     screen = Screen(stderr=found.json)
     if found.source or found.resume:

@@ -1,5 +1,6 @@
 """`shoestring ladder`: cheap runs of several sizes, from which plans learn."""
 
+import argparse
 import datetime
 import subprocess
 import sys
@@ -10,15 +11,17 @@ from shoestring.budget.units import parse_amount, show_seconds
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.machine_flag import add_machine_flag
 from shoestring.cli.screen import Screen
 from shoestring.cli.screen_log import shown_on
 from shoestring.config import merge, overrides, read_toml
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.jobs.runner import Lost, elsewhere
 from shoestring.launch.ladder import Climbed, Ladder
 from shoestring.log_lines import held_back
 from shoestring.plan.memory import learned_runs
 
-DESCRIPTION = """Train a ladder of small models, one after the other, within an allowance of time: sizes by numbers of tokens,
+DESCRIPTION = """Train a ladder of small models within an allowance of time: sizes by numbers of tokens,
 and batches and rates about the rules'. Every finished run is kept where `shoestring plan` and `train` learn from. With enough of
 them they choose size, batch and rates by laws fitted to the ladder, and say so. Stopped or killed, it goes on with --resume."""
 
@@ -36,6 +39,7 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with a ladder that was stopped")
     parser.add_argument("--background", action="store_true", help="go on beside other work, and say where it writes")
     parser.add_argument("--keep-runs", action="store_true", help="keep the checkpoints of all runs")
+    add_machine_flag(parser)
     add_json_flag(parser, "what was done and what is left")
     found, rest = parser.read_with_configuration(words)
     if found.resume and (found.recipe or found.out or rest or found.budget or found.threads is not None):
@@ -58,9 +62,10 @@ def run(words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
         if found.background:
-            return _leave(path, found.keep_runs, console)
+            return _leave(path, found, console)
         with held_back("shoestring.train"), held_back("shoestring.launch.view"), held_back("shoestring.launch.way"):
-            climbed = ladder.climb(keep_runs=found.keep_runs)  # what each of so many runs has to say is in its folder
+            # what each of so many runs has to say is in its folder
+            climbed = _climbed(ladder, found.on, keep_runs=found.keep_runs)
     if found.json:
         print_json({"folder": str(path), "climbed": climbed, "allowance": ladder.allowance})
     else:
@@ -76,10 +81,23 @@ def seconds(text: str) -> float:
     return amount
 
 
-def _leave(path: Path, keep_runs: bool, console: Screen) -> int:
+def _climbed(ladder: Ladder, on: str | None, *, keep_runs: bool) -> Climbed:
+    """Raises: ShoestringError, which says how to go on, where runs were lost too often."""
+    if on is None:
+        return ladder.climb(keep_runs=keep_runs)
+    with elsewhere(on, threads=ladder.threads) as runner:
+        runner.machines()  # all of one version, or refused
+        try:
+            return ladder.climb(runner, keep_runs=keep_runs)
+        except Lost as error:
+            raise ShoestringError(f"{error}; the rest is kept: shoestring ladder --resume {ladder.path}") from None
+
+
+def _leave(path: Path, found: argparse.Namespace, console: Screen) -> int:
     """Go on in a process of its own, which outlives this one and its terminal."""
     command = [sys.executable, "-m", "shoestring", "ladder", "--resume", str(path.resolve())]
-    command += ["--keep-runs"] if keep_runs else []
+    command += ["--keep-runs"] if found.keep_runs else []
+    command += ["--on", found.on] if found.on else []
     log = path / "ladder.log"
     try:
         with open(log, "ab") as output:

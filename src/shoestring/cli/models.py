@@ -34,7 +34,7 @@ def add_model_flags(parser: argparse.ArgumentParser, whole: Any, share: Any) -> 
 
 def run_models(found: argparse.Namespace, rest: Sequence[str]) -> int:
     """Measure each model on the same bytes of text, and judge. Raises: UsageError."""
-    for name in ("recipes", "tune", "until_decided", "keep_runs", "runs_of", "base", "resume", "again", "source"):
+    for name in ("recipes", "tune", "until_decided", "keep_runs", "runs_of", "base", "resume", "again", "source", "on"):
         if getattr(found, name):
             raise UsageError(f"--models goes with places alone: leave {name.replace('_', '-')} out")
     if len(found.models) < 2:

@@ -1,35 +1,24 @@
 """Carrying a comparison out: trials, judged seeds, added seeds, in an order that favours no arm, resumed after a kill."""
 
 import logging
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from shoestring.compare.arms import check, choose
 from shoestring.compare.design import Design
 from shoestring.compare.record import Key, Purpose, RunLog, RunRecord, settings_text
 from shoestring.compare.standing import standing
 from shoestring.errors import UsageError
+from shoestring.jobs.job import JobMachine
 
 log = logging.getLogger(__name__)
 
-Runner = Callable[[str, int, Mapping[str, Any], Purpose], RunRecord]
-"""(arm, seed, settings, purpose) -> the run. One that fails for a reason of its own returns a record that says so; an
-exception ends the comparison, to be resumed."""
-
-
-def rotated(arms: Sequence[str], places: int) -> list[str]:
-    """The arms in order, begun `places` later: over the seeds each arm runs first, second ... about equally often, so a
-    machine that grows slower or busier as time goes by favours none."""
-    start = places % len(arms)
-    return [*arms[start:], *arms[:start]]
-
 
 @dataclass(frozen=True)
-class _Job:
-    """A run to be made. what: for people."""
+class PlannedRun:
+    """A run to be made. what: which of all runs it is, for people."""
 
     arm: str
     seed: int
@@ -39,62 +28,57 @@ class _Job:
 
     @property
     def key(self) -> Key:
+        """What tells it from every other of a comparison."""
         return (self.purpose, self.arm, self.seed, settings_text(self.settings))
+
+    @property
+    def title(self) -> str:
+        """A line for people."""
+        return f"{self.what}: {self.arm}" + (f" with {settings_text(self.settings)}" if self.settings else "")
+
+
+class Trials(Protocol):
+    """Makes the runs of a comparison: `Trainer` does."""
+
+    def map(self, asked: Iterable[PlannedRun]) -> Generator[RunRecord, None, None]:
+        """Make all of these runs, several at a time or not; each is yielded when it has ended.
+
+        One that fails for a reason of its own is a record that says so. An exception ends the comparison, to be resumed; those
+        that were yielded before it are kept. To close the generator ends the runs under way.
+        """
+        ...
+
+
+def rotated(arms: Sequence[str], places: int) -> list[str]:
+    """The arms in order, begun `places` later: over the seeds each arm runs first, second ... about equally often, so a
+    machine that grows slower or busier as time goes by favours none."""
+    start = places % len(arms)
+    return [*arms[start:], *arms[:start]]
 
 
 class _Session:
     """Runs what the log does not hold yet."""
 
-    def __init__(
-        self,
-        design: Design,
-        run: Runner,
-        run_log: RunLog,
-        at_once: int,
-        stop: Callable[[], None],
-    ) -> None:
-        self.design, self.run, self.log = design, run, run_log
-        self.at_once, self.stop = at_once, stop
+    def __init__(self, design: Design, runs: Trials, run_log: RunLog) -> None:
+        self.design, self.runs, self.log = design, runs, run_log
         self.records = run_log.read()
         check(self.records, design)
         self.done = {record.key for record in self.records}
         if self.records:
             log.info(f"{len(self.records)} runs were made before: they count, and are not made again")
 
-    def make(self, jobs: Iterable[_Job]) -> None:
-        """Make those of these runs that have not been made, `at_once` at a time; each is logged when it ends."""
-        left = [job for job in jobs if job.key not in self.done]
-        if self.at_once == 1:
-            for job in left:
-                self._keep(self._made(job))
+    def make(self, asked: Iterable[PlannedRun]) -> None:
+        """Make those of these runs that have not been made; each is logged when it ends."""
+        left = {one.key: one for one in asked if one.key not in self.done}
+        if not left:
             return
-        halted = threading.Event()
-
-        def begin(job: _Job) -> RunRecord | None:
-            if halted.is_set():
-                return None
-            try:
-                return self._made(job)
-            except BaseException:
-                halted.set()
-                raise
-
-        with ThreadPoolExecutor(self.at_once) as pool:
-            try:
-                for each in as_completed([pool.submit(begin, job) for job in left]):
-                    if (record := each.result()) is not None:
-                        self._keep(record)
-            except BaseException:
-                halted.set()
-                self.stop()
-                raise
-
-    def _made(self, job: _Job) -> RunRecord:
-        log.info(f"{job.what}: {job.arm}" + (f" with {settings_text(job.settings)}" if job.settings else ""))
-        record = self.run(job.arm, job.seed, job.settings, job.purpose)
-        if record.key != job.key:
-            raise ValueError(f"the runner was asked for {job.key} and returned {record.key}")
-        return record
+        with closing(self.runs.map(list(left.values()))) as made:
+            for record in made:
+                if left.pop(record.key, None) is None:
+                    raise ValueError(f"the runner returned {record.key}, which it was not asked for, or twice")
+                self._keep(record)
+        if left:
+            raise ValueError(f"the runner was asked for {next(iter(left))} and did not return it")
 
     def _keep(self, record: RunRecord) -> None:
         self.log.append(record)
@@ -108,7 +92,7 @@ class _Session:
         design = self.design
         allowance = len(design.trials(design.base))
         self.make(
-            _Job(arm, design.tuning_seed, design.trials(arm)[place], "tune", f"trial {place + 1} of {allowance}")
+            PlannedRun(arm, design.tuning_seed, design.trials(arm)[place], "tune", f"trial {place + 1} of {allowance}")
             for place in range(allowance)
             for arm in rotated(design.arms, place)
         )
@@ -117,9 +101,9 @@ class _Session:
         """Every planned seed by every arm, then added seeds by the base and whichever candidates are not settled."""
         design, seeds = self.design, self.design.all_seeds
 
-        def jobs(place: int, running: Sequence[str]) -> list[_Job]:
+        def jobs(place: int, running: Sequence[str]) -> list[PlannedRun]:
             what = f"seed {seeds[place]}, {place + 1} of {_most(design)}"
-            return [_Job(arm, seeds[place], chosen[arm], "judge", what) for arm in rotated(running, place)]
+            return [PlannedRun(arm, seeds[place], chosen[arm], "judge", what) for arm in rotated(running, place)]
 
         planned = len(design.seeds)
         self.make(job for place in range(planned) for job in jobs(place, arms))
@@ -133,25 +117,27 @@ class _Session:
 
 
 def check_at_once(design: Design, at_once: int) -> None:
-    """Raises: UsageError for several runs at a time that would take their budget from each other."""
-    if at_once < 1:
-        raise UsageError(f"{at_once} runs at once are none: give 1 or more")
+    """Raises: UsageError for several runs at a time on one machine that would take their budget from each other."""
     if at_once > 1 and design.unit == "seconds":
         raise UsageError("runs of a budget in seconds are made one at a time: they would take time from each other")
+
+
+def check_alike(design: Design, machines: Sequence[JobMachine]) -> None:
+    """Raises: UsageError for equal seconds on machines that are not alike, unless the design has them count."""
+    by_kind = {machine.fingerprint: machine.host for machine in machines}
+    if design.unit == "seconds" and len(by_kind) > 1 and not design.unlike_machines:
+        hosts = ", ".join(f"{machine.host} ({machine.device}, {machine.fingerprint})" for machine in machines)
+        raise UsageError(
+            f"a second does not buy the same on {hosts}: compare at a budget in tokens or FLOPs, or force it with "
+            "--unlike-machines"
+        )
 
 
 def _most(design: Design) -> str:
     return f"at most {design.cap}" if design.sequential else str(len(design.seeds))
 
 
-def conduct(
-    design: Design,
-    run: Runner,
-    run_log: RunLog,
-    *,
-    at_once: int = 1,
-    stop: Callable[[], None] = lambda: None,
-) -> list[RunRecord]:
+def conduct(design: Design, runs: Trials, run_log: RunLog) -> list[RunRecord]:
     """Make every run of a comparison that `run_log` does not hold, and return all of them, for `judge`.
 
     First every arm's tuning trials, one of each arm at a time; then each seed by every arm, with the settings of its best
@@ -159,13 +145,11 @@ def conduct(
     further seeds by the base and each candidate that is not yet settled, up to the cap. Only the log decides what comes
     next, so a comparison that was killed goes on as if it had not been.
 
-    at_once: how many runs are made at a time, which `run` must allow; they are kept as they end.
-    stop: ends those under way when one of them raises.
-    Raises: UsageError as `check_at_once` does; ShoestringError when the log holds runs that are no part of the design;
-    ValueError when the runner returns another run than it was asked for; and what `run` raises.
+    runs: makes them; they are kept as they end.
+    Raises: ShoestringError when the log holds runs that are no part of the design; ValueError when other runs are returned than
+    were asked for; and what `runs` raises.
     """
-    check_at_once(design, at_once)
-    session = _Session(design, run, run_log, at_once, stop)
+    session = _Session(design, runs, run_log)
     session.tune()
     chosen = {arm: settings for arm in design.arms if (settings := choose(session.records, design, arm)) is not None}
     for arm in design.arms:

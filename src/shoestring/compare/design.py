@@ -26,7 +26,8 @@ class Design:
     at most this many in all (None: `seeds` and no more). tolerance: the share by which the spending of two runs may
     differ in `unit` and still count as equal. margin: the share of the base's loss up to which a difference does not matter;
     set before the runs, as what it excludes is worth nothing once they are seen. charged: arm -> what was spent before, in
-    `UNITS`, on what it is made from, as on the run that a refined schedule is drawn from. Raises: UsageError.
+    `UNITS`, on what it is made from, as on the run that a refined schedule is drawn from. unlike_machines: runs at equal seconds
+    count although the machines they were made on are not alike. Raises: UsageError.
     """
 
     arms: tuple[str, ...]
@@ -40,6 +41,7 @@ class Design:
     tolerance: float = 0.01
     margin: float | None = None
     charged: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unlike_machines: bool = False
 
     def __post_init__(self) -> None:
         if len(self.arms) < 2:

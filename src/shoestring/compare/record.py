@@ -34,7 +34,8 @@ class RunRecord:
     included; 'failed' otherwise, for `reason` (one line). loss: held-out nats a token at the end; bits_per_byte likewise.
     seconds, flops, tokens: what its ledger says it spent, all told. steps: taken. step_seconds: median seconds of a step.
     peak_memory: bytes. parameters: count. curve: held-out points on the way, {"progress", "seconds", "flops", "tokens",
-    "loss"} each. A loss that is not finite is held as None.
+    "loss"} each. A loss that is not finite is held as None. made_on: the `JobMachine` of a run that was not made by the machine
+    that the comparison's environment.json tells of, as JSON; {} for all others.
     """
 
     arm: str
@@ -53,6 +54,7 @@ class RunRecord:
     peak_memory: int
     parameters: int
     curve: tuple[dict[str, float | None], ...] = field(default=())
+    made_on: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("loss", "bits_per_byte", "step_seconds"):
@@ -87,6 +89,8 @@ class RunRecord:
 
 _CHECKED = pydantic.TypeAdapter(RunRecord)
 _FIELDS = {field.name for field in dataclasses.fields(RunRecord)}
+_LATER = {"made_on"}
+"""What records of earlier versions do not have."""
 
 
 def _parse(line: bytes) -> RunRecord:
@@ -94,8 +98,8 @@ def _parse(line: bytes) -> RunRecord:
     row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError("not an object")
-    if row.keys() != _FIELDS:
-        wrong = sorted(row.keys() ^ _FIELDS)[0]
+    if wrong_ones := row.keys() ^ _FIELDS - (_LATER - row.keys()):
+        wrong = sorted(wrong_ones)[0]
         raise ValueError(f"'{wrong}' is {'missing' if wrong in _FIELDS else 'not a part of a run'}")
     try:
         return _CHECKED.validate_json(line, strict=True)

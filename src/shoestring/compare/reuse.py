@@ -2,17 +2,18 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shoestring.budget.machine import Machine
-from shoestring.compare.conduct import Runner
+from shoestring.compare.conduct import PlannedRun, Trials
 from shoestring.compare.design import Design
 from shoestring.compare.folder import ComparisonFolder
 from shoestring.compare.recipes import with_settings
-from shoestring.compare.record import Purpose, RunLog, RunRecord
+from shoestring.compare.record import RunLog, RunRecord
 from shoestring.config import to_toml
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import read_json
@@ -42,24 +43,30 @@ def runs_of(earlier: ComparisonFolder, design: Design, machine: Machine) -> dict
 
 
 class Reused:
-    """A runner that takes the runs that were made before and has another make the rest.
+    """The `Trials` that take the runs that were made before, and have others make the rest.
 
     A run is the same where its complete configuration is, budget, settings and seed included, whichever arm it was of and
     whether it tuned or was judged there. earlier: as `runs_of` finds them. arms: of the new comparison. taken: those that
     were, so far.
     """
 
-    def __init__(self, make: Runner, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig]) -> None:
+    def __init__(self, make: Trials, earlier: Mapping[str, RunRecord], arms: Mapping[str, RunConfig]) -> None:
         self.make, self.earlier, self.arms = make, earlier, arms
         self.taken: list[RunRecord] = []
 
-    def __call__(self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Purpose) -> RunRecord:
-        found = self.earlier.get(_whole(self.arms[arm], seed, settings))
-        if found is None:
-            return self.make(arm, seed, settings, purpose)
-        log.info(f"{arm}: taken from the earlier comparison")
-        self.taken.append(found)
-        return replace(found, arm=arm, settings=dict(settings), purpose=purpose)
+    def map(self, asked: Iterable[PlannedRun]) -> Generator[RunRecord, None, None]:
+        """As `Trials.map`."""
+        left = list[PlannedRun]()
+        for one in asked:
+            found = self.earlier.get(_whole(self.arms[one.arm], one.seed, one.settings))
+            if found is None:
+                left.append(one)
+                continue
+            log.info(f"{one.arm}: taken from the earlier comparison")
+            self.taken.append(found)
+            yield replace(found, arm=one.arm, settings=dict(one.settings), purpose=one.purpose)
+        with closing(self.make.map(left)) as made:
+            yield from made
 
 
 def _whole(config: RunConfig, seed: int, settings: Mapping[str, Any]) -> str:

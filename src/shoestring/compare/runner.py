@@ -1,21 +1,23 @@
 """Runs of the real trainer for a comparison, and the records made of what they leave behind."""
 
-import multiprocessing
 import shutil
-import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
-from multiprocessing.connection import wait
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from shoestring import atomic
 from shoestring.compare import worker
+from shoestring.compare.conduct import PlannedRun
 from shoestring.compare.recipes import check_workers, with_settings
 from shoestring.compare.record import RunRecord
 from shoestring.config import to_toml
+from shoestring.errors import UsageError
+from shoestring.jobs.job import Job, Made
+from shoestring.jobs.processes import Processes
+from shoestring.jobs.runner import Runner
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import preloaded
 from shoestring.train.run_folder import RunFolder
@@ -28,65 +30,77 @@ POINT = ("progress", "seconds", "flops", "tokens", "loss")
 
 
 class Trainer:
-    """Trains an arm with a seed: the runner that `conduct` calls, from several threads where it makes several runs at once.
+    """Trains arms with seeds: the `Trials` of the real trainer.
 
-    arms: resolved configurations by name. folder: takes one run folder a run; what a killed run left there is removed.
-    keep_runs: keep the folders of finished runs whole, checkpoints and all. Raises: UsageError as `check_workers`.
+    arms: resolved configurations by name.
+    folder: takes one run folder a run; what a killed run left there is removed.
+    runner: makes the runs; None: processes of this machine, one at a time.
+    data: by arm, the fingerprint of the data it must find, wherever it is trained; an arm without one takes what is there.
+    keep_runs: keep the folders of finished runs whole, checkpoints and all.
+    places: have each record say which machine its run was made on.
+    Raises: UsageError as `check_workers`.
     """
 
-    def __init__(self, arms: Mapping[str, RunConfig], folder: Path, *, keep_runs: bool = False) -> None:
+    def __init__(
+        self,
+        arms: Mapping[str, RunConfig],
+        folder: Path,
+        *,
+        runner: Runner | None = None,
+        data: Mapping[str, str] | None = None,
+        keep_runs: bool = False,
+        places: bool = False,
+    ) -> None:
         check_workers(arms)
-        self.arms, self.folder, self.keep_runs = arms, folder, keep_runs
-        # forked from a server that has imported everything and computed nothing: a run starts in no time, and clean
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(
-            [worker.__name__, *preloaded(config.execution for config in arms.values())]
-        )
-        # to start a process looks after all others, and so does to join one: two that do so at once lose exit codes
-        self._lock = threading.Lock()
-        self._running: set[multiprocessing.process.BaseProcess] = set()
-        self._stopping = False
+        self.places = places
+        self.arms, self.folder, self.keep_runs, self.data = arms, folder, keep_runs, data or {}
+        self.runner: Runner = runner or processes(arms)
 
-    def stop(self) -> None:
-        """Ask the runs under way, and any begun from now on, to stop at their next step; their folders are made anew next
-        time."""
-        with self._lock:
-            self._stopping = True
-            for process in self._running:
-                process.terminate()
+    def map(self, asked: Iterable[PlannedRun]) -> Generator[RunRecord, None, None]:
+        """As `Trials.map`."""
+        runs = dict[str, PlannedRun]()
 
-    def __call__(
-        self, arm: str, seed: int, settings: Mapping[str, Any], purpose: Literal["tune", "judge"]
-    ) -> RunRecord:
-        config = replace(with_settings(self.arms[arm], settings), seed=seed)
-        words = [arm, purpose, *(f"{key.split('.')[-1]}-{value}" for key, value in settings.items()), f"seed-{seed}"]
-        path = self.folder / "-".join(words if purpose == "tune" else [arm, f"seed-{seed}"])
+        def jobs() -> Iterator[Job]:
+            for one in asked:
+                job = self._job(one)
+                runs[job.name] = one
+                yield job
+
+        with closing(self.runner.map(jobs())) as made:
+            for each in made:
+                yield self._record(runs[each.job.name], each)
+
+    def _job(self, one: PlannedRun) -> Job:
+        config = replace(with_settings(self.arms[one.arm], one.settings), seed=one.seed)
+        words = [one.arm, one.purpose, *(f"{key.split('.')[-1]}-{value}" for key, value in one.settings.items())]
+        path = self.folder / "-".join([*(words if one.purpose == "tune" else [one.arm]), f"seed-{one.seed}"])
         _clear(path)
         self.folder.mkdir(parents=True, exist_ok=True)
-        recipe = path.with_suffix(".toml") if "." not in path.name else path.parent / f"{path.name}.toml"
-        atomic.write_text(recipe, to_toml(config))
-        process = self._context.Process(target=worker.train, args=(str(recipe), str(path)))
-        with self._lock:
-            process.start()
-            self._running.add(process)
-            if self._stopping:
-                process.terminate()
-        try:
-            wait([process.sentinel])
-        except BaseException:
-            self.stop()
-            wait([process.sentinel])
-            raise
-        finally:
-            with self._lock:
-                self._running.discard(process)
-                process.join()
-        recipe.unlink()
-        found = record(path, arm, seed, settings, purpose, process.exitcode or 0)
+        return Job(
+            one.title,
+            f"{worker.__name__}:train",
+            {"configuration": to_toml(config), "data": self.data.get(one.arm)},
+            path,
+            leaves=() if self.keep_runs else HEAVY,
+            threads=config.execution.threads,
+            gpus=int(config.execution.device == "cuda"),
+        )
+
+    def _record(self, one: PlannedRun, made: Made) -> RunRecord:
+        path = made.job.folder
+        assert path is not None
+        if made.value and made.machine:
+            raise UsageError(f"{made.machine.host}: {made.value['refused']}")
+        found = record(path, one.arm, one.seed, one.settings, one.purpose, made.status)
         if not self.keep_runs:
             for name in HEAVY:
                 shutil.rmtree(path / name, ignore_errors=True)
-        return found
+        return replace(found, made_on=made.machine.as_json) if self.places and made.machine else found
+
+
+def processes(arms: Mapping[str, RunConfig], at_once: int = 1) -> Processes:
+    """Processes of this machine in which runs of these arms start in no time."""
+    return Processes(at_once, [worker.__name__, *preloaded(config.execution for config in arms.values())])
 
 
 def record(

@@ -89,6 +89,19 @@ def _unequal(pairs: Sequence[Pair], design: Design) -> str:
     )
 
 
+def _unlike_machines(pairs: Sequence[Pair], design: Design) -> str:
+    """What is wrong where equal seconds are of machines that are not alike; '' where nothing is."""
+    if design.unit != "seconds":
+        return ""
+    kinds = {run.made_on.get("fingerprint", "") for pair in pairs for run in pair}
+    if len(kinds) < 2:
+        return ""
+    hosts = sorted({run.made_on.get("host", "the machine of environment.json") for pair in pairs for run in pair})
+    return (
+        f"equal seconds on {len(kinds)} kinds of machines ({', '.join(hosts)}): a second does not buy the same on each"
+    )
+
+
 def _other_tokenizer(pairs: Sequence[Pair]) -> str:
     """What is wrong where nats a token mean different things in the two arms; '' where nothing is."""
     for base, candidate in pairs:
@@ -132,7 +145,12 @@ def standing(records: Sequence[RunRecord], design: Design, candidate: str) -> St
     untuned = [arm for arm in (design.base, candidate) if _all_trials_failed(records, design, arm)]
     flags += [f"every trial of '{arm}' failed: it was not judged" for arm in untuned]
     unequal = [flag for flag in (_unequal(every, design), _other_tokenizer(every)) if flag]
+    unlike = _unlike_machines(every, design)
+    if unlike and not design.unlike_machines:
+        unequal.append(unlike)
     flags += unequal
+    if unlike and design.unlike_machines:
+        flags.append(f"{unlike}; they count all the same, as was asked for")
     failed = [seed for seed in ran if bases[seed].complete and not others[seed].complete]
     base_failed = [seed for seed in ran if others[seed].complete and not bases[seed].complete]
     shown = found.shown and found.pairs >= LEAST_PAIRS

@@ -13,9 +13,41 @@ from shoestring.compare.wording import sentence, statement
 
 
 @dataclass(frozen=True)
+class MachineRuns:
+    """A machine, and the runs that were made on it, for people: 'base: seeds 0, 2; slow: seed 1'."""
+
+    host: str
+    device: str
+    fingerprint: str
+    runs: str
+
+    @classmethod
+    def of(cls, records: Sequence[RunRecord]) -> tuple["MachineRuns", ...]:
+        """Those of these records, in the order of their names."""
+        made = dict[tuple[str, str, str], dict[str, list[RunRecord]]]()
+        for one in (each for each in records if each.made_on):
+            where = one.made_on["host"], one.made_on["device"], one.made_on["fingerprint"]
+            made.setdefault(where, {}).setdefault(one.arm, []).append(one)
+        return tuple(
+            cls(*where, "; ".join(f"{arm}: {_which(runs)}" for arm, runs in by.items()))
+            for where, by in sorted(made.items())
+        )
+
+
+def _which(runs: Sequence[RunRecord]) -> str:
+    """'seeds 0, 2 and 3 trials'."""
+    seeds = [str(seed) for seed in sorted(run.seed for run in runs if run.purpose == "judge")]
+    trials = len(runs) - len(seeds)
+    judged_ones = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else ""
+    tried = f"{trials} trial{'s' * (trials > 1)}" if trials else ""
+    return " and ".join(part for part in (judged_ones, tried) if part)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a comparison found. seeds: judged by any arm, in the order in which they are. statement: all of it in a line.
-    arms: name -> what it did and cost. sentences: one for each of `comparisons`."""
+    arms: name -> what it did and cost. sentences: one for each of `comparisons`. machines: those that runs were made on, each
+    with its runs, where records say so."""
 
     design: Design
     seeds: tuple[int, ...]
@@ -23,10 +55,11 @@ class Verdict:
     arms: Mapping[str, ArmSummary]
     comparisons: tuple[Comparison, ...]
     sentences: tuple[str, ...]
+    machines: tuple[MachineRuns, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `verdict.json` holds it: plain values, a number that is not finite as None, seeds as text where they are keys."""
-        whole = {
+        whole: dict[str, Any] = {
             "unit": self.design.unit,
             "amount": self.design.amount,
             "confidence": self.design.confidence,
@@ -39,6 +72,8 @@ class Verdict:
                 {**asdict(one), "sentence": words} for one, words in zip(self.comparisons, self.sentences, strict=True)
             ],
         }
+        if self.machines:
+            whole["machines"] = [asdict(one) for one in self.machines]
         return {key: _plain(value) for key, value in whole.items()}
 
 
@@ -89,4 +124,5 @@ def judge(records: Sequence[RunRecord], design: Design) -> Verdict:
         arms=arms,
         comparisons=tuple(comparisons),
         sentences=tuple(sentence(one, arms, design) for one in comparisons),
+        machines=MachineRuns.of(records),
     )

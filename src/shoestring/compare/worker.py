@@ -2,12 +2,13 @@
 
 import logging
 import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
-from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import cache_folder, probe
-from shoestring.config import build, read_toml
+from shoestring.config import build
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError
 from shoestring.log_lines import log_to
@@ -24,15 +25,19 @@ OUTPUT = "output.txt"
 """What a run had to say, in its folder."""
 
 
-def train(recipe: str, path: str) -> None:
-    """Train the complete configuration in the file `recipe` in the new folder `path`. Leaves with 1 when it fails."""
-    config = build(RunConfig, read_toml(Path(recipe)))
+def train(asked: Any, path: Path | None) -> dict[str, str]:
+    """The `Work` of a run: train a configuration in the new folder `path`. Leaves with status 1 when it fails.
+
+    asked: 'configuration', complete, as TOML; 'data', the fingerprint that its data must have, or None.
+    Returns 'refused', with the reason, where this machine has other data; else nothing.
+    """
+    assert path is not None
+    config = build(RunConfig, tomllib.loads(asked["configuration"]))
     stop_with_parent()
     keep_freed_memory()
-    busy_waiting.begin()
     keep_compiled_code(cache_folder())
     machine = probe(config.execution.device)
-    with RunFolder.create(Path(path)) as folder:
+    with RunFolder.create(path) as folder:
         output = open(folder.path / OUTPUT, "w", buffering=1)  # noqa: SIM115 (the process ends with it)
         sys.stdout = sys.stderr = output  # a traceback goes there as well
         log_to(output)
@@ -41,7 +46,10 @@ def train(recipe: str, path: str) -> None:
         try:
             with ledger.clock("data"):
                 dataset = prepare(config.data, cache_folder())
+            if asked["data"] not in (None, dataset.fingerprint):
+                return {"refused": f"the text of {config.data.corpus} or its tokenizer is another here"}
             start(config, folder, ledger, dataset, machine, lambda line: None)
         except ShoestringError as error:
             log.error(f"failed: {error}")
             sys.exit(1)
+    return {}

@@ -1,14 +1,13 @@
-"""A ladder of runs for laws, made one after the other: it stops at its allowance, and goes on where it was killed."""
+"""A ladder of runs for laws: it stops at its allowance, and goes on where it was killed."""
 
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from shoestring import atomic
 from shoestring.budget.ledger import Ledger
@@ -17,17 +16,18 @@ from shoestring.budget.units import show_seconds
 from shoestring.config import Tree, merge
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.jobs.job import Job
+from shoestring.jobs.runner import Here, Runner
 from shoestring.json_files import read_json
-from shoestring.launch.launch import Launch
+from shoestring.launch import ladder_run
+from shoestring.launch.ladder_run import use
 from shoestring.launch.request import TrainingRequest, planned, prepared
-from shoestring.launch.view import View
 from shoestring.plan import rules
 from shoestring.plan.ladder import SIZES, LadderRun, ladder, rule_batch
 from shoestring.plan.memory import LADDER, learn, learned_runs
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import paces_for
 from shoestring.plan.sizes import flops_per_token
-from shoestring.train.run_folder import RunFolder
 from shoestring.train.trial import try_out
 from shoestring.train.work_folder import held
 
@@ -97,7 +97,7 @@ class Ladder:
         name = _optimizer(asked)
         if name not in rules.RATES:
             raise UsageError(f"optim = {name}: a ladder needs rates to begin with, known for {', '.join(rules.RATES)}")
-        _use(threads)
+        use(threads)
         ledger = Ledger()
         with ledger.clock("start"):
             machine = probe()
@@ -137,41 +137,57 @@ class Ladder:
     def finished(self, rung: LadderRun) -> bool:
         return self._summary(rung).get("stopped") == "finished"
 
-    def climb(self, view: View | None = None, *, keep_runs: bool = False) -> Climbed:
-        """Make the runs that are not made yet, one after the other, until the allowance is spent.
+    def climb(self, runner: Runner | None = None, *, keep_runs: bool = False) -> Climbed:
+        """Make the runs that are not made yet, until the allowance is spent.
 
-        Each finished run is kept where plans learn from. A run that was killed goes on from its last checkpoint.
+        Each finished run is kept where plans learn from. A run that was killed goes on from its last checkpoint, where it is
+        made on this machine.
 
-        view: what runs are shown to. keep_runs: keep their checkpoints.
-        Raises: UsageError where another process is at work here.
+        runner: makes the runs; None: this process, one after the other. keep_runs: keep their checkpoints.
+        Raises: UsageError where another process is at work here; Lost, after all other runs, as `Runner.map` does.
         """
         with held(self.path):
-            _use(self.threads)
+            use(self.threads)
             failed = dict(read_json(self.path / "failed.json", dict, "an object") or {})
-            for number, rung in enumerate(self.rungs, start=1):
-                if self.finished(rung) or rung.name in failed:
-                    continue
-                left = self.allowance - self.seconds()
-                if rung.seconds * self._slower() * SLACK > left:
-                    break
-                log.info(
-                    f"run {number} of {len(self.rungs)}: {rung.name}, {show_seconds(max(left, 0.0))} of the allowance left"
-                )
-                try:
-                    stopped = self._make(rung, view)
-                except UsageError:
-                    raise
-                except ShoestringError as error:
-                    failed[rung.name] = str(error)
-                    atomic.write_text(self.path / "failed.json", json.dumps(failed, indent=1) + "\n")
-                    log.warning(f"{rung.name} failed: {error}")
-                    continue
-                if stopped is not None:
-                    return self._climbed(failed, stopped)
-                if not keep_runs:
-                    shutil.rmtree(self.path / rung.name / "checkpoints", ignore_errors=True)
-                learn([self.path / rung.name], learned_runs())
+            under_way = dict[str, LadderRun]()
+            with closing((runner or Here()).map(self._jobs(failed, under_way, keep_runs))) as all_made:
+                for made in all_made:
+                    assert made.job.folder is not None
+                    under_way.pop(name := made.job.folder.name)
+                    told = made.value or {"failed": f"its process ended with status {made.status}: {made.said}"}
+                    if "refused" in told:
+                        raise UsageError(told["refused"])
+                    if "failed" in told:
+                        failed[name] = told["failed"]
+                        atomic.write_text(self.path / "failed.json", json.dumps(failed, indent=1) + "\n")
+                        log.warning(f"{name} failed: {told['failed']}")
+                        continue
+                    if told["signal"] is not None:
+                        return self._climbed(failed, told["signal"])
+                    if not keep_runs:
+                        shutil.rmtree(made.job.folder / "checkpoints", ignore_errors=True)
+                    learn([made.job.folder], learned_runs())
             return self._climbed(failed, None)
+
+    def _jobs(self, failed: Collection[str], under_way: dict[str, LadderRun], keep_runs: bool) -> Iterator[Job]:
+        """The runs to make, as long as the allowance lasts for what is under way and one more."""
+        for number, rung in enumerate(self.rungs, start=1):
+            if self.finished(rung) or rung.name in failed:
+                continue
+            slower = self._slower()
+            left = self.allowance - self.seconds() - sum(one.seconds * slower for one in under_way.values())
+            if rung.seconds * slower * SLACK > left:
+                return
+            under_way[rung.name] = rung
+            log.info(f"{show_seconds(max(left, 0.0))} of the allowance left")
+            yield Job(
+                f"run {number} of {len(self.rungs)}: {rung.name}",
+                f"{ladder_run.__name__}:train",
+                {"recipe": self._recipe(rung), "threads": self.threads},
+                self.path / rung.name,
+                leaves=() if keep_runs else ("checkpoints",),
+                threads=self.threads,
+            )
 
     def _climbed(self, failed: dict[str, str], stopped: int | None) -> Climbed:
         done = [rung for rung in self.rungs if self.finished(rung)]
@@ -184,21 +200,10 @@ class Ladder:
         pairs = [(self._summary(rung).get("seconds", 0.0), rung.seconds) for rung in self.rungs if self.finished(rung)]
         return max(1.0, sum(took for took, _ in pairs) / sum(said for _, said in pairs)) if pairs else 1.0
 
-    def _make(self, rung: LadderRun, view: View | None) -> int | None:
-        """Returns the signal that stopped it."""
-        folder = self.path / rung.name
-        with Launch(view) as launch:
-            if folder.is_dir() and RunFolder(folder).begun and _has_checkpoint(folder):
-                ended = launch.resume(folder)
-            else:
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # killed before its first checkpoint: there is nothing to go on with
-                asked = merge(rung.asked(_optimizer(self.asked)), self.asked)
-                for key in ("optim", "fallback"):
-                    asked[key] = merge(rung.asked(_optimizer(self.asked))[key], _table(self.asked.get(key, {})))
-                ended = launch.begin(replace(TrainingRequest.of(asked), learns=False), folder)
-        return ended.outcome.signal
+    def _recipe(self, rung: LadderRun) -> Tree:
+        own = rung.asked(_optimizer(self.asked))
+        rates = {key: merge(own[key], _table(self.asked.get(key, {}))) for key in ("optim", "fallback")}
+        return {**merge(own, self.asked), **rates}
 
 
 def _refuse_varied(asked: Tree) -> None:
@@ -211,15 +216,6 @@ def _refuse_varied(asked: Tree) -> None:
 
 def _context(asked: Tree) -> int:
     return int(_table(asked.get("model", {})).get("context", CONTEXT))
-
-
-def _use(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob("step-*"))
 
 
 def _table(section: Any) -> Tree:

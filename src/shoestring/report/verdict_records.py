@@ -121,8 +121,18 @@ class ComparisonRecord(LenientRecord):
         return None if low is None or high is None else (low, high)
 
 
+class MachineRecord(LenientRecord):
+    """A machine, and which runs were made on it."""
+
+    host: str
+    device: str
+    fingerprint: str
+    runs: str
+
+
 class VerdictRecord(LenientRecord):
-    """What verdict.json holds. amount: what each run had to spend of `unit`, in its base unit."""
+    """What verdict.json holds. amount: what each run had to spend of `unit`, in its base unit. machines: where the runs say on
+    which each was made."""
 
     unit: Literal["seconds", "flops", "tokens"]
     amount: float
@@ -133,6 +143,7 @@ class VerdictRecord(LenientRecord):
     statement: str
     arms: dict[str, Arm]
     comparisons: list[ComparisonRecord]
+    machines: list[MachineRecord] = []
 
     @property
     def ranked(self) -> list[ComparisonRecord]:
