@@ -148,7 +148,8 @@ class IslandProcesses:
         """As `Participation`. Raises: UsageError where the schedule's milestones cannot be passed by all islands at one step."""
         require_milestones_for_all(config, parts)
         stepper, source, layout = parts.stepper, parts.source, config.parallel
-        assert isinstance(stepper, ShardedStepper) and isinstance(source, WorkerBatches)
+        assert isinstance(stepper, ShardedStepper)
+        assert isinstance(source, WorkerBatches)
         loop = config.sync.build()
         roles = {member.name: member.role for member in members(stepper.model)}
         part = IslandPart(stepper.sharded, stepper.sharded_optimizer)
