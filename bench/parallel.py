@@ -3,6 +3,7 @@
 Each layout trains a native model for a few steps in processes of its own (gloo, one thread each). Measured is by how much a
 process's resident memory grows from before the model is made to its peak (VmHWM). The allocator's slack is in it: small models show
 nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
+`--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
 """
 
 import argparse
@@ -24,15 +25,22 @@ from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
 from shoestring.contract.batch import Inputs
 from shoestring.launch.processes import launch
+from shoestring.launch.request import SAMPLE
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import partition
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.plan.means import Exchanged
 from shoestring.plan.parallel_layouts import ModelSizes, Placement, StateBytes, memory_of
+from shoestring.sync.diloco import DiLoCo
+from shoestring.sync.exchange_bytes import exchange_bytes
 from shoestring.sync.rendezvous.joining import join, leave
+from shoestring.sync.transport.distributed import DistributedTransport
 from shoestring.train.run_folder import environment
 
 LAYOUTS = ({"fsdp": 2}, {"fsdp": 2, "checkpointing": "layers"}, {"fsdp": 4}, {"data": 2}, {"tensor": 2})
+ISLANDS = 2
+CODECS: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {}, "linear": {"bits": 2}}
 PATIENCE = 300.0
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Has the C library hand freed buffers back at once: what is measured is what is held."""
@@ -93,14 +101,89 @@ def work(asked: dict[str, Any]) -> None:
     leave(transport)
 
 
+def codec_of(name: str) -> Choice:
+    """A codec of the table."""
+    return Choice.of("sync", name, kind="codec", **CODECS[name])
+
+
+def work_in_island(asked: dict[str, Any]) -> None:
+    """One process of one of two workers: bytes of an exchange with each codec, counted and predicted."""
+    from shoestring.parallel.island import IslandDiLoCo, IslandPart
+    from shoestring.parallel.optimizer import ShardedOptimizer
+    from shoestring.parallel.sharding import shard
+
+    torch.set_num_threads(1)
+    layout, config = build(ParallelLayout, asked["layout"]), build(ModelConfig, asked["model"])
+    each = layout.processes
+    everybody = join(PATIENCE, island=each if each > 1 else None)
+    assert isinstance(everybody, DistributedTransport)
+    island, place = divmod(everybody.rank, each)
+    found: dict[str, dict[str, int]] = {}
+    for codec in CODECS:
+        torch.manual_seed(0)
+        model = Transformer(config)
+        claimed = partition(model, Choice.of("optim", "adamw"), Choice.of("optim", "adamw"))
+        loop = Choice.of("sync", "diloco", kind="outer loop", every=1, codec=codec_of(codec)).build()
+        links, part = everybody.among(range(place, everybody.size, each)), None
+        if each == 1:
+            outer: DiLoCo = loop.attach(model, claimed.build(), links, roles={})
+            shapes = [parameter.shape for _, parameter in outer.fragments[0]]
+            predicted = exchange_bytes(shapes, outer.codec, rank=island, workers=ISLANDS)
+        else:
+            sharded = shard(model, layout)
+            optimizer = ShardedOptimizer(sharded, claimed)
+            part = IslandPart(sharded, optimizer)
+            islander: IslandDiLoCo = loop.attach(part, optimizer, links, roles={}, kind=IslandDiLoCo)
+            predicted, outer = islander.predicted_bytes(0), islander
+        outer.step()  # the settings check is before the first
+        before = links.traffic.sent
+        if part is not None:
+            part.received()
+        outer.step()
+        found[codec] = {"predicted": predicted, "sent": links.traffic.sent - before}
+        found[codec]["within"] = 0 if part is None else part.received()
+        found[codec]["predicted_within"] = 0 if part is None else part.bytes_within(part.names)
+    atomic.write_text(Path(asked["out"]) / f"{everybody.rank}.json", json.dumps(found))
+    leave(everybody)
+
+
+def islands(shape: dict[str, int]) -> list[dict[str, Any]]:
+    """Print and return what an exchange of two workers sends, by codec and by how a worker is divided."""
+    rows, count = [], sum(p.numel() for p in Transformer(build(ModelConfig, shape)).parameters())
+    for given in ({}, {"fsdp": 2}, {"tensor": 2}):
+        processes = run({"model": shape, "layout": given, "islands": ISLANDS})
+        each = len(processes) // ISLANDS
+        for codec in CODECS:
+            found = [process[codec] for process in processes]
+            bits = 8 * codec_of(codec).build().payload_bytes(SAMPLE) / (SAMPLE[0] * SAMPLE[1])
+            row = {
+                "codec": codec,
+                "layout": given,
+                "planned": Exchanged(1, bits, ISLANDS).bytes_of_round(count),
+                "predicted": sum(one["predicted"] for one in found[::each]),
+                "sent": sum(one["sent"] for one in found),
+                "by_one_process": max(one["sent"] for one in found),
+                "predicted_within": max(one["predicted_within"] for one in found),
+                "within": max(one["within"] for one in found),
+            }
+            rows.append(row)
+            print(
+                "  ".join(
+                    f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in row.items()
+                )
+            )
+    return rows
+
+
 def run(asked: dict[str, Any]) -> list[dict[str, Any]]:
     """What each process of a layout found."""
     layout = build(ParallelLayout, asked["layout"])
     with tempfile.TemporaryDirectory() as scratch:
         words = [sys.executable, __file__, "--worker", json.dumps({**asked, "out": scratch})]
-        with launch(words, layout.processes, outputs=Path(scratch) / "outputs", environment=RETURNED) as team:
+        count = layout.processes * asked.get("islands", 1)
+        with launch(words, count, outputs=Path(scratch) / "outputs", environment=RETURNED) as team:
             team.wait()
-        return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(layout.processes)]
+        return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(count)]
 
 
 def main(words: Sequence[str]) -> int:
@@ -114,17 +197,26 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
+    parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.worker:
-        work(json.loads(options.worker))
+        asked = json.loads(options.worker)
+        (work_in_island if "islands" in asked else work)(asked)
         return 0
     if options.smallest:
         options.layers, options.width, options.context, options.optimizers, options.layouts = 1, 64, 16, ["adamw"], 1
     shape = {"layers": options.layers, "width": options.width, "heads": options.width // 32, "context": options.context}
     shape["vocabulary"] = 1024
+    if options.islands:
+        rows = islands(shape)
+        if options.json:
+            atomic.write_text(
+                options.json, json.dumps({"shape": shape, "rows": rows, "environment": environment(probe())})
+            )
+        return int(any(row["sent"] != row["predicted"] for row in rows))
     if options.equal:
         return equal(shape, options.optimizers)
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []

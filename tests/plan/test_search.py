@@ -190,7 +190,7 @@ def test_serving_is_paid_from_the_same_budget() -> None:
 
 
 def test_bytes_over_a_link_can_bind() -> None:
-    exchanged = Exchanged(every=30, bits=2.0)
+    exchanged = Exchanged(every=30, bits=2.0, workers=2)
     made = planned(Budget(seconds=600, bytes=2e7), workers=2, at_once=2, exchanged=exchanged)
     assert made.binding == "bytes"
     assert made.sent == pytest.approx(2e7, rel=0.05)

@@ -43,7 +43,7 @@ def shown(place: pytest.MonkeyPatch) -> list[RunFingerprint]:
     """The fingerprints that this worker shows; it then turns back."""
     found: list[RunFingerprint] = []
 
-    def join(timeout: float, *, fingerprint: RunFingerprint, heartbeat_timeout: float) -> None:
+    def join(timeout: float, *, fingerprint: RunFingerprint, heartbeat_timeout: float, island: int | None) -> None:
         found.append(fingerprint)
         raise UsageError("turned back")
 

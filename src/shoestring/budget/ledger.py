@@ -29,6 +29,7 @@ _causes: dict[str, str] = {}
 _overlapping: set[str] = set()
 _accounts: dict[str, str] = {}
 _limited: set[str] = set()
+_near: set[str] = set()
 
 
 def cause(name: str, says: str, *, overlaps: bool = False) -> str:
@@ -43,13 +44,16 @@ def cause(name: str, says: str, *, overlaps: bool = False) -> str:
     return name
 
 
-def account(name: str, says: str, *, limited: bool = False) -> str:
+def account(name: str, says: str, *, limited: bool = False, near: bool = False) -> str:
     """Declare an account: whom FLOPs, tokens and bytes are charged to. Returns its name.
 
     says: what it pays for, in words.
     limited: its FLOPs count against a budget of FLOPs, as those of training do.
+    near: its bytes go over a fast link, and are none that a run sends or receives in all.
     """
     _accounts[name] = says
+    if near:
+        _near.add(name)
     if limited:
         _limited.add(name)
     return name
@@ -78,6 +82,7 @@ SELECTION = account(
     "selection", "scoring text or batches to choose what is trained on, within a budget of FLOPs", limited=True
 )
 SAMPLE = account("sample", "text drawn to be looked at")
+ISLAND = account("island", "bytes among the processes of one worker that exchanges with others", near=True)
 
 
 @dataclass(frozen=True)
@@ -218,9 +223,12 @@ class Ledger:
             raise ValueError(f"'{account}' is not an account: {did_you_mean(account, _accounts)}")
         if account != MODEL:
             self._others[account] = self._others.get(account, NOTHING) + charge
-            # bytes on a link are those of the run, whoever sent them
+            # bytes on a link are those of the run, whoever sent them, if it is the slow one
+            far = account not in _near
             charge = Charge(
-                flops=charge.flops if account in _limited else 0, sent=charge.sent, received=charge.received
+                flops=charge.flops if account in _limited else 0,
+                sent=charge.sent if far else 0,
+                received=charge.received if far else 0,
             )
         for key in ("flops", "tokens", "sent", "received"):
             self._pending[key] += getattr(charge, key)

@@ -81,8 +81,9 @@ def _exchanged(line: Mapping[str, Any]) -> str:
     if line.get("workers", 1) < 2:
         return ""
     under_way = line["sync_exposed"] + line["sync_hidden"]
+    within = f", {show('bytes', line['within'])} within" if "within" in line else ""
     rate = f" at {show('bytes', line['sent'] / under_way)}/s" if under_way else ""
     return (
-        f"  {line['workers']} workers, sent {show('bytes', line['sent'])}{rate}, waited {line['sync_exposed']:.1f} s, "
+        f"  {line['workers']} workers, sent {show('bytes', line['sent'])}{rate}{within}, waited {line['sync_exposed']:.1f} s, "
         f"hidden {line['sync_hidden']:.1f} s"
     )

@@ -4,8 +4,9 @@ import datetime
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -36,9 +37,7 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Screen) -> None:
     found = outcome.summary
     spent = f"{show_seconds(found['seconds'])}, {show('tokens', found['tokens'])}, {show('flops', found['flops'])}"
     if found.get("workers", 1) > 1:
-        sent = found["exchanges"]["sent"] * found["processes"] / found["workers"]
-        waited = show_seconds(found["exchanges"]["exposed"])
-        spent += f" by {found['workers']} workers; each sent {show('bytes', sent)} and waited {waited} for exchanges"
+        spent += _exchanged(found)
     if outcome.stopped == "interrupted":
         console.print(
             f"stopped at step {found['steps']} after {spent}; go on with: shoestring train --resume {folder.path}",
@@ -59,6 +58,19 @@ def _conclude(folder: RunFolder, outcome: Outcome, console: Screen) -> None:
     if outcome.sample:
         console.print("sample:", style="bold")
         console.print(outcome.sample, soft_wrap=True)
+
+
+def _exchanged(found: Mapping[str, Any]) -> str:
+    """What a summary says of exchanges between workers, and of what goes on within those that are several processes."""
+    sent, workers = found["exchanges"]["sent"], found["workers"]
+    within = found.get("bytes_within")
+    if within is None:
+        sent *= found["processes"] / workers  # a process may have several workers
+    waited = show_seconds(found["exchanges"]["exposed"])
+    said = f" by {workers} workers; each sent {show('bytes', sent)} and waited {waited} for exchanges"
+    if within is not None:
+        said += f"; {show('bytes', within)} came to this process from within its worker"
+    return said
 
 
 def _export(folder: RunFolder, console: Screen) -> None:

@@ -20,10 +20,12 @@ from shoestring.launch.processes import launch
 from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.way import Ended, LaunchContext
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.sync.rendezvous.admission import RunFingerprint
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.rendezvous.joining import join, leave, world_size
 from shoestring.sync.transport.base import Transport
+from shoestring.sync.transport.distributed import DistributedTransport
 from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
 from shoestring.train.participation import FixedWorkers, Participation
@@ -80,17 +82,31 @@ def start_workers(command: Sequence[str], workers: int, outputs: Path) -> int:
         return team.wait()
 
 
-def own_folder(run: Path, rank: int) -> Path:
-    """Where a worker keeps its part of a run: the leader in the run's folder itself."""
-    return run if rank == 0 else run / "workers" / str(rank)
+def own_folder(run: Path, rank: int, island: int = 1) -> Path:
+    """Where a process keeps its part of a run: the leader in the run's folder itself.
+
+    island: processes of one of several workers. The first of each keeps what a worker of one process would, at the same place.
+    """
+    worker, place = divmod(rank, island)
+    if place:
+        return run / "workers" / f"{worker}.{place}"
+    return run if worker == 0 else run / "workers" / str(worker)
+
+
+def island_of(workers: int, layout: ParallelLayout) -> int:
+    """Processes of each of several workers; 1 too where there is one worker, of any number of processes."""
+    return layout.processes if workers > 1 else 1
 
 
 @contextmanager
-def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "anew") -> Iterator[Transport]:
-    """The link to the other workers, all of whom were asked for the same.
+def joined(
+    asked: Tree, workers: int, heartbeat_timeout: float, start: str = "anew", island: int = 1
+) -> Iterator[Transport]:
+    """The link to the other processes, all of which were asked for the same.
 
     asked: the plain values of recipe and flags, or of the configuration of a run that goes on.
-    workers: how many the run has.
+    workers: how many processes the run has.
+    island: of `island_of`: where it is above one, torch's default group is of the island's processes.
     heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen.
     start: as in `RunFingerprint`.
     """
@@ -98,7 +114,12 @@ def joined(asked: Tree, workers: int, heartbeat_timeout: float, start: str = "an
     parts = {"recipe": recipe, "model": asked.get("model"), "data": asked.get("data")}
     fingerprints = {name: digest(part) for name, part in parts.items()}
     fingerprint = RunFingerprint(workers=workers, start=start, **fingerprints)
-    transport = join(PATIENCE, fingerprint=fingerprint, heartbeat_timeout=heartbeat_timeout)
+    transport = join(
+        PATIENCE,
+        fingerprint=fingerprint,
+        heartbeat_timeout=heartbeat_timeout,
+        island=island if island > 1 else None,
+    )
     try:
         yield transport
     finally:
@@ -141,15 +162,31 @@ def common_step(transport: Transport, folder: RunFolder) -> int | None:
 
 
 def place_of(config: RunConfig, transport: Transport, run: Path) -> Participation:
-    """The place of this process in a run: one of several workers, or one of several processes of one worker.
+    """The place of this process in a run: one of several workers, one of several processes of one worker, or both.
 
     run: the run's folder.
     """
     if config.parallel.processes == 1:
         return FixedWorkers(transport)
-    from shoestring.train.parallel import ParallelProcesses  # torch's engines, which take a second to import
+    if config.workers == 1:
+        from shoestring.train.parallel import ParallelProcesses  # torch's engines, which take a second to import
 
-    return ParallelProcesses(transport, run)
+        return ParallelProcesses(transport, run)
+    from shoestring.train.islands import IslandProcesses
+
+    assert isinstance(transport, DistributedTransport)
+    island = config.parallel.processes
+    place = transport.rank % island
+    links = transport.among(range(place, transport.size, island))
+    return IslandProcesses(links, place, keeper_folder(run, config, transport.rank))
+
+
+def keeper_folder(run: Path, config: RunConfig, rank: int) -> Path:
+    """The folder of the process that keeps the checkpoints of the worker that this process is, or is a part of."""
+    island = island_of(config.workers, config.parallel)
+    if config.workers == 1 and config.parallel.processes > 1:
+        return run
+    return own_folder(run, rank - rank % island, island)
 
 
 class Crew:
@@ -191,7 +228,8 @@ class Crew:
     def _begin_as_worker(self, request: TrainingRequest, out: Path) -> Ended:
         """The leader decides, and all train."""
         place, view = self.place, self.view
-        with joined(request.asked, request.processes, self.heartbeat_timeout) as transport:
+        island = island_of(request.workers, request.parallel)
+        with joined(request.asked, request.processes, self.heartbeat_timeout, "anew", island) as transport:
             mine = None
             if transport.rank == 0:
                 machine = probe()
@@ -203,7 +241,7 @@ class Crew:
             path, config = settle_run(transport, mine)
             if transport.rank != 0:
                 machine = probe()
-                folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank)))
+                folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank, island)))
                 ledger = Ledger(folder.ledger, since=started())
                 with ledger.clock("data"):
                     dataset = prepare(config.data, cache_folder())
@@ -216,8 +254,10 @@ class Crew:
     def _resume_as_worker(self, path: Path, step: int | None, moved: Tree) -> Ended:
         config = resumed_config(RunFolder.open(path), moved)
         start = "from the newest checkpoint" if step is None else f"from the checkpoint of step {step}"
-        with joined(without_places(tree(config)), config.processes, self.heartbeat_timeout, start) as transport:
-            folder = RunFolder(own_folder(path, transport.rank))
+        island = island_of(config.workers, config.parallel)
+        asked = without_places(tree(config))
+        with joined(asked, config.processes, self.heartbeat_timeout, start, island) as transport:
+            folder = RunFolder(own_folder(path, transport.rank, island))
             folder.path.mkdir(parents=True, exist_ok=True)
             self.place.held.enter_context(folder.held())
             if not folder.begun:  # killed before this worker had begun
@@ -227,8 +267,7 @@ class Crew:
                 with ledger.clock("data"):
                     dataset = prepare(config.data, cache_folder())
                 require_same_data(transport, dataset)
-                # processes of one worker go on from one checkpoint, the leader's
-                keeper = folder if config.parallel.processes == 1 else RunFolder(path)
+                keeper = RunFolder(keeper_folder(path, config, transport.rank))
                 at = common_step(transport, keeper) if step is None else step
                 place = place_of(config, transport, path)
                 outcome = resume(folder, config, ledger, dataset, watch.show, at, place)

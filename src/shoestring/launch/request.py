@@ -94,7 +94,8 @@ class TrainingRequest:
             asked = merge({"model": {"tied": False}, "execution": PIPELINE_EXECUTION}, asked)
         # the batch is for the plan to choose: here it must not stand in the way of any number of workers
         parts = build(ParallelLayout, asked["parallel"], as_flag).parts if divided else 1
-        batch = asked.get("workers", 1) if parts == 1 else parts
+        workers = asked.get("workers", 1)
+        batch = workers * parts if isinstance(workers, int) else parts
         config = build(RunConfig, merge({"model": {}, "train": {"batch": batch}}, asked), as_flag)
         require_device(config.execution)
         if config.old.corpus:
@@ -148,7 +149,8 @@ def _exchanged(config: RunConfig) -> Exchanged | None:
     codec = getattr(loop, "codec", None)
     if codec is None:
         return None
-    return Exchanged(loop.every, 8 * codec.build().payload_bytes(SAMPLE) / (SAMPLE[0] * SAMPLE[1]))
+    bits = 8 * codec.build().payload_bytes(SAMPLE) / (SAMPLE[0] * SAMPLE[1])
+    return Exchanged(loop.every, bits, config.workers)
 
 
 def critical_batch(run: Path) -> float:

@@ -101,6 +101,13 @@ class ShardedOptimizer(Composite):
             dist.broadcast(whole, self.owners[one.name])
             one.put(whole)
 
+    def anchor(self) -> None:
+        """As `Composite.anchor`, of what this process steps."""
+        super().anchor()
+        for part in self.parts:
+            for stand_in in [each for each in part.state if each.is_meta]:  # another process has these weights
+                del part.state[stand_in]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for one in self.sharded.parameters.values():

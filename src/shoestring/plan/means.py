@@ -48,22 +48,24 @@ class PlannedSize:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What workers exchange. every: steps from one round to the next. bits: of a value."""
+    """What workers exchange. every: steps from one round to the next. bits: of a value. workers: how many, each of which may be
+    several processes."""
 
     every: int
     bits: float
+    workers: int
 
-    def bytes_of_round(self, count: int, workers: int) -> float:
+    def bytes_of_round(self, count: int) -> float:
         """That all workers together send: parts and averages of `count` values, as `sync/exchange.py` has them."""
-        return 2 * (workers - 1) * count * self.bits / 8
+        return 2 * (self.workers - 1) * count * self.bits / 8
 
 
 @dataclass(frozen=True)
 class Means:
     """What a plan has to divide. seconds_spent: of a budget in seconds, by now. heldout: tokens held out, None where not known.
-    fixed: the [train] section as given. adapters: whether these alone are trained. workers, exchanged: who share a batch, and
-    what they send. served: tokens that the model is to read and write in its life, which the budget pays for too. batch: the
-    sequences of a step, by tokens and model."""
+    fixed: the [train] section as given. adapters: whether these alone are trained. exchanged: what workers send. served: tokens
+    that the model is to read and write in its life, which the budget pays for too. batch: the sequences of a step, by tokens and
+    model."""
 
     budget: Budget
     paces: Paces
@@ -71,7 +73,6 @@ class Means:
     heldout: int | None
     fixed: Mapping[str, Any]
     adapters: bool = False
-    workers: int = 1
     exchanged: Exchanged | None = None
     served: float = 0.0
     batch: Callable[[float, ModelConfig], int] = lambda tokens, model: 1
@@ -89,8 +90,8 @@ class Means:
         seconds = None if budget.seconds is None else budget.seconds - self.seconds_spent
         trained = count // rules.ADAPTED if self.adapters else None
         round_bytes = 0.0
-        if self.exchanged is not None and self.workers > 1:
-            round_bytes = self.exchanged.bytes_of_round(trained or count, self.workers)
+        if self.exchanged is not None:
+            round_bytes = self.exchanged.bytes_of_round(trained or count)
         if budget.bytes is not None and self.exchanged is not None and round_bytes:
             bought["bytes"] = self._for_bytes(budget.bytes / round_bytes * self.exchanged.every, model)
         if seconds is not None:

@@ -129,7 +129,6 @@ def plan(
         heldout_tokens,
         fixed.get("train", {}),
         adapts(fixed),
-        workers,
         exchanged,
         served,
         batch_for,

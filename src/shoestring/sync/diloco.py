@@ -171,10 +171,15 @@ class DiLoCo(Resumable):
         began = time.perf_counter()
         try:
             averaged = drive(flight.exchange) if flight.running is None else flight.running.result()
+            averaged = self.settled(averaged)
         except BaseException:
             self.flights.remove(flight)
             raise
         return self.finish(flight, averaged, time.perf_counter() - began)
+
+    def settled(self, averaged: Averaged) -> Averaged:
+        """What is applied of an exchange that has ended: a worker of several processes has the last word here."""
+        return averaged
 
     def begin(self, note: Mapping[str, Any] | None = None) -> list[Flight]:
         """The half of `step` that waits for nobody: count the inner step, form the pseudo-gradients that are due.

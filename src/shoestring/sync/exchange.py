@@ -103,8 +103,16 @@ class ExchangeTerms:
 def average(kind: Average, deltas: Sequence[Delta], terms: ExchangeTerms) -> Exchange:
     """The exchange of a kind; 'auto' gathers among one or two workers, as there are when it starts, and scatters among more,
     or where the averages have a codec of their own, which only a scattered exchange sends."""
+    if not deltas:
+        return (yield from nothing(terms))
     gather = kind == "gather" or (kind == "auto" and terms.transport.size <= 2 and terms.average_codec is None)
     return (yield from (gather_average if gather else scatter_average)(deltas, terms))
+
+
+def nothing(terms: ExchangeTerms) -> Exchange:
+    """The exchange of workers that have no tensor in it: no message travels, and nobody is named."""
+    yield from ()
+    return Averaged([], [], [], [], [], {}, (terms.transport.rank, terms.transport.size), 0, 0, 0.0)
 
 
 def gather_average(deltas: Sequence[Delta], terms: ExchangeTerms) -> Exchange:

@@ -1,7 +1,7 @@
 """Which parameters are synchronised together, and at which steps."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -9,6 +9,15 @@ from shoestring.errors import UsageError
 from shoestring.method import Count
 
 Named = tuple[str, nn.Parameter]
+
+
+@runtime_checkable
+class PartOfModel(Protocol):
+    """Stands for a model of which another process may have the rest: it cuts the whole, and gives what is here."""
+
+    def cut(self, fragments: "Fragments") -> list[list[Named]]:
+        """As `Fragments.of`; a fragment of which nothing is here is empty."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Fragments:
 
         Raises: UsageError for more fragments than layers and one, or where one would be empty.
         """
+        if isinstance(model, PartOfModel):
+            return model.cut(self)
         trained = {id(parameter): (name, parameter) for name, parameter in trained_parameters(model)}
         order = list(trained)
         layers = _layers(model)

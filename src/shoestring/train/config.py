@@ -60,7 +60,8 @@ class RunConfig:
     'torchft' is a process for each, and they may die, freeze, come late and come back: `workers` is then the number
     planned for, each of which takes its part of train.batch, however many there are; 'pipeline' cuts the model into
     stages, a process for each, any of which may die.
-    parallel: how one worker is several processes, which train one model together.
+    parallel: how one worker is several processes, which train one model together; several such workers are islands, which
+    exchange as `sync` says.
     old: text that the model could do before, judged beside what is held out of the new.
     elastic: when a worker that comes and goes is given up.
     pipeline: how the model is cut.
@@ -144,8 +145,9 @@ class RunConfig:
             return
         others = {"data.rows": data.rows, "data.length": data.length, "data.selection": data.selection}
         refused = {
-            f"workers = {self.workers}: islands of several processes are not built: set workers = 1": self.workers > 1,
-            f"sync = {self.sync.name}: its processes exchange nothing else: give --sync none": self.sync.name != "none",
+            f"sync = {self.sync.name}: one worker of several processes exchanges with nobody: give --sync none, or --workers 2": (
+                self.workers == 1 and self.sync.name != "none"
+            ),
             f"transport = {self.transport}: give --transport distributed": self.transport != "distributed",
             "it trains a model as it is: give no edits": bool(self.edits),
             "it judges one text: give no old.corpus": bool(self.old.corpus),
@@ -154,17 +156,16 @@ class RunConfig:
             "train.noise_scale_every is measured in one process: set it to 0": bool(train.noise_scale_every),
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
             "it has been run on CPUs alone: give execution.device = cpu": self.execution.device == "cuda",
-            f"train.batch = {train.batch} does not divide into {layout.parts} equal parts": train.batch % layout.parts
-            != 0,
+            f"train.batch = {train.batch} does not divide into {self.parts} equal parts": train.batch % self.parts != 0,
             **{f"{key} is read by one process: leave it out": choice is not None for key, choice in others.items()},
         }
         for why, true in refused.items():
             if true:
                 raise ValueError(f"parallel: {why}")
-        if train.micro_batch is not None and (train.batch // layout.parts) % train.micro_batch:
+        if train.micro_batch is not None and (train.batch // self.parts) % train.micro_batch:
             raise ValueError(
                 f"parallel: train.micro_batch = {train.micro_batch} does not divide a process's part of the batch, "
-                f"{train.batch // layout.parts}"
+                f"{train.batch // self.parts}"
             )
 
     def _check_rows(self) -> None:

@@ -87,6 +87,15 @@ class FixedWorkers:
         return Joined(team, team, parts.source)
 
 
+def require_milestones_for_all(config: RunConfig, parts: Parts) -> None:
+    """Raises: UsageError where the schedule's milestones cannot be passed by all workers at one step."""
+    if parts.milestones and config.budget.seconds is not None:
+        raise UsageError(
+            f"schedule = {config.schedule.name} keeps checkpoints at shares of the budget, which workers reach at different "
+            "seconds: give the budget in tokens or FLOPs, or --transport local"
+        )
+
+
 def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Transport | None) -> Team | None:
     """The team of this process; None for a worker that exchanges nothing.
 
@@ -95,11 +104,8 @@ def join_workers(config: RunConfig, parts: Parts, ledger: Ledger, transport: Tra
     """
     if config.sync.name == "none":
         return None
-    if transport is not None and parts.milestones and config.budget.seconds is not None:
-        raise UsageError(
-            f"schedule = {config.schedule.name} keeps checkpoints at shares of the budget, which workers reach at different "
-            "seconds: give the budget in tokens or FLOPs, or --transport local"
-        )
+    if transport is not None:
+        require_milestones_for_all(config, parts)
     loop = config.sync.build()
     links = [transport] if transport is not None else LocalGroup(config.workers).transports
     outers = []

@@ -211,14 +211,18 @@ class Team:
         tensors: dict[str, Tensor] = {}
         values = []
         for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
-            moments, record = flatten_state(stepper.optimizer)
+            local, moments, record = self.local_state(stepper)
             kept, numbers = outer.state_dict()
-            local = {name: tensor.detach() for name, tensor in stepper.model.named_parameters()}
             for place, part in {"local": local, "inner": moments, "outer": kept}.items():
                 tensors |= {f"{worker}:{place}:{name}": tensor for name, tensor in part.items()}
             values.append({"inner": record, "outer": numbers})
         end = None if self.vote_count is None else self.vote_count.end
         return tensors, {"steps": self.steps, "end": end, "workers": values}
+
+    def local_state(self, stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        """(a worker's own weights, its inner optimiser's tensors and their record)."""
+        local = {name: tensor.detach() for name, tensor in stepper.model.named_parameters()}
+        return local, *flatten_state(stepper.optimizer)
 
     def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
         """Raises: ShoestringError for a checkpoint of another number of workers in one process."""
@@ -231,13 +235,20 @@ class Team:
         if self.vote_count is not None:
             self.vote_count.end = values["end"]
         for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
-            stepper.model.load_state_dict(weights)
             local, inner, kept = (_under(tensors, f"{worker}:{place}:") for place in ("local", "inner", "outer"))
-            with torch.no_grad():
-                for name, parameter in stepper.model.named_parameters():
-                    parameter.copy_(local[name])
-            restore_state(stepper.optimizer, inner, values["workers"][worker]["inner"])
+            self.restore_local(stepper, weights, (local, inner, values["workers"][worker]["inner"]))
             outer.load_state_dict(kept, values["workers"][worker]["outer"])
+
+    def restore_local(
+        self, stepper: Stepper, weights: dict[str, Tensor], kept: tuple[dict[str, Tensor], dict[str, Tensor], Any]
+    ) -> None:
+        """Put back what `local_state` gave. weights: of the model as the checkpoint has it."""
+        local, tensors, record = kept
+        stepper.model.load_state_dict(weights)
+        with torch.no_grad():
+            for name, parameter in stepper.model.named_parameters():
+                parameter.copy_(local[name])
+        restore_state(stepper.optimizer, tensors, record)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

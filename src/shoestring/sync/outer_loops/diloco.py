@@ -78,11 +78,15 @@ class DiLoCoLoop:
         transport: Transport | None,
         *,
         roles: Mapping[str, str],
+        kind: type[DiLoCo] = DiLoCo,
     ) -> DiLoCo:
-        """The outer loop of one worker around `model`, which `inner` trains and whose weights are the first global ones."""
+        """The outer loop of one worker around `model`, which `inner` trains and whose weights are the first global ones.
+
+        kind: of the loop: another where a worker is several processes.
+        """
         codec: Any = self.codec.build()
         average_codec: Any = None if self.average_codec is None else self.average_codec.build()
-        return DiLoCo(
+        return kind(
             model,
             inner,
             every=self.every,

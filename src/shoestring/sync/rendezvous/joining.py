@@ -66,7 +66,13 @@ def _await_answer(address: str, port: int, timeout: float) -> bool:
             time.sleep(0.05)
 
 
-def join(timeout: float, *, fingerprint: RunFingerprint | None = None, heartbeat_timeout: float = TIMEOUT) -> Transport:
+def join(
+    timeout: float,
+    *,
+    fingerprint: RunFingerprint | None = None,
+    heartbeat_timeout: float = TIMEOUT,
+    island: int | None = None,
+) -> Transport:
     """Find the other workers, compare fingerprints with them, and connect. `leave` undoes it.
 
     The place of this worker is in the environment, under `launch` as under torchrun. A process that nobody started as one of
@@ -79,6 +85,7 @@ def join(timeout: float, *, fingerprint: RunFingerprint | None = None, heartbeat
     timeout: seconds to wait for the others, and the most that the transport's exchanges may take.
     fingerprint: what must be alike (`admission.admit`); None for the program's version alone.
     heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen (`Heartbeat`).
+    island: torch's default group is of so many neighbours in rank, and not of all, whom the transport reaches; None: of all.
 
     Raises: UsageError where the environment gives this worker no place, where there is no token and other machines can reach
     the workers, and where workers differ; ShoestringError where some do not arrive, or cannot be reached.
@@ -106,11 +113,15 @@ def join(timeout: float, *, fingerprint: RunFingerprint | None = None, heartbeat
     admit(fingerprint, store, rank=rank, key=key, timeout=timeout)
     heartbeat.start()
     try:
-        group_store = dist.PrefixStore("shoestring/group", store)
+        group_store, wait = dist.PrefixStore("shoestring/group", store), timedelta(seconds=timeout)
+        group = None
+        if island is not None:
+            group = dist.ProcessGroupGloo(dist.PrefixStore("shoestring/everybody", store), rank, size, wait)
+            group_store = dist.PrefixStore(f"shoestring/island/{rank // island}", store)
         dist.init_process_group(
-            "gloo", store=group_store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
+            "gloo", store=group_store, rank=rank % (island or size), world_size=island or size, timeout=wait
         )
-        return DistributedTransport(key=key, timeout=timeout, heartbeat=heartbeat)
+        return DistributedTransport(group, key=key, timeout=timeout, heartbeat=heartbeat, store=store)
     except RuntimeError as error:
         heartbeat.close()
         raise ShoestringError(f"worker {rank} cannot connect to the others: {str(error).splitlines()[0]}") from error

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.sync.transport.base import PeerLost, Traffic
 from shoestring.sync.transport.frame import HEADER_BYTES, seal
 from shoestring.sync.transport.framing import GLOO_TAGS, framed, one_for_each, opened, reason_of_loss
@@ -37,28 +38,32 @@ class DistributedTransport:
     exchange raises it again, at once. Workers that go on without the lost one make a new group.
 
     group: None makes a gloo group of all workers, so all must construct the transport. Else a gloo group that the caller made
-    for this and uses for nothing else, as its collectives would meet these messages. rank and size are those in the group.
+    for this and uses for nothing else, as its collectives would meet these messages: one of torch's default group's, or a
+    `ProcessGroupGloo` that torch knows nothing of. rank and size are those in the group.
     key: of the run's frames (`frame.derive_key`).
     timeout: seconds that one exchange may take, the wait for slower workers among them.
     limit: the most bytes that a message of unannounced size may have.
     heartbeat: checked several times a second while a result is waited for. Where a worker is frozen, the exchange is given up
     at once. It is closed with this.
+    store: in which workers find each other for `among`; None where nobody calls that.
     """
 
     def __init__(
         self,
-        group: dist.ProcessGroup | None = None,
+        group: dist.ProcessGroup | dist.ProcessGroupGloo | None = None,
         *,
         key: bytes,
         timeout: float,
         limit: int = 2**30,
         heartbeat: Heartbeat | None = None,
+        store: dist.Store | None = None,
     ) -> None:
-        if group is not None and "cpu:gloo" not in dist.get_backend_config(group):
+        if isinstance(group, dist.ProcessGroup) and "cpu:gloo" not in dist.get_backend_config(group):
             raise UsageError(f"messages go over gloo, and the group's backend is {dist.get_backend_config(group)}")
         self._made = dist.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if group is None else None
-        self._group = self._made or group
-        self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
+        self._group: Any = self._made or group
+        self.rank, self.size = self._group.rank(), self._group.size()
+        self._store, self._among = store, list[DistributedTransport]()
         self.traffic = Traffic()
         self._key, self._timeout, self._limit = key, timeout, limit
         self._lost: tuple[int, str] | None = None
@@ -88,11 +93,34 @@ class DistributedTransport:
         """
         if not self._closed:
             self._closed = True
+            for other in self._among:
+                other.close()
             if self._heartbeat is not None:
                 self._heartbeat.close()
             self._thread.close(wait=not self._given_up)
             if self._made is not None:
                 dist.destroy_process_group(self._made)
+
+    def among(self, ranks: Sequence[int]) -> "DistributedTransport":
+        """Another transport, with connections of its own, among some of these workers, who all call it together.
+
+        ranks: of them, this one's among them, in the order of their ranks there.
+        It has this one's key, timeout and heartbeat, and is closed with this one. Raises: PeerLost where they cannot connect.
+        """
+        if self._store is None:
+            raise ValueError("this transport was made without a store, in which workers could find each other")
+        name = f"shoestring/among/{len(self._among)}/{','.join(map(str, ranks))}"  # as often by each of them
+        store = dist.PrefixStore(name, self._store)
+        place, wait = list(ranks).index(self.rank), timedelta(seconds=self._timeout)
+        try:
+            group = dist.ProcessGroupGloo(store, place, len(ranks), wait)
+        except RuntimeError as error:
+            raise PeerLost(-1, f"no connection to all of the {len(ranks)} workers: {first_line(error)}") from None
+        made = DistributedTransport(
+            group, key=self._key, timeout=self._timeout, limit=self._limit, heartbeat=self._heartbeat
+        )
+        self._among.append(made)
+        return made
 
     def _watch(self) -> None:
         if self._given_up and self._lost is not None:
@@ -137,8 +165,8 @@ class DistributedTransport:
         end, slot = start + self._timeout, tag % GLOO_TAGS
         for rank in others:
             try:
-                receiving[rank] = dist.irecv(buffers[rank], group=self._group, tag=slot, group_src=rank)
-                sending[rank] = dist.isend(frames[rank], group=self._group, tag=slot, group_dst=rank)
+                receiving[rank] = self._group.recv([buffers[rank]], rank, slot)
+                sending[rank] = self._group.send([frames[rank]], rank, slot)
                 self.traffic.sent += frames[rank].numel()
             except RuntimeError:
                 end = self._lose(rank, end)
