@@ -40,18 +40,20 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
         print_json({"devices": devices, "gpu": DEVICES[gpu], "batch": batch, "layouts": found, "notes": notes})
         return 0
     console = Screen()
-    table = Table("data", "fsdp", "tensor", "checkpointing", "at once", "share of peak", "memory", "a step")
+    axes = ["data", "fsdp", "tensor"]
+    axes += ["expert"] if any(each.placement.layout.expert > 1 for each in best) else []
+    table = Table(*axes, "checkpointing", "at once", "share of peak", "memory", "a step")
     for each in best[:SHOWN]:
-        table.add_row(*_cells(each))
+        table.add_row(*_cells(each, axes))
     console.print(table)
     for note in [*notes, f"predicted from the data sheet of {gpu}, not measured; docs/parallel.md says how"]:
         console.print(f"note: {note}", soft_wrap=True)
     return 0
 
 
-def _cells(step: PredictedStep) -> list[str]:
+def _cells(step: PredictedStep, axes: Sequence[str]) -> list[str]:
     layout = step.placement.layout
-    sizes = [str(size) for size in (layout.data, layout.fsdp, layout.tensor)]
+    sizes = [str(getattr(layout, axis)) for axis in axes]
     seconds = show_seconds(sum(step.seconds.values()))
     kept = f"{step.share:.0%}", show("bytes", step.memory), seconds
     return [*sizes, layout.checkpointing, str(step.placement.micro_batch), *kept]

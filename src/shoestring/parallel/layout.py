@@ -23,13 +23,24 @@ class ParallelLayout:
     data: copies of the model; each reads its part of every batch, and gradients are summed by all-reduce.
     fsdp: processes that divide weights, gradients and optimiser state among them, and each batch too (`fully_shard`).
     tensor: processes that divide the heads and the hidden features of each layer, and read the same rows (DTensor).
+    expert: processes that divide the experts of each `moe` layer, out of the data x fsdp that read different rows.
     checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass.
+
+    Raises: ValueError where 'expert' does not divide data x fsdp.
     """
 
     data: Processes = 1
     fsdp: Processes = 1
     tensor: Processes = 1
+    expert: Processes = 1
     checkpointing: Literal["none", "layers"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.parts % self.expert:
+            raise ValueError(
+                f"parallel.expert = {self.expert}: experts are divided among processes that read different rows, and "
+                f"data {self.data} x fsdp {self.fsdp} = {self.parts} do not make groups of {self.expert}"
+            )
 
     @property
     def processes(self) -> int:
@@ -57,3 +68,11 @@ class ParallelLayout:
                 f"and {found} were started"
             )
         return init_device_mesh(device, (self.data, self.fsdp, self.tensor), mesh_dim_names=AXES)
+
+    def expert_mesh(self, device: str = "cpu") -> "DeviceMesh":
+        """The same processes, [copy, expert, tensor]: those that differ in 'expert' alone divide the experts, and those that differ
+        in 'copy' alone have the same ones. All processes call it together."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = (self.parts // self.expert, self.expert, self.tensor)
+        return init_device_mesh(device, shape, mesh_dim_names=("copy", "expert", "tensor"))

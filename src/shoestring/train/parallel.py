@@ -16,6 +16,7 @@ from shoestring.budget.ledger import Ledger, Totals
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.parallel.expert_parallel import expert_layers
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded
 from shoestring.parallel.traffic import StepTraffic, traffic
@@ -161,13 +162,16 @@ def step_traffic(sharded: Sharded, optimizer: ShardedOptimizer, batch: Batch, mi
     sizes = {name: one.shape.numel() * one.parameter.element_size() for name, one in sharded.parameters.items()}
     inside = sum(size for name, size in sizes.items() if name.startswith(layers))
     rows = min(micro_batch, batch.rows)
+    tokens, experts = rows * batch.inputs.length, expert_layers(model)
     return traffic(
         sharded.layout,
         layers=len(layers),
         root=sum(sizes.values()) - inside,
         layer_bytes=inside,
         width=model.about.width,
-        tokens=rows * batch.inputs.length,
+        tokens=tokens,
         micro_batches=-(-batch.rows // rows),
+        expert_bytes=sum(sizes[f"{name}.{part}.weight"] for name in experts for part in ("input", "output")),
+        choices=sum(layer.router.taken(tokens, True) for layer in experts.values()),
         whole=optimizer.whole_bytes(),
     )
