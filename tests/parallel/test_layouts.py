@@ -37,7 +37,7 @@ WHOLE = frozenset({"experts"})
 
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 4, 8, 32
 
-DATA, FSDP, TENSOR = ({kind: 2} for kind in ("data", "fsdp", "tensor"))
+DATA, FSDP, TENSOR, CONTEXT = ({kind: 2} for kind in ("data", "fsdp", "tensor", "context"))
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "adamw", DATA),
     ("native", "adamw", {**FSDP, "checkpointing": "layers"}),
@@ -49,11 +49,11 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
+    ("native", "adamw", CONTEXT),
+    ("bridged", "muon", {**CONTEXT, "checkpointing": "layers"}),
     ("experts", "adamw", {**DATA, "expert": 2}),
     ("experts", "muon", {**DATA, "expert": 2, "checkpointing": "layers"}),
     ("experts", "muon_hypersphere", {**DATA, "expert": 2}),
-    ("experts", "muon", {**FSDP, "expert": 2}),
-    ("shared", "adamw", {**DATA, "expert": 2}),
     ("sinkhorn", "muon", {**DATA, "expert": 2}),
     ("expert_choice", "adamw", {**DATA, "expert": 2}),
     ("one_router", "adamw", {**FSDP, "expert": 2}),
@@ -63,8 +63,7 @@ are alike (one process with other micro-batches ends as far off), so it is compa
 
 MOVES: list[tuple[str, dict[str, int], dict[str, int]]] = [
     ("native", FSDP, TENSOR),
-    ("experts", TENSOR, {**FSDP, "expert": 2}),
-    ("experts", {**DATA, "expert": 2}, FSDP),  # the last: what it keeps is pruned below
+    ("experts", {**FSDP, "expert": 2}, {**DATA, "expert": 2}),  # the last: what it keeps is pruned below
 ]
 """(model, its layout, the layout under which it goes on from its checkpoint)."""
 
@@ -74,8 +73,8 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def loss_of(model: LanguageModule, inputs: Tensor, targets: Tensor) -> Tensor:
-    reading = model.read(Inputs(inputs))
+def loss_of(model: LanguageModule, inputs: Tensor | Inputs, targets: Tensor) -> Tensor:
+    reading = model.read(Inputs(inputs) if isinstance(inputs, Tensor) else inputs)
     loss = F.cross_entropy(reading.logits().flatten(0, 1), targets.flatten())
     auxiliary = reading.auxiliary()
     return loss if auxiliary is None else loss + auxiliary
@@ -103,6 +102,15 @@ def trained_alone(
     return losses, {name: p.detach().clone() for name, p in model.named_parameters()}, flatten_state(stepper)
 
 
+def own_part(batch: Batch, layout: ParallelLayout) -> Batch:
+    """What this process reads of a batch."""
+    from shoestring.parallel.context_parallel import part_of_rows
+
+    rank = dist.get_rank()
+    own = batch.split(batch.rows // layout.parts)[layout.part(rank)]
+    return own if layout.context == 1 else part_of_rows(own, layout.place(rank), layout.context)
+
+
 def added_up(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
@@ -124,11 +132,11 @@ class Together:
     def train(self, steps: range) -> list[float]:
         losses, layout = [], self.layout
         for step in steps:
-            own = [part.chunk(layout.parts)[layout.part(dist.get_rank())] for part in batch(step)]
+            own = own_part(Batch(Inputs(batch(step)[0]), batch(step)[1]), layout)
             listening: list[Any] = [each for each in self.model.modules() if hasattr(each, "begin_part")]
             for module in listening:
                 module.begin_part(0, added_up)
-            loss = loss_of(self.model, *own) / layout.parts
+            loss = loss_of(self.model, own.inputs, own.targets) / (layout.parts * layout.context)
             (loss * self.sharded.gradient_scale).backward()
             self.sharded.reduce_gradients()
             self.sharded.clip_gradients(1e9)
@@ -169,9 +177,10 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
         )
     apart = expert_gradients(models["exact_experts"])
     received = bytes_of_experts(models["soft"])
+    rows = context_gradients(models["exact_grouped"])
     moves = [moved(models[kind], first, then, out, 1 if kind in WHOLE else 2) for kind, first, then in MOVES]
     (out / f"{rank}.json").write_text(
-        json.dumps({"table": found, "moved": moves, "gradients": apart, "bytes": received})
+        json.dumps({"table": found, "moved": moves, "gradients": apart, "bytes": received, "rows": rows})
     )
     dist.destroy_process_group()
 
@@ -213,6 +222,38 @@ def expert_gradients(make: Callable[[], LanguageModule]) -> float:
             module.forward = partial(by_the_formula, module)  # type: ignore[method-assign]
     loss_of(slow, *batch(0)).backward()
     return max(float((gradients[name] - one.grad).abs().max()) for name, one in slow.named_parameters())  # type: ignore[operator]
+
+
+def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, int]:
+    """(the largest difference, in float64, of a gradient of divided rows of packed documents to that of whole rows; bytes of keys,
+    values and their gradients that came; what the formula says)."""
+    from shoestring.parallel import ring_attention
+    from shoestring.parallel.traffic import ring
+    from shoestring.train.parallel import step_traffic
+
+    inputs, targets = batch(0)
+    documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0] + [1] * 6 + [2], [0] * 4 + [1] * 4])
+    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)  # type: ignore[arg-type]
+    whole = Batch(Inputs(inputs, positions, documents), targets)
+    layout, received, receive = ParallelLayout(context=2), 0, dist.irecv
+
+    def counted(tensor: Tensor, **options: Any) -> Any:
+        nonlocal received
+        received += tensor.nbytes
+        return receive(tensor, **options)
+
+    run, ring_attention.TILE, dist.irecv = Together(make(), "adamw", layout), 3, counted
+    own = own_part(whole, layout)
+    (loss_of(run.model, own.inputs, own.targets) / 2).backward()
+    dist.irecv = receive
+    run.sharded.reduce_gradients()
+    slow = make()
+    loss_of(slow, whole.inputs, targets).backward()
+    own_gradients = {name: one.local_gradient() for name, one in run.sharded.parameters.items()}
+    apart = max(float((own_gradients[name] - one.grad).abs().max()) for name, one in slow.named_parameters())  # type: ignore[operator]
+    formula = step_traffic(run.sharded, run.optimizer, own, ROWS).context
+    size = 8 * sum(one.numel() for one in slow.parameters())
+    return apart, received, 2 * (formula - round(2 * ring(size, 2)))  # of values of 4 bytes
 
 
 def bytes_of_experts(make: Callable[[], LanguageModule]) -> tuple[int, int]:
@@ -273,6 +314,15 @@ def experts(router: dict[str, Any], dtype: torch.dtype = torch.float32, **option
     return model
 
 
+def grouped() -> LanguageModule:
+    """Of two query heads a key head, in float64, with random weights."""
+    torch.manual_seed(0)
+    model = Transformer(build(ModelConfig, {**SIZES, "key_value_heads": 2})).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
 def biased() -> LanguageModule:
     """With a bias in every layer of its attention."""
     torch.manual_seed(0)
@@ -309,7 +359,6 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
         stock.save_pretrained(tmp_path / name)
         opened(name)
     routers = {
-        "sinkhorn": {"name": "sinkhorn"},
         "expert_choice": {"name": "expert_choice"},
         "soft": {"name": "soft"},
         "one_router": {"name": "pre_gate"},
@@ -317,7 +366,8 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     }
     of_experts = {name: partial(experts, router) for name, router in routers.items()}
     of_experts["exact_experts"] = partial(experts, {"name": "token_choice", "balance": 0.0, "z": 0.0}, torch.float64)
-    of_experts["shared"] = partial(experts, {"name": "token_choice"}, shared=1)
+    of_experts["exact_grouped"] = grouped
+    of_experts["sinkhorn"] = partial(experts, {"name": "sinkhorn"}, shared=1)
     return {
         "native": native,
         "biased": biased,
@@ -353,6 +403,9 @@ def test_two_processes_of_any_layout_train_as_one(
         assert apart < 1e-5, move
     assert results[0]["gradients"] < 1e-12
     received, formula = results[0]["bytes"]
+    assert received == formula > 0
+    gradients, received, formula = results[0]["rows"]
+    assert gradients < 1e-12
     assert received == formula > 0
     pruned_to_half(models["experts"](), load_file(tmp_path / "model.safetensors"))
 

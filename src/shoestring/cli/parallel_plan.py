@@ -13,6 +13,7 @@ from shoestring.cli.screen import Screen
 from shoestring.config import Choice, Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.plan.parallel_layouts import DEVICES, PredictedStep, StateBytes, best_of_each, ranked
 from shoestring.train.base import with_base
 
@@ -33,7 +34,8 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
     batch = int(asked.get("train", {}).get("batch", 8 * devices))
     if "batch" not in asked.get("train", {}):
         notes.append(f"train.batch is open: {batch} sequences, 8 for each device, are planned for")
-    steps = ranked(config, devices, gpu, batch, _state(asked))
+    layout = build(ParallelLayout, {"context": asked.get("parallel", {}).get("context", 1)}, as_flag)
+    steps = ranked(config, devices, gpu, batch, _state(asked), layout.context)
     best = best_of_each(steps)
     if as_json:
         found = [{**asdict(each), "placement": asdict(each.placement)} for each in best]
@@ -41,7 +43,7 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
         return 0
     console = Screen()
     axes = ["data", "fsdp", "tensor"]
-    axes += ["expert"] if any(each.placement.layout.expert > 1 for each in best) else []
+    axes += [axis for axis in ("context", "expert") if any(getattr(each.placement.layout, axis) > 1 for each in best)]
     table = Table(*axes, "checkpointing", "at once", "share of peak", "memory", "a step")
     for each in best[:SHOWN]:
         table.add_row(*_cells(each, axes))

@@ -24,10 +24,11 @@ Kind = Literal["same", "shard", "whole"]
 class ShardedOptimizer(Composite):
     """The optimisers of a partition, for the parts of the parameters that this process has.
 
-    An optimiser that says `elementwise` steps each process's shards where they are. One that says `stackwise` steps the experts that
-    a process has, where they are divided: each is a matrix of its own. Any other one sees whole parameters: each divided parameter has an owner, the process with the least to own so far. Before a step its gradient is gathered, the owner
-    steps it, with a state that no other process has, and broadcasts the new weights. So any optimiser does, and none knows of it.
-    The owner keeps a copy of the whole weights that it owns.
+    An optimiser that says `elementwise` steps each process's shards where they are. One that says `stackwise` steps a process's
+    experts where they are: each is a matrix of its own. Any other one sees whole parameters: each divided parameter has an owner,
+    the process with the least to own so far. Before a step its gradient is gathered, the owner steps it, with a state that no other
+    process has, and broadcasts the new weights. So any optimiser does, and none knows of it. The owner keeps a copy of the whole
+    weights that it owns.
 
     sharded: the model. claimed: who optimises which parameters, made of the same model before it was divided.
     Raises: UsageError for optimisers that keep weights in their state, or ask for second derivatives.

@@ -17,6 +17,7 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.blocks import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
+from shoestring.parallel.context_parallel import divide_context
 from shoestring.parallel.expert_parallel import divide_experts
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.tensor_parallel import Divided, Division, divide
@@ -116,8 +117,8 @@ class Sharded:
     """A model divided among the processes of a mesh.
 
     model: divided in place.
-    mesh: [data, fsdp, tensor].
-    expert_mesh: [copy, expert, tensor], of the same processes; None: experts are not divided.
+    mesh: [data, fsdp, context, tensor].
+    expert_mesh: [copy, expert, inner], of the same processes; None: experts are not divided.
     parameters: all of the model's, by name; a tied one once.
     partial: names of those whose gradients are summed over 'tensor'.
     """
@@ -135,8 +136,8 @@ class Sharded:
         return dist.get_rank()
 
     def reduce_gradients(self) -> None:
-        """Sum what `fully_shard` did not: copies' gradients over 'data', those of partial parameters over 'tensor', and those of
-        experts over the processes that have the same ones: their tokens came from all the others already."""
+        """Sum what `fully_shard` did not: copies' gradients over 'data', all over 'context', those of partial parameters over
+        'tensor', and those of experts over the processes that have the same ones: their tokens came from the others already."""
         layout = self.layout
         experts = [name for name, one in self.parameters.items() if one.experts is not None]
         if self.expert_mesh is not None:
@@ -148,6 +149,8 @@ class Sharded:
         if layout.tensor > 1:
             group = self.mesh["tensor"].get_group()
             _sum(group, [self._gradient(name) for name in sorted(self.partial)])
+        if layout.context > 1:
+            _sum(self.mesh["context"].get_group(), [self._gradient(name) for name in self.parameters])
         if layout.data > 1 and layout.fsdp == 1:
             group = self.mesh["data"].get_group()
             _sum(group, [self._gradient(name) for name in self.parameters if name not in experts])
@@ -217,7 +220,7 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
 
     All processes of torch's default group call it together. Raises: UsageError where the layout does not fit.
     """
-    if layout.fsdp * layout.tensor * layout.expert > 1 and not isinstance(model, Blocks):
+    if layout.fsdp * layout.tensor * layout.context * layout.expert > 1 and not isinstance(model, Blocks):
         raise UsageError("parallel: a model that is only wrapped is not divided: give parallel.data alone")
     mesh = layout.mesh(device)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -225,6 +228,8 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     divided = Divided({}, frozenset())
     if layout.tensor > 1:
         divided = divide(anatomy, mesh["tensor"])
+    if layout.context > 1 and isinstance(model, Blocks):
+        divide_context(model, mesh["context"])
     expert_mesh, experts = None, frozenset[str]()
     if layout.expert > 1 and isinstance(model, Blocks):
         expert_mesh = layout.expert_mesh(device)

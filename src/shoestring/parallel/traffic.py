@@ -14,6 +14,7 @@ class StepTraffic:
     """Bytes a step, by cause.
 
     data: gradients of copies, all-reduced. fsdp: weights gathered, gradients scattered. tensor: activations all-reduced.
+    context: keys and values passed around, and their gradients; with the gradients of weights, all-reduced.
     expert: tokens that go to experts of other processes, and what those say, there and back.
     whole: matrices gathered for optimisers that need them whole, and sent back.
     """
@@ -21,13 +22,14 @@ class StepTraffic:
     data: int = 0
     fsdp: int = 0
     tensor: int = 0
+    context: int = 0
     expert: int = 0
     whole: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.data + self.fsdp + self.tensor + self.expert + self.whole
+        return self.data + self.fsdp + self.tensor + self.context + self.expert + self.whole
 
 
 def ring(size: float, processes: int) -> float:
@@ -46,6 +48,7 @@ def traffic(
     micro_batches: int = 1,
     expert_bytes: int = 0,
     choices: float = 0.0,
+    keys: float = 0.0,
     whole: int = 0,
     value: int = 4,
 ) -> StepTraffic:
@@ -55,11 +58,13 @@ def traffic(
     width: of the hidden states. value: bytes of one of them. tokens: of one micro-batch in one process. micro_batches: of a step.
     expert_bytes: of `layer_bytes`, those of experts, which 'tensor' does not divide. choices: of experts by the tokens of a
     micro-batch in one process, in all layers; they are taken to be spread evenly.
+    keys: numbers that keys and values of a token are, in all layers of one process.
     whole: bytes for whole matrices, as the optimiser says.
     """
     own = (layer_bytes - expert_bytes) / layout.tensor
-    data = fsdp = tensor = expert = 0.0
+    data = fsdp = tensor = context = expert = 0.0
     if layout.expert > 1:
+        context = 2 * ring(expert_bytes / layout.expert, layout.context)
         data = 2 * ring(expert_bytes / layout.expert, layout.parts // layout.expert)
         passes = 4 if layout.checkpointing == "none" else 6
         expert = micro_batches * passes * ring(value * width * choices, layout.expert)
@@ -71,7 +76,11 @@ def traffic(
         data += micro_batches * 2 * ring((own + root) / layout.fsdp, layout.data)
     elif layout.data > 1:
         data += 2 * ring(own + root, layout.data)
+    if layout.context > 1:
+        # forward, perhaps again, and backward all but their own come by; gradients go all the way round
+        rounds = (2 if layout.checkpointing == "none" else 3) * (layout.context - 1) + layout.context
+        context += micro_batches * rounds * value * tokens * keys + 2 * ring((own + root) / layout.fsdp, layout.context)
     if layout.tensor > 1:
         passes = 4 if layout.checkpointing == "none" else 6
         tensor = micro_batches * layers * passes * 2 * ring(value * tokens * width, layout.tensor)
-    return StepTraffic(round(data), round(fsdp), round(tensor), round(expert), whole)
+    return StepTraffic(round(data), round(fsdp), round(tensor), round(context), round(expert), whole)

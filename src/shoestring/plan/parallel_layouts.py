@@ -7,7 +7,7 @@ layouts are fast; this predicts it from the model's own `Cost` and a device's da
 
 narrow = d / (d + NARROW) for the smallest side d of the divided products: narrow ones do not fill a device. Activations are
 10 + 24 / tensor bytes a token, width and layer in 16 bits, without sequence parallelism, and the width alone where layers are
-checkpointed (Korthikanti et al. 2022, arXiv:2205.05198). All-reduces of 'tensor' are waited for, as are tokens that go to experts.
+checkpointed (Korthikanti et al. 2022, arXiv:2205.05198). All-reduces of 'tensor' are waited for, and keys, values, tokens sent.
 Those of gradients and weights run beside the backward pass, two thirds of the products. Experts are taken to have equally many
 tokens. The constants are round numbers, and not fitted.
 """
@@ -158,10 +158,10 @@ def predict(
     layout, config, state = placement.layout, sizes.config, state or StateBytes()
     tensor, stages, width = layout.tensor, placement.stages, config.width
     micro_batches = max(1, batch // (layout.parts * placement.micro_batch))
-    tokens, layers = placement.micro_batch * config.context, config.layers / stages
+    tokens, layers = placement.micro_batch * config.context / layout.context, config.layers / stages
     again = sizes.forward if layout.checkpointing == "layers" else 0
     divided = (1 - sizes.undivided) / tensor + sizes.undivided
-    each = placement.micro_batch * (sizes.flops + again) * divided / stages
+    each = placement.micro_batch * (sizes.flops + again) * divided / (stages * layout.context)
     side = min(tokens, width // tensor, config.hidden // tensor)
     products = micro_batches * each / (device.flops * ACHIEVED * side / (side + NARROW))
     kept = tokens * width * (10 + 24 / tensor)
@@ -173,22 +173,25 @@ def predict(
         root=round(state.weight * sizes.rest / stages),
         layer_bytes=round(state.weight * sizes.layers / stages),
         width=width,
-        tokens=tokens,
+        tokens=round(tokens),
         micro_batches=micro_batches,
         expert_bytes=round(state.weight * sizes.experts / stages),
-        choices=placement.micro_batch * sizes.choices / stages,
+        choices=placement.micro_batch * sizes.choices / (stages * layout.context),
+        keys=2 * layers * config.key_value_heads * config.head_width / tensor,
         value=2,
     )
     near = device.link if tensor <= device.node else device.network
     far = device.link if placement.devices <= device.node else device.network
     waited = found.tensor / near
-    sent = found.expert / (device.link if layout.expert * tensor <= device.node else device.network)
+    ring = found.context / (device.link if layout.context * tensor <= device.node else device.network)
+    sent = found.expert / (device.link if layout.expert * layout.context * tensor <= device.node else device.network)
     beside = max(0.0, (found.data + found.fsdp) / far - 2 / 3 * products)
-    bubble = (stages - 1) / micro_batches * (products + elementwise + waited + sent)
+    bubble = (stages - 1) / micro_batches * (products + elementwise + waited + ring + sent)
     seconds = {
         "products": products,
         "elementwise": elementwise,
         "tensor": waited,
+        "keys and values": ring,
         "experts": sent,
         "gradients and weights": beside,
         "bubble": bubble,
@@ -216,7 +219,7 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
         # layer's gradients, and those outside, before they are scattered
         held += (sizes.rest + 2 * layers / config.layers) * state.weight
         held += (sizes.rest + layers / config.layers) * state.gradient
-    tokens = placement.micro_batch * config.context
+    tokens = placement.micro_batch * config.context / layout.context
     per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
     if layout.checkpointing == "layers":
@@ -228,9 +231,15 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
 
 
 def placements(
-    config: ModelConfig, devices: int, batch: int, node: int = 8, experts: Sequence[int] = ()
+    config: ModelConfig, devices: int, batch: int, node: int = 8, experts: Sequence[int] = (), context: int = 1
 ) -> Iterator[Placement]:
-    """Every way in which [parallel] can train a model on so many devices. experts: of each layer that has some."""
+    """Every way in which [parallel] can train a model on so many devices.
+
+    experts: of each layer that has some. context: processes that divide each row.
+    """
+    if devices % context or config.context % (2 * context):
+        return
+    devices //= context
     for tensor in range(1, min(devices, node) + 1):
         if devices % tensor or any(size % tensor for size in (config.heads, config.key_value_heads, config.hidden)):
             continue
@@ -241,7 +250,7 @@ def placements(
             most = math.gcd(data * fsdp, *experts) if experts else 1
             groups = [expert for expert in range(1, most + 1) if most % expert == 0]
             for expert, checkpointing in product(groups, CHECKPOINTING):
-                layout = ParallelLayout(data, fsdp, tensor, expert, checkpointing)
+                layout = ParallelLayout(data, fsdp, tensor, context, expert, checkpointing)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
                     if part % 2**exponent == 0:
@@ -249,17 +258,17 @@ def placements(
 
 
 def ranked(
-    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None
+    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None, context: int = 1
 ) -> list[PredictedStep]:
     """The placements that fit, the largest predicted share of peak first.
 
-    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step.
+    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step. context: processes that divide each row.
     Raises: UsageError for an unknown device, and where none fits: it says the least that would do.
     """
     if gpu not in DEVICES:
         raise UsageError(f"no figures of a device '{gpu}': {did_you_mean(gpu, DEVICES)}")
     device, sizes = DEVICES[gpu], ModelSizes.of(config)
-    every = placements(config, devices, batch, device.node, sizes.counts)
+    every = placements(config, devices, batch, device.node, sizes.counts, context)
     found = [predict(sizes, device, each, batch, state) for each in every]
     if not found:
         raise UsageError(
