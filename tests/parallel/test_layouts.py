@@ -1,6 +1,7 @@
 """Every layout of two processes against one process: losses, weights, and a state that goes on under another layout."""
 
 import json
+import math
 import multiprocessing
 import os
 import socket
@@ -20,18 +21,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from shoestring.base import open_model
 from shoestring.config import Choice, build
-from shoestring.contract.batch import Inputs
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.model.config import ModelConfig
+from shoestring.model.moe import MixtureOfExperts
 from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import Partition, partition
 from shoestring.optim.state import flatten_state
 from shoestring.parallel.activation_checkpointing import checkpoint_layers
 from shoestring.parallel.layout import ParallelLayout
 
+WHOLE = frozenset({"experts"})
+"""Models whose terms of the loss are of the whole batch, however it is divided: one process reads it in one piece."""
+
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 4, 8, 32
 
-DATA, FSDP, TENSOR = ({kind: 2} for kind in ("data", "fsdp", "tensor"))
+DATA, FSDP, TENSOR, CONTEXT = ({kind: 2} for kind in ("data", "fsdp", "tensor", "context"))
 TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "adamw", DATA),
     ("native", "adamw", {**FSDP, "checkpointing": "layers"}),
@@ -43,9 +49,23 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
+    ("native", "adamw", CONTEXT),
+    ("bridged", "muon", {**CONTEXT, "checkpointing": "layers"}),
+    ("experts", "adamw", {**DATA, "expert": 2}),
+    ("experts", "muon", {**DATA, "expert": 2, "checkpointing": "layers"}),
+    ("experts", "muon_hypersphere", {**DATA, "expert": 2}),
+    ("sinkhorn", "muon", {**DATA, "expert": 2}),
+    ("expert_choice", "adamw", {**DATA, "expert": 2}),
+    ("one_router", "adamw", {**FSDP, "expert": 2}),
 ]
 """(model, optimiser, layout). SOAP turns the rounding of its first gradient into other eigenvectors wherever two eigenvalues
 are alike (one process with other micro-batches ends as far off), so it is compared where gradients are summed in one order."""
+
+MOVES: list[tuple[str, dict[str, int], dict[str, int]]] = [
+    ("native", FSDP, TENSOR),
+    ("experts", {**FSDP, "expert": 2}, {**DATA, "expert": 2}),  # the last: what it keeps is pruned below
+]
+"""(model, its layout, the layout under which it goes on from its checkpoint)."""
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -53,21 +73,26 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
-def loss_of(model: LanguageModule, inputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(model.read(Inputs(inputs)).logits().flatten(0, 1), targets.flatten())
+def loss_of(model: LanguageModule, inputs: Tensor | Inputs, targets: Tensor) -> Tensor:
+    reading = model.read(Inputs(inputs) if isinstance(inputs, Tensor) else inputs)
+    loss = F.cross_entropy(reading.logits().flatten(0, 1), targets.flatten())
+    auxiliary = reading.auxiliary()
+    return loss if auxiliary is None else loss + auxiliary
 
 
 def claimed_by(model: LanguageModule, optimizer: str) -> Partition:
-    options = {"precision": "float32"} if optimizer == "muon" else {}
+    options = {"precision": "float32"} if optimizer.startswith("muon") else {}
     return partition(model, Choice.of("optim", optimizer, **options), Choice.of("optim", "adamw"))
 
 
-def trained_alone(model: LanguageModule, optimizer: str) -> tuple[list[float], dict[str, Tensor], tuple[Any, Any]]:
-    """By one process, which takes each batch in two parts, as two processes do."""
+def trained_alone(
+    model: LanguageModule, optimizer: str, pieces: int = 2
+) -> tuple[list[float], dict[str, Tensor], tuple[Any, Any]]:
+    """By one process, which takes each batch in two parts, as two processes do; or whole, where what is said of it is of all."""
     stepper, losses = claimed_by(model, optimizer).build(), []
     for step in range(STEPS):
-        parts = [part.chunk(2) for part in batch(step)]
-        each = [loss_of(model, *part) / 2 for part in zip(*parts, strict=True)]
+        parts = [part.chunk(pieces) for part in batch(step)]
+        each = [loss_of(model, *part) / pieces for part in zip(*parts, strict=True)]
         for loss in each:
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
@@ -75,6 +100,21 @@ def trained_alone(model: LanguageModule, optimizer: str) -> tuple[list[float], d
         stepper.zero_grad()
         losses.append(float(sum(each).detach()))  # type: ignore[union-attr]
     return losses, {name: p.detach().clone() for name, p in model.named_parameters()}, flatten_state(stepper)
+
+
+def own_part(batch: Batch, layout: ParallelLayout) -> Batch:
+    """What this process reads of a batch."""
+    from shoestring.parallel.context_parallel import part_of_rows
+
+    rank = dist.get_rank()
+    own = batch.split(batch.rows // layout.parts)[layout.part(rank)]
+    return own if layout.context == 1 else part_of_rows(own, layout.place(rank), layout.context)
+
+
+def added_up(tensor: Tensor) -> Tensor:
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
 
 
 class Together:
@@ -92,8 +132,11 @@ class Together:
     def train(self, steps: range) -> list[float]:
         losses, layout = [], self.layout
         for step in steps:
-            own = [part.chunk(layout.parts)[layout.part(dist.get_rank())] for part in batch(step)]
-            loss = loss_of(self.model, *own) / layout.parts
+            own = own_part(Batch(Inputs(batch(step)[0]), batch(step)[1]), layout)
+            listening: list[Any] = [each for each in self.model.modules() if hasattr(each, "begin_part")]
+            for module in listening:
+                module.begin_part(0, added_up)
+            loss = loss_of(self.model, own.inputs, own.targets) / (layout.parts * layout.context)
             (loss * self.sharded.gradient_scale).backward()
             self.sharded.reduce_gradients()
             self.sharded.clip_gradients(1e9)
@@ -121,7 +164,7 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
         if rank > 0:  # what is whole is so in every process
             found.append({"held": held})
             continue
-        losses, weights, (tensors, record) = trained_alone(models[kind](), optimizer)
+        losses, weights, (tensors, record) = trained_alone(models[kind](), optimizer, 1 if kind in WHOLE else 2)
         found.append(
             {
                 "held": held,
@@ -132,8 +175,21 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
                 "record": saved == record and state.keys() == tensors.keys(),
             }
         )
-    first = Together(models["native"](), "muon", ParallelLayout(fsdp=2))
-    half = STEPS // 2
+    apart = expert_gradients(models["exact_experts"])
+    received = bytes_of_experts(models["soft"])
+    rows = context_gradients(models["exact_grouped"])
+    moves = [moved(models[kind], first, then, out, 1 if kind in WHOLE else 2) for kind, first, then in MOVES]
+    (out / f"{rank}.json").write_text(
+        json.dumps({"table": found, "moved": moves, "gradients": apart, "bytes": received, "rows": rows})
+    )
+    dist.destroy_process_group()
+
+
+def moved(
+    make: Callable[[], LanguageModule], before: dict[str, int], after: dict[str, int], out: Path, pieces: int
+) -> float:
+    """The largest difference of a loss to one process's of a run that goes on under another layout from halfway."""
+    first, rank, half = Together(make(), "muon", build(ParallelLayout, before)), dist.get_rank(), STEPS // 2
     losses = first.train(range(half))
     kept, (state, record) = dict(first.sharded.weights()), first.optimizer.whole_state()
     if rank == 0:
@@ -141,16 +197,102 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
         save_file(state, out / "optimizer.safetensors")
         (out / "record.json").write_text(json.dumps(record))
     dist.barrier()
-    second = Together(models["native"](), "muon", ParallelLayout(tensor=2))
-    second.sharded.load(load_file(out / "model.safetensors"))
-    second.optimizer.load_whole_state(
-        load_file(out / "optimizer.safetensors"), json.loads((out / "record.json").read_text())
-    )
+    weights, state = (load_file(out / f"{name}.safetensors") for name in ("model", "optimizer"))
+    record = json.loads((out / "record.json").read_text())
+    dist.barrier()
+    second = Together(make(), "muon", build(ParallelLayout, after))
+    second.sharded.load(weights)
+    second.optimizer.load_whole_state(state, record)
     losses += second.train(range(half, STEPS))
-    alone = trained_alone(models["native"](), "muon")[0] if rank == 0 else losses
-    moved = max(abs(one - other) for one, other in zip(alone, losses, strict=True))
-    (out / f"{rank}.json").write_text(json.dumps({"table": found, "moved": moved}))
-    dist.destroy_process_group()
+    alone = trained_alone(make(), "muon", pieces)[0] if rank == 0 else losses
+    return max(abs(one - other) for one, other in zip(alone, losses, strict=True))
+
+
+def expert_gradients(make: Callable[[], LanguageModule]) -> float:
+    """The largest difference, in float64, of a gradient of divided experts to one of the formula, expert by expert."""
+    run = Together(make(), "adamw", ParallelLayout(data=2, expert=2))
+    own = half(batch(0))
+    (loss_of(run.model, *own) / 2).backward()
+    run.sharded.reduce_gradients()
+    parameters = run.sharded.parameters
+    gradients = {name: one.whole(one.local_gradient()) for name, one in parameters.items()}  # type: ignore[arg-type]
+    slow = make()
+    for module in slow.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.forward = partial(by_the_formula, module)  # type: ignore[method-assign]
+    loss_of(slow, *batch(0)).backward()
+    return max(float((gradients[name] - one.grad).abs().max()) for name, one in slow.named_parameters())  # type: ignore[operator]
+
+
+def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, int]:
+    """(the largest difference, in float64, of a gradient of divided rows of packed documents to that of whole rows; bytes of keys,
+    values and their gradients that came; what the formula says)."""
+    from shoestring.parallel import ring_attention
+    from shoestring.parallel.traffic import ring
+    from shoestring.train.parallel import step_traffic
+
+    inputs, targets = batch(0)
+    documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0] + [1] * 6 + [2], [0] * 4 + [1] * 4])
+    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)  # type: ignore[arg-type]
+    whole = Batch(Inputs(inputs, positions, documents), targets)
+    layout, received, receive = ParallelLayout(context=2), 0, dist.irecv
+
+    def counted(tensor: Tensor, **options: Any) -> Any:
+        nonlocal received
+        received += tensor.nbytes
+        return receive(tensor, **options)
+
+    run, ring_attention.TILE, dist.irecv = Together(make(), "adamw", layout), 3, counted
+    own = own_part(whole, layout)
+    (loss_of(run.model, own.inputs, own.targets) / 2).backward()
+    dist.irecv = receive
+    run.sharded.reduce_gradients()
+    slow = make()
+    loss_of(slow, whole.inputs, targets).backward()
+    own_gradients = {name: one.local_gradient() for name, one in run.sharded.parameters.items()}
+    apart = max(float((own_gradients[name] - one.grad).abs().max()) for name, one in slow.named_parameters())  # type: ignore[operator]
+    formula = step_traffic(run.sharded, run.optimizer, own, ROWS).context
+    size = 8 * sum(one.numel() for one in slow.parameters())
+    return apart, received, 2 * (formula - round(2 * ring(size, 2)))  # of values of 4 bytes
+
+
+def bytes_of_experts(make: Callable[[], LanguageModule]) -> tuple[int, int]:
+    """(bytes of tokens and answers that this process received in a step, what the formula says). All go everywhere."""
+    received, exchange = 0, dist.all_to_all_single
+
+    def counted(output: Tensor, rows: Tensor, *splits: Any, **group: Any) -> None:
+        nonlocal received
+        exchange(output, rows, *splits, **group)
+        if splits:  # else they tell each other how many are coming
+            received += (sum(splits[0]) - splits[0][dist.get_rank()]) * output.shape[1] * output.element_size()
+
+    from shoestring.train.parallel import step_traffic
+
+    run = Together(make(), "adamw", ParallelLayout(data=2, expert=2))
+    dist.all_to_all_single = counted  # type: ignore[assignment]
+    try:
+        run.train(range(1))
+    finally:
+        dist.all_to_all_single = exchange
+    inputs, targets = half(batch(0))
+    return received, step_traffic(run.sharded, run.optimizer, Batch(Inputs(inputs), targets), ROWS).expert
+
+
+def half(parts: tuple[Tensor, Tensor]) -> list[Tensor]:
+    return [part.chunk(2)[dist.get_rank()] for part in parts]
+
+
+def by_the_formula(layer: MixtureOfExperts, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """y = sum_e w_e W_out,e (silu(W_gate,e x) * W_up,e x), e the two of the largest softmax(W x), of which the w add up to 1."""
+    shares = F.linear(x, layer.router.gate.weight).softmax(-1)
+    best = shares >= shares.topk(2).values[..., -1:]
+    weights = torch.where(best, shares, 0.0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    said = torch.zeros_like(x)
+    for expert, (reading, writing) in enumerate(zip(layer.input.weight, layer.output.weight, strict=True)):
+        gate, up = F.linear(x, reading).chunk(2, -1)
+        said = said + weights[..., expert, None] * F.linear(F.silu(gate) * up, writing)
+    return said, {}
 
 
 SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
@@ -159,6 +301,26 @@ SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCA
 def native() -> LanguageModule:
     torch.manual_seed(0)
     return Transformer(build(ModelConfig, SIZES))
+
+
+def experts(router: dict[str, Any], dtype: torch.dtype = torch.float32, **options: Any) -> LanguageModule:
+    """With four experts a layer, of random weights: what writes to the stream is at zero else, and the experts alike."""
+    torch.manual_seed(0)
+    mixer = {"name": "moe", "experts": 4, "router": router, **options}
+    model = Transformer(build(ModelConfig, {**SIZES, "channel_mixer": mixer})).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("output.weight"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def grouped() -> LanguageModule:
+    """Of two query heads a key head, in float64, with random weights."""
+    torch.manual_seed(0)
+    model = Transformer(build(ModelConfig, {**SIZES, "key_value_heads": 2})).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def biased() -> LanguageModule:
@@ -196,7 +358,22 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     for name, stock in (("bridged", LlamaForCausalLM(llama)), ("wrapped", GPT2LMHeadModel(gpt2))):
         stock.save_pretrained(tmp_path / name)
         opened(name)
-    return {"native": native, "biased": biased, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
+    routers = {
+        "expert_choice": {"name": "expert_choice"},
+        "soft": {"name": "soft"},
+        "one_router": {"name": "pre_gate"},
+        "experts": {"name": "token_choice", "scope": "workers"},
+    }
+    of_experts = {name: partial(experts, router) for name, router in routers.items()}
+    of_experts["exact_experts"] = partial(experts, {"name": "token_choice", "balance": 0.0, "z": 0.0}, torch.float64)
+    of_experts["exact_grouped"] = grouped
+    of_experts["sinkhorn"] = partial(experts, {"name": "sinkhorn"}, shared=1)
+    return {
+        "native": native,
+        "biased": biased,
+        **of_experts,
+        **{name: partial(opened, name) for name in ("bridged", "wrapped")},
+    }
 
 
 def test_two_processes_of_any_layout_train_as_one(
@@ -222,7 +399,30 @@ def test_two_processes_of_any_layout_train_as_one(
             kept = [each["held"] / found["all"] for each in (found, other)]
             assert 0.3 < kept[0] < 0.7, (row, found)
             assert sum(kept) == pytest.approx(1.0, abs=0.02)
-    assert results[0]["moved"] < 1e-5
+    for move, apart in zip(MOVES, results[0]["moved"], strict=True):
+        assert apart < 1e-5, move
+    assert results[0]["gradients"] < 1e-12
+    received, formula = results[0]["bytes"]
+    assert received == formula > 0
+    gradients, received, formula = results[0]["rows"]
+    assert gradients < 1e-12
+    assert received == formula > 0
+    pruned_to_half(models["experts"](), load_file(tmp_path / "model.safetensors"))
+
+
+def pruned_to_half(model: LanguageModule, weights: dict[str, Tensor]) -> None:
+    """Experts that were divided are pruned as any others: a checkpoint of theirs is one process's."""
+    model.load_state_dict(weights)
+    whole = {name: weight.clone() for name, weight in model.named_parameters()}
+    inputs, targets = batch(0)
+    edit: Any = Choice.of("surgery", "expert_pruning", kind="edit", share=0.5).build()
+    decision = edit.decide(model, Evidence(0, (Batch(Inputs(inputs), targets),)))
+    pruned = edit.apply(model, decision)
+    for kept in decision.values["keep"]:
+        layer, name = pruned.blocks[kept["layer"]].channel_mixer, f"blocks.{kept['layer']}.channel_mixer.output.weight"
+        assert layer.experts == 2
+        torch.testing.assert_close(layer.output.weight, whole[name][kept["indices"]], rtol=0, atol=0)
+    assert float(loss_of(pruned, inputs, targets).detach()) < 2 * math.log(VOCABULARY)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from math import prod
+from typing import Any
 
 import pytest
 from scipy.stats import spearmanr
@@ -56,7 +57,7 @@ def test_the_order_of_layouts_is_near_that_of_a_published_table() -> None:
         assert spearmanr(*zip(*pairs, strict=True)).statistic > 0.8
 
 
-def small(**more: int) -> ModelConfig:
+def small(**more: Any) -> ModelConfig:
     shape = {"layers": 2, "width": 64, "heads": 4, "hidden": 128, "context": 64, "vocabulary": 256}
     return build(ModelConfig, shape | more)
 
@@ -74,6 +75,19 @@ def test_what_is_ranked_can_be_trained_and_more_devices_hold_more() -> None:
         s.placement.layout.fsdp: s.memory for s in steps if s.placement.layout.tensor == s.placement.micro_batch == 1
     }
     assert by_fsdp[8] < by_fsdp[2] < by_fsdp[1]
+
+
+def test_experts_are_divided_where_there_are_some_and_a_process_holds_less_of_them() -> None:
+    mixer = {"name": "moe", "experts": 4, "expert_hidden": 128}
+    steps = [each for each in ranked(small(channel_mixer=mixer), 8, "h100", 16) if each.placement.micro_batch == 1]
+    found = {each.placement.layout: each for each in steps}
+    assert {layout.expert for layout in found} == {1, 2, 4}  # 8 does not divide 4 experts
+    whole, half, quarter = (found[ParallelLayout(data=8, expert=expert)] for expert in (1, 2, 4))
+    stacks = 2 * 4 * 3 * 128 * 64  # layers, experts, matrices
+    assert whole.memory - half.memory == pytest.approx(16 * stacks / 2)
+    assert half.memory - quarter.memory == pytest.approx(16 * stacks / 4)
+    assert 0 == whole.seconds["experts"] < half.seconds["experts"] < quarter.seconds["experts"]
+    assert {each.placement.layout.expert for each in ranked(small(), 8, "h100", 16)} == {1}
 
 
 def test_what_cannot_be_is_said() -> None:

@@ -13,6 +13,7 @@ from shoestring.cli.screen import Screen
 from shoestring.config import Choice, Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.plan.parallel_layouts import DEVICES, PredictedStep, StateBytes, best_of_each, ranked
 from shoestring.train.base import with_base
 
@@ -33,25 +34,28 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
     batch = int(asked.get("train", {}).get("batch", 8 * devices))
     if "batch" not in asked.get("train", {}):
         notes.append(f"train.batch is open: {batch} sequences, 8 for each device, are planned for")
-    steps = ranked(config, devices, gpu, batch, _state(asked))
+    layout = build(ParallelLayout, {"context": asked.get("parallel", {}).get("context", 1)}, as_flag)
+    steps = ranked(config, devices, gpu, batch, _state(asked), layout.context)
     best = best_of_each(steps)
     if as_json:
         found = [{**asdict(each), "placement": asdict(each.placement)} for each in best]
         print_json({"devices": devices, "gpu": DEVICES[gpu], "batch": batch, "layouts": found, "notes": notes})
         return 0
     console = Screen()
-    table = Table("data", "fsdp", "tensor", "checkpointing", "at once", "share of peak", "memory", "a step")
+    axes = ["data", "fsdp", "tensor"]
+    axes += [axis for axis in ("context", "expert") if any(getattr(each.placement.layout, axis) > 1 for each in best)]
+    table = Table(*axes, "checkpointing", "at once", "share of peak", "memory", "a step")
     for each in best[:SHOWN]:
-        table.add_row(*_cells(each))
+        table.add_row(*_cells(each, axes))
     console.print(table)
     for note in [*notes, f"predicted from the data sheet of {gpu}, not measured; docs/parallel.md says how"]:
         console.print(f"note: {note}", soft_wrap=True)
     return 0
 
 
-def _cells(step: PredictedStep) -> list[str]:
+def _cells(step: PredictedStep, axes: Sequence[str]) -> list[str]:
     layout = step.placement.layout
-    sizes = [str(size) for size in (layout.data, layout.fsdp, layout.tensor)]
+    sizes = [str(getattr(layout, axis)) for axis in axes]
     seconds = show_seconds(sum(step.seconds.values()))
     kept = f"{step.share:.0%}", show("bytes", step.memory), seconds
     return [*sizes, layout.checkpointing, str(step.placement.micro_batch), *kept]

@@ -1,6 +1,6 @@
 """How a layer of experts and what holds their weights see each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -31,6 +31,20 @@ class ExpertSource(Protocol):
         after the other) and what writes [width, half of inner].
 
         They are the layer's until the next is asked for.
+        """
+        ...
+
+
+class ExpertExchange(Protocol):
+    """Reaches experts that are in other processes."""
+
+    def __call__(
+        self, rows: Tensor, counts: Sequence[int], experts: Callable[[Tensor, Sequence[int]], Tensor]
+    ) -> Tensor:
+        """What all experts say of their rows, [M, width]. The processes that divide them call it together.
+
+        rows: [M, width], in order of the experts. counts: rows of each of all experts; they add up to M.
+        experts: those of this process: rows in order of these, and how many each has, to what they say.
         """
         ...
 

@@ -1,5 +1,6 @@
 """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from annotated_types import Interval
@@ -70,6 +71,9 @@ class Attention(AttentionHeads):
         self.causal = True
         self.chunked = False
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""
+        self.context_parts = 1
+        self.across: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+        """Attends over whole rows, where a pass has a part of each alone."""
 
     def forward(
         self,
@@ -94,6 +98,8 @@ class Attention(AttentionHeads):
             k, v, mask = cache.append(k, v)
             if mask is not None and mask.shape[1] not in (1, self.split[0]):  # of each key head
                 mask = mask.repeat_interleave(self.split[0] // mask.shape[1], 1)
+        if self.across is not None:
+            return self.output(self.across(q, k, v).transpose(1, 2).flatten(2))
         causal = mask is None and self.causal
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
@@ -114,6 +120,13 @@ class Attention(AttentionHeads):
         queries, keys, values = self.split
         self.split = (queries // parts, keys // parts, values // parts)
 
+    def divide_context(self, across: Callable[[Tensor, Tensor, Tensor], Tensor], parts: int) -> None:
+        """Have passes without a cache read one of `parts` equal parts of each row.
+
+        across: q [B, Hq, t, D], k, v [B, Hk, t, D] to what queries see of the whole row, [B, Hq, t, D].
+        """
+        self.across, self.context_parts = across, parts
+
     def flops(self, shape: Shape, inputs: bool = True) -> int:
         """Operations of a pass. inputs: whether x takes a gradient. The convention is in `contract.cost`."""
         projected, back = self.projections(shape, inputs)
@@ -121,5 +134,5 @@ class Attention(AttentionHeads):
 
     def inner_flops(self, shape: Shape, backward: bool) -> int:
         """Operations of attention itself."""
-        keys = shape.past + shape.new
+        keys = (shape.past + shape.new) * self.context_parts
         return cost.attention(shape.rows, self.heads, shape.new, keys, self.head_width, backward)

@@ -1,6 +1,6 @@
 """Mixture of experts: many feed-forward layers, of which a token goes through few."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from shoestring.config import Choice, Pick
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
-from shoestring.contract.experts import ExpertsAsked, ExpertSource
+from shoestring.contract.experts import ExpertExchange, ExpertsAsked, ExpertSource
 from shoestring.contract.model import Notes
 from shoestring.errors import UsageError
 from shoestring.method import method
@@ -80,6 +80,8 @@ class MixtureOfExperts(nn.Module):
         self.source: ExpertSource | None = None
         """Holds the experts' weights, where this layer does not."""
         self.layer = 0
+        self.exchange: ExpertExchange | None = None
+        """Reaches the other experts, where this process has a part of them alone."""
 
     @staticmethod
     def alone(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,16 +121,23 @@ class MixtureOfExperts(nn.Module):
         flat = x.flatten(0, -2)
         routing = routed or self.route(x)
         counts: list[int] = routing.counts.tolist()
-        if self.source is None:
-            gate, up = self.input(flat[routing.tokens], counts).chunk(2, -1)
-            found = self.output(F.silu(gate) * up, counts)
-        else:
+        if self.source is not None:
             found = self._from_source(flat, ExpertsAsked(flat, routing.tokens, tuple(counts)))
+        elif self.exchange is not None:
+            found = self.exchange(flat[routing.tokens], counts, self._say)
+        else:
+            found = self._say(flat[routing.tokens], counts)
         weighted = found * routing.weights.to(found.dtype)[:, None]
         mixed = torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, routing.tokens, weighted)
         if self.shared is not None:
             mixed = mixed + self.shared(flat)
         return mixed.view(x.shape), routing.notes
+
+    def _say(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
+        """What the experts here say of their rows [M, width], `counts` of each."""
+        gate, up = self.input(rows, counts).chunk(2, -1)
+        found: Tensor = self.output(F.silu(gate) * up, counts)
+        return found
 
     def _from_source(self, flat: Tensor, called: ExpertsAsked) -> Tensor:
         """What the experts say of their tokens, [M, width], expert by expert as their weights come."""
@@ -153,6 +162,15 @@ class MixtureOfExperts(nn.Module):
             stack.weight = nn.Parameter(stack.weight.detach().to("meta"), requires_grad=False)
         self.source, self.layer = source, layer
         return stacks
+
+    def divide_experts(self, exchange: ExpertExchange, place: int, parts: int) -> tuple[str, ...]:
+        """Keep part number `place` of `parts` equal ones of the experts, and ask `exchange` for all. `experts` stays the number of
+        all, and the router has a row for each. Returns the names of the parameters of which a part is left, along dimension 0."""
+        for stack in (self.input, self.output):
+            part = stack.weight.detach().chunk(parts)[place].clone()
+            stack.weight = nn.Parameter(part, requires_grad=stack.weight.requires_grad)
+        self.exchange = exchange
+        return "input.weight", "output.weight"
 
     def guess(self, x: Tensor) -> Tensor:
         """As `contract.experts.ExpertLayer.guess`."""

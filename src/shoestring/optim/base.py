@@ -21,6 +21,7 @@ class StatefulOptimizer(Unguarded):
 
     elementwise: whether each weight moves by its own gradient and state alone, so that any part of a parameter can be stepped
     without the rest. One that does not say so is given whole parameters (`parallel.optimizer`).
+    stackwise: whether each matrix of a stack [.., m, n] moves by itself, so that a part of a stack can be stepped without the rest.
 
     What an outer loop, which sets weights between the steps, has to know (`sync.inner.InnerOptimizer`):
     state_holds_weights: whether the state has weights of its own, which would then stay behind. orthogonal_updates: whether
@@ -30,6 +31,7 @@ class StatefulOptimizer(Unguarded):
 
     accepts: ClassVar[frozenset[str]]
     elementwise: ClassVar[bool] = False
+    stackwise: ClassVar[bool] = False
     state_holds_weights: ClassVar[bool] = False
     orthogonal_updates: ClassVar[bool] = False
     anchored: ClassVar[frozenset[str]] = frozenset()

@@ -54,6 +54,7 @@ class Muon(StatefulOptimizer):
     """
 
     accepts = frozenset({"matrix"})
+    stackwise = True
     orthogonal_updates = True
 
     def __init__(

@@ -51,6 +51,8 @@ class MuonHypersphere(Muon):
     """
 
     accepts = frozenset({"matrix"})
+    stackwise = False
+    """Its state has a radius for each matrix, which is not of the parameter's shape."""
     refuses = frozenset({"adapter"})
     """An adapter begins at zero, and its size is what it learns: here the size of a matrix stays as it is."""
     anchored = frozenset({"radius"})

@@ -24,10 +24,11 @@ Kind = Literal["same", "shard", "whole"]
 class ShardedOptimizer(Composite):
     """The optimisers of a partition, for the parts of the parameters that this process has.
 
-    An optimiser that says `elementwise` steps each process's shards where they are. Any other one sees whole parameters: each
-    divided parameter has an owner, the process with the least to own so far. Before a step its gradient is gathered, the owner
-    steps it, with a state that no other process has, and broadcasts the new weights. So any optimiser does, and none knows of it.
-    The owner keeps a copy of the whole weights that it owns.
+    An optimiser that says `elementwise` steps each process's shards where they are. One that says `stackwise` steps a process's
+    experts where they are: each is a matrix of its own. Any other one sees whole parameters: each divided parameter has an owner,
+    the process with the least to own so far. Before a step its gradient is gathered, the owner steps it, with a state that no other
+    process has, and broadcasts the new weights. So any optimiser does, and none knows of it. The owner keeps a copy of the whole
+    weights that it owns.
 
     sharded: the model. claimed: who optimises which parameters, made of the same model before it was divided.
     Raises: UsageError for optimisers that keep weights in their state, or ask for second derivatives.
@@ -40,6 +41,7 @@ class ShardedOptimizer(Composite):
         self.stand_ins: dict[str, nn.Parameter] = {}
         shares = tuple(self._stood_in(share) for share in claimed.shares)
         super().__init__(*Partition(shares).build().parts)
+        self._elsewhere = claimed.build().step_flops() - super().step_flops()
         self.copy_weights()
 
     def _stood_in(self, share: Assignment) -> Assignment:
@@ -108,6 +110,10 @@ class ShardedOptimizer(Composite):
             for stand_in in [each for each in part.state if each.is_meta]:  # another process has these weights
                 del part.state[stand_in]
 
+    def step_flops(self) -> int:
+        """Operations of one step, in whichever process, each once."""
+        return super().step_flops() + self._elsewhere
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for one in self.sharded.parameters.values():
@@ -124,14 +130,16 @@ class ShardedOptimizer(Composite):
         return received
 
     def describe(self) -> str:
-        """What dividing the optimisers costs, in a line."""
+        """What a process holds, and what dividing the optimisers costs, in a line."""
         wholes = self._wholes()
         own = sum(self._owned(one) for one in wholes)
+        parameters = self.sharded.parameters.values()
+        held = f"{sum(one.local().numel() for one in parameters):,} of {sum(one.shape.numel() for one in parameters):,}"
         if not wholes:
-            return "every optimiser steps the part that its process has: nothing is gathered"
+            return f"this process holds {held} parameters; every optimiser steps the part that its process has: nothing is gathered"
         return (
-            f"{len(wholes)} matrices are gathered whole for their optimiser, {own} of them in this process: it receives "
-            f"{self.whole_bytes():,} bytes a step for that"
+            f"this process holds {held} parameters; {len(wholes)} matrices are gathered whole for their optimiser, {own} of them "
+            f"in this process: it receives {self.whole_bytes():,} bytes a step for that"
         )
 
     def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,7 +212,9 @@ class ShardedOptimizer(Composite):
 def _kind(one: ShardedParameter, share: Assignment) -> Kind:
     if not one.divided:
         return "same"
-    return "shard" if getattr(optimizer_class(share.recipe), "elementwise", False) else "whole"
+    kind = optimizer_class(share.recipe)
+    by_matrix = one.experts is not None and getattr(kind, "stackwise", False)
+    return "shard" if by_matrix or getattr(kind, "elementwise", False) else "whole"
 
 
 def _owners(sharded: Sharded, claimed: Partition) -> dict[str, int]:

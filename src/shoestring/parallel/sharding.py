@@ -17,6 +17,8 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.blocks import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
+from shoestring.parallel.context_parallel import divide_context
+from shoestring.parallel.expert_parallel import divide_experts
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.tensor_parallel import Divided, Division, divide
 
@@ -32,6 +34,7 @@ class ShardedParameter:
     shape: of the whole.
     fsdp, tensor: (this process's place, how many) among those that divide it.
     division: of its rows or columns among the processes of 'tensor'; None: each has it whole.
+    experts: of a stack of experts' matrices that is divided along its first dimension: the processes that do so; None: it is not.
     """
 
     name: str
@@ -40,15 +43,18 @@ class ShardedParameter:
     fsdp: tuple[int, int]
     tensor: tuple[int, int]
     division: Division | None
+    experts: DeviceMesh | None = None
 
     @property
     def divided(self) -> bool:
         """Whether this process has a part alone."""
-        return isinstance(self.parameter, DTensor)
+        return self.experts is not None or isinstance(self.parameter, DTensor)
 
     @property
     def shards(self) -> int:
         """Into how many different parts it is divided."""
+        if self.experts is not None:
+            return self.experts.size()
         return self.fsdp[1] * (self.tensor[1] if self.division is not None else 1)
 
     def local(self) -> Tensor:
@@ -64,6 +70,10 @@ class ShardedParameter:
     def whole(self, part: Tensor) -> Tensor:
         """The whole of which each process gives its part, shaped like `local`; all processes call it together."""
         parameter = self.parameter
+        if self.experts is not None:
+            parts = [torch.empty_like(part) for _ in range(self.experts.size())]
+            dist.all_gather(parts, part.contiguous(), group=self.experts.get_group())
+            return torch.cat(parts)
         if isinstance(parameter, DTensor):
             if not isinstance(part, DTensor):
                 part = DTensor.from_local(
@@ -83,6 +93,8 @@ class ShardedParameter:
 
     def part_of(self, whole: Tensor) -> Tensor:
         """This process's part of a whole tensor that it has."""
+        if self.experts is not None:
+            return whole.chunk(self.experts.size())[self.experts.get_local_rank()]
         if self.division is not None:
             place, count = self.tensor
             if self.division.order is not None:
@@ -105,7 +117,8 @@ class Sharded:
     """A model divided among the processes of a mesh.
 
     model: divided in place.
-    mesh: [data, fsdp, tensor].
+    mesh: [data, fsdp, context, tensor].
+    expert_mesh: [copy, expert, inner], of the same processes; None: experts are not divided.
     parameters: all of the model's, by name; a tied one once.
     partial: names of those whose gradients are summed over 'tensor'.
     """
@@ -115,6 +128,7 @@ class Sharded:
     mesh: DeviceMesh
     parameters: dict[str, ShardedParameter]
     partial: frozenset[str]
+    expert_mesh: DeviceMesh | None = None
 
     @property
     def rank(self) -> int:
@@ -122,14 +136,24 @@ class Sharded:
         return dist.get_rank()
 
     def reduce_gradients(self) -> None:
-        """Sum what `fully_shard` did not: copies' gradients over 'data', those of partial parameters over 'tensor'."""
+        """Sum what `fully_shard` did not: copies' gradients over 'data', all over 'context', those of partial parameters over
+        'tensor', and those of experts over the processes that have the same ones: their tokens came from the others already."""
         layout = self.layout
+        experts = [name for name, one in self.parameters.items() if one.experts is not None]
+        if self.expert_mesh is not None:
+            gradients = [self._gradient(name) for name in experts]
+            if self.gradient_scale != 1:  # `fully_shard` takes the mean of the others
+                torch._foreach_div_([each for each in gradients if each is not None], self.gradient_scale)
+            if layout.parts > layout.expert:
+                _sum(self.expert_mesh["copy"].get_group(), gradients)
         if layout.tensor > 1:
             group = self.mesh["tensor"].get_group()
             _sum(group, [self._gradient(name) for name in sorted(self.partial)])
+        if layout.context > 1:
+            _sum(self.mesh["context"].get_group(), [self._gradient(name) for name in self.parameters])
         if layout.data > 1 and layout.fsdp == 1:
             group = self.mesh["data"].get_group()
-            _sum(group, [self._gradient(name) for name in self.parameters])
+            _sum(group, [self._gradient(name) for name in self.parameters if name not in experts])
 
     @property
     def gradient_scale(self) -> int:
@@ -196,7 +220,7 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
 
     All processes of torch's default group call it together. Raises: UsageError where the layout does not fit.
     """
-    if layout.fsdp * layout.tensor > 1 and not isinstance(model, Blocks):
+    if layout.fsdp * layout.tensor * layout.context * layout.expert > 1 and not isinstance(model, Blocks):
         raise UsageError("parallel: a model that is only wrapped is not divided: give parallel.data alone")
     mesh = layout.mesh(device)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -204,13 +228,20 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     divided = Divided({}, frozenset())
     if layout.tensor > 1:
         divided = divide(anatomy, mesh["tensor"])
+    if layout.context > 1 and isinstance(model, Blocks):
+        divide_context(model, mesh["context"])
+    expert_mesh, experts = None, frozenset[str]()
+    if layout.expert > 1 and isinstance(model, Blocks):
+        expert_mesh = layout.expert_mesh(device)
+        experts = divide_experts(model, expert_mesh["expert"])
     if layout.checkpointing == "layers":
         checkpoint_layers(anatomy)
     if layout.fsdp > 1:
         along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
+        apart = {parameter for name, parameter in model.named_parameters() if name in experts}
         for layer in layers_of(anatomy):
-            fully_shard(layer, mesh=along)
-        fully_shard(model, mesh=along)
+            fully_shard(layer, mesh=along, ignored_params=apart)
+        fully_shard(model, mesh=along, ignored_params=apart)
         register_fsdp_forward_method(model, "read")
     model.changed()
     model.cost(
@@ -219,8 +250,14 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     places = {name: (mesh.get_local_rank(name), mesh[name].size()) for name in ("fsdp", "tensor")}
     parameters = {
         name: ShardedParameter(
-            name, parameter, shapes[name], places["fsdp"], places["tensor"], divided.weights.get(name)
+            name,
+            parameter,
+            shapes[name],
+            places["fsdp"],
+            places["tensor"],
+            divided.weights.get(name),
+            None if expert_mesh is None or name not in experts else expert_mesh["expert"],
         )
         for name, parameter in model.named_parameters()
     }
-    return Sharded(model, layout, mesh, parameters, divided.partial)
+    return Sharded(model, layout, mesh, parameters, divided.partial, expert_mesh)

@@ -7,13 +7,16 @@ layouts are fast; this predicts it from the model's own `Cost` and a device's da
 
 narrow = d / (d + NARROW) for the smallest side d of the divided products: narrow ones do not fill a device. Activations are
 10 + 24 / tensor bytes a token, width and layer in 16 bits, without sequence parallelism, and the width alone where layers are
-checkpointed (Korthikanti et al. 2022, arXiv:2205.05198). All-reduces of 'tensor' are waited for. Those of gradients and weights run
-beside the backward pass, two thirds of the products. The constants are round numbers, and not fitted.
+checkpointed (Korthikanti et al. 2022, arXiv:2205.05198). All-reduces of 'tensor' are waited for, and keys, values, tokens sent.
+Those of gradients and weights run beside the backward pass, two thirds of the products. Experts are taken to have equally many
+tokens. The constants are round numbers, and not fitted.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Literal
 
 import torch
 
@@ -22,6 +25,7 @@ from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
+from shoestring.parallel.expert_parallel import expert_layers
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.traffic import traffic
 
@@ -33,6 +37,8 @@ NARROW = 256
 
 ELEMENTWISE = 3
 """How often the activations of a layer are moved: written, read forward, read backward."""
+
+CHECKPOINTING: tuple[Literal["none", "layers"], ...] = ("none", "layers")
 
 RESERVED = 0.9
 """Share of a device's memory that may be planned for: the rest is the allocator's, the library's and the communication's."""
@@ -108,13 +114,21 @@ class PredictedStep:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """A model as its prediction needs it: parameters of all layers, and of the rest; operations of a trained sequence."""
+    """A model as its prediction needs it: parameters of all layers, and of the rest; operations of a trained sequence.
+
+    experts: of the parameters of layers, those of experts. counts: experts of each layer that has some. choices: of experts by the
+    tokens of a sequence, in all layers. undivided: share of the operations that experts are, which 'tensor' does not divide.
+    """
 
     config: ModelConfig
     layers: int
     rest: int
     flops: int
     forward: int
+    experts: int = 0
+    counts: tuple[int, ...] = ()
+    choices: float = 0.0
+    undivided: float = 0.0
 
     @classmethod
     def of(cls, config: ModelConfig) -> "ModelSizes":
@@ -126,7 +140,15 @@ class ModelSizes:
         context = config.context
         trained, read = (model.cost(Shape(1, context, backward=back)).flops for back in (True, False))
         head = 2 * context * config.width * config.vocabulary
-        return cls(config, inside, every - inside, trained, read - head)
+        stacks = list(expert_layers(model).values())
+        asked = [(layer.router.taken(context, True), layer.input.weight, layer.output.weight) for layer in stacks]
+        experts = sum(reading.numel() + writing.numel() for _, reading, writing in asked)
+        by_them = sum(2 * taken * (one[0].numel() + other[0].numel()) for taken, one, other in asked)
+        counts = tuple(layer.experts for layer in stacks)
+        choices = float(sum(taken for taken, *_ in asked))
+        return cls(
+            config, inside, every - inside, trained, read - head, experts, counts, choices, by_them / max(read, 1)
+        )
 
 
 def predict(
@@ -136,9 +158,10 @@ def predict(
     layout, config, state = placement.layout, sizes.config, state or StateBytes()
     tensor, stages, width = layout.tensor, placement.stages, config.width
     micro_batches = max(1, batch // (layout.parts * placement.micro_batch))
-    tokens, layers = placement.micro_batch * config.context, config.layers / stages
+    tokens, layers = placement.micro_batch * config.context / layout.context, config.layers / stages
     again = sizes.forward if layout.checkpointing == "layers" else 0
-    each = placement.micro_batch * (sizes.flops + again) / (tensor * stages)
+    divided = (1 - sizes.undivided) / tensor + sizes.undivided
+    each = placement.micro_batch * (sizes.flops + again) * divided / (stages * layout.context)
     side = min(tokens, width // tensor, config.hidden // tensor)
     products = micro_batches * each / (device.flops * ACHIEVED * side / (side + NARROW))
     kept = tokens * width * (10 + 24 / tensor)
@@ -150,19 +173,26 @@ def predict(
         root=round(state.weight * sizes.rest / stages),
         layer_bytes=round(state.weight * sizes.layers / stages),
         width=width,
-        tokens=tokens,
+        tokens=round(tokens),
         micro_batches=micro_batches,
+        expert_bytes=round(state.weight * sizes.experts / stages),
+        choices=placement.micro_batch * sizes.choices / (stages * layout.context),
+        keys=2 * layers * config.key_value_heads * config.head_width / tensor,
         value=2,
     )
     near = device.link if tensor <= device.node else device.network
     far = device.link if placement.devices <= device.node else device.network
     waited = found.tensor / near
+    ring = found.context / (device.link if layout.context * tensor <= device.node else device.network)
+    sent = found.expert / (device.link if layout.expert * layout.context * tensor <= device.node else device.network)
     beside = max(0.0, (found.data + found.fsdp) / far - 2 / 3 * products)
-    bubble = (stages - 1) / micro_batches * (products + elementwise + waited)
+    bubble = (stages - 1) / micro_batches * (products + elementwise + waited + ring + sent)
     seconds = {
         "products": products,
         "elementwise": elementwise,
         "tensor": waited,
+        "keys and values": ring,
+        "experts": sent,
         "gradients and weights": beside,
         "bubble": bubble,
     }
@@ -174,16 +204,22 @@ def predict(
 def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_batches: int, value: int = 2) -> float:
     """Bytes of weights, gradients, optimiser's state and activations at the most in one device. value: bytes of an activation."""
     layout, config = placement.layout, sizes.config
-    layers = sizes.layers / (layout.tensor * placement.stages)
+    layers = (sizes.layers - sizes.experts) / (layout.tensor * placement.stages)
+    experts, apart = sizes.experts / placement.stages, 0.0
+    if layout.expert > 1:  # `fully_shard` leaves them alone
+        apart, copies = experts / layout.expert, layout.parts // layout.expert
+        apart *= state.weight + state.gradient + state.optimizer / (copies if state.divided else 1)
+    else:
+        layers += experts
     own = layers + sizes.rest
     parts = layout.fsdp * (layout.data if state.divided else 1)
-    held = own / layout.fsdp * (state.weight + state.gradient) + own / parts * state.optimizer
+    held = apart + own / layout.fsdp * (state.weight + state.gradient) + own / parts * state.optimizer
     if layout.fsdp > 1:
         # whole at once: what is outside of layers, and two layers, of which the next is fetched beside the one at work; a
         # layer's gradients, and those outside, before they are scattered
         held += (sizes.rest + 2 * layers / config.layers) * state.weight
         held += (sizes.rest + layers / config.layers) * state.gradient
-    tokens = placement.micro_batch * config.context
+    tokens = placement.micro_batch * config.context / layout.context
     per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
     if layout.checkpointing == "layers":
@@ -194,8 +230,16 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
     return held + activations + logits
 
 
-def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> Iterator[Placement]:
-    """Every way in which [parallel] can train a model on so many devices."""
+def placements(
+    config: ModelConfig, devices: int, batch: int, node: int = 8, experts: Sequence[int] = (), context: int = 1
+) -> Iterator[Placement]:
+    """Every way in which [parallel] can train a model on so many devices.
+
+    experts: of each layer that has some. context: processes that divide each row.
+    """
+    if devices % context or config.context % (2 * context):
+        return
+    devices //= context
     for tensor in range(1, min(devices, node) + 1):
         if devices % tensor or any(size % tensor for size in (config.heads, config.key_value_heads, config.hidden)):
             continue
@@ -203,8 +247,10 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
             data, left = divmod(devices // tensor, fsdp)
             if left or batch % (data * fsdp):
                 continue
-            for checkpointing in ("none", "layers"):
-                layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)
+            most = math.gcd(data * fsdp, *experts) if experts else 1
+            groups = [expert for expert in range(1, most + 1) if most % expert == 0]
+            for expert, checkpointing in product(groups, CHECKPOINTING):
+                layout = ParallelLayout(data, fsdp, tensor, context, expert, checkpointing)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
                     if part % 2**exponent == 0:
@@ -212,17 +258,18 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
 
 
 def ranked(
-    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None
+    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None, context: int = 1
 ) -> list[PredictedStep]:
     """The placements that fit, the largest predicted share of peak first.
 
-    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step.
+    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step. context: processes that divide each row.
     Raises: UsageError for an unknown device, and where none fits: it says the least that would do.
     """
     if gpu not in DEVICES:
         raise UsageError(f"no figures of a device '{gpu}': {did_you_mean(gpu, DEVICES)}")
     device, sizes = DEVICES[gpu], ModelSizes.of(config)
-    found = [predict(sizes, device, each, batch, state) for each in placements(config, devices, batch, device.node)]
+    every = placements(config, devices, batch, device.node, sizes.counts, context)
+    found = [predict(sizes, device, each, batch, state) for each in every]
     if not found:
         raise UsageError(
             f"a batch of {batch} does not divide among {devices} devices in any layout: give another batch"

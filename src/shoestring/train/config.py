@@ -155,6 +155,12 @@ class RunConfig:
             "its optimiser begins anew: give no train.base_optimizer": train.base_optimizer,
             "train.noise_scale_every is measured in one process: set it to 0": bool(train.noise_scale_every),
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
+            f"objective = {self.objective.name}: parallel.context predicts next tokens: give next_token": layout.context
+            > 1
+            and self.objective.name != "next_token",
+            f"parallel.context = {layout.context} divides rows into {2 * layout.context} equal parts, which "
+            f"model.context = {self.model.context} is not": self.model.context % (2 * layout.context) != 0
+            and layout.context > 1,
             "it has been run on CPUs alone: give execution.device = cpu": self.execution.device == "cuda",
             f"train.batch = {train.batch} does not divide into {self.parts} equal parts": train.batch % self.parts != 0,
             **{f"{key} is read by one process: leave it out": choice is not None for key, choice in others.items()},

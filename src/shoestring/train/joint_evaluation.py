@@ -10,6 +10,7 @@ import torch.distributed as dist
 from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.model import LanguageModel
 from shoestring.data.windows import BatchSource
+from shoestring.parallel.context_parallel import PartsOfRows
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.train.evaluate import Evaluator, Sums
 
@@ -57,8 +58,12 @@ class JointEvaluator(Evaluator):
         layout = self.layout
         each = self.rows * layout.parts
         rounds = -(-self.sequences // each)
+        rank = dist.get_rank()
+        source: BatchSource = _Part(self.source, self.sequences, self.rows, layout.part(rank), layout.parts)
+        if layout.context > 1:
+            source = PartsOfRows(source, layout.place(rank), layout.context)
         own = Evaluator(
-            _Part(self.source, self.sequences, self.rows, layout.part(dist.get_rank()), layout.parts),
+            source,
             self.byte_lengths,
             sequences=rounds * self.rows,
             rows=self.rows,

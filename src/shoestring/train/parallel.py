@@ -16,6 +16,9 @@ from shoestring.budget.ledger import Ledger, Totals
 from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.data.windows import BatchSource
+from shoestring.parallel.context_parallel import PartsOfRows, keys_and_values
+from shoestring.parallel.expert_parallel import expert_layers
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded
 from shoestring.parallel.traffic import StepTraffic, traffic
@@ -137,7 +140,9 @@ class ParallelProcesses:
         stepper, layout = parts.stepper, config.parallel
         assert isinstance(stepper, ShardedStepper)
         team = ParallelTeam(config, stepper, ledger)
-        source = WorkerBatches(parts.source, layout.part(self.transport.rank), layout.parts)
+        source: BatchSource = WorkerBatches(parts.source, layout.part(self.transport.rank), layout.parts)
+        if layout.context > 1:
+            source = PartsOfRows(source, layout.place(self.transport.rank), layout.context)
         others = None if self.transport.rank == 0 else self.run / "checkpoints"
         return Joined(team, team, source, others, team.whole)
 
@@ -161,13 +166,17 @@ def step_traffic(sharded: Sharded, optimizer: ShardedOptimizer, batch: Batch, mi
     sizes = {name: one.shape.numel() * one.parameter.element_size() for name, one in sharded.parameters.items()}
     inside = sum(size for name, size in sizes.items() if name.startswith(layers))
     rows = min(micro_batch, batch.rows)
+    tokens, experts = rows * batch.inputs.length, expert_layers(model)
     return traffic(
         sharded.layout,
         layers=len(layers),
         root=sum(sizes.values()) - inside,
         layer_bytes=inside,
         width=model.about.width,
-        tokens=rows * batch.inputs.length,
+        tokens=tokens,
         micro_batches=-(-batch.rows // rows),
+        expert_bytes=sum(sizes[f"{name}.{part}.weight"] for name in experts for part in ("input", "output")),
+        choices=sum(layer.router.taken(tokens, True) for layer in experts.values()),
+        keys=keys_and_values(model) if sharded.layout.context > 1 else 0,
         whole=optimizer.whole_bytes(),
     )
