@@ -40,10 +40,11 @@ Inner = Callable[[Tensor, Where, Sequence[Any]], tuple[Tensor, Notes]]
 class InnerLayers(NamedTuple):
     """An `Inner` that a span may also take apart: what the stack gives to its spans.
 
-    run: all layers in order. blocks: the layers. tables: of each, which of `Where.tables` it reads.
+    run: all layers in order. each: one layer alone. blocks: the layers. tables: of each, which of `Where.tables` it reads.
     """
 
     run: Inner
+    each: tuple[Inner, ...]
     blocks: tuple[Any, ...]
     tables: tuple[int, ...]
 

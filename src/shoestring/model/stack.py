@@ -45,7 +45,8 @@ class Stack:
                 found, told = self._through(layers, found, where, held)
             else:
                 blocks, tables = (tuple(part[n] for n in layers) for part in (self.blocks, self._tables))
-                inner = InnerLayers(partial(self._whole, layers), blocks, tables)  # type: ignore[arg-type]
+                each = tuple(partial(self._whole, (layer,)) for layer in layers)
+                inner = InnerLayers(partial(self._whole, layers), each, blocks, tables)  # type: ignore[arg-type]
                 found, told = self.spans[number][0](inner, whole(found), where, held)
                 inside = {name for name in told if name.removeprefix(LOSS).startswith("blocks.")}
                 add_notes(notes, {name: told[name] for name in told if name not in inside}, f"spans.{number}")
