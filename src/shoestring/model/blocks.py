@@ -6,18 +6,23 @@ from torch import nn
 
 from shoestring.contract.model import LanguageModule
 from shoestring.model.config import ModelConfig
+from shoestring.model.narrow_embedding import NarrowEmbedding
 
 
 class Blocks(LanguageModule):
     """A native model as its anatomy sees it: embedding, blocks, norm, head. `Transformer` is one.
 
     config: of the model as it stands.
+    narrow: between the embedding and the stream, where the configuration has one.
+    norm: before the head.
     blocks: its layers.
     head: None where the embedding is the head too.
     """
 
     config: ModelConfig
     embedding: nn.Embedding
+    narrow: NarrowEmbedding
+    norm: nn.Module
     blocks: nn.ModuleList
     head: nn.Linear | None
 
