@@ -443,8 +443,10 @@ def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None
 def test_nano_embedding() -> None:
     """A token is its row of the table times the matrix, and a tied head scores hidden states with the same product."""
     torch.manual_seed(6)
-    options = {"layers": 1, "width": WIDTH, "heads": HEADS, "vocabulary": 9, "context": 8}
-    model = Transformer(ModelConfig(**options, embedding=Choice.of("model", "nano", kind="embedding", rank=5))).double()
+    options: dict[str, Any] = {"layers": 1, "width": WIDTH, "heads": HEADS, "vocabulary": 9, "context": 8}
+    model: Any = Transformer(
+        ModelConfig(**options, embedding=Choice.of("model", "nano", kind="embedding", rank=5))
+    ).double()
     whole = model.embedding.weight @ model.narrow.weight
     assert whole.shape == (9, WIDTH)
     ids = torch.tensor([[3, 0, 8]])

@@ -17,7 +17,7 @@ from tests.quantise import making
 
 NANO = Choice.of("model", "nano", kind="embedding", rank=8)
 SIZES: dict[str, Any] = {"layers": 2, "width": 32, "heads": 4, "vocabulary": making.VOCABULARY, "context": 24}
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "untied": {"tied": False},
     "nano": {"embedding": NANO},

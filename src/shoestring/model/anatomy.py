@@ -112,7 +112,7 @@ class NativeAnatomy(ChangedParts, Ruled):
                 own: Any = getattr(part, "resized", None)
                 if own is not None:
                     own()
-        rows, width = len(model.embedding.weight), len(model.norm.weight)  # type: ignore[arg-type]
+        rows, width = len(model.embedding.weight), len(model.norm.weight)
         told: list[Any] = [getattr(block.token_mixer, "own_options", None) for block in model.blocks]
         by_layer: list[dict[str, int]] = [{} for _ in told]
         shared = {axis.layer for axis in self.axes("key_value_head")}  # heads are then those that share keys and values

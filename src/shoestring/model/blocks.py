@@ -1,6 +1,7 @@
 """A native model as its anatomy sees it."""
 
 import abc
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ class Blocks(LanguageModule):
     config: ModelConfig
     embedding: nn.Embedding
     narrow: NarrowEmbedding
-    norm: nn.Module
+    norm: Any
     blocks: nn.ModuleList
     head: nn.Linear | None
 
