@@ -1,9 +1,10 @@
 """Every part of `model/` in one small model, at equal FLOPs on one core: loss, ms a token, bytes that serving holds.
 
-Each arm is the same Transformer with one thing changed: a token mixer in all layers but every third ('hybrid' arms) or in all, a
-channel mixer, a router, a norm, a residual, a span. It is trained by Muon for matrices and AdamW for the rest, at three
-learning rates, until it has spent --flops; of the three the best held-out loss counts, and all are in the line. An arm whose step
-costs more takes fewer steps: that is what equal FLOPs means. Seeds give every arm the same data order.
+Each arm is the same Transformer with one thing changed: a token mixer in all layers but every third ('hybrid' arms) or in all,
+a channel mixer, a router, a norm, a residual, an embedding, a span (but `space_byte`, which reads bytes). It is trained by Muon
+for matrices and AdamW for the rest, at three learning rates, until it has spent --flops; of the three the best held-out loss
+counts, and all are in the line. An arm whose step costs more takes fewer steps: that is what equal FLOPs means. Seeds give
+every arm the same data order.
 
 Then, of the trained model: milliseconds of one more token with --contexts tokens read before it, the median of --tokens of
 them in one row, and the bytes of cache and state that are held there, beside those of the weights.
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from run_lines import RunLines
 from torch import nn
@@ -56,17 +58,34 @@ def arms() -> dict[str, dict[str, Any]]:
                 "pattern": [{"at": "2::3", "token_mixer": "attention"}],
             }
     for card in methods("model", "channel mixer"):
-        if card.name not in ("swiglu", "moe"):
+        if card.name == "tied":  # the first layer leads all others
+            follows = {"name": "tied", "leads": False}
+            found["tied"] = {"channel_mixer": follows, "pattern": [{"at": "0", "channel_mixer": "tied"}]}
+        elif card.name not in ("swiglu", "moe"):
             found[card.name] = {"channel_mixer": card.name}
     for card in methods("model", "router"):
         found[f"moe {card.name}"] = {"channel_mixer": {"name": "moe", "router": card.name}}
+    for card in methods("model", "embedding"):
+        found[f"embedding {card.name}"] = {"embedding": card.name}
     for kind, key in (("norm", "norm"), ("residual", "residual")):
         for card in methods("model", kind):
             if card.name not in ("rmsnorm", "pre_norm"):
                 found[f"{kind} {card.name}"] = {key: card.name}
     for card in methods("model", "span"):
-        found[card.name] = {"span": [{"at": "1:-1", "name": card.name}]}
+        if card.name == "space_byte":
+            continue
+        first = card.name == "scone" or getattr(card.target, "replaces_embedding", False)
+        found[card.name] = {"span": [{"at": "0" if first else "1:-1", "name": card.name}]}
     return found
+
+
+def frequent(dataset: Dataset, count: int) -> list[str]:
+    """The pairs of tokens that are most frequent in the first million, as the span `scone` takes them."""
+    ids = np.empty(min(len(dataset.train), 1 << 20), dtype=np.int64)
+    dataset.train.read(0, len(ids), ids)
+    pairs, times = np.unique(ids[:-1] * dataset.tokenizer.vocabulary + ids[1:], return_counts=True)
+    best = pairs[np.argsort(-times, kind="stable")[:count]]
+    return [f"{pair // dataset.tokenizer.vocabulary} {pair % dataset.tokenizer.vocabulary}" for pair in best.tolist()]
 
 
 def heldout(model: Transformer, windows: Windows, count: int) -> float:
@@ -124,7 +143,13 @@ def serving(model: Transformer, past: int, tokens: int) -> dict[str, Any]:
 
 def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
     """One arm, as a line of the file; what it could not do is in it, too."""
-    longest = max([options.context, *(past + options.tokens for past in options.contexts)])
+    changes = arms()[name]
+    mixer = changes.get("token_mixer")
+    # weights of this mixer grow with the square of the context: it is served at that of training alone
+    contexts = [past for past in options.contexts if mixer != "mlp_mixer" or past + options.tokens <= options.context]
+    longest = max([options.context, *(past + options.tokens for past in contexts)])
+    if name == "scone":
+        changes = {"span": [{**one, "ngrams": frequent(dataset, options.ngrams)} for one in changes["span"]]}
     config = build(
         ModelConfig,
         {
@@ -133,7 +158,7 @@ def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, A
             "heads": options.width // 32,
             "vocabulary": dataset.tokenizer.vocabulary,
             "context": longest,
-            **arms()[name],
+            **changes,
         },
     )
     losses = {}
@@ -148,7 +173,7 @@ def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, A
         "steps": steps,
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_a_token": model.cost(Shape(1, options.context, backward=True)).flops / options.context,
-        "serving": [serving(model, past, options.tokens) for past in options.contexts],
+        "serving": [serving(model, past, options.tokens) for past in contexts],
         "settings": shared(options),
     }
 
@@ -182,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "--contexts", type=int, nargs="+", default=[256, 4096], help="tokens before the one that is timed"
     )
     numbers = {"layers": 6, "width": 128, "context": 256, "batch": 16, "vocabulary": 2048, "heldout-windows": 64}
-    numbers |= {"tokens": 32, "seed": 0}
+    numbers |= {"tokens": 32, "seed": 0, "ngrams": 512}
     for name, value in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
     options = parser.parse_args(words)

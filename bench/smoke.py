@@ -74,7 +74,8 @@ SMOKES = {
         _git,
     ),
     "architectures": Smoke(
-        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths"
+        "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths "
+        "byte_pool hash_projection tied mlp_mixer scone"
     ),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(

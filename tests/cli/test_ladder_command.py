@@ -15,6 +15,7 @@ from shoestring.cli.main import main
         ("ladder --resume nowhere --out there", "--resume goes on with a ladder as it is"),
         ("ladder --model.width 64", "model.width differs from run to run of a ladder"),
         ("plan --served 5m", "is not a number of tokens: write it like 20Mtok"),
+        ("plan --fits 5m", "is not a size of memory: write it like 4GiB"),
         ("plan --link 5m", "is no link: write it like 12MB,2ms"),
         ("plan --link 12MB,soon", "is no link"),
         ("plan --layouts 1", "is not between 2 and 4096"),

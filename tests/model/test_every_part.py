@@ -39,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lolcats": {"features": 6, "window": 4},
     "supra": {"chunk": 4},
     "efficient_attention": {"kernel": 5},
+    "nano": {"rank": 5},
     "byte_pool": {"patch": 4},
     "hash_projection": {"features": 8, "hashes": 5, "unit": 3, "window": 2},
     "space_byte": {"words": list(range(12, 30))},
@@ -86,6 +87,10 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
     pooled = {"at": "1:", "name": "byte_pool", "patch": 2}
     yield "tied weights of patches", {**tied, "pattern": [{"at": ":2", "channel_mixer": "tied"}], "span": [pooled]}
     yield "running states of patches", {"token_mixer": {"name": "gated_delta", "chunk": 4}, "span": [pooled]}
+    for card in methods("model", "embedding"):
+        embedding = {"name": card.name, **OPTIONS.get(card.name, {})}
+        yield f"embedding {card.name}", {"embedding": embedding, "tied": True}
+        yield f"embedding {card.name} beside a head", {"embedding": embedding}
     yield "a loop of a running state", {"token_mixer": {"name": "lightning"}, "span": [{"at": "0:2", "name": "loop"}]}
     yield (
         "running states of some tokens",

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.config import Choice
+from shoestring.contract.batch import Inputs
 from shoestring.method import methods
+from shoestring.model import ModelConfig, Transformer
 from shoestring.model.block import Place
 from shoestring.model.delta_rule import delta_rule
 from shoestring.model.linear_recurrence import linear_recurrence
@@ -436,6 +438,22 @@ def test_a_loop_goes_through_its_layers_and_only_the_last_passes_learn() -> None
     gradients = [torch.autograd.grad(each.sum(), weight)[0] for each in (found, wanted)]
     torch.testing.assert_close(*gradients)
     assert notes["blocks.0.seen"] == 3
+
+
+def test_nano_embedding() -> None:
+    """A token is its row of the table times the matrix, and a tied head scores hidden states with the same product."""
+    torch.manual_seed(6)
+    options: dict[str, Any] = {"layers": 1, "width": WIDTH, "heads": HEADS, "vocabulary": 9, "context": 8}
+    model: Any = Transformer(
+        ModelConfig(**options, embedding=Choice.of("model", "nano", kind="embedding", rank=5))
+    ).double()
+    whole = model.embedding.weight @ model.narrow.weight
+    assert whole.shape == (9, WIDTH)
+    ids = torch.tensor([[3, 0, 8]])
+    torch.testing.assert_close(model.embedded(ids), whole[ids])
+    reading = model.read(Inputs(ids))
+    torch.testing.assert_close(reading.logits(), reading.hidden @ whole.T)
+    assert sum(p.numel() for n, p in model.named_parameters() if "blocks" not in n) == 5 * (9 + WIDTH) + WIDTH
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -11,7 +11,9 @@ from shoestring.budget.machine import Machine
 from shoestring.config import build, merge
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
+from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
+from shoestring.plan.choosing import UseLimit
 from shoestring.plan.pace import Pace
 from shoestring.plan.planner import Plan, paces_for, plan
 from shoestring.plan.sizes import flops_per_token, parameters
@@ -172,3 +174,24 @@ def test_a_budget_that_buys_no_step_is_refused_and_one_of_few_is_told() -> None:
 def test_memory_is_at_least_what_the_process_has_held() -> None:
     assert _plan(60.0, held=3e9).memory == 3e9
     assert _plan(60.0, held=1.0).memory > 5e8
+
+
+def test_a_model_is_no_larger_than_what_it_may_take_in_use() -> None:
+    asked: list[int] = []
+
+    def takes(model: ModelConfig) -> float:
+        asked.append(model.width)
+        return 10.0 * model.width * model.layers
+
+    free = _plan(3600.0)
+    made = _plan(3600.0, use=UseLimit(10.0 * 3 * 128, takes))
+    size = {one.key: one for one in made.decisions}
+    assert (size["model.layers"].value, size["model.width"].value) == (3, 128)
+    assert "the largest rung that fits in 3.84 kB in use" in size["model.layers"].reason
+    assert made.parameters < free.parameters
+    assert _plan(3600.0, use=UseLimit(1e12, takes)).decisions == free.decisions
+    with pytest.raises(
+        UsageError, match=r"2 layers of 64 with a vocabulary of 4096 take 1.28 kB in use, and 1 kB are allowed"
+    ):
+        _plan(3600.0, use=UseLimit(1000.0, takes))
+    assert max(asked) > 128

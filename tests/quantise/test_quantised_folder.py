@@ -10,10 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from shoestring.base import open_model
+from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
+from shoestring.model.layout import SpanAt
 from shoestring.model.native_pass import NativePass
 from shoestring.quantise.engine import quantise_layers
 from shoestring.quantise.folder import FILE, contents_of, is_quantised, write_folder
@@ -59,6 +61,22 @@ def test_the_same_model_comes_back(shape: str, table_bits: int, tmp_path: Path) 
     assert isinstance(inner.embedding, GroupedEmbedding) == (table_bits < 16)
     assert isinstance(inner.native, NativePass)
     assert "stay packed" in packed.about.notes[0]
+
+
+def test_a_narrow_embedding_comes_back_packed_with_its_matrix_in_numbers(tmp_path: Path) -> None:
+    nano = Choice.of("model", "nano", kind="embedding", rank=8)
+    mixer = Choice.of("model", "efficient_attention", kind="token mixer", kernel=4)
+    model = kept(
+        tmp_path / "q", making.native(embedding=nano, token_mixer=mixer, key_value_heads=4), IntegerGroups(code_bits=8)
+    )
+    expected = making.logits(model)
+    plain, packed = (open_model(str(tmp_path / "q"), dtype).model for dtype in (torch.float32, None))
+    torch.testing.assert_close(making.logits(plain), expected, atol=1e-5, rtol=1e-5)  # type: ignore[arg-type]
+    found = making.logits(packed)  # type: ignore[arg-type]
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+    inner: Any = packed
+    assert isinstance(inner.embedding, GroupedEmbedding)
+    assert inner.cost(Shape(1, 3)).flops == model.cost(Shape(1, 3)).flops
 
 
 def test_what_no_kernel_multiplies_is_plain_and_said(tmp_path: Path) -> None:
@@ -160,4 +178,7 @@ def test_models_of_unlike_layers_are_refused(tmp_path: Path) -> None:
     channels.gate_up = torch.nn.Linear(32, 80, bias=False)
     with pytest.raises(UsageError, match="unlike sizes"):
         contents_of(model, {}, {})
+    pooled = making.native(span=(SpanAt("1:", Choice.of("model", "byte_pool", kind="span")),))
+    with pytest.raises(UsageError, match=r"within a span \(byte_pool\)"):
+        contents_of(pooled, {}, {})
     assert not is_quantised(tmp_path)

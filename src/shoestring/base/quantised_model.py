@@ -87,6 +87,6 @@ class QuantisedTransformer(Transformer):
         found: torch.device = self.norm.weight.device
         return found
 
-    def reading_head(self) -> Head:
+    def table_head(self) -> Head:
         table: Any = self.get_output_embeddings()
-        return PackedHead(table) if hasattr(table, "logits") else super().reading_head()
+        return PackedHead(table) if hasattr(table, "logits") else super().table_head()

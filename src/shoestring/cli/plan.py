@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
-from shoestring.budget.units import parse_amount, show
+from shoestring.budget.units import parse_amount, parse_memory, show
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.configuration_help import KEYS
 from shoestring.cli.json_output import add_json_flag, print_json
@@ -23,6 +23,7 @@ from shoestring.explain import commented_toml
 from shoestring.launch.request import TrainingRequest, decisions, prepared, tried
 from shoestring.plan.pace import MeasuredPaces
 from shoestring.plan.sizes import forward_flops_per_token
+from shoestring.quantise.footprint import footprint
 
 
 def tokens(text: str) -> float:
@@ -67,6 +68,12 @@ def run(words: Sequence[str]) -> int:
         metavar="TOKENS",
         help="the budget also pays for so many tokens that the model reads and writes in its life, like 20Mtok",
     )
+    parser.add_argument(
+        "--fits",
+        type=parse_memory,
+        metavar="SIZE",
+        help="the model takes no more in use, in 8 bits with its cache and activations, like 2MB",
+    )
     add_simulation_flags(parser)
     found, rest = parser.read_with_configuration(words)
     if (found.devices is None) != (found.gpu is None):
@@ -78,7 +85,9 @@ def run(words: Sequence[str]) -> int:
     if found.json and found.toml:
         raise UsageError("--toml and --json are two forms of one plan: give one of them")
     request = TrainingRequest.read(found.recipe, rest, found.noise_scale_of)
-    request = replace(request, served=found.served, learns=not found.by_rule)
+    request = replace(request, served=found.served, learns=not found.by_rule, fits=found.fits)
+    if found.fits is not None and request.asked.get("model", {}).get("base"):
+        raise UsageError("--fits chooses the size of a new model: this one has a base, which has its size")
     console = Screen(stderr=found.toml or found.json)
     with shown_on(console):
         if found.learn:
@@ -90,6 +99,7 @@ def run(words: Sequence[str]) -> int:
             request, machine, dataset, Ledger(), MeasuredPaces(machine.device, again=found.measure_again)
         )
         foreseen = None if found.toml else simulated(made, config, machine, found.layouts, found.link)
+        used = None if found.fits is None or found.toml else footprint(config.model)
     if found.json:
         expected = asdict(replace(made, searched=None))
         expected.pop("decisions")
@@ -99,6 +109,7 @@ def run(words: Sequence[str]) -> int:
             "decisions": decisions(request, made),
             "expected": expected,
             "simulated": foreseen.as_json() if foreseen else None,
+            "in_use": None if used is None else {**used._asdict(), "total": used.total},
             "configuration": tree(config),
         })  # fmt: skip
     elif found.toml:
@@ -109,6 +120,13 @@ def run(words: Sequence[str]) -> int:
         if request.served and not config.model.base:
             kept = show("flops", request.served * forward_flops_per_token(config.model))
             console.print(f"{kept} more are for {show('tokens', request.served)} that it serves", highlight=False)
+        if used is not None:
+            parts = ", ".join(
+                f"{show('bytes', getattr(used, part))} of {part}" for part in ("weights", "cache", "activations")
+            )
+            console.print(
+                f"in use it takes {show('bytes', used.total)}: {parts}; weights in {used.bits} bits", highlight=False
+            )
         if foreseen is not None:
             say_simulated(console, made, foreseen)
         say_outlook(console, request, machine, dataset, made, config)

@@ -19,7 +19,9 @@ from shoestring.data.places import absolute_data
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import is_number
+from shoestring.model.config import ModelConfig
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.plan.choosing import UseLimit
 from shoestring.plan.decision import PlanDecision
 from shoestring.plan.learned import learned_for
 from shoestring.plan.means import Exchanged
@@ -27,7 +29,7 @@ from shoestring.plan.memory import learned_runs
 from shoestring.plan.pace import MeasuredPaces, Paces
 from shoestring.plan.planner import Plan, paces_for, plan
 from shoestring.plan.runs_table import text_key
-from shoestring.plan.sizes import flops_per_token
+from shoestring.plan.sizes import flops_per_token, parameters
 from shoestring.train.base import with_base
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import require_device
@@ -55,6 +57,7 @@ class TrainingRequest:
     exchanged: what the workers send each other; None where they do not.
     served: tokens that the model is to read and write in its life, which the budget pays for too.
     learns: whether the plan heeds what ladders of runs have taught; False: it is made by rule.
+    fits: bytes that the model may take in use, as `quantise.footprint` counts them; None: what it likes.
     """
 
     asked: Tree
@@ -66,6 +69,7 @@ class TrainingRequest:
     exchanged: Exchanged | None = None
     served: float = 0.0
     learns: bool = True
+    fits: float | None = None
     parallel: ParallelLayout = field(default_factory=ParallelLayout)
 
     @classmethod
@@ -206,10 +210,21 @@ def planned(
         exchanged=request.exchanged,
         served=request.served,
         learned=learned_for(learned_runs(), text_of_request(request, dataset)) if request.learns else None,
+        use=None if request.fits is None else _use_limit(request.fits),
     )
     config = build(RunConfig, merge(made.tree(), request.asked), as_flag)
     require(dataset, config.model.context)
     return made, config
+
+
+def _use_limit(most: float) -> UseLimit:
+    from shoestring.quantise.footprint import footprint  # for plans that ask for it alone
+
+    def takes(model: ModelConfig) -> float:
+        count = parameters(model)  # a byte each at least: what is far too large is not built
+        return count if count > most else footprint(model).total
+
+    return UseLimit(most, takes)
 
 
 def text_of_request(request: TrainingRequest, dataset: Dataset) -> str:

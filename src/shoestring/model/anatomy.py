@@ -70,7 +70,11 @@ class NativeAnatomy(ChangedParts, Ruled):
         return found
 
     def _width(self) -> Axis:
-        slices = [Slice("embedding.weight", 1), Slice("norm.weight", 0)]
+        slices = [Slice("norm.weight", 0)]
+        if self.model.config.embedding is None:
+            slices.append(Slice("embedding.weight", 1))
+        else:
+            slices += _under("narrow", self.model.narrow.width_slices())
         if self.model.config.hides:
             slices.append(Slice("hidden_token.vector", 0))
         if self.head:
@@ -108,7 +112,7 @@ class NativeAnatomy(ChangedParts, Ruled):
                 own: Any = getattr(part, "resized", None)
                 if own is not None:
                     own()
-        rows, width = model.embedding.weight.shape
+        rows, width = len(model.embedding.weight), len(model.norm.weight)
         told: list[Any] = [getattr(block.token_mixer, "own_options", None) for block in model.blocks]
         by_layer: list[dict[str, int]] = [{} for _ in told]
         shared = {axis.layer for axis in self.axes("key_value_head")}  # heads are then those that share keys and values

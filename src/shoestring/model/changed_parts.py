@@ -172,6 +172,8 @@ class ChangedParts:
         Raises: UsageError where a layer reads tokens in order.
         """
         model = self.model
+        if len(vector) != model.config.width:
+            raise UsageError("this model's embedding is narrower than it: give --model.hides true as it is made")
         mixers: list[Any] = [block.token_mixer for block in model.blocks]
         for layer, mixer in enumerate(mixers):
             if both_ways and not getattr(mixer, "both_ways", False):

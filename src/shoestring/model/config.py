@@ -10,6 +10,7 @@ from shoestring.config import Choice
 from shoestring.method import Positive
 from shoestring.model.layout import (
     CHANNEL_MIXER,
+    EMBEDDING,
     NORM,
     RESIDUAL,
     TOKEN_MIXER,
@@ -41,7 +42,7 @@ class ModelConfig:
     residual: how the two mixers of a block are joined. pattern: layers that
     differ from the rest; where two name a layer, the later one has the last word. span: runs of layers that are wrapped.
     causal: whether a token sees only those before it; false: all of its text. hides: whether there is a vector to read where
-    a token is not shown.
+    a token is not shown. embedding: one that is narrower than the model; None: a table as wide as it.
 
     Whatever is worked out is stored, so a saved configuration is complete and does not change with its defaults.
     Raises: ValueError where the sizes cannot go together.
@@ -69,6 +70,7 @@ class ModelConfig:
     span: Annotated[tuple[SpanAt, ...], SpanList()] = ()
     causal: bool = True
     hides: bool = False
+    embedding: Annotated[Choice, EMBEDDING] | None = None
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "heads", "context"):

@@ -96,6 +96,8 @@ def require_uniform(model: Transformer) -> None:
     """Raises: UsageError where layers differ in size, as pruning may leave them: no other program's format holds that."""
     if not model.config.causal:
         raise UsageError("this model sees both ways, and no stock class holds such a model: it stays a folder")
+    if model.config.embedding is not None:
+        raise UsageError("this model has a narrow embedding, and no stock class holds such a model: it stays a folder")
     if not model.config.uniform:
         raise UsageError(
             "this model has layers by a pattern, or spans, and no stock class holds such a model: it stays a folder"

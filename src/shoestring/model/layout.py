@@ -16,6 +16,7 @@ CHANNEL_MIXER = Pick("model", "channel mixer", default="swiglu")
 NORM = Pick("model", "norm", default="rmsnorm")
 RESIDUAL = Pick("model", "residual", default="pre_norm")
 SPAN = Pick("model", "span")
+EMBEDDING = Pick("model", "embedding")
 
 OrAuto = Annotated[int, Interval(ge=0, le=1 << 24)]
 """A count, or 0 to have it worked out."""

@@ -74,7 +74,7 @@ class ModuleBatches:
             if one.mask is not None or one.documents is not None:
                 raise UsageError("module-based batching reads texts, without masks and packed documents")
         tables = [native.rotations(one, own) for one, own in zip(inputs, coming, strict=True)]
-        states = [(native.embedding(one.values.to(native.device)) * native.config.input_scale).cpu() for one in inputs]
+        states = [(native.embedded(one.values.to(native.device)) * native.config.input_scale).cpu() for one in inputs]
         for number, block in enumerate(native.blocks):
             assert isinstance(block, Block)
             for place, cache in enumerate(caches):

@@ -56,6 +56,8 @@ def cut(model: Transformer, stages: int) -> tuple[First, list[StageBlocks], Last
         raise UsageError(
             "a tied model cannot be cut: its embedding is in the first stage and in the last; set tied = false"
         )
+    if model.config.embedding is not None:
+        raise UsageError("a model with a narrow embedding cannot be cut into stages of a pipeline: leave embedding out")
     if model.stack is not None:
         raise UsageError(
             "a model with running states, routers, ladders or spans cannot be cut into stages of a pipeline"

@@ -20,6 +20,7 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.hidden_token import HiddenToken
 from shoestring.model.initialise import initialise
 from shoestring.model.layout import span_places
+from shoestring.model.narrow_embedding import NarrowedHead, NarrowEmbedding
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
 from shoestring.model.rotary import Rotary
@@ -40,7 +41,10 @@ class Transformer(Blocks):
         if not config.vocabulary:
             raise UsageError("the model's vocabulary is not known: set model.vocabulary, or let the tokenizer set it")
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        narrow: NarrowEmbedding | None = None if config.embedding is None else config.embedding.build(config.width)
+        self.embedding = nn.Embedding(config.vocabulary, config.width if narrow is None else narrow.inside)
+        if narrow is not None:  # a model without one has no such name in its checkpoints
+            self.narrow = narrow
         if config.hides:  # a model that does not has no such name in its checkpoints
             self.hidden_token = HiddenToken(config.width)
         blocks = _blocks(config)
@@ -150,9 +154,13 @@ class Transformer(Blocks):
     def embedded(self, values: Tensor) -> Tensor:
         """[B, T, width]: the vectors of token ids [B, T]."""
         if not self.config.hides:
-            found: Tensor = self.embedding(values)
-            return found
-        return self.hidden_token.placed(values, self.embedding(values.clamp_min(0)))
+            return self._widened(self.embedding(values))
+        return self.hidden_token.placed(values, self._widened(self.embedding(values.clamp_min(0))))
+
+    def _widened(self, vectors: Tensor) -> Tensor:
+        """Rows of the table, as wide as the stream."""
+        found: Tensor = vectors if self.config.embedding is None else self.narrow(vectors)
+        return found
 
     def _require_stack(self, stack: Stack, inputs: Inputs, depth: Depth | None) -> None:
         """Raises: UsageError for what layers that are not plain cannot do."""
@@ -290,7 +298,16 @@ class Transformer(Blocks):
 
     def reading_head(self) -> Head:
         """Makes logits of the hidden states that it reads."""
+        table = self.table_head()
+        return NarrowedHead(self.narrow, table) if self._narrow_head else table
+
+    def table_head(self) -> Head:
+        """Makes logits by the output matrix alone."""
         return NativeHead(self.get_output_embeddings().weight)
+
+    @property
+    def _narrow_head(self) -> bool:
+        return self.config.embedding is not None and self.head is None
 
     def new_cache(self, rows: int, room: int) -> Cache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device; of exactly `room`, where the
@@ -327,18 +344,31 @@ class Transformer(Blocks):
         body = self._body_cost(shape)
         # the last norm stands between: a gain that is trained needs no gradient below it, but takes one from above
         spans = any(trains(span) for span in getattr(self, "spans", ()))
-        inside = shape.backward and (spans or trains(self.blocks) or trains(self.embedding) or trains(self.norm))
+        inside = shape.backward and (spans or trains(self.blocks) or self._tokens_train or trains(self.norm))
         weight = getattr(self.get_output_embeddings(), "weight", None)  # one that is packed has none
+        width, narrowing = self.config.width, 0
+        if self._narrow_head:
+            width, narrowing = self.narrow.inside, self.narrow.flops(shape.head_places, shape.backward, inside)
+            inside = inside or (shape.backward and trains(self.narrow))
         products = 1 + (shape.backward and bool(getattr(weight, "requires_grad", False))) + inside
-        head = products * 2 * shape.head_places * self.config.width * self.config.vocabulary
-        return body.beside(Cost(head))
+        head = products * 2 * shape.head_places * width * self.config.vocabulary
+        return body.beside(Cost(head + narrowing))
+
+    @property
+    def _tokens_train(self) -> bool:
+        """Whether a weight below the first block is trained."""
+        return trains(self.embedding) or (self.config.embedding is not None and trains(self.narrow))
 
     def _body_cost(self, shape: Shape) -> Cost:
         """As `cost`, without the head's products."""
-        inputs, flops = shape.backward and trains(self.embedding), 0
-        stack = self.stack
+        inputs, stack = shape.backward and self._tokens_train, self.stack
+        flops = (
+            0
+            if self.config.embedding is None
+            else self.narrow.flops(shape.tokens, shape.backward, trains(self.embedding))
+        )
         if stack is not None:
-            flops = stack.flops(shape, inputs)
+            flops += stack.flops(shape, inputs)
         for block, count in self._runs if stack is None else ():
             inside = inputs or (shape.backward and trains(block))
             flops += block.flops(shape, inputs)  # type: ignore[operator]

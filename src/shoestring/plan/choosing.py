@@ -1,10 +1,11 @@
 """The size of a planned model: by rule, or by a law that a ladder of runs was fitted with."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from shoestring.budget.units import show
 from shoestring.config import build, merge
+from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.plan import rules
 from shoestring.plan.learned import Learned
@@ -29,10 +30,29 @@ def _model(shape: rules.Rung, vocabulary: int, context: int, fixed: Mapping[str,
     return build(ModelConfig, merge(planned, fixed))
 
 
+class UseLimit(NamedTuple):
+    """The most that a model may take while it is used. most: bytes. takes: what a model of some shape does."""
+
+    most: float
+    takes: Callable[[ModelConfig], float]
+
+    def allows(self, model: ModelConfig) -> bool:
+        """Whether it fits."""
+        return self.takes(model) <= self.most
+
+
 def size_by_rule(
-    means: Means, corpus_tokens: int, vocabulary: int, fixed: Mapping[str, Any], limit: float
+    means: Means,
+    corpus_tokens: int,
+    vocabulary: int,
+    fixed: Mapping[str, Any],
+    limit: float,
+    use: UseLimit | None = None,
 ) -> tuple[PlannedSize, str, str]:
-    """The largest rung with tokens enough. Returns (size, binding resource, reason)."""
+    """The largest rung with tokens enough. Returns (size, binding resource, reason).
+
+    use: what the model may take in use. Raises: UsageError where the smallest does not fit that.
+    """
     chosen: tuple[PlannedSize, str, str] | None = None
     for shape in rules.LADDER:
         context = rules.context_for(chosen[0].tokens if chosen else 0.0)
@@ -47,6 +67,14 @@ def size_by_rule(
         if chosen is not None and training_memory(model, count, 1, size.trained) > limit:
             chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
             break
+        if use is not None and not use.allows(model):
+            if chosen is None:
+                raise UsageError(
+                    f"{model.layers} layers of {model.width} with a vocabulary of {model.vocabulary} take "
+                    f"{show('bytes', use.takes(model))} in use, and {show('bytes', use.most)} are allowed: give "
+                    "--model.embedding nano, a smaller --data.vocabulary or a shorter --model.context"
+                )
+            return chosen[0], chosen[1], f"the largest rung that fits in {show('bytes', use.most)} in use"
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
             if tokens < rules.TOKENS_PER_PARAMETER * count:
                 reason = f"the smallest rung: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
@@ -71,6 +99,7 @@ def size_by_law(
     vocabulary: int,
     fixed: Mapping[str, Any],
     limit: float,
+    use: UseLimit | None = None,
 ) -> tuple[PlannedSize, str, str, Search] | None:
     """The rung of the lowest loss that the learned law expects. Returns (size, binding resource, reason, all rungs); None where
     no rung is near enough to the ladder's, or none is within the limits."""
@@ -83,7 +112,7 @@ def size_by_law(
         wanted = rules.context_for(size.tokens)
         if wanted != context and "context" not in fixed:
             size, binding = means.size(_model(shape, vocabulary, wanted, fixed))
-        if not low <= size.parameters <= high:
+        if not low <= size.parameters <= high or (use is not None and not use.allows(size.model)):
             continue
         held = training_memory(size.model, size.parameters, 1, size.trained)
         option = size.option(binding, held, means.seconds_spent)

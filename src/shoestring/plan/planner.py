@@ -13,7 +13,7 @@ from shoestring.errors import UsageError
 from shoestring.method import find_in
 from shoestring.model.config import ModelConfig
 from shoestring.plan import rules
-from shoestring.plan.choosing import size_by_law, size_by_rule
+from shoestring.plan.choosing import UseLimit, size_by_law, size_by_rule
 from shoestring.plan.decision import PlanDecision
 from shoestring.plan.law import Prediction
 from shoestring.plan.learned import Learned
@@ -99,6 +99,7 @@ def plan(
     exchanged: Exchanged | None = None,
     served: float = 0.0,
     learned: Learned | None = None,
+    use: UseLimit | None = None,
 ) -> Plan:
     """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
 
@@ -108,7 +109,8 @@ def plan(
     `machine`; the others, in one process with those, take their turns. paces: what was measured (None: all by rule).
     heldout_tokens: that are held out. held: bytes that the process which is to train has held at most by now.
     exchanged: what workers send each other. served: tokens that the model is to read and write in its life, paid for from the
-    same budget. learned: what a ladder of runs has taught; None: size, batch and rates are chosen by rule.
+    same budget. learned: what a ladder of runs has taught; None: size, batch and rates are chosen by rule. use: what the model may
+    take in use; None: what it likes.
     Raises: UsageError when nothing fits.
     """
     if budget.seconds is not None and budget.seconds - seconds_spent <= 1.0:
@@ -136,9 +138,9 @@ def plan(
     settled = set(given) >= {"layers", "width"} or bool(given.get("base"))
     looked = None
     if learned is not None and not settled:
-        looked = size_by_law(means, learned, corpus_tokens, vocabulary, given, limit)
+        looked = size_by_law(means, learned, corpus_tokens, vocabulary, given, limit, use)
     if looked is None:
-        size, binding, reason = size_by_rule(means, corpus_tokens, vocabulary, given, limit)
+        size, binding, reason = size_by_rule(means, corpus_tokens, vocabulary, given, limit, use)
     else:
         size, binding, reason = looked[:3]
     model, pace = size.model, size.pace

@@ -52,7 +52,7 @@ def parameters(model: ModelConfig) -> int:
         return bytes_of(_base(model)) // 4
     if model.base:
         return sum(p.numel() for p in _base(model).parameters())
-    if not model.uniform:
+    if not model.uniform or model.embedding is not None:
         return _whole(model)[0]
     outside, block, _ = _costs(model)
     return outside + model.layers * block
@@ -63,7 +63,7 @@ def flops_per_token(model: ModelConfig) -> float:
     if model.base:
         base = _base(model)
         return float(base.cost(Shape(1, model.context, backward=True)).flops / model.context)
-    if not model.uniform:
+    if not model.uniform or model.embedding is not None:
         return _whole(model)[1]
     return 6 * model.width * model.vocabulary + model.layers * _costs(model)[2] / model.context
 
@@ -72,7 +72,7 @@ def forward_flops_per_token(model: ModelConfig) -> float:
     """Operations per token of reading alone, at full context."""
     if model.base:
         return float(_base(model).cost(Shape(1, model.context)).flops / model.context)
-    if not model.uniform:
+    if not model.uniform or model.embedding is not None:
         return _whole(model, backward=False)[1]
     with outline():
         block: Any = Transformer(replace(model, layers=1)).blocks[0]

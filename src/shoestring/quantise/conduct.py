@@ -20,7 +20,7 @@ from shoestring.contract.batch import Batch
 from shoestring.contract.model import LanguageModule
 from shoestring.errors import UsageError
 from shoestring.quantise.engine import Recipe, quantise_layers
-from shoestring.quantise.folder import QuantisedFile, contents_of, overhead, write_folder
+from shoestring.quantise.folder import QuantisedFile, contents_of, overhead, require_kept, write_folder
 from shoestring.quantise.format import Encoded
 from shoestring.quantise.limits import Limits, Seconds, limits_of
 from shoestring.quantise.openers.quantised import QuantisedOpener
@@ -138,8 +138,9 @@ def quantise_model(
     model: of `plain_module`.
     measured: text for the loss before; None: it is not measured.
     seconds: of a product, where the target is a time; fixed_seconds: of a token beside the matrices.
-    Raises: as `engine.quantise_layers`.
+    Raises: as `engine.quantise_layers`; UsageError for a model that would not be kept, before anything is done.
     """
+    require_kept(model)
     before = None
     if measured is not None:
         before = measure(model, opened, measured, ledger, "before")

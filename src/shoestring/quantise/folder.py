@@ -56,19 +56,24 @@ def is_quantised(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
+def require_kept(model: LanguageModule) -> None:
+    """Raises: UsageError for a model that is not kept as a quantised one."""
+    if isinstance(model, Transformer) and model.config.span:
+        names = ", ".join(one.span.name for one in model.config.span)
+        raise UsageError(f"layers within a span ({names}) read other than the tokens of a text: they are not quantised")
+    if isinstance(model, Transformer) and not model.anatomy().uniform():
+        raise UsageError(
+            "its layers are of unlike sizes, which no configuration holds: it is not kept as a quantised model"
+        )
+    if not isinstance(model, Transformer | Wrapped):
+        raise UsageError(f"a {type(model).__name__} is not kept as a quantised model")
+
+
 def contents_of(model: LanguageModule, matrices: dict[str, Encoded], about: dict[str, Any]) -> QuantisedFile:
     """What is to be kept of a model whose weights are those that `matrices` stand for. Raises: UsageError for one that is not
     kept."""
-    if isinstance(model, Transformer):
-        if not model.anatomy().uniform():
-            raise UsageError(
-                "its layers are of unlike sizes, which no configuration holds: it is not kept as a quantised model"
-            )
-        config: dict[str, Any] = json.loads(json.dumps(tree(model.config)))
-    elif isinstance(model, Wrapped):
-        config = {}
-    else:
-        raise UsageError(f"a {type(model).__name__} is not kept as a quantised model")
+    require_kept(model)
+    config: dict[str, Any] = json.loads(json.dumps(tree(model.config))) if isinstance(model, Transformer) else {}
     tables = {f"{name}.weight" for name in table_names(model) if name not in matrices}
     rest = {}
     for name, value in model.state_dict().items():
