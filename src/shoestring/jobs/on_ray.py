@@ -87,6 +87,7 @@ class RayRunner:
     def _start(self, cores: int) -> None:
         """Start Ray on this machine with room for jobs of so many cores; on a busy one it may need more than one try."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_worker_niceness", "0")  # a run computes as it does alone; Ray would have it yield
         for left in reversed(range(TRIES)):
             try:
                 self.ray.init(
