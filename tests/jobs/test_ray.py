@@ -42,9 +42,9 @@ def test_a_sweep_with_a_killed_worker_has_the_verdict_of_one_made_alone(corpus: 
     base, slow = tmp_path / "base.toml", tmp_path / "slow.toml"
     base.write_text('[optim]\nname = "adamw"\nlr = 0.01\n[schedule]\nname = "linear"\n')
     slow.write_text("[optim]\nlr = 0.003\n")
-    words = [base, slow, "--budget=16ktok", f"--seeds={SEEDS}", f"--data.corpus={corpus}", *FLAGS]
+    words = [base, slow, "--budget=8ktok", f"--seeds={SEEDS}", f"--data.corpus={corpus}", *FLAGS]
     alone, afar = tmp_path / "alone", tmp_path / "afar"
-    status, _, errors = shoestring_here("compare", *words, "--out", alone)
+    status, _, errors = shoestring_here("compare", *words, "--at-once=2", "--out", alone)
     assert status == 0, errors
 
     killed = list[int]()
