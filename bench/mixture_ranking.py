@@ -14,73 +14,65 @@ candidates (it holds for these domains and this seed), how much worse the mixtur
 and the bill as a share of what the truth cost. Proxies and the truth have one seed of weights each. What halving trains in a
 round is trained anew, as a run whose schedule ends earlier cannot go on: that is on its bill too.
 
-Every run is a line of --out, and what is there is not run again.
+Every run is a line of --out, and what is there is not run again. --on ray:ADDRESS has the machines of a Ray cluster train them;
+this folder must be on their PYTHONPATH.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import mixture_proxy
 import numpy as np
 from run_lines import RunLines
 from scipy.stats import spearmanr
-from three_domains import NAMES, Pool, Size, make_pool, measured, store_of, train, untimed_environment
+from three_domains import untimed_environment
 
 from shoestring import atomic
-from shoestring.config import Choice
-from shoestring.data.mixed import Mixed
-from shoestring.data.mixture import Domain
 from shoestring.data.mixture_searches.regmix import RegMix
-from shoestring.data.store import TokenStore
-from shoestring.data.windows import Windows
+from shoestring.jobs.job import Job
+from shoestring.jobs.runner import LOCAL, Here, Runner, elsewhere
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 
 class Trainer:
-    """Trains on mixtures; each run is kept as a line, by what it is of."""
+    """Trains on mixtures, as jobs that `runner` makes; each run is kept as a line, by what it is of."""
 
-    def __init__(
-        self, pool: Pool, runs: RunLines, settings: dict[str, Any], lr: float, context: int, rows: int
-    ) -> None:
-        self.pool, self.runs, self.settings = pool, runs, settings
-        self.lr, self.context, self.rows = lr, context, rows
-        self.stores = {name: self._store(name) for name in NAMES}
+    def __init__(self, runner: Runner, runs: RunLines, settings: dict[str, Any]) -> None:
+        self.runner, self.runs, self.settings = runner, runs, settings
+        self.pool = tuple(settings[name] for name in ("pool", "heldout", "trusted", "seed"))
+        pool, stores = mixture_proxy.text(*self.pool)
+        self.digest, self.domains = mixture_proxy.digest(pool), mixture_proxy.domains(stores)
 
-    def _store(self, name: str) -> TokenStore:
-        pool = self.pool
-        return store_of([text for text, own in zip(pool.texts, pool.domains, strict=True) if own == name])
+    def run(self, mixtures: np.ndarray, layers: int, width: int, flops: float, seed: int) -> list[dict[str, Any]]:
+        """A line for each mixture, in their order: what it is of, and what `mixture_proxy.proxy` returns."""
+        keys = [
+            {"weights": weights.tolist(), "layers": layers, "width": width, "asked": flops, "seed": seed}
+            for weights in mixtures
+        ]
+        left = {json.dumps(key): key for key in keys if self._found(key) is None}
+        with closing(self.runner.map([self._job(name, key) for name, key in left.items()])) as made:
+            for each in made:
+                if each.value is None:
+                    raise SystemExit(f"{each.job.name} ended with status {each.status}: {each.said}")
+                self.runs.add({**left[each.job.name], **each.value, "settings": self.settings})
+        lines = [self._found(key) for key in keys]
+        return [line for line in lines if line is not None]
 
-    @property
-    def domains(self) -> list[Domain]:
-        return [Domain(name, len(store)) for name, store in self.stores.items()]
+    def _found(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        lines = (line for line in self.runs.lines if all(line[name] == value for name, value in key.items()))
+        return next(lines, None)
 
-    def run(self, weights: np.ndarray, layers: int, width: int, flops: float, seed: int) -> dict[str, Any]:
-        """A line: the weights, 'trusted' and 'heldout' loss, and the FLOPs of training and of the look at the trusted text."""
-        key = {"weights": weights.tolist(), "layers": layers, "width": width, "asked": flops, "seed": seed}
-        for line in self.runs.lines:
-            if all(line[name] == value for name, value in key.items()):
-                return line
-        size = Size(layers, width, self.context, self.rows, self.lr)
-        sources = [Windows(store, self.context, seed) for store in self.stores.values()]
-        shares = dict(zip(NAMES, weights.tolist(), strict=True))
-        mixture = Choice.of("data", "fixed", kind="mixture", weights=shares).build(self.domains)
-        made = train(Mixed(NAMES, sources, mixture, seed), size, seed, flops, self.pool)
-        trusted, took = measured(made.model, self.pool.trusted, size)
-        loss = float(np.mean(list(trusted.values())))
-        line = {
-            **key,
-            "trusted": loss,
-            "heldout": made.loss,
-            "flops": made.spent + took.flops,
-            "settings": self.settings,
-        }
-        self.runs.add(line)
-        return line
+    def _job(self, name: str, key: dict[str, Any]) -> Job:
+        shape = {one: self.settings[one] for one in ("context", "rows", "lr")}
+        asked = {**key, **shape, "flops": key["asked"], "pool": self.pool, "digest": self.digest}
+        return Job(name, f"{mixture_proxy.__name__}:proxy", asked)
 
 
 def halving(trainer: Trainer, mixtures: np.ndarray, bill: float, layers: int, width: int, seed: int) -> Any:
@@ -89,7 +81,7 @@ def halving(trainer: Trainer, mixtures: np.ndarray, bill: float, layers: int, wi
     alive, ranks, spent = list(range(len(mixtures))), np.zeros(len(mixtures)), 0
     for number in range(rounds):
         each = bill / rounds / len(alive)
-        lines = [trainer.run(mixtures[place], layers, width, each, seed) for place in alive]
+        lines = trainer.run(mixtures[alive], layers, width, each, seed)
         spent += sum(line["flops"] for line in lines)
         order = [alive[place] for place in np.argsort([line["trusted"] for line in lines], kind="stable")]
         ranks[order] = np.arange(len(order))  # of those given up, as they stood then
@@ -124,12 +116,12 @@ def measure(options: argparse.Namespace, trainer: Trainer) -> dict[str, Any]:
     small = options.proxy_layers, options.proxy_width
     bill = options.proxies * options.proxy_flops
     drawn = search.mixtures(options.proxies)
-    proxies = [trainer.run(row, *small, options.proxy_flops, options.seed) for row in drawn]
+    proxies = trainer.run(drawn, *small, options.proxy_flops, options.seed)
     spent = sum(line["flops"] for line in proxies)
     losses = [line["trusted"] for line in proxies]
-    own = [trainer.run(row, *small, bill / len(candidates), options.seed) for row in candidates]
+    own = trainer.run(candidates, *small, bill / len(candidates), options.seed)
     ranks, halved = halving(trainer, candidates, bill, *small, options.seed)
-    larger = [trainer.run(row, options.layers, options.width, options.flops, options.seed) for row in candidates]
+    larger = trainer.run(candidates, options.layers, options.width, options.flops, options.seed)
     truth, whole = np.array([line["heldout"] for line in larger]), sum(line["flops"] for line in larger)
     found = {
         "regmix, linear": judged(search.fit(drawn, losses).predict(candidates), truth, spent, whole),
@@ -160,6 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--trusted", type=int, default=5000, help="characters of each domain")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/mixture-ranking.jsonl"), help="a line for each run")
+    parser.add_argument("--on", default=LOCAL, help="where models are trained: local (default), ray or ray:ADDRESS")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--smallest", action="store_true", help="a run of seconds that shows that everything works")
     options = parser.parse_args(words)
@@ -175,12 +168,17 @@ def main(words: Sequence[str] | None = None) -> int:
         }
         vars(options).update(tiny, rows=4, pool=10_000, heldout=600, trusted=600)
     settings: dict[str, Any] = {
-        key: value for key, value in vars(options).items() if key not in ("out", "json", "smallest")
+        key: value for key, value in vars(options).items() if key not in ("out", "json", "smallest", "on")
     }
     settings["python"] = sys.version.split()[0]
     runs = RunLines(options.out, settings)
-    pool = make_pool(options.pool, options.heldout, options.trusted, options.seed)
-    found = measure(options, Trainer(pool, runs, settings, options.lr, options.context, options.rows))
+    with ExitStack() as stack:
+        runner: Runner = Here()
+        if options.on != LOCAL:
+            others = stack.enter_context(elsewhere(options.on))
+            others.machines()  # all of one version, or refused
+            runner = others
+        found = measure(options, Trainer(runner, runs, settings))
     for name, one in found["ways"].items():
         low, high = one["interval"] or (float("nan"),) * 2
         correlation = float("nan") if one["rank_correlation"] is None else one["rank_correlation"]

@@ -1,6 +1,7 @@
 """Searches for a mixture: what is planted is found, what is predicted ranks as the truth does, and the optimum is the optimum."""
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from shoestring.data.mixture import Domain
 from shoestring.data.mixture_searches.domain2vec import Domain2Vec
 from shoestring.data.mixture_searches.regmix import RegMix
 from shoestring.errors import UsageError
+from shoestring.jobs.job import Job
+from shoestring.jobs.runner import Here
+from tests.jobs.losing import Losing
 
 DOMAINS = [Domain("a", 500), Domain("b", 300), Domain("c", 200)]
 BEST = np.array([0.2, 0.5, 0.3])
@@ -55,6 +59,17 @@ def test_a_line_is_ridge_regression_by_the_normal_equations() -> None:
     assert found.predict(seen) == pytest.approx(design @ expected)
     simulated = search.mixtures(500, search.seed + 1)
     assert found.best() == pytest.approx(simulated[found.predict(simulated).argmin()])
+
+
+def test_proxies_that_a_runner_trains_are_learnt_from_in_the_order_drawn(tmp_path: Path) -> None:
+    search = RegMix(DOMAINS, regressor="linear", penalty=1e-9)
+
+    def job(mixture: np.ndarray) -> Job:
+        return Job(f"proxy {mixture}", "tests.jobs.works:mixture_loss", {"weights": mixture.tolist()})
+
+    unseen = search.mixtures(5, seed=3)
+    for runner in (Here(), Losing(tmp_path, {job(search.mixtures(16)[2]).name: 2})):  # the second gives the last first
+        assert search.learn(16, runner, job).predict(unseen) == pytest.approx(unseen @ np.array([3.0, 2.0, 1.0]))
 
 
 @pytest.mark.parametrize("losses", [[1.0, 2.0], [1.0, float("nan"), 2.0], [1.0, 2.0, 3.0, 4.0]])

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def jobs(folder: Path, count: int = 4) -> list[Job]:
     ]
 
 
-RUNNERS = {
+RUNNERS: dict[str, Callable[[Path], Runner]] = {
     "here": lambda path: Here(),
     "processes": lambda path: Processes(2, [WORKS]),
     "losing": lambda path: Losing(path, {"job 1": 1, "job 2": TRIES - 1}),
@@ -37,7 +37,7 @@ RUNNERS = {
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_every_job_is_made_once_with_its_value_and_its_files(name: str, tmp_path: Path) -> None:
-    runner: Runner = RUNNERS[name](tmp_path)  # type: ignore[no-untyped-call]
+    runner = RUNNERS[name](tmp_path)
     asked = jobs(tmp_path / "out")
     found = in_order(runner, asked)
     assert [made.job for made in found] == asked

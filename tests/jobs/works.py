@@ -59,3 +59,8 @@ def wait_long(asked: Any, folder: Path | None) -> Any:
     Path(asked["mark"]).write_text(str(os.getpid()))
     time.sleep(600)
     return {}
+
+
+def mixture_loss(asked: Any, folder: Path | None) -> float:
+    """What a proxy would end at whose domains are worth 3, 2 and 1 nats."""
+    return sum(weight * loss for weight, loss in zip(asked["weights"], (3.0, 2.0, 1.0), strict=True))

@@ -39,6 +39,6 @@ def unpack(files: Mapping[str, bytes], folder: Path) -> None:
         shutil.rmtree(folder)
     with atomic.directory(folder) as arriving:
         for name, content in files.items():
-            path = arriving / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            target = arriving / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)

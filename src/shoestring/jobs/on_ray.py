@@ -4,7 +4,7 @@ A job goes out as JSON, and its answer and the files of its folder come back as 
 from them here is JSON and file content. Ray itself pickles its own messages, and runs what it is sent: use a cluster of your own
 that nobody else reaches.
 
-A job that is lost, with its machine or with the process that makes it, is begun anew elsewhere, `TRIES` times at most.
+A job that is lost, with its machine or with the process that makes it, is begun anew where there is room, `TRIES` times in all.
 """
 
 import json
@@ -62,7 +62,7 @@ class RayRunner:
     def __init__(
         self, address: str, *, at_once: int | None = None, threads: int = 1, gpus: int = 0, whole_machines: bool = False
     ) -> None:
-        self.address, self.at_once, self.whole_machines = address, at_once, whole_machines
+        self.at_once, self.gpus, self.whole_machines = at_once, gpus, whole_machines
         self.ray = _ray()
         if self.ray.is_initialized():
             raise UsageError("this process has joined a Ray cluster already: leave it first (ray.shutdown)")
@@ -87,6 +87,7 @@ class RayRunner:
     def _start(self, cores: int) -> None:
         """Start Ray on this machine with room for jobs of so many cores; on a busy one it may need more than one try."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_worker_niceness", "0")  # a run computes as it does alone; Ray would have it yield
         for left in reversed(range(TRIES)):
             try:
                 self.ray.init(
@@ -115,10 +116,10 @@ class RayRunner:
 
     def machines(self) -> list[JobMachine]:
         """Those that jobs can be made on now, each asked what it is."""
-        asking = {
-            self._submitted(Job(f"look at {node.host}", "shoestring.jobs.job:identify", None), node): node
-            for node in self._nodes()
-        }
+        asking = dict[Any, _Node]()
+        for node in self._nodes():  # without a GPU given to it, a process sees none
+            job = Job(f"look at {node.host}", "shoestring.jobs.job:identify", None, gpus=int(min(self.gpus, node.gpus)))
+            asking[self._submitted(job, node, 0)] = node
         found = []
         for answer, node in asking.items():
             try:
@@ -143,7 +144,7 @@ class RayRunner:
         again, ended, reason = list[_Begun](), False, ""
         try:
             while True:
-                while (again or not ended) and (free := self._free(begun.values(), again)) is not False:
+                while (again or not ended) and (free := self._free(begun.values())) is not False:
                     if again:
                         job, tries, _ = again.pop(0)
                     elif (taken := next(waiting, None)) is not None:
@@ -177,7 +178,7 @@ class RayRunner:
         if lost:
             raise Lost(lost, TRIES, reason)
 
-    def _free(self, begun: Iterable[_Begun], again: list[_Begun]) -> "_Node | bool":
+    def _free(self, begun: Iterable[_Begun]) -> "_Node | bool":
         """Where the next job may begin: a machine, True for Ray's choice, False for nowhere yet."""
         busy = list(begun)
         if self.at_once is not None and len(busy) >= self.at_once:
@@ -185,7 +186,6 @@ class RayRunner:
         nodes = self._nodes()
         if not self.whole_machines:
             taken = sum(self._cores(one.job, max((node.cores for node in nodes), default=0)) for one in busy)
-            # one more than runs waits at the cluster, so that no machine idles meanwhile
             return bool(nodes) and taken < sum(node.cores for node in nodes)
         taken_by = Counter(one.node.name for one in busy if one.node is not None)
         free = [node for node in nodes if not taken_by[node.name]]
@@ -195,8 +195,12 @@ class RayRunner:
     def _cores(job: Job, all_of_them: float) -> float:
         return job.threads or all_of_them
 
-    def _submitted(self, job: Job, node: _Node | None) -> Any:
-        """Give a job to the cluster. node: where it must be made, alone there; None: where there is room."""
+    def _submitted(self, job: Job, node: _Node | None, cores: float | None = None) -> Any:
+        """Give a job to the cluster.
+
+        node: where it must be made; None: where there is room.
+        cores: that it takes; None: all of that node, or where there is none, what the job says.
+        """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         options: dict[str, Any] = {"max_retries": 0, "num_gpus": job.gpus}
@@ -205,7 +209,7 @@ class RayRunner:
             options |= {"num_cpus": self._cores(job, most), "scheduling_strategy": "SPREAD"}
         else:
             options |= {
-                "num_cpus": node.cores,
+                "num_cpus": node.cores if cores is None else cores,
                 "scheduling_strategy": NodeAffinitySchedulingStrategy(node.name, soft=False),
             }
         plain = json.dumps(

@@ -1,6 +1,6 @@
 """The best mixture, predicted from many small runs on random ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,8 @@ from annotated_types import Interval
 
 from shoestring.data.mixture import Domain, shares_of
 from shoestring.errors import UsageError
+from shoestring.jobs.job import Job
+from shoestring.jobs.runner import Runner, in_order
 from shoestring.method import Count, Positive, Whole, method
 
 SCALES = (0.1, 5.0)
@@ -53,6 +55,7 @@ class RegMix:
     """Draw mixtures, train a small proxy on each, fit a regression from mixture to loss, and take the best of many simulated.
 
     search = RegMix(domains); m = search.mixtures(512); losses = [train(row) for row in m]; search.fit(m, losses).best()
+    search.learn(512, runner, job).best()  # the same, with proxies that a runner of jobs trains
 
     Mixtures are drawn from Dirichlet(s n prior), n the number of domains, s log-uniform in [0.1, 5], prior the shares of tokens.
     `best` is the mean of the `averaged` lowest of `simulated` mixtures. The paper does likewise, with 100 of 10^5 or more.
@@ -96,6 +99,16 @@ class RegMix:
         if len(given) < 3 or given.shape != (len(goals), len(self.domains)) or not np.isfinite(goals).all():
             raise UsageError("regmix: three mixtures at least, each with a weight for each domain and a finite loss")
         return Predictor(self._trees(given, goals) if self.regressor == "lightgbm" else self._line(given, goals), self)
+
+    def learn(self, count: int, runner: Runner, job: Callable[[np.ndarray], Job]) -> Predictor:
+        """Have a proxy trained on each of so many mixtures, and learn of them.
+
+        runner: trains them, here or on other machines. job: of a mixture [domains]; its value is the loss.
+        Raises: as `fit`, and as `in_order`.
+        """
+        drawn = self.mixtures(count)
+        made = in_order(runner, [job(mixture) for mixture in drawn])
+        return self.fit(drawn, [float(each.value) for each in made])
 
     def _trees(self, given: np.ndarray, goals: np.ndarray) -> Any:
         try:
