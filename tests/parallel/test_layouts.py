@@ -13,21 +13,27 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shoestring.base import open_model
 from shoestring.config import Choice, build
-from shoestring.contract.batch import Inputs
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
+from shoestring.contract.objective import At
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
+from shoestring.objective.cross_entropy import plain
+from shoestring.objective.next_token import NextToken
 from shoestring.optim.partition import Partition, partition
 from shoestring.optim.state import flatten_state
 from shoestring.parallel.activation_checkpointing import checkpoint_layers
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.train import checkpoint, sharded_checkpoint
+from shoestring.train.edits import apply_edits
+from shoestring.train.noise_scale import NoiseScale
 
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 4, 8, 32
 
@@ -43,6 +49,10 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
+    ("adapted", "adamw", DATA),
+    ("adapted", "muon", FSDP),
+    ("ternary", "muon", FSDP),
+    ("cut", "adamw", TENSOR),
 ]
 """(model, optimiser, layout). SOAP turns the rounding of its first gradient into other eigenvectors wherever two eigenvalues
 are alike (one process with other micro-batches ends as far off), so it is compared where gradients are summed in one order."""
@@ -115,12 +125,14 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     for kind, optimizer, options in TABLE:
         run = Together(models[kind](), optimizer, build(ParallelLayout, options))
         own = run.train(range(STEPS))
-        whole = dict(run.sharded.weights())
-        state, saved = run.optimizer.whole_state()
+        at = out / f"table-{len(found)}"
+        sharded_checkpoint.save(at, STEPS, run.sharded, run.optimizer, {}, keep=1)
         held = sum(t.numel() for t in flatten_state(run.optimizer)[0].values())
         if rank > 0:  # what is whole is so in every process
             found.append({"held": held})
             continue
+        snapshot = checkpoint.load(at)[1]
+        whole, state, saved = snapshot.model, snapshot.optimizer, snapshot.state["optimizer"]
         losses, weights, (tensors, record) = trained_alone(models[kind](), optimizer)
         found.append(
             {
@@ -128,6 +140,7 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
                 "all": sum(t.numel() for t in tensors.values()),
                 "loss": max(abs(one - other) for one, other in zip(losses, own, strict=True)),
                 "weights": max(float((weights[name] - whole[name]).abs().max()) for name in weights),
+                "names": weights.keys() == whole.keys(),
                 "state": max((float((tensors[key] - state[key]).abs().max()) for key in state), default=0.0),
                 "record": saved == record and state.keys() == tensors.keys(),
             }
@@ -135,22 +148,42 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     first = Together(models["native"](), "muon", ParallelLayout(fsdp=2))
     half = STEPS // 2
     losses = first.train(range(half))
-    kept, (state, record) = dict(first.sharded.weights()), first.optimizer.whole_state()
-    if rank == 0:
-        save_file(kept, out / "model.safetensors")
-        save_file(state, out / "optimizer.safetensors")
-        (out / "record.json").write_text(json.dumps(record))
-    dist.barrier()
+    sharded_checkpoint.save(out / "moved", half, first.sharded, first.optimizer, {}, keep=1)
     second = Together(models["native"](), "muon", ParallelLayout(tensor=2))
-    second.sharded.load(load_file(out / "model.safetensors"))
-    second.optimizer.load_whole_state(
-        load_file(out / "optimizer.safetensors"), json.loads((out / "record.json").read_text())
-    )
+    _, snapshot = sharded_checkpoint.load(out / "moved", None)
+    second.sharded.load(snapshot.model)
+    second.optimizer.take_state(snapshot.optimizer, snapshot.state["optimizer"])
     losses += second.train(range(half, STEPS))
+    noise = [noise_measured(models["native"](), build(ParallelLayout, given)) for given in (DATA, FSDP)]
     alone = trained_alone(models["native"](), "muon")[0] if rank == 0 else losses
     moved = max(abs(one - other) for one, other in zip(alone, losses, strict=True))
-    (out / f"{rank}.json").write_text(json.dumps({"table": found, "moved": moved}))
+    (out / f"{rank}.json").write_text(json.dumps({"table": found, "moved": moved, "noise": noise}))
     dist.destroy_process_group()
+
+
+def noise_measured(model: LanguageModule, layout: ParallelLayout) -> list[float]:
+    """The squared norm of the small batch, and its tokens, as the processes of a layout measure them; as one process finds them."""
+    from shoestring.train.sharded_step import sharded_stepper
+
+    class Told(NoiseScale):
+        def measure(self, small_squared: float, small: int, big_squared: float, big: int) -> None:
+            found.extend((small_squared, small, big_squared, big))
+
+    def squared(rows: Tensor) -> float:
+        model.zero_grad()
+        loss_of(model, inputs[rows], targets[rows]).backward()
+        return float(sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None))
+
+    found, (inputs, targets) = list[float](), batch(0)
+    firsts = [torch.tensor([0]), torch.tensor([2])]  # the first micro-batch of each process
+    small = squared(torch.cat(firsts)) if layout.fsdp > 1 else sum(map(squared, firsts)) / 2
+    expected = [small, LENGTH * (2 if layout.fsdp > 1 else 1), squared(torch.arange(ROWS)), ROWS * LENGTH]
+    model.zero_grad()
+    options = {"device": "cpu", "precision": "float32", "micro_batch": 1, "clip": 1e9, "noise_scale": Told()}
+    stepper, _ = sharded_stepper(model, layout, claimed_by(model, "adamw"), NextToken(plain), **options)
+    own = slice(dist.get_rank() * 2, dist.get_rank() * 2 + 2)
+    stepper.gradients(Batch(Inputs(inputs[own]), targets[own]), At())
+    return [abs(one / other - 1) for one, other in zip(found, expected, strict=True)]
 
 
 SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
@@ -167,6 +200,16 @@ def biased() -> LanguageModule:
     model = Transformer(build(ModelConfig, {**SIZES, "token_mixer": {"name": "attention", "bias": "all"}}))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def edited(engine: str, name: str, **options: Any) -> LanguageModule:
+    """With an edit."""
+    choice = Choice.of(engine, name, kind="edit", **options)
+    model, _ = apply_edits(native(), [choice], Evidence(), None)
+    for key, parameter in model.named_parameters():
+        if key.endswith("up"):  # of an adapter, which begins as nothing
             torch.nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -196,7 +239,9 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     for name, stock in (("bridged", LlamaForCausalLM(llama)), ("wrapped", GPT2LMHeadModel(gpt2))):
         stock.save_pretrained(tmp_path / name)
         opened(name)
-    return {"native": native, "biased": biased, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
+    made = {"native": native, "biased": biased, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
+    made |= {"adapted": partial(edited, "tune", "lora", rank=2), "ternary": partial(edited, "lowbit", "ternary")}
+    return {**made, "cut": partial(edited, "surgery", "drop_layers", count=1)}
 
 
 def test_two_processes_of_any_layout_train_as_one(
@@ -218,11 +263,13 @@ def test_two_processes_of_any_layout_train_as_one(
         assert found["weights"] < 1e-4, (row, found)
         assert found["state"] < 1e-4, (row, found)
         assert found["record"], row
+        assert found["names"], row
         if "fsdp" in row[2]:  # the state is divided: each process has about half
             kept = [each["held"] / found["all"] for each in (found, other)]
             assert 0.3 < kept[0] < 0.7, (row, found)
             assert sum(kept) == pytest.approx(1.0, abs=0.02)
     assert results[0]["moved"] < 1e-5
+    assert max(apart for result in results for each in result["noise"] for apart in each) < 1e-4
 
 
 def test_checkpointing_changes_no_gradient() -> None:

@@ -1,8 +1,9 @@
 """A model divided among processes: what each has of every parameter, and how it is made whole again."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.blocks import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.region import Region, runs_of
+from shoestring.parallel.stored_tensors import part_of
 from shoestring.parallel.tensor_parallel import Divided, Division, divide
 
 log = logging.getLogger(__name__)
@@ -81,23 +84,24 @@ class ShardedParameter:
         restored.index_copy_(self.division.dim, self.division.order.to(part.device), part)
         return restored
 
-    def part_of(self, whole: Tensor) -> Tensor:
-        """This process's part of a whole tensor that it has."""
+    @cached_property
+    def region(self) -> Region:
+        """Which part of the whole this process has."""
+        indices = [torch.arange(size) for size in self.shape]
         if self.division is not None:
             place, count = self.tensor
-            if self.division.order is not None:
-                whole = whole.index_select(self.division.dim, self.division.order.to(whole.device))
-            whole = whole.chunk(count, self.division.dim)[place]
+            dim, order = self.division.dim, self.division.order
+            indices[dim] = (indices[dim] if order is None else order.cpu()).chunk(count)[place]
         place, count = self.fsdp
-        if count == 1:
-            return whole
-        parts = whole.chunk(count, 0)  # as `fully_shard` cuts: the last are smaller, or empty
-        return parts[place] if place < len(parts) else whole[:0]
+        if count > 1:
+            parts = indices[0].chunk(count)  # as `fully_shard` cuts: the last are smaller, or empty
+            indices[0] = parts[place] if place < len(parts) else indices[0][:0]
+        return tuple(map(runs_of, indices))
 
     @torch.no_grad()
     def put(self, whole: Tensor) -> None:
         """Take this process's part of a whole tensor that each process has."""
-        self.local().copy_(self.part_of(whole))
+        self.local().copy_(part_of({self.name: whole}, self.name, self.region))
 
 
 @dataclass(frozen=True)
@@ -173,11 +177,54 @@ class Sharded:
         for name, one in self.parameters.items():
             yield name, one.whole(one.parameter.detach())
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take this process's part of whole weights that each process has."""
+    def buffers(self) -> dict[str, Tensor]:
+        """What the model keeps beside its parameters: the same in each process."""
+        found = {}
+        for name, module in self.model.named_modules():
+            for own, buffer in module.named_buffers(recurse=False):
+                if own not in module._non_persistent_buffers_set:
+                    found[f"{name}.{own}" if name else own] = buffer
+        return found
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take this process's part of whole weights, of which no more is read where they are stored. Frozen parameters that are
+        not among them stay as they are. Raises: ShoestringError where they are of another model.
+        """
         self.reshard()
+        buffers = self.buffers()
+        if unknown := weights.keys() - self.parameters.keys() - buffers.keys():
+            raise ShoestringError(f"the saved weights do not fit: the model has no {min(unknown)}")
         for name, one in self.parameters.items():
-            one.put(weights[name])
+            if name in weights:
+                found = part_of(weights, name, one.region)
+                if found.shape != one.local().shape:
+                    raise ShoestringError(f"the saved weights do not fit: {name} has another shape")
+                one.local().copy_(found)
+            elif one.parameter.requires_grad:
+                raise ShoestringError(f"the saved weights do not fit: {name} is not among them")
+        for name, buffer in buffers.items():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+    @cached_property
+    def written_here(self) -> frozenset[str]:
+        """The parameters of which this process writes its part, where several have the same part: each to whoever has the least to
+        write by then. All processes come to the same."""
+        layout = self.layout
+        ranks = torch.arange(layout.processes).view(layout.data, layout.fsdp, layout.tensor)
+        load, found = [0] * layout.processes, set()
+        for name, one in self.parameters.items():
+            same: dict[tuple[int, int], list[int]] = {}
+            for rank in ranks.flatten().tolist():
+                part = rank // layout.tensor % layout.fsdp, rank % layout.tensor if one.division is not None else 0
+                same.setdefault(part, []).append(rank)
+            for alike in same.values():
+                writer = min(alike, key=load.__getitem__)
+                load[writer] += one.shape.numel() * one.parameter.element_size() // len(same)
+                if writer == self.rank:
+                    found.add(name)
+        return frozenset(found)
 
 
 def _sum(group: Any, gradients: list[Tensor | None]) -> None:

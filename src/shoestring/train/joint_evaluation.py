@@ -64,13 +64,15 @@ class JointEvaluator(Evaluator):
             rows=self.rows,
             device=self.device,
             precision=self.precision,
+            domains=self.domains,
             judge=self.judge,
         )
         found = own.sums(model, agreed)
         numbers: list[Any] = [found.nats, found.targets, found.text, found.flops, found.read]
-        total = torch.tensor(numbers, dtype=torch.float64)
+        total = torch.tensor([*numbers, *found.by_domain.flatten().tolist()], dtype=torch.float64)
         dist.all_reduce(total)
         nats = float(total[0]) / layout.tensor
-        targets, text, flops, read = (round(each / layout.tensor) for each in total[1:].tolist())
+        targets, text, flops, read = (round(each / layout.tensor) for each in total[1:5].tolist())
+        by_domain = (total[5:] / layout.tensor).numpy().reshape(found.by_domain.shape)
         done = min(found.done * layout.parts, self.sequences)
-        return Sums(nats, targets, text, flops, read, done, found.by_domain)
+        return Sums(nats, targets, text, flops, read, done, by_domain)

@@ -1,6 +1,6 @@
 """One worker that is several processes: each has a part of the model, of its optimiser's state and of every batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,21 +14,27 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.contract.batch import Batch
+from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.optim.state import flatten_state
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded
 from shoestring.parallel.traffic import StepTraffic, traffic
 from shoestring.sync.transport.base import PeerLost, Transport
+from shoestring.train import sharded_checkpoint
 from shoestring.train.assembly import Parts
-from shoestring.train.base import build_model
+from shoestring.train.base import build_model, frozen_of
+from shoestring.train.checkpoint import Snapshot
 from shoestring.train.config import RunConfig
+from shoestring.train.edits import Applied, apply_edits
+from shoestring.train.joint_decisions import JointDecisions
 from shoestring.train.noise_scale import NoiseScale
-from shoestring.train.participation import Joined
+from shoestring.train.participation import Joined, SharedCheckpoints
 from shoestring.train.sharded_step import ShardedStepper
 from shoestring.train.step import StepResult
 from shoestring.train.vote import Vote
-from shoestring.train.worker_batches import WorkerBatches
+from shoestring.train.worker_batches import part_of_batches
 
 
 class ParallelTeam:
@@ -39,10 +45,13 @@ class ParallelTeam:
     """
 
     leads, processes = True, 1
-    noise_scale: NoiseScale | None = None
+    noise_scale: NoiseScale | None
 
-    def __init__(self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger) -> None:
-        self.config, self.stepper, self.ledger = config, stepper, ledger
+    def __init__(
+        self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger, applied: Sequence[Applied] = ()
+    ) -> None:
+        self.config, self.stepper, self.ledger, self.applied = config, stepper, ledger, applied
+        self.noise_scale = stepper.noise_scale
         self.model, self.sharded, self.optimizer = stepper.model, stepper.sharded, stepper.sharded_optimizer
         self.traffic = StepTraffic()
 
@@ -97,22 +106,38 @@ class ParallelTeam:
         """The whole weights, at rank 0; nothing elsewhere."""
         leads = self.sharded.rank == 0
         with peers():
-            return {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
+            found = {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
+        return {**found, **(self.sharded.buffers() if leads else {})}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        with peers():
-            return self.optimizer.whole_state()
+        """This process's part: checkpoints are written by `save`."""
+        return flatten_state(self.optimizer)
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         with peers():
             self.stepper.restore(weights, tensors, values)
+
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int, spared: Collection[int]) -> None:
+        """Write a checkpoint, of which each process writes its part."""
+        left_out = frozen_of(self.model) if self.config.model.base else set()
+        with peers():
+            sharded_checkpoint.save(
+                folder, step, self.sharded, self.optimizer, state, keep=keep, spared=spared, left_out=left_out
+            )
+
+    def load(self, folder: Path, step: int | None) -> tuple[int, Snapshot]:
+        """A checkpoint, of which no process reads more than `restore` needs."""
+        with peers():
+            return sharded_checkpoint.load(folder, step)
 
     def whole(self) -> LanguageModule | None:
         """The whole model, at rank 0."""
         weights = self.weights()
         if self.sharded.rank != 0:
             return None
-        model = build_model(self.config.model)
+        decided = [one.decision for one in self.applied]
+        made = build_model(self.config.model)
+        model, _ = apply_edits(made, self.config.edits, Evidence(self.config.seed), decided)
         model.load_state_dict(weights)
         model.changed()
         return model
@@ -129,6 +154,7 @@ class ParallelProcesses:
 
     def __init__(self, transport: Transport, run: Path) -> None:
         self.transport, self.run = transport, run
+        self.decisions = JointDecisions(run, transport.rank == 0)
 
     def budget(self, config: RunConfig) -> Budget:
         return config.budget
@@ -136,10 +162,9 @@ class ParallelProcesses:
     def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         stepper, layout = parts.stepper, config.parallel
         assert isinstance(stepper, ShardedStepper)
-        team = ParallelTeam(config, stepper, ledger)
-        source = WorkerBatches(parts.source, layout.part(self.transport.rank), layout.parts)
-        others = None if self.transport.rank == 0 else self.run / "checkpoints"
-        return Joined(team, team, source, others, team.whole)
+        team = ParallelTeam(config, stepper, ledger, parts.applied)
+        source = part_of_batches(parts.source, layout.part(self.transport.rank), layout.parts)
+        return Joined(team, team, source, SharedCheckpoints(self.run / "checkpoints", team.save, team.load), team.whole)
 
 
 @contextmanager

@@ -220,7 +220,7 @@ class Team:
         end = None if self.vote_count is None else self.vote_count.end
         return tensors, {"steps": self.steps, "end": end, "workers": values}
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         """Raises: ShoestringError for a checkpoint of another number of workers in one process."""
         if len(values["workers"]) != len(self.steppers):
             raise ShoestringError(
@@ -241,4 +241,4 @@ class Team:
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}

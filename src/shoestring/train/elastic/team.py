@@ -285,7 +285,7 @@ class ElasticTeam:
         }
 
     @torch.no_grad()
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         elastic = self.elastic
         elastic.outer.join(_under(tensors, "shared:"), values["shared"]["outer"])
         elastic.tally = Tally.of(values["shared"]["tally"])
@@ -294,4 +294,4 @@ class ElasticTeam:
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
