@@ -52,7 +52,8 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("adapted", "adamw", DATA),
     ("adapted", "muon", FSDP),
     ("ternary", "muon", FSDP),
-    ("cut", "adamw", TENSOR),
+    ("cut", "adamw", FSDP),
+    ("ladder", "adamw", TENSOR),
 ]
 """(model, optimiser, layout). SOAP turns the rounding of its first gradient into other eigenvectors wherever two eigenvalues
 are alike (one process with other micro-batches ends as far off), so it is compared where gradients are summed in one order."""
@@ -239,9 +240,11 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     for name, stock in (("bridged", LlamaForCausalLM(llama)), ("wrapped", GPT2LMHeadModel(gpt2))):
         stock.save_pretrained(tmp_path / name)
         opened(name)
-    made = {"native": native, "biased": biased, **{name: partial(opened, name) for name in ("bridged", "wrapped")}}
+    made: dict[str, Callable[[], LanguageModule]] = {"native": native, "biased": biased}
+    made |= {name: partial(opened, name) for name in ("bridged", "wrapped")}
     made |= {"adapted": partial(edited, "tune", "lora", rank=2), "ternary": partial(edited, "lowbit", "ternary")}
-    return {**made, "cut": partial(edited, "surgery", "drop_layers", count=1)}
+    made |= {"cut": partial(edited, "surgery", "drop_layers", count=1)}
+    return {**made, "ladder": partial(edited, "surgery", "ladder", at="0:")}
 
 
 def test_two_processes_of_any_layout_train_as_one(

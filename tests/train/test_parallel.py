@@ -10,10 +10,13 @@ import psutil
 import pytest
 import torch
 
+from shoestring.base import open_model
 from shoestring.config import build, overrides
 from shoestring.errors import UsageError
+from shoestring.shrink.export import export_transformers
 from shoestring.train.checkpoint import load
 from shoestring.train.config import RunConfig
+from shoestring.train.stored_run import stored_run
 from tests.train.command import LIMIT, TINY, finished, shoestring, shoestring_here, start
 
 SAME = "--budget=2560tok --optim=muon --optim.precision=float32 --train.micro_batch=2 --execution.device=cpu".split()
@@ -22,6 +25,20 @@ SAME = "--budget=2560tok --optim=muon --optim.precision=float32 --train.micro_ba
 def read(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(the summary, the weights of the newest checkpoint, whoever wrote it)."""
     return json.loads((run / "summary.json").read_text()), dict(load(run / "checkpoints")[1].model)
+
+
+def require_streamed_export(place: Path, out: Path) -> None:
+    """Written from the parts of a checkpoint, tensor by tensor, a model is what it is written from the whole."""
+    stored, whole = stored_run(str(place)), open_model(str(place))
+    assert stored is not None
+    outline, weights = stored
+    assert all(parameter.is_meta for parameter in outline.model.parameters())  # type: ignore[attr-defined]
+    export_transformers(outline, out / "streamed", torch.bfloat16, weights)
+    export_transformers(whole, out / "whole", torch.bfloat16)
+    names = sorted(path.name for path in (out / "whole").iterdir())
+    assert names == sorted(path.name for path in (out / "streamed").iterdir())
+    for name in names:
+        assert (out / "streamed" / name).read_bytes() == (out / "whole" / name).read_bytes(), name
 
 
 def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path, tmp_path: Path) -> None:
@@ -42,6 +59,9 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
     assert status == 1
     assert "lost" in errors or "was ended by SIGKILL" in errors
     assert "Traceback" not in errors
+    of_two = min((run / "checkpoints").glob("step-*"))
+    assert {path.name for path in of_two.glob("model*")} == {"model-00000.safetensors", "model-00001.safetensors"}
+    require_streamed_export(of_two, tmp_path)
     status, output, errors = shoestring_here("train", "--resume", run, "--parallel.fsdp=1")
     assert status == 0, errors
     assert "resumed from the checkpoint of step" in output
@@ -60,6 +80,7 @@ def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_pro
     for number in range(40):
         (numbers / f"{number}.txt").write_text(" ".join(str((number * 7919 + place) % 1000) for place in range(60)))
     words = [*TINY, "--budget=1280tok", "--execution.device=cpu", "--train.micro_batch=2", "--train.sample_tokens=0"]
+    muon = ("--optim=muon", "--optim.precision=float32")
     ways = {
         "first": (
             f"--data.source.lines.corpus={corpus}",
@@ -71,6 +92,7 @@ def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_pro
             "--data.length.stages=[8, 32]",
             "--data.length.until=[0.5]",
             "--edits=ternary",
+            *muon,
         ),
         "second": (
             f"--data.corpus={numbers}",
@@ -79,7 +101,12 @@ def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_pro
             "--edits=lora",
             "--edits.lora.rank=2",
         ),
-        "third": (f"--data.corpus={corpus}", f"--model.base={tmp_path / 'first-two'}", "--train.base_optimizer=true"),
+        "third": (
+            f"--data.corpus={corpus}",
+            f"--model.base={tmp_path / 'first-two'}",
+            "--train.base_optimizer=true",
+            *muon,
+        ),
     }
     found: dict[str, Any] = {}
     for way, flags in ways.items():

@@ -68,10 +68,11 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     progress = snapshot.state["position"]["progress"]
     quantised = bool(switches) and all(progress >= switch.start for switch in switches)
     return Trained(
-        config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised, _digest(folder, found)
+        config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised, digest_of_run(folder, found)
     )
 
 
-def _digest(folder: RunFolder, step: int) -> str:
+def digest_of_run(folder: RunFolder, step: int) -> str:
+    """Of the weights of a step, the configuration and what the edits decided."""
     weights = checkpoint.weight_files(folder.checkpoints, step)
     return digest_of([folder.path / "config.toml", *weights, *sorted((folder.path / FOLDER).glob("*"))])
