@@ -4,6 +4,8 @@ Each layout trains a native model for a few steps in processes of its own (gloo,
 process's resident memory grows from before the model is made to its peak (VmHWM). The allocator's slack is in it: small models show
 nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
 `--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
+`--equal --place smollm2` does so for a model that exists, in two processes (tensor: three, as it has three key-value heads): give
+few and short rows, `--batch 4 --context 8`; a process takes 2 to 3 GB. `--layouts` says how many of fsdp, data and tensor.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from shoestring import atomic
+from shoestring.base import open_model
 from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
 from shoestring.contract.batch import Inputs
@@ -54,8 +57,8 @@ def resident(key: str) -> int:
     raise SystemExit(f"{key} is not in /proc/self/status: this bench needs Linux")
 
 
-def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch: int) -> list[float]:
-    """The losses of a few steps in this process, one of the layout's."""
+def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch: int, length: int) -> list[float]:
+    """The losses of a few steps in this process, one of the layout's. length: tokens of a row."""
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
@@ -65,7 +68,7 @@ def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch:
     stepper, losses, config = ShardedOptimizer(sharded, claimed), [], model.config
     del claimed  # it holds the weights that were whole
     for step in range(steps):
-        size = (batch, config.context + 1)
+        size = (batch, length + 1)
         ids = torch.randint(0, config.vocabulary, size, generator=torch.Generator().manual_seed(step))
         own = ids.chunk(layout.parts)[layout.part(dist.get_rank())]
         logits = model.read(Inputs(own[:, :-1])).logits().flatten(0, 1)
@@ -87,15 +90,20 @@ def work(asked: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     transport = join(PATIENCE)
     config, layout = build(ModelConfig, asked["model"]), build(ParallelLayout, asked["layout"])
+    length = config.context
     # what the engines take themselves is not the model's: a tiny one first
-    train(
-        Transformer(build(ModelConfig, {**asked["model"], "width": 32, "heads": 2, "layers": 1})), "adamw", layout, 1, 8
-    )
+    tiny = {**asked["model"], "width": 32, "heads": 2 * layout.tensor, "layers": 1}
+    train(Transformer(build(ModelConfig, {**tiny, "width": 16 * tiny["heads"]})), "adamw", layout, 1, 8, length)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident("VmRSS")
     torch.manual_seed(0)
-    losses = train(Transformer(config), asked["optimizer"], layout, asked["steps"], asked["batch"])
+    if asked.get("place"):
+        model: Any = open_model(asked["place"], torch.float32).model
+        model.requires_grad_(True).train()
+    else:
+        model = Transformer(config)
+    losses = train(model, asked["optimizer"], layout, asked["steps"], asked["batch"], length)
     found = {"losses": losses, "grown": resident("VmHWM") - before}
     atomic.write_text(Path(asked["out"]) / f"{transport.rank}.json", json.dumps(found))
     leave(transport)
@@ -191,7 +199,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="default 3, with --equal 20")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step, with --equal")
+    parser.add_argument("--tensor", type=int, default=3, help="processes that divide the heads of --place")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--layouts", type=int, default=len(LAYOUTS), help="the first so many")
     parser.add_argument(
@@ -200,6 +210,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--place", default="", help="with --equal: a model that exists, as open_model takes it")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.worker:
@@ -218,14 +229,18 @@ def main(words: Sequence[str]) -> int:
             )
         return int(any(row["sent"] != row["predicted"] for row in rows))
     if options.equal:
-        return equal(shape, options.optimizers)
+        four = ({"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4})
+        layouts: tuple[dict[str, Any], ...] = (*LAYOUTS[:2], *LAYOUTS[3:], *four)
+        if options.place:
+            layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})[: options.layouts]
+        return equal(shape, options, layouts)
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []
     for optimizer in options.optimizers:
         for given in LAYOUTS[: options.layouts]:
             layout = build(ParallelLayout, given)
             batch = 4 * layout.parts
             found = run(
-                {"model": shape, "layout": given, "optimizer": optimizer, "steps": options.steps, "batch": batch}
+                {"model": shape, "layout": given, "optimizer": optimizer, "steps": options.steps or 3, "batch": batch}
             )
             # Muon: a momentum, and where matrices are divided its owner's copy of the weights
             if optimizer == "adamw":
@@ -248,18 +263,24 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def equal(shape: dict[str, int], optimizers: Sequence[str]) -> int:
+def equal(shape: dict[str, int], options: argparse.Namespace, layouts: Sequence[dict[str, Any]]) -> int:
     """Print the largest difference of a loss. Returns 1 where one is above 1e-5."""
-    four = ({"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4})
-    worst = 0.0
-    for optimizer in optimizers:
-        asked = {"model": shape, "optimizer": optimizer, "steps": 20, "batch": 8}
+    worst, rows = 0.0, []
+    for optimizer in options.optimizers:
+        asked = {"model": shape, "optimizer": optimizer, "place": options.place, "batch": options.batch}
+        asked["steps"] = options.steps or 20
         one = run({**asked, "layout": {}})[0]["losses"]
-        for given in (*LAYOUTS[:2], *LAYOUTS[3:], *four):
+        for given in layouts:
             losses = run({**asked, "layout": given})[0]["losses"]
             apart = max(abs(a - b) for a, b in zip(one, losses, strict=True))
             worst = max(worst, apart)
-            print(f"{optimizer:6} {given!s:45} {apart:.1e}", flush=True)
+            rows.append({"optimizer": optimizer, "layout": given, "apart": apart, "losses": losses, "one": one})
+            print(f"{optimizer:6} {given!s:45} {apart:.1e}  ({one[0]:.3f} to {one[-1]:.3f} nats)", flush=True)
+    if options.json:
+        about = {"place": options.place, "shape": shape, "steps": options.steps or 20, "batch": options.batch}
+        atomic.write_text(
+            options.json, json.dumps({**about, "rows": rows, "environment": environment(probe())}, indent=1)
+        )
     return int(worst > 1e-5)
 
 

@@ -9,19 +9,36 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from shoestring.base import open_model
 from shoestring.config import build, overrides
 from shoestring.errors import UsageError
+from shoestring.shrink.export import export_transformers
+from shoestring.train.checkpoint import load
 from shoestring.train.config import RunConfig
-from tests.train.command import LIMIT, TINY, finished, shoestring_here, start
+from shoestring.train.stored_run import stored_run
+from tests.train.command import LIMIT, TINY, finished, shoestring, shoestring_here, start
 
 SAME = "--budget=2560tok --optim=muon --optim.precision=float32 --train.micro_batch=2 --execution.device=cpu".split()
 
 
 def read(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    newest = sorted((run / "checkpoints").iterdir())[-1]
-    return json.loads((run / "summary.json").read_text()), load_file(newest / "model.safetensors")
+    """(the summary, the weights of the newest checkpoint, whoever wrote it)."""
+    return json.loads((run / "summary.json").read_text()), dict(load(run / "checkpoints")[1].model)
+
+
+def require_streamed_export(place: Path, out: Path) -> None:
+    """Written from the parts of a checkpoint, tensor by tensor, a model is what it is written from the whole."""
+    stored, whole = stored_run(str(place)), open_model(str(place))
+    assert stored is not None
+    outline, weights = stored
+    assert all(parameter.is_meta for parameter in outline.model.parameters())  # type: ignore[attr-defined]
+    export_transformers(outline, out / "streamed", torch.bfloat16, weights)
+    export_transformers(whole, out / "whole", torch.bfloat16)
+    names = sorted(path.name for path in (out / "whole").iterdir())
+    assert names == sorted(path.name for path in (out / "streamed").iterdir())
+    for name in names:
+        assert (out / "streamed" / name).read_bytes() == (out / "whole" / name).read_bytes(), name
 
 
 def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path, tmp_path: Path) -> None:
@@ -42,6 +59,9 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
     assert status == 1
     assert "lost" in errors or "was ended by SIGKILL" in errors
     assert "Traceback" not in errors
+    of_two = min((run / "checkpoints").glob("step-*"))
+    assert {path.name for path in of_two.glob("model*")} == {"model-00000.safetensors", "model-00001.safetensors"}
+    require_streamed_export(of_two, tmp_path)
     status, output, errors = shoestring_here("train", "--resume", run, "--parallel.fsdp=1")
     assert status == 0, errors
     assert "resumed from the checkpoint of step" in output
@@ -50,6 +70,62 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
     assert (two["steps"], two["tokens"], two["flops"]) == (one["steps"], one["tokens"], one["flops"])
     for name, weight in weights.items():
         torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)
+
+
+def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_process(
+    corpus: Path, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "numbers"
+    numbers.mkdir()
+    for number in range(40):
+        (numbers / f"{number}.txt").write_text(" ".join(str((number * 7919 + place) % 1000) for place in range(60)))
+    words = [*TINY, "--budget=1280tok", "--execution.device=cpu", "--train.micro_batch=2", "--train.sample_tokens=0"]
+    muon = ("--optim=muon", "--optim.precision=float32")
+    ways = {
+        "first": (
+            f"--data.source.lines.corpus={corpus}",
+            f"--data.source.numbers.corpus={numbers}",
+            "--data.mixture=ramp",
+            "--data.mixture.start.lines=1",
+            "--data.mixture.end.numbers=1",
+            "--data.length=length_stages",
+            "--data.length.stages=[8, 32]",
+            "--data.length.until=[0.5]",
+            "--edits=ternary",
+            *muon,
+        ),
+        "second": (
+            f"--data.corpus={numbers}",
+            f"--old.corpus={corpus}",
+            f"--model.base={tmp_path / 'first-one'}",
+            "--edits=lora",
+            "--edits.lora.rank=2",
+        ),
+        "third": (
+            f"--data.corpus={corpus}",
+            f"--model.base={tmp_path / 'first-two'}",
+            "--train.base_optimizer=true",
+            *muon,
+        ),
+    }
+    found: dict[str, Any] = {}
+    for way, flags in ways.items():
+        for how, layout in {"one": (), "two": ("--parallel.fsdp=2",)}.items():
+            run = tmp_path / f"{way}-{how}"
+            status, _, errors = shoestring("train", *words, *flags, *layout, "--out", run)
+            assert status == 0, errors
+            found[how] = read(run)
+        (one, weights), (two, others) = found["one"], found["two"]
+        assert two["heldout_loss"] == pytest.approx(one["heldout_loss"], abs=1e-5), way
+        assert (two["steps"], two["tokens"], two["flops"]) == (one["steps"], one["tokens"], one["flops"]), way
+        assert weights.keys() == others.keys(), way
+        for name, weight in weights.items():  # those that are rounded in training amplify rounding
+            torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-3)
+        if way == "first":
+            assert two["heldout_domains"] == pytest.approx(one["heldout_domains"], abs=1e-5)
+        if way == "second":
+            assert all(name.endswith((".up", ".down")) for name in weights)
+            assert two["tuning"]["old"] == pytest.approx(one["tuning"]["old"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +138,10 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
         ("--parallel.tensor=2 --execution.compile=blocks", "execution.compile = blocks has not been tried"),
         ("--parallel.checkpointing=layers --execution.compile=blocks", "give execution.compile = none"),
         ("--parallel.fsdp=0", "parallel.fsdp"),
+        ("--parallel.fsdp=2 --edits=qk_clip", "the edit qk_clip looks at a whole batch"),
+        ("--parallel.data=2 --edits=adalora", "the edit adalora looks at a whole batch"),
+        ("--parallel.tensor=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
+        ("--parallel.data=2 --data.selection=hard_batches", "data.selection is read by one process"),
     ],
 )
 def test_what_does_not_go_together_is_refused(flags: str, line: str) -> None:

@@ -24,12 +24,12 @@ from shoestring.launch.host import listening
 from shoestring.launch.launch import Launch
 from shoestring.launch.request import TrainingRequest
 from shoestring.model.hf import export
-from shoestring.model.transformer import Transformer
 from shoestring.report.page import write_report
 from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.openers.run import folded
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
+from shoestring.train.stored_run import stored_run
 from shoestring.train.trained import load_trained
 
 
@@ -78,18 +78,22 @@ def _export(folder: RunFolder, console: Screen) -> None:
     leave as the numbers they stand for, as no stock class computes with their codes."""
     target = folder.path / "transformers"
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
-    trained = load_trained(folder.path)
+    stored, how = stored_run(str(folder.path)), ""
     try:
-        plain = folded(trained)
-        assert isinstance(plain, Transformer)
-        export(plain, folder.tokenizer, target, end=trained.tokenizer.end)
+        if stored is not None:  # weight by weight
+            opened, weights = stored
+            model: Any = opened.model
+        else:
+            trained = load_trained(folder.path)
+            model, weights = folded(trained), None
+            names = [one.name for one in trained.applied]
+            how = f", with {', '.join(names)} folded into plain weights" if names else ""
+            rounded = any(choice.options.get("activations", "none") != "none" for choice in trained.config.edits)
+            how += ", activations not rounded" if rounded else ""
+        export(model, folder.tokenizer, target, end=folder.read_tokenizer().end, weights=weights)
     except UsageError as error:
         console.print(f"not exported to transformers: {error}")
     else:
-        names = [one.name for one in trained.applied]
-        how = f", with {', '.join(names)} folded into plain weights" if names else ""
-        rounded = any(choice.options.get("activations", "none") != "none" for choice in trained.config.edits)
-        how += ", activations not rounded" if rounded else ""
         console.print(f"for transformers: {target}{how}", soft_wrap=True)
 
 

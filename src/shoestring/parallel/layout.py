@@ -58,9 +58,12 @@ class ParallelLayout:
         """Which part of a batch's rows the process of this rank reads."""
         return rank // (self.context * self.tensor)
 
-    def place(self, rank: int) -> int:
-        """Which part of each row the process of this rank reads, of `context`."""
-        return rank // self.tensor % self.context
+    def places(self, rank: int) -> dict[str, int]:
+        """Where the process of this rank is along each axis of `mesh`, and along 'expert' of `expert_mesh`."""
+        found, rest = {"expert": self.part(rank) % self.expert}, rank
+        for axis in reversed(AXES):
+            rest, found[axis] = divmod(rest, getattr(self, axis))
+        return found
 
     def mesh(self, device: str = "cpu") -> "DeviceMesh":
         """The processes of torch's default group, by `AXES`. Raises: UsageError where they are another number."""
