@@ -22,7 +22,7 @@ BY_NAME = {name: dtype for dtype, name in TYPES.items()}
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredPart:
     """A part of a tensor. file: that has it, under the tensor's name. region: which part."""
 
     file: Path
@@ -30,18 +30,18 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in files. dtype, shape: of the whole. pieces: which part each file has."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StoredPart, ...]
 
 
 class StoredTensors(Mapping[str, Tensor]):
     """Tensors by name. The files stay where they are until the last was read."""
 
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = dict(stored)
         self._file: Path | None = None
         self._source: Any = None
@@ -50,7 +50,9 @@ class StoredTensors(Mapping[str, Tensor]):
     @classmethod
     def of_file(cls, file: Path) -> "StoredTensors":
         """All that one file has. Raises: ShoestringError where it holds no tensors."""
-        return cls({name: Stored(*one, (Piece(file, whole_region(one[1])),)) for name, one in outline(file).items()})
+        return cls(
+            {name: StoredTensor(*one, (StoredPart(file, whole_region(one[1])),)) for name, one in outline(file).items()}
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.stored)
@@ -110,7 +112,7 @@ def part_of(tensors: Mapping[str, Tensor], name: str, region: Region) -> Tensor:
     return found
 
 
-def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Stored]:
+def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, StoredTensor]:
     """Tensors as an index lists them. where: the index. files: that may be named.
 
     Raises: ShoestringError where it is no such list, or a file has not what it says.
@@ -134,7 +136,7 @@ def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Sto
                     outlines[each["file"]] = outline(where.parent / each["file"])
                 if outlines[each["file"]][name] != (dtype, shape_of(region)):
                     raise ValueError
-                pieces.append(Piece(where.parent / each["file"], region))
+                pieces.append(StoredPart(where.parent / each["file"], region))
                 total += prod(shape_of(region))
         except (KeyError, TypeError, ValueError):
             raise ShoestringError(
@@ -144,7 +146,7 @@ def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Sto
             raise ShoestringError(
                 f"{where} is damaged: the parts of '{name[:80]}' are {total} of {prod(shape)} numbers"
             )
-        found[name] = Stored(dtype, shape, tuple(pieces))
+        found[name] = StoredTensor(dtype, shape, tuple(pieces))
     return found
 
 
