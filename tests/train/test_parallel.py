@@ -145,6 +145,7 @@ def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Pa
         ("--parallel.checkpointing=layers --execution.compile=blocks", "give execution.compile = none"),
         ("--parallel.fsdp=0", "parallel.fsdp"),
         ("--parallel.fsdp=2 --edits=qk_clip", "the edit qk_clip looks at a whole batch"),
+        ("--parallel.tensor=2 --edits=lora", "adapters and number formats look at whole matrices"),
         ("--parallel.data=2 --edits=adalora", "the edit adalora looks at a whole batch"),
         ("--parallel.tensor=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
         ("--parallel.data=2 --data.selection=hard_batches", "data.selection is read by one process"),
