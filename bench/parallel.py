@@ -5,7 +5,7 @@ process's resident memory grows from before the model is made to its peak (VmHWM
 nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
 `--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
 `--equal --place smollm2` does so for a model that exists, in two processes (tensor: three, as it has three key-value heads): give
-few and short rows, `--batch 4 --context 8`; a process takes 2 to 3 GB. `--layouts` says how many of fsdp, data and tensor.
+few and short rows, `--batch 4 --context 8 --lr 1e-4`; a process takes 2 to 3 GB. `--layouts`: how many of fsdp, data and tensor.
 """
 
 import argparse
@@ -57,29 +57,41 @@ def resident(key: str) -> int:
     raise SystemExit(f"{key} is not in /proc/self/status: this bench needs Linux")
 
 
-def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch: int, length: int) -> list[float]:
-    """The losses of a few steps in this process, one of the layout's. length: tokens of a row."""
+def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: torch.Tensor | None = None) -> list[float]:
+    """The losses of a few steps in this process, one of the layout's.
+
+    asked: 'optimizer', 'steps', 'batch', 'context', 'lr' where it is not the optimiser's own, and 'parts': of a batch, one after
+    the other. tokens: of a text that rows are taken from; None: they are drawn at random.
+    """
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
-    options = {"precision": "float32"} if optimizer == "muon" else {}
-    claimed = partition(model, Choice.of("optim", optimizer, **options), Choice.of("optim", "adamw"))
+    options = {"precision": "float32"} if asked["optimizer"] == "muon" else {}
+    rate = {} if asked.get("lr") is None else {"lr": asked["lr"]}
+    chosen = Choice.of("optim", asked["optimizer"], **options, **rate), Choice.of("optim", "adamw", **rate)
+    claimed = partition(model, *chosen)
     sharded = shard(model, layout)
-    stepper, losses, config = ShardedOptimizer(sharded, claimed), [], model.config
+    stepper, losses, parts = ShardedOptimizer(sharded, claimed), [], asked.get("parts", 1)
     del claimed  # it holds the weights that were whole
-    for step in range(steps):
-        size = (batch, length + 1)
-        ids = torch.randint(0, config.vocabulary, size, generator=torch.Generator().manual_seed(step))
+    for step in range(asked["steps"]):
+        generator, length = torch.Generator().manual_seed(step), asked["context"] + 1
+        if tokens is None:
+            ids = torch.randint(0, model.config.vocabulary, (asked["batch"], length), generator=generator)
+        else:
+            starts = torch.randint(0, len(tokens) - length, (asked["batch"],), generator=generator)
+            ids = torch.stack([tokens[start : start + length] for start in starts.tolist()])
         own = ids.chunk(layout.parts)[layout.part(dist.get_rank())]
-        logits = model.read(Inputs(own[:, :-1])).logits().flatten(0, 1)
-        loss = F.cross_entropy(logits, own[:, 1:].flatten()) / layout.parts
-        del logits
-        (loss * sharded.gradient_scale).backward()
+        total = torch.zeros(())
+        for part in own.chunk(parts):
+            logits = model.read(Inputs(part[:, :-1])).logits().flatten(0, 1)
+            loss = F.cross_entropy(logits, part[:, 1:].flatten()) / layout.parts / parts
+            del logits
+            (loss * sharded.gradient_scale).backward()
+            total += loss.detach()
         sharded.reduce_gradients()
         sharded.clip_gradients(1.0)
         stepper.step()
         stepper.zero_grad()
-        total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(float(total) / layout.tensor)
     return losses
@@ -90,20 +102,23 @@ def work(asked: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     transport = join(PATIENCE)
     config, layout = build(ModelConfig, asked["model"]), build(ParallelLayout, asked["layout"])
-    length = config.context
     # what the engines take themselves is not the model's: a tiny one first
     tiny = {**asked["model"], "width": 32, "heads": 2 * layout.tensor, "layers": 1}
-    train(Transformer(build(ModelConfig, {**tiny, "width": 16 * tiny["heads"]})), "adamw", layout, 1, 8, length)
+    warm = {"optimizer": "adamw", "steps": 1, "batch": 8, "context": config.context}
+    train(Transformer(build(ModelConfig, {**tiny, "width": 16 * tiny["heads"]})), warm, layout)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident("VmRSS")
     torch.manual_seed(0)
     if asked.get("place"):
-        model: Any = open_model(asked["place"], torch.float32).model
+        opened = open_model(asked["place"], torch.float32)
+        model: Any = opened.model
         model.requires_grad_(True).train()
+        assert opened.tokenizer is not None
+        tokens = torch.tensor(opened.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")))
     else:
-        model = Transformer(config)
-    losses = train(model, asked["optimizer"], layout, asked["steps"], asked["batch"], length)
+        model, tokens = Transformer(config), None
+    losses = train(model, {**asked, "context": config.context}, layout, tokens)
     found = {"losses": losses, "grown": resident("VmHWM") - before}
     atomic.write_text(Path(asked["out"]) / f"{transport.rank}.json", json.dumps(found))
     leave(transport)
@@ -201,6 +216,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--steps", type=int, help="default 3, with --equal 20")
     parser.add_argument("--batch", type=int, default=8, help="rows of a step, with --equal")
+    parser.add_argument("--lr", type=float, help="learning rate, with --equal (default: each optimiser's own)")
     parser.add_argument("--tensor", type=int, default=3, help="processes that divide the heads of --place")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--layouts", type=int, default=len(LAYOUTS), help="the first so many")
@@ -268,19 +284,22 @@ def equal(shape: dict[str, int], options: argparse.Namespace, layouts: Sequence[
     worst, rows = 0.0, []
     for optimizer in options.optimizers:
         asked = {"model": shape, "optimizer": optimizer, "place": options.place, "batch": options.batch}
-        asked["steps"] = options.steps or 20
-        one = run({**asked, "layout": {}})[0]["losses"]
+        asked |= {"steps": options.steps or 20, "lr": options.lr}
+        alone: dict[int, list[float]] = {}  # by parts
         for given in layouts:
-            losses = run({**asked, "layout": given})[0]["losses"]
+            # a model that exists is compared with one process that sums a batch's parts in the same order
+            parts = build(ParallelLayout, given).parts if options.place else 1
+            if parts not in alone:
+                alone[parts] = run({**asked, "layout": {}, "parts": parts})[0]["losses"]
+            one, losses = alone[parts], run({**asked, "layout": given})[0]["losses"]
             apart = max(abs(a - b) for a, b in zip(one, losses, strict=True))
             worst = max(worst, apart)
             rows.append({"optimizer": optimizer, "layout": given, "apart": apart, "losses": losses, "one": one})
             print(f"{optimizer:6} {given!s:45} {apart:.1e}  ({one[0]:.3f} to {one[-1]:.3f} nats)", flush=True)
-    if options.json:
-        about = {"place": options.place, "shape": shape, "steps": options.steps or 20, "batch": options.batch}
-        atomic.write_text(
-            options.json, json.dumps({**about, "rows": rows, "environment": environment(probe())}, indent=1)
-        )
+            if options.json:
+                about = {"place": options.place, "shape": shape, "steps": asked["steps"], "batch": options.batch}
+                whole = {**about, "lr": options.lr, "rows": rows, "environment": environment(probe())}
+                atomic.write_text(options.json, json.dumps(whole, indent=1))
     return int(worst > 1e-5)
 
 

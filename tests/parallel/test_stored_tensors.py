@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from shoestring.errors import ShoestringError
 from shoestring.model.safetensors_writer import TYPES, write_all
 from shoestring.parallel.region import Region, runs_of, shape_of
-from shoestring.parallel.stored_tensors import Piece, Stored, StoredTensors, part_of, pieces_of
+from shoestring.parallel.stored_tensors import StoredPart, StoredTensor, StoredTensors, part_of, pieces_of
 
 
 @st.composite
@@ -50,8 +50,8 @@ def test_any_part_is_read_of_any_division(
         part = part_of({"w": whole}, "w", region)
         assert torch.equal(part, plainly(whole, region))
         write_all(folder / f"{number}.safetensors", {"w": part})
-        pieces.append(Piece(folder / f"{number}.safetensors", "w", region))
-    stored = StoredTensors({"w": Stored(whole.dtype, tuple(whole.shape), tuple(pieces))})
+        pieces.append(StoredPart(folder / f"{number}.safetensors", "w", region))
+    stored = StoredTensors({"w": StoredTensor(whole.dtype, tuple(whole.shape), tuple(pieces))})
     assert torch.equal(stored["w"], whole)
     for region in wanted:
         found = stored.part("w", region)
@@ -120,7 +120,7 @@ def test_an_index_that_is_not_true_of_its_files_is_refused(
 
 def test_parts_that_overlap_and_leave_a_hole_are_refused_when_read(tmp_path: Path) -> None:
     write_all(tmp_path / "0", {"w": torch.zeros(2)})
-    piece = Piece(tmp_path / "0", "w", (((0, 2),),))
-    stored = StoredTensors({"w": Stored(torch.float32, (4,), (piece, piece))})
+    piece = StoredPart(tmp_path / "0", "w", (((0, 2),),))
+    stored = StoredTensors({"w": StoredTensor(torch.float32, (4,), (piece, piece))})
     with pytest.raises(ShoestringError, match="2 of 3 numbers"):
         stored.part("w", (((1, 4),),))

@@ -72,60 +72,66 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
         torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-4)
 
 
-def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_process(
-    corpus: Path, tmp_path: Path
-) -> None:
+def both(out: Path, words: list[str], name: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, torch.Tensor]]:
+    """(the summary of a run of one process, that of two, the weights): the two trained alike."""
+    found: dict[str, Any] = {}
+    for how, layout in {"one": (), "two": ("--parallel.fsdp=2",)}.items():
+        status, _, errors = shoestring("train", *words, *layout, "--out", out / f"{name}-{how}")
+        assert status == 0, errors
+        found[how] = read(out / f"{name}-{how}")
+    (one, weights), (two, others) = found["one"], found["two"]
+    assert two["heldout_loss"] == pytest.approx(one["heldout_loss"], abs=1e-5)
+    assert (two["steps"], two["tokens"], two["flops"]) == (one["steps"], one["tokens"], one["flops"])
+    assert weights.keys() == others.keys()
+    for key, weight in weights.items():  # those that are rounded in training amplify rounding
+        torch.testing.assert_close(others[key], weight, rtol=0, atol=1e-3)
+    return one, two, weights
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Of a short run; a corpus of numbers lies beside it."""
     numbers = tmp_path / "numbers"
     numbers.mkdir()
     for number in range(40):
         (numbers / f"{number}.txt").write_text(" ".join(str((number * 7919 + place) % 1000) for place in range(60)))
-    words = [*TINY, "--budget=1280tok", "--execution.device=cpu", "--train.micro_batch=2", "--train.sample_tokens=0"]
-    muon = ("--optim=muon", "--optim.precision=float32")
-    ways = {
-        "first": (
-            f"--data.source.lines.corpus={corpus}",
-            f"--data.source.numbers.corpus={numbers}",
-            "--data.mixture=ramp",
-            "--data.mixture.start.lines=1",
-            "--data.mixture.end.numbers=1",
-            "--data.length=length_stages",
-            "--data.length.stages=[8, 32]",
-            "--data.length.until=[0.5]",
-            "--edits=ternary",
-            *muon,
-        ),
-        "second": (
-            f"--data.corpus={numbers}",
-            f"--old.corpus={corpus}",
-            f"--model.base={tmp_path / 'first-one'}",
-            "--edits=lora",
-            "--edits.lora.rank=2",
-        ),
-        "third": (
-            f"--data.corpus={corpus}",
-            f"--model.base={tmp_path / 'first-two'}",
-            "--train.base_optimizer=true",
-            *muon,
-        ),
-    }
-    found: dict[str, Any] = {}
-    for way, flags in ways.items():
-        for how, layout in {"one": (), "two": ("--parallel.fsdp=2",)}.items():
-            run = tmp_path / f"{way}-{how}"
-            status, _, errors = shoestring("train", *words, *flags, *layout, "--out", run)
-            assert status == 0, errors
-            found[how] = read(run)
-        (one, weights), (two, others) = found["one"], found["two"]
-        assert two["heldout_loss"] == pytest.approx(one["heldout_loss"], abs=1e-5), way
-        assert (two["steps"], two["tokens"], two["flops"]) == (one["steps"], one["tokens"], one["flops"]), way
-        assert weights.keys() == others.keys(), way
-        for name, weight in weights.items():  # those that are rounded in training amplify rounding
-            torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-3)
-        if way == "first":
-            assert two["heldout_domains"] == pytest.approx(one["heldout_domains"], abs=1e-5)
-        if way == "second":
-            assert all(name.endswith((".up", ".down")) for name in weights)
-            assert two["tuning"]["old"] == pytest.approx(one["tuning"]["old"], abs=1e-5)
+    return [*TINY, "--budget=1280tok", "--execution.device=cpu", "--train.micro_batch=2", "--train.sample_tokens=0"]
+
+
+MUON = ("--optim=muon", "--optim.precision=float32")
+
+
+def on_sources(corpus: Path, folder: Path) -> list[str]:
+    """Two sources, a mixture that changes, rows that grow, and a number format."""
+    return [
+        f"--data.source.lines.corpus={corpus}",
+        f"--data.source.numbers.corpus={folder / 'numbers'}",
+        "--data.mixture=ramp",
+        "--data.mixture.start.lines=1",
+        "--data.mixture.end.numbers=1",
+        "--data.length=length_stages",
+        "--data.length.stages=[8, 32]",
+        "--data.length.until=[0.5]",
+        "--edits=ternary",
+        *MUON,
+    ]
+
+
+def test_sources_edits_and_old_text_train_as_in_one_process(corpus: Path, tmp_path: Path, words: list[str]) -> None:
+    one, two, _ = both(tmp_path, [*words, *on_sources(corpus, tmp_path)], "first")
+    assert two["heldout_domains"] == pytest.approx(one["heldout_domains"], abs=1e-5)
+    base = [f"--model.base={tmp_path / 'first-two'}", "--edits=lora", "--edits.lora.rank=2"]
+    texts = [f"--data.corpus={tmp_path / 'numbers'}", f"--old.corpus={corpus}"]
+    one, two, weights = both(tmp_path, [*words, *texts, *base], "second")
+    assert all(name.endswith((".up", ".down")) for name in weights)
+    assert two["tuning"]["old"] == pytest.approx(one["tuning"]["old"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Path, words: list[str]) -> None:
+    words = [*words, f"--data.corpus={corpus}", *MUON]
+    both(tmp_path, words, "first")
+    both(tmp_path, [*words, f"--model.base={tmp_path / 'first-two'}", "--train.base_optimizer=true"], "second")
 
 
 @pytest.mark.parametrize(
@@ -139,6 +145,7 @@ def test_edits_sources_old_text_and_another_optimisers_state_train_as_in_one_pro
         ("--parallel.checkpointing=layers --execution.compile=blocks", "give execution.compile = none"),
         ("--parallel.fsdp=0", "parallel.fsdp"),
         ("--parallel.fsdp=2 --edits=qk_clip", "the edit qk_clip looks at a whole batch"),
+        ("--parallel.tensor=2 --edits=lora", "adapters and number formats look at whole matrices"),
         ("--parallel.data=2 --edits=adalora", "the edit adalora looks at a whole batch"),
         ("--parallel.tensor=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
         ("--parallel.data=2 --data.selection=hard_batches", "data.selection is read by one process"),

@@ -22,7 +22,7 @@ BY_NAME = {name: dtype for dtype, name in TYPES.items()}
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredPart:
     """A part of a tensor. file: that has it. name: it has there. region: which part."""
 
     file: Path
@@ -31,18 +31,18 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in files. dtype, shape: of the whole. pieces: which part each file has."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StoredPart, ...]
 
 
 class StoredTensors(Mapping[str, Tensor]):
     """Tensors by name. The files stay where they are until the last was read."""
 
-    def __init__(self, stored: Mapping[str, Stored]) -> None:
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = dict(stored)
         self._file: Path | None = None
         self._source: Any = None
@@ -52,7 +52,7 @@ class StoredTensors(Mapping[str, Tensor]):
     def of_file(cls, file: Path) -> "StoredTensors":
         """All that one file has. Raises: ShoestringError where it holds no tensors."""
         return cls(
-            {name: Stored(*one, (Piece(file, name, whole_region(one[1])),)) for name, one in outline(file).items()}
+            {name: StoredTensor(*one, (StoredPart(file, name, whole_region(one[1])),)) for name, one in outline(file).items()}
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -84,7 +84,7 @@ class StoredTensors(Mapping[str, Tensor]):
         found = {name.removeprefix(prefix): one for name, one in self.stored.items() if name.startswith(prefix)}
         return StoredTensors(found)
 
-    def _read(self, piece: Piece, where: tuple[slice, ...]) -> Tensor:
+    def _read(self, piece: StoredPart, where: tuple[slice, ...]) -> Tensor:
         file, name = piece.file, piece.name
         if self._source is None or file != self._file or self._taken > AT_ONCE:
             self._source, self._file, self._taken = _opened(file), file, 0
@@ -126,7 +126,7 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
     return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
 
-def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Stored]:
+def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, StoredTensor]:
     """Tensors as an index lists them. where: the index. files: that may be named.
 
     Raises: ShoestringError where it is no such list, or a file has not what it says.
@@ -150,7 +150,7 @@ def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Sto
                     outlines[each["file"]] = outline(where.parent / each["file"])
                 if outlines[each["file"]][name] != (dtype, shape_of(region)):
                     raise ValueError
-                pieces.append(Piece(where.parent / each["file"], name, region))
+                pieces.append(StoredPart(where.parent / each["file"], name, region))
                 total += prod(shape_of(region))
         except (KeyError, TypeError, ValueError):
             raise ShoestringError(
@@ -160,7 +160,7 @@ def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Sto
             raise ShoestringError(
                 f"{where} is damaged: the parts of '{name[:80]}' are {total} of {prod(shape)} numbers"
             )
-        found[name] = Stored(dtype, shape, tuple(pieces))
+        found[name] = StoredTensor(dtype, shape, tuple(pieces))
     return found
 
 

@@ -154,6 +154,8 @@ class RunConfig:
             f"the edit {', '.join(alone)} looks at a whole batch or whole weights while training: leave it out": bool(
                 alone
             ),
+            "adapters and number formats look at whole matrices: set parallel.tensor = 1": layout.tensor > 1
+            and any(edit.engine in ("tune", "lowbit") for edit in self.edits),
             "train.noise_scale_every is not measured with parallel.tensor: set it to 0": bool(train.noise_scale_every)
             and layout.tensor > 1,
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
