@@ -94,6 +94,10 @@ class DistributedTransport:
             if self._made is not None:
                 dist.destroy_process_group(self._made)
 
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        return self._heartbeat
+
     def _watch(self) -> None:
         if self._given_up and self._lost is not None:
             raise PeerLost(*self._lost)
