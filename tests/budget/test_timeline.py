@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoestring.budget.goodput import goodput, lost_seconds
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.budget.stragglers import LOOKS, StragglerWatch, slow
-from shoestring.budget.timeline import OWN, SEGMENTS, STEPS, WINDOW, Segment, Timeline
+from shoestring.budget.timeline import OWN, STRETCHES, STEPS, WINDOW, Stretch, Timeline
 from shoestring.report.processes import read_processes
 from tests.budget.test_ledger import Clock
 
@@ -40,15 +40,15 @@ def noted(steps: int, step: float = 1.0) -> tuple[Ledger, Timeline]:
 
 def test_phases_are_noted_as_they_change() -> None:
     ledger, timeline = noted(2)
-    second = [each for each in timeline.segments() if each.step == 1]
+    second = [each for each in timeline.stretches() if each.step == 1]
     assert second == [
-        Segment("data", 1, 12, 13),
-        Segment("forward and backward", 1, 13, 15),
-        Segment("communication", 1, 15, 17),
-        Segment("forward and backward", 1, 17, 19),
-        Segment("optimiser", 1, 19, 20),
-        Segment("communication", 1, 20, 21),
-        Segment("evaluation", 1, 21, 24),
+        Stretch("data", 1, 12, 13),
+        Stretch("forward and backward", 1, 13, 15),
+        Stretch("communication", 1, 15, 17),
+        Stretch("forward and backward", 1, 17, 19),
+        Stretch("optimiser", 1, 19, 20),
+        Stretch("communication", 1, 20, 21),
+        Stretch("evaluation", 1, 21, 24),
     ]
     sums = {"data": 1, "forward and backward": 4, "communication": 3, "optimiser": 1, "evaluation": 3}
     assert timeline.steps() == [(1, sums)], "torch sets itself up in the first step, which tells nothing of later ones"
@@ -59,16 +59,16 @@ def test_phases_are_noted_as_they_change() -> None:
 
 
 def test_no_more_is_kept_than_said_and_a_file_says_it_all(tmp_path: Path) -> None:
-    _, timeline = noted(SEGMENTS, 1e-3)
-    assert (len(timeline.segments()), len(timeline.steps())) == (SEGMENTS, STEPS)
+    _, timeline = noted(STRETCHES, 1e-3)
+    assert (len(timeline.stretches()), len(timeline.steps())) == (STRETCHES, STEPS)
     timeline.offset, timeline.offset_error = 0.5, 1e-4
     (tmp_path / "timeline.jsonl").write_text(timeline.lines())
     (read,) = read_processes(tmp_path).each
     assert (read.rank, read.host, read.offset_error) == (3, "there", 1e-4)
     for (step, sums), (number, seconds) in zip(read.steps, timeline.steps(), strict=True):
         assert (step, sums) == (number, pytest.approx(seconds, abs=1e-6))
-    shifted = timeline.segments()[0].begin - 0.5
-    assert read.segments[0].begin == pytest.approx(shifted, abs=1e-6), "all are on the clock of rank 0"
+    shifted = timeline.stretches()[0].begin - 0.5
+    assert read.stretches[0].begin == pytest.approx(shifted, abs=1e-6), "all are on the clock of rank 0"
     assert timeline.medians() == {
         "data": 0.001, "forward and backward": 0.004, "optimiser": 0.001, "communication": 0.003, "exchange": 0.0,
     }  # fmt: skip

@@ -28,16 +28,16 @@ NAMES = {
 }
 """Phase by cause on the ledger, where it has another name."""
 
-SEGMENTS, STEPS = 2048, 64
-"""How many segments, and sums of how many steps, are kept."""
+STRETCHES, STEPS = 2048, 64
+"""How many stretches, and sums of how many steps, are kept."""
 SHORTEST = 20e-6
-"""Seconds of a segment that is kept; shorter ones are in the sums alone."""
+"""Seconds of a stretch that is kept; shorter ones are in the sums alone."""
 WINDOW = 16
 """Steps whose median is taken."""
 
 
 @dataclass(frozen=True)
-class Segment:
+class Stretch:
     """A stretch of one phase. step: that was begun last. begin, end: seconds."""
 
     phase: str
@@ -47,7 +47,7 @@ class Segment:
 
 
 class Timeline:
-    """Notes phases as they change, of the last `SEGMENTS` and the last `STEPS` steps. Another thread may read.
+    """Notes phases as they change, of the last `STRETCHES` and the last `STEPS` steps. Another thread may read.
 
     host: of this process.
     rank: of this process.
@@ -58,7 +58,7 @@ class Timeline:
         self.offset = self.offset_error = 0.0
         self.phase, self.step = "idle", -1
         self._since = 0.0
-        self._segments: deque[tuple[str, int, float, float]] = deque(maxlen=SEGMENTS)
+        self._stretches: deque[tuple[str, int, float, float]] = deque(maxlen=STRETCHES)
         self._steps: deque[tuple[int, dict[str, float]]] = deque(maxlen=STEPS)
         self._sums: dict[str, float] = {}
 
@@ -70,7 +70,7 @@ class Timeline:
             return
         if before != "idle":
             if at - self._since >= SHORTEST:
-                self._segments.append((before, self.step, self._since, at))
+                self._stretches.append((before, self.step, self._since, at))
             self._sums[before] = self._sums.get(before, 0.0) + at - self._since
         self.phase, self._since = phase, at
 
@@ -80,8 +80,8 @@ class Timeline:
             self._steps.append((self.step, self._sums))
         self.step, self._sums = step, {}
 
-    def segments(self) -> list[Segment]:
-        return [Segment(*each) for each in _copied(self._segments)]
+    def stretches(self) -> list[Stretch]:
+        return [Stretch(*each) for each in _copied(self._stretches)]
 
     def steps(self) -> list[tuple[int, dict[str, float]]]:
         """(step, seconds by phase) of the steps that have ended."""
@@ -96,7 +96,7 @@ class Timeline:
         return {"host": self.host, "phase": self.phase, "step": self.step, "medians": self.medians()}
 
     def lines(self) -> str:
-        """As a file: a line of the process, then its steps, then its segments, on the clock of rank 0."""
+        """As a file: a line of the process, then its steps, then its stretches, on the clock of rank 0."""
         rows: list[dict[str, Any]] = [
             {"rank": self.rank, "host": self.host, "offset": self.offset, "offset_error": self.offset_error}
         ]
@@ -108,7 +108,7 @@ class Timeline:
                 "begin": round(each.begin - self.offset, 6),
                 "end": round(each.end - self.offset, 6),
             }
-            for each in self.segments()
+            for each in self.stretches()
         ]
         return "".join(json.dumps(row) + "\n" for row in rows)
 

@@ -29,6 +29,8 @@ EVERY = 1.0
 """Seconds between two looks at the others."""
 WRITTEN_EVERY = 10
 """Looks between two writings of the timeline."""
+LINGER = 5.0
+"""The most seconds that closing waits for the thread, which may be waiting for a store whose process is frozen."""
 NAME = "timeline.jsonl"
 
 
@@ -63,7 +65,7 @@ class Diagnosis:
 
     def close(self) -> None:
         self._closed.set()
-        self._thread.join()
+        self._thread.join(LINGER)
         self.write()
 
     def write(self) -> None:
@@ -111,11 +113,11 @@ class Diagnosis:
     def _lost(self, error: PeerLost) -> None:
         """Another process is frozen. gloo ends no wait for it before its own limit, of minutes: this process ends."""
         self.write()
-        if not self.ends:
-            return  # whoever waits for its message next is told
         if self.heartbeat is not None:
             with suppress(RuntimeError):
                 self.heartbeat.report_lost(error.rank)
+        if not self.ends:
+            return  # whoever waits for its message next is told
         sys.stdout.flush()
         print(f"shoestring: {error}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoestring.budget.stragglers import SHARE
-from shoestring.budget.timeline import OWN, WAITS, Segment, medians
-from shoestring.json_files import Row, damaged, is_number, read_lines
+from shoestring.budget.timeline import OWN, WAITS, Stretch, medians
+from shoestring.json_files import Row, damaged, read_lines
 
 _NUMBERS = {"rank", "step", "begin", "end", "offset", "offset_error", "share", "goes_on"}
+LONGEST = 1e10
+"""Seconds that no clock shows."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process. steps: (step, seconds by phase) of its last ones. segments: on the clock of rank 0.
+    """One process. steps: (step, seconds by phase) of its last ones. stretches: on the clock of rank 0.
 
     offset_error: seconds by which its clock may be off.
     """
@@ -21,7 +23,7 @@ class Process:
     rank: int
     host: str
     steps: list[tuple[int, dict[str, float]]]
-    segments: list[Segment]
+    stretches: list[Stretch]
     offset_error: float = 0.0
 
     @property
@@ -50,7 +52,7 @@ class Processes:
     def stragglers(self) -> list[Row]:
         """Those that were named while the run went on, the last word on each rank and phase."""
         found = [event for event in self.events if event.get("event") == "straggler"]
-        return list({(event.get("rank"), event.get("phase")): event for event in found}.values())
+        return list({(event.get("rank"), str(event.get("phase"))): event for event in found}.values())
 
 
 def read_processes(folder: Path) -> Processes:
@@ -69,20 +71,25 @@ def _read(path: Path) -> Process | None:
     if not isinstance(head.get("rank"), int):
         raise damaged(path, number, "the first line of a timeline has the rank of its process")
     steps: list[tuple[int, dict[str, float]]] = []
-    segments: list[Segment] = []
+    stretches: list[Stretch] = []
     for number, row in rest:
         step, seconds = row.get("step"), row.get("seconds")
-        if isinstance(seconds, dict) and isinstance(step, int) and all(map(is_number, seconds.values())):
+        if isinstance(seconds, dict) and isinstance(step, int) and all(map(_is_time, seconds.values())):
             steps.append((step, {str(phase): float(each) for phase, each in seconds.items()}))
-        elif isinstance(row.get("phase"), str) and isinstance(step, int) and _numbers(row, "begin", "end"):
-            segments.append(Segment(row["phase"], step, float(row["begin"]), float(row["end"])))
+        elif isinstance(row.get("phase"), str) and isinstance(step, int) and _is_stretch(row):
+            stretches.append(Stretch(row["phase"], step, float(row["begin"]), float(row["end"])))
         else:
-            raise damaged(path, number, "neither a step nor a segment of a timeline")
-    return Process(head["rank"], str(head.get("host", "")), steps, segments, float(head.get("offset_error") or 0.0))
+            raise damaged(path, number, "neither a step nor a stretch of a timeline")
+    return Process(head["rank"], str(head.get("host", "")), steps, stretches, float(head.get("offset_error") or 0.0))
 
 
-def _numbers(row: Row, *keys: str) -> bool:
-    return all(is_number(row.get(key)) for key in keys)
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < LONGEST
+
+
+def _is_stretch(row: Row) -> bool:
+    begin, end = row.get("begin"), row.get("end")
+    return _is_time(begin) and _is_time(end) and begin <= end  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoestring.budget.timeline import OTHERS, OWN, WAITS, Segment
+from shoestring.budget.timeline import OTHERS, OWN, WAITS, Stretch
 from shoestring.report.drawing import COLOUR, UNIT, panel, style
 from shoestring.report.processes import Process
 
@@ -31,7 +31,7 @@ _COLUMNS = 1200
 
 def drawn(processes: Sequence[Process]) -> list[Process]:
     """Those that a figure has room for, by rank."""
-    there = [process for process in processes if process.segments]
+    there = [process for process in processes if process.stretches]
     if len(there) <= MOST:
         return there
     by_work = sorted(there, key=lambda process: process.own)
@@ -43,23 +43,23 @@ def span(processes: Sequence[Process], steps: int = STEPS) -> tuple[float, float
 
     No more is drawn than the shortest of the processes' memories holds.
     """
-    known = [{each.step for each in process.segments if each.phase == "forward and backward"} for process in processes]
+    known = [{each.step for each in process.stretches if each.phase == "forward and backward"} for process in processes]
     common = sorted(set.intersection(*known))[-steps:] if known else []
     if not common:
         return None
-    within = [each for process in processes for each in process.segments if each.step in common and each.phase in OWN]
+    within = [each for process in processes for each in process.stretches if each.step in common and each.phase in OWN]
     begin = min(each.begin for each in within)
     if len(common) > 1:  # the first may be known in part alone
-        begin = max(begin, *(min(each.begin for each in process.segments) for process in processes))
+        begin = max(begin, *(min(each.begin for each in process.stretches) for process in processes))
     end = max(each.end for each in within)
     return (begin, end) if end > begin else None
 
 
-def strips(segments: Sequence[Segment], begin: float, end: float) -> list[tuple[str, float, float]]:
+def strips(stretches: Sequence[Stretch], begin: float, end: float) -> list[tuple[str, float, float]]:
     """(phase, begin, end) from `begin` on: the phase that fills most of each of `_COLUMNS` columns, neighbours joined."""
     width = (end - begin) / _COLUMNS
     filled: dict[str, np.ndarray] = {}
-    for each in segments:
+    for each in stretches:
         low, high = (min(max((at - begin) / width, 0.0), float(_COLUMNS)) for at in (each.begin, each.end))
         if high <= low:
             continue
@@ -92,7 +92,7 @@ def timeline_figure(processes: Sequence[Process], *, width: float = 900) -> "Fig
     begin, end = found
     size, row = 12.0, 34.0
     present = {
-        each.phase for process in processes for each in process.segments if each.end > begin and each.begin < end
+        each.phase for process in processes for each in process.stretches if each.end > begin and each.begin < end
     }
     named = [phase for phase in (*OWN, *WAITS, *OTHERS) if phase in present]
     columns = max(1, min(len(named), int(width // 175)))
@@ -104,14 +104,14 @@ def timeline_figure(processes: Sequence[Process], *, width: float = 900) -> "Fig
     scale = 1000.0
     for place, process in enumerate(processes):
         by_phase: dict[str, list[tuple[float, float]]] = {}
-        for phase, low, high in strips(process.segments, begin, end):
+        for phase, low, high in strips(process.stretches, begin, end):
             by_phase.setdefault(phase, []).append((scale * low, scale * (high - low)))
         for phase, bars in by_phase.items():
             tall, colour = 0.78 if phase not in WAITS else 0.22, COLOUR[COLOURS.get(phase, "rule")]
             axes.broken_barh(bars, (place - tall / 2, tall), facecolors=colour, linewidth=0)
     first = processes[0]
     marks: dict[int, float] = {}
-    for each in first.segments:
+    for each in first.stretches:
         if each.phase == "data" and begin <= each.begin < end:
             marks.setdefault(each.step, each.begin)
     for step, at in marks.items():
