@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shoestring.budget.goodput import goodput, lost_seconds
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.budget.stragglers import LOOKS, StragglerWatch, slow
-from shoestring.budget.timeline import OWN, STRETCHES, STEPS, WINDOW, Stretch, Timeline
+from shoestring.budget.timeline import OWN, STEPS, STRETCHES, WINDOW, PhaseStretch, Timeline
 from shoestring.report.processes import read_processes
 from tests.budget.test_ledger import Clock
 
@@ -42,13 +42,13 @@ def test_phases_are_noted_as_they_change() -> None:
     ledger, timeline = noted(2)
     second = [each for each in timeline.stretches() if each.step == 1]
     assert second == [
-        Stretch("data", 1, 12, 13),
-        Stretch("forward and backward", 1, 13, 15),
-        Stretch("communication", 1, 15, 17),
-        Stretch("forward and backward", 1, 17, 19),
-        Stretch("optimiser", 1, 19, 20),
-        Stretch("communication", 1, 20, 21),
-        Stretch("evaluation", 1, 21, 24),
+        PhaseStretch("data", 1, 12, 13),
+        PhaseStretch("forward and backward", 1, 13, 15),
+        PhaseStretch("communication", 1, 15, 17),
+        PhaseStretch("forward and backward", 1, 17, 19),
+        PhaseStretch("optimiser", 1, 19, 20),
+        PhaseStretch("communication", 1, 20, 21),
+        PhaseStretch("evaluation", 1, 21, 24),
     ]
     sums = {"data": 1, "forward and backward": 4, "communication": 3, "optimiser": 1, "evaluation": 3}
     assert timeline.steps() == [(1, sums)], "torch sets itself up in the first step, which tells nothing of later ones"

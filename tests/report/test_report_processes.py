@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from synthetic_runs import make_run, write_lines
 
-from shoestring.budget.timeline import OWN, Stretch
+from shoestring.budget.timeline import OWN, PhaseStretch
 from shoestring.cli.main import main
 from shoestring.errors import ShoestringError
 from shoestring.report.diagnosis import one_line, shown
@@ -121,7 +121,11 @@ def test_the_last_steps_that_all_took_are_drawn(tmp_path: Path) -> None:
 
 
 def test_strips_join_neighbours_and_leave_gaps() -> None:
-    stretches = [Stretch("data", 0, 0.0, 0.25), Stretch("data", 0, 0.25, 0.5), Stretch("optimiser", 0, 0.75, 1.5)]
+    stretches = [
+        PhaseStretch("data", 0, 0.0, 0.25),
+        PhaseStretch("data", 0, 0.25, 0.5),
+        PhaseStretch("optimiser", 0, 0.75, 1.5),
+    ]
     assert strips(stretches, 0.0, 1.0) == [("data", 0.0, 0.5), ("optimiser", 0.75, 1.0)]
     assert strips(stretches, 2.0, 3.0) == []
 

@@ -37,7 +37,7 @@ WINDOW = 16
 
 
 @dataclass(frozen=True)
-class Stretch:
+class PhaseStretch:
     """A stretch of one phase. step: that was begun last. begin, end: seconds."""
 
     phase: str
@@ -80,8 +80,8 @@ class Timeline:
             self._steps.append((self.step, self._sums))
         self.step, self._sums = step, {}
 
-    def stretches(self) -> list[Stretch]:
-        return [Stretch(*each) for each in _copied(self._stretches)]
+    def stretches(self) -> list[PhaseStretch]:
+        return [PhaseStretch(*each) for each in _copied(self._stretches)]
 
     def steps(self) -> list[tuple[int, dict[str, float]]]:
         """(step, seconds by phase) of the steps that have ended."""

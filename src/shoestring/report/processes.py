@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoestring.budget.stragglers import SHARE
-from shoestring.budget.timeline import OWN, WAITS, Stretch, medians
+from shoestring.budget.timeline import OWN, WAITS, PhaseStretch, medians
 from shoestring.json_files import Row, damaged, read_lines
 
 _NUMBERS = {"rank", "step", "begin", "end", "offset", "offset_error", "share", "goes_on"}
@@ -23,7 +23,7 @@ class Process:
     rank: int
     host: str
     steps: list[tuple[int, dict[str, float]]]
-    stretches: list[Stretch]
+    stretches: list[PhaseStretch]
     offset_error: float = 0.0
 
     @property
@@ -71,13 +71,13 @@ def _read(path: Path) -> Process | None:
     if not isinstance(head.get("rank"), int):
         raise damaged(path, number, "the first line of a timeline has the rank of its process")
     steps: list[tuple[int, dict[str, float]]] = []
-    stretches: list[Stretch] = []
+    stretches: list[PhaseStretch] = []
     for number, row in rest:
         step, seconds = row.get("step"), row.get("seconds")
         if isinstance(seconds, dict) and isinstance(step, int) and all(map(_is_time, seconds.values())):
             steps.append((step, {str(phase): float(each) for phase, each in seconds.items()}))
         elif isinstance(row.get("phase"), str) and isinstance(step, int) and _is_stretch(row):
-            stretches.append(Stretch(row["phase"], step, float(row["begin"]), float(row["end"])))
+            stretches.append(PhaseStretch(row["phase"], step, float(row["begin"]), float(row["end"])))
         else:
             raise damaged(path, number, "neither a step nor a stretch of a timeline")
     return Process(head["rank"], str(head.get("host", "")), steps, stretches, float(head.get("offset_error") or 0.0))

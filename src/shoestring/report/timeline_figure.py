@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoestring.budget.timeline import OTHERS, OWN, WAITS, Stretch
+from shoestring.budget.timeline import OTHERS, OWN, WAITS, PhaseStretch
 from shoestring.report.drawing import COLOUR, UNIT, panel, style
 from shoestring.report.processes import Process
 
@@ -55,7 +55,7 @@ def span(processes: Sequence[Process], steps: int = STEPS) -> tuple[float, float
     return (begin, end) if end > begin else None
 
 
-def strips(stretches: Sequence[Stretch], begin: float, end: float) -> list[tuple[str, float, float]]:
+def strips(stretches: Sequence[PhaseStretch], begin: float, end: float) -> list[tuple[str, float, float]]:
     """(phase, begin, end) from `begin` on: the phase that fills most of each of `_COLUMNS` columns, neighbours joined."""
     width = (end - begin) / _COLUMNS
     filled: dict[str, np.ndarray] = {}
