@@ -113,9 +113,6 @@ class Diagnosis:
     def _lost(self, error: PeerLost) -> None:
         """Another process is frozen. gloo ends no wait for it before its own limit, of minutes: this process ends."""
         self.write()
-        if self.heartbeat is not None:
-            with suppress(RuntimeError):
-                self.heartbeat.report_lost(error.rank)
         if not self.ends:
             return  # whoever waits for its message next is told
         sys.stdout.flush()

@@ -57,12 +57,11 @@ def test_what_a_worker_last_told_of_itself_is_in_the_line_that_gives_it_up(
     store = dist.HashStore()
     one, other = (Heartbeat(store, rank=rank, size=2, timeout=4) for rank in range(2))
     other._store.set("note 1", json.dumps({"host": "there", "phase": "data", "step": 7}))
+    assert reported_lost(store) is None
     for _ in range(3):
         one._look({1: "1"}, passed=2)
     with pytest.raises(PeerLost, match="out of reach \\(there, last seen in 'data' of step 7\\)"):
         one.check()
-    assert reported_lost(store) is None
-    one.report_lost(1)
     assert (reported_lost(store), place_of(last_note(store, 1))) == (1, "there, last seen in 'data' of step 7")
 
 

@@ -136,10 +136,6 @@ class Heartbeat:
         found = self._store.multi_get([_key(rank) for rank in asked]) if asked else []
         return {rank: _note(value) for rank, value in zip(asked, found, strict=True)}
 
-    def report_lost(self, rank: int) -> None:
-        """Tell who started the workers which of them was found frozen. Raises: RuntimeError where the store is out of reach."""
-        self._store.set(_LOST, str(rank))
-
     def _reason(self) -> str:
         return (
             f"no heartbeat for {self.timeout:g} s: its process is frozen, or its machine is out of reach{self._place}"
@@ -177,6 +173,8 @@ class Heartbeat:
                 )
             if silence >= self.timeout and self._frozen is None:
                 self._place = self._where(rank)
+                with contextlib.suppress(RuntimeError):
+                    self._store.set(_LOST, str(rank))  # told before anybody ends because of it
                 self._frozen = rank
                 log.warning("worker %d is lost: %s", rank, self._reason())
         self._counts = counts
