@@ -11,7 +11,16 @@ from shoestring.budget.ledger import Ledger, Totals
 from shoestring.budget.stragglers import LOOKS, StragglerWatch, slow
 from shoestring.budget.timeline import OWN, STEPS, STRETCHES, WINDOW, PhaseStretch, Timeline
 from shoestring.report.processes import read_processes
-from tests.budget.test_ledger import Clock
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def noted(steps: int, step: float = 1.0) -> tuple[Ledger, Timeline]:

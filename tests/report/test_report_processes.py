@@ -85,7 +85,7 @@ def test_the_page_and_the_terminal_show_it(tmp_path: Path, capsys: pytest.Captur
         r'<svg [^>]*aria-label="The last steps, process by process[^"]*rank 1: data 40.0 ms.*?</svg>', html, re.S
     )
     assert picture is not None
-    for word in ("rank 0", "rank 2", "step 40", "forward and backward", "communication", "milliseconds"):
+    for word in ("rank 0", "rank 2", "step 39", "forward and backward", "communication", "milliseconds"):
         assert f">{word}<" in picture[0], word
     colours = set(re.findall(r"fill: var\(--(s\d)\)", picture[0]))
     assert colours == {"s1", "s2", "s3", "s8"}, "each phase has its colour, light and dark"
@@ -152,7 +152,11 @@ def test_damage_names_file_and_line(tmp_path: Path, bad: dict[str, Any]) -> None
 
 
 def test_events_that_make_no_sense_are_shown_as_they_are(tmp_path: Path) -> None:
-    events = [{"event": "straggler", "rank": None, "phase": {"a": [1]}, "share": float("nan")}, {"event": ["x"]}, {}]
+    events: list[dict[str, Any]] = [
+        {"event": "straggler", "rank": None, "phase": {"a": [1]}, "share": float("nan")},
+        {"event": ["x"]},
+        {},
+    ]
     folder = run_of(tmp_path / "run", events=events)
     assert "not finite" in one_line(read_run(folder))
     write_report([folder])

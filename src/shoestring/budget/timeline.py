@@ -75,7 +75,7 @@ class Timeline:
         self.phase, self._since = phase, at
 
     def begin_step(self, step: int) -> None:
-        """A step begins: what comes until the next one is summed up with it."""
+        """A step begins: what comes until the next one is summed up with it. step: its number, as metrics have it."""
         if self.step >= 0 and "start" not in self._sums:  # in a first step torch sets itself up
             self._steps.append((self.step, self._sums))
         self.step, self._sums = step, {}

@@ -117,7 +117,7 @@ def timeline_figure(processes: Sequence[Process], *, width: float = 900) -> "Fig
     for step, at in marks.items():
         axes.axvline(scale * (at - begin), color=COLOUR["rule"], linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
         axes.annotate(
-            f"step {step + 1}", (scale * (at - begin), 1), (3, 3), xycoords=axes.get_xaxis_transform(),
+            f"step {step}", (scale * (at - begin), 1), (3, 3), xycoords=axes.get_xaxis_transform(),
             textcoords="offset points", fontsize=size - 1, color=COLOUR["muted"],
         )  # fmt: skip
     axes.set_ylim(len(processes) - 0.45, -0.55)

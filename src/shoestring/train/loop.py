@@ -253,7 +253,7 @@ class Loop:
         began = self.ledger.now()
         count = self.sequences(progress)
         if self.ledger.timeline is not None:
-            self.ledger.timeline.begin_step(self.position.step)
+            self.ledger.timeline.begin_step(self.position.step + 1)
         with self.ledger.clock("data"):
             batch = self.stream.take(self.position.sequences, count, progress)
         cause = "compute" if self.speed.started else self.first_cause
