@@ -123,6 +123,13 @@ def run(words: Sequence[str]) -> int:
         help="with --workers or torchrun: a worker without a heartbeat for so long counts as frozen, and the run ends "
         f"(default {TIMEOUT:g})",
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=whole(0, 1000),
+        default=0,
+        metavar="N",
+        help="with --workers or [parallel]: where a process is lost, go on from the last checkpoint, at most N times (default 0)",
+    )
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
     if found.resume and (found.recipe or found.out or found.noise_scale_of):
@@ -131,6 +138,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--from-step goes with --resume RUN")
     out = found.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     named = [] if found.out or found.resume else ["--out", str(out)]
+    train = [sys.executable, "-m", "shoestring", "train"]
     # under torchrun all workers write to one terminal; those that a command has started have a file each
     console = Screen(quiet=not leads() and started() is None)
     with (
@@ -139,7 +147,9 @@ def run(words: Sequence[str]) -> int:
             RunView(console),
             heartbeat_timeout=found.heartbeat_timeout,
             hosting=Hosting(found.restart, listening(found.listen), time.monotonic()),
-            command=[sys.executable, "-m", "shoestring", "train", *words, *named],
+            command=[*train, *words, *named],
+            resume_command=[*train, "--heartbeat-timeout", str(found.heartbeat_timeout), "--resume"],
+            max_restarts=found.max_restarts if started() is None else 0,  # workers are given the same words
         ) as launch,
     ):
         if found.resume:

@@ -165,7 +165,7 @@ def pieces_of(content: Any, where: Path, files: frozenset[str]) -> dict[str, Sto
 
 
 def _size(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 48:
         raise ValueError
     return value
 

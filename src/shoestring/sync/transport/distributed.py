@@ -122,6 +122,10 @@ class DistributedTransport:
         self._among.append(made)
         return made
 
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        return self._heartbeat
+
     def _watch(self) -> None:
         if self._given_up and self._lost is not None:
             raise PeerLost(*self._lost)
