@@ -137,7 +137,6 @@ def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--parallel.fsdp=2 --workers=2 --sync=muloco", "islands of several processes are not built"),
         ("--parallel.fsdp=2 --transport=local", "give --transport distributed"),
         ("--parallel.data=3 --train.batch=4", "train.batch = 4 does not divide into 3 equal parts"),
         ("--parallel.data=2 --train.batch=4 --train.micro_batch=4", "does not divide a process's part of the batch, 2"),
@@ -148,6 +147,8 @@ def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Pa
         ("--parallel.tensor=2 --edits=lora", "adapters and number formats look at whole matrices"),
         ("--parallel.data=2 --edits=adalora", "the edit adalora looks at a whole batch"),
         ("--parallel.tensor=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
+        ("--parallel.context=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
+        ("--parallel.data=2 --parallel.expert=2 --edits=ternary", "adapters and number formats look at whole matrices"),
         ("--parallel.data=2 --data.selection=hard_batches", "data.selection is read by one process"),
     ],
 )

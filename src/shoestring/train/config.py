@@ -154,10 +154,12 @@ class RunConfig:
             f"the edit {', '.join(alone)} looks at a whole batch or whole weights while training: leave it out": bool(
                 alone
             ),
-            "adapters and number formats look at whole matrices: set parallel.tensor = 1": layout.tensor > 1
-            and any(edit.engine in ("tune", "lowbit") for edit in self.edits),
-            "train.noise_scale_every is not measured with parallel.tensor: set it to 0": bool(train.noise_scale_every)
-            and layout.tensor > 1,
+            "adapters and number formats look at whole matrices: set parallel.tensor and parallel.expert to 1": (
+                layout.tensor * layout.expert > 1 and any(edit.engine in ("tune", "lowbit") for edit in self.edits)
+            ),
+            "train.noise_scale_every is not measured with parallel.tensor, context or expert: set it to 0": (
+                layout.tensor * layout.context * layout.expert > 1 and bool(train.noise_scale_every)
+            ),
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
             f"objective = {self.objective.name}: parallel.context predicts next tokens: give next_token": layout.context
             > 1
