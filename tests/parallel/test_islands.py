@@ -19,10 +19,12 @@ from shoestring.contract.model import LanguageModule
 from shoestring.optim.partition import Partition, members, partition
 from shoestring.optim.state import flatten_state
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.region import as_whole
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.flight import Round
 from shoestring.sync.lockstep import Lockstep
 from shoestring.sync.transport.local import LocalGroup
+from shoestring.train import checkpoint
 from tests.parallel.test_layouts import native
 
 STEPS, ROWS, LENGTH, VOCABULARY, ISLANDS, EACH = 20, 8, 8, 32, 2, 2
@@ -121,11 +123,12 @@ def spoil(weight: Tensor) -> None:
     weight.view(-1)[0] = torch.nan
 
 
-def as_island(rank: int, row: int, transport: Any) -> dict[str, Any]:
-    """One process of an island: what it found; at the island's first process with all that is whole there."""
+def as_island(rank: int, row: int, transport: Any, out: Path) -> dict[str, Any]:
+    """One process of an island: what it found. Its part of the tensors goes to a checkpoint of the island."""
     from shoestring.parallel.island import IslandDiLoCo, IslandPart
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
+    from shoestring.train import sharded_checkpoint
 
     optimizer, options, name, of_loop = TABLE[row]
     island, place = divmod(rank, EACH)
@@ -163,13 +166,14 @@ def as_island(rank: int, row: int, transport: Any) -> dict[str, Any]:
         within = part.bytes_within(names)
         rounds += outer.synchronise({})
     tensors, values = outer.state_dict()
-    inner, record = stepper.whole_state()
-    local = {name: whole.clone() for name, whole in sharded.weights()}
+    inner, record = stepper.state_here()
+    kept = {key: as_whole(tensor) for key, tensor in tensors.items()}
+    kept |= {f"inner.{key}": part for key, part in inner.items()}
+    local = sharded_checkpoint.parts_here(sharded, ())
+    sharded_checkpoint.save(out / f"{row}-{island}", 1, local, kept, {}, keep=1)
     held = sum(each.numel() for each in outer.weights.values())
     found = {"losses": losses, "rounds": told(rounds), "held": held, "predicted": predicted}
     found |= {"within": [received, within], "values": [values, record]}
-    if place == 0:
-        found["tensors"] = {**tensors, **{f"inner.{key}": each for key, each in inner.items()}, **local}
     return found
 
 
@@ -184,21 +188,15 @@ def in_process(rank: int, port: int, out: Path) -> None:
 
     everybody = join(300.0, island=EACH)
     assert (everybody.rank, everybody.size, dist.get_world_size()) == (rank, ISLANDS * EACH, EACH)
-    found = [
-        as_island(rank, row, everybody.among(range(rank % EACH, ISLANDS * EACH, EACH)))  # type: ignore[attr-defined]
-        for row in range(len(TABLE))
-    ]
-    for row, own in enumerate(found):
-        tensors = own.pop("tensors", None)
-        if tensors is not None:
-            torch.save(tensors, out / f"{row}-{rank // EACH}.pt")
+    peers = range(rank % EACH, ISLANDS * EACH, EACH)
+    found = [as_island(rank, row, everybody.among(peers), out) for row in range(len(TABLE))]  # type: ignore[attr-defined]
     (out / f"{rank}.json").write_text(json.dumps(found))
     leave(everybody)
 
 
 @pytest.fixture(scope="module")
 def islands(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[dict[str, Any]]]]:
-    """(where whole tensors lie, what each process found of each row)."""
+    """(where the islands' checkpoints lie, what each process found of each row)."""
     out = tmp_path_factory.mktemp("islands")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -230,7 +228,8 @@ def test_two_islands_train_as_two_workers(islands: tuple[Path, list[list[dict[st
             roles = [{key: count for key, count in each["roles"].items() if key != "control"} for each in (one, other)]
             assert roles[0] == roles[1]  # the same payloads, to the byte
         assert all(each["rounds"] == first["rounds"] for each in mine)
-        tensors = torch.load(out / f"{row}-{island}.pt")
+        snapshot = checkpoint.load(out / f"{row}-{island}")[1]
+        tensors = {**snapshot.model, **snapshot.optimizer}
         assert tensors.keys() == alone["tensors"].keys()
         for name, tensor in alone["tensors"].items():
             torch.testing.assert_close(
