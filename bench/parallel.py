@@ -2,7 +2,8 @@
 
 Each layout trains a native model for a few steps in processes of its own (gloo, one thread each). Measured is by how much a
 process's resident memory grows from before the model is made to its peak (VmHWM). The allocator's slack is in it: small models show
-nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
+nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too; with `--experts` of a model
+that has some. About a minute a layout.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from shoestring import atomic
 from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
-from shoestring.contract.batch import Inputs
+from shoestring.contract.batch import Batch, Inputs
 from shoestring.launch.processes import launch
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
@@ -48,6 +49,7 @@ def resident(key: str) -> int:
 
 def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch: int) -> list[float]:
     """The losses of a few steps in this process, one of the layout's."""
+    from shoestring.parallel.context_parallel import part_of_rows
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
@@ -59,10 +61,15 @@ def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch:
     for step in range(steps):
         size = (batch, config.context + 1)
         ids = torch.randint(0, config.vocabulary, size, generator=torch.Generator().manual_seed(step))
-        own = ids.chunk(layout.parts)[layout.part(dist.get_rank())]
-        logits = model.read(Inputs(own[:, :-1])).logits().flatten(0, 1)
-        loss = F.cross_entropy(logits, own[:, 1:].flatten()) / layout.parts
-        del logits
+        rank, whole = dist.get_rank(), Batch(Inputs(ids[:, :-1]), ids[:, 1:])
+        own = whole.split(batch // layout.parts)[layout.part(rank)]
+        if layout.context > 1:
+            own = part_of_rows(own, layout.place(rank), layout.context)
+        reading = model.read(own.inputs)
+        loss = F.cross_entropy(reading.logits().flatten(0, 1), own.targets.flatten())
+        more = reading.auxiliary()
+        loss = (loss if more is None else loss + more) / (layout.parts * layout.context)
+        del reading
         (loss * sharded.gradient_scale).backward()
         sharded.reduce_gradients()
         sharded.clip_gradients(1.0)
@@ -114,6 +121,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
+    parser.add_argument("--experts", type=int, default=0, metavar="N", help="of a layer, for --equal")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -123,8 +131,17 @@ def main(words: Sequence[str]) -> int:
         return 0
     if options.smallest:
         options.layers, options.width, options.context, options.optimizers, options.layouts = 1, 64, 16, ["adamw"], 1
-    shape = {"layers": options.layers, "width": options.width, "heads": options.width // 32, "context": options.context}
+    shape: dict[str, Any] = {
+        "layers": options.layers,
+        "width": options.width,
+        "heads": options.width // 32,
+        "context": options.context,
+    }
     shape["vocabulary"] = 1024
+    if options.experts:
+        # a balance is of a process's rows, and would differ
+        router = {"name": "token_choice", "balance": 0.0}
+        shape["channel_mixer"] = {"name": "moe", "experts": options.experts, "router": router}
     if options.equal:
         return equal(shape, options.optimizers)
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []
@@ -156,14 +173,35 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def equal(shape: dict[str, int], optimizers: Sequence[str]) -> int:
+OF_EXPERTS = (
+    {"data": 2, "expert": 2},
+    {"data": 4, "expert": 2},
+    {"data": 2, "fsdp": 2, "expert": 4},
+    {"data": 2, "tensor": 2, "expert": 2},
+    {"data": 2, "context": 2, "expert": 2},
+)
+
+
+def equal(shape: dict[str, Any], optimizers: Sequence[str]) -> int:
     """Print the largest difference of a loss. Returns 1 where one is above 1e-5."""
-    four = ({"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4})
+    four: tuple[dict[str, Any], ...] = (
+        *LAYOUTS[:2],
+        *LAYOUTS[3:],
+        {"data": 2, "fsdp": 2},
+        {"fsdp": 2, "tensor": 2},
+        {"data": 2, "tensor": 2},
+        {"fsdp": 4},
+        {"context": 2},
+        {"context": 4},
+        {"data": 2, "context": 2},
+        {"fsdp": 2, "context": 2},
+        {"context": 2, "tensor": 2},
+    )
     worst = 0.0
     for optimizer in optimizers:
         asked = {"model": shape, "optimizer": optimizer, "steps": 20, "batch": 8}
         one = run({**asked, "layout": {}})[0]["losses"]
-        for given in (*LAYOUTS[:2], *LAYOUTS[3:], *four):
+        for given in OF_EXPERTS if "channel_mixer" in shape else four:
             losses = run({**asked, "layout": given})[0]["losses"]
             apart = max(abs(a - b) for a, b in zip(one, losses, strict=True))
             worst = max(worst, apart)

@@ -62,6 +62,9 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
         ("--parallel.tensor=2 --execution.compile=blocks", "execution.compile = blocks has not been tried"),
         ("--parallel.checkpointing=layers --execution.compile=blocks", "give execution.compile = none"),
         ("--parallel.fsdp=0", "parallel.fsdp"),
+        ("--parallel.data=2 --parallel.expert=4", "data 2 x fsdp 1 = 2 do not make groups of 4"),
+        ("--parallel.context=2 --model.context=6", "divides rows into 4 equal parts, which model.context = 6 is not"),
+        ("--parallel.context=2 --objective=multi_token", "parallel.context predicts next tokens: give next_token"),
     ],
 )
 def test_what_does_not_go_together_is_refused(flags: str, line: str) -> None:
