@@ -235,7 +235,7 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
 
     inputs, targets = batch(0)
     documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0] + [1] * 6 + [2], [0] * 4 + [1] * 4])
-    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)  # type: ignore[arg-type]
+    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)
     whole = Batch(Inputs(inputs, positions, documents), targets)
     layout, received, receive = ParallelLayout(context=2), 0, dist.irecv
 
@@ -244,7 +244,8 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
         received += tensor.nbytes
         return receive(tensor, **options)
 
-    run, ring_attention.TILE, dist.irecv = Together(make(), "adamw", layout), 3, counted
+    run, ring_attention.TILE = Together(make(), "adamw", layout), 3
+    dist.irecv = counted  # type: ignore[assignment]
     own = own_part(whole, layout)
     (loss_of(run.model, own.inputs, own.targets) / 2).backward()
     dist.irecv = receive
@@ -366,7 +367,9 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
         "one_router": {"name": "pre_gate"},
         "experts": {"name": "token_choice", "scope": "workers"},
     }
-    of_experts = {name: partial(experts, router) for name, router in routers.items()}
+    of_experts: dict[str, Callable[[], LanguageModule]] = {
+        name: partial(experts, router) for name, router in routers.items()
+    }
     of_experts["exact_experts"] = partial(experts, {"name": "token_choice", "balance": 0.0, "z": 0.0}, torch.float64)
     of_experts["exact_grouped"] = grouped
     of_experts["sinkhorn"] = partial(experts, {"name": "sinkhorn"}, shared=1)
