@@ -2,7 +2,8 @@
 
 Each layout trains a native model for a few steps in processes of its own (gloo, one thread each). Measured is by how much a
 process's resident memory grows from before the model is made to its peak (VmHWM). The allocator's slack is in it: small models show
-nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
+nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too; with `--experts` of a model
+that has some. About a minute a layout.
 `--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
 `--equal --place smollm2` does so for a model that exists, in two processes (tensor: three, as it has three key-value heads): give
 few and short rows, `--batch 4 --context 8 --lr 1e-4`; a process takes 2 to 3 GB. `--layouts`: how many of fsdp, data and tensor.
@@ -26,7 +27,7 @@ from shoestring import atomic
 from shoestring.base import open_model
 from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
-from shoestring.contract.batch import Inputs
+from shoestring.contract.batch import Batch, Inputs
 from shoestring.launch.processes import launch
 from shoestring.launch.request import SAMPLE
 from shoestring.model.config import ModelConfig
@@ -63,6 +64,7 @@ def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: tor
     asked: 'optimizer', 'steps', 'batch', 'context', 'lr' where it is not the optimiser's own, and 'parts': of a batch, one after
     the other. tokens: of a text that rows are taken from; None: they are drawn at random.
     """
+    from shoestring.parallel.context_parallel import part_of_rows
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
@@ -80,12 +82,17 @@ def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: tor
         else:
             starts = torch.randint(0, len(tokens) - length, (asked["batch"],), generator=generator)
             ids = torch.stack([tokens[start : start + length] for start in starts.tolist()])
-        own = ids.chunk(layout.parts)[layout.part(dist.get_rank())]
+        rank, whole = dist.get_rank(), Batch(Inputs(ids[:, :-1]), ids[:, 1:])
+        own = whole.split(whole.rows // layout.parts)[layout.part(rank)]
+        if layout.context > 1:
+            own = part_of_rows(own, layout.places(rank)["context"], layout.context)
         total = torch.zeros(())
-        for part in own.chunk(parts):
-            logits = model.read(Inputs(part[:, :-1])).logits().flatten(0, 1)
-            loss = F.cross_entropy(logits, part[:, 1:].flatten()) / layout.parts / parts
-            del logits
+        for part in own.split(-(-own.rows // parts)):
+            reading = model.read(part.inputs)
+            loss = F.cross_entropy(reading.logits().flatten(0, 1), part.targets.flatten())
+            more = reading.auxiliary()
+            loss = (loss if more is None else loss + more) / (layout.parts * layout.context * parts)
+            del reading
             (loss * sharded.gradient_scale).backward()
             total += loss.detach()
         sharded.reduce_gradients()
@@ -224,6 +231,7 @@ def main(words: Sequence[str]) -> int:
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
     parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
+    parser.add_argument("--experts", type=int, default=0, metavar="N", help="of a layer, for --equal")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--place", default="", help="with --equal: a model that exists, as open_model takes it")
@@ -235,8 +243,17 @@ def main(words: Sequence[str]) -> int:
         return 0
     if options.smallest:
         options.layers, options.width, options.context, options.optimizers, options.layouts = 1, 64, 16, ["adamw"], 1
-    shape = {"layers": options.layers, "width": options.width, "heads": options.width // 32, "context": options.context}
+    shape: dict[str, Any] = {
+        "layers": options.layers,
+        "width": options.width,
+        "heads": options.width // 32,
+        "context": options.context,
+    }
     shape["vocabulary"] = 1024
+    if options.experts:
+        # a balance is of a process's rows, and would differ
+        router = {"name": "token_choice", "balance": 0.0}
+        shape["channel_mixer"] = {"name": "moe", "experts": options.experts, "router": router}
     if options.islands:
         rows = islands(shape)
         if options.json:
@@ -245,8 +262,7 @@ def main(words: Sequence[str]) -> int:
             )
         return int(any(row["sent"] != row["predicted"] for row in rows))
     if options.equal:
-        four = ({"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4})
-        layouts: tuple[dict[str, Any], ...] = (*LAYOUTS[:2], *LAYOUTS[3:], *four)
+        layouts: tuple[dict[str, Any], ...] = OF_EXPERTS if options.experts else (*LAYOUTS[:2], *LAYOUTS[3:], *PRODUCTS)
         if options.place:
             layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})[: options.layouts]
         return equal(shape, options, layouts)
@@ -279,7 +295,27 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def equal(shape: dict[str, int], options: argparse.Namespace, layouts: Sequence[dict[str, Any]]) -> int:
+PRODUCTS: tuple[dict[str, Any], ...] = (
+    {"data": 2, "fsdp": 2},
+    {"fsdp": 2, "tensor": 2},
+    {"data": 2, "tensor": 2},
+    {"fsdp": 4},
+    {"context": 2},
+    {"context": 4},
+    {"data": 2, "context": 2},
+    {"fsdp": 2, "context": 2},
+    {"context": 2, "tensor": 2},
+)
+OF_EXPERTS: tuple[dict[str, Any], ...] = (
+    {"data": 2, "expert": 2},
+    {"data": 4, "expert": 2},
+    {"data": 2, "fsdp": 2, "expert": 4},
+    {"data": 2, "tensor": 2, "expert": 2},
+    {"data": 2, "context": 2, "expert": 2},
+)
+
+
+def equal(shape: dict[str, Any], options: argparse.Namespace, layouts: Sequence[dict[str, Any]]) -> int:
     """Print the largest difference of a loss. Returns 1 where one is above 1e-5."""
     worst, rows = 0.0, []
     for optimizer in options.optimizers:

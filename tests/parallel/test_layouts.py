@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.moe import MixtureOfExperts
 from shoestring.model.transformer import Transformer
@@ -254,7 +256,7 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
 
     inputs, targets = batch(0)
     documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0] + [1] * 6 + [2], [0] * 4 + [1] * 4])
-    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)  # type: ignore[arg-type]
+    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)
     whole = Batch(Inputs(inputs, positions, documents), targets)
     layout, received, receive = ParallelLayout(context=2), 0, dist.irecv
 
@@ -263,7 +265,8 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
         received += tensor.nbytes
         return receive(tensor, **options)
 
-    run, ring_attention.TILE, dist.irecv = Together(make(), "adamw", layout), 3, counted
+    run, ring_attention.TILE = Together(make(), "adamw", layout), 3
+    dist.irecv = counted  # type: ignore[assignment]
     own = own_part(whole, layout)
     (loss_of(run.model, own.inputs, own.targets) / 2).backward()
     dist.irecv = receive
@@ -481,6 +484,35 @@ def pruned_to_half(model: LanguageModule, weights: dict[str, Tensor]) -> None:
         assert layer.experts == 2
         torch.testing.assert_close(layer.output.weight, whole[name][kept["indices"]], rtol=0, atol=0)
     assert float(loss_of(pruned, inputs, targets).detach()) < 2 * math.log(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts", "line"),
+    [
+        (
+            {"pattern": [{"at": "1", "token_mixer": "lightning"}]},
+            "context",
+            "layer 1 mixes tokens by lightning, which needs whole",
+        ),
+        ({"causal": False}, "context", "this model sees both ways"),
+        ({"span": [{"name": "loop", "at": "0:2"}]}, "context", "the span loop may look at whole rows"),
+        ({}, "expert", "this model has no layer of experts"),
+        (
+            {"channel_mixer": {"name": "moe", "experts": 3}},
+            "expert",
+            "= 2 does not divide the 3 experts of blocks.0.channel_mixer",
+        ),
+        ({"channel_mixer": "moe", "span": [{"name": "loop", "at": "0:2"}]}, "expert", r"within a span \(loop\)"),
+    ],
+)
+def test_what_cannot_be_divided_is_said(model: dict[str, Any], parts: str, line: str) -> None:
+    from shoestring.parallel.context_parallel import divide_context
+    from shoestring.parallel.expert_parallel import divide_experts
+
+    mesh: Any = SimpleNamespace(size=lambda: 2)
+    divided = Transformer(build(ModelConfig, {**SIZES, **model}))
+    with pytest.raises(UsageError, match=line):
+        (divide_context if parts == "context" else divide_experts)(divided, mesh)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

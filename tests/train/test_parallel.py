@@ -150,6 +150,9 @@ def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Pa
         ("--parallel.context=2 --train.batch=4 --train.micro_batch=2 --train.noise_scale_every=1", "not measured with"),
         ("--parallel.data=2 --parallel.expert=2 --edits=ternary", "adapters and number formats look at whole matrices"),
         ("--parallel.data=2 --data.selection=hard_batches", "data.selection is read by one process"),
+        ("--parallel.data=2 --parallel.expert=4", "data 2 x fsdp 1 = 2 do not make groups of 4"),
+        ("--parallel.context=2 --model.context=6", "divides rows into 4 equal parts, which model.context = 6 is not"),
+        ("--parallel.context=2 --objective=multi_token", "parallel.context predicts next tokens: give next_token"),
     ],
 )
 def test_what_does_not_go_together_is_refused(flags: str, line: str) -> None:

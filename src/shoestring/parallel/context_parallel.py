@@ -73,8 +73,8 @@ def divide_context(model: Blocks, mesh: DeviceMesh) -> None:
     read = model.read
 
     def reading(inputs: Inputs, cache: Cache | None = None, **options: Any) -> Reading:
-        if cache is not None:
-            raise UsageError("parallel.context: a model whose rows are divided takes no cache")
+        if cache is not None or inputs.mask is not None or inputs.lengths is not None:
+            raise UsageError("parallel.context: a model whose rows are divided takes no cache, no mask and no padding")
         ring.begin(inputs.documents)
         return read(inputs._replace(documents=None), **options)
 
