@@ -12,11 +12,16 @@ import torch
 
 from shoestring.base import open_model
 from shoestring.config import build, overrides
+from shoestring.contract.batch import Batch, Inputs
+from shoestring.data.stream import Pure, stream_of
 from shoestring.errors import UsageError
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.shrink.export import export_transformers
 from shoestring.train.checkpoint import load
 from shoestring.train.config import RunConfig
+from shoestring.train.parallel import own_batches
 from shoestring.train.stored_run import stored_run
+from shoestring.train.worker_batches import WorkerBatches
 from tests.train.command import LIMIT, TINY, finished, shoestring, shoestring_here, start
 
 SAME = "--budget=2560tok --optim=muon --optim.precision=float32 --train.micro_batch=2 --execution.device=cpu".split()
@@ -132,6 +137,35 @@ def test_a_run_goes_on_with_the_optimiser_of_its_base(corpus: Path, tmp_path: Pa
     words = [*words, f"--data.corpus={corpus}", *MUON]
     both(tmp_path, words, "first")
     both(tmp_path, [*words, f"--model.base={tmp_path / 'first-two'}", "--train.base_optimizer=true"], "second")
+
+
+class Numbers:
+    """Row i is 8 i, 8 i + 1 ..., and each token's target is itself."""
+
+    def batch(self, start: int, count: int) -> Batch:
+        values = torch.arange(8 * start, 8 * (start + count)).view(count, 8)
+        return Batch(Inputs(values), values)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_processes_of_a_worker_read_its_rows_once(streamed: bool) -> None:
+    layout = ParallelLayout(data=2, context=2)
+    whole: Any = WorkerBatches(Numbers(), 1, 2)
+    own = [own_batches(Pure(whole) if streamed else whole, layout, rank) for rank in range(layout.processes)]
+    found = [stream_of(each).take(8, 8, 0.0) for each in own]
+    assert all(each.inputs.positions.tolist() == (each.targets % 8).tolist() for each in found)  # type: ignore[union-attr]
+    numbers = torch.cat([each.targets.flatten() for each in found])
+    assert sorted(numbers.tolist()) == list(range(8 * 12, 8 * 16))  # rows 12 to 15: the second worker's of 8 to 15
+    rows = [(each.targets // 8).unique().tolist() for each in found]
+    assert rows == [[12, 13], [12, 13], [14, 15], [14, 15]]
+
+
+def test_the_axes_of_a_layout_say_where_each_process_is() -> None:
+    layout = ParallelLayout(data=2, fsdp=3, context=2, tensor=2, expert=3)
+    for rank in range(layout.processes):
+        at = layout.places(rank)
+        assert ((at["data"] * 3 + at["fsdp"]) * 2 + at["context"]) * 2 + at["tensor"] == rank
+        assert at["expert"] == layout.part(rank) % 3
 
 
 @pytest.mark.parametrize(
