@@ -16,6 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shoestring.base import open_model
@@ -26,8 +27,9 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.optim.partition import Partition, partition
 from shoestring.optim.state import flatten_state
-from shoestring.parallel.activation_checkpointing import checkpoint_layers
+from shoestring.parallel.activation_checkpointing import Kept, checkpoint_layers, recomputed_flops
 from shoestring.parallel.layout import ParallelLayout
+from tests.flop_counting import CPU_ATTENTION
 
 STEPS, ROWS, LENGTH, VOCABULARY = 10, 4, 8, 32
 
@@ -37,9 +39,9 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "adamw", {**FSDP, "checkpointing": "layers"}),
     ("native", "adamw", TENSOR),
     ("native", "muon", FSDP),
-    ("native", "muon", {**TENSOR, "checkpointing": "layers"}),
+    ("native", "muon", {**TENSOR, "checkpointing": "products"}),
     ("native", "soap", FSDP),
-    ("bridged", "muon", FSDP),
+    ("bridged", "muon", {**FSDP, "checkpointing": "products"}),
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
@@ -225,11 +227,24 @@ def test_two_processes_of_any_layout_train_as_one(
     assert results[0]["moved"] < 1e-5
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    plain, again = native(), native()
-    checkpoint_layers(again.anatomy())
-    for model in (plain, again):
-        loss_of(model, *batch(0)).backward()
-    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+@pytest.mark.parametrize("kept", ["inputs", "products"])
+def test_checkpointing_changes_no_gradient_and_its_operations_are_known(kept: Kept) -> None:
+    plain, checkpointed = native(), native()
+    checkpoint_layers(checkpointed.anatomy(), kept)
+    norm, counted, normed = checkpointed.get_submodule("blocks.0.token_norm"), [], []
+    norm.register_forward_pre_hook(lambda *_: normed.append(1))
+    for model in (plain, checkpointed):
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            loss_of(model, *batch(0)).backward()
+        counted.append(counter.get_total_flops())
+    last = [plain.get_parameter(f"blocks.{layer}.channel_mixer.output.weight") for layer in range(SIZES["layers"])]
+    unused = sum(
+        2 * ROWS * LENGTH * weight.numel() for weight in last
+    )  # nothing keeps what a layer's last product gives
+    again = recomputed_flops(plain, ROWS, LENGTH) - unused if kept == "inputs" else 0
+    assert counted[1] - counted[0] == again
+    assert len(normed) == 2  # what is cheap is computed again either way
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert one.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)

@@ -23,13 +23,14 @@ class ParallelLayout:
     data: copies of the model; each reads its part of every batch, and gradients are summed by all-reduce.
     fsdp: processes that divide weights, gradients and optimiser state among them, and each batch too (`fully_shard`).
     tensor: processes that divide the heads and the hidden features of each layer, and read the same rows (DTensor).
-    checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass.
+    checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass; 'products' keeps
+    what products of matrices and attention give too, and computes what is cheap again.
     """
 
     data: Processes = 1
     fsdp: Processes = 1
     tensor: Processes = 1
-    checkpointing: Literal["none", "layers"] = "none"
+    checkpointing: Literal["none", "layers", "products"] = "none"
 
     @property
     def processes(self) -> int:

@@ -204,8 +204,8 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     divided = Divided({}, frozenset())
     if layout.tensor > 1:
         divided = divide(anatomy, mesh["tensor"])
-    if layout.checkpointing == "layers":
-        checkpoint_layers(anatomy)
+    if layout.checkpointing != "none":
+        checkpoint_layers(anatomy, "inputs" if layout.checkpointing == "layers" else "products")
     if layout.fsdp > 1:
         along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
         for layer in layers_of(anatomy):

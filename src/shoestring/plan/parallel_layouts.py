@@ -34,6 +34,10 @@ NARROW = 256
 ELEMENTWISE = 3
 """How often the activations of a layer are moved: written, read forward, read backward."""
 
+PRODUCTS, PRODUCTS_DIVIDED = 6, 16
+"""Bytes a token, width and layer, in 16 bits, that layers keep which keep what products give: the layer's input and the outputs of
+its two parts; and queries, keys, values, what attention gives and the hidden features, which 'tensor' divides."""
+
 RESERVED = 0.9
 """Share of a device's memory that may be planned for: the rest is the allocator's, the library's and the communication's."""
 
@@ -142,7 +146,7 @@ def predict(
     side = min(tokens, width // tensor, config.hidden // tensor)
     products = micro_batches * each / (device.flops * ACHIEVED * side / (side + NARROW))
     kept = tokens * width * (10 + 24 / tensor)
-    moved = ELEMENTWISE + (1 if again else 0)
+    moved = ELEMENTWISE + (layout.checkpointing != "none")
     elementwise = micro_batches * layers * moved * kept / device.bandwidth
     found = traffic(
         layout,
@@ -186,10 +190,12 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
     tokens = placement.micro_batch * config.context
     per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
-    if layout.checkpointing == "layers":
-        activations = under_way * config.layers / placement.stages * tokens * config.width * value + per_layer
-    else:
-        activations = under_way * config.layers / placement.stages * per_layer
+    layers_here = under_way * config.layers / placement.stages
+    if layout.checkpointing == "none":
+        activations = layers_here * per_layer
+    else:  # and one layer whole, while it is computed again
+        each = 2.0 if layout.checkpointing == "layers" else PRODUCTS + PRODUCTS_DIVIDED / layout.tensor
+        activations = layers_here * tokens * config.width * each * value / 2 + per_layer
     logits = 4 * 2 * tokens * config.vocabulary
     return held + activations + logits
 
@@ -203,7 +209,7 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
             data, left = divmod(devices // tensor, fsdp)
             if left or batch % (data * fsdp):
                 continue
-            for checkpointing in ("none", "layers"):
+            for checkpointing in ("none", "products", "layers"):
                 layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
