@@ -134,6 +134,7 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
                 "record": saved == record and state.keys() == tensors.keys(),
             }
         )
+    narrow = gathered_in_bfloat16(models["native"])
     first = Together(models["native"](), "muon", ParallelLayout(fsdp=2))
     half = STEPS // 2
     losses = first.train(range(half))
@@ -151,8 +152,23 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     losses += second.train(range(half, STEPS))
     alone = trained_alone(models["native"](), "muon")[0] if rank == 0 else losses
     moved = max(abs(one - other) for one, other in zip(alone, losses, strict=True))
-    (out / f"{rank}.json").write_text(json.dumps({"table": found, "moved": moved}))
+    (out / f"{rank}.json").write_text(json.dumps({"table": found, "moved": moved, "narrow": narrow}))
     dist.destroy_process_group()
+
+
+def gathered_in_bfloat16(model: Callable[[], LanguageModule]) -> dict[str, Any]:
+    """What weights are while a layer computes and as they are kept, and by how much losses differ from those of float32 gathers."""
+    losses, seen = [], set()
+    for precision in ("float32", "bfloat16"):
+        run = Together(model(), "adamw", build(ParallelLayout, {**FSDP, "precision": precision}))
+        part = run.model.get_submodule("blocks.0.channel_mixer.output")
+        part.register_forward_pre_hook(lambda module, _, p=precision: seen.add((p, str(module.weight.dtype))))
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # it would keep the weights of the first step
+            losses.append(run.train(range(STEPS // 2)))
+    kept = {str(one.local().dtype) for one in run.sharded.parameters.values()}
+    kept |= {str(each.dtype) for each in flatten_state(run.optimizer)[0].values() if each.ndim}
+    apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    return {"seen": sorted(seen), "kept": sorted(kept), "apart": apart}
 
 
 SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
@@ -225,6 +241,10 @@ def test_two_processes_of_any_layout_train_as_one(
             assert 0.3 < kept[0] < 0.7, (row, found)
             assert sum(kept) == pytest.approx(1.0, abs=0.02)
     assert results[0]["moved"] < 1e-5
+    narrow = results[0]["narrow"]
+    assert narrow["seen"] == [["bfloat16", "torch.bfloat16"], ["float32", "torch.float32"]]
+    assert narrow["kept"] == ["torch.float32"]
+    assert 0 < narrow["apart"] < 2e-3, narrow
 
 
 @pytest.mark.parametrize("kept", ["inputs", "products"])

@@ -55,6 +55,8 @@ def test_a_rank_is_killed_and_the_run_goes_on_under_another_layout(corpus: Path,
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
+        ("--parallel.precision=bfloat16", "weights that fsdp gathers"),
+        ("--parallel.fsdp=2 --parallel.precision=bfloat16 --execution.precision=float32", "for products in bfloat16"),
         ("--parallel.fsdp=2 --transport=local", "give --transport distributed"),
         ("--parallel.data=3 --train.batch=4", "train.batch = 4 does not divide into 3 equal parts"),
         ("--parallel.data=2 --train.batch=4 --train.micro_batch=4", "does not divide a process's part of the batch, 2"),

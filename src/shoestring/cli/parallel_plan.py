@@ -13,6 +13,7 @@ from shoestring.cli.screen import Screen
 from shoestring.config import Choice, Tree, as_flag, build, merge, overrides, read_toml
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.plan.parallel_layouts import DEVICES, PredictedStep, StateBytes, best_of_each, ranked
 from shoestring.train.base import with_base
 
@@ -33,7 +34,8 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
     batch = int(asked.get("train", {}).get("batch", 8 * devices))
     if "batch" not in asked.get("train", {}):
         notes.append(f"train.batch is open: {batch} sequences, 8 for each device, are planned for")
-    steps = ranked(config, devices, gpu, batch, _state(asked))
+    precision = build(ParallelLayout, asked.get("parallel", {}), as_flag).precision
+    steps = ranked(config, devices, gpu, batch, _state(asked), precision)
     best = best_of_each(steps)
     if as_json:
         found = [{**asdict(each), "placement": asdict(each.placement)} for each in best]

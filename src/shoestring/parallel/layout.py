@@ -10,6 +10,8 @@ from shoestring.errors import UsageError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+Precision = Literal["float32", "bfloat16"]
+
 Processes = Annotated[int, Interval(ge=1, le=65536)]
 
 AXES = ("data", "fsdp", "tensor")
@@ -23,6 +25,7 @@ class ParallelLayout:
     data: copies of the model; each reads its part of every batch, and gradients are summed by all-reduce.
     fsdp: processes that divide weights, gradients and optimiser state among them, and each batch too (`fully_shard`).
     tensor: processes that divide the heads and the hidden features of each layer, and read the same rows (DTensor).
+    precision: in which `fsdp` gathers the weights of layers; their gradients are summed in float32, and what is kept is float32.
     checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass; 'products' keeps
     what products of matrices and attention give too, and computes what is cheap again.
     """
@@ -31,6 +34,7 @@ class ParallelLayout:
     fsdp: Processes = 1
     tensor: Processes = 1
     checkpointing: Literal["none", "layers", "products"] = "none"
+    precision: Precision = "float32"
 
     @property
     def processes(self) -> int:

@@ -22,7 +22,7 @@ from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
-from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.layout import ParallelLayout, Precision
 from shoestring.parallel.traffic import traffic
 
 ACHIEVED = 0.8
@@ -185,8 +185,9 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
     if layout.fsdp > 1:
         # whole at once: what is outside of layers, and two layers, of which the next is fetched beside the one at work; a
         # layer's gradients, and those outside, before they are scattered
-        held += (sizes.rest + 2 * layers / config.layers) * state.weight
-        held += (sizes.rest + layers / config.layers) * state.gradient
+        each, narrow = layers / config.layers, 2.0 if layout.precision == "bfloat16" else 0.0
+        held += sizes.rest * state.weight + 2 * each * (narrow or state.weight)
+        held += sizes.rest * state.gradient + each * (state.gradient + narrow)  # in float32 for their sum
     tokens = placement.micro_batch * config.context
     per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
@@ -200,8 +201,10 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
     return held + activations + logits
 
 
-def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> Iterator[Placement]:
-    """Every way in which [parallel] can train a model on so many devices."""
+def placements(
+    config: ModelConfig, devices: int, batch: int, node: int = 8, precision: Precision = "float32"
+) -> Iterator[Placement]:
+    """Every way in which [parallel] can train a model on so many devices. precision: where `fsdp` gathers weights."""
     for tensor in range(1, min(devices, node) + 1):
         if devices % tensor or any(size % tensor for size in (config.heads, config.key_value_heads, config.hidden)):
             continue
@@ -210,7 +213,8 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
             if left or batch % (data * fsdp):
                 continue
             for checkpointing in ("none", "products", "layers"):
-                layout = ParallelLayout(data=data, fsdp=fsdp, tensor=tensor, checkpointing=checkpointing)
+                gathered = precision if fsdp > 1 else "float32"
+                layout = ParallelLayout(data, fsdp, tensor, checkpointing, gathered)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
                     if part % 2**exponent == 0:
@@ -218,17 +222,23 @@ def placements(config: ModelConfig, devices: int, batch: int, node: int = 8) -> 
 
 
 def ranked(
-    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None
+    config: ModelConfig,
+    devices: int,
+    gpu: str,
+    batch: int,
+    state: StateBytes | None = None,
+    precision: Precision = "float32",
 ) -> list[PredictedStep]:
     """The placements that fit, the largest predicted share of peak first.
 
-    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step.
+    config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step. precision: of weights that are gathered.
     Raises: UsageError for an unknown device, and where none fits: it says the least that would do.
     """
     if gpu not in DEVICES:
         raise UsageError(f"no figures of a device '{gpu}': {did_you_mean(gpu, DEVICES)}")
     device, sizes = DEVICES[gpu], ModelSizes.of(config)
-    found = [predict(sizes, device, each, batch, state) for each in placements(config, devices, batch, device.node)]
+    ways = placements(config, devices, batch, device.node, precision)
+    found = [predict(sizes, device, each, batch, state) for each in ways]
     if not found:
         raise UsageError(
             f"a batch of {batch} does not divide among {devices} devices in any layout: give another batch"
