@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shoestring.base import open_model
@@ -33,11 +34,12 @@ from shoestring.objective.cross_entropy import plain
 from shoestring.objective.next_token import NextToken
 from shoestring.optim.partition import Partition, partition
 from shoestring.optim.state import flatten_state
-from shoestring.parallel.activation_checkpointing import checkpoint_layers
+from shoestring.parallel.activation_checkpointing import Kept, checkpoint_layers, recomputed_flops
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.train import checkpoint, sharded_checkpoint
 from shoestring.train.edits import apply_edits
 from shoestring.train.noise_scale import NoiseScale
+from tests.flop_counting import CPU_ATTENTION
 
 WHOLE = frozenset({"experts"})
 """Models whose terms of the loss are of the whole batch, however it is divided: one process reads it in one piece."""
@@ -50,9 +52,9 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "adamw", {**FSDP, "checkpointing": "layers"}),
     ("native", "adamw", TENSOR),
     ("native", "muon", FSDP),
-    ("native", "muon", {**TENSOR, "checkpointing": "layers"}),
+    ("native", "muon", {**TENSOR, "checkpointing": "products"}),
     ("native", "soap", FSDP),
-    ("bridged", "muon", FSDP),
+    ("bridged", "muon", {**FSDP, "checkpointing": "products"}),
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
@@ -212,7 +214,16 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
         at, pieces = out / f"moved-{number}", 1 if kind in WHOLE else 2
         moves.append(moved(models[kind], before, after, at, pieces))
     noise = [noise_measured(models["native"](), build(ParallelLayout, given)) for given in (DATA, FSDP)]
-    measured = {"table": found, "moved": moves, "gradients": apart, "bytes": received, "rows": rows, "noise": noise}
+    narrow = gathered_in_bfloat16(models["native"])
+    measured = {
+        "table": found,
+        "moved": moves,
+        "gradients": apart,
+        "bytes": received,
+        "rows": rows,
+        "noise": noise,
+        "narrow": narrow,
+    }
     (out / f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
 
@@ -344,6 +355,21 @@ def noise_measured(model: LanguageModule, layout: ParallelLayout) -> list[float]
     return [abs(one / other - 1) for one, other in zip(found, expected, strict=True)]
 
 
+def gathered_in_bfloat16(model: Callable[[], LanguageModule]) -> dict[str, Any]:
+    """What weights are while a layer computes and as they are kept, and by how much losses differ from those of float32 gathers."""
+    losses, seen = [], set()
+    for precision in ("float32", "bfloat16"):
+        run = Together(model(), "adamw", build(ParallelLayout, {**FSDP, "precision": precision}))
+        part = run.model.get_submodule("blocks.0.channel_mixer.output")
+        part.register_forward_pre_hook(lambda module, _, p=precision: seen.add((p, str(module.weight.dtype))))
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # it would keep the weights of the first step
+            losses.append(run.train(range(STEPS // 2)))
+    kept = {str(one.local().dtype) for one in run.sharded.parameters.values()}
+    kept |= {str(each.dtype) for each in flatten_state(run.optimizer)[0].values() if each.ndim}
+    apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    return {"seen": sorted(seen), "kept": sorted(kept), "apart": apart}
+
+
 SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
 
 
@@ -468,6 +494,10 @@ def test_two_processes_of_any_layout_train_as_one(
     gradients, received, formula = results[0]["rows"]
     assert gradients < 1e-12
     assert received == formula > 0
+    narrow = results[0]["narrow"]
+    assert narrow["seen"] == [["bfloat16", "torch.bfloat16"], ["float32", "torch.float32"]]
+    assert narrow["kept"] == ["torch.float32"]
+    assert 0 < narrow["apart"] < 2e-3, narrow
     pruned_to_half(models["experts"](), dict(checkpoint.load(tmp_path / "moved-1")[1].model))
 
 
@@ -515,11 +545,24 @@ def test_what_cannot_be_divided_is_said(model: dict[str, Any], parts: str, line:
         (divide_context if parts == "context" else divide_experts)(divided, mesh)
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    plain, again = native(), native()
-    checkpoint_layers(again.anatomy())
-    for model in (plain, again):
-        loss_of(model, *batch(0)).backward()
-    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+@pytest.mark.parametrize("kept", ["inputs", "products"])
+def test_checkpointing_changes_no_gradient_and_its_operations_are_known(kept: Kept) -> None:
+    plain, checkpointed = native(), native()
+    checkpoint_layers(checkpointed.anatomy(), kept)
+    norm, counted, normed = checkpointed.get_submodule("blocks.0.token_norm"), [], []
+    norm.register_forward_pre_hook(lambda *_: normed.append(1))
+    for model in (plain, checkpointed):
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            loss_of(model, *batch(0)).backward()
+        counted.append(counter.get_total_flops())
+    last = [plain.get_parameter(f"blocks.{layer}.channel_mixer.output.weight") for layer in range(SIZES["layers"])]
+    unused = sum(
+        2 * ROWS * LENGTH * weight.numel() for weight in last
+    )  # nothing keeps what a layer's last product gives
+    again = recomputed_flops(plain, ROWS, LENGTH) - unused if kept == "inputs" else 0
+    assert counted[1] - counted[0] == again
+    assert len(normed) == 2  # what is cheap is computed again either way
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert one.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)

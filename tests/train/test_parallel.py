@@ -171,6 +171,8 @@ def test_the_axes_of_a_layout_say_where_each_process_is() -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
+        ("--parallel.precision=bfloat16", "weights that fsdp gathers"),
+        ("--parallel.fsdp=2 --parallel.precision=bfloat16 --execution.precision=float32", "for products in bfloat16"),
         ("--parallel.fsdp=2 --transport=local", "give --transport distributed"),
         ("--parallel.data=3 --train.batch=4", "train.batch = 4 does not divide into 3 equal parts"),
         ("--parallel.data=2 --train.batch=4 --train.micro_batch=4", "does not divide a process's part of the batch, 2"),

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from shoestring.contract.cost import Shape
@@ -279,13 +279,15 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     if layout.expert > 1 and isinstance(model, Blocks):
         expert_mesh = layout.expert_mesh(device)
         experts = divide_experts(model, expert_mesh["expert"])
-    if layout.checkpointing == "layers":
-        checkpoint_layers(anatomy)
+    if layout.checkpointing != "none":
+        checkpoint_layers(anatomy, "inputs" if layout.checkpointing == "layers" else "products")
     if layout.fsdp > 1:
-        along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
         apart = {parameter for name, parameter in model.named_parameters() if name in experts}
+        along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
+        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = narrow if layout.precision == "bfloat16" else MixedPrecisionPolicy()
         for layer in layers_of(anatomy):
-            fully_shard(layer, mesh=along, ignored_params=apart)
+            fully_shard(layer, mesh=along, ignored_params=apart, mp_policy=policy)
         fully_shard(model, mesh=along, ignored_params=apart)
         register_fsdp_forward_method(model, "read")
     model.changed()

@@ -52,7 +52,10 @@ class StoredTensors(Mapping[str, Tensor]):
     def of_file(cls, file: Path) -> "StoredTensors":
         """All that one file has. Raises: ShoestringError where it holds no tensors."""
         return cls(
-            {name: StoredTensor(*one, (StoredPart(file, name, whole_region(one[1])),)) for name, one in outline(file).items()}
+            {
+                name: StoredTensor(*one, (StoredPart(file, name, whole_region(one[1])),))
+                for name, one in outline(file).items()
+            }
         )
 
     def __iter__(self) -> Iterator[str]:

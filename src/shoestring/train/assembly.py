@@ -303,8 +303,8 @@ def _stepper(
         stepper: Stepper
         stepper, divided = sharded_stepper(model, layout, claimed, _objective(config, tokens), **options)
     else:
-        if layout.checkpointing == "layers":
-            checkpoint_layers(model.anatomy())
+        if layout.checkpointing != "none":
+            checkpoint_layers(model.anatomy(), "inputs" if layout.checkpointing == "layers" else "products")
         stepper, divided = Stepper(model, _objective(config, tokens), claimed.build(), **options), ""
     scale_groups(rules, stepper.optimizer.param_groups)
     rule: BatchRule = config.batch_rule.build()

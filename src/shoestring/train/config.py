@@ -142,6 +142,14 @@ class RunConfig:
         layout, train, data = self.parallel, self.train, self.data
         if layout.checkpointing != "none" and self.execution.compile == "blocks":
             raise ValueError("parallel.checkpointing keeps blocks uncompiled: give execution.compile = none")
+        if layout.precision == "bfloat16" and layout.fsdp == 1:
+            raise ValueError(
+                "parallel.precision = bfloat16 is of weights that fsdp gathers: give parallel.fsdp, or leave it out"
+            )
+        if layout.precision == "bfloat16" and self.execution.precision == "float32":
+            raise ValueError(
+                "parallel.precision = bfloat16 gathers weights for products in bfloat16: give execution.precision = bfloat16"
+            )
         if layout.processes == 1:
             return
         others = {"data.rows": data.rows, "data.selection": data.selection}

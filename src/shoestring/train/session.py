@@ -75,6 +75,8 @@ def resolve(
     if (layout.processes > 1 or layout.checkpointing != "none") and config.execution.compile == "auto":
         config = replace(config, execution=replace(config.execution, compile="none"))
         log.info("blocks are not compiled: [parallel] has been tried without")
+    if layout.precision == "bfloat16" and config.execution.precision == "auto":
+        config = replace(config, execution=replace(config.execution, precision="bfloat16"))
     if layout.processes > 1 and config.execution.device == "auto":
         config = replace(config, execution=replace(config.execution, device="cpu"))
         if machine.device != "cpu":
