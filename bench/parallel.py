@@ -2,8 +2,11 @@
 
 Each layout trains a native model for a few steps in processes of its own (gloo, one thread each). Measured is by how much a
 process's resident memory grows from before the model is made to its peak (VmHWM). The allocator's slack is in it: small models show
-nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too. About a minute a layout.
+nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too; with `--experts` of a model
+that has some. About a minute a layout.
 `--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
+`--equal --place smollm2` does so for a model that exists, in two processes (tensor: three, as it has three key-value heads): give
+few and short rows, `--batch 4 --context 8 --lr 1e-4`; a process takes 2 to 3 GB. `--layouts`: how many of fsdp, data and tensor.
 """
 
 import argparse
@@ -21,9 +24,10 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from shoestring import atomic
+from shoestring.base import open_model
 from shoestring.budget.machine import probe
 from shoestring.config import Choice, build
-from shoestring.contract.batch import Inputs
+from shoestring.contract.batch import Batch, Inputs
 from shoestring.launch.processes import launch
 from shoestring.launch.request import SAMPLE
 from shoestring.model.config import ModelConfig
@@ -54,29 +58,47 @@ def resident(key: str) -> int:
     raise SystemExit(f"{key} is not in /proc/self/status: this bench needs Linux")
 
 
-def train(model: Any, optimizer: str, layout: ParallelLayout, steps: int, batch: int) -> list[float]:
-    """The losses of a few steps in this process, one of the layout's."""
+def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: torch.Tensor | None = None) -> list[float]:
+    """The losses of a few steps in this process, one of the layout's.
+
+    asked: 'optimizer', 'steps', 'batch', 'context', 'lr' where it is not the optimiser's own, and 'parts': of a batch, one after
+    the other. tokens: of a text that rows are taken from; None: they are drawn at random.
+    """
+    from shoestring.parallel.context_parallel import part_of_rows
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
-    options = {"precision": "float32"} if optimizer == "muon" else {}
-    claimed = partition(model, Choice.of("optim", optimizer, **options), Choice.of("optim", "adamw"))
+    options = {"precision": "float32"} if asked["optimizer"] == "muon" else {}
+    rate = {} if asked.get("lr") is None else {"lr": asked["lr"]}
+    chosen = Choice.of("optim", asked["optimizer"], **options, **rate), Choice.of("optim", "adamw", **rate)
+    claimed = partition(model, *chosen)
     sharded = shard(model, layout)
-    stepper, losses, config = ShardedOptimizer(sharded, claimed), [], model.config
+    stepper, losses, parts = ShardedOptimizer(sharded, claimed), [], asked.get("parts", 1)
     del claimed  # it holds the weights that were whole
-    for step in range(steps):
-        size = (batch, config.context + 1)
-        ids = torch.randint(0, config.vocabulary, size, generator=torch.Generator().manual_seed(step))
-        own = ids.chunk(layout.parts)[layout.part(dist.get_rank())]
-        logits = model.read(Inputs(own[:, :-1])).logits().flatten(0, 1)
-        loss = F.cross_entropy(logits, own[:, 1:].flatten()) / layout.parts
-        del logits
-        (loss * sharded.gradient_scale).backward()
+    for step in range(asked["steps"]):
+        generator, length = torch.Generator().manual_seed(step), asked["context"] + 1
+        if tokens is None:
+            ids = torch.randint(0, model.config.vocabulary, (asked["batch"], length), generator=generator)
+        else:
+            starts = torch.randint(0, len(tokens) - length, (asked["batch"],), generator=generator)
+            ids = torch.stack([tokens[start : start + length] for start in starts.tolist()])
+        rank, whole = dist.get_rank(), Batch(Inputs(ids[:, :-1]), ids[:, 1:])
+        own = whole.split(whole.rows // layout.parts)[layout.part(rank)]
+        if layout.context > 1:
+            own = part_of_rows(own, layout.places(rank)["context"], layout.context)
+        total = torch.zeros(())
+        for part in own.split(-(-own.rows // parts)):
+            reading = model.read(part.inputs)
+            loss = F.cross_entropy(reading.logits().flatten(0, 1), part.targets.flatten())
+            more = reading.auxiliary()
+            loss = (loss if more is None else loss + more) / (layout.parts * layout.context * parts)
+            del reading
+            (loss * sharded.gradient_scale).backward()
+            total += loss.detach()
         sharded.reduce_gradients()
         sharded.clip_gradients(1.0)
         stepper.step()
         stepper.zero_grad()
-        total = loss.detach().clone()
         dist.all_reduce(total)
         losses.append(float(total) / layout.tensor)
     return losses
@@ -88,14 +110,22 @@ def work(asked: dict[str, Any]) -> None:
     transport = join(PATIENCE)
     config, layout = build(ModelConfig, asked["model"]), build(ParallelLayout, asked["layout"])
     # what the engines take themselves is not the model's: a tiny one first
-    train(
-        Transformer(build(ModelConfig, {**asked["model"], "width": 32, "heads": 2, "layers": 1})), "adamw", layout, 1, 8
-    )
+    tiny = {**asked["model"], "width": 32, "heads": 2 * layout.tensor, "layers": 1}
+    warm = {"optimizer": "adamw", "steps": 1, "batch": 8, "context": config.context}
+    train(Transformer(build(ModelConfig, {**tiny, "width": 16 * tiny["heads"]})), warm, layout)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident("VmRSS")
     torch.manual_seed(0)
-    losses = train(Transformer(config), asked["optimizer"], layout, asked["steps"], asked["batch"])
+    if asked.get("place"):
+        opened = open_model(asked["place"], torch.float32)
+        model: Any = opened.model
+        model.requires_grad_(True).train()
+        assert opened.tokenizer is not None
+        tokens = torch.tensor(opened.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")))
+    else:
+        model, tokens = Transformer(config), None
+    losses = train(model, {**asked, "context": config.context}, layout, tokens)
     found = {"losses": losses, "grown": resident("VmHWM") - before}
     atomic.write_text(Path(asked["out"]) / f"{transport.rank}.json", json.dumps(found))
     leave(transport)
@@ -191,15 +221,20 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="default 3, with --equal 20")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step, with --equal")
+    parser.add_argument("--lr", type=float, help="learning rate, with --equal (default: each optimiser's own)")
+    parser.add_argument("--tensor", type=int, default=3, help="processes that divide the heads of --place")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--layouts", type=int, default=len(LAYOUTS), help="the first so many")
     parser.add_argument(
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
     parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
+    parser.add_argument("--experts", type=int, default=0, metavar="N", help="of a layer, for --equal")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--place", default="", help="with --equal: a model that exists, as open_model takes it")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.worker:
@@ -208,8 +243,17 @@ def main(words: Sequence[str]) -> int:
         return 0
     if options.smallest:
         options.layers, options.width, options.context, options.optimizers, options.layouts = 1, 64, 16, ["adamw"], 1
-    shape = {"layers": options.layers, "width": options.width, "heads": options.width // 32, "context": options.context}
+    shape: dict[str, Any] = {
+        "layers": options.layers,
+        "width": options.width,
+        "heads": options.width // 32,
+        "context": options.context,
+    }
     shape["vocabulary"] = 1024
+    if options.experts:
+        # a balance is of a process's rows, and would differ
+        router = {"name": "token_choice", "balance": 0.0}
+        shape["channel_mixer"] = {"name": "moe", "experts": options.experts, "router": router}
     if options.islands:
         rows = islands(shape)
         if options.json:
@@ -218,14 +262,17 @@ def main(words: Sequence[str]) -> int:
             )
         return int(any(row["sent"] != row["predicted"] for row in rows))
     if options.equal:
-        return equal(shape, options.optimizers)
+        layouts: tuple[dict[str, Any], ...] = OF_EXPERTS if options.experts else (*LAYOUTS[:2], *LAYOUTS[3:], *PRODUCTS)
+        if options.place:
+            layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})[: options.layouts]
+        return equal(shape, options, layouts)
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []
     for optimizer in options.optimizers:
         for given in LAYOUTS[: options.layouts]:
             layout = build(ParallelLayout, given)
             batch = 4 * layout.parts
             found = run(
-                {"model": shape, "layout": given, "optimizer": optimizer, "steps": options.steps, "batch": batch}
+                {"model": shape, "layout": given, "optimizer": optimizer, "steps": options.steps or 3, "batch": batch}
             )
             # Muon: a momentum, and where matrices are divided its owner's copy of the weights
             if optimizer == "adamw":
@@ -248,18 +295,47 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def equal(shape: dict[str, int], optimizers: Sequence[str]) -> int:
+PRODUCTS: tuple[dict[str, Any], ...] = (
+    {"data": 2, "fsdp": 2},
+    {"fsdp": 2, "tensor": 2},
+    {"data": 2, "tensor": 2},
+    {"fsdp": 4},
+    {"context": 2},
+    {"context": 4},
+    {"data": 2, "context": 2},
+    {"fsdp": 2, "context": 2},
+    {"context": 2, "tensor": 2},
+)
+OF_EXPERTS: tuple[dict[str, Any], ...] = (
+    {"data": 2, "expert": 2},
+    {"data": 4, "expert": 2},
+    {"data": 2, "fsdp": 2, "expert": 4},
+    {"data": 2, "tensor": 2, "expert": 2},
+    {"data": 2, "context": 2, "expert": 2},
+)
+
+
+def equal(shape: dict[str, Any], options: argparse.Namespace, layouts: Sequence[dict[str, Any]]) -> int:
     """Print the largest difference of a loss. Returns 1 where one is above 1e-5."""
-    four = ({"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4})
-    worst = 0.0
-    for optimizer in optimizers:
-        asked = {"model": shape, "optimizer": optimizer, "steps": 20, "batch": 8}
-        one = run({**asked, "layout": {}})[0]["losses"]
-        for given in (*LAYOUTS[:2], *LAYOUTS[3:], *four):
-            losses = run({**asked, "layout": given})[0]["losses"]
+    worst, rows = 0.0, []
+    for optimizer in options.optimizers:
+        asked = {"model": shape, "optimizer": optimizer, "place": options.place, "batch": options.batch}
+        asked |= {"steps": options.steps or 20, "lr": options.lr}
+        alone: dict[int, list[float]] = {}  # by parts
+        for given in layouts:
+            # a model that exists is compared with one process that sums a batch's parts in the same order
+            parts = build(ParallelLayout, given).parts if options.place else 1
+            if parts not in alone:
+                alone[parts] = run({**asked, "layout": {}, "parts": parts})[0]["losses"]
+            one, losses = alone[parts], run({**asked, "layout": given})[0]["losses"]
             apart = max(abs(a - b) for a, b in zip(one, losses, strict=True))
             worst = max(worst, apart)
-            print(f"{optimizer:6} {given!s:45} {apart:.1e}", flush=True)
+            rows.append({"optimizer": optimizer, "layout": given, "apart": apart, "losses": losses, "one": one})
+            print(f"{optimizer:6} {given!s:45} {apart:.1e}  ({one[0]:.3f} to {one[-1]:.3f} nats)", flush=True)
+            if options.json:
+                about = {"place": options.place, "shape": shape, "steps": asked["steps"], "batch": options.batch}
+                whole = {**about, "lr": options.lr, "rows": rows, "environment": environment(probe())}
+                atomic.write_text(options.json, json.dumps(whole, indent=1))
     return int(worst > 1e-5)
 
 

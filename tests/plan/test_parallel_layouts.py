@@ -1,6 +1,7 @@
 """Layouts of several devices: against a published table, and against what `[parallel]` can do."""
 
 import json
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_experts_are_divided_where_there_are_some_and_a_process_holds_less_of_th
     assert half.memory - quarter.memory == pytest.approx(16 * stacks / 4)
     assert 0 == whole.seconds["experts"] < half.seconds["experts"] < quarter.seconds["experts"]
     assert {each.placement.layout.expert for each in ranked(small(), 8, "h100", 16)} == {1}
+
+
+def test_rows_are_divided_where_it_is_asked_for() -> None:
+    steps = ranked(small(), 8, "h100", 16, context=2)
+    assert {each.placement.layout.context for each in steps} == {2}
+    assert {each.placement.layout.processes for each in steps} == {8}
+    whole = {each.placement.layout: each for each in ranked(small(), 4, "h100", 16) if each.placement.micro_batch == 1}
+    for step in steps:
+        if step.placement.micro_batch == 1:
+            assert step.seconds["keys and values"] > 0
+            assert step.memory < whole[replace(step.placement.layout, context=1)].memory  # half of the activations
+    with pytest.raises(UsageError, match="does not divide among 8 devices"):
+        ranked(small(context=63), 8, "h100", 16, context=2)
 
 
 def test_what_cannot_be_is_said() -> None:

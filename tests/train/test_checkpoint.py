@@ -85,7 +85,7 @@ def _without(digests: dict[str, str], name: str) -> dict[str, str]:
         (lambda d: {"sha256": {**d, "../../x": "0"}}, "names, and no checkpoint has, the file ../../x"),
         (lambda d: {"step": 3}, "is of step 3, and its folder's name says 9"),
         (lambda d: {"step": None}, "is of step None"),
-        (lambda d: {"version": 2}, "has version 2"),
+        (lambda d: {"version": 3}, "has version 3"),
         (lambda d: {"format": "another"}, "does not say 'shoestring-checkpoint'"),
     ],
 )

@@ -22,6 +22,7 @@ from typing import IO, Any
 import psutil
 
 from shoestring.budget.charge import FIELDS, NOTHING, Charge
+from shoestring.budget.timeline import Timeline
 from shoestring.errors import did_you_mean
 from shoestring.json_files import damaged, is_number, read_lines
 
@@ -73,7 +74,10 @@ CHECKPOINT = cause("checkpoint", "writing checkpoints")
 MEASURE = cause("measure", "timing which arithmetic pays, and planning by it")
 START = cause("start", "looking at the machine, building the model, and a first step, where torch sets itself up")
 COMPILE = cause("compile", "the compiler, and a first step that compiles; in ledgers of 0.1.0 the two above too")
+RESTART = cause("restart", "noticing that a process was lost, ending the others, and starting all anew")
 IDLE = cause("idle", "nothing of these")
+STEPS = (COMPUTE, DATA, SYNC_EXPOSED)
+"""Causes that steps of training are made of."""
 
 MODEL = account("model", "training the model: what a budget of FLOPs or tokens limits", limited=True)
 EVALUATION = account("evaluation", "held-out evaluations")
@@ -171,7 +175,11 @@ class Ledger:
 
     Opening the ledger of an earlier run continues it: its totals count, the time between the two processes does not.
     since: the clock's reading when the spending began, where that was before this object was made.
+
+    timeline: is told of every change of cause, and of the phase within one; None: nobody is.
     """
+
+    timeline: Timeline | None = None
 
     def __init__(
         self, path: Path | None = None, *, clock: Callable[[], float] = time.monotonic, since: float | None = None
@@ -186,6 +194,7 @@ class Ledger:
         self._others: dict[str, Charge] = {}
         self._seconds: dict[str, float] = {}
         self._causes = ["idle"]
+        self._phases = ["idle"]
         self._since = clock() if since is None else since
         self._file: IO[bytes] | None = None
         if path:
@@ -199,23 +208,47 @@ class Ledger:
         return self._clock()
 
     def _settle(self) -> None:
-        now = self._clock()
-        cause = self._causes[-1]
-        self._seconds[cause] = self._seconds.get(cause, 0.0) + now - self._since
-        self._since = now
+        self.passed(self._causes[-1])
 
     @contextmanager
-    def clock(self, cause: str) -> Iterator[None]:
-        """Attribute the time of the block to `cause`; an inner block's time is the inner block's alone."""
+    def clock(self, cause: str, phase: str = "") -> Iterator[None]:
+        """Attribute the time of the block to `cause`; an inner block's time is the inner block's alone.
+
+        phase: what the timeline calls it; '': the cause's own.
+        """
         if cause not in _causes or cause in _overlapping:
             raise ValueError(f"'{cause}' is not a cause of spending time: {did_you_mean(cause, _causes)}")
         self._settle()
         self._causes.append(cause)
+        self._phases.append(phase or cause)
+        self._tell()
         try:
             yield
         finally:
             self._settle()
             self._causes.pop()
+            self._phases.pop()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.timeline is not None:
+            self.timeline.switch(self._phases[-1], self._since)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a collective: attribute it to the exchange where steps, or nothing, are on the clock. One that is a part of an
+        evaluation, a checkpoint or the start is theirs."""
+        if self._causes[-1] not in (COMPUTE, IDLE):
+            yield
+            return
+        with self.clock(SYNC_EXPOSED, "communication"):
+            yield
+
+    def passed(self, cause: str) -> None:
+        """Attribute to `cause` what has passed since time was last attributed."""
+        now = self._clock()
+        self._seconds[cause] = self._seconds.get(cause, 0.0) + now - self._since
+        self._since = now
 
     def charge(self, charge: Charge, account: str = MODEL) -> None:
         """Add to what `account` has spent since the last line. Raises: ValueError for an account that nobody declared."""
@@ -277,10 +310,13 @@ class Ledger:
 
     def roll_back(self, retained: Totals) -> None:
         """Record that the model went back to a checkpoint taken at `retained`: what was trained since is discarded."""
-        now = self.totals
+        now, before = self.totals, self._written.seconds
         lost_flops, lost_tokens = now.flops - retained.flops, now.tokens - retained.tokens
         self.discard(lost_tokens, lost_flops)
-        self.write("resume", lost_tokens=lost_tokens)
+        # of steps that earlier processes wrote down: what this one has taken so far is its start
+        lost = {cause: before.get(cause, 0.0) - retained.seconds.get(cause, 0.0) for cause in STEPS}
+        lost = {cause: round(seconds, 6) for cause, seconds in lost.items() if seconds > 0}
+        self.write("resume", lost_tokens=lost_tokens, lost_seconds=lost)
 
     def close(self) -> None:
         if self._file:

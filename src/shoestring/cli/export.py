@@ -15,6 +15,7 @@ from shoestring.cli.screen_log import shown_on
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.shrink.export import GGUF_TYPES, OWN_TYPES, export_gguf, export_transformers, refuse_taken
 from shoestring.train.adapter_folder import export_adapter
+from shoestring.train.stored_run import stored_run
 from shoestring.train.trained import load_trained
 
 log = logging.getLogger(__name__)
@@ -57,10 +58,13 @@ def run(words: Sequence[str]) -> int:
     kind, dtype = (_gguf_type(found.dtype), None) if to_gguf else (None, _dtype(found.dtype))
     refuse_taken(found.out)
     with shown_on(screen, before="note: ") as notes:
-        opened = open_model(found.place)
+        stored = None if to_gguf else stored_run(found.place)
+        opened, weights = stored or (open_model(found.place), None)
         for note in opened.about.notes:
             log.info(note)
-        made = export_gguf(opened, found.out, kind) if to_gguf else export_transformers(opened, found.out, dtype)
+        made = (
+            export_gguf(opened, found.out, kind) if to_gguf else export_transformers(opened, found.out, dtype, weights)
+        )
     template = opened.about.chat_template is not None
     if made.folded:
         screen.print(f"folded      {', '.join(made.folded)}")

@@ -34,8 +34,9 @@ def plan_layouts(recipe: Path | None, words: Sequence[str], devices: int, gpu: s
     batch = int(asked.get("train", {}).get("batch", 8 * devices))
     if "batch" not in asked.get("train", {}):
         notes.append(f"train.batch is open: {batch} sequences, 8 for each device, are planned for")
-    layout = build(ParallelLayout, {"context": asked.get("parallel", {}).get("context", 1)}, as_flag)
-    steps = ranked(config, devices, gpu, batch, _state(asked), layout.context)
+    given = {key: value for key, value in asked.get("parallel", {}).items() if key in ("context", "precision")}
+    layout = build(ParallelLayout, given, as_flag)
+    steps = ranked(config, devices, gpu, batch, _state(asked), layout.context, layout.precision)
     best = best_of_each(steps)
     if as_json:
         found = [{**asdict(each), "placement": asdict(each.placement)} for each in best]

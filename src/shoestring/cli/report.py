@@ -6,7 +6,9 @@ from pathlib import Path
 from shoestring.cli.arguments import Arguments
 from shoestring.cli.json_output import add_json_flag, print_json
 from shoestring.errors import printable
+from shoestring.report.diagnosis import one_line
 from shoestring.report.page import write_report
+from shoestring.report.run_files import read_runs
 
 
 def run(words: Sequence[str]) -> int:
@@ -21,4 +23,7 @@ def run(words: Sequence[str]) -> int:
         print_json({"report": write_report(found.runs, found.out)})
         return 0
     print(printable(str(write_report(found.runs, found.out))))
+    for run in read_runs(found.runs):
+        if said := one_line(run):
+            print(printable(f"{run.name}: {said}" if len(found.runs) > 1 else said))
     return 0

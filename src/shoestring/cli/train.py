@@ -24,12 +24,12 @@ from shoestring.launch.host import listening
 from shoestring.launch.launch import Launch
 from shoestring.launch.request import TrainingRequest
 from shoestring.model.hf import export
-from shoestring.model.transformer import Transformer
 from shoestring.report.page import write_report
 from shoestring.sync.transport.heartbeat import TIMEOUT
 from shoestring.train.openers.run import folded
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome
+from shoestring.train.stored_run import stored_run
 from shoestring.train.trained import load_trained
 
 
@@ -78,18 +78,22 @@ def _export(folder: RunFolder, console: Screen) -> None:
     leave as the numbers they stand for, as no stock class computes with their codes."""
     target = folder.path / "transformers"
     shutil.rmtree(target, ignore_errors=True)  # a run resumed from an earlier step finishes twice
-    trained = load_trained(folder.path)
+    stored, how = stored_run(str(folder.path)), ""
     try:
-        plain = folded(trained)
-        assert isinstance(plain, Transformer)
-        export(plain, folder.tokenizer, target, end=trained.tokenizer.end)
+        if stored is not None:  # weight by weight
+            opened, weights = stored
+            model: Any = opened.model
+        else:
+            trained = load_trained(folder.path)
+            model, weights = folded(trained), None
+            names = [one.name for one in trained.applied]
+            how = f", with {', '.join(names)} folded into plain weights" if names else ""
+            rounded = any(choice.options.get("activations", "none") != "none" for choice in trained.config.edits)
+            how += ", activations not rounded" if rounded else ""
+        export(model, folder.tokenizer, target, end=folder.read_tokenizer().end, weights=weights)
     except UsageError as error:
         console.print(f"not exported to transformers: {error}")
     else:
-        names = [one.name for one in trained.applied]
-        how = f", with {', '.join(names)} folded into plain weights" if names else ""
-        rounded = any(choice.options.get("activations", "none") != "none" for choice in trained.config.edits)
-        how += ", activations not rounded" if rounded else ""
         console.print(f"for transformers: {target}{how}", soft_wrap=True)
 
 
@@ -119,6 +123,13 @@ def run(words: Sequence[str]) -> int:
         help="with --workers or torchrun: a worker without a heartbeat for so long counts as frozen, and the run ends "
         f"(default {TIMEOUT:g})",
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=whole(0, 1000),
+        default=0,
+        metavar="N",
+        help="with --workers or [parallel]: where a process is lost, go on from the last checkpoint, at most N times (default 0)",
+    )
     add_noise_scale_flag(parser)
     found, rest = parser.read_with_configuration(words)
     if found.resume and (found.recipe or found.out or found.noise_scale_of):
@@ -127,6 +138,7 @@ def run(words: Sequence[str]) -> int:
         raise UsageError("--from-step goes with --resume RUN")
     out = found.out or Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     named = [] if found.out or found.resume else ["--out", str(out)]
+    train = [sys.executable, "-m", "shoestring", "train"]
     # under torchrun all workers write to one terminal; those that a command has started have a file each
     console = Screen(quiet=not leads() and started() is None)
     with (
@@ -135,7 +147,9 @@ def run(words: Sequence[str]) -> int:
             RunView(console),
             heartbeat_timeout=found.heartbeat_timeout,
             hosting=Hosting(found.restart, listening(found.listen), time.monotonic()),
-            command=[sys.executable, "-m", "shoestring", "train", *words, *named],
+            command=[*train, *words, *named],
+            resume_command=[*train, "--heartbeat-timeout", str(found.heartbeat_timeout), "--resume"],
+            max_restarts=found.max_restarts if started() is None else 0,  # workers are given the same words
         ) as launch,
     ):
         if found.resume:

@@ -48,6 +48,8 @@ class Edit(Protocol):
     needs: what `decide` looks at: 'text', 'gradients', 'teacher'; empty for an edit that looks at the model alone.
 
     An edit after which a model reads longer texts has an option `context`, so many tokens, by which a run knows of it.
+    One that says `divides = True` leaves a model whose parts compute and learn as any do: several processes may train it, each on
+    its rows and with its part of the weights, as one process would.
     """
 
     needs: frozenset[str]
@@ -107,3 +109,8 @@ class Metered(Protocol):
     def figures(self, model: LanguageModule) -> Mapping[str, Tensor]:
         """Scalars by name, of the step before; they lie in buffers of the model as well."""
         ...
+
+
+def divides(edit: Edit) -> bool:
+    """Whether several processes may train a model with this edit together."""
+    return bool(getattr(edit, "divides", False)) and not isinstance(edit, Stepped)

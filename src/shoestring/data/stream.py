@@ -1,6 +1,6 @@
 """What the training loop reads: batches one after the other, from a place that a checkpoint can keep."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from shoestring.contract.batch import Batch
@@ -55,6 +55,31 @@ class Pure:
 
     def restore(self, state: Any) -> None:
         """Nothing was kept."""
+
+
+class Cut:
+    """A stream of whose batches a process takes its part. What comes next is as if it took all.
+
+    part: of a batch.
+    """
+
+    def __init__(self, stream: Stream, part: Callable[[Batch], Batch]) -> None:
+        self.stream, self.part = stream, part
+
+    def batch(self, start: int, count: int) -> Batch:
+        return self.part(self.stream.batch(start, count))
+
+    def take(self, start: int, count: int, progress: float) -> Batch:
+        return self.part(self.stream.take(start, count, progress))
+
+    def hear(self, progress: float, losses: Mapping[str, float]) -> None:
+        self.stream.hear(progress, losses)
+
+    def state(self) -> Any:
+        return self.stream.state()
+
+    def restore(self, state: Any) -> None:
+        self.stream.restore(state)
 
 
 def stream_of(source: BatchSource) -> Stream:

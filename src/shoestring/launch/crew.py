@@ -1,22 +1,24 @@
 """A run trained by several processes of a fixed number: this process starts them, or torchrun has, and this is one of them."""
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.ledger import RESTART, Ledger
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import Tree, build, tree
 from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.launch.diagnosis import diagnosed, note_event
 from shoestring.launch.fingerprint import digest, without_places
-from shoestring.launch.processes import launch
+from shoestring.launch.processes import WorkerFailed, launch
 from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.way import Ended, LaunchContext
@@ -32,8 +34,13 @@ from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import RunFolder
 from shoestring.train.session import Outcome, begin, resolve, resume
 
+log = logging.getLogger(__name__)
+
 STARTED = "SHOESTRING_STARTED"
 """Where the monotonic clock stood when the command was given: what starting the workers takes is on the run's ledger."""
+
+RESTARTS = "SHOESTRING_RESTARTS"
+"""How often the workers were started again: what passed since `STARTED` is then the restart's."""
 
 PATIENCE = 300.0
 """Seconds that a worker waits for the others: one of them may be preparing a corpus, judging the model or writing it."""
@@ -69,17 +76,37 @@ def started() -> float | None:
     return float(text) if text else None
 
 
-def start_workers(command: Sequence[str], workers: int, outputs: Path) -> int:
+def start_workers(
+    command: Sequence[str], workers: int, outputs: Path, *, began: float | None = None, restarts: int = 0
+) -> int:
     """Run a command once for each worker, and wait. Returns 0, or 128 + n where signal n has stopped them.
 
     command: the words of a command that trains as one worker of a run.
     workers: how many to start.
     outputs: the folder for what all but the first of them write.
+    began: where the monotonic clock stood when the time began that starting them takes; None: now.
+    restarts: how often they were started before.
     Raises: WorkerFailed, of the first that failed.
     """
-    began = time.monotonic()
-    with launch(command, workers, outputs=outputs, environment={STARTED: str(began)}) as team:
+    began = time.monotonic() if began is None else began
+    with launch(command, workers, outputs=outputs, environment={STARTED: str(began), RESTARTS: str(restarts)}) as team:
         return team.wait()
+
+
+def silence(folder: RunFolder) -> float:
+    """Seconds since the run's ledger was last written; 0 where it never was."""
+    try:
+        return max(time.time() - folder.ledger.stat().st_mtime, 0.0)
+    except OSError:
+        return 0.0
+
+
+def opened_ledger(folder: RunFolder) -> Ledger:
+    """The ledger of a worker that was started by a command, or again after one was lost."""
+    ledger = Ledger(folder.ledger, since=started())
+    if os.environ.get(RESTARTS, "0") != "0":
+        ledger.passed(RESTART)
+    return ledger
 
 
 def own_folder(run: Path, rank: int, island: int = 1) -> Path:
@@ -194,10 +221,20 @@ class Crew:
 
     heartbeat_timeout: seconds without a heartbeat until a worker counts as frozen, and the run ends.
     command: the words of a command that trains as one worker of this run; None: `python -m shoestring.launch`.
+    resume_command: those of one that goes on with a run, whose folder follows; needed beside `command` alone.
+    max_restarts: how often the run goes on by itself from its last checkpoint, where a worker is lost.
     """
 
-    def __init__(self, place: LaunchContext, heartbeat_timeout: float, command: Sequence[str] | None = None) -> None:
-        self.place, self.view, self.heartbeat_timeout, self.command = place, place.view, heartbeat_timeout, command
+    def __init__(
+        self,
+        place: LaunchContext,
+        heartbeat_timeout: float,
+        command: Sequence[str] | None = None,
+        resume_command: Sequence[str] | None = None,
+        max_restarts: int = 0,
+    ) -> None:
+        self.place, self.view, self.heartbeat_timeout = place, place.view, heartbeat_timeout
+        self.command, self.resume_command, self.max_restarts = command, resume_command, max_restarts
 
     def begin(self, request: TrainingRequest, out: Path) -> Ended:
         if is_worker():
@@ -217,13 +254,41 @@ class Crew:
         return self._start({"resume": str(path), "step": step, "moved": moved}, processes, path)
 
     def _start(self, asked: Tree, workers: int, path: Path) -> Ended:
-        asked = {**asked, "heartbeat_timeout": self.heartbeat_timeout}
-        command = self.command or [sys.executable, "-m", "shoestring.launch", json.dumps(asked)]
-        status = start_workers(command, workers, path / "workers")
-        folder = RunFolder(path)
+        command, folder = self.command or self._words(asked), RunFolder(path)
+        restarts, began = 0, time.monotonic()
+        while True:
+            try:
+                status = start_workers(command, workers, path / "workers", began=began, restarts=restarts)
+                break
+            except WorkerFailed as error:
+                if restarts >= self.max_restarts or not _lost(error, folder):
+                    raise
+                restarts += 1
+                began = time.monotonic() - silence(folder)
+                command = self._after(error, command, folder, restarts)
         stopped = "finished" if status == 0 else "interrupted"
         outcome = Outcome(stopped, status - 128 if status else None, folder.read_summary(), "")
         return Ended(folder, outcome, leads=False)
+
+    def _words(self, asked: Tree) -> list[str]:
+        asked = {**asked, "heartbeat_timeout": self.heartbeat_timeout}
+        return [sys.executable, "-m", "shoestring.launch", json.dumps(asked)]
+
+    def _after(self, error: WorkerFailed, command: Sequence[str], folder: RunFolder, number: int) -> Sequence[str]:
+        """Say that the workers are started again. Returns the command that goes on: the same where nothing had begun."""
+        begun = folder.begun
+        steps = list_checkpoints(folder.checkpoints) if begun else []
+        where = f"from the checkpoint of step {steps[-1]}" if steps else "from its first step"
+        log.warning("%s; restart %d of %d: the run goes on %s", error, number, self.max_restarts, where)
+        if not begun:
+            return command
+        known = {key: error.note[key] for key in ("host", "phase", "step") if key in error.note}
+        note_event(folder, "restart", rank=error.rank, frozen=error.frozen, goes_on=steps[-1] if steps else 0, **known)
+        if "--resume" in command and "--from-step" not in command:
+            return command
+        if self.resume_command is not None:
+            return [*self.resume_command, str(folder.path)]
+        return self._words({"resume": str(folder.path), "step": None, "moved": {}})
 
     def _begin_as_worker(self, request: TrainingRequest, out: Path) -> Ended:
         """The leader decides, and all train."""
@@ -234,7 +299,7 @@ class Crew:
             if transport.rank == 0:
                 machine = probe()
                 folder = place.held.enter_context(RunFolder.create(out, workers=started() is not None))
-                ledger = Ledger(folder.ledger, since=started())
+                ledger = opened_ledger(folder)
                 dataset, config, expected = place.decide(request, folder, ledger, machine)
                 config = resolve(config, dataset, machine, ledger, expected)
                 mine = (folder.path, config)
@@ -242,12 +307,12 @@ class Crew:
             if transport.rank != 0:
                 machine = probe()
                 folder = place.held.enter_context(RunFolder.create(own_folder(path, transport.rank, island)))
-                ledger = Ledger(folder.ledger, since=started())
+                ledger = opened_ledger(folder)
                 with ledger.clock("data"):
                     dataset = prepare(config.data, cache_folder())
                 dataset.tokenizer.save(folder.tokenizer)
             require_same_data(transport, dataset)
-            with view.watch(config, machine) as watch:
+            with view.watch(config, machine) as watch, _diagnosed(transport, folder, ledger, config):
                 outcome = begin(config, folder, ledger, dataset, machine, watch.show, place_of(config, transport, path))
         return Ended(folder, outcome, leads())
 
@@ -262,7 +327,7 @@ class Crew:
             self.place.held.enter_context(folder.held())
             if not folder.begun:  # killed before this worker had begun
                 folder.write_config(config)
-            ledger = Ledger(folder.ledger, since=started())
+            ledger = opened_ledger(folder)
             with self.view.watch(config, probe()) as watch:
                 with ledger.clock("data"):
                     dataset = prepare(config.data, cache_folder())
@@ -270,5 +335,20 @@ class Crew:
                 keeper = RunFolder(keeper_folder(path, config, transport.rank))
                 at = common_step(transport, keeper) if step is None else step
                 place = place_of(config, transport, path)
-                outcome = resume(folder, config, ledger, dataset, watch.show, at, place)
+                with _diagnosed(transport, folder, ledger, config):
+                    outcome = resume(folder, config, ledger, dataset, watch.show, at, place)
         return Ended(folder, outcome, leads())
+
+
+def _diagnosed(
+    transport: Transport, folder: RunFolder, ledger: Ledger, config: RunConfig
+) -> AbstractContextManager[None]:
+    # workers that exchange wait for messages, and are told there; processes of one worker wait in collectives
+    return diagnosed(transport, folder, ledger, ends=config.parallel.processes > 1)
+
+
+def _lost(error: WorkerFailed, folder: RunFolder) -> bool:
+    """Whether a run that failed so may go on by itself: neither what was asked for nor the training is at fault."""
+    if error.exit_status == UsageError.exit_status:
+        return False
+    return not folder.begun or folder.read_summary().get("stopped") != "failed"

@@ -37,6 +37,8 @@ class Launch:
     heartbeat_timeout: of several processes: seconds without a heartbeat until one counts as frozen.
     hosting: of workers that come and go: how this process hosts them.
     command: of several processes: the words of the command that each of them runs; None: `python -m shoestring.launch`.
+    resume_command: beside it: those of one that goes on with a run, whose folder follows.
+    max_restarts: of several processes: how often the run goes on by itself from its last checkpoint, where one of them is lost.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class Launch:
         heartbeat_timeout: float = TIMEOUT,
         hosting: Hosting | None = None,
         command: Sequence[str] | None = None,
+        resume_command: Sequence[str] | None = None,
+        max_restarts: int = 0,
     ) -> None:
         self.view: View = view or LogView()
         self.held = ExitStack()
-        self.hosting = hosting or Hosting()
+        self.hosting, self.max_restarts = hosting or Hosting(), max_restarts
         place = LaunchContext(self.view, self.held)
         alone = Alone(place)
-        crew = Crew(place, heartbeat_timeout, command)
+        crew = Crew(place, heartbeat_timeout, command, resume_command, max_restarts)
         self._ways: dict[str, Callable[[int], Way]] = {
             "local": lambda workers: alone,
             "distributed": lambda processes: crew if processes > 1 or is_worker() else alone,
@@ -85,6 +89,15 @@ class Launch:
         if transport != "torchft" and (self.hosting.restart or self.hosting.listen != LOOPBACK):
             raise UsageError(
                 f"--restart and --listen go with --transport torchft, whose workers come and go, not with {transport}"
+            )
+        if self.max_restarts and is_worker():
+            raise UsageError(
+                "--max-restarts: who has started this process starts it again; torchrun has the same option"
+            )
+        if self.max_restarts and (transport != "distributed" or processes == 1):
+            raise UsageError(
+                "--max-restarts goes with several processes of a fixed number: --workers, or a section [parallel], and "
+                "--transport distributed"
             )
         require_distributed(transport)
         if not keep_freed_memory():

@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
+import psutil
 import torch.distributed as dist
 
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.sync.transport.frame import TOKEN, new_token
+from shoestring.sync.transport.heartbeat import last_note, place_of, reported_lost
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,9 @@ GRACE = 5.0
 """Seconds between asking the other workers to end and ending them."""
 
 _SHOWN_LINES = 12
+
+_SETTLE = 0.5
+"""Seconds to wait for the worker that a signal has ended, where another one says that it was left."""
 
 # Run in a worker's process before the worker's program. PR_SET_PDEATHSIG (1) has the kernel kill the worker when the thread
 # that started it ends, by whatever means, also where the worker computes or is frozen; it survives exec. A hook between
@@ -44,17 +50,23 @@ os.execvp(command[0], command)
 
 
 class WorkerFailed(ShoestringError):
-    """A worker ended before its work was done.
+    """A worker ended before its work was done, or was frozen.
 
     rank: which.
     exit_status: the worker's own, 1 where a signal ended it.
+    note: what it last told of itself (`heartbeat.last_note`).
     """
 
-    def __init__(self, rank: int, status: int, said: str) -> None:
-        self.rank = rank
+    def __init__(
+        self, rank: int, status: int, said: str, *, frozen: bool = False, note: Mapping[str, Any] | None = None
+    ) -> None:
+        self.rank, self.frozen, self.note = rank, frozen, dict(note or {})
         self.exit_status = status if status > 0 else 1
         how = f"ended with status {status}" if status >= 0 else f"was ended by {signal.Signals(-status).name}"
-        super().__init__(f"worker {rank} {how}{f': {said}' if said else ''}")
+        how = "was frozen" if frozen else how
+        where = place_of(self.note)
+        where = f" ({where})" if where and (frozen or status < 0) else ""
+        super().__init__(f"worker {rank} {how}{where}{f': {said}' if said else ''}")
 
 
 def available_cores() -> list[int]:
@@ -184,14 +196,35 @@ class StartedWorkers:
                 rank, status = self._ended.get()
                 as_asked = self._asked is not None and status in (-self._asked, 128 + self._asked)
                 if status and not as_asked:
-                    self.end()
-                    raise WorkerFailed(rank, status, self._last_words(rank))
+                    raise self._failed(rank, status)
                 stopped |= as_asked
         return 128 + (self._asked or 0) if stopped else 0
 
+    def _failed(self, rank: int, status: int) -> WorkerFailed:
+        """End the others; what is wrong. Those that are left by a lost one may end before it is known how that one ended."""
+        frozen = reported_lost(self.store)
+        end = time.monotonic() + _SETTLE
+        while frozen is None and status > 0 and time.monotonic() < end:
+            with contextlib.suppress(queue.Empty):
+                other, its = self._ended.get(timeout=0.05)
+                rank, status = (other, its) if its < 0 else (rank, status)
+        lost = rank if frozen is None else frozen
+        note = last_note(self.store, lost)
+        self.end()
+        if frozen is not None:
+            return WorkerFailed(frozen, 1, "", frozen=True, note=note)
+        return WorkerFailed(rank, status, self._last_words(rank), note=note)
+
     def end(self) -> None:
-        """Ask the workers that are left to end, and end those that have not within `GRACE` seconds, children and all."""
+        """Ask the workers that are left to end, and end those that have not within `GRACE` seconds, children and all.
+
+        One that is stopped cannot hear, and is ended at once.
+        """
         self._send(signal.SIGTERM)
+        for worker in self.workers:
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if worker.returncode is None and psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED:
+                    os.killpg(worker.pid, signal.SIGKILL)
         end = time.monotonic() + GRACE
         for watcher in self._watchers:
             watcher.join(max(end - time.monotonic(), 0))

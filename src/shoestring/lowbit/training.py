@@ -31,6 +31,7 @@ class FormatTraining:
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init_subclass__(cls, *, of: type[Format] | None = None, **defaults: object) -> None:
         super().__init_subclass__()

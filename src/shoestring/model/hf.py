@@ -9,6 +9,7 @@ A `Transformer` has no dropout: what a configuration says of it is for training 
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from shoestring import atomic
 from shoestring.errors import UsageError
-from shoestring.model.bridge.family import Family, family_holding, family_of
+from shoestring.model.bridge.family import Family, WeightPlace, family_holding, family_of
 from shoestring.model.bridge.fill import fill, taken
 from shoestring.model.bridge.stock_folder import write_stock
 from shoestring.model.transformer import Transformer
@@ -48,7 +49,7 @@ def to_transformers(model: Transformer, family: str | None = None) -> "PreTraine
     theirs = AutoConfig.for_model(chosen.model_type, **settings, bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng(devices=[]):  # the weights it draws are replaced: leave the caller's generator alone
         copy = AutoModelForCausalLM.from_config(theirs)
-    copy.to(model.dtype).load_state_dict(_their_weights(model, chosen), strict=True)
+    copy.to(model.dtype).load_state_dict(_Theirs(model, chosen, model.state_dict()), strict=True)
     return copy.eval()
 
 
@@ -68,6 +69,7 @@ def export(
     dtype: torch.dtype = torch.float32,
     *,
     end: int | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write `folder` for `AutoModelForCausalLM.from_pretrained` (safetensors) and `AutoTokenizer` to load, without transformers.
 
@@ -75,6 +77,7 @@ def export(
     given the model's context as `model_max_length` and, where it names no pad token, its end token as that.
     dtype: of the weights.
     end: the id of the token at which generation stops, and which fills up its batches.
+    weights: of the model, which is then an outline; each is asked for by itself. None: the model has them.
     Nothing appears at `folder` unless all of it is written.
 
     Raises: UsageError where `folder` holds something, or no stock class holds the architecture.
@@ -84,7 +87,8 @@ def export(
     require_uniform(model)
     family, _ = family_holding(model.config)
     with atomic.directory(folder) as temporary:
-        write_stock(temporary, family, model.config, _their_weights(model, family), dtype, end)
+        theirs = _Theirs(model, family, model.state_dict() if weights is None else weights)
+        write_stock(temporary, family, model.config, theirs, dtype, end)
         for file in sorted(tokenizer.iterdir()) if tokenizer else ():
             if file.is_file():
                 shutil.copyfile(file, temporary / file.name)
@@ -117,21 +121,27 @@ def _complete(path: Path, context: int) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _their_weights(model: Transformer, family: Family) -> dict[str, Tensor]:
-    """The weights of a model under the names of transformers, its scales multiplied in."""
-    config, ours, places = model.config, model.state_dict(), family.places(model.config)
-    ours.pop("hidden_token.vector", None)  # no text that is written or scored there has a hidden token
-    if other := sorted(set(ours) ^ {place.name for place in places.values()}):
-        raise UsageError(f"{other[0]} is not as in a plain model: fold what was changed in its layers first")
-    if config.input_scale != 1:
-        ours["embedding.weight"] = ours["embedding.weight"] * config.input_scale
-    # a tied embedding is also the head, which the last norm then puts right
-    last = config.output_scale / config.input_scale if config.tied else config.output_scale
-    if last != 1:
-        for name in ("norm.weight", "norm.bias"):
-            if name in ours:
-                ours[name] = ours[name] * last
-    theirs = {name: taken(ours[place.name], place) for name, place in places.items()}
-    if config.tied:
-        theirs[family.head] = ours["embedding.weight"]
-    return theirs
+class _Theirs(Mapping[str, Tensor]):
+    """The weights of a model under the names of transformers, its scales multiplied in: each is made when it is asked for."""
+
+    def __init__(self, model: Transformer, family: Family, ours: Mapping[str, Tensor]) -> None:
+        config, self.ours, self.places = model.config, ours, dict(family.places(model.config))
+        hidden = {"hidden_token.vector"}  # no text that is written or scored there has a hidden token
+        if other := sorted((ours.keys() - hidden) ^ {place.name for place in self.places.values()}):
+            raise UsageError(f"{other[0]} is not as in a plain model: fold what was changed in its layers first")
+        # a tied embedding is also the head, which the last norm then puts right
+        last = config.output_scale / config.input_scale if config.tied else config.output_scale
+        self.factors = {"embedding.weight": config.input_scale, "norm.weight": last, "norm.bias": last}
+        if config.tied:
+            self.places[family.head] = WeightPlace("embedding.weight")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self.places[name]
+        factor, own = self.factors.get(place.name, 1), self.ours[place.name]
+        return taken(own if factor == 1 else own * factor, place)

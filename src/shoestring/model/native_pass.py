@@ -138,6 +138,8 @@ def _layer(block: Any) -> Layer:
         raise ShoestringError(f"{type(block.residual).__name__}, where the native decoder knows PreNorm")
     if not mixer.causal:
         raise ShoestringError("attention that sees both ways, where the native decoder knows what comes before")
+    if mixer.across is not None:
+        raise ShoestringError("attention over rows that are divided, where the native decoder knows whole ones")
     norms = [_norm(norm) for norm in (block.token_norm, mixer.query_norm, mixer.key_norm, block.channel_norm)]
     linears = (mixer.qkv, mixer.output, channels.gate_up, channels.output)
     return Layer(*norms, *(_matrix(linear) for linear in linears))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """An optimiser's state as flat named tensors and plain JSON values, and exactly back: nothing is ever unpickled."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ def flatten_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], 
     return tensors, record
 
 
-def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Put back what `flatten_state` gave, exactly; the tensors are copied.
+def restore_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+    """Put back what `flatten_state` gave, exactly; the tensors are copied, one after the other.
 
     Raises: ShoestringError, before anything is changed, where the optimiser, its groups, the names or shapes of its
     parameters, or the tensors are not those of the record.
@@ -64,13 +65,14 @@ def restore_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], 
         options = (dict.fromkeys(sorted(keys - FREE - PARAMETERS), "an option") for keys in (was.keys(), now.keys()))
         _same(f"in parameter group {place}", *options)
         _same(f"the role of parameter group {place}", was.get("role"), now.get("role"))
-    _same("among the tensors,", record["tensors"], {key: _signature(tensor) for key, tensor in tensors.items()})
+    copies = {key: tensor.clone() for key, tensor in tensors.items()}
+    _same("among the tensors,", record["tensors"], {key: _signature(tensor) for key, tensor in copies.items()})
 
     index = {name: number for number, name in _names(current).items()}
     state: dict[int, dict[str, Any]] = {index[name]: dict(values) for name, values in record["values"].items()}
-    for key, tensor in tensors.items():
+    for key, tensor in copies.items():
         name, _, field = key.rpartition(".")
-        state.setdefault(index[name], {})[field] = tensor.clone()
+        state.setdefault(index[name], {})[field] = tensor
     groups = [
         {**now, **{key: _as(now.get(key), value) for key, value in was.items()}}
         for was, now in zip(record["groups"], current, strict=True)

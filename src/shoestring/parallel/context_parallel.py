@@ -1,6 +1,7 @@
 """Context parallelism: each process reads a part of the places of every row, and attention alone reaches over all of them."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.model import Reading
+from shoestring.data.stream import Cut, stream_of
 from shoestring.data.windows import BatchSource
 from shoestring.errors import UsageError
 from shoestring.model.attention import Attention
 from shoestring.model.blocks import Blocks
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.ring_attention import Ring, own_places
 
 
@@ -36,14 +39,11 @@ def part_of_rows(batch: Batch, place: int, parts: int) -> Batch:
     return replace(batch, inputs=own, targets=batch.targets[:, places], weights=part(batch.weights))
 
 
-class PartsOfRows:
-    """A source of batches of which one process has part number `place` of `parts` of each row."""
-
-    def __init__(self, source: BatchSource, place: int, parts: int) -> None:
-        self.source, self.place, self.parts = source, place, parts
-
-    def batch(self, start: int, count: int) -> Batch:
-        return part_of_rows(self.source.batch(start, count), self.place, self.parts)
+def parts_of_rows(source: BatchSource, layout: ParallelLayout, rank: int) -> BatchSource:
+    """Batches of which the process of this rank has its part of each row."""
+    if layout.context == 1:
+        return source
+    return Cut(stream_of(source), partial(part_of_rows, place=layout.places(rank)["context"], parts=layout.context))
 
 
 def divide_context(model: Blocks, mesh: DeviceMesh) -> None:
@@ -73,8 +73,8 @@ def divide_context(model: Blocks, mesh: DeviceMesh) -> None:
     read = model.read
 
     def reading(inputs: Inputs, cache: Cache | None = None, **options: Any) -> Reading:
-        if cache is not None:
-            raise UsageError("parallel.context: a model whose rows are divided takes no cache")
+        if cache is not None or inputs.mask is not None or inputs.lengths is not None:
+            raise UsageError("parallel.context: a model whose rows are divided takes no cache, no mask and no padding")
         ring.begin(inputs.documents)
         return read(inputs._replace(documents=None), **options)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shoestring.parallel.json_gather import gather_json
 from shoestring.parallel.optimizer import ShardedOptimizer
+from shoestring.parallel.region import Part, as_whole
 from shoestring.parallel.sharding import Sharded
 from shoestring.sync.diloco import DiLoCo
 from shoestring.sync.exchange import Averaged
@@ -227,22 +228,22 @@ class IslandDiLoCo(DiLoCo):
                 for one, own in zip(parameters, local, strict=True):
                     one.local().copy_(own)
 
+    def global_parts(self) -> dict[str, Part]:
+        """The global weights that this process owns, in the model's types."""
+        parameters = self.part.sharded.parameters
+        return {name: as_whole(own.to(parameters[name].parameter.dtype)) for name, own in self.weights.items()}
+
     def whole_global_weights(self) -> dict[str, Tensor]:
         """The global weights in the model's types, on the CPU of the island's first process; nothing elsewhere."""
         leads = self.part.sharded.rank == 0
         spread = self.part.spread(self.part.names, self.weights)
         return {name: whole.detach().cpu().clone() for name, whole in spread if leads}
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """As of a worker that is one process, on the CPU of the island's first process; elsewhere no tensors."""
-        tensors, values = super().state_dict()
-        return _collected(tensors, self.part.sharded.rank), values
-
     def load_state_dict(
         self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, reshard: bool = False
     ) -> None:
         """Take this process's part of a state that a worker of any number of processes has kept."""
-        own = {key: tensor for key, tensor in tensors.items() if self._name_in(key) in self.weights}
+        own = {key: tensors[key] for key in tensors if self._name_in(key) in self.weights}
         super().load_state_dict(own, values, reshard=reshard)
 
     def _schedule(self) -> dict[str, Any]:
@@ -268,17 +269,3 @@ class IslandDiLoCo(DiLoCo):
                 average_codec=self.average_codec,
             )
         return sent
-
-
-def _collected(tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The tensors of all processes, whose names differ, on the CPU of rank 0; nothing elsewhere."""
-    found = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    signatures = {key: [str(each.dtype).removeprefix("torch."), *each.shape] for key, each in found.items()}
-    for owner, theirs in enumerate(gather_json(signatures)):
-        for key, (kind, *shape) in theirs.items() if owner else ():
-            if rank == owner:
-                dist.send(found[key], 0)
-            elif rank == 0:
-                found[key] = torch.empty(shape, dtype=getattr(torch, kind))
-                dist.recv(found[key], owner)
-    return found if rank == 0 else {}

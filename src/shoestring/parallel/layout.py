@@ -10,6 +10,8 @@ from shoestring.errors import UsageError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+Precision = Literal["float32", "bfloat16"]
+
 Processes = Annotated[int, Interval(ge=1, le=65536)]
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -25,7 +27,9 @@ class ParallelLayout:
     tensor: processes that divide the heads and the hidden features of each layer, and read the same rows (DTensor).
     context: processes that divide the places of each row, and pass keys and values around (ring attention).
     expert: processes that divide the experts of each `moe` layer, out of the data x fsdp that read different rows.
-    checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass.
+    precision: in which `fsdp` gathers the weights of layers; their gradients are summed in float32, and what is kept is float32.
+    checkpointing: 'layers' keeps the inputs of each layer alone, and computes the rest again in the backward pass; 'products' keeps
+    what products of matrices and attention give too, and computes what is cheap again.
 
     Raises: ValueError where 'expert' does not divide data x fsdp.
     """
@@ -35,7 +39,8 @@ class ParallelLayout:
     tensor: Processes = 1
     context: Processes = 1
     expert: Processes = 1
-    checkpointing: Literal["none", "layers"] = "none"
+    checkpointing: Literal["none", "layers", "products"] = "none"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.parts % self.expert:
@@ -58,9 +63,12 @@ class ParallelLayout:
         """Which part of a batch's rows the process of this rank reads."""
         return rank // (self.context * self.tensor)
 
-    def place(self, rank: int) -> int:
-        """Which part of each row the process of this rank reads, of `context`."""
-        return rank // self.tensor % self.context
+    def places(self, rank: int) -> dict[str, int]:
+        """Where the process of this rank is along each axis of `mesh`, and along 'expert' of `expert_mesh`."""
+        found, rest = {"expert": self.part(rank) % self.expert}, rank
+        for axis in reversed(AXES):
+            rest, found[axis] = divmod(rest, getattr(self, axis))
+        return found
 
     def mesh(self, device: str = "cpu") -> "DeviceMesh":
         """The processes of torch's default group, by `AXES`. Raises: UsageError where they are another number."""

@@ -1,6 +1,7 @@
 """Optimisers of a sharded model: by shards where they may, on whole matrices where they must; the state is divided either way."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from shoestring.optim.composite import Composite
 from shoestring.optim.partition import Assignment, Partition, optimizer_class
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.parallel.json_gather import gather_json
+from shoestring.parallel.region import Part, as_whole
 from shoestring.parallel.sharding import Sharded, ShardedParameter
+from shoestring.parallel.stored_tensors import part_of
 
 log = logging.getLogger(__name__)
 
@@ -142,52 +145,49 @@ class ShardedOptimizer(Composite):
             f"in this process: it receives {self.whole_bytes():,} bytes a step for that"
         )
 
-    def whole_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state as one process would have it (`flatten_state`), on the CPU of rank 0; elsewhere no tensors. All call it."""
+    def state_here(self) -> tuple[dict[str, Part], dict[str, Any]]:
+        """(what this process is to keep of the state; the record of the whole state, as `flatten_state` has it of one process).
+        All processes call it together, and each tensor is kept once.
+        """
         mine, record = flatten_state(self)
-        signatures, values = record["tensors"], record["values"]
-        others = gather_json({"tensors": signatures, "values": values})
-        tensors: dict[str, Tensor] = {}
-        leads = self.sharded.rank == 0
-        for key, (owner, signature) in _announced(others, self).items():
+        kept: dict[str, Part] = {}
+        for key, tensor in mine.items():
             name = key.rpartition(".")[0]
-            one = self.sharded.parameters[name]
-            part = mine.get(key)
-            found: Tensor | None
-            if self.kinds[name] == "shard" and part is not None and list(part.shape) == list(one.local().shape):
-                found = one.whole(part) if part.ndim else part
-            elif owner == 0:
-                found = part if leads else None
-            else:
-                found = _handed(part, signature, owner, self.sharded.rank, one.parameter.device)
-            if leads:
-                assert found is not None
-                tensors[key] = found.detach().cpu().contiguous()
-        merged = {name: own for each in reversed(others) for name, own in each["values"].items()}
+            one, kind = self.sharded.parameters[name], self.kinds[name]
+            if kind == "shard" and tensor.ndim and tensor.shape == one.local().shape:
+                if name in self.sharded.written_here:
+                    kept[key] = tensor, tuple(one.shape), one.region
+            elif kind == "whole" or (name in self.sharded.written_here and one.first):
+                kept[key] = as_whole(tensor)
+        signatures = {key: [str(one.dtype).removeprefix("torch."), *shape] for key, (one, shape, _) in kept.items()}
+        tensors, values = dict[str, Any](), dict[str, Any]()
+        for theirs in gather_json([signatures, record["values"]]):
+            tensors = {**theirs[0], **tensors}
+            values = {**theirs[1], **values}
         shapes = [{name: list(self.sharded.parameters[name].shape) for name in names} for names in record["parameters"]]
-        found_signatures = {
-            key: [str(tensor.dtype).removeprefix("torch."), *tensor.shape] for key, tensor in tensors.items()
-        }
-        return tensors, {**record, "values": merged, "parameters": shapes, "tensors": found_signatures}
+        return kept, {**record, "values": values, "parameters": shapes, "tensors": tensors}
 
-    def load_whole_state(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    def take_state(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
         """Take this process's part of a state that one process, or any number of them, has kept; then the weights.
 
         Raises: ShoestringError where it is of other optimisers or parameters.
         """
-        lost = {"values", "parameters"} - record.keys()
+        lost = {"values", "parameters", "tensors"} - record.keys()
         if lost:
             raise ShoestringError(f"the record of the optimiser state is damaged: it has no {', '.join(sorted(lost))}")
         own: dict[str, Tensor] = {}
-        for key, tensor in tensors.items():
+        for key, signature in record["tensors"].items():
             name = key.rpartition(".")[0]
             kind = self.kinds.get(name, "same")
             if kind == "whole" and self.owners[name] != self.sharded.rank:
                 continue
+            if key not in tensors:
+                raise ShoestringError(f"the saved optimiser state does not fit: {key} is not in it")
             one = self.sharded.parameters.get(name)
-            if kind == "shard" and one is not None and tensor.shape == one.shape and tensor.ndim:
-                tensor = one.part_of(tensor).contiguous()
-            own[key] = tensor
+            if kind == "shard" and one is not None and signature[1:] == list(one.shape):
+                own[key] = part_of(tensors, key, one.region)
+            else:
+                own[key] = tensors[key]
         values = {
             name: value
             for name, value in record["values"].items()
@@ -232,26 +232,3 @@ def _owners(sharded: Sharded, claimed: Partition) -> dict[str, int]:
         owners[one.name] = rank
         load[rank] += one.shape.numel()
     return owners
-
-
-def _announced(others: list[dict[str, Any]], optimizer: ShardedOptimizer) -> dict[str, tuple[int, list[Any]]]:
-    """(the rank that has it, its type and shape there) of each tensor of the state, in one order everywhere."""
-    found: dict[str, tuple[int, list[Any]]] = {}
-    for rank, each in enumerate(others):
-        for key, signature in each["tensors"].items():
-            found.setdefault(key, (rank, signature))
-    return found
-
-
-def _handed(part: Tensor | None, signature: list[Any], owner: int, rank: int, device: torch.device) -> Tensor | None:
-    """A tensor that its owner sends to rank 0."""
-    if rank == owner:
-        assert part is not None
-        dist.send(part.contiguous(), 0)
-        return None
-    if rank != 0:
-        return None
-    kind, *shape = signature
-    received = torch.empty(shape, dtype=getattr(torch, kind), device=device)
-    dist.recv(received, owner)
-    return received

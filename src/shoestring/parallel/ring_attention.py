@@ -2,8 +2,8 @@
 
 Ring Attention with Blockwise Transformers for Near-Infinite Context (Liu et al. 2023, arXiv:2310.01889). Of n processes, number i
 has chunks i and 2n - 1 - i of 2n equal ones: under a causal mask all have as much to do ('zigzag'). Process i begins with its own
-keys and values, and n - 1 times passes what it has to the next. Softmax is merged block by block: with m the largest score s so far,
-l = sum exp(s - m), o = sum exp(s - m) v, a new block of maximum m' scales both by exp(m - m').
+keys and values, and n - 1 times passes what it has to the next. Softmax is merged block by block: with m the largest score s so
+far, l = sum exp(s - m) and o = sum exp(s - m) v are scaled by exp(m - m') where a block brings a larger one, m'.
 
 Backward, with L = m + log l kept of each query: p = exp(s - L), dv = p' do, ds = p (do v' - sum do o), dq = ds k, dk = ds' q. Keys
 and values go round once more; their gradients go with them, and come home after n passes. Formulas from memory of the paper.

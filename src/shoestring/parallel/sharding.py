@@ -1,25 +1,29 @@
 """A model divided among processes: what each has of every parameter, and how it is made whole again."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.blocks import Blocks
 from shoestring.parallel.activation_checkpointing import checkpoint_layers, layers_of
 from shoestring.parallel.context_parallel import divide_context
 from shoestring.parallel.expert_parallel import divide_experts
 from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.region import Region, runs_of
+from shoestring.parallel.stored_tensors import part_of
 from shoestring.parallel.tensor_parallel import Divided, Division, divide
 
 log = logging.getLogger(__name__)
@@ -32,16 +36,15 @@ class ShardedParameter:
     name: in the model.
     parameter: a DTensor where it is divided.
     shape: of the whole.
-    fsdp, tensor: (this process's place, how many) among those that divide it.
-    division: of its rows or columns among the processes of 'tensor'; None: each has it whole.
-    experts: of a stack of experts' matrices that is divided along its first dimension: the processes that do so; None: it is not.
+    places: (this process's place, how many) along each axis of the layout that divides it, in the order in which they cut.
+    division: of its rows or columns among the processes of 'tensor'; None: it is not so divided.
+    experts: the processes that divide a stack of experts' matrices along its first dimension; None: it is not so divided.
     """
 
     name: str
     parameter: nn.Parameter
     shape: torch.Size
-    fsdp: tuple[int, int]
-    tensor: tuple[int, int]
+    places: Mapping[str, tuple[int, int]]
     division: Division | None
     experts: DeviceMesh | None = None
 
@@ -53,9 +56,12 @@ class ShardedParameter:
     @property
     def shards(self) -> int:
         """Into how many different parts it is divided."""
-        if self.experts is not None:
-            return self.experts.size()
-        return self.fsdp[1] * (self.tensor[1] if self.division is not None else 1)
+        return prod(count for _, count in self.places.values())
+
+    @property
+    def first(self) -> bool:
+        """Whether this process has the first part."""
+        return all(place == 0 for place, _ in self.places.values())
 
     def local(self) -> Tensor:
         """This process's part, in the parameter's own memory."""
@@ -91,25 +97,23 @@ class ShardedParameter:
         restored.index_copy_(self.division.dim, self.division.order.to(part.device), part)
         return restored
 
-    def part_of(self, whole: Tensor) -> Tensor:
-        """This process's part of a whole tensor that it has."""
-        if self.experts is not None:
-            return whole.chunk(self.experts.size())[self.experts.get_local_rank()]
-        if self.division is not None:
-            place, count = self.tensor
-            if self.division.order is not None:
-                whole = whole.index_select(self.division.dim, self.division.order.to(whole.device))
-            whole = whole.chunk(count, self.division.dim)[place]
-        place, count = self.fsdp
-        if count == 1:
-            return whole
-        parts = whole.chunk(count, 0)  # as `fully_shard` cuts: the last are smaller, or empty
-        return parts[place] if place < len(parts) else whole[:0]
+    @cached_property
+    def region(self) -> Region:
+        """Which part of the whole this process has."""
+        indices = [torch.arange(size) for size in self.shape]
+        for axis, (place, count) in self.places.items():
+            dim = 0
+            if axis == "tensor" and self.division is not None:
+                dim, order = self.division.dim, self.division.order
+                indices[dim] = indices[dim] if order is None else order.cpu()
+            parts = indices[dim].chunk(count)  # as `fully_shard` cuts: the last are smaller, or empty
+            indices[dim] = parts[place] if place < len(parts) else indices[dim][:0]
+        return tuple(map(runs_of, indices))
 
     @torch.no_grad()
     def put(self, whole: Tensor) -> None:
         """Take this process's part of a whole tensor that each process has."""
-        self.local().copy_(self.part_of(whole))
+        self.local().copy_(part_of({self.name: whole}, self.name, self.region))
 
 
 @dataclass(frozen=True)
@@ -197,11 +201,52 @@ class Sharded:
         for name, one in self.parameters.items():
             yield name, one.whole(one.parameter.detach())
 
-    def load(self, weights: dict[str, Tensor]) -> None:
-        """Take this process's part of whole weights that each process has."""
+    def buffers(self) -> dict[str, Tensor]:
+        """What the model keeps beside its parameters: the same in each process."""
+        found = {}
+        for name, module in self.model.named_modules():
+            for own, buffer in module.named_buffers(recurse=False):
+                if own not in module._non_persistent_buffers_set:
+                    found[f"{name}.{own}" if name else own] = buffer
+        return found
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take this process's part of whole weights, of which no more is read where they are stored. Frozen parameters that are
+        not among them stay as they are. Raises: ShoestringError where they are of another model.
+        """
         self.reshard()
+        buffers = self.buffers()
+        if unknown := weights.keys() - self.parameters.keys() - buffers.keys():
+            raise ShoestringError(f"the saved weights do not fit: the model has no {min(unknown)}")
         for name, one in self.parameters.items():
-            one.put(weights[name])
+            if name in weights:
+                found = part_of(weights, name, one.region)
+                if found.shape != one.local().shape:
+                    raise ShoestringError(f"the saved weights do not fit: {name} has another shape")
+                one.local().copy_(found)
+            elif one.parameter.requires_grad:
+                raise ShoestringError(f"the saved weights do not fit: {name} is not among them")
+        for name, buffer in buffers.items():
+            if name in weights:
+                buffer.copy_(weights[name])
+
+    @cached_property
+    def written_here(self) -> frozenset[str]:
+        """The parameters of which this process writes its part, where several have the same part: each to whoever has the least to
+        write by then. All processes come to the same."""
+        where = [self.layout.places(rank) for rank in range(self.layout.processes)]
+        load, found = [0] * len(where), set()
+        for name, one in self.parameters.items():
+            same: dict[tuple[int, ...], list[int]] = {}
+            for rank, places in enumerate(where):
+                same.setdefault(tuple(places[axis] for axis in one.places), []).append(rank)
+            for alike in same.values():
+                writer = min(alike, key=load.__getitem__)
+                load[writer] += one.shape.numel() * one.parameter.element_size() // len(same)
+                if writer == self.rank:
+                    found.add(name)
+        return frozenset(found)
 
 
 def _sum(group: Any, gradients: list[Tensor | None]) -> None:
@@ -234,30 +279,29 @@ def shard(model: LanguageModule, layout: ParallelLayout, device: str = "cpu") ->
     if layout.expert > 1 and isinstance(model, Blocks):
         expert_mesh = layout.expert_mesh(device)
         experts = divide_experts(model, expert_mesh["expert"])
-    if layout.checkpointing == "layers":
-        checkpoint_layers(anatomy)
+    if layout.checkpointing != "none":
+        checkpoint_layers(anatomy, "inputs" if layout.checkpointing == "layers" else "products")
     if layout.fsdp > 1:
-        along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
         apart = {parameter for name, parameter in model.named_parameters() if name in experts}
+        along = mesh["data", "fsdp"] if layout.data > 1 else mesh["fsdp"]
+        narrow = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        policy = narrow if layout.precision == "bfloat16" else MixedPrecisionPolicy()
         for layer in layers_of(anatomy):
-            fully_shard(layer, mesh=along, ignored_params=apart)
+            fully_shard(layer, mesh=along, ignored_params=apart, mp_policy=policy)
         fully_shard(model, mesh=along, ignored_params=apart)
         register_fsdp_forward_method(model, "read")
     model.changed()
     model.cost(
         Shape(1, 1, backward=True)
     )  # it keeps sizes that it takes from `state_dict`, which gives up whole weights
-    places = {name: (mesh.get_local_rank(name), mesh[name].size()) for name in ("fsdp", "tensor")}
-    parameters = {
-        name: ShardedParameter(
-            name,
-            parameter,
-            shapes[name],
-            places["fsdp"],
-            places["tensor"],
-            divided.weights.get(name),
-            None if expert_mesh is None or name not in experts else expert_mesh["expert"],
-        )
-        for name, parameter in model.named_parameters()
-    }
+    own = layout.places(dist.get_rank())
+
+    def sharded(name: str, parameter: nn.Parameter) -> ShardedParameter:
+        division, of_experts = divided.weights.get(name), name in experts
+        axes = ("expert",) if of_experts else ("fsdp",) if division is None else ("tensor", "fsdp")
+        places = {axis: (own[axis], getattr(layout, axis)) for axis in axes if getattr(layout, axis) > 1}
+        group = expert_mesh["expert"] if expert_mesh is not None and of_experts else None
+        return ShardedParameter(name, parameter, shapes[name], places, division, group)
+
+    parameters = {name: sharded(name, parameter) for name, parameter in model.named_parameters()}
     return Sharded(model, layout, mesh, parameters, divided.partial, expert_mesh)

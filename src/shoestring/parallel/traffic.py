@@ -54,7 +54,7 @@ def traffic(
 ) -> StepTraffic:
     """The traffic of one step.
 
-    layers: how many. layer_bytes: of weights in all layers. root: bytes of the weights outside of layers.
+    layers: how many. layer_bytes: of weights in all layers, as they are kept. root: bytes of the weights outside of layers.
     width: of the hidden states. value: bytes of one of them. tokens: of one micro-batch in one process. micro_batches: of a step.
     expert_bytes: of `layer_bytes`, those of experts, which 'tensor' does not divide. choices: of experts by the tokens of a
     micro-batch in one process, in all layers; they are taken to be spread evenly.
@@ -72,7 +72,8 @@ def traffic(
         own += expert_bytes
     if layout.fsdp > 1:
         # layers: gathered forward, and again backward; the root stays whole in between. Each gradient is scattered
-        fsdp = micro_batches * (3 * ring(own, layout.fsdp) + 2 * ring(root, layout.fsdp))
+        gathered = 0.5 if layout.precision == "bfloat16" else 1.0
+        fsdp = micro_batches * ((2 * gathered + 1) * ring(own, layout.fsdp) + 2 * ring(root, layout.fsdp))
         data += micro_batches * 2 * ring((own + root) / layout.fsdp, layout.data)
     elif layout.data > 1:
         data += 2 * ring(own + root, layout.data)

@@ -26,7 +26,7 @@ from shoestring.errors import UsageError, did_you_mean
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.parallel.expert_parallel import expert_layers
-from shoestring.parallel.layout import ParallelLayout
+from shoestring.parallel.layout import ParallelLayout, Precision
 from shoestring.parallel.traffic import traffic
 
 ACHIEVED = 0.8
@@ -38,7 +38,11 @@ NARROW = 256
 ELEMENTWISE = 3
 """How often the activations of a layer are moved: written, read forward, read backward."""
 
-CHECKPOINTING: tuple[Literal["none", "layers"], ...] = ("none", "layers")
+CHECKPOINTING: tuple[Literal["none", "products", "layers"], ...] = ("none", "products", "layers")
+
+PRODUCTS, PRODUCTS_DIVIDED = 6, 16
+"""Bytes a token, width and layer, in 16 bits, that layers keep which keep what products give: the layer's input and the outputs of
+its two parts; and queries, keys, values, what attention gives and the hidden features, which 'tensor' divides."""
 
 RESERVED = 0.9
 """Share of a device's memory that may be planned for: the rest is the allocator's, the library's and the communication's."""
@@ -165,7 +169,7 @@ def predict(
     side = min(tokens, width // tensor, config.hidden // tensor)
     products = micro_batches * each / (device.flops * ACHIEVED * side / (side + NARROW))
     kept = tokens * width * (10 + 24 / tensor)
-    moved = ELEMENTWISE + (1 if again else 0)
+    moved = ELEMENTWISE + (layout.checkpointing != "none")
     elementwise = micro_batches * layers * moved * kept / device.bandwidth
     found = traffic(
         layout,
@@ -217,25 +221,34 @@ def memory_of(sizes: ModelSizes, placement: Placement, state: StateBytes, micro_
     if layout.fsdp > 1:
         # whole at once: what is outside of layers, and two layers, of which the next is fetched beside the one at work; a
         # layer's gradients, and those outside, before they are scattered
-        held += (sizes.rest + 2 * layers / config.layers) * state.weight
-        held += (sizes.rest + layers / config.layers) * state.gradient
+        each, narrow = layers / config.layers, 2.0 if layout.precision == "bfloat16" else 0.0
+        held += sizes.rest * state.weight + 2 * each * (narrow or state.weight)
+        held += sizes.rest * state.gradient + each * (state.gradient + narrow)  # in float32 for their sum
     tokens = placement.micro_batch * config.context / layout.context
     per_layer = tokens * config.width * (10 + 24 / layout.tensor) * value / 2
     under_way = min(placement.stages, micro_batches)
-    if layout.checkpointing == "layers":
-        activations = under_way * config.layers / placement.stages * tokens * config.width * value + per_layer
-    else:
-        activations = under_way * config.layers / placement.stages * per_layer
+    layers_here = under_way * config.layers / placement.stages
+    if layout.checkpointing == "none":
+        activations = layers_here * per_layer
+    else:  # and one layer whole, while it is computed again
+        each = 2.0 if layout.checkpointing == "layers" else PRODUCTS + PRODUCTS_DIVIDED / layout.tensor
+        activations = layers_here * tokens * config.width * each * value / 2 + per_layer
     logits = 4 * 2 * tokens * config.vocabulary
     return held + activations + logits
 
 
 def placements(
-    config: ModelConfig, devices: int, batch: int, node: int = 8, experts: Sequence[int] = (), context: int = 1
+    config: ModelConfig,
+    devices: int,
+    batch: int,
+    node: int = 8,
+    experts: Sequence[int] = (),
+    context: int = 1,
+    precision: Precision = "float32",
 ) -> Iterator[Placement]:
     """Every way in which [parallel] can train a model on so many devices.
 
-    experts: of each layer that has some. context: processes that divide each row.
+    experts: of each layer that has some. context: processes that divide each row. precision: where `fsdp` gathers weights.
     """
     if devices % context or config.context % (2 * context):
         return
@@ -249,8 +262,9 @@ def placements(
                 continue
             most = math.gcd(data * fsdp, *experts) if experts else 1
             groups = [expert for expert in range(1, most + 1) if most % expert == 0]
+            gathered: Precision = precision if fsdp > 1 else "float32"
             for expert, checkpointing in product(groups, CHECKPOINTING):
-                layout = ParallelLayout(data, fsdp, tensor, context, expert, checkpointing)
+                layout = ParallelLayout(data, fsdp, tensor, context, expert, checkpointing, gathered)
                 part = batch // layout.parts
                 for exponent in range(int(math.log2(part)) + 1):
                     if part % 2**exponent == 0:
@@ -258,17 +272,24 @@ def placements(
 
 
 def ranked(
-    config: ModelConfig, devices: int, gpu: str, batch: int, state: StateBytes | None = None, context: int = 1
+    config: ModelConfig,
+    devices: int,
+    gpu: str,
+    batch: int,
+    state: StateBytes | None = None,
+    context: int = 1,
+    precision: Precision = "float32",
 ) -> list[PredictedStep]:
     """The placements that fit, the largest predicted share of peak first.
 
     config: with its vocabulary. gpu: of `DEVICES`. batch: sequences of a step. context: processes that divide each row.
+    precision: of weights that are gathered.
     Raises: UsageError for an unknown device, and where none fits: it says the least that would do.
     """
     if gpu not in DEVICES:
         raise UsageError(f"no figures of a device '{gpu}': {did_you_mean(gpu, DEVICES)}")
     device, sizes = DEVICES[gpu], ModelSizes.of(config)
-    every = placements(config, devices, batch, device.node, sizes.counts, context)
+    every = placements(config, devices, batch, device.node, sizes.counts, context, precision)
     found = [predict(sizes, device, each, batch, state) for each in every]
     if not found:
         raise UsageError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from shoestring.report import facts
+from shoestring.report import diagnosis, facts
 from shoestring.report.curves import broken, finite, window
 from shoestring.report.differences import differing, flat, marked, written
 from shoestring.report.drawing import DASHES, SERIES, to_svg
@@ -118,6 +118,7 @@ def single(run: Run) -> dict[str, Any]:
         "progress": _progress(run),
         "time": _time(run),
         "traffic": facts.traffic(run) if run.totals.seconds else [],
+        "diagnosis": diagnosis.shown(run),
         "data": facts.data(run),
         "samples": _samples(run),
         "decisions": [[written(item.get(key, "")) for key in ("key", "value", "reason")] for item in run.decisions],

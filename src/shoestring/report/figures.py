@@ -32,6 +32,7 @@ CAUSES = {
     "measure": "measuring",
     "start": "starting",
     "compile": "compiling",
+    "restart": "starting again",
     "idle": "idle",
     "sync_hidden": "exchange, hidden",
 }

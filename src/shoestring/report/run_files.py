@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from shoestring.budget.budget import Budget
+from shoestring.budget.goodput import lost_seconds
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import Row, check_numbers, damaged, read_file, read_json, read_lines
+from shoestring.report.processes import Processes, read_processes
 
 _COMMON = {"step", "progress", "seconds", "flops", "tokens", "loss"}
 _METRICS = _COMMON | {
@@ -33,7 +35,8 @@ class Run:
     """What a run folder holds. name: as shown. train, heldout: the lines of metrics.jsonl by kind, in order of steps.
 
     totals: sums over the ledger. resumed: how often. summary: None unless the run has ended. limits: the budget by
-    resource, in base units. cards: those of curated corpora, by source.
+    resource, in base units. cards: those of curated corpora, by source. processes: of which there are timelines, where
+    several worked. lost: seconds by cause of steps that were lost.
     """
 
     folder: Path
@@ -49,6 +52,8 @@ class Run:
     limits: dict[str, float]
     decisions: list[Row]
     cards: Row = field(default_factory=dict)
+    processes: Processes = field(default_factory=Processes)
+    lost: dict[str, float] = field(default_factory=dict)
 
     @property
     def ended(self) -> Row:
@@ -155,6 +160,8 @@ def read_run(folder: Path) -> Run:
         limits=_limits(folder, summary or {}, config, *sections),
         decisions=_decisions(folder / "decisions.json"),
         cards=read_json(folder / "data-card.json", dict, "an object") or {},
+        processes=read_processes(folder),
+        lost=lost_seconds(row for _, row in ledger),
     )
 
 

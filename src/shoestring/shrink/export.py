@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +61,15 @@ def refuse_taken(out: Path) -> None:
         raise UsageError(f"{out} exists: name another with --out")
 
 
-def export_transformers(opened: Opened, out: Path, dtype: torch.dtype | None) -> Exported:
+def export_transformers(
+    opened: Opened, out: Path, dtype: torch.dtype | None, weights: Mapping[str, Tensor] | None = None
+) -> Exported:
     """Write the folder `out` for `AutoModelForCausalLM` and `AutoTokenizer`, whole or not at all.
 
     The opened model is changed, and not to be used after that.
 
     dtype: of the weights; None: as they are.
+    weights: by name, where the model is an outline without any (`train.stored_run`): no more than one is in memory.
     Raises: UsageError where `out` holds something, or the model is of no stock class.
     """
     refuse_taken(out)
@@ -82,7 +85,7 @@ def export_transformers(opened: Opened, out: Path, dtype: torch.dtype | None) ->
             if opened.about.chat_template is not None:
                 (files / TEMPLATE).write_text(opened.about.chat_template, encoding="utf-8")
         if isinstance(model, Transformer):
-            export(model, files, out, dtype, end=end)
+            export(model, files, out, dtype, end=end, weights=weights)
         else:
             stock = stock_of(model)
             with atomic.directory(out) as half, _without_bars():

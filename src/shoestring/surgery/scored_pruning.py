@@ -21,6 +21,8 @@ class ScoredPruning(Pruning):
     multiple: sizes of width and hidden are multiples of this.
     """
 
+    divides = True
+
     def __init__(self, *, width: float = 1.0, hidden: float = 1.0, heads: float = 1.0, multiple: int = 8) -> None:
         self.shares, self.multiple = Shares(width, hidden, heads), multiple
 

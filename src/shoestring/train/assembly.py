@@ -32,7 +32,7 @@ from shoestring.schedule.warmup import with_warmup
 from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.base import build_model, teacher_of
 from shoestring.train.config import RunConfig
-from shoestring.train.edits import Applied, apply_edits, describe, join_schedule, needs
+from shoestring.train.edits import Applied, Decide, apply_edits, decide_here, describe, join_schedule, needs
 from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
 from shoestring.train.noise_scale import NoiseScale
@@ -110,12 +110,17 @@ def steps_of(config: RunConfig) -> Callable[[float], int]:
 
 
 def assemble(
-    config: RunConfig, dataset: Dataset, worker: int | None = None, decisions: Sequence[Decision] | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    worker: int | None = None,
+    decisions: Sequence[Decision] | None = None,
+    decide: Decide = decide_here,
 ) -> Parts:
     """Build everything a resolved configuration (no 'auto' left) describes, from its seed.
 
     worker: which of config.workers this process is; None: all of them.
     decisions: of the run's edits, where they were made before; None: each edit decides now.
+    decide: has it do so.
     """
     if config.execution.threads:
         torch.set_num_threads(config.execution.threads)
@@ -127,7 +132,9 @@ def assemble(
     evidence = _evidence(config, source)
     claims, steppers, applied = "", [], list[Applied]()
     for _ in range(own):
-        stepper, applied, claims = _stepper(config, evidence, decisions, selection, dataset.tokenizer.fingerprint)
+        stepper, applied, claims = _stepper(
+            config, evidence, decisions, selection, dataset.tokenizer.fingerprint, decide
+        )
         steppers.append(stepper)
         decisions = [one.decision for one in applied]
     heldout, evaluated = heldout_windows(config, dataset)
@@ -259,12 +266,13 @@ def _stepper(
     decisions: Sequence[Decision] | None,
     selection: Selection | None,
     tokens: str | None = None,
+    decide: Decide = decide_here,
 ) -> tuple[Stepper, list[Applied], str]:
     """(a worker's model and all that trains it, the edits of the model, these and who optimises which parameters in lines): the
     same for each worker."""
     torch.manual_seed(config.seed)
     made = build_model(config.model).to(config.execution.device)
-    model, applied = apply_edits(made, config.edits, evidence, decisions)
+    model, applied = apply_edits(made, config.edits, evidence, decisions, decide)
     if not (model.about.causal or getattr(config.objective.card.target, "both_ways", False)):
         raise UsageError(
             f"objective = {config.objective.name} is for models that see what came before, and this one sees both ways: give "
@@ -295,8 +303,8 @@ def _stepper(
         stepper: Stepper
         stepper, divided = sharded_stepper(model, layout, claimed, _objective(config, tokens), **options)
     else:
-        if layout.checkpointing == "layers":
-            checkpoint_layers(model.anatomy())
+        if layout.checkpointing != "none":
+            checkpoint_layers(model.anatomy(), "inputs" if layout.checkpointing == "layers" else "products")
         stepper, divided = Stepper(model, _objective(config, tokens), claimed.build(), **options), ""
     scale_groups(rules, stepper.optimizer.param_groups)
     rule: BatchRule = config.batch_rule.build()

@@ -1,6 +1,7 @@
 """A run's model that exists already: its shape, its tokenizer, and the model itself."""
 
 import hashlib
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,20 +159,36 @@ def kept_of(model: LanguageModule, weights: Mapping[str, Tensor], config: "RunCo
     """Of a model's weights, those that a checkpoint holds: on a base, all but the frozen ones, which the base has."""
     if not config.model.base:
         return dict(weights)
-    frozen = _frozen(model)
+    frozen = frozen_of(model)
     return {name: tensor for name, tensor in weights.items() if name not in frozen}
 
 
-def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunConfig") -> dict[str, Tensor]:
-    """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is."""
+def with_frozen(model: LanguageModule, kept: Mapping[str, Tensor], config: "RunConfig") -> Mapping[str, Tensor]:
+    """The weights that `kept_of` made `kept` of, the frozen ones from the model as it is. None is read before it is asked for."""
     if not config.model.base:
-        return dict(kept)
-    frozen = _frozen(model)
-    own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen}
-    return {**own, **kept}
+        return kept
+    frozen = frozen_of(model)
+    own = {name: tensor for name, tensor in model.state_dict().items() if name in frozen and name not in kept}
+    return ChainMap(own, kept)  # type: ignore[arg-type]  # nobody writes in it
 
 
-def _frozen(model: LanguageModule) -> set[str]:
+@torch.no_grad()
+def put_weights(model: LanguageModule, weights: Mapping[str, Tensor]) -> None:
+    """As `model.load_state_dict`, tensor by tensor: no second copy of all weights is made.
+
+    Raises: RuntimeError where they are not of this model.
+    """
+    here = model.state_dict()
+    if strange := here.keys() ^ weights.keys():
+        raise RuntimeError(f"{min(strange)} is in one of them")
+    for name, own in here.items():
+        found = weights[name]
+        if found.shape != own.shape:
+            raise RuntimeError(f"{name} has the shape {tuple(found.shape)}, and not {tuple(own.shape)}")
+        own.copy_(found)
+
+
+def frozen_of(model: LanguageModule) -> set[str]:
     """The names of weights that stay as they are: parameters without gradients, and packed matrices."""
     found = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     for name, module in model.named_modules():

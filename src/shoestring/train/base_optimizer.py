@@ -1,7 +1,6 @@
 """A run that goes on from another run's optimiser as well as from its weights: a branch off a trunk."""
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.optim.state import restore_state
 from shoestring.train import checkpoint
 from shoestring.train.assembly import Parts
 from shoestring.train.run_folder import RunFolder, run_and_step
@@ -27,7 +26,7 @@ def take_optimizer(place: str, parts: Parts) -> str:
         groups = stepper.optimizer.param_groups
         own = [{key: group[key] for key in OWN if key in group} for group in groups]
         try:
-            restore_state(stepper.optimizer, snapshot.optimizer, record)
+            stepper.take_optimizer(snapshot.optimizer, record)
         except ShoestringError as error:
             raise UsageError(f"{error}: {WITHOUT}") from None
         for group, options in zip(stepper.optimizer.param_groups, own, strict=True):

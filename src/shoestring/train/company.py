@@ -53,7 +53,7 @@ class Worker(Protocol):
         ones."""
         ...
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         """Back to what a checkpoint kept.
 
         weights: as `weights` gave them.

@@ -9,6 +9,7 @@ from annotated_types import Interval
 from shoestring.budget.budget import Budget
 from shoestring.budget.units import parse_memory
 from shoestring.config import Choice, Pick, PickList
+from shoestring.contract.edit import divides
 from shoestring.data.config import DataConfig
 from shoestring.errors import UsageError
 from shoestring.method import Seed
@@ -141,19 +142,32 @@ class RunConfig:
         layout, train, data = self.parallel, self.train, self.data
         if layout.checkpointing != "none" and self.execution.compile == "blocks":
             raise ValueError("parallel.checkpointing keeps blocks uncompiled: give execution.compile = none")
+        if layout.precision == "bfloat16" and layout.fsdp == 1:
+            raise ValueError(
+                "parallel.precision = bfloat16 is of weights that fsdp gathers: give parallel.fsdp, or leave it out"
+            )
+        if layout.precision == "bfloat16" and self.execution.precision == "float32":
+            raise ValueError(
+                "parallel.precision = bfloat16 gathers weights for products in bfloat16: give execution.precision = bfloat16"
+            )
         if layout.processes == 1:
             return
-        others = {"data.rows": data.rows, "data.length": data.length, "data.selection": data.selection}
+        others = {"data.rows": data.rows, "data.selection": data.selection}
+        alone = [edit.name for edit in self.edits if not divides(edit.build())]
         refused = {
             f"sync = {self.sync.name}: one worker of several processes exchanges with nobody: give --sync none, or --workers 2": (
                 self.workers == 1 and self.sync.name != "none"
             ),
             f"transport = {self.transport}: give --transport distributed": self.transport != "distributed",
-            "it trains a model as it is: give no edits": bool(self.edits),
-            "it judges one text: give no old.corpus": bool(self.old.corpus),
-            "it reads one corpus: give no data.source": bool(data.source),
-            "its optimiser begins anew: give no train.base_optimizer": train.base_optimizer,
-            "train.noise_scale_every is measured in one process: set it to 0": bool(train.noise_scale_every),
+            f"the edit {', '.join(alone)} looks at a whole batch or whole weights while training: leave it out": bool(
+                alone
+            ),
+            "adapters and number formats look at whole matrices: set parallel.tensor and parallel.expert to 1": (
+                layout.tensor * layout.expert > 1 and any(edit.engine in ("tune", "lowbit") for edit in self.edits)
+            ),
+            "train.noise_scale_every is not measured with parallel.tensor, context or expert: set it to 0": (
+                layout.tensor * layout.context * layout.expert > 1 and bool(train.noise_scale_every)
+            ),
             "execution.compile = blocks has not been tried with it: give none": self.execution.compile == "blocks",
             f"objective = {self.objective.name}: parallel.context predicts next tokens: give next_token": layout.context
             > 1

@@ -1,7 +1,7 @@
 """The edits of a run: decided once, kept in its folder, applied whenever its model is built."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from shoestring.schedule.progress import Schedule
 from shoestring.schedule.quantise.rule import Extent
 
 FOLDER = "edits"
+
+Decide = Callable[[int, str, Edit, LanguageModule, Evidence], Decision]
+"""Has an edit decide: its place and name among the run's edits, the edit, the model as it is by then, and what it may look at."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +49,28 @@ class Switch:
     start: float
 
 
+def decide_here(place: int, name: str, edit: Edit, model: LanguageModule, evidence: Evidence) -> Decision:
+    """What an edit decides. place, name: of it among the run's."""
+    return edit.decide(model, evidence)
+
+
 def apply_edits(
-    model: LanguageModule, edits: Sequence[Choice], evidence: Evidence, decisions: Sequence[Decision] | None
+    model: LanguageModule,
+    edits: Sequence[Choice],
+    evidence: Evidence,
+    decisions: Sequence[Decision] | None,
+    decide: Decide = decide_here,
 ) -> tuple[LanguageModule, list[Applied]]:
     """(the model with all edits applied in order, what was applied). The model may be changed in place.
 
     decisions: of each edit, from the run's folder; None: each edit decides, by `evidence`.
+    decide: has it done, where it is not done before.
     Raises: UsageError where an edit does not fit the model.
     """
     done: list[Applied] = []
     for place, choice in enumerate(edits):
         edit: Edit = choice.build()
-        decision = edit.decide(model, evidence) if decisions is None else decisions[place]
+        decision = decide(place, choice.name, edit, model, evidence) if decisions is None else decisions[place]
         try:
             model = edit.apply(model, decision)
         except (KeyError, AttributeError, TypeError, RuntimeError) as error:
@@ -85,36 +98,48 @@ def describe(model: LanguageModule, applied: Sequence[Applied]) -> str:
 
 
 def write_decisions(folder: Path, applied: Sequence[Applied]) -> None:
-    """Keep what was decided: FOLDER/000-name.json, and 000-name.safetensors beside it where there are tensors."""
+    """Keep what was decided."""
     for place, one in enumerate(applied):
-        path = folder / FOLDER / f"{place:03d}-{one.name}"
-        path.parent.mkdir(exist_ok=True)
-        if one.decision.tensors:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in one.decision.tensors.items()}
-            atomic.write_bytes(path.with_suffix(".safetensors"), save(tensors))
-        # last: with it the decision is there
-        content = {"edit": one.name, "tensors": bool(one.decision.tensors), "values": dict(one.decision.values)}
-        atomic.write_text(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        write_decision(folder, place, one.name, one.decision)
+
+
+def write_decision(folder: Path, place: int, name: str, decision: Decision) -> None:
+    """Keep what an edit decided: FOLDER/000-name.json, and 000-name.safetensors beside it where there are tensors."""
+    path = _path(folder, place, name)
+    path.parent.mkdir(exist_ok=True)
+    if decision.tensors:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in decision.tensors.items()}
+        atomic.write_bytes(path.with_suffix(".safetensors"), save(tensors))
+    # last: with it the decision is there
+    content = {"edit": name, "tensors": bool(decision.tensors), "values": dict(decision.values)}
+    atomic.write_text(path.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
 
 
 def read_decisions(folder: Path, edits: Sequence[Choice]) -> list[Decision] | None:
     """What was decided for these edits; None where nothing was kept yet. Raises: ShoestringError where it is damaged."""
-    paths = [folder / FOLDER / f"{place:03d}-{choice.name}" for place, choice in enumerate(edits)]
+    paths = [_path(folder, place, choice.name) for place, choice in enumerate(edits)]
     if not edits or not all(path.with_suffix(".json").is_file() for path in paths):
         return None
-    found = []
-    for path in paths:
-        content = read_json(path.with_suffix(".json"), dict, "what an edit decided")
-        if not isinstance(content.get("values"), dict):
-            raise ShoestringError(f"{path.with_suffix('.json')} is damaged: it has no 'values'")
-        tensors: dict[str, Any] = {}
-        if content.get("tensors"):
-            try:
-                tensors = load_file(path.with_suffix(".safetensors"))
-            except (OSError, SafetensorError) as error:
-                raise ShoestringError(f"{path.with_suffix('.safetensors')} cannot be read: {error}") from None
-        found.append(Decision(content["values"], tensors))
-    return found
+    return [read_decision(folder, place, choice.name) for place, choice in enumerate(edits)]
+
+
+def read_decision(folder: Path, place: int, name: str) -> Decision:
+    """What `write_decision` kept. Raises: ShoestringError where it is damaged."""
+    path = _path(folder, place, name)
+    content = read_json(path.with_suffix(".json"), dict, "what an edit decided") or {}
+    if not isinstance(content.get("values"), dict):
+        raise ShoestringError(f"{path.with_suffix('.json')} is damaged: it has no 'values'")
+    tensors: dict[str, Any] = {}
+    if content.get("tensors"):
+        try:
+            tensors = load_file(path.with_suffix(".safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise ShoestringError(f"{path.with_suffix('.safetensors')} cannot be read: {error}") from None
+    return Decision(content["values"], tensors)
+
+
+def _path(folder: Path, place: int, name: str) -> Path:
+    return folder / FOLDER / f"{place:03d}-{name}"
 
 
 def needs(edits: Sequence[Choice]) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """A worker of several processes that exchanges with others: the place of one of its processes in the run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
 from shoestring.optim.partition import members
 from shoestring.parallel.island import IslandDiLoCo, IslandPart
+from shoestring.parallel.region import as_whole
 from shoestring.sync.transport.base import Transport
+from shoestring.train import sharded_checkpoint
 from shoestring.train.assembly import Parts
-from shoestring.train.base import build_model
 from shoestring.train.config import RunConfig
-from shoestring.train.parallel import ParallelTeam, peers
-from shoestring.train.participation import Joined, require_milestones_for_all
+from shoestring.train.edits import Applied
+from shoestring.train.joint_decisions import JointDecisions
+from shoestring.train.parallel import ParallelTeam, own_batches, peers
+from shoestring.train.participation import Joined, SharedCheckpoints, require_milestones_for_all
 from shoestring.train.sharded_step import ShardedStepper
 from shoestring.train.step import Stepper, StepResult
-from shoestring.train.team import Team
+from shoestring.train.team import Team, flattened
 from shoestring.train.vote import Vote
-from shoestring.train.worker_batches import WorkerBatches
 
 
 class IslandTeam(Team):
@@ -35,7 +37,7 @@ class IslandTeam(Team):
     island's processes judge the run together. A process's ledger counts what its island spends, and bytes twice over: those that
     the island exchanges with others, and in the account 'island' those that this process receives within.
 
-    transport: to the processes of the same rank in the other islands.
+    applied: the edits of its model. transport: to the processes of the same rank in the other islands.
     """
 
     def __init__(
@@ -45,12 +47,13 @@ class IslandTeam(Team):
         outer: IslandDiLoCo,
         ledger: Ledger,
         *,
+        applied: Sequence[Applied],
         transport: Transport,
         gap: int,
     ) -> None:
         super().__init__([stepper], [outer], ledger, transport=transport, gap=gap)
-        self.config, self.stepper, self.outer = config, stepper, outer
-        self.inside = ParallelTeam(config, stepper, ledger)
+        self.outer = outer
+        self.inside = ParallelTeam(config, stepper, ledger, applied)
         self.within = 0
 
     def _charge_within(self, count: int) -> None:
@@ -92,37 +95,40 @@ class IslandTeam(Team):
 
     def weights(self) -> dict[str, Tensor]:
         """The whole global weights, at the island's first process; nothing elsewhere."""
+        local = self.inside.weights()
         with peers():
-            found = self.outer.whole_global_weights()
-            local = self._whole_local()
-        return {name: found.get(name, tensor) for name, tensor in local.items()}
+            return {**local, **self.outer.whole_global_weights()}
 
-    def _whole_local(self) -> dict[str, Tensor]:
-        sharded = self.outer.part.sharded
-        return {name: whole.cpu().contiguous() for name, whole in sharded.weights() if sharded.rank == 0}
-
-    def state(self) -> tuple[dict[str, Tensor], Any]:
-        """As of a worker that is one process, at the island's first process."""
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int, spared: Collection[int]) -> None:
+        """Write the island's checkpoint, as of a worker that is one process. Each process writes its part: of the outer loop whole
+        tensors, which it owns."""
+        inside, part = self.inside, self.outer.part
+        local = sharded_checkpoint.parts_here(part.sharded, ())
+        still = local.keys() - part.owners.keys() - {*inside.left_out}
+        weights = {name: local[name] for name in still} | self.outer.global_parts()
+        kept, numbers = self.outer.state_dict()
         with peers():
-            return super().state()
-
-    def local_state(self, stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        return self._whole_local(), *self.inside.state()
+            moments, record = inside.optimizer.state_here()
+            outer = {key: as_whole(tensor) for key, tensor in kept.items()}
+            tensors = flattened(0, local=local, inner=moments, outer=outer)
+            values = self.values([{"inner": record, "outer": numbers}])
+            state = {**state, "optimizer": values}
+            sharded_checkpoint.save(folder, step, weights, tensors, state, keep=keep, spared=spared)
 
     def restore_local(
-        self, stepper: Stepper, weights: dict[str, Tensor], kept: tuple[dict[str, Tensor], dict[str, Tensor], Any]
+        self,
+        stepper: Stepper,
+        weights: Mapping[str, Tensor],
+        local: Mapping[str, Tensor],
+        inner: Mapping[str, Tensor],
+        record: Any,
     ) -> None:
-        self.inside.restore(*kept)
+        self.inside.sharded.load(weights)  # buffers; the island's own weights come after
+        self.inside.restore(local, inner, record)
 
     def whole(self) -> LanguageModule | None:
         """The model with the whole global weights, at the island's first process."""
-        weights = self.weights()
-        if not weights:
-            return None
-        model = build_model(self.config.model)
-        model.load_state_dict(weights)
-        model.changed()
-        return model
+        return self.inside.whole_of(self.weights())
 
 
 class IslandProcesses:
@@ -130,11 +136,12 @@ class IslandProcesses:
 
     peers: to the processes of the same rank in the other islands; its rank is the island.
     rank_within: of this process in its island.
-    keeper: the folder of the island's first process, which keeps its checkpoints; all processes of the island can read it.
+    keeper: the folder of the island's first process, which all of the island can read and write: its checkpoints are there.
     """
 
     def __init__(self, peers: Transport, rank_within: int, keeper: Path) -> None:
         self.peers, self.rank_within, self.keeper = peers, rank_within, keeper
+        self.decisions = JointDecisions(keeper, rank_within == 0)
 
     @property
     def rank(self) -> int:
@@ -147,16 +154,15 @@ class IslandProcesses:
     def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
         """As `Participation`. Raises: UsageError where the schedule's milestones cannot be passed by all islands at one step."""
         require_milestones_for_all(config, parts)
-        stepper, source, layout = parts.stepper, parts.source, config.parallel
+        stepper = parts.stepper
         assert isinstance(stepper, ShardedStepper)
-        assert isinstance(source, WorkerBatches)
         loop = config.sync.build()
         roles = {member.name: member.role for member in members(stepper.model)}
         part = IslandPart(stepper.sharded, stepper.sharded_optimizer)
         with peers():
             outer = loop.attach(part, stepper.optimizer, self.peers, roles=roles, kind=IslandDiLoCo)
         part.received()
-        team = IslandTeam(config, stepper, outer, ledger, transport=self.peers, gap=loop.gap)
-        others = None if self.rank_within == 0 else self.keeper / "checkpoints"
-        own = source.divided(layout.part(self.rank_within), layout.parts)
-        return Joined(team, team, own, others, team.whole)
+        team = IslandTeam(config, stepper, outer, ledger, applied=parts.applied, transport=self.peers, gap=loop.gap)
+        own = own_batches(parts.source, config.parallel, self.rank_within)
+        shared = SharedCheckpoints(self.keeper / "checkpoints", team.save, team.inside.load)
+        return Joined(team, team, own, shared, team.whole)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from shoestring.contract.batch import IGNORED, Batch
 from shoestring.contract.model import LanguageModel
 from shoestring.data.windows import BatchSource
-from shoestring.parallel.context_parallel import PartsOfRows
+from shoestring.parallel.context_parallel import parts_of_rows
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.train.evaluate import Evaluator, Sums
 
@@ -59,23 +59,23 @@ class JointEvaluator(Evaluator):
         each = self.rows * layout.parts
         rounds = -(-self.sequences // each)
         rank = dist.get_rank()
-        source: BatchSource = _Part(self.source, self.sequences, self.rows, layout.part(rank), layout.parts)
-        if layout.context > 1:
-            source = PartsOfRows(source, layout.place(rank), layout.context)
+        part = _Part(self.source, self.sequences, self.rows, layout.part(rank), layout.parts)
         own = Evaluator(
-            source,
+            parts_of_rows(part, layout, rank),
             self.byte_lengths,
             sequences=rounds * self.rows,
             rows=self.rows,
             device=self.device,
             precision=self.precision,
+            domains=self.domains,
             judge=self.judge,
         )
         found = own.sums(model, agreed)
         numbers: list[Any] = [found.nats, found.targets, found.text, found.flops, found.read]
-        total = torch.tensor(numbers, dtype=torch.float64)
+        total = torch.tensor([*numbers, *found.by_domain.flatten().tolist()], dtype=torch.float64)
         dist.all_reduce(total)
         nats = float(total[0]) / layout.tensor
-        targets, text, flops, read = (round(each / layout.tensor) for each in total[1:].tolist())
+        targets, text, flops, read = (round(each / layout.tensor) for each in total[1:5].tolist())
+        by_domain = (total[5:] / layout.tensor).numpy().reshape(found.by_domain.shape)
         done = min(found.done * layout.parts, self.sequences)
-        return Sums(nats, targets, text, flops, read, done, found.by_domain)
+        return Sums(nats, targets, text, flops, read, done, by_domain)

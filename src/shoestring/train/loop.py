@@ -252,6 +252,8 @@ class Loop:
     def _step(self, progress: float) -> None:
         began = self.ledger.now()
         count = self.sequences(progress)
+        if self.ledger.timeline is not None:
+            self.ledger.timeline.begin_step(self.position.step + 1)
         with self.ledger.clock("data"):
             batch = self.stream.take(self.position.sequences, count, progress)
         cause = "compute" if self.speed.started else self.first_cause
@@ -259,7 +261,8 @@ class Loop:
             result = self.worker.gradients(batch, At(self.position.step, progress))
             self.watch.look(self.position.step + 1, result.loss, result.gradient_norm)
             factor = self.schedule(progress)
-            self.worker.apply(factor)
+            with self.ledger.clock(cause, "optimiser" if self.speed.started else ""):
+                self.worker.apply(factor)
         limited = sum(charge.flops for account, charge in result.spent.items() if is_limited(account))
         self.last_cost = {"tokens": result.spent[MODEL].tokens, "flops": limited}
         self.ledger.charge_all(result.spent)

@@ -31,15 +31,20 @@ def old_evaluator(config: RunConfig, dataset: Dataset, judge: HeldoutJudge | Non
             f"old.corpus = {old.corpus} has {len(store)} tokens held out, and a window takes {context + 1}"
         )
     windows = Windows(store, context, HELDOUT_ORDER)
-    return Evaluator(
+    found = Evaluator(
         windows,
         dataset.tokenizer.byte_lengths,
         sequences=min(len(windows), max(1, old.tokens // context)),
-        rows=config.train.micro_batch or config.train.batch // config.workers,
+        rows=config.train.micro_batch or config.train.batch // config.parts,
         device=config.execution.device,
         precision=config.execution.precision,
         judge=judge,
     )
+    if config.parallel.processes == 1:
+        return found
+    from shoestring.train.joint_evaluation import JointEvaluator
+
+    return JointEvaluator(found, config.parallel)
 
 
 def gain_and_forgetting(

@@ -1,6 +1,6 @@
 """One worker that is several processes: each has a part of the model, of its optimiser's state and of every batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +14,28 @@ from shoestring.budget.budget import Budget
 from shoestring.budget.charge import Charge
 from shoestring.budget.ledger import Ledger, Totals
 from shoestring.contract.batch import Batch
+from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
+from shoestring.data.stream import Cut, Stream
 from shoestring.data.windows import BatchSource
-from shoestring.parallel.context_parallel import PartsOfRows, keys_and_values
+from shoestring.optim.state import flatten_state
+from shoestring.parallel.context_parallel import keys_and_values, parts_of_rows
 from shoestring.parallel.expert_parallel import expert_layers
+from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.optimizer import ShardedOptimizer
 from shoestring.parallel.sharding import Sharded
 from shoestring.parallel.traffic import StepTraffic, traffic
 from shoestring.sync.transport.base import PeerLost, Transport
+from shoestring.train import sharded_checkpoint
 from shoestring.train.assembly import Parts
-from shoestring.train.base import build_model
+from shoestring.train.base import build_model, frozen_of
+from shoestring.train.checkpoint import Snapshot
 from shoestring.train.config import RunConfig
+from shoestring.train.edits import Applied, apply_edits
+from shoestring.train.joint_decisions import JointDecisions
 from shoestring.train.noise_scale import NoiseScale
-from shoestring.train.participation import Joined
+from shoestring.train.participation import Joined, SharedCheckpoints
 from shoestring.train.sharded_step import ShardedStepper
 from shoestring.train.step import StepResult
 from shoestring.train.vote import Vote
@@ -42,10 +50,13 @@ class ParallelTeam:
     """
 
     leads, processes = True, 1
-    noise_scale: NoiseScale | None = None
+    noise_scale: NoiseScale | None
 
-    def __init__(self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger) -> None:
-        self.config, self.stepper, self.ledger = config, stepper, ledger
+    def __init__(
+        self, config: RunConfig, stepper: ShardedStepper, ledger: Ledger, applied: Sequence[Applied] = ()
+    ) -> None:
+        self.config, self.stepper, self.ledger, self.applied = config, stepper, ledger, applied
+        self.noise_scale = stepper.noise_scale
         self.model, self.sharded, self.optimizer = stepper.model, stepper.sharded, stepper.sharded_optimizer
         self.traffic = StepTraffic()
 
@@ -100,22 +111,46 @@ class ParallelTeam:
         """The whole weights, at rank 0; nothing elsewhere."""
         leads = self.sharded.rank == 0
         with peers():
-            return {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
+            found = {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
+        return {**found, **(self.sharded.buffers() if leads else {})}
 
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        with peers():
-            return self.optimizer.whole_state()
+        """This process's part: checkpoints are written by `save`."""
+        return flatten_state(self.optimizer)
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         with peers():
             self.stepper.restore(weights, tensors, values)
 
+    def save(self, folder: Path, step: int, state: Mapping[str, Any], keep: int, spared: Collection[int]) -> None:
+        """Write a checkpoint, of which each process writes its part."""
+        weights = sharded_checkpoint.parts_here(self.sharded, self.left_out)
+        with peers():
+            moments, record = self.optimizer.state_here()
+            state = {**state, "optimizer": record}
+            sharded_checkpoint.save(folder, step, weights, moments, state, keep=keep, spared=spared)
+
+    @property
+    def left_out(self) -> Collection[str]:
+        """The weights that no checkpoint holds: what stays as the base has it."""
+        return frozen_of(self.model) if self.config.model.base else ()
+
+    def load(self, folder: Path, step: int | None) -> tuple[int, Snapshot]:
+        """A checkpoint, of which no process reads more than `restore` needs."""
+        with peers():
+            return sharded_checkpoint.load(folder, step)
+
     def whole(self) -> LanguageModule | None:
         """The whole model, at rank 0."""
-        weights = self.weights()
+        return self.whole_of(self.weights())
+
+    def whole_of(self, weights: Mapping[str, Tensor]) -> LanguageModule | None:
+        """The model with whole weights, of which rank 0 alone has any."""
         if self.sharded.rank != 0:
             return None
-        model = build_model(self.config.model)
+        decided = [one.decision for one in self.applied]
+        made = build_model(self.config.model)
+        model, _ = apply_edits(made, self.config.edits, Evidence(self.config.seed), decided)
         model.load_state_dict(weights)
         model.changed()
         return model
@@ -132,19 +167,32 @@ class ParallelProcesses:
 
     def __init__(self, transport: Transport, run: Path) -> None:
         self.transport, self.run = transport, run
+        self.decisions = JointDecisions(run, transport.rank == 0)
 
     def budget(self, config: RunConfig) -> Budget:
         return config.budget
 
     def join(self, config: RunConfig, parts: Parts, ledger: Ledger) -> Joined:
-        stepper, layout = parts.stepper, config.parallel
+        stepper = parts.stepper
         assert isinstance(stepper, ShardedStepper)
-        team = ParallelTeam(config, stepper, ledger)
-        source: BatchSource = WorkerBatches(parts.source, layout.part(self.transport.rank), layout.parts)
-        if layout.context > 1:
-            source = PartsOfRows(source, layout.place(self.transport.rank), layout.context)
-        others = None if self.transport.rank == 0 else self.run / "checkpoints"
-        return Joined(team, team, source, others, team.whole)
+        team = ParallelTeam(config, stepper, ledger, parts.applied)
+        source = own_batches(parts.source, config.parallel, self.transport.rank)
+        return Joined(team, team, source, SharedCheckpoints(self.run / "checkpoints", team.save, team.load), team.whole)
+
+
+def own_batches(source: BatchSource, layout: ParallelLayout, rank: int) -> BatchSource:
+    """What the process of this rank in a layout reads of its worker's batches: some of the rows, and of each its part."""
+    part, parts = layout.part(rank), layout.parts
+
+    def own_rows(batch: Batch) -> Batch:
+        return batch.take(slice(part * batch.rows // parts, (part + 1) * batch.rows // parts))
+
+    if isinstance(source, Stream):  # what it gives hangs on what it gave before
+        found: BatchSource = Cut(source, own_rows)
+    else:
+        worker = source if isinstance(source, WorkerBatches) else WorkerBatches(source, 0, 1)
+        found = worker.divided(part, parts)
+    return parts_of_rows(found, layout, rank)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """How a process takes part in a run: which of its workers it has, what takes its steps, and its part of the budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.ledger import Ledger
@@ -14,9 +14,25 @@ from shoestring.optim.partition import members
 from shoestring.sync.transport.base import Transport
 from shoestring.sync.transport.local import LocalGroup
 from shoestring.train.assembly import Parts
+from shoestring.train.checkpoint import Snapshot
 from shoestring.train.company import Company, CompanyOfOne, Worker
 from shoestring.train.config import RunConfig
+from shoestring.train.joint_decisions import JointDecisions
 from shoestring.train.team import Team
+
+
+@dataclass(frozen=True)
+class SharedCheckpoints:
+    """The checkpoints of a run whose processes write and read each together.
+
+    folder: that all of them can write in.
+    save: as `checkpoint.save`: folder, step, JSON values, how many are kept, steps that are spared.
+    load: as `checkpoint.load`: folder, step.
+    """
+
+    folder: Path
+    save: Callable[[Path, int, Mapping[str, Any], int, Collection[int]], None]
+    load: Callable[[Path, int | None], tuple[int, Snapshot]]
 
 
 @dataclass(frozen=True)
@@ -26,14 +42,14 @@ class Joined:
     worker: computes the steps.
     company: decides with the other workers.
     source: the batches of this process.
-    checkpoints: of the run, where another process keeps them; None: this one keeps its own.
+    shared: checkpoints that all processes keep together; None: this one keeps its own.
     whole: makes the whole model where `Parts.model` is divided among processes, which all call it; None but for one of them.
     """
 
     worker: Worker
     company: Company
     source: BatchSource
-    checkpoints: Path | None = None
+    shared: SharedCheckpoints | None = None
     whole: Callable[[], LanguageModule | None] | None = None
 
 
@@ -41,10 +57,14 @@ class Participation(Protocol):
     """The place of a process in a run.
 
     rank: which of the run's workers this process is; None: all of them.
+    decisions: of the run's edits, where processes make them together; None: this one does, and keeps its own.
     """
 
     @property
     def rank(self) -> int | None: ...
+
+    @property
+    def decisions(self) -> JointDecisions | None: ...
 
     def budget(self, config: RunConfig) -> Budget:
         """What this process may spend, as `Company.spent` counts it."""
@@ -65,6 +85,8 @@ class FixedWorkers:
 
     transport: to the other workers, each in a process of its own; None: all workers are in this process.
     """
+
+    decisions = None
 
     def __init__(self, transport: Transport | None = None) -> None:
         self.transport = transport

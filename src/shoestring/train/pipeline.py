@@ -158,7 +158,7 @@ class PipelineWorker:
     def state(self) -> tuple[dict[str, Tensor], Any]:
         return self.pipeline.state()
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         self.model.load_state_dict(weights)
         self.pipeline.restore(tensors, values)
 
@@ -170,7 +170,7 @@ class PipelineParticipation:
     threads: of the process of each stage.
     """
 
-    rank = None
+    rank, decisions = None, None
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         self.folder, self.threads = folder / FOLDER, threads

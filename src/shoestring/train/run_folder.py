@@ -28,9 +28,21 @@ from shoestring.train.origin import NAME as ORIGIN
 from shoestring.train.origin import Origin, absolute
 from shoestring.train.work_folder import Kind, held
 
+EVENTS = "events.jsonl"
+"""What was noticed of the processes of a run: which held the others up, which was lost, and that all were started again."""
+
 RUN = Kind(
     begins_with="config.toml",
-    prepared=("ledger.jsonl", "decisions.json", "environment.json", ORIGIN, "tokenizer", CARD),
+    prepared=(
+        "ledger.jsonl",
+        "decisions.json",
+        "environment.json",
+        ORIGIN,
+        "tokenizer",
+        CARD,
+        "timeline.jsonl",
+        EVENTS,
+    ),
     outputs=("output.txt", "workers", "stages", "name", "token"),
 )
 """A run's folder. Outputs are those of its workers, and of whoever starts them."""

@@ -10,6 +10,7 @@ import torch
 from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import CALIBRATION, Ledger, Totals, totals_from_dict, totals_to_dict
 from shoestring.budget.machine import Machine, cache_folder
+from shoestring.contract.model import LanguageModule
 from shoestring.data.dataset import Dataset
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.plan import rules
@@ -20,7 +21,7 @@ from shoestring.train.base import is_native, kept_of, with_frozen
 from shoestring.train.base_optimizer import take_optimizer
 from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.config import RunConfig
-from shoestring.train.edits import read_decisions, write_decisions
+from shoestring.train.edits import decide_here, read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
 from shoestring.train.execution import compiles, require_device
 from shoestring.train.health import Diverged
@@ -74,6 +75,8 @@ def resolve(
     if (layout.processes > 1 or layout.checkpointing != "none") and config.execution.compile == "auto":
         config = replace(config, execution=replace(config.execution, compile="none"))
         log.info("blocks are not compiled: [parallel] has been tried without")
+    if layout.precision == "bfloat16" and config.execution.precision == "auto":
+        config = replace(config, execution=replace(config.execution, precision="bfloat16"))
     if layout.processes > 1 and config.execution.device == "auto":
         config = replace(config, execution=replace(config.execution, device="cpu"))
         if machine.device != "cpu":
@@ -200,12 +203,12 @@ class Session:
         participation = participation or FixedWorkers()
         self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
-            self.parts: Parts = self._assemble(participation.rank)
+            self.parts: Parts = self._assemble(participation)
             if config.train.base_optimizer:
                 log.info(take_optimizer(config.model.base, self.parts))
             joined = participation.join(config, self.parts, ledger)
         self.worker, self.company, self.joined = joined.worker, joined.company, joined
-        self.checkpoints = joined.checkpoints or folder.checkpoints
+        self.checkpoints = folder.checkpoints if joined.shared is None else joined.shared.folder
         with ledger.clock("data"):
             old = old_evaluator(config, dataset, self.parts.evaluator.judge)
         for line in self.parts.claims.splitlines():
@@ -238,12 +241,15 @@ class Session:
             old=old,
         )
 
-    def _assemble(self, rank: int | None) -> Parts:
+    def _assemble(self, participation: Participation) -> Parts:
         """The parts; what the edits decide is kept in the folder, and taken from there by a run that goes on."""
-        decisions = read_decisions(self.folder.path, self.config.edits)
-        parts = assemble(self.config, self.dataset, rank, decisions)
+        joint, edits = participation.decisions, self.config.edits
+        decisions = read_decisions(self.folder.path, edits) if joint is None else joint.known(edits)
+        decide = decide_here if joint is None else joint.decide
+        parts = assemble(self.config, self.dataset, participation.rank, decisions, decide)
         if decisions is None:
-            write_decisions(self.folder.path, parts.applied)
+            if joint is None:
+                write_decisions(self.folder.path, parts.applied)
             for one in parts.applied:
                 self.ledger.charge(one.decision.spent, CALIBRATION)
         return parts
@@ -291,7 +297,9 @@ class Session:
             self.milestones.add(1.0, self._here(), heldout)
         with self.ledger.clock("evaluate"):
             prompt = sample_prompt(self.config, self.dataset)
-            model = self.joined.whole() if self.joined.whole else self.parts.model
+            model: LanguageModule | None = self.parts.model
+            if self.joined.whole is not None:  # of which no process makes a whole one for nothing
+                model = self.joined.whole() if self.config.train.sample_tokens else None
             tokenizer = self.dataset.tokenizer
             sample = draw_sample(model, tokenizer, self.config, self.ledger, prompt) if model else ""
         if sample:
@@ -351,18 +359,18 @@ class Session:
         log.info(f"{share:.0%} of the budget: held-out loss {heldout.loss:.4f}, checkpoint kept")
 
     def _checkpoint(self) -> None:
-        tensors, numbers = self.worker.state()
         state = {
             **self.loop.state(),
             "totals": totals_to_dict(self.ledger.totals),
-            "optimizer": numbers,
             "data": self.dataset.fingerprint,
         }
-        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.worker.weights(), self.config), tensors, state)
-        if self.joined.checkpoints is not None:
-            return  # another process keeps them
         keep, spared = self.config.train.keep, self.milestones.steps()
         here = self.loop.position.step, self.loop.returns
+        if self.joined.shared is not None:
+            self.joined.shared.save(self.checkpoints, here[0], state, keep, spared)
+            return
+        tensors, state["optimizer"] = self.worker.state()
+        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.worker.weights(), self.config), tensors, state)
         if here != self._kept and here[0] in checkpoint.list_checkpoints(self.folder.checkpoints):
             checkpoint.remove(self.folder.checkpoints, here[0])  # of a past that the run did not go on from
         checkpoint.save(self.folder.checkpoints, here[0], snapshot, keep=keep, spared=spared)
@@ -376,11 +384,13 @@ class Session:
             self.folder.roll_back_metrics(-1)  # what was judged before the first step is judged again
             self.milestones.roll_back(0)
             return
-        found, snapshot = checkpoint.load(self.checkpoints, step)
+        shared = self.joined.shared
+        found, snapshot = (checkpoint.load if shared is None else shared.load)(self.checkpoints, step)
         require_same_text(snapshot.state["data"], self.dataset, self.config)
-        self.worker.restore(
-            with_frozen(self.parts.model, snapshot.model, self.config), snapshot.optimizer, snapshot.state["optimizer"]
-        )
+        weights = snapshot.model
+        if shared is None:
+            weights = with_frozen(self.parts.model, weights, self.config)
+        self.worker.restore(weights, snapshot.optimizer, snapshot.state["optimizer"])
         self.loop.restore(snapshot.state)
         self._kept = self.loop.position.step, self.loop.returns
         self.ledger.roll_back(totals_from_dict(snapshot.state["totals"]))

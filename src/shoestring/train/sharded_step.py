@@ -74,9 +74,26 @@ class ShardedStepper(Stepper):
     def _clip(self) -> Tensor:
         return self.sharded.clip_gradients(self.clip)
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def _small(self, share: float, tokens: int) -> tuple[float, int] | None:
+        """As `Stepper._small`: with `fsdp` of the first micro-batches of all processes, which are summed already; with `data` alone
+        of each process's own, of which the mean is as true and less noisy.
+        """
+        layout = self.sharded.layout
+        if layout.fsdp > 1:
+            share, counted = self._over_all([share, tokens])
+            norm = float(self._norm())
+            return ((norm / share) ** 2, round(counted)) if 0 < share < 1 else None
+        told = 0 < share < 1
+        own = (float(super()._norm()) / share) ** 2 if told else 0.0
+        squares, counted, processes = self._over_all([own, float(tokens * told), float(told)])
+        return (squares / processes, round(counted / processes)) if processes else None
+
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         self.sharded.load(weights)
-        self.sharded_optimizer.load_whole_state(tensors, values)
+        self.take_optimizer(tensors, values)
+
+    def take_optimizer(self, tensors: Mapping[str, Tensor], values: Any) -> None:
+        self.sharded_optimizer.take_state(tensors, values)
 
 
 def sharded_stepper(

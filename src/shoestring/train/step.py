@@ -17,6 +17,7 @@ from shoestring.data.selection import Selection
 from shoestring.optim.composite import Composite, scale_learning_rates
 from shoestring.optim.state import flatten_state, restore_state
 from shoestring.parallel.activation_checkpointing import recomputed_flops
+from shoestring.train.base import put_weights
 from shoestring.train.curvature import curvature_of
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.precision import autocast
@@ -123,7 +124,7 @@ class Stepper:
         measured = self.noise_scale is not None and len(parts) > 1 and at.step % self.noise_scale_every == 0
         targets = max(batch.tokens, 1)
         total = torch.zeros((), device=self.device)
-        first: tuple[float, int] | None = None
+        first: tuple[float, int] | None = None  # a squared norm, and of how many tokens
         figures: dict[str, Tensor] = {}
         spent: dict[str, Charge] = {MODEL: Charge(tokens=targets)}
         listening: list[Any] = [module for module in self.model.modules() if hasattr(module, "begin_part")]
@@ -142,8 +143,8 @@ class Stepper:
             if self.checkpointed:
                 again = recomputed_flops(self.model, part.rows, part.inputs.length)
                 spent = together(spent, {MODEL: Charge(flops=again)})
-            if measured and first is None and 0 < share < 1:
-                first = (float(self._norm()) / share, part.tokens)
+            if measured and first is None:
+                first = self._small(share, part.tokens)
         total, targets, summed = self._summed(total, targets, spent)
         figures = self._summed_figures(figures)
         spent = together(summed, {MODEL: Charge(flops=self.optimizer.step_flops())})
@@ -154,7 +155,7 @@ class Stepper:
         norm_1 = self._norm(1.0)
         norm = self._clip()
         if self.noise_scale is not None and first is not None:
-            self.noise_scale.measure(first[0] ** 2, first[1], float(norm) ** 2, targets)
+            self.noise_scale.measure(first[0], first[1], float(norm) ** 2, targets)
         spent = together(spent, choosing, self._curvature(parts[0], at))
         return Accumulated(total, norm, norm_1, targets, spent, figures)
 
@@ -181,6 +182,13 @@ class Stepper:
     def _summed_figures(self, figures: dict[str, Tensor]) -> dict[str, Tensor]:
         """The figures of the whole batch, of which this process has the shares of its part."""
         return figures
+
+    def _small(self, share: float, tokens: int) -> tuple[float, int] | None:
+        """(the squared norm of the gradient of a first part of the batch, its tokens), for the noise scale.
+
+        Nothing but that part's gradient lies in the parameters by then. share: of the whole batch. None: it tells nothing.
+        """
+        return ((float(self._norm()) / share) ** 2, tokens) if 0 < share < 1 else None
 
     def _clip(self) -> Tensor:
         """Clip the gradient. Returns its norm before."""
@@ -228,6 +236,10 @@ class Stepper:
     def state(self) -> tuple[dict[str, Tensor], Any]:
         return flatten_state(self.optimizer)
 
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
-        self.model.load_state_dict(weights)
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
+        put_weights(self.model, weights)
+        self.take_optimizer(tensors, values)
+
+    def take_optimizer(self, tensors: Mapping[str, Tensor], values: Any) -> None:
+        """The optimiser's state alone, as `state` gave it. Raises: ShoestringError where it is of another optimiser."""
         restore_state(self.optimizer, tensors, values)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,14 +14,18 @@ from shoestring.budget.ledger import SYNC_HIDDEN, Ledger, Totals
 from shoestring.contract.batch import Batch
 from shoestring.contract.objective import At
 from shoestring.errors import ShoestringError
-from shoestring.optim.state import flatten_state, restore_state
+from shoestring.optim.state import flatten_state
+from shoestring.parallel.stored_tensors import under
 from shoestring.sync.diloco import DiLoCo, Round
 from shoestring.sync.lockstep import Lockstep
 from shoestring.sync.rendezvous.all_gather import all_gather
 from shoestring.sync.transport.base import Transport
+from shoestring.train.base import put_weights
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper, StepResult, together
 from shoestring.train.vote import Vote, VoteCount
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -211,20 +215,19 @@ class Team:
         tensors: dict[str, Tensor] = {}
         values = []
         for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
-            local, moments, record = self.local_state(stepper)
+            local = {name: tensor.detach() for name, tensor in stepper.model.named_parameters()}
+            moments, record = flatten_state(stepper.optimizer)
             kept, numbers = outer.state_dict()
-            for place, part in {"local": local, "inner": moments, "outer": kept}.items():
-                tensors |= {f"{worker}:{place}:{name}": tensor for name, tensor in part.items()}
+            tensors |= flattened(worker, local=local, inner=moments, outer=kept)
             values.append({"inner": record, "outer": numbers})
+        return tensors, self.values(values)
+
+    def values(self, workers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What a checkpoint holds as JSON values. workers: of each its part."""
         end = None if self.vote_count is None else self.vote_count.end
-        return tensors, {"steps": self.steps, "end": end, "workers": values}
+        return {"steps": self.steps, "end": end, "workers": list(workers)}
 
-    def local_state(self, stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        """(a worker's own weights, its inner optimiser's tensors and their record)."""
-        local = {name: tensor.detach() for name, tensor in stepper.model.named_parameters()}
-        return local, *flatten_state(stepper.optimizer)
-
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         """Raises: ShoestringError for a checkpoint of another number of workers in one process."""
         if len(values["workers"]) != len(self.steppers):
             raise ShoestringError(
@@ -235,21 +238,26 @@ class Team:
         if self.vote_count is not None:
             self.vote_count.end = values["end"]
         for worker, (stepper, outer) in enumerate(zip(self.steppers, self.outers, strict=True)):
-            local, inner, kept = (_under(tensors, f"{worker}:{place}:") for place in ("local", "inner", "outer"))
-            self.restore_local(stepper, weights, (local, inner, values["workers"][worker]["inner"]))
+            local, inner, kept = (under(tensors, f"{worker}:{place}:") for place in ("local", "inner", "outer"))
+            self.restore_local(stepper, weights, local, inner, values["workers"][worker]["inner"])
             outer.load_state_dict(kept, values["workers"][worker]["outer"])
 
     def restore_local(
-        self, stepper: Stepper, weights: dict[str, Tensor], kept: tuple[dict[str, Tensor], dict[str, Tensor], Any]
+        self,
+        stepper: Stepper,
+        weights: Mapping[str, Tensor],
+        local: Mapping[str, Tensor],
+        inner: Mapping[str, Tensor],
+        record: Any,
     ) -> None:
-        """Put back what `local_state` gave. weights: of the model as the checkpoint has it."""
-        local, tensors, record = kept
-        stepper.model.load_state_dict(weights)
+        """Put back a worker's own weights and its inner optimiser's state. weights: of the model as the checkpoint has it."""
+        put_weights(stepper.model, weights)
         with torch.no_grad():
             for name, parameter in stepper.model.named_parameters():
                 parameter.copy_(local[name])
-        restore_state(stepper.optimizer, tensors, record)
+        stepper.take_optimizer(inner, record)
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def flattened(worker: int, **places: Mapping[str, T]) -> dict[str, T]:
+    """What a checkpoint keeps of a worker, by one name each. places: 'local', 'inner', 'outer'."""
+    return {f"{worker}:{place}:{name}": one for place, part in places.items() for name, one in part.items()}

@@ -11,7 +11,7 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.transformer import Transformer
 from shoestring.train import checkpoint
 from shoestring.train.assembly import planned_tokens
-from shoestring.train.base import build_model, with_frozen
+from shoestring.train.base import build_model, put_weights, with_frozen
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import FOLDER, Applied, apply_edits, join_schedule, needs, read_decisions
 from shoestring.train.run_folder import RunFolder
@@ -58,7 +58,7 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
         raise ShoestringError(f"{path} lacks what its edits decided: they cannot be applied again without text")
     edited, applied = apply_edits(build_model(config.model), config.edits, Evidence(config.seed), decisions)
     try:
-        edited.load_state_dict(with_frozen(edited, snapshot.model, config))
+        put_weights(edited, with_frozen(edited, snapshot.model, config))
     except RuntimeError:
         raise ShoestringError(
             f"{path}: the weights of step {found} are not of the model that config.toml describes"
@@ -68,10 +68,11 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
     progress = snapshot.state["position"]["progress"]
     quantised = bool(switches) and all(progress >= switch.start for switch in switches)
     return Trained(
-        config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised, _digest(folder, found)
+        config, edited.eval(), folder.read_tokenizer(), found, tuple(applied), quantised, digest_of_run(folder, found)
     )
 
 
-def _digest(folder: RunFolder, step: int) -> str:
-    weights = folder.checkpoints / f"step-{step:08d}" / "model.safetensors"
-    return digest_of([folder.path / "config.toml", weights, *sorted((folder.path / FOLDER).glob("*"))])
+def digest_of_run(folder: RunFolder, step: int) -> str:
+    """Of the weights of a step, the configuration and what the edits decided."""
+    weights = checkpoint.weight_files(folder.checkpoints, step)
+    return digest_of([folder.path / "config.toml", *weights, *sorted((folder.path / FOLDER).glob("*"))])

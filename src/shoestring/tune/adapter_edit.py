@@ -28,6 +28,7 @@ class AdapterEdit(ABC):
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
     name: ClassVar[str]
     """The method's."""
     kind: ClassVar[type[Adapted]]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -88,7 +89,7 @@ def _snapshot(number: int) -> Snapshot:
 
 
 def _equal(found: Snapshot, whole: Snapshot) -> bool:
-    def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    def same(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> bool:
         return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
     return found.state == whole.state and same(found.model, whole.model) and same(found.optimizer, whole.optimizer)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from shoestring.model.bridge.family import Family
 from shoestring.model.config import ModelConfig
+from shoestring.model.safetensors_writer import write_tensors
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 
@@ -26,7 +26,8 @@ def write_stock(
 ) -> None:
     """Write a model of a family into a folder, byte for byte as its class in transformers does.
 
-    weights: under the names of transformers. The head of a tied model is left out.
+    weights: under the names of transformers; each is asked for by itself, and let go of before the next. The head of a tied model
+        is left out.
     dtype: that they are written in.
     end: the id of the token at which generation stops, and which fills up its batches.
     """
@@ -51,14 +52,11 @@ def write_stock(
         **version,
     }
     older = {name: old for old, name in family.aliases.items()}
-    kept = {
-        older.get(name, name): weight.to("cpu", dtype).contiguous()
-        for name, weight in weights.items()
-        if not (config.tied and name == family.head)
-    }
+    kept = {older.get(name, name): name for name in weights if not (config.tied and name == family.head)}
+    outlines = {written: (dtype, tuple(weights[name].shape)) for written, name in kept.items()}
     _write(folder / CONFIG, about)
     _write(folder / GENERATION, generation)
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, outlines, lambda written: weights[kept[written]].to("cpu", dtype), {"format": "pt"})
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -39,6 +39,8 @@ class DropLayers:
     by: how they are chosen: 'influence'; 'last', the last ones but the very last; 'spread', evenly between the first and the last.
     """
 
+    divides = True
+
     def __init__(self, *, count: Whole = 0, layers: tuple[Whole, ...] = (), by: By = "spread") -> None:
         if bool(count) == bool(layers):
             raise ValueError("drop_layers: give count, or the numbers of the layers, and not both")

@@ -33,6 +33,7 @@ class GrowDepth:
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init__(self, *, count: Count = 1, by: By = "nothing") -> None:
         self.count, self.by = count, by

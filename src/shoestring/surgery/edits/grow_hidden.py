@@ -31,6 +31,7 @@ class GrowHidden:
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init__(self, *, factor: Positive = 2.0, multiple: Count = 8) -> None:
         if factor <= 1:

@@ -25,6 +25,7 @@ class Inheritune:
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init__(self, *, layers: Count, more: Whole = 0) -> None:
         self.layers, self.more = layers, more

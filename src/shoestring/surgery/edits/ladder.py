@@ -26,6 +26,7 @@ class LadderConversion:
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init__(self, *, at: str) -> None:
         self.at = at

@@ -27,6 +27,7 @@ class RandomPruning(Pruning):
     """
 
     needs: frozenset[str] = frozenset()
+    divides = True
 
     def __init__(
         self, *, width: Fraction = 1.0, hidden: Fraction = 1.0, heads: Fraction = 1.0, multiple: Count = 8

@@ -61,8 +61,9 @@ class DistributedTransport:
         if isinstance(group, dist.ProcessGroup) and "cpu:gloo" not in dist.get_backend_config(group):
             raise UsageError(f"messages go over gloo, and the group's backend is {dist.get_backend_config(group)}")
         self._made = dist.new_group(timeout=timedelta(seconds=timeout), backend="gloo") if group is None else None
-        self._group: Any = self._made or group
-        self.rank, self.size = self._group.rank(), self._group.size()
+        chosen: Any = self._made or group
+        self._group = chosen
+        self.rank, self.size = chosen.rank(), chosen.size()
         self._store, self._among = store, list[DistributedTransport]()
         self.traffic = Traffic()
         self._key, self._timeout, self._limit = key, timeout, limit
@@ -121,6 +122,10 @@ class DistributedTransport:
         )
         self._among.append(made)
         return made
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        return self._heartbeat
 
     def _watch(self) -> None:
         if self._given_up and self._lost is not None:

@@ -33,7 +33,7 @@ class ElasticParticipation:
     team: of the worker, once it has joined.
     """
 
-    rank = 0
+    rank, decisions = 0, None
     team: ElasticTeam
 
     def __init__(self, identity: str, run_status: RunStatus, rounds: JsonLines, since: float | None = None) -> None:

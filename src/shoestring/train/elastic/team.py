@@ -20,6 +20,7 @@ from shoestring.contract.batch import Batch
 from shoestring.contract.objective import At
 from shoestring.data.windows import BatchSource
 from shoestring.optim.state import flatten_state, restore_state
+from shoestring.parallel.stored_tensors import under
 from shoestring.sync.elastic.loop import ElasticLoop, RoundAttempt
 from shoestring.sync.elastic.tally import Tally, Work
 from shoestring.train.noise_scale import NoiseScale
@@ -285,13 +286,9 @@ class ElasticTeam:
         }
 
     @torch.no_grad()
-    def restore(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], values: Any) -> None:
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         elastic = self.elastic
-        elastic.outer.join(_under(tensors, "shared:"), values["shared"]["outer"])
+        elastic.outer.join(under(tensors, "shared:"), values["shared"]["outer"])
         elastic.tally = Tally.of(values["shared"]["tally"])
         elastic.round, elastic.lineage, elastic.unreported = values["round"], values["lineage"], values["untold"]
-        restore_state(self.stepper.optimizer, _under(tensors, "inner:"), values["inner"])
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        restore_state(self.stepper.optimizer, under(tensors, "inner:"), values["inner"])
