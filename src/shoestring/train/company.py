@@ -6,7 +6,7 @@ together. One worker alone is a company of one.
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -44,6 +44,20 @@ class Worker(Protocol):
         """
         ...
 
+    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
+        """Back to what a checkpoint kept.
+
+        weights: of the model.
+        tensors, values: as `CheckpointedWorker.state` gave them.
+        Raises: ShoestringError where they are of another run.
+        """
+        ...
+
+
+@runtime_checkable
+class CheckpointedWorker(Protocol):
+    """A `Worker` whose process keeps checkpoints of its own."""
+
     def weights(self) -> dict[str, Tensor]:
         """The model as a checkpoint holds it."""
         ...
@@ -51,15 +65,6 @@ class Worker(Protocol):
     def state(self) -> tuple[dict[str, Tensor], Any]:
         """What a run needs beside `weights` to go on exactly: (tensors by name, JSON values). The tensors are the live
         ones."""
-        ...
-
-    def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
-        """Back to what a checkpoint kept.
-
-        weights: as `weights` gave them.
-        tensors, values: as `state` gave them.
-        Raises: ShoestringError where they are of another run.
-        """
         ...
 
 

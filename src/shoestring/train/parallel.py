@@ -19,7 +19,6 @@ from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
 from shoestring.data.stream import Cut, Stream
 from shoestring.data.windows import BatchSource
-from shoestring.optim.state import flatten_state
 from shoestring.parallel.context_parallel import keys_and_values, parts_of_rows
 from shoestring.parallel.expert_parallel import expert_layers
 from shoestring.parallel.layout import ParallelLayout
@@ -113,10 +112,6 @@ class ParallelTeam:
         with peers():
             found = {name: whole.cpu().contiguous() for name, whole in self.sharded.weights() if leads}
         return {**found, **(self.sharded.buffers() if leads else {})}
-
-    def state(self) -> tuple[dict[str, Tensor], Any]:
-        """This process's part: checkpoints are written by `save`."""
-        return flatten_state(self.optimizer)
 
     def restore(self, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], values: Any) -> None:
         with peers():

@@ -20,6 +20,7 @@ from shoestring.train.assembly import Parts, assemble, with_transfer
 from shoestring.train.base import is_native, kept_of, with_frozen
 from shoestring.train.base_optimizer import take_optimizer
 from shoestring.train.closing import draw_sample, sample_prompt, summary
+from shoestring.train.company import CheckpointedWorker
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import decide_here, read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
@@ -369,8 +370,10 @@ class Session:
         if self.joined.shared is not None:
             self.joined.shared.save(self.checkpoints, here[0], state, keep, spared)
             return
-        tensors, state["optimizer"] = self.worker.state()
-        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, self.worker.weights(), self.config), tensors, state)
+        worker = self.worker
+        assert isinstance(worker, CheckpointedWorker)
+        tensors, state["optimizer"] = worker.state()
+        snapshot = checkpoint.Snapshot(kept_of(self.parts.model, worker.weights(), self.config), tensors, state)
         if here != self._kept and here[0] in checkpoint.list_checkpoints(self.folder.checkpoints):
             checkpoint.remove(self.folder.checkpoints, here[0])  # of a past that the run did not go on from
         checkpoint.save(self.folder.checkpoints, here[0], snapshot, keep=keep, spared=spared)
