@@ -121,7 +121,7 @@ def simulate(
     layout: WorkerLayout | None = None,
     link: WorkerLink | None = None,
     precision: str = "float32",
-    update_flops: Annotated[int, Interval(ge=0)] = 0,
+    update_flops: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0,
 ) -> Simulated:
     """What a training step takes: the times of its operators, added up, and those of what workers send each other.
 
