@@ -1,6 +1,6 @@
 # make demo: install, train for two minutes, write a report.   make test: the test suite.   make check: lint, types, layers.
 # make fuzz MINUTES=5: damage files and settings at random.   make properties: the property tests on other examples.   make bench-smoke: every bench at its smallest setting.
-# make models: train the reference models of the benches, 27 minutes, once.
+# make models: train the reference models of the benches, once: about an hour on one core.
 # make dist: sdist and wheel, tried in fresh environments.   On a slow or busy machine: TEST_PATIENCE=5 make test.
 PYTHON ?= python3
 PIP_ARGS ?=
