@@ -110,7 +110,7 @@ def work(asked: dict[str, Any]) -> None:
     transport = join(PATIENCE)
     config, layout = build(ModelConfig, asked["model"]), build(ParallelLayout, asked["layout"])
     # what the engines take themselves is not the model's: a tiny one first
-    tiny = {**asked["model"], "width": 32, "heads": 2 * layout.tensor, "layers": 1}
+    tiny = {**asked["model"], "width": 32, "heads": 2 * layout.tensor, "hidden": 64 * layout.tensor, "layers": 1}
     warm = {"optimizer": "adamw", "steps": 1, "batch": 8, "context": config.context}
     train(Transformer(build(ModelConfig, {**tiny, "width": 16 * tiny["heads"]})), warm, layout)
     gc.collect()
