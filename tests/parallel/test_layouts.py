@@ -69,7 +69,7 @@ TABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("adapted", "adamw", DATA),
     ("adapted", "muon", FSDP),
     ("ternary", "muon", FSDP),
-    ("adapted", "muon", CONTEXT),
+    ("adapted", "adamw", CONTEXT),
     ("cut", "adamw", FSDP),
     ("ladder", "adamw", TENSOR),
 ]

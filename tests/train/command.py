@@ -60,8 +60,9 @@ def shoestring(*words: object, **more: str) -> tuple[int, str, str]:
 
 
 def newest_weights(run: Path) -> bytes:
+    """The files of weights of a run's newest checkpoint, of however many processes."""
     known = (path for path in (run / "checkpoints").iterdir() if re.fullmatch(r"step-\d{8,18}", path.name))
-    return max(known).joinpath("model.safetensors").read_bytes()
+    return b"".join(path.read_bytes() for path in sorted(max(known).glob("model*.safetensors")))
 
 
 def shoestring_here(*words: object) -> tuple[int, str, str]:

@@ -57,7 +57,7 @@ class Pure:
         """Nothing was kept."""
 
 
-class Cut:
+class PartOfStream:
     """A stream of whose batches a process takes its part. What comes next is as if it took all.
 
     part: of a batch.

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.cache import Cache
 from shoestring.contract.model import Reading
-from shoestring.data.stream import Cut, stream_of
+from shoestring.data.stream import PartOfStream, stream_of
 from shoestring.data.windows import BatchSource
 from shoestring.errors import UsageError
 from shoestring.model.attention import Attention
@@ -43,7 +43,9 @@ def parts_of_rows(source: BatchSource, layout: ParallelLayout, rank: int) -> Bat
     """Batches of which the process of this rank has its part of each row."""
     if layout.context == 1:
         return source
-    return Cut(stream_of(source), partial(part_of_rows, place=layout.places(rank)["context"], parts=layout.context))
+    return PartOfStream(
+        stream_of(source), partial(part_of_rows, place=layout.places(rank)["context"], parts=layout.context)
+    )
 
 
 def divide_context(model: Blocks, mesh: DeviceMesh) -> None:

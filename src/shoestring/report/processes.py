@@ -38,7 +38,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Processes:
+class RunProcesses:
     """All processes of a run, by rank, and the lines of events.jsonl."""
 
     each: list[Process] = field(default_factory=list)
@@ -55,12 +55,12 @@ class Processes:
         return list({(event.get("rank"), str(event.get("phase"))): event for event in found}.values())
 
 
-def read_processes(folder: Path) -> Processes:
+def read_processes(folder: Path) -> RunProcesses:
     """Raises: ShoestringError, naming file and line, when a file is damaged."""
     paths = [folder / "timeline.jsonl", *sorted((folder / "workers").glob("*/timeline.jsonl"))]
     each = [process for path in paths if (process := _read(path)) is not None]
     events = [row for _, row in read_lines(folder / "events.jsonl", _NUMBERS)]
-    return Processes(sorted(each, key=lambda process: process.rank), events)
+    return RunProcesses(sorted(each, key=lambda process: process.rank), events)
 
 
 def _read(path: Path) -> Process | None:

@@ -15,7 +15,7 @@ from shoestring.budget.goodput import lost_seconds
 from shoestring.budget.ledger import Totals
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.json_files import Row, check_numbers, damaged, read_file, read_json, read_lines
-from shoestring.report.processes import Processes, read_processes
+from shoestring.report.processes import RunProcesses, read_processes
 
 _COMMON = {"step", "progress", "seconds", "flops", "tokens", "loss"}
 _METRICS = _COMMON | {
@@ -52,7 +52,7 @@ class Run:
     limits: dict[str, float]
     decisions: list[Row]
     cards: Row = field(default_factory=dict)
-    processes: Processes = field(default_factory=Processes)
+    processes: RunProcesses = field(default_factory=RunProcesses)
     lost: dict[str, float] = field(default_factory=dict)
 
     @property

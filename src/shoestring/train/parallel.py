@@ -17,7 +17,7 @@ from shoestring.contract.batch import Batch
 from shoestring.contract.edit import Evidence
 from shoestring.contract.model import LanguageModule
 from shoestring.contract.objective import At
-from shoestring.data.stream import Cut, Stream
+from shoestring.data.stream import PartOfStream, Stream
 from shoestring.data.windows import BatchSource
 from shoestring.parallel.context_parallel import keys_and_values, parts_of_rows
 from shoestring.parallel.expert_parallel import expert_layers
@@ -183,7 +183,7 @@ def own_batches(source: BatchSource, layout: ParallelLayout, rank: int) -> Batch
         return batch.take(slice(part * batch.rows // parts, (part + 1) * batch.rows // parts))
 
     if isinstance(source, Stream):  # what it gives hangs on what it gave before
-        found: BatchSource = Cut(source, own_rows)
+        found: BatchSource = PartOfStream(source, own_rows)
     else:
         worker = source if isinstance(source, WorkerBatches) else WorkerBatches(source, 0, 1)
         found = worker.divided(part, parts)
