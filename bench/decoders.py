@@ -3,9 +3,12 @@
     python bench/decoders.py --on smollm2                     # every way that needs no second model
     python bench/decoders.py ngram fast_mtp --on smollm2 --kinds copies
     python bench/decoders.py --on pair --seconds 240          # the reference models of `make models`: 1.5m drafts for 10m
+    python bench/decoders.py --on tasks --kinds questions     # tasks-0.2m drafts for tasks-0.9m
+    python bench/decoders.py sequence_scheduling e_batch --rows 8
 
-Texts are of Python's own library. 'copies': a piece of code and its first half again, which the model goes on copying; 'plain': a
-piece of code. Files that a way needs are made first (`shoestring prepare`), of other documents, and kept under --files. How many
+Texts are of Python's own library, or 'questions' of the tasks that the task models learned. 'copies': a piece of code and its first
+half again, which the model goes on copying; 'plain': a piece of code.
+Files that a way needs are made first (`shoestring prepare`), of other documents, and kept under --files. How many
 items fit into --seconds is found by timing the base on a few; each comparison is a folder under --out. Ways that change the text
 are held to its loss within --margin.
 """
@@ -19,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reference_models import reference_model
+from task_models import mixture
 
 from shoestring.base import open_model
 from shoestring.compare.decoders import DecodeConfig, Decoders
@@ -28,8 +32,10 @@ from shoestring.data.corpus import open_corpus
 from shoestring.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "decoders"
-DRAFTED = ("draft_model", "staged", "longspec")
+DRAFTED = ("draft_model", "staged", "longspec", "bild", "autojudge")
 """Ways that need a smaller model."""
+SCHEDULED = ("sequence_scheduling", "adaptive_chunks", "equal_lengths", "batch_advisor", "e_batch")
+"""Ways that differ where several prompts are answered together."""
 MADE = {
     "fast_mtp": "fast_mtp",
     "m2r2": "m2r2",
@@ -37,12 +43,13 @@ MADE = {
     "dr_llm": "dr_llm",
     "knn_lm": "datastore",
     "retomaton": "datastore",
+    "autojudge": "autojudge",
 }
 """Ways that need a file, and what makes it."""
-FLAGS = {"dr_llm": "routers", "knn_lm": "datastore", "retomaton": "datastore"}
-LOSSY = ("skip_decode", "ffn_skipllm", "dr_llm", "knn_lm", "retomaton")
-WAYS = ("ngram", *DRAFTED, "fast_mtp", "m2r2", "nest", *LOSSY)
-KINDS = ("copies", "plain")
+FLAGS = {"dr_llm": "routers", "autojudge": "judge", "knn_lm": "datastore", "retomaton": "datastore"}
+LOSSY = ("bild", "autojudge", "skip_decode", "ffn_skipllm", "dr_llm", "knn_lm", "retomaton")
+WAYS = ("ngram", *DRAFTED, "fast_mtp", "m2r2", "nest", *LOSSY[2:], *SCHEDULED)
+KINDS = ("copies", "plain", "questions")
 TRIED = 4
 """Items by which the base is timed."""
 
@@ -50,10 +57,10 @@ TRIED = 4
 def read(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)}; default all that can be")
-    parser.add_argument("--on", choices=("smollm2", "pair"), default="smollm2", help="the model")
+    parser.add_argument("--on", choices=("smollm2", "pair", "tasks"), default="smollm2", help="the model")
     parser.add_argument("--place", help="another model, in place of --on; --draft: its draft model")
     parser.add_argument("--draft", help="the place of a smaller model of the same tokens")
-    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS, help="of text, default both")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS[:2], help="of text, default copies plain")
     parser.add_argument("--rows", type=int, default=1, help="prompts at a time, default 1")
     parser.add_argument("--seconds", type=float, default=240.0, help="of a comparison, default 240")
     parser.add_argument("--items", type=int, default=400, help="at most, default 400")
@@ -70,6 +77,10 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def texts(place: str, kind: str, count: int, size: int) -> tuple[list[str], list[str]]:
     """(prompts, documents that no prompt is of). size: tokens of a piece of code."""
+    if kind == "questions":
+        tasks = [part.task.build() for part in mixture().portions]
+        each = [task.problems("test", 0, -(-count // len(tasks))) for task in tasks]
+        return [problem.prompt for problems in zip(*each, strict=True) for problem in problems][:count], []
     tokenizer = open_model(place).tokenizer
     assert tokenizer is not None
     found, rest = list[str](), list[str]()
@@ -94,11 +105,17 @@ def shoestring(*words: object) -> str:
     return done.stdout
 
 
-def made(way: str, place: str, documents: Sequence[str], options: argparse.Namespace, name: str) -> Path:
-    """The file that a way needs, made once."""
+def made(
+    way: str, place: str, draft: str | None, documents: Sequence[str], options: argparse.Namespace, name: str
+) -> Path:
+    """The file that a way needs, made once. A judge learns of sums that the models learned to do."""
     path: Path = options.files / f"{name}-{MADE[way]}-{options.made_tokens}"
     if not path.exists():
         options.files.mkdir(parents=True, exist_ok=True)
+        if way == "autojudge":
+            about = ["--task", "arithmetic", "--task.digits=2", "--problems", 4 if options.smallest else 200]
+            print(shoestring("prepare", way, place, "--draft", draft, *about, "--out", path), end="", flush=True)
+            return path
         corpus = options.files / f"{name}-text.jsonl"
         corpus.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
         small = ["--prepare.rollouts=2", "--prepare.most_texts=2"] if options.smallest and way == "dr_llm" else []
@@ -127,9 +144,12 @@ def main(words: Sequence[str] | None = None) -> int:
     place, draft, name = options.place or "smollm2", options.draft, "smollm2"
     if options.on == "pair" and not options.place:
         place, draft, name = str(reference_model("10m")), str(reference_model("1.5m")), "pair"
+    elif options.on == "tasks" and not options.place:
+        place, draft, name = str(reference_model("tasks-0.9m")), str(reference_model("tasks-0.2m")), "tasks"
     elif options.place:
         name = Path(options.place).name
-    ways = options.ways or [way for way in WAYS if draft or way not in DRAFTED]
+    can = [way for way in WAYS if draft or way not in DRAFTED]
+    ways = options.ways or [way for way in can if options.rows > 1 or way not in SCHEDULED]
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
         raise UsageError(f"no way to decode is called '{unknown[0]}': {', '.join(WAYS)}")
@@ -150,8 +170,8 @@ def main(words: Sequence[str] | None = None) -> int:
             ]
             if way in DRAFTED:
                 flags.append(f"--decode.draft={draft}")
-            elif way in MADE:
-                flags.append(f"--decode.{FLAGS.get(way, 'draft')}={made(way, place, documents, options, name)}")
+            if way in MADE:
+                flags.append(f"--decode.{FLAGS.get(way, 'draft')}={made(way, place, draft, documents, options, name)}")
             keep = ["--keep=loss", f"--margin={options.margin}"] if way in LOSSY else []
             out = options.out / f"{name}-{kind}-{way}-{options.rows}"
             began = time.perf_counter()
