@@ -25,6 +25,15 @@ GIB = 2**30
 MEMORY = (1, 2, 4)
 
 
+def gathered(paths: Sequence[Path]) -> dict[str, Any]:
+    """By length: the arms of all files."""
+    found = dict[str, Any]()
+    for path in paths:
+        for length, one in json.loads(path.read_text())["lengths"].items():
+            found.setdefault(length, {"arms": {}})["arms"].update(one["arms"])
+    return found
+
+
 def line(lengths: Mapping[str, Any], arm: str) -> tuple[float, float]:
     """(bytes, bytes a token) of an arm's cache."""
     sizes = sorted((int(length), float(found["arms"][arm]["bytes"])) for length, found in lengths.items())
@@ -37,6 +46,8 @@ def contexts(lengths: Mapping[str, Any], weights: int, memory: Sequence[float]) 
     """By arm: tokens that fit into each memory, in GiB, beside the weights."""
     found = dict[str, list[int]]()
     for arm in next(iter(lengths.values()))["arms"]:
+        if not all(arm in one["arms"] for one in lengths.values()):
+            continue
         fixed, each = line(lengths, arm)
         if each > 0:
             found[arm] = [max(0, int((size * GIB - weights - fixed) / each)) for size in memory]
@@ -62,7 +73,7 @@ def draw(found: Mapping[str, Sequence[int]], context: int, target: Path) -> None
 
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figures", type=Path, nargs="?", help="the JSON file of caches.py, of two lengths at least")
+    parser.add_argument("figures", type=Path, nargs="*", help="JSON files of caches.py, of two lengths at least")
     parser.add_argument("--place", default="smollm2", help="the model that it measured")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="an SVG")
@@ -70,12 +81,10 @@ def main(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.smallest:
         lengths: dict[str, Any] = {str(size): {"arms": {"plain": {"bytes": 1000 * size}}} for size in (10, 20)}
-    elif options.figures is None:
-        raise UsageError("name the JSON file that caches.py wrote")
     else:
-        lengths = json.loads(options.figures.read_text())["lengths"]
+        lengths = gathered(options.figures)
     if len(lengths) < 2:
-        raise UsageError(f"{options.figures} has one length: give caches.py two --lengths")
+        raise UsageError("name files that caches.py wrote, of two --lengths at least")
     model: Any = open_model(options.place, getattr(torch, options.dtype)).model
     weights = sum(one.numel() * one.element_size() for one in model.parameters())
     found = contexts(lengths, weights, MEMORY)

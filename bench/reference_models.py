@@ -2,9 +2,9 @@
 
 `make models` trains them. '10m' and '1.5m' read 4 million tokens of Python's own standard library, and have one tokenizer; on one
 core they took 45 and 8 minutes. 'tasks-0.9m' and 'tasks-0.2m' read 2 million tokens of answers to the problems of
-recipes/models/tasks.toml (bench/task_models.py), byte by byte, in 9 and 5 minutes. A model is kept under the digest of its recipe (recipes/models/)
-and of the corpus, so a changed recipe is a new model. A training that was stopped goes on where it was. --quick trains on a few
-thousand tokens, for smoke tests: the shapes are right, the text is not.
+recipes/models/tasks.toml (bench/task_models.py), byte by byte, in 9 and 5 minutes. A model is kept under the digest of its recipe
+(recipes/models/) and of the corpus, so a changed recipe is a new model. A training that was stopped goes on where it was. --quick
+trains on a few thousand tokens, for smoke tests: the shapes are right, the text is not.
 
 In a bench:
 

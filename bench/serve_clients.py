@@ -73,6 +73,11 @@ async def ask(client: httpx.AsyncClient, text: str, asked: Asked, seconds: float
     return answer
 
 
+def _each_anew(connections: int) -> httpx.Limits:
+    """Each request has a connection of its own: some servers close one after an answer without saying so."""
+    return httpx.Limits(max_connections=connections, max_keepalive_connections=0)
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """Of few values the nearest."""
     ordered = sorted(values)
@@ -105,7 +110,7 @@ async def closed(address: str, clients: int, seconds: float, asked: Asked) -> di
             found.append(await ask(client, prompt(chance, asked.prompt), asked))
         return found
 
-    async with httpx.AsyncClient(base_url=address, limits=httpx.Limits(max_connections=clients + 1)) as client:
+    async with httpx.AsyncClient(base_url=address, limits=_each_anew(clients + 1)) as client:
         began = time.perf_counter()
         found = await asyncio.gather(*(one(client, number, began + seconds) for number in range(clients)))
         took = time.perf_counter() - began
@@ -126,7 +131,7 @@ async def poisson(
         await asyncio.sleep(after)
         return await ask(client, text, asked, patience if told else None)
 
-    async with httpx.AsyncClient(base_url=address, limits=httpx.Limits(max_connections=len(arrivals) + 1)) as client:
+    async with httpx.AsyncClient(base_url=address, limits=_each_anew(len(arrivals) + 1)) as client:
         began = time.perf_counter()
         found = await asyncio.gather(*(one(client, *each) for each in arrivals))
         took = time.perf_counter() - began
