@@ -64,6 +64,10 @@ def draw(found: Mapping[str, Sequence[int]], context: int, target: Path) -> None
         held = [found[arm][column] for arm in arms]
         axes.plot(held, range(len(arms)), "o", color=COLOUR[series], markersize=5.5, label=f"{size} GiB")
     axes.axvline(context, color=COLOUR["muted"], linewidth=1)
+    ticks = [digit * 10**power for power in range(3, 7) for digit in (1, 2, 5)]
+    low, high = axes.get_xlim()
+    axes.set_xticks(shown := [tick for tick in ticks if low <= tick <= high], [f"{tick:,}" for tick in shown])
+    axes.minorticks_off()
     axes.set_yticks(range(len(arms)), arms)
     axes.legend(loc="lower right", frameon=False, ncols=len(MEMORY))
     name_axes(axes, "tokens", f"tokens that fit beside the weights; the line is the model's own context, {context:,}")
