@@ -182,7 +182,7 @@ def test_a_pass_that_fails_is_a_500_that_says_nothing_and_the_next_request_is_an
         calls = iter(range(100))
 
         def fail(*given: Any, **named: Any) -> Any:
-            if next(calls) == 2:
+            if next(calls) == 1:  # drafts may write all of the answer in the pass after the prompt
                 raise RuntimeError("/secret/place: out of memory")
             return read(*given, **named)
 
