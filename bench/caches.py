@@ -51,8 +51,13 @@ def anonymous() -> int:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+    return resident("RssAnon")
+
+
+def resident(key: str) -> int:
+    """A figure of this process in /proc, in bytes; 0 where there is none."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -170,8 +175,6 @@ def begun(path: Path | None, settings: dict[str, Any], about: dict[str, Any]) ->
 
 def peak(context: int, pieces: bool, width: int, answer: Any) -> None:
     """Peak bytes of one training step of a small model, put to a queue."""
-    import resource
-
     from shoestring.contract.edit import Evidence
     from shoestring.model import ModelConfig, Transformer
     from shoestring.objective.cross_entropy import Fused
@@ -188,7 +191,8 @@ def peak(context: int, pieces: bool, width: int, answer: Any) -> None:
     reading = model.read(Inputs(tokens))
     targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORED)
     Fused(min(512, context))(reading.hidden, reading.head.weight, targets).backward()
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # VmHWM is of this program alone; getrusage's peak is also of the process that started it
+    answer.put(resident("VmHWM"))
 
 
 def training(contexts: Sequence[int], width: int) -> dict[str, dict[str, int]]:
