@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
@@ -79,6 +80,12 @@ class RayRunner:
             raise
 
     def _join(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        if host and "/" not in host and port.isdecimal():  # Ray itself would wait for minutes
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, OverflowError) as error:
+                raise UsageError(f"--on ray:{address}: no cluster answers there ({_line(error)})") from None
         try:
             self.ray.init(address, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray raises what there is, down to `Exception` itself
