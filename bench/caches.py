@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stopped import begun
 from torch.nn import functional as F
 
 from shoestring import atomic
@@ -162,17 +163,6 @@ def measure(
     return mean | recall(opened, config, len(texts[0]), options.items, options.tokens)
 
 
-def begun(path: Path | None, settings: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
-    """By length and arm: what a stopped run kept. Raises: UsageError where it had other settings, or another machine."""
-    if path is None or not path.exists():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text())
-    if found["settings"] != settings or found["environment"]["machine"]["name"] != about["machine"]["name"]:
-        raise UsageError(f"{path} is of other settings or of another machine: name another file")
-    lengths: dict[str, Any] = found["lengths"]
-    return lengths
-
-
 def peak(context: int, pieces: bool, width: int, answer: Any) -> None:
     """Peak bytes of one training step of a small model, put to a queue."""
     from shoestring.contract.edit import Evidence
@@ -235,7 +225,7 @@ def main(words: Sequence[str]) -> None:
     opened = open_model(options.place)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     about = environment(probe())
-    results = begun(options.json, settings, about)
+    results = begun(options.json, settings, about).get("lengths", {})
 
     def keep(peaks: dict[str, dict[str, int]]) -> None:
         if options.json:

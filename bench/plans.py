@@ -27,10 +27,10 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+from stopped import begun
 
 from shoestring import atomic
 from shoestring.budget.machine import probe
-from shoestring.errors import UsageError
 from shoestring.plan import rules
 from shoestring.train.run_folder import environment
 
@@ -139,18 +139,6 @@ def summed(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def begun(path: Path | None, settings: dict[str, Any], machine: dict[str, Any]) -> dict[str, Any]:
-    """What a stopped run kept. Raises: UsageError where it had other settings, or another machine."""
-    if path is None or not path.exists():
-        return {"plans": [], "beside": []}
-    found: dict[str, Any] = json.loads(path.read_text())
-    if found["settings"] != json.loads(json.dumps(settings, default=str)) or any(
-        found["environment"]["machine"][key] != machine["machine"][key] for key in ("name", "threads")
-    ):
-        raise UsageError(f"{path} is of other settings or of another machine: name another file")
-    return found
-
-
 def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=int, default=20, help="default %(default)s; 0: none")
@@ -175,7 +163,7 @@ def main(words: Sequence[str]) -> None:
     settings = {key: value for key, value in vars(options).items() if key != "json"} | {"more": more}
     machine = environment(probe())
     before = begun(options.json, settings, machine)
-    runs, pairs, summary = before["plans"], before["beside"], dict[str, Any]()
+    runs, pairs, summary = before.get("plans", []), before.get("beside", []), dict[str, Any]()
 
     def keep() -> None:
         if options.json:
