@@ -1,6 +1,7 @@
 // Attention of all rows of a pass, cut into pieces for the threads.
 #include "attention.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -12,11 +13,16 @@ namespace {
 
 constexpr i64 ALONE = i64{1} << 16;  // multiplications worth another thread
 constexpr i64 QUERIES = 32;          // of a piece: they share what is fetched of keys and values
+constexpr i64 MOST_RUNS = 16;        // of a part: within it the next run is fetched ahead
+constexpr i64 PARTS = 2;             // for each thread, at least, where there are runs enough
 
-thread_local Scratch kept, listed;
+thread_local Scratch kept, listed, shared;
+
+i64 runs_of(i64 places) { return (places + PLACES - 1) / PLACES; }
 
 struct Part {
-    i64 row, first, count;
+    i64 row, first, count, head, head_count, run, runs;
+    float* partial;
 };
 
 struct Job {
@@ -29,16 +35,17 @@ struct Job {
     i64 query_step, head_step;
     float* out;
     i64 room;
+    bool joins;
     std::atomic<bool> failed;
 };
 
-void one_piece(void* context, i64 number) {
+void one_part(void* context, i64 number) {
     Job& job = *static_cast<Job*>(context);
-    const Part& part = job.parts[number / job.heads->key_value_heads];
+    const Part& part = job.parts[number];
     float* const room = static_cast<float*>(kept.get(static_cast<std::size_t>(job.room) * sizeof(float)));
     if (!room) return job.failed.store(true, std::memory_order_relaxed);
-    job.kernel->attend({job.heads, job.held, job.rows + part.row, part.first, part.count, number % job.heads->key_value_heads,
-                        job.queries, job.query_step, job.head_step, job.out, room});
+    job.kernel->attend({job.heads, job.held, job.rows + part.row, part.first, part.count, part.head, part.head_count, part.run, part.runs,
+                        part.partial, job.joins, job.queries, job.query_step, job.head_step, job.out, room});
 }
 
 u16 narrow(float value) {  // to bfloat16, to the nearest, ties to even
@@ -68,22 +75,52 @@ void put(const Side& side, const Held& held, const Row& row, i64 heads, i64 widt
 bool attend(const Kernel& kernel, int threads, const Heads& heads, const Held& held, const Row* rows, i64 count,
             const float* queries, i64 query_step, i64 head_step, float* out) {
     const i64 sharing = heads.heads / heads.key_value_heads, tokens = QUERIES / sharing ? QUERIES / sharing : 1;
-    i64 pieces = 0, seen = 0, most = 0;
+    i64 parts = 0, seen = 0, room = 0, sums = 0;
+    // a row of few tokens is shared by runs of its keys, in which all heads lie side by side; others by heads, and tokens
+    const auto by_runs = [&](const Row& row) { return row.count * heads.heads <= QUERIES && row.held + row.count > PLACES; };
+    i64 all_runs = 0;
+    for (i64 row = 0; row < count; ++row) all_runs += by_runs(rows[row]) ? runs_of(rows[row].held + rows[row].count) : 0;
+    const i64 together = std::min(MOST_RUNS, std::max(i64{1}, all_runs / (PARTS * threads)));  // what is found does not hang on it
     for (i64 row = 0; row < count; ++row) {
-        pieces += (rows[row].count + tokens - 1) / tokens;
+        const i64 runs = runs_of(rows[row].held + rows[row].count);
+        const i64 queries = rows[row].count * sharing;
         seen += rows[row].count * (rows[row].held + rows[row].count);
-        most = rows[row].count > most ? rows[row].count : most;
+        if (by_runs(rows[row])) {
+            parts += runs + 1;
+            sums += runs * heads.key_value_heads * sums_of(heads, queries);
+            room = std::max(room, room_of(heads, queries, heads.key_value_heads));
+        } else {
+            parts += (rows[row].count + tokens - 1) / tokens * heads.key_value_heads;
+            room = std::max(room, room_of(heads, std::min(rows[row].count, tokens) * sharing, 1));
+        }
     }
-    Part* const parts = static_cast<Part*>(listed.get(static_cast<std::size_t>(pieces + 1) * sizeof(Part)));
-    if (!parts) return false;
+    Part* const listing = static_cast<Part*>(listed.get(static_cast<std::size_t>(parts + 1) * sizeof(Part)));
+    float* partial = static_cast<float*>(shared.get(static_cast<std::size_t>(sums + 1) * sizeof(float)));
+    if (!listing || !partial) return false;
     i64 next = 0;
-    for (i64 row = 0; row < count; ++row)
-        for (i64 first = 0; first < rows[row].count; first += tokens)
-            parts[next++] = {row, first, rows[row].count - first < tokens ? rows[row].count - first : tokens};
-    Job job{&kernel, &heads, &held, rows, parts, queries, query_step, head_step, out,
-            room_of(heads, most < tokens ? most : tokens), {false}};
+    Part* joins = listing + parts;  // those that join runs, from the end on
+    for (i64 row = 0; row < count; ++row) {
+        const i64 runs = runs_of(rows[row].held + rows[row].count);
+        if (by_runs(rows[row])) {
+            for (i64 run = 0; run < runs; run += together)
+                listing[next++] = {row, 0, rows[row].count, 0, heads.key_value_heads, run, std::min(run + together, runs), partial};
+            *--joins = {row, 0, rows[row].count, 0, heads.key_value_heads, 0, runs, partial};
+            partial += runs * heads.key_value_heads * sums_of(heads, rows[row].count * sharing);
+            continue;
+        }
+        for (i64 first = 0; first < rows[row].count; first += tokens) {
+            const i64 some = rows[row].count - first < tokens ? rows[row].count - first : tokens;
+            for (i64 head = 0; head < heads.key_value_heads; ++head)
+                listing[next++] = {row, first, some, head, 1, 0, runs_of(rows[row].held + first + some), nullptr};
+        }
+    }
     const i64 work = seen * heads.heads * (heads.key_width + heads.value_width);
-    parallel(work < ALONE ? 1 : threads, pieces * heads.key_value_heads, one_piece, &job);
+    threads = work < ALONE ? 1 : threads;
+    Job job{&kernel, &heads, &held, rows, listing, queries, query_step, head_step, out, room, false, {false}};
+    parallel(threads, next, one_part, &job);
+    job.parts = joins;
+    job.joins = true;
+    parallel(threads, listing + parts - joins, one_part, &job);
     return !job.failed.load(std::memory_order_relaxed);
 }
 

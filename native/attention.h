@@ -33,24 +33,30 @@ struct Heads {
     double scale;
 };
 
-// Tokens first .. first + count - 1 of a row, and the query heads that share one head of keys and values.
+constexpr i64 whole_lanes(i64 count) { return (count + LANES - 1) / LANES * LANES; }
+
+// What queries find in a run of keys: of each the largest score, the sum of the exponentials less it, and the values so weighted.
+inline i64 sums_of(const Heads& heads, i64 queries) { return queries * whole_lanes(heads.value_width) + 2 * whole_lanes(queries); }
+
+// Tokens first .. first + count - 1 of a row, and the query heads that share each of `head_count` heads of keys and values from `head`
+// on. They look at the runs run .. runs - 1 of the row. Where there is `partial` what is found in one run is written there, or, if
+// it `joins`, is there already: nothing is looked at then.
 struct Piece {
     const Heads* heads;
     const Held* held;
     const Row* row;
-    i64 first, count, head;
+    i64 first, count, head, head_count, run, runs;
+    float* partial;        // of each run, of all heads: see sums_of
+    bool joins;
     const float* queries;  // of a pass: [tokens], query_step apart, then [heads], head_step apart
     i64 query_step, head_step;
     float* out;            // [tokens, heads, value_width]
     float* room;           // as many as room_of says
 };
 
-constexpr i64 whole_lanes(i64 count) { return (count + LANES - 1) / LANES * LANES; }
-
-inline i64 room_of(const Heads& heads, i64 tokens) {
-    const i64 queries = tokens * (heads.heads / heads.key_value_heads);
-    return queries * (whole_lanes(heads.key_width) + whole_lanes(heads.value_width) + 2) +
-           PLACES * (whole_lanes(heads.key_width) + whole_lanes(heads.value_width) + 1) + LANES;
+inline i64 room_of(const Heads& heads, i64 queries, i64 head_count) {
+    const i64 key = whole_lanes(heads.key_width), value = whole_lanes(heads.value_width);
+    return head_count * (queries * (key + PLACES + LANES) + 2 * sums_of(heads, queries)) + 2 * whole_lanes(queries) + 16 * (key + value);
 }
 
 struct Kernel;

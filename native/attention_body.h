@@ -1,5 +1,6 @@
 // Attention of one piece, compiled by each instruction set for itself. A query meets its keys in runs of PLACES, with the largest
-// score so far taken off; each sum has one order, whoever the piece is shared with.
+// score of a run taken off, and what is found in a run is joined to what was before: each sum has one order, whoever the keys and the
+// runs are shared with.
 #pragma once
 
 #include <limits>
@@ -10,147 +11,294 @@
 namespace shoestring {
 namespace {
 
-constexpr i64 AT_ONCE = 4;  // vectors of a value that are summed together
+constexpr i64 TOGETHER = 4;                                // keys that are looked at together
+constexpr i64 VALUES = 16;                                 // values likewise: what they add to is loaded and stored once for them
+constexpr int SHARED = SHOESTRING_LANES == 512 ? 3 : 1;    // queries that share what is loaded of them: as registers allow
 
-// scores [count] of a query with `count` keys, both `width` wide, a whole number of lanes.
-LANES_INLINE void score(const float* query, const float* const* keys, i64 count, i64 width, i64 last, float* scores) {
-    const i64 whole = width - (last ? LANES : 0);
-    for (i64 k = 0; k < count; k += 4) {
-        const float* four[4];
-        for (int i = 0; i < 4; ++i) four[i] = keys[k + i < count ? k + i : count - 1];
-        V dots[4] = {zero(), zero(), zero(), zero()};
-        for (i64 d = 0; d < whole; d += LANES) {
-            const V q = load(query + d);
+// scores[q * step + k] of Q queries with four keys, all `width` wide, a whole number of lanes.
+template <int Q>
+LANES_INLINE void score(const float* query, const float* const* keys, i64 width, i64 step, float* scores) {
+    V dots[Q][TOGETHER];
+    for (int q = 0; q < Q; ++q)
+        for (int k = 0; k < TOGETHER; ++k) dots[q][k] = zero();
+    for (i64 d = 0; d < width; d += LANES) {
+        V key[TOGETHER];
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) dots[i] = fused(q, load(four[i] + d), dots[i]);
+        for (int k = 0; k < TOGETHER; ++k) key[k] = loaded(keys[k] + d);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            const V asked = load(query + q * width + d);
+#pragma GCC unroll 4
+            for (int k = 0; k < TOGETHER; ++k) dots[q][k] = fused(asked, key[k], dots[q][k]);
         }
-        if (last) {
-            const V q = load(query + whole);
-            for (int i = 0; i < 4; ++i) dots[i] = fused(q, load_some(four[i] + whole, last), dots[i]);
-        }
-        sums(dots, scores + k);
     }
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) sums(dots[q], scores + q * step);
 }
 
-template <int N>
-LANES_INLINE void mix(const float* weights, const float* const* values, i64 count, i64 at, float shrink, float* total) {
-    V sums[N];
-    for (int n = 0; n < N; ++n) sums[n] = times(load(total + n * LANES), same(shrink));
+// totals [Q, width] += the weighted sums of `count` values, in order. weights[q * step + k].
+template <int Q, int N>
+LANES_INLINE void mix_some(const float* weights, i64 step, const float* const* values, i64 count, i64 width, float* totals) {
+    V to[Q][N];
+    for (int q = 0; q < Q; ++q)
+        for (int n = 0; n < N; ++n) to[q][n] = load(totals + q * width + n * LANES);
     for (i64 k = 0; k < count; ++k) {
-        const V weight = same(weights[k]);
+        V value[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) sums[n] = fused(weight, load(values[k] + at + n * LANES), sums[n]);
+        for (int n = 0; n < N; ++n) value[n] = load(values[k] + n * LANES);
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            const V weight = same(weights[q * step + k]);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) to[q][n] = fused(weight, value[n], to[q][n]);
+        }
     }
-    for (int n = 0; n < N; ++n) store(total + n * LANES, sums[n]);
+    for (int q = 0; q < Q; ++q)
+        for (int n = 0; n < N; ++n) store(totals + q * width + n * LANES, to[q][n]);
 }
 
-// total [width] = shrink total + the weighted sum of values. last: numbers in the last lanes, 0 for all.
-LANES_INLINE void mix_all(const float* weights, const float* const* values, i64 count, i64 width, i64 last, float shrink,
-                          float* total) {
-    const i64 whole = width - (last ? LANES : 0);
-    i64 at = 0;
-    for (; at + AT_ONCE * LANES <= whole; at += AT_ONCE * LANES) mix<AT_ONCE>(weights, values, count, at, shrink, total + at);
-    for (; at < whole; at += LANES) mix<1>(weights, values, count, at, shrink, total + at);
-    if (!last) return;
-    V sum = times(load(total + whole), same(shrink));
-    for (i64 k = 0; k < count; ++k) sum = fused(same(weights[k]), load_some(values[k] + whole, last), sum);
-    store(total + whole, sum);
+template <int Q>
+LANES_INLINE void mix(const float* weights, i64 step, const float* const* values, i64 count, i64 width, float* totals) {
+    const float* from[VALUES];
+    for (i64 at = 0; at < width;) {
+        for (i64 k = 0; k < count; ++k) from[k] = values[k] + at;
+        if (at + 4 * LANES <= width) {
+            mix_some<Q, 4>(weights, step, from, count, width, totals + at);
+            at += 4 * LANES;
+        } else {
+            mix_some<Q, 1>(weights, step, from, count, width, totals + at);
+            at += LANES;
+        }
+    }
 }
 
-// Has a cache line fetched.
-LANES_INLINE void ask(const float* line) {
+// Has bytes fetched that are looked at a run later: not to the nearest cache, which a run fills.
+LANES_INLINE void ask(const char* from, i64 bytes) {
 #if SHOESTRING_LANES
-    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+    for (i64 at = 0; at < bytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T1);
 #else
-    (void)line;
+    (void)from, (void)bytes;
 #endif
 }
 
-LANES_INLINE float first_of(V v) {
-    float all[LANES];
-    store(all, v);
-    return all[0];
-}
-
-LANES_INLINE void widen_row(const u16* from, i64 count, float* to) {
-    i64 d = 0;
-    for (; d + LANES <= count; d += LANES) store(to + d, widen(from + d));
-    if (d < count) store(to + d, widen_some(from + d, count - d));
-}
-
-// Where the numbers of `count` tokens from `first` on are; bfloat16 is widened into `room`, [count, whole lanes of width].
-LANES_INLINE void find(const Side& side, const Held& held, const Row& row, i64 head, i64 first, i64 count, i64 width, float* room,
-                       const float** to) {
+// Some keys or values of one head as rows of floats with whole lanes: those that are not are copied into `room`, filled with zeros.
+LANES_INLINE void as_floats(const char* const* from, bool bfloat16, i64 count, i64 width, float* room, const float** to) {
     const i64 padded = whole_lanes(width);
-    for (i64 k = 0; k < count; ++k) {
-        const i64 place = first + k;
-        const i64 at = row.blocks[place / held.block] * side.block_step + place % held.block * side.token_step + head * side.head_step;
-        if (held.bfloat16) {
-            widen_row(static_cast<const u16*>(side.numbers) + at, width, room + k * padded);
-            to[k] = room + k * padded;
-        } else {
-            to[k] = static_cast<const float*>(side.numbers) + at;
-            for (i64 d = 0; d < width; d += LANES) ask(to[k] + d);
+    if (!bfloat16 && padded == width) {
+        for (i64 k = 0; k < count; ++k) to[k] = reinterpret_cast<const float*>(from[k]);
+        return;
+    }
+    for (i64 k = 0; k < count; ++k, room += padded) {
+        to[k] = room;
+        for (i64 d = 0; d < width; d += LANES) {
+            const i64 left = width - d;
+            if (bfloat16) {
+                const u16* const numbers = reinterpret_cast<const u16*>(from[k]) + d;
+                store(room + d, left < LANES ? widen_some(numbers, left) : widen(numbers));
+            } else {
+                const float* const numbers = reinterpret_cast<const float*>(from[k]) + d;
+                store(room + d, left < LANES ? load_some(numbers, left) : load(numbers));
+            }
         }
+    }
+}
+
+// What queries found: of each the largest score, the sum of the exponentials less it, the values so weighted.
+struct Sums {
+    float *totals, *largest, *shares;
+    Sums(float* numbers, i64 queries, i64 width) : totals(numbers), largest(numbers + queries * width), shares(largest + whole_lanes(queries)) {}
+};
+
+LANES_INLINE void clear(const Sums& sums, i64 queries, i64 width) {
+    std::memset(sums.totals, 0, static_cast<std::size_t>(queries * width) * sizeof(float));
+    for (i64 m = 0; m < whole_lanes(queries); ++m) {
+        sums.largest[m] = -std::numeric_limits<float>::infinity();
+        sums.shares[m] = 0.0f;
+    }
+}
+
+// room: two of whole_lanes(queries).
+LANES_INLINE void join(const Sums& to, const Sums& from, i64 queries, i64 width, float* room) {
+    float *const before = room, *const now = room + whole_lanes(queries);
+    for (i64 m = 0; m < whole_lanes(queries); m += LANES) {
+        const V old = load(to.largest + m), top = most(load(from.largest + m), old);
+        store(before + m, exponential(less(old, top)));
+        store(now + m, exponential(less(load(from.largest + m), top)));
+    }
+    for (i64 m = 0; m < queries; ++m) {
+        if (from.shares[m] == 0.0f) continue;  // it saw none of these keys
+        to.largest[m] = from.largest[m] > to.largest[m] ? from.largest[m] : to.largest[m];
+        to.shares[m] = to.shares[m] * before[m] + from.shares[m] * now[m];
+        const V was = same(before[m]), is = same(now[m]);
+        float* const total = to.totals + m * width;
+        for (i64 d = 0; d < width; d += LANES) store(total + d, fused(load(from.totals + m * width + d), is, times(load(total + d), was)));
+    }
+}
+
+// Keys that are looked at together, and their values: where those of the first head lie.
+struct Run {
+    i64 first, count;
+    const char *keys[PLACES + TOGETHER], *values[PLACES + TOGETHER];
+};
+
+LANES_INLINE void find(const Side& side, const Held& held, const Row& row, i64 head, i64 first, i64 count, const char** to) {
+    const i64 size = held.bfloat16 ? sizeof(u16) : sizeof(float);
+    i64 block = first / held.block, within = first % held.block;
+    for (i64 k = 0; k < count; ++block, within = 0) {
+        const i64 at = row.blocks[block] * side.block_step + within * side.token_step + head * side.head_step;
+        const char* from = static_cast<const char*>(side.numbers) + at * size;
+        for (; within < held.block && k < count; ++within, ++k, from += side.token_step * size) to[k] = from;
+    }
+    for (i64 k = count; k < count + TOGETHER; ++k) to[k] = to[count - 1];  // so that four can be looked at together
+}
+
+// end: places of the row that the piece sees.
+LANES_INLINE void find_run(const Piece& p, i64 number, i64 end, Run& run) {
+    run.first = number * PLACES;
+    run.count = end - run.first < PLACES ? end - run.first : PLACES;
+    find(p.held->keys, *p.held, *p.row, p.head, run.first, run.count, run.keys);
+    find(p.held->values, *p.held, *p.row, p.head, run.first, run.count, run.values);
+}
+
+// The keys, by number in a run, that the query of a token at `place` sees: low .. high - 1.
+struct Seen {
+    i64 low, high;
+    Seen(const Heads& heads, const Run& run, i64 place) {
+        low = heads.window && place + 1 - heads.window > run.first ? place + 1 - heads.window - run.first : 0;
+        high = place + 1 - run.first < run.count ? place + 1 - run.first : run.count;
+    }
+};
+
+// What the queries [queries, of `sharing` for each token] of one head find in a run, a few keys at a time: those of all heads lie side
+// by side, so the caller goes through the heads for each few.
+struct Look {
+    const Piece& p;
+    const Run& run;
+    i64 queries, sharing, key_wide, value_wide;
+    bool whole;  // each query sees all of the run
+    float* room;
+    i64 step() const { return PLACES + LANES; }
+    i64 place(i64 m) const { return p.row->held + p.first + m / sharing; }
+};
+
+LANES_INLINE void few_scores(const Look& l, i64 head, i64 k, const float* asked, float* scores) {
+    const i64 size = l.p.held->bfloat16 ? sizeof(u16) : sizeof(float);
+    const char* from[TOGETHER];
+    const float* keys[TOGETHER];
+    for (i64 i = 0; i < TOGETHER; ++i) from[i] = l.run.keys[k + i] + head * l.p.held->keys.head_step * size;
+    as_floats(from, l.p.held->bfloat16, TOGETHER, l.p.heads->key_width, l.room, keys);
+    i64 m = 0;
+    for (; m + SHARED <= l.queries; m += SHARED) score<SHARED>(asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
+    for (; m < l.queries; ++m) score<1>(asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
+}
+
+// Scores become weights.
+LANES_INLINE void weigh(const Look& l, float* scores, const Sums& sums) {
+    const float none = -std::numeric_limits<float>::infinity();
+    for (i64 m = 0; m < l.queries; ++m) {
+        const Seen seen(*l.p.heads, l.run, l.place(m));
+        if (seen.high <= seen.low) continue;
+        float* const own = scores + m * l.step() + seen.low;
+        const i64 number = seen.high - seen.low, filled = whole_lanes(number);
+        float top = none;
+        for (i64 k = 0; k < number; ++k) top = own[k] > top ? own[k] : top;
+        for (i64 k = number; k < filled; ++k) own[k] = none;
+        V share = zero();
+        for (i64 k = 0; k < filled; k += LANES) {
+            const V weights = exponential(less(load(own + k), same(top)));
+            store(own + k, weights);
+            share = add(share, weights);
+        }
+        sums.largest[m] = top;
+        sums.shares[m] = sum(share);
+    }
+}
+
+LANES_INLINE void few_values(const Look& l, i64 head, i64 k, const float* weights, const Sums& sums) {
+    const i64 size = l.p.held->bfloat16 ? sizeof(u16) : sizeof(float), count = l.run.count - k < VALUES ? l.run.count - k : VALUES;
+    const char* from[VALUES];
+    const float* values[VALUES];
+    for (i64 i = 0; i < count; ++i) from[i] = l.run.values[k + i] + head * l.p.held->values.head_step * size;
+    as_floats(from, l.p.held->bfloat16, count, l.p.heads->value_width, l.room, values);
+    i64 m = 0;
+    if (l.whole)
+        for (; m + SHARED <= l.queries; m += SHARED)
+            mix<SHARED>(weights + m * l.step() + k, l.step(), values, count, l.value_wide, sums.totals + m * l.value_wide);
+    for (; m < l.queries; ++m) {
+        // what a query does not see is not multiplied by zero: it may be no number
+        const Seen seen(*l.p.heads, l.run, l.place(m));
+        const i64 low = seen.low > k ? seen.low : k, high = seen.high < k + count ? seen.high : k + count;
+        if (low < high)
+            mix<1>(weights + m * l.step() + low, l.step(), values + (low - k), high - low, l.value_wide, sums.totals + m * l.value_wide);
     }
 }
 
 LANES_TARGET void attend_piece(const Piece& p) {
     const Heads& h = *p.heads;
-    const i64 sharing = h.heads / h.key_value_heads, queries = p.count * sharing;
-    const i64 wide = whole_lanes(h.key_width), out_wide = whole_lanes(h.value_width);
-    // rows that were widened are filled up with zeros; of others nothing beyond their end may be read
-    const i64 last = p.held->bfloat16 ? 0 : h.key_width % LANES, out_last = p.held->bfloat16 ? 0 : h.value_width % LANES;
+    const i64 sharing = h.heads / h.key_value_heads, queries = p.count * sharing, every = queries * p.head_count;
+    const i64 key_wide = whole_lanes(h.key_width), value_wide = whole_lanes(h.value_width), size = sums_of(h, queries);
     float* const asked = p.room;
-    float* const total = asked + queries * wide;
-    float* const largest = total + queries * out_wide;
-    float* const shares = largest + queries;
-    float* const scores = shares + queries;
-    float* const key_room = scores + PLACES + LANES;
-    float* const value_room = key_room + PLACES * wide;
+    float* const scores = asked + every * key_wide;
+    float* const joined = scores + every * (PLACES + LANES);
+    float* const fresh = joined + p.head_count * size;
+    float* const factors = fresh + p.head_count * size;
+    float* const few = factors + 2 * whole_lanes(queries);
+    const auto sums = [&](float* of, i64 head) { return Sums(of + head * size, queries, value_wide); };
     const float by = static_cast<float>(h.scale);
-    for (i64 m = 0; m < queries; ++m) {
-        const i64 token = p.row->start + p.first + m / sharing, own = p.head * sharing + m % sharing;
-        const float* const from = p.queries + token * p.query_step + own * p.head_step;
-        for (i64 d = 0; d < wide; ++d) asked[m * wide + d] = d < h.key_width ? from[d] * by : 0.0f;
-        largest[m] = -std::numeric_limits<float>::infinity();
-        shares[m] = 0.0f;
-    }
-    std::memset(total, 0, static_cast<std::size_t>(queries * out_wide) * sizeof(float));
-    const i64 position = p.row->held + p.first, end = position + p.count;
-    const i64 seen = h.window && position + 1 > h.window ? position + 1 - h.window : 0;
-    const float *keys[PLACES], *values[PLACES];
-    for (i64 first = seen / PLACES * PLACES; first < end; first += PLACES) {
-        const i64 count = end - first < PLACES ? end - first : PLACES;
-        find(p.held->keys, *p.held, *p.row, p.head, first, count, h.key_width, key_room, keys);
-        find(p.held->values, *p.held, *p.row, p.head, first, count, h.value_width, value_room, values);
-        for (i64 m = 0; m < queries; ++m) {
-            const i64 place = position + m / sharing;
-            const i64 low = h.window && place + 1 - h.window > first ? place + 1 - h.window - first : 0;
-            const i64 high = place + 1 - first < count ? place + 1 - first : count, number = high - low;
-            if (number <= 0) continue;
-            score(asked + m * wide, keys + low, number, wide, last, scores);
-            float top = largest[m];
-            for (i64 k = 0; k < number; ++k) top = scores[k] > top ? scores[k] : top;
-            const i64 filled = whole_lanes(number);
-            for (i64 k = number; k < filled; ++k) scores[k] = -std::numeric_limits<float>::infinity();
-            V share = zero();
-            for (i64 k = 0; k < filled; k += LANES) {
-                const V weights = exponential(less(load(scores + k), same(top)));
-                store(scores + k, weights);
-                share = add(share, weights);
-            }
-            const float shrink = first_of(exponential(same(largest[m] - top)));
-            largest[m] = top;
-            shares[m] = shares[m] * shrink + sum(share);
-            mix_all(scores, values + low, number, out_wide, out_last, shrink, total + m * out_wide);
+    for (i64 head = 0; head < p.head_count; ++head) {
+        for (i64 m = 0; m < queries && !p.joins; ++m) {
+            const i64 token = p.row->start + p.first + m / sharing, own = (p.head + head) * sharing + m % sharing;
+            const float* const from = p.queries + token * p.query_step + own * p.head_step;
+            float* const to = asked + (head * queries + m) * key_wide;
+            for (i64 d = 0; d < key_wide; ++d) to[d] = d < h.key_width ? from[d] * by : 0.0f;
         }
+        clear(sums(joined, head), queries, value_wide);
     }
-    for (i64 m = 0; m < queries; ++m) {
-        const i64 token = p.row->start + p.first + m / sharing, own = p.head * sharing + m % sharing;
-        float* const to = p.out + (token * h.heads + own) * h.value_width;
-        const float share = 1.0f / shares[m];
-        for (i64 d = 0; d < h.value_width; ++d) to[d] = total[m * out_wide + d] * share;
+    const i64 position = p.row->held + p.first, end = position + p.count;
+    const i64 seen = h.window && position + 1 > h.window ? (position + 1 - h.window) / PLACES : 0;
+    const i64 bytes = p.held->bfloat16 ? sizeof(u16) : sizeof(float);
+    // the heads of a token lie side by side in the engine's blocks; where they do not, only the first is fetched ahead
+    const auto side_bytes = [&](const Side& side, i64 width) { return (side.head_step == width ? p.head_count : 1) * width * bytes; };
+    const i64 key_bytes = side_bytes(p.held->keys, h.key_width), value_bytes = side_bytes(p.held->values, h.value_width);
+    const i64 start = p.run > seen ? p.run : seen;
+    Run runs[2];
+    if (!p.joins && start < p.runs) find_run(p, start, end, runs[start % 2]);
+    for (i64 number = start; number < p.runs; ++number) {
+        float* const found = p.partial ? p.partial + (number * h.key_value_heads + p.head) * size : fresh;
+        if (!p.joins) {
+            const Run& run = runs[number % 2];
+            Run& next = runs[(number + 1) % 2];
+            if (number + 1 < p.runs) find_run(p, number + 1, end, next);
+            const i64 coming = number + 1 < p.runs ? next.count : 0;
+            const bool whole = Seen(h, run, position).high == run.count && Seen(h, run, end - 1).low == 0;
+            const Look l{p, run, queries, sharing, key_wide, value_wide, whole, few};
+            for (i64 k = 0; k < run.count; k += TOGETHER) {
+                for (i64 i = k; i < k + TOGETHER && i < coming; ++i) ask(next.keys[i], key_bytes);
+                for (i64 head = 0; head < p.head_count; ++head)
+                    few_scores(l, head, k, asked + head * queries * key_wide, scores + head * queries * l.step());
+            }
+            for (i64 head = 0; head < p.head_count; ++head) {
+                clear(sums(found, head), queries, value_wide);
+                weigh(l, scores + head * queries * l.step(), sums(found, head));
+            }
+            for (i64 k = 0; k < run.count; k += VALUES) {
+                for (i64 i = k; i < k + VALUES && i < coming; ++i) ask(next.values[i], value_bytes);
+                for (i64 head = 0; head < p.head_count; ++head)
+                    few_values(l, head, k, scores + head * queries * l.step(), sums(found, head));
+            }
+        }
+        if (p.partial && !p.joins) continue;
+        for (i64 head = 0; head < p.head_count; ++head) join(sums(joined, head), sums(found, head), queries, value_wide, factors);
+    }
+    if (p.partial && !p.joins) return;
+    for (i64 head = 0; head < p.head_count; ++head) {
+        const Sums all = sums(joined, head);
+        for (i64 m = 0; m < queries; ++m) {
+            const i64 token = p.row->start + p.first + m / sharing, own = (p.head + head) * sharing + m % sharing;
+            float* const to = p.out + (token * h.heads + own) * h.value_width;
+            const float share = 1.0f / all.shares[m];
+            for (i64 d = 0; d < h.value_width; ++d) to[d] = all.totals[m * value_wide + d] * share;
+        }
     }
 }
 

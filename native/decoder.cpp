@@ -6,6 +6,7 @@
 
 #include "dense.h"
 #include "grouped.h"
+#include "parts.h"
 #include "pool.h"
 #include "scratch.h"
 
@@ -142,6 +143,25 @@ bool one_layer(Pass& pass, const Layer& layer, i64 count) {
     return product(pass.kernel, pass.threads, layer.down, pass.gated, pass.tokens, pass.added);
 }
 
+struct Layers {
+    Pass* pass;
+    const Held* held;
+    i64 count;
+    bool done;
+};
+
+void all_layers(void* of) {
+    Layers& all = *static_cast<Layers*>(of);
+    Pass& pass = *all.pass;
+    for (i64 index = 0; index < pass.d.count; ++index) {
+        pass.held = all.held + index;
+        if (!(all.done = one_layer(pass, pass.d.layers[index], all.count))) return;
+        pass.more = pass.added;
+    }
+    pass.norm = nullptr;
+    if (pass.d.count) pass.each_token(pass.d.width, add_and_norm);
+}
+
 }  // namespace
 
 bool product(const Kernel& kernel, int threads, const Matrix& m, const float* x, i64 tokens, float* out) {
@@ -185,14 +205,9 @@ bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* hel
     Pass pass{kernel,    d,         threads,   tokens,    cos,       sin,       x,      places[0], places[1], places[2],
               places[3], places[4], places[5], places[6], places[7], row_of,    rows,   nullptr,   nullptr,   nullptr,
               nullptr,   nullptr};
-    for (i64 index = 0; index < d.count; ++index) {
-        pass.held = held + index;
-        if (!one_layer(pass, d.layers[index], count)) return false;
-        pass.more = pass.added;
-    }
-    pass.norm = nullptr;
-    if (d.count) pass.each_token(d.width, add_and_norm);
-    return true;
+    Layers all{&pass, held, count, true};
+    together(threads_for(2 * d.hidden * d.width * tokens, threads), all_layers, &all);
+    return all.done;
 }
 
 }  // namespace shoestring

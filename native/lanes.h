@@ -153,6 +153,15 @@ inline V widen(const u16* from) {  // of bfloat16
 
 #endif
 
+// Loaded once and kept in a register, where the compiler would load anew for each use.
+LANES_INLINE V loaded(const float* from) {
+    V v = load(from);
+#if SHOESTRING_LANES == 512
+    asm("" : "+v"(v.all));
+#endif
+    return v;
+}
+
 // The sums of the lanes of four: first of l and l + 8, then l and l + 4, l and l + 2, l and l + 1.
 LANES_INLINE void sums(const V* four, float* to) {
 #if SHOESTRING_LANES

@@ -14,6 +14,10 @@ using Work = void (*)(void* context, i64 part);
 // While another caller uses the pool the calling thread does everything itself.
 void parallel(int threads, i64 parts, Work work, void* context);
 
+// work(context) on the calling thread. What it asks of `parallel` is shared with up to threads - 1 others, which stay at hand until
+// it returns, where threads are borrowed; the pool's own look for work for a while anyway.
+void together(int threads, void (*work)(void* context), void* context);
+
 // run: `GOMP_parallel` of the runtime whose threads to use from now on; null: the pool.
 void borrow_threads(void* run);
 

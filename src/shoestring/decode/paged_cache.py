@@ -16,6 +16,7 @@ from shoestring.decode.cache_stores.plain import PlainStore
 from shoestring.decode.eviction import Eviction
 from shoestring.decode.paged_layer import PagedLayer, PagePlan
 from shoestring.errors import ShoestringError, UsageError
+from shoestring.kernels import room_for
 from shoestring.kernels.attention import BlockRows, BlockSpan, Layers, in_blocks
 from shoestring.kernels.decoder import CachePlaces
 
@@ -59,7 +60,9 @@ class PagedCache(Cache):
                 positions = torch.zeros(slots, shape.heads, dtype=torch.int32, device=like.device)
             return PagedLayer(number, (sides[0], sides[1]), positions, eviction)
 
-        super().__init__([layer(*one) for one in enumerate(shapes)], 0, slots)
+        layers = [layer(*one) for one in enumerate(shapes)]
+        _side_by_side([side for one in layers for side in (one.key_side, one.value_side)])
+        super().__init__(layers, 0, slots)
         self.device = like.device
         self._plan: PagePlan | None = None
 
@@ -190,3 +193,12 @@ class PagedCache(Cache):
             spans = [BlockSpan(one.start, one.new, one.held, t) for one, t in zip(coming.segments, tables, strict=True)]
             rows = BlockRows(spans, self.pool.size)
         return PagePlan(coming, slots, rows)
+
+
+def _side_by_side(sides: Sequence[Side]) -> None:
+    """Put what is held in the CPU's memory, all zeros as yet, to one run of it: read from end to end for every token that is written,
+    it is read faster so."""
+    here = [side for side in sides if not side.elsewhere and all(codes.is_cpu for codes in side.codes)]
+    places = iter(room_for([codes for side in here for codes in side.codes]))
+    for side in here:
+        side.codes = tuple(next(places) for _ in side.codes)

@@ -1,5 +1,6 @@
-"""Where packed weights lie: one run of memory in large pages, which is read faster than many small ones."""
+"""Where packed weights, keys and values lie: one run of memory in large pages, which is read faster than many small ones."""
 
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -23,18 +24,27 @@ def gather(tensors: Sequence[Tensor]) -> list[Tensor]:
     as the originals. Meant for all
     packed weights of a model at once; what they share is one storage, so it is freed when the last of them is.
     """
+    return [place.copy_(tensor) for place, tensor in zip(room_for(tensors), tensors, strict=True)]
+
+
+def room_for(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of zeros of these shapes and types, on the CPU, that lie as `gather` puts its copies.
+
+    What was not written yet takes no memory, but for the rest of a page.
+    """
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
     starts, total = [], 0
     for size in sizes:
         starts.append(total)
         total += -(-size // LINE) * LINE
-    storage = torch.empty(total + LARGE, dtype=torch.uint8)
+    # fresh pages of the system's, which are zeros: what torch fills with zeros would be there at once
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    storage = torch.frombuffer(mmap.mmap(-1, total + LARGE, **private), dtype=torch.uint8)
     offset = -storage.data_ptr() % LARGE
     found = library()
     if isinstance(found, Library) and total >= LARGE:
         found.loaded.shoestring_large_pages(storage.data_ptr() + offset, total)
-    copies = []
-    for tensor, start, size in zip(tensors, starts, sizes, strict=True):
-        place = storage[offset + start : offset + start + size].view(tensor.dtype).view(tensor.shape)
-        copies.append(place.copy_(tensor))
-    return copies
+    return [
+        storage[offset + start : offset + start + size].view(tensor.dtype).view(tensor.shape)
+        for tensor, start, size in zip(tensors, starts, sizes, strict=True)
+    ]
