@@ -36,6 +36,8 @@ struct Job {
     float* out;
     i64 room;
     bool joins;
+    float* looked;
+    i64 most;
     std::atomic<bool> failed;
 };
 
@@ -45,7 +47,7 @@ void one_part(void* context, i64 number) {
     float* const room = static_cast<float*>(kept.get(static_cast<std::size_t>(job.room) * sizeof(float)));
     if (!room) return job.failed.store(true, std::memory_order_relaxed);
     job.kernel->attend({job.heads, job.held, job.rows + part.row, part.first, part.count, part.head, part.head_count, part.run, part.runs,
-                        part.partial, job.joins, job.queries, job.query_step, job.head_step, job.out, room});
+                        part.partial, job.joins, job.queries, job.query_step, job.head_step, job.out, room, job.looked, job.most});
 }
 
 u16 narrow(float value) {  // to bfloat16, to the nearest, ties to even
@@ -116,11 +118,42 @@ bool attend(const Kernel& kernel, int threads, const Heads& heads, const Held& h
     }
     const i64 work = seen * heads.heads * (heads.key_width + heads.value_width);
     threads = work < ALONE ? 1 : threads;
-    Job job{&kernel, &heads, &held, rows, listing, queries, query_step, head_step, out, room, false, {false}};
+    Job job{&kernel, &heads, &held, rows, listing, queries, query_step, head_step, out, room, false, nullptr, 0, {false}};
     parallel(threads, next, one_part, &job);
     job.parts = joins;
     job.joins = true;
     parallel(threads, listing + parts - joins, one_part, &job);
+    return !job.failed.load(std::memory_order_relaxed);
+}
+
+bool looks(const Kernel& kernel, int threads, const Heads& heads, const Held& held, const Row* rows, i64 count, const float* queries,
+           i64 query_step, i64 head_step, i64 most, float* out) {
+    const i64 sharing = heads.heads / heads.key_value_heads, tokens = QUERIES / heads.heads ? QUERIES / heads.heads : 1;
+    i64 pieces = 0, parts = 0, seen = 0;
+    for (i64 row = 0; row < count; ++row) {
+        const i64 own = (rows[row].count + tokens - 1) / tokens;
+        pieces += own;
+        parts += own * ((runs_of(rows[row].held + rows[row].count) + MOST_RUNS - 1) / MOST_RUNS);
+        seen += rows[row].count * (rows[row].held + rows[row].count);
+    }
+    Part* const listing = static_cast<Part*>(listed.get(static_cast<std::size_t>(parts + pieces + 1) * sizeof(Part)));
+    if (!listing) return false;
+    i64 next = 0;
+    Part* const joins = listing + parts;
+    for (i64 row = 0, piece = 0; row < count; ++row)
+        for (i64 first = 0; first < rows[row].count; first += tokens) {
+            const i64 some = std::min(rows[row].count - first, tokens), runs = runs_of(rows[row].held + first + some);
+            for (i64 run = 0; run < runs; run += MOST_RUNS)
+                listing[next++] = {row, first, some, 0, heads.key_value_heads, run, std::min(run + MOST_RUNS, runs), nullptr};
+            joins[piece++] = {row, first, some, 0, heads.key_value_heads, 0, runs, nullptr};
+        }
+    threads = seen * heads.heads * heads.key_width < ALONE ? 1 : threads;
+    Job job{&kernel, &heads, &held, rows, listing, queries, query_step, head_step, nullptr,
+            room_of(heads, tokens * sharing, heads.key_value_heads), false, out, most, {false}};
+    parallel(threads, next, one_part, &job);
+    job.parts = joins;
+    job.joins = true;
+    parallel(threads, pieces, one_part, &job);
     return !job.failed.load(std::memory_order_relaxed);
 }
 

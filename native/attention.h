@@ -52,6 +52,8 @@ struct Piece {
     i64 query_step, head_step;
     float* out;            // [tokens, heads, value_width]
     float* room;           // as many as room_of says
+    float* looked;         // [tokens, heads, most]: weights are left there, and no values are looked at; null: nowhere
+    i64 most;
 };
 
 inline i64 room_of(const Heads& heads, i64 queries, i64 head_count) {
@@ -65,6 +67,11 @@ struct Kernel;
 // there is no memory.
 bool attend(const Kernel&, int threads, const Heads&, const Held&, const Row* rows, i64 count, const float* queries,
             i64 query_step, i64 head_step, float* out);
+
+// out [tokens, heads, most]: how much each query looks at each of the `most` first places of its row; sums to one, zero where it sees
+// nothing. False: there is no memory.
+bool looks(const Kernel&, int threads, const Heads&, const Held&, const Row* rows, i64 count, const float* queries, i64 query_step,
+           i64 head_step, i64 most, float* out);
 
 // Puts the keys and values of new tokens, float32, to their places.
 void keep(const Heads&, const Held&, const Row* rows, i64 count, const float* keys, i64 key_step, const float* values, i64 value_step);

@@ -233,7 +233,74 @@ LANES_INLINE void few_values(const Look& l, i64 head, i64 k, const float* weight
     }
 }
 
+// The queries of each head of a piece, scaled and filled up: [head_count, queries, whole lanes].
+LANES_INLINE void scaled_queries(const Piece& p, i64 sharing, float* to) {
+    const Heads& h = *p.heads;
+    const i64 wide = whole_lanes(h.key_width);
+    const float by = static_cast<float>(h.scale);
+    for (i64 head = p.head; head < p.head + p.head_count; ++head)
+        for (i64 m = 0; m < p.count * sharing; ++m, to += wide) {
+            const i64 token = p.row->start + p.first + m / sharing, own = head * sharing + m % sharing;
+            const float* const from = p.queries + token * p.query_step + own * p.head_step;
+            for (i64 d = 0; d < wide; ++d) to[d] = d < h.key_width ? from[d] * by : 0.0f;
+        }
+}
+
+// Scores of some runs are left in `looked`; or, where they are there already, become weights that sum to one.
+LANES_INLINE void look_at(const Piece& p) {
+    const Heads& h = *p.heads;
+    const i64 sharing = h.heads / h.key_value_heads, queries = p.count * sharing, step = PLACES + LANES;
+    const i64 key_wide = whole_lanes(h.key_width), end = p.row->held + p.first + p.count;
+    float* const asked = p.room;
+    float* const scores = asked + p.head_count * queries * key_wide;
+    const auto row_of = [&](i64 head, i64 m) {
+        return p.looked + ((p.row->start + p.first + m / sharing) * h.heads + (p.head + head) * sharing + m % sharing) * p.most;
+    };
+    if (p.joins) {
+        for (i64 head = 0; head < p.head_count; ++head)
+            for (i64 m = 0; m < queries; ++m) {
+                float* const row = row_of(head, m);
+                const i64 high = p.row->held + p.first + m / sharing + 1, low = h.window && high > h.window ? high - h.window : 0;
+                float top = -std::numeric_limits<float>::infinity();
+                for (i64 k = low; k < high; ++k) top = row[k] > top ? row[k] : top;
+                V share = zero();
+                i64 k = low;
+                for (; k + LANES <= high; k += LANES) {
+                    const V weights = exponential(less(load(row + k), same(top)));
+                    store(row + k, weights);
+                    share = add(share, weights);
+                }
+                if (k < high) {
+                    float rest[LANES];
+                    for (i64 i = 0; i < LANES; ++i) rest[i] = k + i < high ? row[k + i] : -std::numeric_limits<float>::infinity();
+                    const V weights = exponential(less(load(rest), same(top)));
+                    store(rest, weights);
+                    share = add(share, weights);
+                    std::memcpy(row + k, rest, static_cast<std::size_t>(high - k) * sizeof(float));
+                }
+                const float by = 1.0f / sum(share);
+                for (k = 0; k < p.most; ++k) row[k] = k < low || k >= high ? 0.0f : row[k] * by;
+            }
+        return;
+    }
+    scaled_queries(p, sharing, asked);
+    const i64 start = p.head_count * queries * step;
+    for (i64 number = p.run; number < p.runs; ++number) {
+        Run run;
+        find_run(p, number, end, run);
+        const Look l{p, run, queries, sharing, key_wide, 0, true, scores + start};
+        for (i64 k = 0; k < run.count; k += TOGETHER)
+            for (i64 head = 0; head < p.head_count; ++head)
+                few_scores(l, head, k, asked + head * queries * key_wide, scores + head * queries * step);
+        for (i64 head = 0; head < p.head_count; ++head)
+            for (i64 m = 0; m < queries; ++m)
+                std::memcpy(row_of(head, m) + run.first, scores + (head * queries + m) * step,
+                            static_cast<std::size_t>(run.count) * sizeof(float));
+    }
+}
+
 LANES_TARGET void attend_piece(const Piece& p) {
+    if (p.looked) return look_at(p);
     const Heads& h = *p.heads;
     const i64 sharing = h.heads / h.key_value_heads, queries = p.count * sharing, every = queries * p.head_count;
     const i64 key_wide = whole_lanes(h.key_width), value_wide = whole_lanes(h.value_width), size = sums_of(h, queries);
@@ -244,16 +311,8 @@ LANES_TARGET void attend_piece(const Piece& p) {
     float* const factors = fresh + p.head_count * size;
     float* const few = factors + 2 * whole_lanes(queries);
     const auto sums = [&](float* of, i64 head) { return Sums(of + head * size, queries, value_wide); };
-    const float by = static_cast<float>(h.scale);
-    for (i64 head = 0; head < p.head_count; ++head) {
-        for (i64 m = 0; m < queries && !p.joins; ++m) {
-            const i64 token = p.row->start + p.first + m / sharing, own = (p.head + head) * sharing + m % sharing;
-            const float* const from = p.queries + token * p.query_step + own * p.head_step;
-            float* const to = asked + (head * queries + m) * key_wide;
-            for (i64 d = 0; d < key_wide; ++d) to[d] = d < h.key_width ? from[d] * by : 0.0f;
-        }
-        clear(sums(joined, head), queries, value_wide);
-    }
+    if (!p.joins) scaled_queries(p, sharing, asked);
+    for (i64 head = 0; head < p.head_count; ++head) clear(sums(joined, head), queries, value_wide);
     const i64 position = p.row->held + p.first, end = position + p.count;
     const i64 seen = h.window && position + 1 > h.window ? (position + 1 - h.window) / PLACES : 0;
     const i64 bytes = p.held->bfloat16 ? sizeof(u16) : sizeof(float);

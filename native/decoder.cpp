@@ -76,6 +76,7 @@ struct Pass {
     const Held* held;                                       // of the layer at hand
     const Ready *norm, *query_norm, *key_norm;              // likewise
     const float* more;                                      // what is added to the stream before the norm; null for nothing
+    float* asked;                                           // where the queries of the layer are left; null: nowhere
 
     i64 own() const { return d.heads * d.head_width; }
     i64 shared() const { return d.key_value_heads * d.head_width; }
@@ -108,6 +109,7 @@ void turn_and_keep(void* context, i64 token) {
         norm(floats, width, qkv + head * width, qkv + head * width);
         floats.turn(qkv + head * width, cos, sin, width, turned + head * width);
     }
+    if (pass.asked) std::memcpy(pass.asked + token * own, turned, static_cast<std::size_t>(own) * sizeof(float));
     const Row& row = pass.rows[pass.row_of[token]];
     const Row one{0, 1, row.held + token - row.start, row.blocks};
     keep(pass.heads(), *pass.held, &one, 1, turned + own, 0, qkv + own + shared, 0);
@@ -146,6 +148,7 @@ bool one_layer(Pass& pass, const Layer& layer, i64 count) {
 struct Layers {
     Pass* pass;
     const Held* held;
+    float* asked;
     i64 count;
     bool done;
 };
@@ -155,6 +158,7 @@ void all_layers(void* of) {
     Pass& pass = *all.pass;
     for (i64 index = 0; index < pass.d.count; ++index) {
         pass.held = all.held + index;
+        pass.asked = all.asked ? all.asked + index * pass.tokens * pass.own() : nullptr;
         if (!(all.done = one_layer(pass, pass.d.layers[index], all.count))) return;
         pass.more = pass.added;
     }
@@ -186,7 +190,7 @@ bool product(const Kernel& kernel, int threads, const Matrix& m, const float* x,
 }
 
 bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* held, const Row* rows, i64 count, i64 tokens,
-            const float* cos, const float* sin, float* x) {
+            const float* cos, const float* sin, float* x, float* asked) {
     const i64 own = d.heads * d.head_width, shared = d.key_value_heads * d.head_width;
     const i64 sizes[] = {tokens * d.width,      tokens * (own + 2 * shared), tokens * (own + shared),
                          tokens * own,          tokens * 2 * d.hidden,       tokens * d.hidden,
@@ -204,8 +208,8 @@ bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* hel
         for (i64 token = 0; token < rows[row].count; ++token) row_of[rows[row].start + token] = row;
     Pass pass{kernel,    d,         threads,   tokens,    cos,       sin,       x,      places[0], places[1], places[2],
               places[3], places[4], places[5], places[6], places[7], row_of,    rows,   nullptr,   nullptr,   nullptr,
-              nullptr,   nullptr};
-    Layers all{&pass, held, count, true};
+              nullptr,   nullptr,   nullptr};
+    Layers all{&pass, held, asked, count, true};
     together(threads_for(2 * d.hidden * d.width * tokens, threads), all_layers, &all);
     return all.done;
 }

@@ -33,9 +33,10 @@ struct Decoder {
 };
 
 // Takes x [tokens, width], the embeddings of the new tokens of rows, through all layers, in place. held: keys and values of each
-// layer, into which those of the new tokens are put. cos, sin: [tokens, head_width], of their positions. False: there is no memory.
+// layer, into which those of the new tokens are put. cos, sin: [tokens, head_width], of their positions. asked: where there is room
+// for them, the queries of each layer, turned, are left there, [layers, tokens, heads, head_width]. False: there is no memory.
 bool decode(const Kernel&, int threads, const Decoder&, const Held* held, const Row* rows, i64 count, i64 tokens, const float* cos,
-            const float* sin, float* x);
+            const float* sin, float* x, float* asked);
 
 // out [tokens, rows] = x [tokens, columns] times any matrix, its bias added. False: there is no memory.
 bool product(const Kernel&, int threads, const Matrix&, const float* x, i64 tokens, float* out);

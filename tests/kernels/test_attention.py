@@ -11,7 +11,7 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import KeptShape
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import BlockRows, BlockSpan, attend
+from shoestring.kernels.attention import BlockRows, BlockSpan, attend, looks
 
 NATIVE = [kernel for kernel in kernels.available() if kernel != "torch"]
 pytestmark = pytest.mark.skipif(not NATIVE, reason="the native library was not built")
@@ -80,7 +80,7 @@ def test_rows_that_go_on(count: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("width", [22, 64])
 def test_kernels_threads_and_company_change_no_bit(width: int, dtype: torch.dtype) -> None:
-    queries, keys, values, rows = case([*MIXED, (300, 40)], 6, 2, width, width, dtype)
+    queries, keys, values, rows = case([*MIXED, (300, 40), (1500, 2)], 6, 2, width, width, dtype)
     for window in (None, 20):
         kernels.choose("plain")
         wanted = attend(queries, keys, values, BlockRows(rows, BLOCK), window=window)
@@ -97,6 +97,30 @@ def test_kernels_threads_and_company_change_no_bit(width: int, dtype: torch.dtyp
                 own[-1:], keys, values, BlockRows([BlockSpan(0, 1, end - 1, span.blocks)], BLOCK), window=window
             )
             assert torch.equal(last[0], alone[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "sharing"), [(22, 1), (64, 3)])
+def test_what_is_looked_at(width: int, sharing: int, dtype: torch.dtype) -> None:
+    queries, keys, _, rows = case([*MIXED, (1100, 12)], 2 * sharing, 2, width, width, dtype)
+    wanted = None
+    for kernel in NATIVE:
+        kernels.choose(kernel)
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found = looks(queries, keys, BlockRows(rows, BLOCK), scale=0.3)
+            wanted = found if wanted is None else wanted
+            assert torch.equal(found, wanted), kernel
+    assert wanted is not None
+    assert wanted.shape[2] == 1112
+    for span in rows:
+        slots = torch.tensor([block * BLOCK + place for block in span.blocks for place in range(BLOCK)])
+        for token in range(span.new):
+            end, own = span.held + token + 1, wanted[span.start + token].double()
+            asked = queries[span.start + token].double().view(2, sharing, width)
+            scores = 0.3 * torch.einsum("hgd,khd->hgk", asked, keys[slots[:end]].double()).flatten(0, 1)
+            torch.testing.assert_close(own[:, :end], scores.softmax(-1), rtol=1e-4, atol=1e-6)
+            assert not own[:, end:].any()
 
 
 def test_what_is_no_number_stays_with_those_who_see_it() -> None:

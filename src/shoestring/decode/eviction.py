@@ -1,13 +1,13 @@
 """What an engine remembers of texts so that a policy can choose which of their tokens stay in the cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from shoestring.contract.cache import KeptShape
-from shoestring.decode.cache_policy import CachePolicy, Seen, attention_of, kept
+from shoestring.decode.cache_policy import CachePolicy, Seen, kept
 
 
 @dataclass
@@ -71,28 +71,28 @@ class Eviction:
         row: int,
         layer: int,
         queries: Tensor,
-        keys: Tensor,
-        positions: Tensor,
+        places: int,
         first: int,
         scale: float,
         reach: int | None,
+        look: Callable[[], Tensor],
     ) -> None:
         """A text was read further in a layer.
 
-        queries: [H, n, D] of the new tokens. keys: [Hk, S, D], of all places, those of the new tokens the last. positions: [Hk, S].
-        first: tokens of the text that were read before. reach: as `Seen` has it.
+        queries: [H, n, D] of the new tokens. places: that the text takes by now, S, those of the new tokens the last.
+        first: tokens of the text that were read before. scale, reach: as `Seen` has them.
+        look: makes [Hk, G, n, S], what the new tokens look at; it is asked where the policy wants to know.
         """
-        one, new, places = self.noted[row][layer], queries.shape[1], keys.shape[1]
+        one = self.noted[row][layer]
         one.scale, one.reach = scale, reach
         if self.policy.window:
             both = queries if one.queries is None else torch.cat((one.queries, queries), 1)
             one.queries = both[:, -self.policy.window :].clone()
         if not self.policy.figures:
             return
-        figures = torch.zeros(keys.shape[0], places, self.policy.figures, device=keys.device)
+        figures = torch.zeros(one.figures.shape[0], places, self.policy.figures, device=one.figures.device)
         figures[:, : one.figures.shape[1]] = one.figures
-        attention = attention_of(queries, keys, scale, positions, first + new, reach)
-        self.policy.watch(figures, attention, first)
+        self.policy.watch(figures, look(), first)
         one.figures = figures
         self.flops += 2 * queries.numel() * places
 

@@ -113,12 +113,19 @@ class PagedCache(Cache):
         """Where the pass that was begun reads and writes, for a model that reads natively; None where a mask says what is seen, and
         where layers differ."""
         rows = self._plan.rows if self._plan is not None else None
-        if self.eviction is not None and rows is not None:
-            if self.eviction.watches:
-                return None  # a policy wants to see what goes on within
+        if rows is None or self._native is None:
+            return None
+        watch = None
+        if self.eviction is not None:
             for layer in self.layers:  # which the native pass does not write
                 layer.note_positions(self._plan)
-        return None if rows is None or self._native is None else CachePlaces(self._native, rows)
+            watch = self._watch if self.eviction.watches else None
+        return CachePlaces(self._native, rows, watch)
+
+    def _watch(self, queries: Tensor) -> None:
+        """Show the policy what a native pass asked for: [layers, N, H, D]."""
+        for layer, asked in zip(self.layers, queries, strict=True):
+            layer.watch(asked.transpose(0, 1), None, None)
 
     @cached_property
     def _native(self) -> Layers | None:
@@ -196,8 +203,8 @@ class PagedCache(Cache):
 
 
 def _side_by_side(sides: Sequence[Side]) -> None:
-    """Put what is held in the CPU's memory, all zeros as yet, to one run of it: read from end to end for every token that is written,
-    it is read faster so."""
+    """Put what is held in the CPU's memory, all zeros as yet, to one run of it: read from end to end for every token that is
+    written, it is read faster so."""
     here = [side for side in sides if not side.elsewhere and all(codes.is_cpu for codes in side.codes)]
     places = iter(room_for([codes for side in here for codes in side.codes]))
     for side in here:

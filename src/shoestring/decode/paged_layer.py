@@ -1,7 +1,8 @@
 """Attention of one layer to keys and values in blocks that rows share."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.contract.cache import PackedPass
+from shoestring.decode.cache_policy import attention_of
 from shoestring.decode.cache_store import Side
 from shoestring.decode.eviction import Eviction
 from shoestring.kernels import attention
@@ -147,7 +149,7 @@ class PagedLayer:
             self.note_positions(plan)
         found = self._attended(plan, queries, keys, values, scale, window)
         if self.eviction is not None and self.eviction.watches:
-            self._watch(self.eviction, plan, queries, scale, window)
+            self.watch(queries[0], scale, window)
         return found
 
     def note_positions(self, plan: PagePlan) -> None:
@@ -155,17 +157,19 @@ class PagedLayer:
         assert self.positions is not None
         self.positions[plan.written] = plan.coming.positions[0, :, None].to(self.positions)
 
-    def _watch(
-        self, eviction: Eviction, plan: PagePlan, queries: Tensor, scale: float | None, window: int | None
-    ) -> None:
-        """Show the policy what the new tokens of each row look at."""
-        assert self.positions is not None
-        scale = queries.shape[3] ** -0.5 if scale is None else scale
+    def watch(self, queries: Tensor, scale: float | None, window: int | None) -> None:
+        """Show the policy the queries [H, N, D] of the pass, and what they look at.
+
+        scale, window: as `attend` takes them.
+        """
+        plan, eviction = self._plan, self.eviction
+        assert plan is not None
+        assert eviction is not None
+        looks = _Looks(self, plan, queries, queries.shape[2] ** -0.5 if scale is None else scale, window)
         for index, one in enumerate(plan.coming.segments):
-            slots = plan.places(index)
-            held, positions = self.key_side.read(slots).transpose(0, 1), self.positions[slots].T.long()
-            asked = queries[0, :, one.start : one.start + one.new]
-            eviction.read(one.row, self.number, asked, held, positions, one.gone + one.held, scale, window)
+            asked, places = queries[:, one.start : one.start + one.new], one.held + one.new
+            look = partial(looks.of, index)
+            eviction.read(one.row, self.number, asked, places, one.gone + one.held, looks.scale, window, look)
 
     def _attended(
         self, plan: PagePlan, queries: Tensor, keys: Tensor, values: Tensor, scale: float | None, window: int | None
@@ -229,6 +233,40 @@ class PagedLayer:
             )
             found.append(mixed)
         return torch.cat(found, 2)
+
+
+@dataclass
+class _Looks:
+    """What the new tokens of each row of a pass look at, in one layer: natively where that can be, else row by row in torch.
+
+    queries: [H, N, D].
+    """
+
+    layer: PagedLayer
+    plan: PagePlan
+    queries: Tensor
+    scale: float
+    window: int | None
+
+    def of(self, index: int) -> Tensor:
+        """[Hk, G, n, S] of one segment."""
+        one, positions = self.plan.coming.segments[index], self.layer.positions
+        assert positions is not None
+        own, shared = slice(one.start, one.start + one.new), positions.shape[1]
+        if self._all is not None:
+            return self._all[own, :, : one.held + one.new].unflatten(1, (shared, -1)).permute(1, 2, 0, 3)
+        slots = self.plan.places(index)
+        held, at = self.layer.key_side.read(slots).transpose(0, 1), positions[slots].T.long()
+        return attention_of(self.queries[:, own], held, self.scale, at, one.gone + one.held + one.new, self.window)
+
+    @cached_property
+    def _all(self) -> Tensor | None:
+        """[N, H, S] of all rows; None where it cannot be made natively."""
+        keys, rows = self.layer.key_side.plain, self.plan.rows
+        # a window is of positions, and places are none
+        if rows is None or keys is None or self.window is not None or not attention.fits(self.queries, keys, keys):
+            return None
+        return attention.looks(self.queries.transpose(0, 1), keys, rows, scale=self.scale)
 
 
 def _group(coming: PackedPass, slots: Sequence[Any], which: Sequence[int]) -> Group:

@@ -3,6 +3,7 @@
 import math
 import weakref
 from functools import cache as once
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from shoestring.config import Choice
 from shoestring.contract.cache import KeptShape
 from shoestring.decode.cache_budget import amount_of, limit_of
-from shoestring.decode.cache_policy import CachePolicy
+from shoestring.decode.cache_policy import CachePolicy, attention_of
 from shoestring.decode.cache_store import CacheStore, place_bytes
 from shoestring.decode.eviction import Eviction, Limit
 from shoestring.decode.text_cache import TextStore
@@ -184,7 +185,9 @@ def _cache_class() -> type:
                 new = min(queries.shape[2], self.seen - pad)
                 first = self.seen - pad - new
                 own = self.positions[row, :, real:].long()
-                eviction.read(row, self.number, queries[row, :, -new:], keys[row, :, real:], own, first, scale, None)
+                asked, held = queries[row, :, -new:], keys[row, :, real:]
+                look = partial(attention_of, asked, held, scale, own, first + new)
+                eviction.read(row, self.number, asked, held.shape[1], first, scale, None, look)
             self._cut(keys, values)
 
         def _real(self, row: int) -> int:

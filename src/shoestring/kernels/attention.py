@@ -60,6 +60,7 @@ class BlockRows:
     def __init__(self, spans: Sequence[BlockSpan], block: int) -> None:
         self.block, self.count = block, len(spans)
         self.tokens = sum(span.new for span in spans)
+        self.longest = max((span.held + span.new for span in spans), default=0)
         lengths = [-(-(span.held + span.new) // block) for span in spans]
         for span, length in zip(spans, lengths, strict=True):
             if len(span.blocks) < length or span.new < 1 or span.held < 0:
@@ -179,4 +180,30 @@ def attend(
     out = torch.empty(tokens, heads, values.shape[2])
     shape = _Heads(heads, keys.shape[1], width, values.shape[2], window or 0, width**-0.5 if scale is None else scale)
     library.attend(kernel, shape, layers.address, rows, asked, out)
+    return out
+
+
+def looks(queries: Tensor, keys: Tensor, rows: BlockRows, *, scale: float | None = None) -> Tensor:
+    """softmax(scale q kᵀ), each new token seeing its row up to itself: float32 [N, H, S], zero at what it does not see.
+
+    S: places of the longest row. The rest as `attend` takes it. Raises: as `attend`.
+    """
+    tokens, heads, width = queries.shape
+    if tokens != rows.tokens or keys.shape[2] != width or heads % keys.shape[1]:
+        raise ShoestringError(
+            f"queries {list(queries.shape)} of {rows.tokens} tokens do not fit keys {list(keys.shape)}"
+        )
+    held = in_blocks(keys, rows.block)
+    layers = Layers([(held, held)])  # values are not looked at
+    rows.expect(layers.blocks, layers.block)
+    found = in_use()
+    if found is None:
+        raise ShoestringError("no native kernel is in use")
+    library, kernel = found
+    asked = queries.float()
+    if asked.stride(2) != 1:
+        asked = asked.contiguous()
+    out = torch.empty(tokens, heads, rows.longest)
+    shape = _Heads(heads, keys.shape[1], width, width, 0, width**-0.5 if scale is None else scale)
+    library.looks(kernel, shape, layers.address, rows, asked, out)
     return out

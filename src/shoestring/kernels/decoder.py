@@ -4,7 +4,7 @@ The structures are those of native/decoder.h.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -102,10 +102,13 @@ class CachePlaces(NamedTuple):
     """Where a pass finds, and puts, the keys and values of its rows.
 
     layers: all of a model. rows: of the pass.
+    watch: takes the queries of all layers, turned, float32 [layers, tokens, heads, head_width], once keys and values are
+        there; None: nobody wants them.
     """
 
     layers: Layers
     rows: BlockRows
+    watch: Callable[[Tensor], None] | None = None
 
 
 @runtime_checkable
@@ -146,7 +149,7 @@ class Decoder:
         every = [getattr(layer, name) for layer in layers for name in matrices]
         self.dense = {matrix.weights.dtype for matrix in every if matrix.kind in DENSE.values()}
         """The types of matrices of numbers: these are read once for each few tokens."""
-        self._shape = width, head_width, key_value_heads
+        self._shape, self._heads = (width, head_width, key_value_heads), heads
         self._kept: list[Tensor] = []
         self._layers = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self._decoder = _Decoder(self._layers, len(layers), width, heads, key_value_heads, head_width, hidden)
@@ -172,7 +175,10 @@ class Decoder:
         if found is None:
             return False
         library, kernel = found
-        library.decode(kernel, self._decoder, layers.address, places.rows, cos, sin, x)
+        asked = None if places.watch is None else torch.empty(len(layers), tokens, self._heads, head_width)
+        library.decode(kernel, self._decoder, layers.address, places.rows, cos, sin, x, asked)
+        if places.watch is not None and asked is not None:
+            places.watch(asked)
         return True
 
     def _layer(self, layer: Layer) -> _Layer:

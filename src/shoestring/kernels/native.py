@@ -15,7 +15,7 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 4
+INTERFACE = 5
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -96,10 +96,11 @@ class Library:
         cos: Tensor,
         sin: Tensor,
         x: Tensor,
+        asked: Tensor | None,
     ) -> None:
         """x [tokens, width] through all layers of a decoder (`kernels.decoder`), in place; everything is checked.
 
-        held: the address of all layers' keys and values.
+        held: the address of all layers' keys and values. asked: where queries are left; None: nowhere.
         """
         self._must_work(
             self.loaded.shoestring_decode(
@@ -113,6 +114,7 @@ class Library:
                 cos.data_ptr(),
                 sin.data_ptr(),
                 x.data_ptr(),
+                None if asked is None else asked.data_ptr(),
             )
         )
 
@@ -145,6 +147,35 @@ class Library:
                 queries.data_ptr(),
                 queries.stride(0),
                 queries.stride(1),
+                out.data_ptr(),
+            )
+        )
+
+    def looks(
+        self,
+        kernel: int,
+        heads: ctypes.Structure,
+        held: int,
+        rows: RowsOfPass,
+        queries: Tensor,
+        out: Tensor,
+    ) -> None:
+        """What the queries of a pass look at (`kernels.attention`); everything is checked.
+
+        held: the address of the layer's keys and values.
+        """
+        self._must_work(
+            self.loaded.shoestring_looks(
+                kernel,
+                torch.get_num_threads(),
+                ctypes.addressof(heads),
+                held,
+                rows.address,
+                rows.count,
+                queries.data_ptr(),
+                queries.stride(0),
+                queries.stride(1),
+                out.shape[2],
                 out.data_ptr(),
             )
         )
@@ -203,11 +234,14 @@ def load(path: Path | None = None) -> Library:
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER),
     ]
     loaded.shoestring_decode.argtypes = [
-        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER),
+        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
     ]
     loaded.shoestring_matmul.argtypes = [_INT, _INT, _POINTER, _POINTER, _LONG, _POINTER]
     loaded.shoestring_attend.argtypes = [
         *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _POINTER),
+    ]
+    loaded.shoestring_looks.argtypes = [
+        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER),
     ]
     loaded.shoestring_borrow_threads.argtypes = [_POINTER]
     loaded.shoestring_borrow_threads.restype = None
