@@ -5,6 +5,8 @@
     python bench/decoders.py --on pair --seconds 240          # the reference models of `make models`: 1.5m drafts for 10m
     python bench/decoders.py --on tasks --kinds questions     # tasks-0.2m drafts for tasks-0.9m
     python bench/decoders.py sequence_scheduling e_batch --rows 8
+    python bench/decoders.py exspec --beside draft_model --on pair --rows 8        # EXSPEC against EQSPEC
+    python bench/decoders.py multi_token --place runs/mtp     # a run with `--edits multi_token_heads --objective multi_token`
 
 Texts are of Python's own library, or 'questions' of the tasks that the task models learned. 'copies': a piece of code and its first
 half again, which the model goes on copying; 'plain': a piece of code.
@@ -32,10 +34,12 @@ from shoestring.data.corpus import open_corpus
 from shoestring.errors import UsageError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "decoders"
-DRAFTED = ("draft_model", "staged", "longspec", "bild", "autojudge")
+DRAFTED = ("draft_model", "exspec", "staged", "longspec", "bild", "autojudge")
 """Ways that need a smaller model."""
-SCHEDULED = ("sequence_scheduling", "adaptive_chunks", "equal_lengths", "batch_advisor", "e_batch")
+SCHEDULED = ("sequence_scheduling", "adaptive_chunks", "equal_lengths", "batch_advisor", "e_batch", "exspec")
 """Ways that differ where several prompts are answered together."""
+TRAINED = ("multi_token", "layer_skip")
+"""Ways that need a model which was trained for them: --place."""
 MADE = {
     "fast_mtp": "fast_mtp",
     "m2r2": "m2r2",
@@ -48,7 +52,7 @@ MADE = {
 """Ways that need a file, and what makes it."""
 FLAGS = {"dr_llm": "routers", "autojudge": "judge", "knn_lm": "datastore", "retomaton": "datastore"}
 LOSSY = ("bild", "autojudge", "skip_decode", "ffn_skipllm", "dr_llm", "knn_lm", "retomaton")
-WAYS = ("ngram", *DRAFTED, "fast_mtp", "m2r2", "nest", *LOSSY[2:], *SCHEDULED)
+WAYS = tuple(dict.fromkeys(("ngram", *DRAFTED, *TRAINED, "fast_mtp", "m2r2", "nest", *LOSSY[2:], *SCHEDULED)))
 KINDS = ("copies", "plain", "questions")
 TRIED = 4
 """Items by which the base is timed."""
@@ -60,6 +64,7 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--on", choices=("smollm2", "pair", "tasks"), default="smollm2", help="the model")
     parser.add_argument("--place", help="another model, in place of --on; --draft: its draft model")
     parser.add_argument("--draft", help="the place of a smaller model of the same tokens")
+    parser.add_argument("--beside", default="plain", help="the way that each is compared with, default plain")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS[:2], help="of text, default copies plain")
     parser.add_argument("--rows", type=int, default=1, help="prompts at a time, default 1")
     parser.add_argument("--seconds", type=float, default=240.0, help="of a comparison, default 240")
@@ -67,6 +72,7 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=96, help="of a piece of code, default 96")
     parser.add_argument("--tokens", type=int, default=48, help="of an answer, default 48")
     parser.add_argument("--made-tokens", type=int, default=20_000, help="of text that files are made of, default 20000")
+    parser.add_argument("--prepare", default="", help="more words for `shoestring prepare`, as one string")
     parser.add_argument("--margin", type=float, default=0.1, help="of the loss where the text changes, nats a token")
     parser.add_argument("--files", type=Path, default=Path("runs/decoders/files"), help="where made files are kept")
     parser.add_argument("--out", type=Path, default=Path("runs/decoders"), help="where comparisons go")
@@ -119,6 +125,7 @@ def made(
         corpus = options.files / f"{name}-text.jsonl"
         corpus.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
         small = ["--prepare.rollouts=2", "--prepare.most_texts=2"] if options.smallest and way == "dr_llm" else []
+        small += options.prepare.split()
         words = ["prepare", MADE[way], place, "--text", corpus, "--tokens", options.made_tokens, "--out", path, *small]
         print(shoestring(*words), end="", flush=True)
     return path
@@ -148,7 +155,7 @@ def main(words: Sequence[str] | None = None) -> int:
         place, draft, name = str(reference_model("tasks-0.9m")), str(reference_model("tasks-0.2m")), "tasks"
     elif options.place:
         name = Path(options.place).name
-    can = [way for way in WAYS if draft or way not in DRAFTED]
+    can = [way for way in WAYS if (draft or way not in DRAFTED) and way not in TRAINED]
     ways = options.ways or [way for way in can if options.rows > 1 or way not in SCHEDULED]
     unknown = [way for way in ways if way not in WAYS]
     if unknown:
@@ -173,9 +180,19 @@ def main(words: Sequence[str] | None = None) -> int:
             if way in MADE:
                 flags.append(f"--decode.{FLAGS.get(way, 'draft')}={made(way, place, draft, documents, options, name)}")
             keep = ["--keep=loss", f"--margin={options.margin}"] if way in LOSSY else []
-            out = options.out / f"{name}-{kind}-{way}-{options.rows}"
+            beside = "" if options.beside == "plain" else f"-beside-{options.beside}"
+            out = options.out / f"{name}-{kind}-{way}-{options.rows}{beside}"
             began = time.perf_counter()
-            arms = [RECIPES / "plain.toml", RECIPES / f"{way}.toml", "--prompts", asked, "--items", items, "--seeds", 1]
+            arms = [
+                RECIPES / f"{options.beside}.toml",
+                RECIPES / f"{way}.toml",
+                "--prompts",
+                asked,
+                "--items",
+                items,
+                "--seeds",
+                1,
+            ]
             words = ["--resume", out] if out.exists() else [*arms, "--out", out, *keep, *flags]
             told = shoestring("compare", *words, "--json")
             (row,) = json.loads(told)["comparisons"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shoestring.contract.cache import KeptShape
 from shoestring.decode.cache_policy import CachePolicy, Seen, kept
@@ -90,8 +91,7 @@ class Eviction:
             one.queries = both[:, -self.policy.window :].clone()
         if not self.policy.figures:
             return
-        figures = torch.zeros(one.figures.shape[0], places, self.policy.figures, device=one.figures.device)
-        figures[:, : one.figures.shape[1]] = one.figures
+        figures = F.pad(one.figures, (0, 0, 0, places - one.figures.shape[1]))
         self.policy.watch(figures, look(), first)
         one.figures = figures
         self.flops += 2 * queries.numel() * places

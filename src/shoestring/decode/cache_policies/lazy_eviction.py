@@ -54,6 +54,13 @@ class LazyEviction:
     def watch(self, figures: Tensor, attention: Tensor, first: int) -> None:
         """Note when each place was looked at, and its longest pause."""
         new, size = attention.shape[2:]
+        if new == 1:  # as below, for one token: it is done in every layer for every token that is written
+            looked, step = attention.amax((1, 2)) >= self.alpha, first + 1.0
+            figures[:, -1, 0] = step
+            pause = (step - figures[..., 0]).mul_(looked)
+            torch.maximum(figures[..., 1], pause, out=figures[..., 1])
+            figures[..., 0].masked_fill_(looked, step)
+            return
         steps = torch.arange(first + 1, first + new + 1, device=figures.device, dtype=figures.dtype)
         born = torch.arange(size, device=figures.device) - (size - new)  # of the new places, the step that read them
         start = torch.where(born >= 0, born + first + 1, figures[..., 0])
