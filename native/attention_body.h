@@ -3,105 +3,10 @@
 // runs are shared with.
 #pragma once
 
-#include <limits>
-
-#include "attention.h"
-#include "lanes.h"
+#include "attention_few.h"
 
 namespace shoestring {
 namespace {
-
-constexpr i64 TOGETHER = 4;                                // keys that are looked at together
-constexpr i64 VALUES = 16;                                 // values likewise: what they add to is loaded and stored once for them
-constexpr int SHARED = SHOESTRING_LANES == 512 ? 3 : 1;    // queries that share what is loaded of them: as registers allow
-
-// scores[q * step + k] of Q queries with four keys, all `width` wide, a whole number of lanes.
-template <int Q>
-LANES_INLINE void score(const float* query, const float* const* keys, i64 width, i64 step, float* scores) {
-    V dots[Q][TOGETHER];
-    for (int q = 0; q < Q; ++q)
-        for (int k = 0; k < TOGETHER; ++k) dots[q][k] = zero();
-    for (i64 d = 0; d < width; d += LANES) {
-        V key[TOGETHER];
-#pragma GCC unroll 4
-        for (int k = 0; k < TOGETHER; ++k) key[k] = loaded(keys[k] + d);
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-            const V asked = load(query + q * width + d);
-#pragma GCC unroll 4
-            for (int k = 0; k < TOGETHER; ++k) dots[q][k] = fused(asked, key[k], dots[q][k]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int q = 0; q < Q; ++q) sums(dots[q], scores + q * step);
-}
-
-// totals [Q, width] += the weighted sums of `count` values, in order. weights[q * step + k].
-template <int Q, int N>
-LANES_INLINE void mix_some(const float* weights, i64 step, const float* const* values, i64 count, i64 width, float* totals) {
-    V to[Q][N];
-    for (int q = 0; q < Q; ++q)
-        for (int n = 0; n < N; ++n) to[q][n] = load(totals + q * width + n * LANES);
-    for (i64 k = 0; k < count; ++k) {
-        V value[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) value[n] = load(values[k] + n * LANES);
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-            const V weight = same(weights[q * step + k]);
-#pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) to[q][n] = fused(weight, value[n], to[q][n]);
-        }
-    }
-    for (int q = 0; q < Q; ++q)
-        for (int n = 0; n < N; ++n) store(totals + q * width + n * LANES, to[q][n]);
-}
-
-template <int Q>
-LANES_INLINE void mix(const float* weights, i64 step, const float* const* values, i64 count, i64 width, float* totals) {
-    const float* from[VALUES];
-    for (i64 at = 0; at < width;) {
-        for (i64 k = 0; k < count; ++k) from[k] = values[k] + at;
-        if (at + 4 * LANES <= width) {
-            mix_some<Q, 4>(weights, step, from, count, width, totals + at);
-            at += 4 * LANES;
-        } else {
-            mix_some<Q, 1>(weights, step, from, count, width, totals + at);
-            at += LANES;
-        }
-    }
-}
-
-// Has bytes fetched that are looked at a run later: not to the nearest cache, which a run fills.
-LANES_INLINE void ask(const char* from, i64 bytes) {
-#if SHOESTRING_LANES
-    for (i64 at = 0; at < bytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T1);
-#else
-    (void)from, (void)bytes;
-#endif
-}
-
-// Some keys or values of one head as rows of floats with whole lanes: those that are not are copied into `room`, filled with zeros.
-LANES_INLINE void as_floats(const char* const* from, bool bfloat16, i64 count, i64 width, float* room, const float** to) {
-    const i64 padded = whole_lanes(width);
-    if (!bfloat16 && padded == width) {
-        for (i64 k = 0; k < count; ++k) to[k] = reinterpret_cast<const float*>(from[k]);
-        return;
-    }
-    for (i64 k = 0; k < count; ++k, room += padded) {
-        to[k] = room;
-        for (i64 d = 0; d < width; d += LANES) {
-            const i64 left = width - d;
-            if (bfloat16) {
-                const u16* const numbers = reinterpret_cast<const u16*>(from[k]) + d;
-                store(room + d, left < LANES ? widen_some(numbers, left) : widen(numbers));
-            } else {
-                const float* const numbers = reinterpret_cast<const float*>(from[k]) + d;
-                store(room + d, left < LANES ? load_some(numbers, left) : load(numbers));
-            }
-        }
-    }
-}
 
 // What queries found: of each the largest score, the sum of the exponentials less it, the values so weighted.
 struct Sums {
@@ -194,23 +99,10 @@ LANES_INLINE void few_scores(const Look& l, i64 head, i64 k, const float* asked,
 
 // Scores become weights.
 LANES_INLINE void weigh(const Look& l, float* scores, const Sums& sums) {
-    const float none = -std::numeric_limits<float>::infinity();
     for (i64 m = 0; m < l.queries; ++m) {
         const Seen seen(*l.p.heads, l.run, l.place(m));
-        if (seen.high <= seen.low) continue;
-        float* const own = scores + m * l.step() + seen.low;
-        const i64 number = seen.high - seen.low, filled = whole_lanes(number);
-        float top = none;
-        for (i64 k = 0; k < number; ++k) top = own[k] > top ? own[k] : top;
-        for (i64 k = number; k < filled; ++k) own[k] = none;
-        V share = zero();
-        for (i64 k = 0; k < filled; k += LANES) {
-            const V weights = exponential(less(load(own + k), same(top)));
-            store(own + k, weights);
-            share = add(share, weights);
-        }
-        sums.largest[m] = top;
-        sums.shares[m] = sum(share);
+        if (seen.high > seen.low)
+            sums.shares[m] = exponentials(scores + m * l.step() + seen.low, seen.high - seen.low, sums.largest[m]);
     }
 }
 
@@ -260,26 +152,10 @@ LANES_INLINE void look_at(const Piece& p) {
         for (i64 head = 0; head < p.head_count; ++head)
             for (i64 m = 0; m < queries; ++m) {
                 float* const row = row_of(head, m);
-                const i64 high = p.row->held + p.first + m / sharing + 1, low = h.window && high > h.window ? high - h.window : 0;
-                float top = -std::numeric_limits<float>::infinity();
-                for (i64 k = low; k < high; ++k) top = row[k] > top ? row[k] : top;
-                V share = zero();
-                i64 k = low;
-                for (; k + LANES <= high; k += LANES) {
-                    const V weights = exponential(less(load(row + k), same(top)));
-                    store(row + k, weights);
-                    share = add(share, weights);
-                }
-                if (k < high) {
-                    float rest[LANES];
-                    for (i64 i = 0; i < LANES; ++i) rest[i] = k + i < high ? row[k + i] : -std::numeric_limits<float>::infinity();
-                    const V weights = exponential(less(load(rest), same(top)));
-                    store(rest, weights);
-                    share = add(share, weights);
-                    std::memcpy(row + k, rest, static_cast<std::size_t>(high - k) * sizeof(float));
-                }
-                const float by = 1.0f / sum(share);
-                for (k = 0; k < p.most; ++k) row[k] = k < low || k >= high ? 0.0f : row[k] * by;
+                const i64 seen = p.row->held + p.first + m / sharing + 1;
+                float top;
+                const float by = 1.0f / exponentials(row, seen, top);
+                for (i64 k = 0; k < p.most; ++k) row[k] = k < seen ? row[k] * by : 0.0f;
             }
         return;
     }
