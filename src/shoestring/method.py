@@ -61,6 +61,9 @@ ENGINES = (
 )
 """The packages of `shoestring` that are searched for methods."""
 
+INHERITED = "inherited"
+"""The name of `**inherited`, by which a class says that it takes the options of its base, too, and passes them on."""
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
@@ -107,8 +110,17 @@ def _options(target: Callable[..., Any]) -> type[pydantic.BaseModel]:
             if field is not None and field.default_factory is not dataclasses.MISSING:
                 default = pydantic.Field(default_factory=field.default_factory)
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD and parameter.name == INHERITED:
+            fields = _inherited(target) | fields
     settings = pydantic.ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     return pydantic.create_model(target.__name__, __config__=settings, **fields)
+
+
+def _inherited(target: Callable[..., Any]) -> dict[str, Any]:
+    """The options of the class that `target` passes what it does not know on to, as pydantic takes them."""
+    _, *above = inspect.getmro(typing.cast(type, target))
+    base = next(kind for kind in above if "__init__" in vars(kind))
+    return {name: (one.rebuild_annotation(), one) for name, one in _options(base).model_fields.items()}
 
 
 def _checked(function: Callable[..., Any], target: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -1,16 +1,15 @@
 """Causal self-attention with grouped queries, rotary positions and normalised queries and keys."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Any
 
-from annotated_types import Interval
 from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.contract import cost
 from shoestring.contract.cache import Attending, KeyValues
 from shoestring.contract.cost import Shape
-from shoestring.method import Epsilon, Fraction, method
+from shoestring.method import Fraction, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.cache import KeyValueShape
 from shoestring.model.chunked import chunked_attention
@@ -51,23 +50,11 @@ class Attention(AttentionHeads):
         key_value_heads: int,
         head_width: int,
         *,
-        qk_norm: bool = True,
-        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
-        epsilon: Epsilon = 1e-6,
-        bias: Literal["none", "qkv", "all"] = "none",
         rotary_share: Fraction = 1.0,
         rope_scaling: dict[str, ScalingValue] | None = None,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            width,
-            heads,
-            key_value_heads,
-            head_width,
-            qk_norm=qk_norm,
-            rope_theta=rope_theta,
-            epsilon=epsilon,
-            bias=bias,
-        )
+        super().__init__(width, heads, key_value_heads, head_width, **inherited)
         self.causal = True
         self.chunked = False
         """Whether training uses `chunked_attention`; `train.execution` decides that by measuring."""

@@ -1,12 +1,14 @@
 """Queries, keys and values by heads: what softmax attention of every pattern shares."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.method import Epsilon
 from shoestring.model.norm import RMSNorm
 from shoestring.model.rotary import rotate
 
@@ -25,8 +27,8 @@ class AttentionHeads(nn.Module):
         head_width: int,
         *,
         qk_norm: bool = True,
-        rope_theta: float = 10000.0,
-        epsilon: float = 1e-6,
+        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
+        epsilon: Epsilon = 1e-6,
         bias: Literal["none", "qkv", "all"] = "none",
     ) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from shoestring.contract import cost
 from shoestring.contract.cache import PackedPass, Pass
 from shoestring.contract.cost import Shape
-from shoestring.method import Count, Epsilon, Whole, method
+from shoestring.method import Count, Whole, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.documents import by_document
 from shoestring.model.recurrent import OwnState
@@ -106,13 +106,9 @@ class InfLLMv2(OwnState, AttentionHeads):
         window_blocks: Count = 8,
         top_blocks: Whole = 16,
         dense_length: Whole = 1024,
-        qk_norm: bool = True,
-        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
-        epsilon: Epsilon = 1e-6,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            width, heads, key_value_heads, head_width, qk_norm=qk_norm, rope_theta=rope_theta, epsilon=epsilon
-        )
+        super().__init__(width, heads, key_value_heads, head_width, **inherited)
         self.block, self.first, self.window, self.dense = block, first_blocks, window_blocks, dense_length
         self.seen = first_blocks + window_blocks + top_blocks
 

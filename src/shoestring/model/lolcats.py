@@ -1,6 +1,6 @@
 """LoLCATs' attention: softmax over the latest tokens, linear attention with learnt features over those before them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
-from shoestring.method import Epsilon, Fraction, method
+from shoestring.method import method
 from shoestring.model.attention import Attention
 from shoestring.model.head_map import HeadMap
 from shoestring.model.linear_recurrence import linear_recurrence, linear_recurrence_flops
 from shoestring.model.recurrent import Kept, OwnState
 from shoestring.model.recurrent_cache import RecurrentState
-from shoestring.model.rotary import ScalingValue, rotate
+from shoestring.model.rotary import rotate
 
 FIRST_MIX = -2.1972245773362196
 """What the source's code starts with: a share of 0.1."""
@@ -56,25 +56,9 @@ class LoLCATsAttention(OwnState, Attention):
         *,
         features: Annotated[int, Interval(ge=1, le=1024)] = 64,
         window: Annotated[int, Interval(ge=1, le=65536)] = 64,
-        qk_norm: bool = True,
-        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
-        epsilon: Epsilon = 1e-6,
-        bias: Literal["none", "qkv", "all"] = "none",
-        rotary_share: Fraction = 1.0,
-        rope_scaling: dict[str, ScalingValue] | None = None,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            width,
-            heads,
-            key_value_heads,
-            head_width,
-            qk_norm=qk_norm,
-            rope_theta=rope_theta,
-            epsilon=epsilon,
-            bias=bias,
-            rotary_share=rotary_share,
-            rope_scaling=rope_scaling,
-        )
+        super().__init__(width, heads, key_value_heads, head_width, **inherited)
         self.features, self.window = features, window
         self.query_map = HeadMap(heads, head_width, features)
         self.key_map = HeadMap(heads, head_width, features)

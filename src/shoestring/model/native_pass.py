@@ -97,7 +97,8 @@ class NativePass:
         if cache is None:
             places: CachePlaces | None = self._beside(rows, length)
         else:
-            places = cache.places() if isinstance(cache, NativeCache) else None
+            # of the class, whose answer Python keeps: of an instance it looks for each method anew, for each token
+            places = cache.places() if issubclass(type(cache), NativeCache) else None  # type: ignore[attr-defined]
         if places is None:
             return None
         stream = torch.empty(rows * length, width)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.contract.cost import Shape
-from shoestring.method import Count, Epsilon, method
+from shoestring.method import Count, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.documents import by_document
 from shoestring.model.recurrent import Kept, OwnState
@@ -78,13 +78,9 @@ class ShardedAttention(OwnState, AttentionHeads):
         block: Annotated[int, Interval(ge=1, le=4096)] = 64,
         window_blocks: Count = 4,
         stride: Count = 4,
-        qk_norm: bool = True,
-        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
-        epsilon: Epsilon = 1e-6,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            width, heads, key_value_heads, head_width, qk_norm=qk_norm, rope_theta=rope_theta, epsilon=epsilon
-        )
+        super().__init__(width, heads, key_value_heads, head_width, **inherited)
         self.block, self.window, self.stride = block, window_blocks, stride
 
     def forward(

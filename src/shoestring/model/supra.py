@@ -1,6 +1,6 @@
 """SUPRA's attention: linear attention with a learnt kernel, a fixed decay and a norm in place of the softmax."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
-from shoestring.method import Epsilon, Fraction, method
+from shoestring.method import Epsilon, method
 from shoestring.model.attention import Attention
 from shoestring.model.head_map import HeadMap
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
 from shoestring.model.recurrent import Kept, OwnState
 from shoestring.model.recurrent_cache import RecurrentState
-from shoestring.model.rotary import ScalingValue, rotate
+from shoestring.model.rotary import rotate
 
 
 @method(
@@ -56,25 +56,10 @@ class SUPRAAttention(OwnState, Attention):
         head_width: int,
         *,
         chunk: Annotated[int, Interval(ge=1, le=4096)] = CHUNK,
-        qk_norm: bool = True,
-        rope_theta: Annotated[float, Interval(gt=0, le=1e12)] = 10000.0,
         epsilon: Epsilon = 1e-6,
-        bias: Literal["none", "qkv", "all"] = "none",
-        rotary_share: Fraction = 1.0,
-        rope_scaling: dict[str, ScalingValue] | None = None,
+        **inherited: Any,
     ) -> None:
-        super().__init__(
-            width,
-            heads,
-            key_value_heads,
-            head_width,
-            qk_norm=qk_norm,
-            rope_theta=rope_theta,
-            epsilon=epsilon,
-            bias=bias,
-            rotary_share=rotary_share,
-            rope_scaling=rope_scaling,
-        )
+        super().__init__(width, heads, key_value_heads, head_width, epsilon=epsilon, **inherited)
         self.chunk, self.epsilon = chunk, epsilon
         self.query_map = HeadMap(heads, head_width, head_width, bias=True, identity=True)
         self.key_map = HeadMap(key_value_heads, head_width, head_width, bias=True, identity=True)

@@ -126,7 +126,7 @@ class Transformer(Blocks):
         stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedded(inputs.values), self.config.input_scale)
-            if isinstance(cache, Thinning) and coming is not None:
+            if coming is not None and issubclass(type(cache), Thinning):  # as `NativePass.read` asks
                 if depth is not None or stack is not None:
                     raise UsageError(
                         "a cache that has tokens leave between layers is read through all layers, which keep keys and values: "
