@@ -1,8 +1,8 @@
-"""Products with matrices of 4 and 8 bits in groups of 32 columns on this CPU, beside torch and onnxruntime.
+"""Products with matrices of 4 and 8 bits in groups of 32 columns on this CPU, beside torch, onnxruntime and llama.cpp.
 
 As `ternary_cpu.py`: sides take turns in each round, each with copies of its matrix that the caches do not hold; medians of the
 rounds, ratios to our 4 bits, and the share of the bandwidth at which torch sums a buffer in the same round. A side that is not
-installed is left out, which is said. With --json each product is kept as it is measured: the same command goes on where it was
+installed is left out, which is said; `llama_q4_0` is ggml's (ggml_side.py). With --json each product is kept as it is measured: the same command goes on where it was
 stopped, on the same machine. --seconds ends it before a product that would begin later.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ggml_side import q4_0
 from ternary_cpu import measure, shape_of, show
 from ternary_sides import Shape
 
@@ -25,7 +26,7 @@ from shoestring.budget.machine import probe
 from shoestring.errors import UsageError
 from shoestring.train.run_folder import environment
 
-SIDES = ("groups_int4", "groups_int8", "bf16", "fp32", "torch_int4", "int8_weights", "onnx4")
+SIDES = ("groups_int4", "groups_int8", "bf16", "fp32", "torch_int4", "int8_weights", "onnx4", "llama_q4_0")
 
 
 def read(words: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def main(words: Sequence[str]) -> None:
                 break
             torch.set_num_threads(threads)
             shape = Shape(rows, columns, tokens)
-            measured = measure(shape, options.sides, options)
+            measured = measure(shape, options.sides, options, {"llama_q4_0": q4_0})
             show(shape, threads, measured)
             found.append({"place": place, "threads": threads, **measured})
             if options.json:

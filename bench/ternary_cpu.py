@@ -22,13 +22,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from ternary_sides import Shape, sides
+from ternary_sides import Build, Shape, sides
 
 from shoestring import atomic
 from shoestring.budget.machine import probe, timed
@@ -47,9 +48,14 @@ def shape_of(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def measure(shape: Shape, names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a product for each side and round, and what follows from them. The first name is what ratios are over."""
-    builds, built, left_out = sides(options.onnx_block), {}, {}
+def measure(
+    shape: Shape, names: Sequence[str], options: argparse.Namespace, more: Mapping[str, Build] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Seconds of a product for each side and round, and what follows from them. The first name is what ratios are over.
+
+    more: sides beside those of `ternary_sides`.
+    """
+    builds, built, left_out = {**sides(options.onnx_block), **more}, {}, {}
     for name in names:
         try:
             built[name] = builds[name](shape, options.rotate)
