@@ -2,8 +2,8 @@
 
 As `ternary_cpu.py`: sides take turns in each round, each with copies of its matrix that the caches do not hold; medians of the
 rounds, ratios to our 4 bits, and the share of the bandwidth at which torch sums a buffer in the same round. A side that is not
-installed is left out, which is said; `llama_q4_0` is ggml's (ggml_side.py). With --json each product is kept as it is measured: the same command goes on where it was
-stopped, on the same machine. --seconds ends it before a product that would begin later.
+installed is left out, which is said; `llama_q4_0` is ggml's (ggml_side.py). With --json each product is kept as it is measured:
+the same command goes on where it was stopped, on the same machine. --seconds ends it before a product that would begin later.
 """
 
 import argparse

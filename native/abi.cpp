@@ -46,7 +46,7 @@ const Kernel& kernel_of(int kernel) {
 }  // namespace shoestring
 
 // Changes with the functions below.
-EXPORTED int shoestring_interface() { return 5; }
+EXPORTED int shoestring_interface() { return 6; }
 
 // Uses the threads of an OpenMP runtime, `run` being its GOMP_parallel; null: threads of the library's own.
 EXPORTED void shoestring_borrow_threads(void* run) { shoestring::borrow_threads(run); }
@@ -120,4 +120,10 @@ EXPORTED int shoestring_looks(int kernel, int threads, const void* heads, const 
     using namespace shoestring;
     return !looks(kernel_of(kernel), threads, *static_cast<const Heads*>(heads), *static_cast<const Held*>(held),
                   static_cast<const Row*>(rows), count, queries, query_step, head_step, most, out);
+}
+
+// out [count, columns] = rows `which` of a matrix in groups. 0, or 1 where there is no such row.
+EXPORTED int shoestring_grouped_rows(int bits, const std::uint8_t* packed, std::int64_t rows, std::int64_t columns,
+                                     const std::int64_t* which, std::int64_t count, float* out) {
+    return !shoestring::grouped_rows(bits, packed, rows, columns, which, count, out);
 }

@@ -58,7 +58,38 @@ void some_rows(void* context, i64 number) {
     job.rows(*job.product, first, end < job.blocks ? end : job.blocks);
 }
 
+float half_at(const u8* from, i64 row) {
+    u16 half;
+    std::memcpy(&half, from + 2 * row, 2);
+    return half_to_float(half);
+}
+
+template <int BITS>
+void one_row(const u8* packed, i64 columns, i64 row, float* out) {
+    constexpr i64 bytes = block_bytes(BITS), codes_bytes = (BITS == 4 ? 4 : 8) * VECTOR;
+    const i64 groups = (columns + GROUP - 1) / GROUP, lane = row % LANES;
+    for (i64 g = 0; g < groups; ++g) {
+        const u8* const block = packed + (row / LANES * groups + g) * bytes;
+        const float scale = half_at(block + codes_bytes, lane);
+        const float minimum = BITS == 4 ? half_at(block + codes_bytes + 2 * LANES, lane) : 0.0f;
+        for (i64 c = 0; c < GROUP && g * GROUP + c < columns; ++c) {
+            const u8 byte = block[(BITS == 4 ? c / 8 : c / QUAD) * VECTOR + lane * QUAD + c % QUAD];
+            const int code = BITS == 8 ? static_cast<i8>(byte) : (c % 8 < QUAD ? byte & 15 : byte >> 4);
+            const float value = static_cast<float>(code) * scale;
+            out[g * GROUP + c] = BITS == 4 ? value + minimum : value;
+        }
+    }
+}
+
 }  // namespace
+
+bool grouped_rows(int bits, const u8* packed, i64 rows, i64 columns, const i64* which, i64 count, float* out) {
+    for (i64 i = 0; i < count; ++i) {
+        if (which[i] < 0 || which[i] >= rows) return false;
+        (bits == 4 ? one_row<4> : one_row<8>)(packed, columns, which[i], out + i * columns);
+    }
+    return true;
+}
 
 bool multiply_grouped(const GroupedKernel& kernel, int bits, int threads, const float* x, i64 tokens, i64 columns, const u8* packed,
                       i64 rows, float* out) {

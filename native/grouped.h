@@ -48,6 +48,9 @@ struct GroupedKernel {
 bool multiply_grouped(const GroupedKernel&, int bits, int threads, const float* x, i64 tokens, i64 columns, const u8* packed, i64 rows,
                       float* out);
 
+// out [count, columns] = the rows of these numbers of a matrix in groups. False: there is no such row.
+bool grouped_rows(int bits, const u8* packed, i64 rows, i64 columns, const i64* which, i64 count, float* out);
+
 inline float half_to_float(u16 half) {
     const u32 sign = static_cast<u32>(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 0x3ffu;
     u32 bits;

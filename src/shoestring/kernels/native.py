@@ -15,7 +15,7 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 5
+INTERFACE = 6
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -86,6 +86,12 @@ class Library:
         addresses = x.data_ptr(), tokens, columns, packed.data_ptr(), rows, out.data_ptr()
         self._must_work(self.loaded.shoestring_grouped_matmul(kernel, bits, torch.get_num_threads(), *addresses))
         return out
+
+    def grouped_rows(self, bits: int, packed: Tensor, rows: int, columns: int, which: Tensor) -> Tensor | None:
+        """Rows `which` [n] int64 of a packed matrix, contiguous and checked -> [n, columns]; None: there is no such row."""
+        out = torch.empty(len(which), columns)
+        addresses = packed.data_ptr(), rows, columns, which.data_ptr(), len(which), out.data_ptr()
+        return None if self.loaded.shoestring_grouped_rows(bits, *addresses) else out
 
     def decode(
         self,
@@ -233,6 +239,7 @@ def load(path: Path | None = None) -> Library:
     loaded.shoestring_grouped_matmul.argtypes = [
         *(_INT, _INT, _INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER),
     ]
+    loaded.shoestring_grouped_rows.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER]
     loaded.shoestring_decode.argtypes = [
         *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
     ]

@@ -58,6 +58,21 @@ def product(x: Tensor, of: GroupedMatrix, columns: int) -> Tensor:
 
 
 @pytest.mark.parametrize("width", [4, 8])
+def test_single_rows_are_what_their_codes_stand_for(width: int) -> None:
+    for _, rows, columns in SHAPES:
+        of = matrix(rows, columns, width)
+        of.scales[0, 0], of.scales[-1, -1] = torch.inf, 6e-8
+        packed, which = grouped.pack(of), torch.tensor([rows - 1, 0, 0, rows // 2])
+        found = agreed(lambda p=packed, w=which, r=rows, c=columns: kernels.grouped_rows(p, w, r, c, width))
+        assert torch.equal(bits(found), bits(of.values()[which, :columns])), (rows, columns)
+        for wrong in (-1, rows):
+            for kernel in kernels.available():
+                kernels.choose(kernel)
+                with pytest.raises(IndexError, match=f"between 0 and {rows - 1}"):
+                    kernels.grouped_rows(packed, torch.tensor([0, wrong]), rows, columns, width)
+
+
+@pytest.mark.parametrize("width", [4, 8])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_kernel_gives_the_bits_of_the_definition(shape: tuple[int, int, int], width: int) -> None:
     tokens, rows, columns = shape

@@ -13,7 +13,7 @@ from shoestring.method import Fraction, method
     name="h2o",
     paper="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models, arXiv:2306.14048",
     claim="with a fifth of the cache, OPT, LLaMA and GPT-NeoX answer as well over many tasks, at up to 29 times the throughput",
-    cost="attention once more, in torch, at each pass: 2 H n S D operations a layer for n new tokens; a number a place and head",
+    cost="attention once more at each pass: 2 H n S D operations a layer for n new tokens; a number a place and head",
 )
 class HeavyHitters:
     """Keep the tokens that all later ones together looked at most, and the latest.

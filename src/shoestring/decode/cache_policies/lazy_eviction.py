@@ -17,7 +17,7 @@ TINY = 1e-5
     name="lazy_eviction",
     paper="LazyEviction: Lagged KV Eviction with Attention Pattern Observation for Efficient Long Reasoning, arXiv:2506.15969",
     claim="half of the cache or less at comparable accuracy on mathematical reasoning",
-    cost="attention once more, in torch, at each pass: 2 H n S D operations a layer for n new tokens; two numbers a place and head",
+    cost="attention once more at each pass: 2 H n S D operations a layer for n new tokens; two numbers a place and head",
 )
 class LazyEviction:
     """Keep the tokens that are looked at again and again, for as long as their longest pause so far lets them be looked at again.

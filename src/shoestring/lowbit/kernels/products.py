@@ -64,6 +64,21 @@ def grouped_matmul(x: Tensor, packed: Tensor, rows: int, columns: int, bits: int
     return grouped_operator(x, packed, rows, columns, bits)
 
 
+def grouped_rows(packed: Tensor, which: Tensor, rows: int, columns: int, bits: int) -> Tensor:
+    """float32 [n, columns]: the rows of these numbers, [n] int64 on the device of `packed`, whose length was checked.
+
+    Raises: IndexError for a number that there is no row of.
+    """
+    found = native() if _direct(packed) and packed.is_contiguous() else None
+    if found is not None:
+        made = found[0].grouped_rows(bits, packed, rows, columns, which.to(torch.int64).contiguous())
+        if made is not None:
+            return made
+    elif not which.numel() or 0 <= int(which.min()) <= int(which.max()) < rows:
+        return grouped.some_rows(packed, which, rows, columns, bits).values()[:, :columns]
+    raise IndexError(f"ids lie between 0 and {rows - 1}")
+
+
 def _direct(x: Tensor) -> bool:
     """Whether torch's dispatcher has nothing to do: no tracing, no gradient, no tensor of a kind of its own."""
     plain_tensor = type(x) is Tensor and x.is_cpu and not torch.compiler.is_compiling()
