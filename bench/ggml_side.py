@@ -21,6 +21,10 @@ OVERHEAD = 1 << 20
 """Bytes for what a context knows of tensors and of a graph."""
 
 
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+"""In place of what ggml says of each matrix that it repacks."""
+
+
 class _Init(ctypes.Structure):
     _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
@@ -38,6 +42,7 @@ class Ggml:
                 "ggml is not there: pip install llama-cpp-python, or name the folder of libggml.so in GGML_FOLDER"
             )
         self._libraries = [ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL) for file in files]
+        self.log_set(SILENT, None)
 
     def __getattr__(self, name: str) -> Any:
         """A function whose arguments are pointers and 64-bit numbers, and whose result is a pointer."""
