@@ -203,6 +203,7 @@ def main(words: Sequence[str]) -> None:
     stores = [card.name for card in methods("decode", "cache store")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--place", default="smollm2", help="a model, as `shoestring generate` takes it")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights, keys and values; default: as stored")
     parser.add_argument("--corpus", type=Path, default=HERE.parent / "docs", help="a folder of long *.md texts")
     parser.add_argument("--lengths", nargs="*", type=int, default=[2048, 8192])
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.1])
@@ -222,7 +223,7 @@ def main(words: Sequence[str]) -> None:
         options.lengths, options.shares, options.last, options.count, options.items = [96], [0.5], 8, 1, 1
         options.policies = options.policies[:2]
         options.training, options.training_width = [64], 32
-    opened = open_model(options.place)
+    opened = open_model(options.place, getattr(torch, options.dtype) if options.dtype else None)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     about = environment(probe())
     results = begun(options.json, settings, about).get("lengths", {})
