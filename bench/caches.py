@@ -122,13 +122,15 @@ def pairs(chance: random.Random, count: int) -> tuple[str, str]:
     return f"{lines}\nThe value of key {asked} is: value", made[asked]
 
 
-def recall(opened: Opened, config: CacheConfig, length: int, items: int, tokens: int) -> dict[str, float]:
-    """The shares of needles and of values that are found in prompts of about so many tokens."""
+def recall(
+    opened: Opened, config: CacheConfig, length: int, items: int, value_items: int, tokens: int
+) -> dict[str, float]:
+    """The shares of needles and of values that are found in prompts of about so many tokens; 0 where none are asked for."""
     assert opened.tokenizer is not None
     task: Task = Choice.of("task", "needle", kind="task", sentences=max(1, length // 11)).build()
     chance = random.Random(length)
     needles = [(problem.prompt, problem) for problem in task.problems("test", 0, items)]
-    values = [pairs(chance, max(2, length // 22)) for _ in range(items)]
+    values = [pairs(chance, max(2, length // 22)) for _ in range(value_items)]
     right = {"needle": 0.0, "key_value": 0.0}
     for kind, asked in (("needle", needles), ("key_value", values)):
         for prompt, answer in asked:
@@ -137,7 +139,7 @@ def recall(opened: Opened, config: CacheConfig, length: int, items: int, tokens:
             (got,) = engine.run([Request(tuple(ids), GREEDY, 12)])
             text = opened.tokenizer.decode(list(got.tokens))
             found = task.check(answer, text).value if kind == "needle" else float(answer in text)  # type: ignore[operator, arg-type]
-            right[kind] += found / items
+            right[kind] += found / len(asked)
     return right
 
 
@@ -160,7 +162,7 @@ def measure(
     for text in texts:
         found.append(score(opened, config, text, min(options.last, len(text) // 2), options.tokens))
     mean = {key: sum(each[key] for each in found) / len(found) for key in found[0]}
-    return mean | recall(opened, config, len(texts[0]), options.items, options.tokens)
+    return mean | recall(opened, config, len(texts[0]), options.items, options.values, options.tokens)
 
 
 def peak(context: int, pieces: bool, width: int, answer: Any) -> None:
@@ -203,7 +205,9 @@ def main(words: Sequence[str]) -> None:
     stores = [card.name for card in methods("decode", "cache store")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--place", default="smollm2", help="a model, as `shoestring generate` takes it")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights, keys and values; default: as stored")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights, keys and values; default: as stored"
+    )
     parser.add_argument("--corpus", type=Path, default=HERE.parent / "docs", help="a folder of long *.md texts")
     parser.add_argument("--lengths", nargs="*", type=int, default=[2048, 8192])
     parser.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.1])
@@ -212,7 +216,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--whole", action="store_true", help="prompts are read whole and then cut")
     parser.add_argument("--last", type=int, default=512, help="tokens whose loss is told")
     parser.add_argument("--count", type=int, default=4, help="documents")
-    parser.add_argument("--items", type=int, default=20, help="needles, and values")
+    parser.add_argument("--items", type=int, default=20, help="needles, default 20")
+    parser.add_argument("--values", type=int, help="of keys; default: as many as needles")
     parser.add_argument("--tokens", type=int, default=512, help="places of a pass")
     parser.add_argument("--training", nargs="*", type=int, default=[], metavar="CONTEXT", help="as 2048 8192 32768")
     parser.add_argument("--training-width", type=int, default=128)
@@ -223,6 +228,7 @@ def main(words: Sequence[str]) -> None:
         options.lengths, options.shares, options.last, options.count, options.items = [96], [0.5], 8, 1, 1
         options.policies = options.policies[:2]
         options.training, options.training_width = [64], 32
+    options.values = options.items if options.values is None else options.values
     opened = open_model(options.place, getattr(torch, options.dtype) if options.dtype else None)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     about = environment(probe())
