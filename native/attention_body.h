@@ -92,9 +92,10 @@ LANES_INLINE void few_scores(const Look& l, i64 head, i64 k, const float* asked,
     const float* keys[TOGETHER];
     for (i64 i = 0; i < TOGETHER; ++i) from[i] = l.run.keys[k + i] + head * l.p.held->keys.head_step * size;
     as_floats(from, l.p.held->bfloat16, TOGETHER, l.p.heads->key_width, l.room, keys);
-    i64 m = 0;
-    for (; m + SHARED <= l.queries; m += SHARED) score<SHARED>(asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
-    for (; m < l.queries; ++m) score<1>(asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
+    for (i64 m = 0, some; m < l.queries; m += some) {
+        some = shared_by(l.queries - m);
+        score(some, asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
+    }
 }
 
 // Scores become weights.
@@ -112,11 +113,11 @@ LANES_INLINE void few_values(const Look& l, i64 head, i64 k, const float* weight
     const float* values[VALUES];
     for (i64 i = 0; i < count; ++i) from[i] = l.run.values[k + i] + head * l.p.held->values.head_step * size;
     as_floats(from, l.p.held->bfloat16, count, l.p.heads->value_width, l.room, values);
-    i64 m = 0;
-    if (l.whole)
-        for (; m + SHARED <= l.queries; m += SHARED)
-            mix<SHARED>(weights + m * l.step() + k, l.step(), values, count, l.value_wide, sums.totals + m * l.value_wide);
-    for (; m < l.queries; ++m) {
+    for (i64 m = 0, some; m < l.queries && l.whole; m += some) {
+        some = shared_by(l.queries - m);
+        mix(some, weights + m * l.step() + k, l.step(), values, count, l.value_wide, sums.totals + m * l.value_wide);
+    }
+    for (i64 m = 0; m < l.queries && !l.whole; ++m) {
         // what a query does not see is not multiplied by zero: it may be no number
         const Seen seen(*l.p.heads, l.run, l.place(m));
         const i64 low = seen.low > k ? seen.low : k, high = seen.high < k + count ? seen.high : k + count;

@@ -12,7 +12,7 @@ namespace {
 
 constexpr i64 TOGETHER = 4;                                // keys that are looked at together
 constexpr i64 VALUES = 16;                                 // values likewise: what they add to is loaded and stored once for them
-constexpr int SHARED = SHOESTRING_LANES == 512 ? 3 : 1;    // queries that share what is loaded of them: as registers allow
+constexpr i64 SHARED = SHOESTRING_LANES == 512 ? 4 : 1;    // queries that share what is loaded of them, at most: as registers allow
 
 // scores[q * step + k] of Q queries with four keys, all `width` wide, a whole number of lanes.
 template <int Q>
@@ -99,6 +99,35 @@ LANES_INLINE void as_floats(const char* const* from, bool bfloat16, i64 count, i
                 store(room + d, left < LANES ? load_some(numbers, left) : load(numbers));
             }
         }
+    }
+}
+
+// How many of the queries that are left are taken together: as many as can be, in few shares.
+LANES_INLINE i64 shared_by(i64 left) {
+    if (SHARED == 1 || left <= SHARED) return left < SHARED ? left : SHARED;
+    return left == 5 || left == 6 || left == 9 ? 3 : SHARED;
+}
+
+// `score` and `mix` of as many queries as `shared_by` says.
+LANES_INLINE void score(i64 queries, const float* query, const float* const* keys, i64 width, i64 step, float* scores) {
+    switch (queries) {
+        case 1: return score<1>(query, keys, width, step, scores);
+#if SHOESTRING_LANES == 512
+        case 2: return score<2>(query, keys, width, step, scores);
+        case 3: return score<3>(query, keys, width, step, scores);
+        default: return score<4>(query, keys, width, step, scores);
+#endif
+    }
+}
+
+LANES_INLINE void mix(i64 queries, const float* weights, i64 step, const float* const* values, i64 count, i64 width, float* totals) {
+    switch (queries) {
+        case 1: return mix<1>(weights, step, values, count, width, totals);
+#if SHOESTRING_LANES == 512
+        case 2: return mix<2>(weights, step, values, count, width, totals);
+        case 3: return mix<3>(weights, step, values, count, width, totals);
+        default: return mix<4>(weights, step, values, count, width, totals);
+#endif
     }
 }
 
