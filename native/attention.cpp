@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #include "pool.h"
@@ -57,6 +58,31 @@ u16 narrow(float value) {  // to bfloat16, to the nearest, ties to even
     return static_cast<u16>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
+// To float16, to the nearest, ties to even, of numbers that are normal there.
+u16 to_half(float value) {
+    u32 bits;
+    std::memcpy(&bits, &value, 4);
+    return static_cast<u16>((bits + 0xfffu + (bits >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+// As decode/cache_stores/int8.py does it.
+void encode(const float* from, i64 width, i8* codes) {
+    float top = 0.0f;
+    bool none = false;
+    for (i64 d = 0; d < width; ++d) {
+        const float size = std::fabs(from[d]);
+        none = none || size != size;
+        top = size > top ? size : top;
+    }
+    const u16 half = none ? u16{0x7e00} : to_half(std::min(std::max(top / 127.0f, 6.2e-5f), 65504.0f));
+    const float scale = half_to_float(half);
+    for (i64 d = 0; d < width; ++d) {
+        const float code = std::nearbyint(from[d] / scale);
+        codes[d] = none ? i8{0} : static_cast<i8>(std::min(std::max(code, -127.0f), 127.0f));
+    }
+    std::memcpy(codes + width, &half, sizeof(half));
+}
+
 void put(const Side& side, const Held& held, const Row& row, i64 heads, i64 width, const float* from, i64 step) {
     for (i64 token = 0; token < row.count; ++token) {
         const i64 place = row.held + token;
@@ -64,7 +90,9 @@ void put(const Side& side, const Held& held, const Row& row, i64 heads, i64 widt
         for (i64 head = 0; head < heads; ++head) {
             const float* const numbers = from + (row.start + token) * step + head * width;
             const i64 to = at + head * side.head_step;
-            if (held.bfloat16)
+            if (held.numbers == CODES)
+                encode(numbers, width, static_cast<i8*>(side.numbers) + to);
+            else if (held.numbers == BFLOAT16)
                 for (i64 d = 0; d < width; ++d) static_cast<u16*>(side.numbers)[to + d] = narrow(numbers[d]);
             else
                 std::memcpy(static_cast<float*>(side.numbers) + to, numbers, static_cast<std::size_t>(width) * sizeof(float));

@@ -8,6 +8,11 @@ namespace shoestring {
 
 constexpr i64 PLACES = 64;  // keys that are looked at together; a run of them begins at a multiple, whoever asks
 
+// Numbers as they are held. CODES: of a head of a token, `width` int8, then their scale, float16.
+enum Numbers : i64 { FLOAT32 = 0, BFLOAT16 = 1, CODES = 2 };
+
+inline i64 bytes_of(i64 numbers) { return numbers == FLOAT32 ? 4 : numbers == BFLOAT16 ? 2 : 1; }
+
 // The keys, or the values, of one layer: number d of head h of the token at place p of block b is at
 // b block_step + p token_step + h head_step + d.
 struct Side {
@@ -17,8 +22,8 @@ struct Side {
 
 struct Held {
     Side keys, values;
-    i64 block;     // tokens of a block
-    i64 bfloat16;  // whether the numbers are such; else they are float32
+    i64 block;    // tokens of a block
+    i64 numbers;  // as they are held
 };
 
 // The new tokens start .. start + count - 1 of a pass are those of a row that holds `held` others, in these blocks.

@@ -47,7 +47,7 @@ struct Run {
 };
 
 LANES_INLINE void find(const Side& side, const Held& held, const Row& row, i64 head, i64 first, i64 count, const char** to) {
-    const i64 size = held.bfloat16 ? sizeof(u16) : sizeof(float);
+    const i64 size = bytes_of(held.numbers);
     i64 block = first / held.block, within = first % held.block;
     for (i64 k = 0; k < count; ++block, within = 0) {
         const i64 at = row.blocks[block] * side.block_step + within * side.token_step + head * side.head_step;
@@ -87,11 +87,11 @@ struct Look {
 };
 
 LANES_INLINE void few_scores(const Look& l, i64 head, i64 k, const float* asked, float* scores) {
-    const i64 size = l.p.held->bfloat16 ? sizeof(u16) : sizeof(float);
+    const i64 size = bytes_of(l.p.held->numbers);
     const char* from[TOGETHER];
     const float* keys[TOGETHER];
     for (i64 i = 0; i < TOGETHER; ++i) from[i] = l.run.keys[k + i] + head * l.p.held->keys.head_step * size;
-    as_floats(from, l.p.held->bfloat16, TOGETHER, l.p.heads->key_width, l.room, keys);
+    as_floats(from, l.p.held->numbers, TOGETHER, l.p.heads->key_width, l.room, keys);
     for (i64 m = 0, some; m < l.queries; m += some) {
         some = shared_by(l.queries - m);
         score(some, asked + m * l.key_wide, keys, l.key_wide, l.step(), scores + m * l.step() + k);
@@ -108,11 +108,11 @@ LANES_INLINE void weigh(const Look& l, float* scores, const Sums& sums) {
 }
 
 LANES_INLINE void few_values(const Look& l, i64 head, i64 k, const float* weights, const Sums& sums) {
-    const i64 size = l.p.held->bfloat16 ? sizeof(u16) : sizeof(float), count = l.run.count - k < VALUES ? l.run.count - k : VALUES;
+    const i64 size = bytes_of(l.p.held->numbers), count = l.run.count - k < VALUES ? l.run.count - k : VALUES;
     const char* from[VALUES];
     const float* values[VALUES];
     for (i64 i = 0; i < count; ++i) from[i] = l.run.values[k + i] + head * l.p.held->values.head_step * size;
-    as_floats(from, l.p.held->bfloat16, count, l.p.heads->value_width, l.room, values);
+    as_floats(from, l.p.held->numbers, count, l.p.heads->value_width, l.room, values);
     for (i64 m = 0, some; m < l.queries && l.whole; m += some) {
         some = shared_by(l.queries - m);
         mix(some, weights + m * l.step() + k, l.step(), values, count, l.value_wide, sums.totals + m * l.value_wide);
@@ -192,9 +192,9 @@ LANES_TARGET void attend_piece(const Piece& p) {
     for (i64 head = 0; head < p.head_count; ++head) clear(sums(joined, head), queries, value_wide);
     const i64 position = p.row->held + p.first, end = position + p.count;
     const i64 seen = h.window && position + 1 > h.window ? (position + 1 - h.window) / PLACES : 0;
-    const i64 bytes = p.held->bfloat16 ? sizeof(u16) : sizeof(float);
+    const i64 bytes = bytes_of(p.held->numbers), more = p.held->numbers == CODES ? sizeof(u16) : 0;
     // the heads of a token lie side by side in the engine's blocks; where they do not, only the first is fetched ahead
-    const auto side_bytes = [&](const Side& side, i64 width) { return (side.head_step == width ? p.head_count : 1) * width * bytes; };
+    const auto side_bytes = [&](const Side& side, i64 width) { return (side.head_step == width + more ? p.head_count : 1) * (width + more) * bytes; };
     const i64 key_bytes = side_bytes(p.held->keys, h.key_width), value_bytes = side_bytes(p.held->values, h.value_width);
     const i64 start = p.run > seen ? p.run : seen;
     Run runs[2];

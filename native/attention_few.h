@@ -81,17 +81,26 @@ LANES_INLINE void ask(const char* from, i64 bytes) {
 }
 
 // Some keys or values of one head as rows of floats with whole lanes: those that are not are copied into `room`, filled with zeros.
-LANES_INLINE void as_floats(const char* const* from, bool bfloat16, i64 count, i64 width, float* room, const float** to) {
+LANES_INLINE void as_floats(const char* const* from, i64 kind, i64 count, i64 width, float* room, const float** to) {
     const i64 padded = whole_lanes(width);
-    if (!bfloat16 && padded == width) {
+    if (kind == FLOAT32 && padded == width) {
         for (i64 k = 0; k < count; ++k) to[k] = reinterpret_cast<const float*>(from[k]);
         return;
     }
     for (i64 k = 0; k < count; ++k, room += padded) {
         to[k] = room;
+        float scale = 0.0f;
+        if (kind == CODES) {
+            u16 half;
+            std::memcpy(&half, from[k] + width, sizeof(half));
+            scale = half_to_float(half);
+        }
         for (i64 d = 0; d < width; d += LANES) {
             const i64 left = width - d;
-            if (bfloat16) {
+            if (kind == CODES) {
+                const i8* const codes = reinterpret_cast<const i8*>(from[k]) + d;
+                store(room + d, times(left < LANES ? widen_some(codes, left) : widen(codes), same(scale)));
+            } else if (kind == BFLOAT16) {
                 const u16* const numbers = reinterpret_cast<const u16*>(from[k]) + d;
                 store(room + d, left < LANES ? widen_some(numbers, left) : widen(numbers));
             } else {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace shoestring {
 
@@ -85,6 +86,23 @@ struct Floats {
     void (*norm)(const float* x, const float* gain, float epsilon, i64 count, float* out);
     void (*turn)(const float* x, const float* cos, const float* sin, i64 count, float* out);
 };
+
+inline float half_to_float(u16 half) {
+    const u32 sign = static_cast<u32>(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 0x3ffu;
+    u32 bits;
+    float value;
+    if (exponent == 31) {
+        bits = sign | 0x7f800000u | fraction << 13;
+    } else if (exponent) {
+        bits = sign | (exponent + 112) << 23 | fraction << 13;
+    } else {
+        value = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24
+        std::memcpy(&bits, &value, 4);
+        bits |= sign;
+    }
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
 
 struct Piece;         // attention.h
 struct DenseProduct;  // dense.h

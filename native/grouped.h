@@ -51,21 +51,4 @@ bool multiply_grouped(const GroupedKernel&, int bits, int threads, const float* 
 // out [count, columns] = the rows of these numbers of a matrix in groups. False: there is no such row.
 bool grouped_rows(int bits, const u8* packed, i64 rows, i64 columns, const i64* which, i64 count, float* out);
 
-inline float half_to_float(u16 half) {
-    const u32 sign = static_cast<u32>(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 0x3ffu;
-    u32 bits;
-    float value;
-    if (exponent == 31) {
-        bits = sign | 0x7f800000u | fraction << 13;
-    } else if (exponent) {
-        bits = sign | (exponent + 112) << 23 | fraction << 13;
-    } else {
-        value = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // 2^-24
-        std::memcpy(&bits, &value, 4);
-        bits |= sign;
-    }
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
 }  // namespace shoestring

@@ -48,6 +48,9 @@ LANES_INLINE V widen(const u16* from) {  // of bfloat16
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
+LANES_INLINE V widen(const i8* from) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
+}
 LANES_INLINE __m256 halves(V v) {
     const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.all), 1));
     return _mm256_add_ps(_mm512_castps512_ps256(v.all), upper);
@@ -86,6 +89,11 @@ LANES_INLINE V widen(const u16* from) {  // of bfloat16
     const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8)));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+}
+LANES_INLINE V widen(const i8* from) {
+    const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)));
+    return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
 }
 LANES_INLINE __m256 halves(V v) { return _mm256_add_ps(v.low, v.high); }
 
@@ -141,6 +149,11 @@ inline V power_of_two(V whole) {  // of whole numbers from -126 to 127
         std::memcpy(whole.of + l, &bits, 4);
     }
     return whole;
+}
+inline V widen(const i8* from) {
+    V v;
+    for (i64 l = 0; l < LANES; ++l) v.of[l] = static_cast<float>(from[l]);
+    return v;
 }
 inline V widen(const u16* from) {  // of bfloat16
     V v;
@@ -208,6 +221,12 @@ LANES_INLINE V load_some(const float* from, i64 count) {
     float whole[LANES] = {};
     std::memcpy(whole, from, static_cast<std::size_t>(count) * sizeof(float));
     return load(whole);
+}
+
+LANES_INLINE V widen_some(const i8* from, i64 count) {
+    i8 whole[LANES] = {};
+    std::memcpy(whole, from, static_cast<std::size_t>(count));
+    return widen(whole);
 }
 
 LANES_INLINE V widen_some(const u16* from, i64 count) {

@@ -86,6 +86,20 @@ def places(store: PagedStore, number: int) -> list[list[list[int]]]:
     return [layer.positions[slots].T.tolist() for layer in store.cache.layers]
 
 
+def test_the_native_pass_writes_codes_as_the_store_makes_them() -> None:
+    model, text = native(), prompts(1, seed=5)[0]
+    sides = list[torch.Tensor]()
+    for name in ("plain", "int8"):
+        store = PagedStore(model, 40, 4, store=held_store(name))
+        engine = Engine(model, store=store, rows=1, tokens=7)
+        engine.submit(Request(text, GREEDY, 2))
+        engine.step()
+        layer, slots = store.cache.layers[0], store.cache._slots(1, min(7, len(text)))
+        sides += [side.codes[0][slots] for side in (layer.key_side, layer.value_side)]
+    for plain, codes in zip(sides[:2], sides[2:], strict=True):
+        assert torch.equal(held_store("int8").encode(plain)[0], codes)
+
+
 @pytest.mark.parametrize("name", SLOW)
 def test_kept_tokens_and_text_are_those_of_a_slow_reference(model: LanguageModel, name: str) -> None:
     compare_with_reference(model, name, whole=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from shoestring import kernels
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import KeptShape
+from shoestring.decode.cache_stores.int8 import Int8Store
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.errors import ShoestringError
 from shoestring.kernels.attention import BlockRows, BlockSpan, attend, looks
@@ -75,6 +76,18 @@ def test_rows_that_go_on(count: int) -> None:
     queries, keys, values, rows = case(spans, 4, 2, 32, 32, torch.float32)
     found = attend(queries, keys, values, BlockRows(rows, BLOCK), scale=0.7)
     torch.testing.assert_close(found.double(), defined(queries, keys, values, rows, 0.7, None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "value_width"), [(22, 22), (64, 64), (128, 96)])
+def test_codes_are_attended_to_as_the_numbers_that_they_stand_for(width: int, value_width: int) -> None:
+    queries, keys, values, rows = case(MIXED, 6, 2, width, value_width, torch.float32)
+    store, spans = Int8Store(), BlockRows(rows, BLOCK)
+    codes = store.encode(keys)[0], store.encode(values)[0]
+    numbers = store.decode(codes[:1], keys), store.decode(codes[1:], values)
+    for kernel in NATIVE:
+        kernels.choose(kernel)
+        assert torch.equal(attend(queries, *codes, spans), attend(queries, *numbers, spans)), kernel
+        assert torch.equal(looks(queries, codes[0], spans), looks(queries, numbers[0], spans)), kernel
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -13,9 +13,11 @@ class CacheStore(Protocol):
     """Codes of the keys or values of one layer. A place has codes of its own, so that places can be shared, moved and dropped.
 
     exact: whether what is read is what was written.
+    readable: whether the native library reads the codes where they are, on a CPU (`kernels.attention`).
     """
 
     exact: bool
+    readable: bool
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """Room for so many places: tensors [places, heads, ...] of zeros. like: of the type and device of what is written.
@@ -50,6 +52,13 @@ class Side:
         first = self.codes[0]
         held = len(self.codes) == 1 and first.shape[2:] == (self.width,) and first.dtype == self.like.dtype
         return first if held and self.store.exact and first.device == self.like.device else None
+
+    @property
+    def readable(self) -> Tensor | None:
+        """What the native library reads and writes: the vectors themselves, or codes that it knows; None where it knows neither."""
+        if self.store.readable and len(self.codes) == 1 and not self.elsewhere and self.codes[0].is_cpu:
+            return self.codes[0]
+        return self.plain
 
     @property
     def nbytes(self) -> int:

@@ -130,7 +130,7 @@ class PagedCache(Cache):
     @cached_property
     def _native(self) -> Layers | None:
         try:
-            each = [(layer.key_side.plain, layer.value_side.plain) for layer in self.layers]
+            each = [(layer.key_side.readable, layer.value_side.readable) for layer in self.layers]
             held = [(keys, values) for keys, values in each if keys is not None and values is not None]
             if len(held) < len(each):
                 return None

@@ -176,7 +176,7 @@ class PagedLayer:
     ) -> Tensor:
         if window is not None and plan.evicted:
             return self._by_positions(plan, queries, scale, window)
-        held = self.key_side.plain, self.value_side.plain
+        held = self.key_side.readable, self.value_side.readable
         in_place = plan.rows
         if queries.dtype == torch.bfloat16 and plan.whole and attention.multiplies_bfloat16():
             in_place = None
@@ -262,7 +262,7 @@ class _Looks:
     @cached_property
     def _all(self) -> Tensor | None:
         """[N, H, S] of all rows; None where it cannot be made natively."""
-        keys, rows = self.layer.key_side.plain, self.plan.rows
+        keys, rows = self.layer.key_side.readable, self.plan.rows
         # a window is of positions, and places are none
         if rows is None or keys is None or self.window is not None or not attention.fits(self.queries, keys, keys):
             return None

@@ -17,8 +17,15 @@ from shoestring.kernels.choice import in_use
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
-TYPES = (torch.float32, torch.bfloat16)
-"""Of keys and values."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+"""Of keys and values, and their numbers in the library. Bytes are codes: of a head of a token D of int8, then a float16 scale."""
+
+SCALE_BYTES = 2
+
+
+def width_of(held: Tensor) -> int:
+    """The numbers of a head of a token that keys or values stand for."""
+    return held.shape[-1] - (SCALE_BYTES if held.dtype == torch.uint8 else 0)
 
 
 class _Side(ctypes.Structure):
@@ -26,7 +33,7 @@ class _Side(ctypes.Structure):
 
 
 class _Held(ctypes.Structure):
-    _fields_ = (("keys", _Side), ("values", _Side), ("block", _LONG), ("bfloat16", _LONG))
+    _fields_ = (("keys", _Side), ("values", _Side), ("block", _LONG), ("numbers", _LONG))
 
 
 class _Heads(ctypes.Structure):
@@ -105,22 +112,23 @@ def multiplies_bfloat16() -> bool:
 class Layers:
     """Keys and values of layers of one shape, as the library reads them.
 
-    layers: of each, keys [blocks, Hk, block, D] and values [blocks, Hk, block, Dv], of any strides but the last.
+    layers: of each, keys [blocks, Hk, block, D] and values [blocks, Hk, block, Dv], of any strides but the last; codes have their
+        scale behind them.
     shape: (Hk, D, Dv).
     Raises: ShoestringError for layers of different shapes, and tensors that the library cannot read.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        shapes = {(keys.shape, values.shape[:3], values.shape[3]) for keys, values in layers}
+        shapes = {(keys.shape[:3], width_of(keys), values.shape[:3], width_of(values)) for keys, values in layers}
         if len(shapes) != 1:
             raise ShoestringError("the layers keep keys and values of different shapes")
-        (self.blocks, heads, self.block, key_width), beside, value_width = shapes.pop()
+        (self.blocks, heads, self.block), key_width, beside, value_width = shapes.pop()
         self.shape = heads, key_width, value_width
         for keys, values in layers:
             alike = keys.dtype in TYPES and keys.dtype == values.dtype and beside == keys.shape[:3]
             if not alike or not all(one.is_cpu and one.stride(3) == 1 for one in (keys, values)):
                 raise ShoestringError(
-                    "keys and values are float32 or bfloat16 of the CPU, contiguous in their last dimension"
+                    "keys and values are float32, bfloat16 or codes of the CPU, contiguous in their last dimension"
                 )
         self._kept = list(layers)
         self.array = (_Held * len(layers))(*(self._held(*both) for both in layers))
@@ -134,7 +142,7 @@ class Layers:
 
     def _held(self, keys: Tensor, values: Tensor) -> "_Held":
         sides = (_Side(one.data_ptr(), one.stride(0), one.stride(2), one.stride(1)) for one in (keys, values))
-        return _Held(*sides, self.block, keys.dtype == torch.bfloat16)
+        return _Held(*sides, self.block, TYPES[keys.dtype])
 
 
 def in_blocks(slots: Tensor, block: int) -> Tensor:
@@ -161,7 +169,7 @@ def attend(
     Raises: ShoestringError where these do not fit each other, or where no native kernel is in use.
     """
     tokens, heads, width = queries.shape
-    if tokens != rows.tokens or keys.shape[:2] != values.shape[:2] or keys.shape[2] != width or heads % keys.shape[1]:
+    if tokens != rows.tokens or keys.shape[:2] != values.shape[:2] or width_of(keys) != width or heads % keys.shape[1]:
         raise ShoestringError(
             f"queries {list(queries.shape)} of {rows.tokens} tokens do not fit keys {list(keys.shape)} and "
             f"values {list(values.shape)}"
@@ -177,8 +185,8 @@ def attend(
     asked = queries.float()
     if asked.stride(2) != 1:
         asked = asked.contiguous()
-    out = torch.empty(tokens, heads, values.shape[2])
-    shape = _Heads(heads, keys.shape[1], width, values.shape[2], window or 0, width**-0.5 if scale is None else scale)
+    out = torch.empty(tokens, heads, width_of(values))
+    shape = _Heads(heads, keys.shape[1], width, width_of(values), window or 0, width**-0.5 if scale is None else scale)
     library.attend(kernel, shape, layers.address, rows, asked, out)
     return out
 
@@ -189,7 +197,7 @@ def looks(queries: Tensor, keys: Tensor, rows: BlockRows, *, scale: float | None
     S: places of the longest row. The rest as `attend` takes it. Raises: as `attend`.
     """
     tokens, heads, width = queries.shape
-    if tokens != rows.tokens or keys.shape[2] != width or heads % keys.shape[1]:
+    if tokens != rows.tokens or width_of(keys) != width or heads % keys.shape[1]:
         raise ShoestringError(
             f"queries {list(queries.shape)} of {rows.tokens} tokens do not fit keys {list(keys.shape)}"
         )

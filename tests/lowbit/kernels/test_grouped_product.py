@@ -1,5 +1,7 @@
 """Products with matrices in groups: every kernel gives the bits of the definition, at odd shapes, odd bytes and odd scales."""
 
+from functools import partial
+
 import numpy
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_single_rows_are_what_their_codes_stand_for(width: int) -> None:
         of = matrix(rows, columns, width)
         of.scales[0, 0], of.scales[-1, -1] = torch.inf, 6e-8
         packed, which = grouped.pack(of), torch.tensor([rows - 1, 0, 0, rows // 2])
-        found = agreed(lambda p=packed, w=which, r=rows, c=columns: kernels.grouped_rows(p, w, r, c, width))
+        found = agreed(partial(kernels.grouped_rows, packed, which, rows, columns, width))
         assert torch.equal(bits(found), bits(of.values()[which, :columns])), (rows, columns)
         for wrong in (-1, rows):
             for kernel in kernels.available():

@@ -29,6 +29,7 @@ class DiskStore:
     """
 
     exact = True
+    readable = False
 
     def __init__(self, *, folder: str = "") -> None:
         self.folder = folder

@@ -29,6 +29,7 @@ class Int4Store:
     """
 
     exact = False
+    readable = False
 
     def __init__(self, *, group: Literal[8, 16, 32, 64, 128] = 32) -> None:
         self.group = group

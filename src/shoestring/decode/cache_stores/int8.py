@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from shoestring.kernels.attention import SCALE_BYTES
 from shoestring.method import method
 
 
@@ -14,7 +15,7 @@ from shoestring.method import method
     name="int8",
     paper="LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale, arXiv:2208.07339",
     claim="absmax codes of 8 bits a vector lose almost nothing where no feature is an outlier",
-    cost="width + 2 bytes a vector; each pass decodes what it reads, in memory of one layer",
+    cost="width + 2 bytes a vector; where torch attends, each pass decodes what it reads, in memory of one layer",
 )
 class Int8Store:
     """Hold each key and value vector in codes of 8 bits with a scale of its own.
@@ -26,22 +27,25 @@ class Int8Store:
     """
 
     exact = False
+    readable = True
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
-        """As `CacheStore.empty`."""
-        codes = torch.zeros(places, heads, width, dtype=torch.int8, device=like.device)
-        return codes, torch.zeros(places, heads, 1, dtype=torch.float16, device=like.device)
+        """As `CacheStore.empty`: bytes, of each vector its codes and then its scale."""
+        return (torch.zeros(places, heads, width + SCALE_BYTES, dtype=torch.uint8, device=like.device),)
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.encode`."""
         wide = x.float()
         # the scale as it is kept, so that codes fit it; its least normal value keeps zeros from dividing
         scale = (wide.abs().amax(-1, keepdim=True) / 127).clamp(6.2e-5, 65504).half()
-        return (wide / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+        codes = (wide / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        return (torch.cat((codes.view(torch.uint8), scale.view(torch.uint8)), -1),)
 
     def decode(self, codes: Sequence[Tensor], like: Tensor) -> Tensor:
         """As `CacheStore.decode`."""
-        return (codes[0].float() * codes[1].float()).to(like.dtype)
+        held = codes[0]
+        scale = held[..., -SCALE_BYTES:].contiguous().view(torch.float16)
+        return (held[..., :-SCALE_BYTES].view(torch.int8).float() * scale.float()).to(like.dtype)
 
     def elsewhere(self, codes: Sequence[Tensor]) -> int:
         """Nothing."""

@@ -27,6 +27,7 @@ class OffloadedStore:
     """
 
     exact = True
+    readable = False
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.empty`."""

@@ -19,6 +19,7 @@ class PlainStore:
     """Hold keys and values as they are, in the model's type. What is read is what was written."""
 
     exact = True
+    readable = False
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.empty`."""
