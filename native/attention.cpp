@@ -58,12 +58,19 @@ u16 narrow(float value) {  // to bfloat16, to the nearest, ties to even
     return static_cast<u16>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-// To float16, to the nearest, ties to even, of numbers that are normal there.
+// To float16, to the nearest, ties to even, of numbers that are within its range.
 u16 to_half(float value) {
-    u32 bits;
-    std::memcpy(&bits, &value, 4);
-    return static_cast<u16>((bits + 0xfffu + (bits >> 13 & 1) - (112u << 23)) >> 13);
+    const float size = std::fabs(value);
+    u32 bits, sign;
+    std::memcpy(&sign, &value, 4);
+    std::memcpy(&bits, &size, 4);
+    if (size != size) return 0x7e00;
+    const u32 half = size < 6.103515625e-5f ? static_cast<u32>(std::nearbyint(size * 16777216.0f))  // beneath the normal ones
+                                            : (bits + 0xfffu + (bits >> 13 & 1) - (112u << 23)) >> 13;
+    return static_cast<u16>(half | (sign >> 16 & 0x8000u));
 }
+
+float within(float value, float low, float high) { return value < low ? low : value > high ? high : value; }  // NaN stays
 
 // As decode/cache_stores/int8.py does it.
 void encode(const float* from, i64 width, i8* codes) {
@@ -74,13 +81,37 @@ void encode(const float* from, i64 width, i8* codes) {
         none = none || size != size;
         top = size > top ? size : top;
     }
-    const u16 half = none ? u16{0x7e00} : to_half(std::min(std::max(top / 127.0f, 6.2e-5f), 65504.0f));
+    const u16 half = none ? u16{0x7e00} : to_half(within(top / 127.0f, 6.2e-5f, 65504.0f));
     const float scale = half_to_float(half);
-    for (i64 d = 0; d < width; ++d) {
-        const float code = std::nearbyint(from[d] / scale);
-        codes[d] = none ? i8{0} : static_cast<i8>(std::min(std::max(code, -127.0f), 127.0f));
-    }
+    for (i64 d = 0; d < width; ++d)
+        codes[d] = none ? i8{0} : static_cast<i8>(within(std::nearbyint(from[d] / scale), -127.0f, 127.0f));
     std::memcpy(codes + width, &half, sizeof(half));
+}
+
+// As decode/cache_stores/int4.py does it.
+void encode_pairs(const float* from, i64 width, u8* to) {
+    for (i64 g = 0; g < width / PAIRS_GROUP; ++g) {
+        const float* const x = from + g * PAIRS_GROUP;
+        float least = x[0], most = x[0];
+        bool none = false;
+        for (i64 d = 0; d < PAIRS_GROUP; ++d) {
+            none = none || x[d] != x[d];
+            least = x[d] < least ? x[d] : least;
+            most = x[d] > most ? x[d] : most;
+        }
+        u16 bounds[2] = {0x7e00, 0x7e00};
+        if (!none) bounds[0] = to_half(within(least, -65504.0f, 65504.0f));
+        const float low = half_to_float(bounds[0]);
+        if (!none) bounds[1] = to_half(within((most - low) / 15.0f, 6.2e-5f, 65504.0f));
+        const float scale = half_to_float(bounds[1]);
+        for (i64 d = 0; d < PAIRS_GROUP; d += 2) {
+            u8 pair = 0;
+            for (i64 i = 0; i < 2 && !none; ++i)
+                pair |= static_cast<u8>(static_cast<int>(within(std::nearbyint((x[d + i] - low) / scale), 0.0f, 15.0f)) << (4 * i));
+            to[(g * PAIRS_GROUP + d) / 2] = pair;
+        }
+        std::memcpy(to + width / 2 + g * sizeof(bounds), bounds, sizeof(bounds));
+    }
 }
 
 void put(const Side& side, const Held& held, const Row& row, i64 heads, i64 width, const float* from, i64 step) {
@@ -92,6 +123,8 @@ void put(const Side& side, const Held& held, const Row& row, i64 heads, i64 widt
             const i64 to = at + head * side.head_step;
             if (held.numbers == CODES)
                 encode(numbers, width, static_cast<i8*>(side.numbers) + to);
+            else if (held.numbers == PAIRS)
+                encode_pairs(numbers, width, static_cast<u8*>(side.numbers) + to);
             else if (held.numbers == BFLOAT16)
                 for (i64 d = 0; d < width; ++d) static_cast<u16*>(side.numbers)[to + d] = narrow(numbers[d]);
             else

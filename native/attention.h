@@ -8,10 +8,19 @@ namespace shoestring {
 
 constexpr i64 PLACES = 64;  // keys that are looked at together; a run of them begins at a multiple, whoever asks
 
-// Numbers as they are held. CODES: of a head of a token, `width` int8, then their scale, float16.
-enum Numbers : i64 { FLOAT32 = 0, BFLOAT16 = 1, CODES = 2 };
+// Numbers as they are held. CODES: of a head of a token, `width` int8, then their scale, float16. PAIRS: width / 2 bytes, the even
+// number in the low four bits, then of each 32 numbers the least and the scale, float16.
+enum Numbers : i64 { FLOAT32 = 0, BFLOAT16 = 1, CODES = 2, PAIRS = 3 };
 
+constexpr i64 PAIRS_GROUP = 32;
+
+// What steps are counted in.
 inline i64 bytes_of(i64 numbers) { return numbers == FLOAT32 ? 4 : numbers == BFLOAT16 ? 2 : 1; }
+
+// Of a head of a token.
+inline i64 vector_bytes(i64 numbers, i64 width) {
+    return numbers == CODES ? width + 2 : numbers == PAIRS ? width / 2 + width / PAIRS_GROUP * 4 : width * bytes_of(numbers);
+}
 
 // The keys, or the values, of one layer: number d of head h of the token at place p of block b is at
 // b block_step + p token_step + h head_step + d.

@@ -192,9 +192,11 @@ LANES_TARGET void attend_piece(const Piece& p) {
     for (i64 head = 0; head < p.head_count; ++head) clear(sums(joined, head), queries, value_wide);
     const i64 position = p.row->held + p.first, end = position + p.count;
     const i64 seen = h.window && position + 1 > h.window ? (position + 1 - h.window) / PLACES : 0;
-    const i64 bytes = bytes_of(p.held->numbers), more = p.held->numbers == CODES ? sizeof(u16) : 0;
     // the heads of a token lie side by side in the engine's blocks; where they do not, only the first is fetched ahead
-    const auto side_bytes = [&](const Side& side, i64 width) { return (side.head_step == width + more ? p.head_count : 1) * (width + more) * bytes; };
+    const auto side_bytes = [&](const Side& side, i64 width) {
+        const i64 each = vector_bytes(p.held->numbers, width);
+        return (side.head_step * bytes_of(p.held->numbers) == each ? p.head_count : 1) * each;
+    };
     const i64 key_bytes = side_bytes(p.held->keys, h.key_width), value_bytes = side_bytes(p.held->values, h.value_width);
     const i64 start = p.run > seen ? p.run : seen;
     Run runs[2];

@@ -80,6 +80,12 @@ LANES_INLINE void ask(const char* from, i64 bytes) {
 #endif
 }
 
+LANES_INLINE float half_at(const char* from) {
+    u16 half;
+    std::memcpy(&half, from, sizeof(half));
+    return half_to_float(half);
+}
+
 // Some keys or values of one head as rows of floats with whole lanes: those that are not are copied into `room`, filled with zeros.
 LANES_INLINE void as_floats(const char* const* from, i64 kind, i64 count, i64 width, float* room, const float** to) {
     const i64 padded = whole_lanes(width);
@@ -89,15 +95,15 @@ LANES_INLINE void as_floats(const char* const* from, i64 kind, i64 count, i64 wi
     }
     for (i64 k = 0; k < count; ++k, room += padded) {
         to[k] = room;
-        float scale = 0.0f;
-        if (kind == CODES) {
-            u16 half;
-            std::memcpy(&half, from[k] + width, sizeof(half));
-            scale = half_to_float(half);
-        }
+        const char* const behind = from[k] + (kind == PAIRS ? width / 2 : width);  // scales, where there are codes
+        const float scale = kind == CODES ? half_at(behind) : 0.0f;
         for (i64 d = 0; d < width; d += LANES) {
             const i64 left = width - d;
-            if (kind == CODES) {
+            if (kind == PAIRS) {
+                const char* const group = behind + d / PAIRS_GROUP * 4;
+                const V codes = nibbles(reinterpret_cast<const u8*>(from[k]) + d / 2);
+                store(room + d, add(same(half_at(group)), times(same(half_at(group + 2)), codes)));
+            } else if (kind == CODES) {
                 const i8* const codes = reinterpret_cast<const i8*>(from[k]) + d;
                 store(room + d, times(left < LANES ? widen_some(codes, left) : widen(codes), same(scale)));
             } else if (kind == BFLOAT16) {

@@ -51,6 +51,11 @@ LANES_INLINE V widen(const u16* from) {  // of bfloat16
 LANES_INLINE V widen(const i8* from) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))))};
 }
+LANES_INLINE V nibbles(const u8* from) {  // of 8 bytes, the low four bits of each first
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), low = _mm_set1_epi8(15);
+    const __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))};
+}
 LANES_INLINE __m256 halves(V v) {
     const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.all), 1));
     return _mm256_add_ps(_mm512_castps512_ps256(v.all), upper);
@@ -94,6 +99,11 @@ LANES_INLINE V widen(const i8* from) {
     const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
     const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8)));
     return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)};
+}
+LANES_INLINE V nibbles(const u8* from) {  // of 8 bytes, the low four bits of each first
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), low = _mm_set1_epi8(15);
+    const __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(codes)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8)))};
 }
 LANES_INLINE __m256 halves(V v) { return _mm256_add_ps(v.low, v.high); }
 
@@ -149,6 +159,11 @@ inline V power_of_two(V whole) {  // of whole numbers from -126 to 127
         std::memcpy(whole.of + l, &bits, 4);
     }
     return whole;
+}
+inline V nibbles(const u8* from) {  // of 8 bytes, the low four bits of each first
+    V v;
+    for (i64 l = 0; l < LANES; ++l) v.of[l] = static_cast<float>(l % 2 ? from[l / 2] >> 4 : from[l / 2] & 15);
+    return v;
 }
 inline V widen(const i8* from) {
     V v;

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import shoestring
-from shoestring.config import Choice
+from shoestring.config import Choice, build
 from shoestring.contract.cache import KeptShape
 from shoestring.contract.model import LanguageModel
 from shoestring.decode import Engine, Request, Sampling
@@ -29,6 +29,7 @@ from shoestring.decode.text_cache import TextStore
 from shoestring.decode.work import RowWork
 from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
 from tests.decode.masked_reference import SLOW, read_masked
 from tests.decode.random_models import CONTEXT, VOCABULARY, native, one_by_one, prompts, wrapped
@@ -86,18 +87,24 @@ def places(store: PagedStore, number: int) -> list[list[list[int]]]:
     return [layer.positions[slots].T.tolist() for layer in store.cache.layers]
 
 
-def test_the_native_pass_writes_codes_as_the_store_makes_them() -> None:
-    model, text = native(), prompts(1, seed=5)[0]
-    sides = list[torch.Tensor]()
-    for name in ("plain", "int8"):
-        store = PagedStore(model, 40, 4, store=held_store(name))
+@pytest.mark.parametrize(("name", "width"), [("int8", 48), ("int4", 128)])
+def test_the_native_pass_writes_codes_as_the_store_makes_them(name: str, width: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"layers": 1, "width": width, "heads": 4, "vocabulary": 64, "context": 64, "key_value_heads": 2}
+    model = Transformer(build(ModelConfig, sizes)).requires_grad_(False).eval()
+    text, sides = tuple(range(30)), list[torch.Tensor]()
+    with torch.no_grad():
+        model.embedding.weight[3:6] *= 1e-4  # codes of what is hardly there
+    for kind in ("plain", name):
+        store = PagedStore(model, 40, 4, store=held_store(kind))
         engine = Engine(model, store=store, rows=1, tokens=7)
         engine.submit(Request(text, GREEDY, 2))
-        engine.step()
-        layer, slots = store.cache.layers[0], store.cache._slots(1, min(7, len(text)))
+        while engine.passes < 3:
+            engine.step()
+        layer, slots = store.cache.layers[0], store.cache._slots(1, 21)
         sides += [side.codes[0][slots] for side in (layer.key_side, layer.value_side)]
     for plain, codes in zip(sides[:2], sides[2:], strict=True):
-        assert torch.equal(held_store("int8").encode(plain)[0], codes)
+        assert torch.equal(held_store(name).encode(plain)[0], codes)
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -9,6 +9,8 @@ from torch import Tensor
 from shoestring import kernels
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import KeptShape
+from shoestring.decode.cache_store import CacheStore
+from shoestring.decode.cache_stores.int4 import Int4Store
 from shoestring.decode.cache_stores.int8 import Int8Store
 from shoestring.decode.paged_cache import PagedCache
 from shoestring.errors import ShoestringError
@@ -78,11 +80,23 @@ def test_rows_that_go_on(count: int) -> None:
     torch.testing.assert_close(found.double(), defined(queries, keys, values, rows, 0.7, None), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("width", "value_width"), [(22, 22), (64, 64), (128, 96)])
-def test_codes_are_attended_to_as_the_numbers_that_they_stand_for(width: int, value_width: int) -> None:
+@pytest.mark.parametrize(
+    ("store", "width", "value_width"),
+    [
+        (Int8Store(), 22, 22),
+        (Int8Store(), 64, 64),
+        (Int8Store(), 128, 96),
+        (Int4Store(), 32, 32),
+        (Int4Store(), 64, 96),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, Int4Store | Int8Store) else str(each),
+)
+def test_codes_are_attended_to_as_the_numbers_that_they_stand_for(
+    store: CacheStore, width: int, value_width: int
+) -> None:
     queries, keys, values, rows = case(MIXED, 6, 2, width, value_width, torch.float32)
-    store, spans = Int8Store(), BlockRows(rows, BLOCK)
-    codes = store.encode(keys)[0], store.encode(values)[0]
+    assert store.readable(width)
+    codes, spans = (store.encode(keys)[0], store.encode(values)[0]), BlockRows(rows, BLOCK)
     numbers = store.decode(codes[:1], keys), store.decode(codes[1:], values)
     for kernel in NATIVE:
         kernels.choose(kernel)

@@ -13,11 +13,9 @@ class CacheStore(Protocol):
     """Codes of the keys or values of one layer. A place has codes of its own, so that places can be shared, moved and dropped.
 
     exact: whether what is read is what was written.
-    readable: whether the native library reads the codes where they are, on a CPU (`kernels.attention`).
     """
 
     exact: bool
-    readable: bool
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """Room for so many places: tensors [places, heads, ...] of zeros. like: of the type and device of what is written.
@@ -31,7 +29,11 @@ class CacheStore(Protocol):
         ...
 
     def decode(self, codes: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The vectors [n, heads, width] of codes, of the type and device of `like`."""
+        """The vectors [n, heads, width] of codes, of the type and device of `like`, whose last dimension is `width`, too."""
+        ...
+
+    def readable(self, width: int) -> bool:
+        """Whether the native library reads codes of such vectors where they are (`kernels.attention`), as it does vectors."""
         ...
 
     def elsewhere(self, codes: Sequence[Tensor]) -> int:
@@ -43,7 +45,7 @@ class Side:
     """The keys, or the values, of one layer: [places, heads, width], held as a store holds them."""
 
     def __init__(self, store: CacheStore, places: int, heads: int, width: int, like: Tensor) -> None:
-        self.store, self.like, self.width = store, like.new_empty(0), width
+        self.store, self.like, self.width = store, like.new_empty(0, width), width
         self.codes = store.empty(places, heads, width, like)
 
     @property
@@ -56,7 +58,7 @@ class Side:
     @property
     def readable(self) -> Tensor | None:
         """What the native library reads and writes: the vectors themselves, or codes that it knows; None where it knows neither."""
-        if self.store.readable and len(self.codes) == 1 and not self.elsewhere and self.codes[0].is_cpu:
+        if self.store.readable(self.width) and len(self.codes) == 1 and not self.elsewhere and self.codes[0].is_cpu:
             return self.codes[0]
         return self.plain
 

@@ -17,14 +17,18 @@ from shoestring.kernels.choice import in_use
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
-"""Of keys and values, and their numbers in the library. Bytes are codes: of a head of a token D of int8, then a float16 scale."""
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.int8: 3}
+"""Of keys and values, and their numbers in the library. uint8 is codes: of a head of a token D of int8, then a float16 scale.
+int8 is pairs: D / 2 bytes, then of each group of PAIRS_GROUP numbers their least and their scale, float16 (native/attention.h)."""
 
 SCALE_BYTES = 2
+PAIRS_GROUP = 32
 
 
 def width_of(held: Tensor) -> int:
     """The numbers of a head of a token that keys or values stand for."""
+    if held.dtype == torch.int8:
+        return held.shape[-1] * 8 // 5
     return held.shape[-1] - (SCALE_BYTES if held.dtype == torch.uint8 else 0)
 
 

@@ -29,7 +29,6 @@ class DiskStore:
     """
 
     exact = True
-    readable = False
 
     def __init__(self, *, folder: str = "") -> None:
         self.folder = folder
@@ -57,6 +56,10 @@ class DiskStore:
     def decode(self, codes: Sequence[Tensor], like: Tensor) -> Tensor:
         """As `CacheStore.decode`."""
         return codes[0].to(like.device)
+
+    def readable(self, width: int) -> bool:
+        """As `CacheStore.readable`."""
+        return False
 
     def elsewhere(self, codes: Sequence[Tensor]) -> int:
         """All of it."""

@@ -27,7 +27,10 @@ class Int8Store:
     """
 
     exact = False
-    readable = True
+
+    def readable(self, width: int) -> bool:
+        """As `CacheStore.readable`."""
+        return True
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.empty`: bytes, of each vector its codes and then its scale."""

@@ -27,7 +27,6 @@ class OffloadedStore:
     """
 
     exact = True
-    readable = False
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.empty`."""
@@ -42,6 +41,10 @@ class OffloadedStore:
     def decode(self, codes: Sequence[Tensor], like: Tensor) -> Tensor:
         """As `CacheStore.decode`."""
         return codes[0].to(like.device)
+
+    def readable(self, width: int) -> bool:
+        """As `CacheStore.readable`."""
+        return False
 
     def elsewhere(self, codes: Sequence[Tensor]) -> int:
         """All of it."""

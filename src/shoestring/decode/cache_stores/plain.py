@@ -19,7 +19,6 @@ class PlainStore:
     """Hold keys and values as they are, in the model's type. What is read is what was written."""
 
     exact = True
-    readable = False
 
     def empty(self, places: int, heads: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
         """As `CacheStore.empty`."""
@@ -33,6 +32,10 @@ class PlainStore:
     def decode(self, codes: Sequence[Tensor], like: Tensor) -> Tensor:
         """As `CacheStore.decode`."""
         return codes[0]
+
+    def readable(self, width: int) -> bool:
+        """As `CacheStore.readable`."""
+        return False
 
     def elsewhere(self, codes: Sequence[Tensor]) -> int:
         """Nothing."""
