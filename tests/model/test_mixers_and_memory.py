@@ -109,8 +109,13 @@ def test_a_model_gets_sparse_mixers_and_keeps_its_weights() -> None:
         again = Transformer(model.config).double().eval()
         again.load_state_dict(model.state_dict())
         torch.testing.assert_close(again(text), wanted)
+    biased = {"name": "attention", "bias": "qkv"}
+    model = made(token_mixer=biased)
+    wanted = model(text)
+    model.anatomy().convert_token_mixers("0", "infllm_v2", block=4, top_blocks=9, dense_length=0)
+    torch.testing.assert_close(model(text), wanted)
     with pytest.raises(UsageError, match="no option bias"):
-        made(token_mixer={"name": "attention", "bias": "qkv"}).anatomy().convert_token_mixers("0", "infllm_v2")
+        made(token_mixer=biased).anatomy().convert_token_mixers("0", "mosa", sparse_heads=2)
     with pytest.raises(UsageError, match=r"no place for attention's query_norm\.weight"):
         made().anatomy().convert_token_mixers("0", "lavo")
 
