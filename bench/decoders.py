@@ -124,9 +124,9 @@ def made(
             return path
         corpus = options.files / f"{name}-text.jsonl"
         corpus.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-        small = ["--prepare.rollouts=2", "--prepare.most_texts=2"] if options.smallest and way == "dr_llm" else []
-        small += options.prepare.split()
-        words = ["prepare", MADE[way], place, "--text", corpus, "--tokens", options.made_tokens, "--out", path, *small]
+        more = ["--prepare.rollouts=2", "--prepare.most_texts=2"] if options.smallest and way == "dr_llm" else []
+        more += options.prepare.split()
+        words = ["prepare", MADE[way], place, "--text", corpus, "--tokens", options.made_tokens, "--out", path, *more]
         print(shoestring(*words), end="", flush=True)
     return path
 

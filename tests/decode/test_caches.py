@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import shoestring
+from shoestring import kernels
 from shoestring.config import Choice, build
 from shoestring.contract.cache import KeptShape
 from shoestring.contract.model import LanguageModel
@@ -17,6 +18,7 @@ from shoestring.decode import Engine, Request, Sampling
 from shoestring.decode.cache_budget import CacheConfig
 from shoestring.decode.cache_policy import CachePolicy
 from shoestring.decode.cache_store import CacheStore, Side, place_bytes
+from shoestring.decode.cache_stores.int8 import Int8Store
 from shoestring.decode.cache_stores.lighttransfer import StreamingLayer
 from shoestring.decode.cache_stores.minicache import Stretch
 from shoestring.decode.cache_stores.shadowkv import ShadowLayer
@@ -105,6 +107,18 @@ def test_the_native_pass_writes_codes_as_the_store_makes_them(name: str, width: 
         sides += [side.codes[0][slots] for side in (layer.key_side, layer.value_side)]
     for plain, codes in zip(sides[:2], sides[2:], strict=True):
         assert torch.equal(held_store(name).encode(plain)[0], codes)
+
+
+@pytest.mark.skipif(kernels.kernel_in_use() == kernels.TORCH, reason="the native library was not built")
+@pytest.mark.parametrize("made", [native, lambda: wrapped("mistral")], ids=["native", "wrapped"])
+def test_codes_are_read_where_they_are(made: Callable[[], LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> torch.Tensor:
+        raise AssertionError("codes were decoded")
+
+    monkeypatch.setattr(Int8Store, "decode", decode)
+    model = made()
+    engine = Engine(model, store=PagedStore(model, 40, 4, store=held_store("int8")), rows=2, tokens=7)
+    assert all(map(len, written(engine, TEXTS[:2])))
 
 
 @pytest.mark.parametrize("name", SLOW)

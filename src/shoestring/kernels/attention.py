@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 from shoestring.kernels.choice import in_use
+from shoestring.kernels.native import Library
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
@@ -172,25 +173,12 @@ def attend(
     tokens are seen; None: all. Sums are float32.
     Raises: ShoestringError where these do not fit each other, or where no native kernel is in use.
     """
-    tokens, heads, width = queries.shape
-    if tokens != rows.tokens or keys.shape[:2] != values.shape[:2] or width_of(keys) != width or heads % keys.shape[1]:
-        raise ShoestringError(
-            f"queries {list(queries.shape)} of {rows.tokens} tokens do not fit keys {list(keys.shape)} and "
-            f"values {list(values.shape)}"
-        )
+    if keys.shape[:2] != values.shape[:2]:
+        raise ShoestringError(f"keys {list(keys.shape)} do not fit values {list(values.shape)}")
     if window is not None and window < 1:
         raise ShoestringError(f"a window has at least 1 token, not {window}")
-    layers = Layers([(in_blocks(keys, rows.block), in_blocks(values, rows.block))])
-    rows.expect(layers.blocks, layers.block)
-    found = in_use()
-    if found is None:
-        raise ShoestringError("no native kernel is in use")
-    library, kernel = found
-    asked = queries.float()
-    if asked.stride(2) != 1:
-        asked = asked.contiguous()
-    out = torch.empty(tokens, heads, width_of(values))
-    shape = _Heads(heads, keys.shape[1], width, width_of(values), window or 0, width**-0.5 if scale is None else scale)
+    library, (kernel, shape, layers, asked) = _asked(queries, keys, values, rows, scale, window or 0)
+    out = torch.empty(*queries.shape[:2], width_of(values))
     library.attend(kernel, shape, layers.address, rows, asked, out)
     return out
 
@@ -200,13 +188,26 @@ def looks(queries: Tensor, keys: Tensor, rows: BlockRows, *, scale: float | None
 
     S: places of the longest row. The rest as `attend` takes it. Raises: as `attend`.
     """
+    # values are not looked at
+    library, (kernel, shape, layers, asked) = _asked(queries, keys, keys, rows, scale, 0)
+    out = torch.empty(*queries.shape[:2], rows.longest)
+    library.looks(kernel, shape, layers.address, rows, asked, out)
+    return out
+
+
+def _asked(
+    queries: Tensor, keys: Tensor, values: Tensor, rows: BlockRows, scale: float | None, window: int
+) -> tuple[Library, tuple[int, _Heads, Layers, Tensor]]:
+    """The library, and what its functions about queries take: its kernel, the heads, the layer, the queries. All is checked.
+
+    window: 0 for none; the rest as `attend` takes it.
+    """
     tokens, heads, width = queries.shape
     if tokens != rows.tokens or width_of(keys) != width or heads % keys.shape[1]:
         raise ShoestringError(
             f"queries {list(queries.shape)} of {rows.tokens} tokens do not fit keys {list(keys.shape)}"
         )
-    held = in_blocks(keys, rows.block)
-    layers = Layers([(held, held)])  # values are not looked at
+    layers = Layers([(in_blocks(keys, rows.block), in_blocks(values, rows.block))])
     rows.expect(layers.blocks, layers.block)
     found = in_use()
     if found is None:
@@ -215,7 +216,5 @@ def looks(queries: Tensor, keys: Tensor, rows: BlockRows, *, scale: float | None
     asked = queries.float()
     if asked.stride(2) != 1:
         asked = asked.contiguous()
-    out = torch.empty(tokens, heads, rows.longest)
-    shape = _Heads(heads, keys.shape[1], width, width, 0, width**-0.5 if scale is None else scale)
-    library.looks(kernel, shape, layers.address, rows, asked, out)
-    return out
+    shape = _Heads(heads, keys.shape[1], width, width_of(values), window, width**-0.5 if scale is None else scale)
+    return library, (kernel, shape, layers, asked)

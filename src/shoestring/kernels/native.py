@@ -130,61 +130,28 @@ class Library:
         self._must_work(self.loaded.shoestring_matmul(kernel, torch.get_num_threads(), *addresses))
 
     def attend(
-        self,
-        kernel: int,
-        heads: ctypes.Structure,
-        held: int,
-        rows: RowsOfPass,
-        queries: Tensor,
-        out: Tensor,
+        self, kernel: int, heads: ctypes.Structure, held: int, rows: RowsOfPass, queries: Tensor, out: Tensor
     ) -> None:
         """Attention of a pass (`kernels.attention`); everything is checked.
 
         held: the address of the layer's keys and values.
         """
-        self._must_work(
-            self.loaded.shoestring_attend(
-                kernel,
-                torch.get_num_threads(),
-                ctypes.addressof(heads),
-                held,
-                rows.address,
-                rows.count,
-                queries.data_ptr(),
-                queries.stride(0),
-                queries.stride(1),
-                out.data_ptr(),
-            )
-        )
+        asked = self._asked(kernel, heads, held, rows, queries)
+        self._must_work(self.loaded.shoestring_attend(*asked, out.data_ptr()))
 
     def looks(
-        self,
-        kernel: int,
-        heads: ctypes.Structure,
-        held: int,
-        rows: RowsOfPass,
-        queries: Tensor,
-        out: Tensor,
+        self, kernel: int, heads: ctypes.Structure, held: int, rows: RowsOfPass, queries: Tensor, out: Tensor
     ) -> None:
-        """What the queries of a pass look at (`kernels.attention`); everything is checked.
+        """What the queries of a pass look at, put to `out`; the rest as `attend` takes it."""
+        asked = self._asked(kernel, heads, held, rows, queries)
+        self._must_work(self.loaded.shoestring_looks(*asked, out.shape[2], out.data_ptr()))
 
-        held: the address of the layer's keys and values.
-        """
-        self._must_work(
-            self.loaded.shoestring_looks(
-                kernel,
-                torch.get_num_threads(),
-                ctypes.addressof(heads),
-                held,
-                rows.address,
-                rows.count,
-                queries.data_ptr(),
-                queries.stride(0),
-                queries.stride(1),
-                out.shape[2],
-                out.data_ptr(),
-            )
-        )
+    @staticmethod
+    def _asked(kernel: int, heads: ctypes.Structure, held: int, rows: RowsOfPass, queries: Tensor) -> tuple[int, ...]:
+        """What functions about the queries of a pass begin with."""
+        of_queries = queries.data_ptr(), queries.stride(0), queries.stride(1)
+        threads, shape = torch.get_num_threads(), ctypes.addressof(heads)
+        return kernel, threads, shape, held, rows.address, rows.count, *of_queries
 
     def borrow_threads(self, lend: bool) -> bool:
         """Use the threads of torch's OpenMP runtime from now on (`lend`), or the library's own. Whether the former are in use.
