@@ -37,8 +37,7 @@ from shoestring.quantise.target import FORMS, BitTarget
 from shoestring.quantise.text import split_text
 from shoestring.shrink.export import refuse_taken
 from shoestring.shrink.gguf_quantised import GGUF_FORMATS, write_quantised_gguf
-from shoestring.shrink.milliseconds import Products
-from shoestring.shrink.target import seconds_per_token
+from shoestring.shrink.milliseconds import Products, seconds_of_kept
 
 TEXT = ("corpus", "heldout", "text_field", "encoding", "invalid")
 TOKENS = 8192
@@ -105,7 +104,7 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
             after, told = measure_kept(out, measured, ledger)
             made.notes += [line for line in told if line not in made.notes]
         if seconds is not None:
-            took = seconds_per_token(open_model(str(out)).model)  # type: ignore[arg-type]
+            took = seconds_of_kept(str(out))
     made.after = after
     clear(work)
     _tell(screen, made, measured, out, took)
