@@ -7,7 +7,8 @@ for and that came, and what healing was predicted to come to beside what it came
 teacher's words takes on disk, and in seconds online, at the first asking and at the second.
 
 A model is the name of one of reference_models.py, or a place as `shoestring evaluate` takes it. Times are of this machine and mean
-nothing while others use it. Every arm is a folder under --out, and what is there is not made again; --seconds ends it before an arm
+nothing while others use it; those that count are taken at the end of a share, of all its models in turns. Every arm is a folder
+under --out, and what is there is not made again; --seconds ends it before an arm
 that would begin later.
 
     python bench/shrink.py smollm2 10m --budget 5m --cache --out runs/shrink --json shrink.json
@@ -39,6 +40,7 @@ from shoestring.model import ModelConfig, Transformer
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.distillation import Distillation
 from shoestring.objective.teachers import TEACHER
+from shoestring.shrink.milliseconds import seconds_of_kept
 from shoestring.shrink.target import seconds_per_token
 from shoestring.train.run_folder import environment
 
@@ -75,7 +77,6 @@ def shrunk(
         "losses": {name: stage["heldout_loss"] for name, stage in stages.items()},
         "asked_seconds": target,
         "got_seconds": got,
-        "within_10_percent": abs(got / target - 1) <= 0.1,
         "seconds": found["spent"]["seconds"],
         "healing": found["healing"],
         "from_scratch_predicted": found["from_scratch"],
@@ -137,6 +138,18 @@ def _whole(place: str) -> dict[str, Any]:
     model = open_model(place, torch.float32).model
     assert isinstance(model, Transformer), f"{place} has no axes that could be cut"
     return {"seconds": seconds_per_token(model)}
+
+
+def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]]) -> None:
+    """Add to each arm its time a token as a share of the whole model's, all in turns in one process that did nothing else."""
+    whole, *times = seconds_of_kept([place, *(arm["folder"] for arm in arms)], plain=True)
+    for arm, seconds in zip(arms, times, strict=True):
+        arm["share"] = seconds / whole
+        arm["within_10_percent"] = abs(seconds / whole / share - 1) <= 0.1
+        print(
+            f"{place} {arm['arm']:16} {seconds / whole:.3f} of {1e3 * whole:.2f} ms a token, {share:g} asked",
+            flush=True,
+        )
 
 
 def cache_cost(place: str, rows: int, length: int, top: int) -> dict[str, Any]:
@@ -214,7 +227,9 @@ def main(words: Sequence[str]) -> int:
                     losses = ", ".join(f"{n} {v:.4f}" for n, v in arm["losses"].items() if v is not None)
                     asked, got = 1e3 * arm["asked_seconds"], 1e3 * arm["got_seconds"]
                     print(f"{name} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
+                    arm["folder"] = str(out)
                 results.append({"place": name, "share": share, "whole_seconds": whole, "arms": arms})
+                timed_together(place, share, arms)
             if options.cache or options.smallest:
                 size = (2, 16) if options.smallest else (8, 256)
                 cost = kept(folder / f"{stem}-cache", partial(cache_cost, place, *size, options.top))

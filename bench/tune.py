@@ -9,7 +9,7 @@ replay) are judged by Student's paired test. Replay shares are tried with `--rep
 account. Without it all arms have one batch.
 
     python bench/tune.py --out runs/tune --json tune.json --figure tune.svg    # the model of 1.5 M, C++ headers as new text
-    python bench/tune.py --base smollm2 --new chats.jsonl --methods full lora road --seeds 3 --seconds 240 --out runs/tune-smollm2
+    python bench/tune.py --base smollm2 --new chats --methods full lora road --seeds 3 --seconds 240 --out runs/tune-smollm2
 
 Runs that are there are not made again: stopped, it goes on where it was. --smallest is a run of seconds that shows nothing but that
 everything works.
@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import chat_text
 from reference_models import NAMES, reference_model
 
 from shoestring import atomic
@@ -38,6 +39,7 @@ METHODS = (
     "full", "lora", "rslora", "dora", "adalora", "road", "compacter", "key_value_bottleneck", "llm_ade", "minifinetuning",
     "classp", "egn", "rewarmed",
 )  # fmt: skip
+CHATS = "chats"
 TUNING_SEED = 1_000_000
 """Of the runs that try rates and batches."""
 CONFIDENCE = 0.95
@@ -260,7 +262,11 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="1.5m", help=f"{', '.join(NAMES)}, or any PLACE (default 1.5m)")
     parser.add_argument("--quick", action="store_true", help="with a reference model that is hardly trained")
-    parser.add_argument("--new", help="the corpus to learn (default: the C++ headers of torch)")
+    parser.add_argument(
+        "--new",
+        help=f"the corpus to learn (default: the C++ headers of torch); '{CHATS}': questions about functions of libraries, "
+        "with answers (chat_text.py)",
+    )
     parser.add_argument("--old", default="python-stdlib", help="what forgetting is judged on")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME")
     parser.add_argument(
@@ -282,6 +288,9 @@ def main(words: Sequence[str]) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
     options.new, options.budget = options.new or headers(), options.budget or f"{options.seconds:g}s"
+    if options.new == CHATS:
+        options.new = str((options.out / "chats.jsonl").resolve())
+        chat_text.write(Path(options.new))
     if BASE not in options.methods:
         options.methods.insert(0, BASE)
     bench = Bench(options, overrides(words[cut + 1 :]))

@@ -104,7 +104,7 @@ def run_to_target(found: Namespace, configuration: Sequence[str]) -> int:
             after, told = measure_kept(out, measured, ledger)
             made.notes += [line for line in told if line not in made.notes]
         if seconds is not None:
-            took = seconds_of_kept(str(out))
+            (took,) = seconds_of_kept([str(out)])
     made.after = after
     clear(work)
     _tell(screen, made, measured, out, took)

@@ -35,8 +35,9 @@ from shoestring.report.page import write_report
 from shoestring.shrink.gguf_file import KINDS as TERNARY_KINDS
 from shoestring.shrink.healing import EARLY, Healed, healed
 from shoestring.shrink.heldout import HeldoutText
+from shoestring.shrink.milliseconds import seconds_of_kept
 from shoestring.shrink.shares import KINDS, share_for
-from shoestring.shrink.target import Size, Target, seconds_in_turns, size_of
+from shoestring.shrink.target import Size, Target, size_of
 from shoestring.shrink.worth import Scratch, from_scratch, operations, price
 from shoestring.surgery.masking import Masking, zeros
 from shoestring.surgery.pruning import Pruning
@@ -219,7 +220,7 @@ def _stages(
         assert isinstance(made, Transformer)
         pruned = made
     after = text(pruned, ledger, "after") if text else None
-    was, took = seconds_in_turns([model, small])
+    was, took = seconds_of_kept([opened.about.place, str(path)], plain=True)
     whole, now = replace(whole, seconds=was), replace(size_of(small), seconds=took)
     last = text(small, ledger, "healed") if text else None
     stages = [Stage("before", whole, before), Stage("pruned", now, after), Stage("healed", now, last)]

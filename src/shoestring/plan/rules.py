@@ -38,6 +38,10 @@ EVALUATING = 0.05
 FEW_STEPS = 20
 """Steps below which a run is too short to learn from."""
 
+ENOUGH_STEPS = 64
+"""Steps that a batch is to leave, down to one sequence: of few tokens, as in healing a large model for minutes, small steps learn
+more than a few large ones."""
+
 TOKENS_PER_PARAMETER = 0.8
 """Training tokens per parameter at which a step up in size pays, at small scale; Chinchilla (Training Compute-Optimal
 Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest. It was 1.2 of

@@ -41,7 +41,9 @@ def batch_of(tokens: float, context: int, critical_batch: float | None, learned:
         reason = "growing with the root of the tokens"
         if critical_batch is not None:
             reason += f", well below the critical batch of {critical_batch:,.0f} tokens"
-        return max(4, 2 ** round(math.log2(max(by_rule / context, 1)))), reason
+        by_size = max(4, 2 ** round(math.log2(max(by_rule / context, 1))))
+        by_steps = 2 ** math.floor(math.log2(max(tokens / (rules.ENOUGH_STEPS * context), 1)))
+        return (by_size, reason) if by_size <= by_steps else (by_steps, f"so few as to leave {rules.ENOUGH_STEPS} steps")
     most = rules.CRITICAL_SHARE * critical_batch / context
     reason = f"at most {rules.CRITICAL_SHARE:g} of the critical batch of {critical_batch:,.0f} tokens"
     return max(1, 2 ** math.floor(math.log2(max(most, 1)))), reason

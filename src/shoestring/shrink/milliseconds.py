@@ -1,9 +1,10 @@
 """How long products with packed matrices take on this machine, and what a token takes beside them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +20,7 @@ from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.lowbit.packing import grouped
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
-from shoestring.shrink.target import seconds_per_token
+from shoestring.shrink.target import seconds_in_turns, seconds_per_token
 
 ROUNDS = 9
 COLD = 64 << 20
@@ -59,21 +60,23 @@ class Products:
         return self._known[key]
 
 
-def seconds_of_kept(place: str) -> float:
-    """The time of a token of a model that is kept, by a process of its own, as it will be used: what calibrating leaves of memory
-    is in pieces: SmolLM2 in 4 bits looked half as slow again.
+def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float]:
+    """The time of a token of models that are kept, in turns, by a process of its own, as they will be used: calibrating and
+    training leave memory in pieces, in which SmolLM2 in 4 bits looked half as slow again.
 
+    plain: open them in float32.
     Raises: ShoestringError where that process fails.
     """
-    (made,) = in_order(Processes(), [Job("timing a token", f"{__name__}:timed_here", str(place))])
-    return float(made.value)
+    asked = {"places": list(places), "plain": plain}
+    (made,) = in_order(Processes(), [Job("timing a token", f"{__name__}:timed_here", asked)])
+    return [float(each) for each in made.value]
 
 
-def timed_here(place: str, _folder: Path | None) -> float:
+def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[float]:
     """The `Work` of it."""
-    model = open_model(place).model
-    assert isinstance(model, LanguageModule)
-    return seconds_per_token(model)
+    dtype = torch.float32 if asked["plain"] else None
+    models = [open_model(place, dtype).model for place in asked["places"]]
+    return seconds_in_turns(cast(list[LanguageModule], models))  # an ensemble is neither shrunk nor quantised
 
 
 @torch.no_grad()
