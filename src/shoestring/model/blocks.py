@@ -3,11 +3,13 @@
 import abc
 from typing import Any
 
+import torch
 from torch import nn
 
 from shoestring.contract.model import LanguageModule
 from shoestring.model.config import ModelConfig
 from shoestring.model.narrow_embedding import NarrowEmbedding
+from shoestring.model.stack import Stack
 
 
 class Blocks(LanguageModule):
@@ -26,6 +28,25 @@ class Blocks(LanguageModule):
     norm: Any
     blocks: nn.ModuleList
     head: nn.Linear | None
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states, and of the cache's keys and values."""
+
+    @abc.abstractmethod
+    def get_output_embeddings(self) -> nn.Embedding | nn.Linear:
+        """The module whose `weight` [vocabulary, width] turns hidden states into logits; tied: the embedding."""
+
+    @property
+    @abc.abstractmethod
+    def stack(self) -> Stack | None:
+        """What goes through layers that are not all plain attention or the like; None: each is, and none is wrapped."""
+
+    @property
+    def narrows_head(self) -> bool:
+        """Whether logits are made by the embedding's narrow table, and its product."""
+        return self.config.embedding is not None and self.head is None
 
     @abc.abstractmethod
     def make_rotaries(self) -> None:

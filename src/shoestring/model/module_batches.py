@@ -90,7 +90,7 @@ class ModuleBatches:
             if cache is not None:
                 cache.advance()
             hidden = native.norm(x.to(native.device)) * native.config.output_scale
-            found.append(Reading(hidden, native.reading_head(), native.pass_cost(one, own)))
+            found.append(Reading(hidden, native.reading_head(), native.costs.of_pass(one, own)))
         return found
 
     @torch.no_grad()

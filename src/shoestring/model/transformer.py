@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache, PackedPass, Pass, Thinning
-from shoestring.contract.cost import Cost, Shape, bytes_of, ragged, trains
+from shoestring.contract.cost import Cost, Shape
 from shoestring.contract.model import About, Depth, Head, Mixer, Reading, causally, tapping
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.anatomy import NativeAnatomy
+from shoestring.model.attention_mask import attention_mask
 from shoestring.model.block import Block, Place
 from shoestring.model.blocks import Blocks
 from shoestring.model.cache import ContiguousCache, contiguous_layer
@@ -23,9 +24,10 @@ from shoestring.model.layout import span_places
 from shoestring.model.narrow_embedding import NarrowedHead, NarrowEmbedding
 from shoestring.model.native_head import NativeHead
 from shoestring.model.native_pass import NativePass
-from shoestring.model.rotary import Rotary
+from shoestring.model.pass_costs import PassCosts
+from shoestring.model.rotary_kinds import rotary_key, rotary_kinds, rotary_tables
 from shoestring.model.span import CacheSizes, Where, span_of
-from shoestring.model.stack import Stack, token_bytes
+from shoestring.model.stack import Stack
 from shoestring.model.whole_text_cache import WholeTextCache
 
 
@@ -60,7 +62,7 @@ class Transformer(Blocks):
 
     def make_rotaries(self) -> None:
         """Make the tables of positions that the layers read, as the configuration has them now."""
-        first, *others = (rotary_tables(own) for own in _rotaries(self.config))
+        first, *others = (rotary_tables(own) for own in rotary_kinds(self.config))
         self.rotary = first
         if others:
             self.more_rotaries = nn.ModuleList(others)
@@ -122,7 +124,7 @@ class Transformer(Blocks):
         if end > self.config.context:
             raise UsageError(f"{end} tokens do not fit in a context of {self.config.context}")
         cos, sin = self.rotations(inputs, coming)
-        mask = _mask(inputs, self.config.causal) if cache is None else None
+        mask = attention_mask(inputs, self.config.causal) if cache is None else None
         stack, notes = self.stack, dict[str, Tensor]()
         with tapping(self, tap) as tapped:
             x = _scaled(self.embedded(inputs.values), self.config.input_scale)
@@ -140,10 +142,10 @@ class Transformer(Blocks):
                 documents = inputs.documents if cache is None else None
                 where = Where(((cos, sin), *more), mask, documents, {}, inputs.values)
                 x, notes = stack.read(x, where, None if cache is None else cache.layers)
-                cost = self.pass_cost(inputs, coming)
+                cost = self.costs.of_pass(inputs, coming)
             elif depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
-                cost = self.pass_cost(inputs, coming)
+                cost = self.costs.of_pass(inputs, coming)
             else:
                 x, cost = self._through_some(x, cos, sin, mask, depth, cache, inputs, coming)
             hidden = self.leaving(x)
@@ -173,12 +175,6 @@ class Transformer(Blocks):
                 f"layer {stack.recurrent[0]} keeps a running state and reads tokens in order: it takes no mask"
             )
 
-    def pass_cost(self, inputs: Inputs, coming: Pass | PackedPass | None) -> Cost:
-        """What a pass costs, its head's products not among it."""
-        if isinstance(coming, PackedPass):
-            return ragged(self._body_cost, ((one.new, one.held) for one in coming.segments))
-        return self._body_cost(Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
-
     def rotations(
         self, inputs: Inputs, coming: Pass | PackedPass | None, rotary: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -202,20 +198,29 @@ class Transformer(Blocks):
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
         return x
 
+    def cost(self, shape: Shape) -> Cost:
+        """What a pass of this shape costs, its head and backward pass included."""
+        return self.costs.whole(shape)
+
+    @cached_property
+    def costs(self) -> PassCosts:
+        """What its passes cost, part by part."""
+        return PassCosts(self)
+
     @cached_property
     def stack(self) -> Stack | None:
         """What goes through layers that are not all plain attention or the like; None: each is, and none is wrapped."""
         for block in self.blocks:
             block.look()  # type: ignore[operator]
-        kinds = _rotaries(self.config)
+        kinds = rotary_kinds(self.config)
         plain = all(not (block.recurrent or block.tells or block.early or block.carries) for block in self.blocks)
         if plain and not self.config.span and len(kinds) == 1:
             return None
         tables = [0] * len(self.blocks)
         for own, numbers in self.config.kinds():
-            key = _rotary_key(own)
+            key = rotary_key(own)
             for number in numbers:
-                tables[number] = 0 if key is None else [_rotary_key(kind) for kind in kinds].index(key)
+                tables[number] = 0 if key is None else [rotary_key(kind) for kind in kinds].index(key)
         wrapped = span_places(self.config.span, self.config.layers)
         spans = list(zip(self.spans, wrapped, strict=True)) if wrapped else []
         return Stack(self.blocks, spans, tables)  # type: ignore[arg-type]
@@ -258,7 +263,7 @@ class Transformer(Blocks):
                 x = block(x, cos, sin, mask, None if cache is None else cache.layers[index], None, rule)
                 if cache is not None and rule.places is not None:
                     cache.thinned(index, rule.places)
-                cost += self._block_cost(index, inputs, coming, rule.places)
+                cost += self.costs.in_block(index, inputs, coming, rule.places)
         return x, cost
 
     def _thinned(self, x: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Cost]:
@@ -269,28 +274,9 @@ class Transformer(Blocks):
             shape = Shape(1, x.shape[1], cache.layers[index].held)
             if shape.new:
                 x = block(x, *self.rotary(0, shape.new, positions), None, cache.layers[index])
-                cost += self._one_cost(index, shape)
+                cost += self.costs.of_block(index, shape)
             cost += Cost(cache.asked(index))
         return x, cost
-
-    def _block_cost(self, index: int, inputs: Inputs, coming: Pass | PackedPass | None, places: Tensor | None) -> Cost:
-        """What a pass costs in one block. places: at which its channels were mixed; None: at all."""
-        if isinstance(coming, PackedPass):
-            spans = ((one.new, one.held) for one in coming.segments)
-            whole = ragged(lambda shape: self._one_cost(index, shape), spans)
-        else:
-            whole = self._one_cost(index, Shape(inputs.rows, inputs.length, 0 if coming is None else coming.longest))
-        if places is None:
-            return whole
-        block, missing = self.blocks[index], int((~places).sum())
-        unread: int = 0 if missing < places.numel() else block.channel_bytes  # type: ignore[assignment]
-        return Cost(whole.flops - missing * block.channel_flops(), whole.moved - unread, whole.held)  # type: ignore[operator]
-
-    def _one_cost(self, index: int, shape: Shape) -> Cost:
-        """What a pass of this shape costs in one block."""
-        weights, kept = self._block_bytes[index], shape.rows * self._layer_bytes[index]
-        moved, held = kept * shape.past, kept * (shape.past + shape.new)
-        return Cost(self.blocks[index].flops(shape), weights + moved, weights + held)  # type: ignore[operator]
 
     def leaving(self, stream: Tensor) -> Tensor:
         """As `contract.model.Exits.leaving`."""
@@ -299,15 +285,11 @@ class Transformer(Blocks):
     def reading_head(self) -> Head:
         """Makes logits of the hidden states that it reads."""
         table = self.table_head()
-        return NarrowedHead(self.narrow, table) if self._narrow_head else table
+        return NarrowedHead(self.narrow, table) if self.narrows_head else table
 
     def table_head(self) -> Head:
         """Makes logits by the output matrix alone."""
         return NativeHead(self.get_output_embeddings().weight)
-
-    @property
-    def _narrow_head(self) -> bool:
-        return self.config.embedding is not None and self.head is None
 
     def new_cache(self, rows: int, room: int) -> Cache:
         """An empty cache for `rows` sequences of up to `room` tokens, of the model's type and device; of exactly `room`, where the
@@ -339,88 +321,6 @@ class Transformer(Blocks):
         shape = mixer.cache_shape()
         return None if shape is None else contiguous_layer(shape, rows, room, self.dtype, self.device)
 
-    def cost(self, shape: Shape) -> Cost:
-        """What a pass of this shape costs, its head and backward pass included."""
-        body = self._body_cost(shape)
-        # the last norm stands between: a gain that is trained needs no gradient below it, but takes one from above
-        spans = any(trains(span) for span in getattr(self, "spans", ()))
-        inside = shape.backward and (spans or trains(self.blocks) or self._tokens_train or trains(self.norm))
-        weight = getattr(self.get_output_embeddings(), "weight", None)  # one that is packed has none
-        width, narrowing = self.config.width, 0
-        if self._narrow_head:
-            width, narrowing = self.narrow.inside, self.narrow.flops(shape.head_places, shape.backward, inside)
-            inside = inside or (shape.backward and trains(self.narrow))
-        products = 1 + (shape.backward and bool(getattr(weight, "requires_grad", False))) + inside
-        head = products * 2 * shape.head_places * width * self.config.vocabulary
-        return body.beside(Cost(head + narrowing))
-
-    @property
-    def _tokens_train(self) -> bool:
-        """Whether a weight below the first block is trained."""
-        return trains(self.embedding) or (self.config.embedding is not None and trains(self.narrow))
-
-    def _body_cost(self, shape: Shape) -> Cost:
-        """As `cost`, without the head's products."""
-        inputs, stack = shape.backward and self._tokens_train, self.stack
-        flops = (
-            0
-            if self.config.embedding is None
-            else self.narrow.flops(shape.tokens, shape.backward, trains(self.embedding))
-        )
-        if stack is not None:
-            flops += stack.flops(shape, inputs)
-        for block, count in self._runs if stack is None else ():
-            inside = inputs or (shape.backward and trains(block))
-            flops += block.flops(shape, inputs)  # type: ignore[operator]
-            if count > 1:
-                flops += (count - 1) * block.flops(shape, inside)  # type: ignore[operator]
-            inputs = inside
-        token = self._cache_bytes
-        weights, state = self._weight_bytes, shape.rows * self._state_bytes
-        held = shape.rows * (shape.past + shape.new) * token + state
-        return Cost(flops, weights + shape.rows * shape.past * token + state, weights + held)
-
-    @cached_property
-    def _runs(self) -> list[tuple[nn.Module, int]]:
-        """The blocks, as runs of equal ones: (the first, how many)."""
-        runs: list[tuple[nn.Module, int]] = []
-        before = ""
-        for block in self.blocks:
-            kind = f"{block} {[p.requires_grad for p in block.parameters()]}"
-            if kind == before:
-                runs[-1] = runs[-1][0], runs[-1][1] + 1
-            else:
-                runs.append((block, 1))
-            before = kind
-        return runs
-
-    @cached_property
-    def _weight_bytes(self) -> int:
-        return bytes_of(self)
-
-    @cached_property
-    def _block_bytes(self) -> list[int]:
-        return [bytes_of(block) for block in self.blocks]
-
-    @cached_property
-    def _layer_bytes(self) -> list[int]:
-        """Bytes that a cache holds of one token, of each layer."""
-        if self.stack is None:
-            return [token_bytes(block, self.dtype) for block in self.blocks]
-        return [token for token, _ in self.stack.held(self.dtype)]
-
-    @cached_property
-    def _state_bytes(self) -> int:
-        """Bytes that a cache holds of one row, however long it is."""
-        if self.stack is None:
-            return 0
-        return sum(state for _, state in self.stack.held(self.dtype))
-
-    @cached_property
-    def _cache_bytes(self) -> int:
-        """Bytes that a cache holds of one token."""
-        return sum(self._layer_bytes)
-
 
 class _Ruled:
     """A depth's rule for the channels of one layer, as `Block.forward` takes it.
@@ -449,59 +349,5 @@ def _blocks(config: ModelConfig) -> list[Block]:
     return found
 
 
-def _rotary_key(config: ModelConfig) -> tuple[Any, ...] | None:
-    """What rotary tables depend on, of one layer; None where its mixer turns nothing."""
-    options = config.token_mixer.options
-    if "rope_theta" not in options:
-        return None
-    scaling = options.get("rope_scaling")
-    known = None if scaling is None else tuple(sorted(scaling.items()))
-    return config.head_width, options["rope_theta"], options.get("rotary_share", 1.0), known
-
-
-def _rotaries(config: ModelConfig) -> list[ModelConfig]:
-    """One layer for each of the rotary tables that a model needs; at least one."""
-    found: list[ModelConfig] = []
-    kinds = [own for own, _ in config.kinds()]
-    for own in kinds:
-        key = _rotary_key(own)
-        if key is not None and key not in [_rotary_key(other) for other in found]:
-            found.append(own)
-    return found or kinds[:1]
-
-
-def rotary_tables(config: ModelConfig) -> Rotary:
-    """The tables of a model's positions: no weights, and so in no checkpoint."""
-    # a token mixer without rotary positions takes no such option, and ignores the tables
-    options = config.token_mixer.options
-    share, scaling = options.get("rotary_share", 1.0), options.get("rope_scaling")
-    return Rotary(config.head_width, config.context, options.get("rope_theta", 10000.0), share=share, scaling=scaling)
-
-
 def _scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
-
-
-def _mask(inputs: Inputs, causal: bool) -> Tensor | None:
-    """What `Attention.forward` takes: None wherever plain attention does, as its kernel is the fastest."""
-    mask, documents = inputs.mask, inputs.documents
-    if not causal:
-        return _both_ways(inputs)
-    if documents is not None:
-        length = inputs.length
-        before = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril() if mask is None else mask
-        return ((documents[:, :, None] == documents[:, None, :]) & before)[:, None]
-    return None if mask is None else mask[:, None]
-
-
-def _both_ways(inputs: Inputs) -> Tensor | None:
-    """As `_mask`, where a token sees those after it: padding must not be seen, and documents keep to themselves."""
-    seen, length = inputs.mask, inputs.length
-    if inputs.documents is not None:
-        own = inputs.documents[:, :, None] == inputs.documents[:, None, :]
-        seen = own if seen is None else seen & own
-    if inputs.lengths is not None:
-        places = torch.arange(length, device=inputs.values.device)
-        there = (places < inputs.lengths[:, None])[:, None, :].expand(-1, length, -1)
-        seen = there if seen is None else seen & there
-    return None if seen is None else seen[:, None]

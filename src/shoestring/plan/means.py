@@ -138,7 +138,11 @@ class Means:
         if seconds is not None:  # those that take too much are skipped, and steps come between the others
             between = min(between, seconds / 2) if evaluation <= rules.EVALUATING * seconds else 0.0
         saving = rules.saving_seconds(4 * count)
-        on_the_way = 0.0 if seconds is None else seconds / float(self.fixed.get("checkpoint_every", 60.0))
+        on_the_way = (
+            0.0
+            if seconds is None
+            else seconds / float(self.fixed.get("checkpoint_every", rules.checkpoint_every(4 * count)))
+        )
         return {
             "starting": pace.starting,
             "measuring": pace.measuring,

@@ -121,8 +121,11 @@ def plan(
     limit = memory if memory is not None else 0.8 * machine.memory
     paces = paces or paces_for(machine, budget, fixed, at_once)
 
+    tuned = bool(given.get("base")) and not fixed.get("train", {}).get("base_optimizer")
+
     def batch_for(tokens: float, model: ModelConfig) -> int:
-        return int(fixed.get("train", {}).get("batch", batch_of(tokens, model.context, critical_batch, learned)[0]))
+        by_rule, _ = batch_of(tokens, model.context, critical_batch, learned, tuned=tuned)
+        return int(fixed.get("train", {}).get("batch", by_rule))
 
     means = Means(
         budget,
@@ -151,7 +154,7 @@ def plan(
         PlanDecision("model.vocabulary", model.vocabulary, "as many tokens as the tokenizer has"),
         PlanDecision("model.context", model.context, f"windows long enough for {size.tokens / 1e6:.2f} M tokens"),
     ]
-    batch, reason = batch_of(size.tokens, model.context, critical_batch, learned)
+    batch, reason = batch_of(size.tokens, model.context, critical_batch, learned, tuned=tuned)
     if batch % workers:
         batch, reason = math.ceil(batch / workers) * workers, f"{reason}, equal parts for {workers} workers"
     batch = int(fixed.get("train", {}).get("batch", batch))
@@ -173,6 +176,10 @@ def plan(
         decisions.append(
             PlanDecision("train.micro_batch", rows, f"{rows} of {batch} sequences at once stay within memory and cache")
         )
+    saved = 4 * (size.parameters if size.trained is None else size.trained)
+    if (every := rules.checkpoint_every(saved)) > rules.CHECKPOINT_SECONDS:
+        took = show_seconds(rules.saving_seconds(saved))
+        decisions.append(PlanDecision("train.checkpoint_every", every, f"seconds: a checkpoint takes about {took}"))
     decisions += rates_of(fixed, size.tokens, learned)
     decisions.append(PlanDecision("train.heldout_tokens", size.heldout, "an evaluation takes about 1 % of the budget"))
     total = size.flops_per_token * size.tokens

@@ -42,6 +42,13 @@ ENOUGH_STEPS = 64
 """Steps that a batch is to leave, down to one sequence: of few tokens, as in healing a large model for minutes, small steps learn
 more than a few large ones."""
 
+BASE_BATCH = 4
+"""Sequences of a step, at most, of a model that has learnt before: it is tuned on few tokens, at rates that suit small batches."""
+
+CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SHARE = 0.05
+"""Seconds from one checkpoint to the next, and the most of the time that writing them may take: of large models fewer are made."""
+
 TOKENS_PER_PARAMETER = 0.8
 """Training tokens per parameter at which a step up in size pays, at small scale; Chinchilla (Training Compute-Optimal
 Large Language Models, arXiv:2203.15556) has 20 at large scale, and the budgets here are far below its smallest. It was 1.2 of
@@ -130,3 +137,8 @@ def context_for(tokens: float) -> int:
         if tokens < most:
             return context
     return 2048
+
+
+def checkpoint_every(size: float) -> float:
+    """Seconds from one checkpoint of so many bytes of weights to the next."""
+    return float(max(CHECKPOINT_SECONDS, round(saving_seconds(size) / CHECKPOINT_SHARE)))

@@ -29,8 +29,13 @@ def _near(said: Prediction, by_rule: float) -> float:
     return min(max(said.value, by_rule / NEAR), by_rule * NEAR)
 
 
-def batch_of(tokens: float, context: int, critical_batch: float | None, learned: Learned | None) -> tuple[int, str]:
-    """(sequences of a step, why)."""
+def batch_of(
+    tokens: float, context: int, critical_batch: float | None, learned: Learned | None, *, tuned: bool = False
+) -> tuple[int, str]:
+    """(sequences of a step, why). tuned: of a model that has learnt before."""
+    if tuned and critical_batch is None:
+        most, reason = rules.BASE_BATCH, "as small as suits a model that has learnt before"
+        return _leaving_steps(most, reason, tokens, context)
     by_rule = rules.BATCH_TOKENS * (max(tokens, 1.0) / rules.BATCH_AT) ** rules.BATCH_EXPONENT
     if critical_batch is None and learned is not None and learned.batch is not None:
         said = learned.batch.predict({"tokens": max(tokens, 1.0)})
@@ -43,10 +48,20 @@ def batch_of(tokens: float, context: int, critical_batch: float | None, learned:
             reason += f", well below the critical batch of {critical_batch:,.0f} tokens"
         by_size = max(4, 2 ** round(math.log2(max(by_rule / context, 1))))
         by_steps = 2 ** math.floor(math.log2(max(tokens / (rules.ENOUGH_STEPS * context), 1)))
-        return (by_size, reason) if by_size <= by_steps else (by_steps, f"so few as to leave {rules.ENOUGH_STEPS} steps")
+        return (
+            (by_size, reason) if by_size <= by_steps else (by_steps, f"so few as to leave {rules.ENOUGH_STEPS} steps")
+        )
     most = rules.CRITICAL_SHARE * critical_batch / context
     reason = f"at most {rules.CRITICAL_SHARE:g} of the critical batch of {critical_batch:,.0f} tokens"
     return max(1, 2 ** math.floor(math.log2(max(most, 1)))), reason
+
+
+def _leaving_steps(batch: int, reason: str, tokens: float, context: int) -> tuple[int, str]:
+    """The batch, or fewer sequences where it leaves few steps, and why."""
+    most = 2 ** math.floor(math.log2(max(tokens / (rules.ENOUGH_STEPS * context), 1)))
+    return (
+        (batch, reason) if batch <= most else (most, f"so few as to leave {rules.ENOUGH_STEPS} steps, where they can")
+    )
 
 
 def _named(fixed: Mapping[str, Any], section: str, default: str) -> str:

@@ -16,7 +16,8 @@ from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.lowbit.integer_linear import IntegerLinear
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
-from shoestring.model.transformer import Transformer, rotary_tables
+from shoestring.model.rotary_kinds import rotary_tables
+from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.quantise.folder import STOCK, QuantisedFile
 from shoestring.quantise.format import Encoded

@@ -32,7 +32,7 @@ TUNING: Tree = {
     "optim": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
     "fallback": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.01},
     "schedule": {"name": "wsd", "decay": 0.5},
-    "train": {"batch": 4, "warmup": 0.1, "heldout_tokens": 16384},
+    "train": {"warmup": 0.1},
 }
 """What a run on a base has in place of the plan's rules, which are for models from scratch: the rates at which pretrained models
 of this size are tuned in full by AdamW."""

@@ -9,7 +9,8 @@ from shoestring.errors import UsageError
 from shoestring.model.bridge.family import Family, WeightPlace
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
-from shoestring.model.transformer import Transformer, rotary_tables
+from shoestring.model.rotary_kinds import rotary_tables
+from shoestring.model.transformer import Transformer
 
 
 @torch.no_grad()
