@@ -1,12 +1,11 @@
 """The interface of a method of kind 'length': how long the rows of a step are, as a run goes on; and rows cut to that length."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from shoestring.contract.batch import Batch, Inputs
-from shoestring.data.stream import Stream
+from shoestring.data.stream import Changed, Stream
 from shoestring.errors import UsageError
 
 
@@ -65,7 +64,7 @@ def cut(batch: Batch, length: int) -> Batch:
     return Batch(Inputs(values, positions, documents), targets, rows(batch.weights), extra)
 
 
-class Shaped:
+class Shaped(Changed):
     """A stream whose rows are cut to the length that a schedule says: as many tokens a step at any length.
 
     The number of sequences counts whole rows, so what is read next does not hang on the schedule: there is nothing more to keep.
@@ -73,20 +72,9 @@ class Shaped:
     """
 
     def __init__(self, stream: Stream, schedule: LengthSchedule, sequences: int) -> None:
-        self.stream, self.schedule, self.sequences = stream, schedule, sequences
-
-    def batch(self, start: int, count: int) -> Batch:
-        return self.stream.batch(start, count)
+        super().__init__(stream)
+        self.schedule, self.sequences = schedule, sequences
 
     def take(self, start: int, count: int, progress: float) -> Batch:
         step = start // self.sequences
         return cut(self.stream.take(start, count, progress), self.schedule(step, progress))
-
-    def hear(self, progress: float, losses: Mapping[str, float]) -> None:
-        self.stream.hear(progress, losses)
-
-    def state(self) -> Any:
-        return self.stream.state()
-
-    def restore(self, state: Any) -> None:
-        self.stream.restore(state)

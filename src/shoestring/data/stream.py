@@ -57,20 +57,17 @@ class Pure:
         """Nothing was kept."""
 
 
-class PartOfStream:
-    """A stream of whose batches a process takes its part. What comes next is as if it took all.
+class Changed:
+    """A stream that changes the batches of another, and keeps nothing of its own."""
 
-    part: of a batch.
-    """
-
-    def __init__(self, stream: Stream, part: Callable[[Batch], Batch]) -> None:
-        self.stream, self.part = stream, part
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
 
     def batch(self, start: int, count: int) -> Batch:
-        return self.part(self.stream.batch(start, count))
+        return self.stream.batch(start, count)
 
     def take(self, start: int, count: int, progress: float) -> Batch:
-        return self.part(self.stream.take(start, count, progress))
+        return self.stream.take(start, count, progress)
 
     def hear(self, progress: float, losses: Mapping[str, float]) -> None:
         self.stream.hear(progress, losses)
@@ -80,6 +77,23 @@ class PartOfStream:
 
     def restore(self, state: Any) -> None:
         self.stream.restore(state)
+
+
+class PartOfStream(Changed):
+    """A stream of whose batches a process takes its part. What comes next is as if it took all.
+
+    part: of a batch.
+    """
+
+    def __init__(self, stream: Stream, part: Callable[[Batch], Batch]) -> None:
+        super().__init__(stream)
+        self.part = part
+
+    def batch(self, start: int, count: int) -> Batch:
+        return self.part(self.stream.batch(start, count))
+
+    def take(self, start: int, count: int, progress: float) -> Batch:
+        return self.part(self.stream.take(start, count, progress))
 
 
 def stream_of(source: BatchSource) -> Stream:

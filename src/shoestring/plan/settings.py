@@ -34,8 +34,7 @@ def batch_of(
 ) -> tuple[int, str]:
     """(sequences of a step, why). tuned: of a model that has learnt before."""
     if tuned and critical_batch is None:
-        most, reason = rules.BASE_BATCH, "as small as suits a model that has learnt before"
-        return _leaving_steps(most, reason, tokens, context)
+        return _leaving_steps(rules.BASE_BATCH, "as suits a model that has learnt before", tokens, context)
     by_rule = rules.BATCH_TOKENS * (max(tokens, 1.0) / rules.BATCH_AT) ** rules.BATCH_EXPONENT
     if critical_batch is None and learned is not None and learned.batch is not None:
         said = learned.batch.predict({"tokens": max(tokens, 1.0)})
