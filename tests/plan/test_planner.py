@@ -13,9 +13,11 @@ from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
+from shoestring.plan import rules
 from shoestring.plan.choosing import UseLimit
 from shoestring.plan.pace import Pace
 from shoestring.plan.planner import Plan, paces_for, plan
+from shoestring.plan.settings import batch_of
 from shoestring.plan.sizes import flops_per_token, parameters
 from shoestring.train.config import RunConfig
 
@@ -163,12 +165,24 @@ def test_a_budget_that_buys_no_step_is_refused_and_one_of_few_is_told() -> None:
         UsageError, match=r"buys no step: 2.0 s are spent, and a run takes 1.0 s of starting.* give at least \d+s"
     ):
         _plan(4.2, seconds_spent=2.0)
-    said = " ".join(_plan(20.0, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}}).warnings)
+    said = " ".join(
+        _plan(20.0, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}, "train": {"batch": 4}}).warnings
+    )
     assert "too few to learn from" in said
     least = float(re.search(r"(\d+)s would buy 20", said)[1])  # type: ignore[index]
-    enough = _plan(least, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}})
+    enough = _plan(least, seconds_spent=2.0, fixed={"model": {"layers": 12, "width": 512}, "train": {"batch": 4}})
     assert enough.steps >= 20
     assert "too few" not in " ".join(enough.warnings)
+
+
+def test_a_batch_leaves_steps_down_to_one_sequence_and_large_models_are_kept_seldom() -> None:
+    settled = {"model": {"layers": 12, "width": 512, "context": 256}}
+    for seconds in (30.0, 60.0, 240.0, 1200.0):
+        plan = _plan(seconds, fixed=settled)
+        found = {one.key: one.value for one in plan.decisions}
+        assert plan.steps >= rules.ENOUGH_STEPS or found["train.batch"] == 1
+        assert ("train.checkpoint_every" in found) == (rules.saving_seconds(4 * plan.parameters) > 3.0)
+    assert batch_of(1e9, 512, None, None, tuned=True)[0] == rules.BASE_BATCH
 
 
 def test_memory_is_at_least_what_the_process_has_held() -> None:

@@ -45,11 +45,7 @@ def batch_of(
         reason = "growing with the root of the tokens"
         if critical_batch is not None:
             reason += f", well below the critical batch of {critical_batch:,.0f} tokens"
-        by_size = max(4, 2 ** round(math.log2(max(by_rule / context, 1))))
-        by_steps = 2 ** math.floor(math.log2(max(tokens / (rules.ENOUGH_STEPS * context), 1)))
-        return (
-            (by_size, reason) if by_size <= by_steps else (by_steps, f"so few as to leave {rules.ENOUGH_STEPS} steps")
-        )
+        return _leaving_steps(max(4, 2 ** round(math.log2(max(by_rule / context, 1)))), reason, tokens, context)
     most = rules.CRITICAL_SHARE * critical_batch / context
     reason = f"at most {rules.CRITICAL_SHARE:g} of the critical batch of {critical_batch:,.0f} tokens"
     return max(1, 2 ** math.floor(math.log2(max(most, 1)))), reason
@@ -58,9 +54,7 @@ def batch_of(
 def _leaving_steps(batch: int, reason: str, tokens: float, context: int) -> tuple[int, str]:
     """The batch, or fewer sequences where it leaves few steps, and why."""
     most = 2 ** math.floor(math.log2(max(tokens / (rules.ENOUGH_STEPS * context), 1)))
-    return (
-        (batch, reason) if batch <= most else (most, f"so few as to leave {rules.ENOUGH_STEPS} steps, where they can")
-    )
+    return (batch, reason) if batch <= most else (most, f"to leave {rules.ENOUGH_STEPS} steps where that can be")
 
 
 def _named(fixed: Mapping[str, Any], section: str, default: str) -> str:
