@@ -27,6 +27,8 @@ PREPARATION = 120.0
 """Seconds that a target may take to prepare, the imports included."""
 MEMORY = 4 << 30
 """Bytes of address space that a target may take beyond what it has when it is prepared."""
+START = "spawn"
+"""How a process begins: with nothing of this one's."""
 PACKAGE = "tests.fuzz.targets"
 
 
@@ -122,7 +124,7 @@ def _place(error: BaseException) -> str:
 
 def _one_process(figures: Figures, seconds: float, seed: str, only: int | None, most: int | None, package: str) -> bool:
     """Cases in a process of its own, into `figures`. Returns whether it came to its end by itself."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(START)
     here, there = context.Pipe(duplex=False)
     scratch = Path(tempfile.mkdtemp(prefix=f"fuzz-{figures.name}-"))
     known = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "SHOESTRING_CACHE": str(scratch / "cache")}

@@ -86,6 +86,7 @@ def test_what_is_bad_is_found_and_the_rest_goes_on(
     (package / "__init__.py").write_text("")
     (package / "odd.py").write_text(CASES.format(bad=bad))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(explore, "START", "fork")  # everything is imported here already
     figures = explore.run("odd", 60, seed=3, most=12, package="odd_targets")
     assert figures.cases == 12
     assert figures.refused + figures.accepted > 0

@@ -119,7 +119,7 @@ def test_sums_over_processes_pass_beside_the_next_part(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # torch is imported here already
     args = [(rank, port, text, wanted, tmp_path / "said") for rank in range(2)]
     crew = [context.Process(target=divided, args=one) for one in args]
     for process in crew:
