@@ -1,10 +1,10 @@
 """Caches that hold less, on one model: what each costs in likelihood and recall, and what it saves in bytes and seconds.
 
 Each policy keeps --shares of the tokens, at each of --lengths; each store holds all of them. Of every arm are told: the loss, in
-nats a token, on the last --last tokens of long documents, which the arm reads as an engine would; the share of needles, and of
-values of keys, that it finds; bytes that its cache takes by its own count, and by which the process grew (anonymous memory, so not
-mapped files); seconds of reading the beginning, and milliseconds a token after it. `whole` reads prompts whole before they are
-cut, as most methods were published; else memory is fixed from the start.
+nats a token, on the last --last tokens of long documents, which the arm reads as an engine would; the share of needles that it
+finds, and of values where several keys have one; bytes that its cache takes by its own count, and by which the process grew
+(anonymous memory, so not mapped files); seconds of reading the beginning, and milliseconds a token after it. `whole` reads prompts
+whole before they are cut, as most methods were published; else memory is fixed from the start.
 
 cache_peers.py sets ours beside kvpress. With --json every arm is kept as it is measured: the same command goes on where it was
 stopped, on the same machine. --training measures the peak memory of a training step of a small model with `mini_sequences` and
@@ -16,7 +16,6 @@ import ctypes
 import gc
 import json
 import multiprocessing
-import random
 import sys
 import time
 from collections.abc import Sequence
@@ -42,6 +41,8 @@ from shoestring.method import methods
 from shoestring.task import Task
 from shoestring.train.run_folder import environment
 
+KEYS = 8
+"""Whose values a text gives; one is asked for."""
 GREEDY = Sampling(temperature=0)
 HERE = Path(__file__).resolve().parent
 
@@ -114,32 +115,19 @@ def score(opened: Opened, config: CacheConfig, text: Sequence[int], last: int, t
     return {**figures, "prefill_seconds": prefill, "ms_a_token": 1e3 * after / len(losses)}
 
 
-def pairs(chance: random.Random, count: int) -> tuple[str, str]:
-    """(keys with values, and the question for one, the value)."""
-    made = {f"{chance.randrange(10**6):06d}": f"{chance.randrange(10**6):06d}" for _ in range(count)}
-    asked = chance.choice(list(made))
-    lines = "\n".join(f"key {key}: value {value}" for key, value in made.items())
-    return f"{lines}\nThe value of key {asked} is: value", made[asked]
-
-
 def recall(
     opened: Opened, config: CacheConfig, length: int, items: int, value_items: int, tokens: int
 ) -> dict[str, float]:
     """The shares of needles and of values that are found in prompts of about so many tokens; 0 where none are asked for."""
     assert opened.tokenizer is not None
-    task: Task = Choice.of("task", "needle", kind="task", sentences=max(1, length // 11)).build()
-    chance = random.Random(length)
-    needles = [(problem.prompt, problem) for problem in task.problems("test", 0, items)]
-    values = [pairs(chance, max(2, length // 22)) for _ in range(value_items)]
     right = {"needle": 0.0, "key_value": 0.0}
-    for kind, asked in (("needle", needles), ("key_value", values)):
-        for prompt, answer in asked:
-            ids = opened.tokenizer.encode(prompt)[-(opened.model.about.context - 16) :]
+    for kind, hidden, count in (("needle", 1, items), ("key_value", KEYS, value_items)):
+        task: Task = Choice.of("task", "needle", kind="task", sentences=max(1, length // 11), needles=hidden).build()
+        for problem in task.problems("test", 0, count):
+            ids = opened.tokenizer.encode(problem.prompt)[-(opened.model.about.context - 16) :]
             engine = Engine(opened.model, rows=1, tokens=tokens, room=len(ids) + 12, cache=config)
             (got,) = engine.run([Request(tuple(ids), GREEDY, 12)])
-            text = opened.tokenizer.decode(list(got.tokens))
-            found = task.check(answer, text).value if kind == "needle" else float(answer in text)  # type: ignore[operator, arg-type]
-            right[kind] += found / len(asked)
+            right[kind] += task.check(problem, opened.tokenizer.decode(list(got.tokens))).value / count
     return right
 
 
