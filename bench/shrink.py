@@ -1,6 +1,6 @@
 """Models pruned and healed to shares of their time a token, beside random scores, fewer layers, and the same shape from scratch.
 
-For each model and share: `shoestring shrink --to MSms/token` by several methods within a budget of seconds; the same model with
+For each model and share: `shoestring shrink --to SHARExms/token` by several methods within a budget of seconds; the same model with
 layers left out until a token takes as long; and a model of the shape that the first method ended with, trained from scratch on the
 same text for the same seconds. Told are held-out losses before, after pruning and after healing, the time a token that was asked
 for and that came, and what healing was predicted to come to beside what it came to. `--cache` also tells what a token of a
@@ -64,10 +64,10 @@ def shoestring(*words: object) -> dict[str, Any]:
 
 
 def shrunk(
-    place: str, method: str, target: float, budget: str, more: Sequence[str], out: Path, *, to: str = ""
+    place: str, method: str, target: float, budget: str, more: Sequence[str], out: Path, *, to: str
 ) -> dict[str, Any]:
-    """One way to prune to a time a token, in seconds. to: another target, as the command takes it."""
-    words = ["--method", method, "--to", to or f"{1e3 * target:.6f}ms/token", "--budget", budget, *more]
+    """One way to prune. target: the time a token, in seconds. to: the same, as the command takes it."""
+    words = ["--method", method, "--to", to, "--budget", budget, *more]
     found = shoestring("shrink", place, *words, "--out", out, "--json")
     stages = found["stages"]
     got = stages["healed"]["seconds"]
@@ -211,7 +211,8 @@ def main(words: Sequence[str]) -> int:
             whole = kept(folder / f"{stem}-whole", partial(_whole, place))["seconds"]
             for share in shares:
                 target, arms, at = share * whole, list[dict[str, Any]](), folder / f"{stem}-{share:g}"
-                to, first = "0.9x" if options.smallest else "", Path(f"{at}-{methods[0]}")
+                to = "0.9x" if options.smallest else f"{share:g}xms/token"
+                first = Path(f"{at}-{methods[0]}")
                 ways: dict[str, Callable[..., dict[str, Any]]] = {
                     method: partial(shrunk, place, method, target, budget, more, to=to) for method in methods
                 }

@@ -23,6 +23,8 @@ def made() -> Transformer:
     ("text", "target"),
     [
         ("0.7x", Target("parameters", 0.7, relative=True)),
+        ("0.7xms/token", Target("seconds", 0.7, relative=True)),
+        ("0.7x flops/token", Target("flops", 0.7, relative=True)),
         ("90MiB", Target("bytes", 90 * 2**20)),
         ("1.5GB", Target("bytes", 1.5e9)),
         ("80Mparameters", Target("parameters", 80e6)),
@@ -38,7 +40,9 @@ def test_targets_are_read(text: str, target: Target) -> None:
     assert found.amount == pytest.approx(target.amount)
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.2x", "0x", "4", "fast", "-3MB", "0MB", "4ms", "3lbs", "nan", "infMB"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "1.2x", "0x", "4", "fast", "-3MB", "0MB", "4ms", "3lbs", "nan", "infMB", "0.7xMB"]
+)
 def test_what_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"--to .*: a share|is no target: say 0\.7x"):
         Target.parse(text)

@@ -19,7 +19,9 @@ Unit = Literal["parameters", "bytes", "flops", "seconds"]
 
 WRITTEN = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)(.*)", re.IGNORECASE)
 PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-FORMS = "0.7x, 90MiB, 80Mparameters, 200Mflops/token or 4ms/token"
+SHARES: dict[str, Unit] = {"": "parameters", "flops/token": "flops", "ms/token": "seconds"}
+"""What a share is of, by what stands behind its x."""
+FORMS = "0.7x, 0.7xms/token, 90MiB, 80Mparameters, 200Mflops/token or 4ms/token"
 
 WEIGHT = 2
 """Bytes of a weight, as models are mostly kept: in bfloat16."""
@@ -40,13 +42,16 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """'0.7x' (of the parameters), or an amount of bytes, parameters, operations or seconds a token. Raises: UsageError."""
+        """'0.7x' (of the parameters; '0.7xms/token': of the time), or an amount of bytes, parameters, operations or seconds.
+
+        Raises: UsageError.
+        """
         found = WRITTEN.fullmatch(text.strip())
         amount, rest = (float(found[1]), found[2].strip().lower()) if found else (0.0, "")
-        if found and rest == "x":
+        if found and rest.startswith("x") and (unit := SHARES.get(rest[1:].strip())):
             if not 0 < amount < 1:
                 raise UsageError(f"--to {text}: a share is above 0 and below 1, as 0.7x")
-            return cls("parameters", amount, relative=True)
+            return cls(unit, amount, relative=True)
         for ending, unit, scale in (
             ("ms/token", "seconds", 1e-3),
             ("s/token", "seconds", 1.0),
