@@ -167,9 +167,11 @@ def test_limits_are_taken_one_after_the_other() -> None:
         for k in (1, 2, 4, 8)
         for extra in (0.0, 0.4)  # of a worse weight decay
     ]
-    found = InfiniteCompute(then="members").fit(RunsTable.of(rows), resamples=2, rungs=0)
+    found = InfiniteCompute(then="members").fit(RunsTable.of(rows), resamples=2, rungs=0, most_steps=120)
     assert found.constants["E"] == pytest.approx(3.2, rel=1e-3)
-    one = InfiniteCompute().fit(RunsTable.of([row for row in rows if row["members"] == 1]), resamples=2, rungs=0)
+    one = InfiniteCompute().fit(
+        RunsTable.of([row for row in rows if row["members"] == 1]), resamples=2, rungs=0, most_steps=120
+    )
     assert one.constants["E"] == pytest.approx(3.4, rel=1e-3)
     with pytest.raises(UsageError, match="needs 4 numbers of members"):
         InfiniteCompute(then="members").fit(RunsTable.of([row for row in rows if row["members"] < 4]))
