@@ -12,6 +12,7 @@ under --out, and what is there is not made again; --seconds ends it before an ar
 that would begin later.
 
     python bench/shrink.py smollm2 10m --budget 5m --cache --out runs/shrink --json shrink.json
+    python bench/shrink_figure.py shrink.json --figure healing.svg
 """
 
 import argparse
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import tomli_w
@@ -140,6 +142,19 @@ def _whole(place: str) -> dict[str, Any]:
     return {"seconds": seconds_per_token(model)}
 
 
+def curve(folder: Path, points: int = 60) -> list[tuple[float, float]]:
+    """(share of the healing that is done, mean training loss) of a run, at most so many points."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["progress"], line["loss"]) for line in lines if line["kind"] == "train"]
+    first = losses[0][0] if losses else 0.0
+    size = -(-len(losses) // points)
+    parts = [losses[start : start + size] for start in range(0, len(losses), size)] if losses else []
+    return [
+        ((fmean(at for at, _ in part) - first) / max(1 - first, 1e-9), fmean(loss for _, loss in part))
+        for part in parts
+    ]
+
+
 def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]]) -> None:
     """Add to each arm its time a token as a share of the whole model's, all in turns in one process that did nothing else."""
     whole, *times = seconds_of_kept([place, *(arm["folder"] for arm in arms)], plain=True)
@@ -228,7 +243,7 @@ def main(words: Sequence[str]) -> int:
                     losses = ", ".join(f"{n} {v:.4f}" for n, v in arm["losses"].items() if v is not None)
                     asked, got = 1e3 * arm["asked_seconds"], 1e3 * arm["got_seconds"]
                     print(f"{name} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
-                    arm["folder"] = str(out)
+                    arm["folder"], arm["curve"] = str(out), curve(out)
                 results.append({"place": name, "share": share, "whole_seconds": whole, "arms": arms})
                 timed_together(place, share, arms)
             if options.cache or options.smallest:

@@ -142,6 +142,7 @@ SMOKES = {
     "reference_models": Smoke("--quick"),
     "scale_transfer": Smoke("--times 2 --context 32 --batch 2 --steps 10 --heldout-windows 8 --out runs.jsonl"),
     "shrink": Smoke("--smallest --json shrink.json"),
+    "shrink_figure": Smoke("--smallest --figure healing.svg"),
     "simulate": Smoke("--smallest --json simulate.json"),
     "slow_link": Smoke("--quick --ways ddp muloco_2bit", _links),
     "sync_peers": Smoke("--quick --sides torchft", lambda: _packages("torchft")),
