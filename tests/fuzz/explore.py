@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from shoestring.errors import ShoestringError
 
@@ -124,7 +125,7 @@ def _place(error: BaseException) -> str:
 
 def _one_process(figures: Figures, seconds: float, seed: str, only: int | None, most: int | None, package: str) -> bool:
     """Cases in a process of its own, into `figures`. Returns whether it came to its end by itself."""
-    context = multiprocessing.get_context(START)
+    context: Any = multiprocessing.get_context(START)
     here, there = context.Pipe(duplex=False)
     scratch = Path(tempfile.mkdtemp(prefix=f"fuzz-{figures.name}-"))
     known = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "SHOESTRING_CACHE": str(scratch / "cache")}
