@@ -99,15 +99,17 @@ def heldout(model: Transformer, windows: Windows, count: int) -> float:
     return total / count
 
 
-def train(model: Transformer, factor: float, options: argparse.Namespace, dataset: Dataset) -> tuple[float, int]:
-    """(held-out loss, steps) once the FLOPs are spent."""
+def train(
+    model: Transformer, factor: float, options: argparse.Namespace, dataset: Dataset, seconds: float | None = None
+) -> tuple[float, int]:
+    """(held-out loss, steps) once the FLOPs are spent, or the seconds."""
     optimizer = partition(model, Muon, AdamW).build()
     base = [group["lr"] for group in optimizer.param_groups]
     windows = Windows(dataset.train, options.context, options.seed)
     each = model.cost(Shape(options.batch, options.context, backward=True)).flops + optimizer.step_flops()
     steps = max(1, int(options.flops / each))
-    schedule = WSD()
-    for step in range(steps):
+    schedule, step, began = WSD(), 0, time.monotonic()
+    while (spent := step / steps if seconds is None else (time.monotonic() - began) / seconds) < 1:
         model.train()
         data = windows.batch(step * options.batch, options.batch)
         reading = model.read(data.inputs)
@@ -117,11 +119,12 @@ def train(model: Transformer, factor: float, options: argparse.Namespace, datase
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr
-        scale_learning_rates(optimizer, factor * schedule(step / steps))
+        scale_learning_rates(optimizer, factor * schedule(spent))
         optimizer.step()
         optimizer.zero_grad()
+        step += 1
     held = Windows(dataset.heldout, options.context, HELDOUT_ORDER)
-    return heldout(model, held, options.heldout_windows), steps
+    return heldout(model, held, options.heldout_windows), step
 
 
 def serving(model: Transformer, past: int, tokens: int) -> dict[str, Any]:
@@ -141,26 +144,31 @@ def serving(model: Transformer, past: int, tokens: int) -> dict[str, Any]:
     return {"past": past, "ms_a_token": 1e3 * median(times), "state_bytes": state}
 
 
-def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
-    """One arm, as a line of the file; what it could not do is in it, too."""
+def contexts_of(name: str, options: argparse.Namespace) -> list[int]:
+    """Tokens before the one that is timed. Weights of 'mlp_mixer' grow with the square of the context: it is served at that of
+    training alone."""
+    short = arms()[name].get("token_mixer") == "mlp_mixer"
+    return [past for past in options.contexts if not short or past + options.tokens <= options.context]
+
+
+def configuration(name: str, options: argparse.Namespace, dataset: Dataset) -> ModelConfig:
+    """The model of an arm."""
     changes = arms()[name]
-    mixer = changes.get("token_mixer")
-    # weights of this mixer grow with the square of the context: it is served at that of training alone
-    contexts = [past for past in options.contexts if mixer != "mlp_mixer" or past + options.tokens <= options.context]
-    longest = max([options.context, *(past + options.tokens for past in contexts)])
     if name == "scone":
         changes = {"span": [{**one, "ngrams": frequent(dataset, options.ngrams)} for one in changes["span"]]}
-    config = build(
-        ModelConfig,
-        {
-            "layers": options.layers,
-            "width": options.width,
-            "heads": options.width // 32,
-            "vocabulary": dataset.tokenizer.vocabulary,
-            "context": longest,
-            **changes,
-        },
-    )
+    sizes = {
+        "layers": options.layers,
+        "width": options.width,
+        "heads": options.width // 32,
+        "vocabulary": dataset.tokenizer.vocabulary,
+        "context": max([options.context, *(past + options.tokens for past in contexts_of(name, options))]),
+    }
+    return build(ModelConfig, {**sizes, **changes})
+
+
+def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, Any]:
+    """One arm, as a line of the file; what it could not do is in it, too."""
+    contexts, config = contexts_of(name, options), configuration(name, options, dataset)
     losses = {}
     for factor in FACTORS:
         torch.manual_seed(options.seed)

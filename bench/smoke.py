@@ -77,6 +77,7 @@ SMOKES = {
         "--smallest --out runs.jsonl --json all.json --arms dense mamba2 polynorm mixture_of_depths "
         "byte_pool hash_projection tied mlp_mixer scone"
     ),
+    "architectures_seconds": Smoke("--smallest --out seconds.jsonl --json all.json"),
     "budgets": Smoke(f"--seconds 10 --json budgets.json {TINY}"),
     "busy": Smoke(
         "--rounds 1 --steps 1 --settle 0.1 --most 1 --spins 1000 --layers 1 --width 32 --heads 2 --batch 1 --precision float32"
