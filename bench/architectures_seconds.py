@@ -94,7 +94,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("name the file of architectures.py")
     else:
         lines = [json.loads(line) for line in options.lines.read_text().splitlines()]
-        shape = lines[0]["settings"]
+        shape = dict(lines[0]["settings"])
     arms = promising(lines, options.top)
     settings = {**shape, "seconds": options.seconds, "threads": options.threads}
     runs = RunLines(options.out, settings)

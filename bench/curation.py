@@ -6,17 +6,23 @@ exactly, is at the threshold or above; the edit decides nothing else. Same seed,
 run, and the bench fails where two runs of one side differ. Each side runs in a process of its own, so that its peak of memory is
 its own. MB/s is of the whole: reading, hashing, candidates, clusters; --untimed leaves it out, as a busy machine says nothing
 of it, and what is found hangs on no clock. Needs `datasketch` (`pip install -e '.[bench]'`).
+
+text-dedup is a third side where --text-dedup names a Python that has it (its requirements are at odds with this project's): its own
+command, with as many permutations, the same runs of words and threshold, one process; its start counts, as it is one command.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +49,7 @@ EDITS: dict[str, Callable[[list[str], float, random.Random], list[str]]] = {}
 
 RATES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3)
 SIDES = ("shoestring", "datasketch")
+TEXT_DEDUP = "text-dedup"
 
 
 def edit(function: Callable[[list[str], float, random.Random], list[str]]) -> Any:
@@ -152,6 +159,22 @@ def datasketch_alone(path: Path, cache: Path) -> list[int]:
     return first
 
 
+def text_dedup(path: Path, cache: Path, python: str) -> list[int]:
+    """The same, by text-dedup's own command, in a process of its own (curation_text_dedup.py)."""
+    count = sum(1 for _ in open_corpus(str(path), TextOptions()).documents())
+    program = Path(__file__).with_name("curation_text_dedup.py")
+    command = [python, program, path, cache, NGRAM, PERMUTATIONS, THRESHOLD, count]
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=bare, check=False)
+    if done.returncode:
+        raise SystemExit(f"text-dedup: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    stands = json.loads(done.stdout.splitlines()[-1])
+    first: dict[int, int] = {}
+    for number, root in enumerate(stands):
+        first.setdefault(root, number)
+    return [first[root] for root in stands]
+
+
 def peak() -> int:
     """Bytes of this program at most. `getrusage` counts the program before `exec` too, which here is the one that made the set."""
     status = Path("/proc/self/status")
@@ -161,14 +184,18 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def side(name: str, path: Path) -> dict[str, Any]:
-    """One side in this process: what it found, what it took."""
+def side(name: str, path: Path, python: str | None) -> dict[str, Any]:
+    """One side in this process: what it found, what it took. python: that has text-dedup."""
+    sides: dict[str, Callable[[Path, Path], list[int]]] = {"shoestring": ours, "datasketch": datasketch_alone}
+    if python is not None:
+        sides[TEXT_DEDUP] = partial(text_dedup, python=python)
     with tempfile.TemporaryDirectory() as cache:
         before, began = peak(), time.perf_counter()
-        found = {"shoestring": ours, "datasketch": datasketch_alone}[name](path, Path(cache))
+        found = sides[name](path, Path(cache))
         seconds = time.perf_counter() - began
     digest = hashlib.sha256(json.dumps(found).encode()).hexdigest()
-    return {"first": found, "digest": digest, "seconds": seconds, "peak": peak(), "before": before}
+    child = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if name == TEXT_DEDUP else 0
+    return {"first": found, "digest": digest, "seconds": seconds, "peak": max(peak(), child), "before": before}
 
 
 def judged(first: Sequence[int], of: Sequence[int], similarity: Sequence[float]) -> dict[str, float]:
@@ -190,8 +217,8 @@ def by_edit(first: Sequence[int], edits: Sequence[str], similarity: Sequence[flo
     return found
 
 
-def measure(count: int, seed: int, repeats: int, *, timed: bool) -> dict[str, Any]:
-    """Both sides on one set, each in processes of its own."""
+def measure(count: int, seed: int, repeats: int, *, timed: bool, python: str | None) -> dict[str, Any]:
+    """All sides on one set, each in processes of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "set.jsonl"
         of, edits, similarity = labelled(count, seed, path)
@@ -202,8 +229,8 @@ def measure(count: int, seed: int, repeats: int, *, timed: bool) -> dict[str, An
             "near-duplicates": sum(alike >= THRESHOLD for alike in similarity),
             "sides": {},
         }
-        for name in SIDES:
-            turns = [_apart(name, path) for _ in range(repeats)]
+        for name in SIDES if python is None else (*SIDES, TEXT_DEDUP):
+            turns = [_apart(name, path, python) for _ in range(repeats)]
             if len({turn["digest"] for turn in turns}) > 1:
                 raise SystemExit(f"{name} found other clusters in another run of the same set")
             seconds = sorted(turn["seconds"] for turn in turns)[repeats // 2] if timed else None
@@ -218,8 +245,9 @@ def measure(count: int, seed: int, repeats: int, *, timed: bool) -> dict[str, An
     return found
 
 
-def _apart(name: str, path: Path) -> dict[str, Any]:
+def _apart(name: str, path: Path, python: str | None) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", name, "--set", str(path)]
+    command += [] if python is None else ["--text-dedup", python]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
 
@@ -232,15 +260,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--untimed", action="store_true", help="what is found and the memory alone")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--smallest", action="store_true", help="200 documents, once")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--text-dedup", metavar="PYTHON", help="of an environment with the package text-dedup")
+    parser.add_argument("--side", choices=(*SIDES, TEXT_DEDUP), help=argparse.SUPPRESS)
     parser.add_argument("--set", type=Path, help=argparse.SUPPRESS)
     found = parser.parse_args(words)
     if found.side:
-        print(json.dumps(side(found.side, found.set)))
+        print(json.dumps(side(found.side, found.set, found.text_dedup)))
         return 0
     if found.smallest:
         found.documents, found.repeats = 200, 1
-    figures = measure(found.documents, found.seed, found.repeats, timed=not found.untimed)
+    figures = measure(found.documents, found.seed, found.repeats, timed=not found.untimed, python=found.text_dedup)
     print(
         f"{figures['documents']:,} documents, {figures['megabytes']:.0f} MB, {figures['near-duplicates']:,} near-duplicates"
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PARTS = {"delaying_switch", "link_worker", "quantise_autoround", "smoke", "sync_sides"}
+PARTS = {"curation_text_dedup", "delaying_switch", "link_worker", "quantise_autoround", "smoke", "sync_sides"}
 """Scripts that another one starts, and this one."""
 LIMIT = 600.0
 """Seconds that a bench may take here."""
