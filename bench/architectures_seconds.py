@@ -88,13 +88,15 @@ def main(words: Sequence[str] | None = None) -> int:
             "flops": 1.0,
         }
         shape: dict[str, Any] = {**made, "contexts": [8], "tokens": 2, "ngrams": 512, "seed": 0}
-        lines = [{"arm": name, "loss": 1.0, "losses": {"1.0": 1.0}, "settings": shape} for name in (BASE, "lightning")]
+        lines: list[dict[str, Any]] = [
+            {"arm": name, "loss": 1.0, "losses": {"1.0": 1.0}} for name in (BASE, "lightning")
+        ]
         options.seconds, options.seeds = 0.2, [1]
     elif options.lines is None:
         parser.error("name the file of architectures.py")
     else:
         lines = [json.loads(line) for line in options.lines.read_text().splitlines()]
-        shape = dict(lines[0]["settings"])
+        shape = lines[0]["settings"]
     arms = promising(lines, options.top)
     settings = {**shape, "seconds": options.seconds, "threads": options.threads}
     runs = RunLines(options.out, settings)

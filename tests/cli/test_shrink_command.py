@@ -18,24 +18,30 @@ PLAIN = ("--execution.compile=none", "--execution.attention=flash", "--execution
 @pytest.fixture(scope="module")
 def base(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    status, _, errors = shoestring("train", "--budget=8ktok", f"--data.corpus={corpus}", *TINY, "--out", run)
+    words = ["--model.layers=2" if word == "--model.layers=1" else word for word in TINY]
+    status, _, errors = shoestring("train", "--budget=8ktok", f"--data.corpus={corpus}", *words, "--out", run)
     assert status == 0, errors
     return run
 
 
 @pytest.mark.usefixtures("pages")
-@pytest.mark.parametrize(("method", "axes"), [("minitron", ["hidden", "width"]), ("slimgpt", ["hidden", "heads"])])
-def test_it_prunes_heals_and_measures(base: Path, corpus: Path, tmp_path: Path, method: str, axes: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("method", "axes", "share"),
+    [("minitron", ["hidden", "width"], 0.7), ("slimgpt", ["hidden", "heads"], 0.7), ("drop_layers", ["layers"], 0.9)],
+)
+def test_it_prunes_heals_and_measures(
+    base: Path, corpus: Path, tmp_path: Path, method: str, axes: list[str], share: float
+) -> None:
     out = tmp_path / "small"
     status, output, errors = shoestring(
-        "shrink", base, "--to", "0.7x", "--method", method, "--budget=6ktok", f"--data.corpus={corpus}",
+        "shrink", base, "--to", f"{share}x", "--method", method, "--budget=6ktok", f"--data.corpus={corpus}",
         *QUICK, *PLAIN, "--out", out, "--json",
     )  # fmt: skip
     assert status == 0, errors
     found = json.loads(output)
     assert (found["method"], found["axes"]) == (method, axes)
     stages = found["stages"]
-    assert stages["healed"]["parameters"] <= 0.7 * stages["before"]["parameters"]
+    assert stages["healed"]["parameters"] <= share * stages["before"]["parameters"]
     assert stages["pruned"]["heldout_loss"] > stages["before"]["heldout_loss"]
     assert stages["healed"]["heldout_loss"] < stages["pruned"]["heldout_loss"]
     assert found["spent"]["accounts"]["teacher"]["flops"] > 0
@@ -69,9 +75,10 @@ def test_a_mask_that_frees_nothing_is_called_that(base: Path, corpus: Path, tmp_
     ("words", "line"),
     [
         (["--to", "ternary2"], "shoestring quantise {base} --to ternary2"),
-        (["--to", "0.5"], "--to 0.5 is no target: say 0.7x, 90MiB"),
+        (["--to", "0.5"], "--to 0.5 is no target: say 0.7x, 0.7xms"),
         (["--to", "0.5x", "--method", "minitro"], "--method minitro is no way of pruning: "),
-        (["--to", "0.5x", "--method", "drop_layers"], "--method drop_layers is no way of pruning: "),
+        (["--to", "0.5x", "--method", "lora"], "--method lora is no way of pruning: "),
+        (["--to", "0.01x", "--method", "drop_layers"], "layers alone do not reach"),
         (["--to", "0.5x", "--axes", "depth"], "--axes depth: minitron cuts hidden, heads, width, not 'depth'"),
         (["--to", "0.001x"], "alone do not reach"),
         (["--to", "90MiB", "--method", "cast"], "masks weights, and frees no bytes: give a share, as 0.5x"),

@@ -8,7 +8,7 @@ import torch
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
-from shoestring.shrink.shares import cut_to, share_for
+from shoestring.shrink.shares import cut_to, layers_for, outline_of, share_for
 from shoestring.shrink.target import WEIGHT, Size, Target, seconds_per_token, size_of
 
 CONFIG = ModelConfig(layers=2, width=64, heads=4, key_value_heads=2, vocabulary=50, context=48, hidden=128)
@@ -96,6 +96,39 @@ def test_a_target_in_seconds_is_met_by_measuring() -> None:
     assert len(asked) <= 6
     with pytest.raises(UsageError, match=r"the least is 4\.\d+ ms a token; drop layers too"):
         share_for(model, Target("seconds", 0.001), ["hidden"], 8, whole=whole, measure=measure)
+
+
+def of_layers(stay: int) -> Size:
+    made = outline_of(deep())
+    made.anatomy().keep_layers(range(stay))
+    return size_of(made)
+
+
+def deep() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(replace(CONFIG, layers=9)).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("text", ["0.8x", "0.5x", "300kB", "0.6x flops/token", "0.55xms/token"])
+def test_the_most_layers_that_reach_the_target(text: str) -> None:
+    model, target, asked = deep(), Target.parse(text), list[int]()
+
+    def timed(made: Transformer) -> Size:
+        asked.append(made.about.layers)
+        return replace(size_of(made), seconds=0.001 * (2 + made.about.layers))
+
+    whole = timed(model)
+    stay, found = layers_for(model, target, whole=whole, measure=timed)
+    assert found.of(target.unit) <= target.of(whole)
+    if target.unit == "seconds":
+        assert stay == 4
+        assert len(asked) <= 5
+    else:
+        assert found == of_layers(stay)
+        assert of_layers(stay + 1).of(target.unit) > target.of(whole)
+    assert model.about.layers == 9
+    with pytest.raises(UsageError, match=r"layers alone do not reach .*: the least is .*; cut widths too"):
+        layers_for(model, replace(target, amount=1e-9), whole=whole, measure=timed)
 
 
 def test_what_is_small_enough_is_refused() -> None:

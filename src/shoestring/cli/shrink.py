@@ -36,9 +36,10 @@ from shoestring.shrink.gguf_file import KINDS as TERNARY_KINDS
 from shoestring.shrink.healing import EARLY, Healed, healed
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.milliseconds import seconds_of_kept
-from shoestring.shrink.shares import KINDS, share_for
+from shoestring.shrink.shares import KINDS, layers_for, share_for
 from shoestring.shrink.target import Size, Target, seconds_in_turns, size_of
 from shoestring.shrink.worth import Scratch, from_scratch, operations, price
+from shoestring.surgery.edits.drop_layers import DropLayers
 from shoestring.surgery.masking import Masking, zeros
 from shoestring.surgery.pruning import Pruning
 from shoestring.train.evaluate import Heldout
@@ -150,7 +151,7 @@ def run(words: Sequence[str]) -> int:
 
 def _method(name: str) -> Card:
     """The card of a way of pruning or masking. Raises: UsageError for any other edit."""
-    usable = [card.name for card in methods("surgery", "edit") if _prunes(card) or _masks(card)]
+    usable = [card.name for card in methods("surgery", "edit") if _prunes(card) or _masks(card) or _drops(card)]
     if name not in usable:
         raise UsageError(f"--method {name} is no way of pruning: {did_you_mean(name, usable)}")
     return find("surgery", name, "edit")
@@ -160,6 +161,10 @@ def _prunes(card: Card) -> bool:
     return (
         isinstance(card.target, type) and issubclass(card.target, Pruning) and "multiple" in card.options().model_fields
     )
+
+
+def _drops(card: Card) -> bool:
+    return card.target is DropLayers
 
 
 def _masks(card: Card) -> bool:
@@ -187,13 +192,18 @@ def _asked(model: Transformer, whole: Size, target: Target, card: Card, axes: Se
         edit = {"name": card.name, **masking.options_for(target.amount)}
         said = f"{card.name}: {target.amount:.0%} of the weights of each matrix stay, the others are kept at zero"
         return ShrinkRequest(card, edit, said, (), target.amount)
-    multiple = int(card.options().model_fields["multiple"].default)
 
     def measure(cut: Transformer) -> Size:
         """Its time is told on the scale of the whole model's first, whatever else the machine does by now."""
         was, took = seconds_in_turns([model, cut])
         return replace(size_of(cut), seconds=whole.of("seconds") * took / was)
 
+    if _drops(card):
+        stay, planned = layers_for(model, target, whole=whole, measure=measure)
+        edit = {"name": card.name, "count": len(model.blocks) - stay, "by": "influence"}
+        said = f"{card.name}: {stay} of {len(model.blocks)} layers stay, for {planned}"
+        return ShrinkRequest(card, edit, said, ("layers",), stay / len(model.blocks))
+    multiple = int(card.options().model_fields["multiple"].default)
     share, planned = share_for(model, target, axes, multiple, whole=whole, measure=measure)
     said = f"{card.name}: {share:.0%} of {' and '.join(axes)} stay, for {planned}"
     return ShrinkRequest(card, {"name": card.name, **dict.fromkeys(axes, share)}, said, tuple(axes), share)

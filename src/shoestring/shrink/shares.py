@@ -1,4 +1,4 @@
-"""How much of each axis may stay so that a model comes down to a target."""
+"""How much of each axis, or how many layers, may stay so that a model comes down to a target."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -71,9 +71,7 @@ def share_for(
     whole: the size of the model as it is. measure: the size of a model, its seconds among it.
     Raises: UsageError where the model is small enough already, and where no share is: with the least that there is.
     """
-    wanted, unit = target.of(whole), target.unit
-    if whole.of(unit) <= wanted:
-        raise UsageError(f"the model has {_said(unit, whole.of(unit))} already: a target below that is needed")
+    wanted, unit = _wanted(target, whole), target.unit
     if unit == "seconds":
         return _by_time(model, wanted, axes, multiple, whole, measure)
 
@@ -93,6 +91,41 @@ def share_for(
         else:
             high = middle
     return low / STEPS, at(low)
+
+
+def layers_for(
+    model: Transformer, target: Target, *, whole: Size, measure: Callable[[Transformer], Size]
+) -> tuple[int, Size]:
+    """(the most layers with which the model reaches the target, its size with so many). As `share_for`."""
+    wanted, unit, total = _wanted(target, whole), target.unit, len(model.blocks)
+
+    def at(stay: int) -> Size:
+        made = copy.deepcopy(model) if unit == "seconds" else outline_of(model)
+        made.anatomy().keep_layers(range(stay))
+        return measure(made) if unit == "seconds" else size_of(made)
+
+    low, high, least, most = 1, total, at(1), whole
+    if least.of(unit) > wanted:
+        raise UsageError(
+            f"layers alone do not reach {_said(unit, wanted)}: the least is {_said(unit, least.of(unit))}; cut widths too"
+        )
+    while high - low > 1:  # what a model takes grows evenly with its layers, so two or three are tried
+        part = (wanted - least.of(unit)) / max(most.of(unit) - least.of(unit), 1e-12)
+        stay = min(max(low + int(part * (high - low)), low + 1), high - 1)
+        found = at(stay)
+        if found.of(unit) <= wanted:
+            low, least = stay, found
+        else:
+            high, most = stay, found
+    return low, least
+
+
+def _wanted(target: Target, whole: Size) -> float:
+    """The amount of a target. Raises: UsageError where the model has no more than that."""
+    wanted, unit = target.of(whole), target.unit
+    if whole.of(unit) <= wanted:
+        raise UsageError(f"the model has {_said(unit, whole.of(unit))} already: a target below that is needed")
+    return wanted
 
 
 def _by_time(
