@@ -79,7 +79,7 @@ def test_a_mask_that_frees_nothing_is_called_that(base: Path, corpus: Path, tmp_
         (["--to", "0.5x", "--method", "minitro"], "--method minitro is no way of pruning: "),
         (["--to", "0.5x", "--method", "lora"], "--method lora is no way of pruning: "),
         (["--to", "0.01x", "--method", "drop_layers"], "layers alone do not reach"),
-        (["--to", "0.5x", "--axes", "depth"], "--axes depth: minitron cuts hidden, heads, width, not 'depth'"),
+        (["--to", "0.5x", "--axes", "depth"], "--axes depth: slimgpt cuts hidden, heads, not 'depth'"),
         (["--to", "0.001x"], "alone do not reach"),
         (["--to", "90MiB", "--method", "cast"], "masks weights, and frees no bytes: give a share, as 0.5x"),
         (["--to", "0.617x", "--method", "cast"], "cast keeps some of every few weights: a share such as 0.5x"),

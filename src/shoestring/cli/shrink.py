@@ -106,7 +106,7 @@ def run(words: Sequence[str]) -> int:
         "place", metavar="PLACE", help="a folder of a run or of transformers, a GGUF file, hf:NAME@REVISION, or smollm2"
     )
     parser.add_argument("--to", required=True, metavar="TARGET", help="what it is to come down to: see below")
-    parser.add_argument("--method", default="minitron", metavar="NAME", help="of pruning (default minitron)")
+    parser.add_argument("--method", default="slimgpt", metavar="NAME", help="of pruning (default slimgpt)")
     parser.add_argument(
         "--axes",
         metavar="NAMES",
