@@ -80,6 +80,8 @@ WAYS: dict[str, Way] = {
     "gptq": Way(GROUPS),
     "nupes": Way({"name": "power_groups"}, "nupes"),
     "nupes, equal steps": Way(GROUPS, "nupes"),
+    "gptq, groups of 128": Way({**GROUPS, "group": 128}),
+    "nupes, equal steps, groups of 128": Way({**GROUPS, "group": 128}, "nupes"),
     "power_groups, gptq": Way({"name": "power_groups"}),
     "finequant": Way({"name": "adaptive_groups"}, "rtn"),
     "symmetric, gptq": Way({**GROUPS, "group": 32, "symmetric": True}),
@@ -128,7 +130,7 @@ class Row:
     def said(self) -> str:
         late = f", {self.rounded} matrices to the nearest" if self.rounded else ""
         return (
-            f"{self.way:26} {self.bits:4.1f} bits, {self.stored:5.2f} stored {self.bytes:>12,} bytes  "
+            f"{self.way:33} {self.bits:4.1f} bits, {self.stored:5.2f} stored {self.bytes:>12,} bytes  "
             f"{self.loss:8.4f}  {self.seconds:7.1f} s{late}"
         )
 
