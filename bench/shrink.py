@@ -42,9 +42,10 @@ from shoestring.model import ModelConfig, Transformer
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.distillation import Distillation
 from shoestring.objective.teachers import TEACHER
+from shoestring.shrink.healing import healed
 from shoestring.shrink.milliseconds import seconds_of_kept
 from shoestring.shrink.target import seconds_per_token
-from shoestring.train.run_folder import environment
+from shoestring.train.run_folder import RunFolder, environment
 
 METHODS = ("minitron", "slimgpt", "random_pruning")
 TINY = "--model.layers=3 --model.width=256 --model.heads=4 --model.hidden=512 --data.vocabulary=1024"
@@ -80,7 +81,6 @@ def shrunk(
         "asked_seconds": target,
         "got_seconds": got,
         "seconds": found["spent"]["seconds"],
-        "healing": found["healing"],
         "from_scratch_predicted": found["from_scratch"],
     }
 
@@ -153,6 +153,12 @@ def curve(folder: Path, points: int = 60) -> list[tuple[float, float]]:
         ((fmean(at for at, _ in part) - first) / max(1 - first, 1e-9), fmean(loss for _, loss in part))
         for part in parts
     ]
+
+
+def healing(folder: Path) -> dict[str, Any]:
+    """What the end of a healing run was predicted to be, and came to."""
+    found = healed(RunFolder.open(folder).read_metrics())
+    return {"predicted": found.expected and found.expected._asdict(), "seen": found.seen, "came_to": found.came_to}
 
 
 def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]]) -> None:
@@ -244,6 +250,8 @@ def main(words: Sequence[str]) -> int:
                     asked, got = 1e3 * arm["asked_seconds"], 1e3 * arm["got_seconds"]
                     print(f"{name} {share:g} {arm['arm']:16} {losses}; {got:.2f} ms of {asked:.2f} asked", flush=True)
                     arm["folder"], arm["curve"] = str(out), curve(out)
+                    if way != "scratch":
+                        arm["healing"] = healing(out)
                 results.append({"place": name, "share": share, "whole_seconds": whole, "arms": arms})
                 timed_together(place, share, arms)
             if options.cache or options.smallest:

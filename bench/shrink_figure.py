@@ -1,4 +1,4 @@
-"""How healing went, and what its end was predicted to be when a twentieth of it was done: from the figures of shrink.py.
+"""How healing went, and what its end was predicted to be when a first part of it was done: from the figures of shrink.py.
 
 A panel for each model and share; a line for each method whose healing was long enough to be predicted: the loss of its objective
 against the share of its healing that is done. The bar at the right is the interval that was predicted of nine ends in ten; the
@@ -16,7 +16,6 @@ from typing import Any
 
 from shoestring.errors import UsageError
 from shoestring.report.drawing import COLOUR, SERIES, label_ends, name_axes, panel, save, style
-from shoestring.shrink.healing import EARLY
 
 BARS = 1.03
 """Where the bars stand: behind the end."""
@@ -24,7 +23,7 @@ BARS = 1.03
 MADE_UP = {
     "arm": "nothing",
     "curve": [(share / 20, 3 - share / 20) for share in range(21)],
-    "healing": {"predicted": {"value": 2.1, "low": 1.8, "high": 2.5}, "came_to": 2.05},
+    "healing": {"seen": 0.05, "predicted": {"value": 2.1, "low": 1.8, "high": 2.5}, "came_to": 2.05},
 }
 
 
@@ -45,7 +44,7 @@ def predicted(paths: Sequence[Path]) -> list[tuple[str, list[dict[str, Any]]]]:
 def draw(arms: Sequence[Mapping[str, Any]], title: str, target: Path) -> None:
     """Write `target`, an SVG."""
     figure, axes = panel(720, 340, left=52, right=170, top=44)
-    axes.axvspan(0, EARLY, color=COLOUR["mark"], linewidth=0)
+    axes.axvspan(0, max(arm["healing"]["seen"] for arm in arms), color=COLOUR["mark"], linewidth=0)
     ends = []
     for place, arm in enumerate(arms):
         series = SERIES[place % len(SERIES)]
@@ -57,7 +56,7 @@ def draw(arms: Sequence[Mapping[str, Any]], title: str, target: Path) -> None:
         axes.plot([at], [came], "o", color=COLOUR[series], markersize=4.5)
         ends.append((at, came, str(arm["arm"]).replace("_", " "), series))
     axes.set_xlim(0, BARS + 0.02 * len(arms))
-    name_axes(axes, "share of the healing that is done; shaded: what the prediction saw", title)
+    name_axes(axes, "share of the healing that is done; shaded: what predictions saw", title)
     label_ends(axes, ends, size=11)
     with open(target, "wb") as file:
         save(figure, file, "svg")

@@ -46,8 +46,12 @@ def test_it_prunes_heals_and_measures(
     assert stages["healed"]["heldout_loss"] < stages["pruned"]["heldout_loss"]
     assert found["spent"]["accounts"]["teacher"]["flops"] > 0
     assert stages["healed"]["seconds"] > 0
-    assert "are too few to predict its end" in errors
-    assert found["healing"]["predicted"] is None
+    told = (
+        "a final loss of" in errors,
+        "are too few to predict its end" in errors,
+    )  # lines are as seldom as the clock has them
+    assert told == (found["healing"]["predicted"] is not None, found["healing"]["predicted"] is None)
+    assert found["healing"]["seen"] >= 0.05
     assert found["from_scratch"]["tokens"] > 6000, "the teacher's operations count too"
     assert "times the parameters" in errors
     assert "from scratch for as many operations: about" in errors

@@ -11,7 +11,7 @@ from shoestring.model import ModelConfig, Transformer
 from shoestring.plan.curve import extrapolate
 from shoestring.plan.outlook import LAWS
 from shoestring.plan.runs_table import RunsTable
-from shoestring.shrink.healing import healed
+from shoestring.shrink.healing import foretold, healed
 from shoestring.shrink.worth import from_scratch, operations, price
 
 
@@ -49,10 +49,24 @@ def test_only_the_first_part_tells_the_end() -> None:
     assert "it came to" in str(whole)
 
 
+def test_a_short_healing_is_predicted_once_there_are_losses_enough() -> None:
+    lines = curve(1, steps=40)
+    found = healed(lines)
+    assert found.expected is not None
+    assert (found.points, found.seen) == (8, pytest.approx(7 / 40))
+    assert str(found).startswith("from its first 18%, ")
+    assert healed(lines[:8]).expected == found.expected
+    assert [foretold(lines[:count]) for count in (1, 7, 8, 9)] == [False, False, True, True]
+    long_ = curve(1)
+    assert [foretold(long_[:count]) for count in (8, 25, 31)] == [False, False, True]
+
+
 def test_too_few_losses_are_said_and_not_guessed_from() -> None:
-    found = healed(curve(1, steps=40))
+    lines = curve(1, steps=10)
+    found = healed(lines)
     assert found.expected is None
-    assert " losses in the first 5% are too few to predict its end" in str(found)
+    assert " losses in the first 50% are too few to predict its end" in str(found)
+    assert [foretold(lines[:count]) for count in (4, 7)] == [False, True]
     assert healed([]).came_to is None
 
 

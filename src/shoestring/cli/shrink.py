@@ -33,7 +33,7 @@ from shoestring.plan.memory import known, learned_runs
 from shoestring.plan.runs_table import text_key
 from shoestring.report.page import write_report
 from shoestring.shrink.gguf_file import KINDS as TERNARY_KINDS
-from shoestring.shrink.healing import EARLY, Healed, healed
+from shoestring.shrink.healing import Healed, foretold, healed
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.milliseconds import seconds_of_kept
 from shoestring.shrink.shares import KINDS, layers_for, share_for
@@ -94,8 +94,7 @@ class HealingLive(LiveView):
         if self.said or line["kind"] != "train":
             return
         self.lines.append(line)
-        first = self.lines[0]["progress"]
-        if (line["progress"] - first) / max(1 - first, 1e-9) >= EARLY:
+        if foretold(self.lines):
             self.console.print(f"  healing: {healed(self.lines)}", highlight=False, markup=False, soft_wrap=True)
             self.said = True
 
@@ -312,6 +311,10 @@ def _measured(
         "zeros": zero,
         "stages": made,
         "spent": spent,
-        "healing": {"predicted": curve.expected and curve.expected._asdict(), "came_to": curve.came_to},
+        "healing": {
+            "predicted": curve.expected and curve.expected._asdict(),
+            "seen": curve.seen,
+            "came_to": curve.came_to,
+        },
         "from_scratch": {"tokens": scratch.tokens, **scratch.expected._asdict(), "source": scratch.source},
     }

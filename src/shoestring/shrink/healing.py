@@ -15,6 +15,9 @@ from shoestring.plan.law import Prediction
 EARLY = 0.05
 """Share of the healing budget after which its end is predicted, and at its end the part whose mean loss is the truth."""
 
+LATEST = 0.5
+"""Where that share has too few losses, more is waited for, but not beyond this one."""
+
 BINS, LEAST = 24, 8
 """Points of the curve, at most and at least."""
 
@@ -26,20 +29,22 @@ Line = Mapping[str, Any]
 class Healed:
     """The healing loss, in the unit of the objective.
 
-    expected: at the end, with its interval, from the first `EARLY` of the budget; None where that has too few losses.
+    expected: at the end, with its interval, from the first part of the budget; None where that has too few losses.
     points: how many there were. came_to: the mean of the last `EARLY`; None where it did not get there.
+    seen: the share of the budget that the prediction is from: `EARLY`, or more where that had too few losses.
     """
 
     expected: Prediction | None
     points: int
     came_to: float | None
+    seen: float = EARLY
 
     def __str__(self) -> str:
         if self.expected is None:
-            said = f"{self.points} losses in the first {EARLY:.0%} are too few to predict its end: {LEAST} at least"
+            said = f"{self.points} losses in the first {self.seen:.0%} are too few to predict its end: {LEAST} at least"
             return said if self.came_to is None else f"{said}; it came to {self.came_to:.3f}"
         value, low, high = self.expected
-        said = f"from its first {EARLY:.0%}, a final loss of {value:.3f} was predicted ({low:.3f} to {high:.3f})"
+        said = f"from its first {self.seen:.0%}, a final loss of {value:.3f} was predicted ({low:.3f} to {high:.3f})"
         return said if self.came_to is None else f"{said}; it came to {self.came_to:.3f}"
 
 
@@ -53,9 +58,21 @@ def healed(lines: Sequence[Line]) -> Healed:
         return Healed(None, 0, None)
     begin = losses[0]["progress"]
     points = [((line["progress"] - begin) / max(1 - begin, 1e-9), float(line["loss"])) for line in losses]
-    early = [point for point in points if point[0] <= EARLY]
+    early, seen = [point for point in points if point[0] <= EARLY], EARLY
+    if len(early) < LEAST:
+        early = [point for point in points[:LEAST] if point[0] <= LATEST]
+        seen = max(EARLY, early[-1][0]) if len(early) == LEAST else LATEST
     late = [loss for share, loss in points if share >= 1 - EARLY]
-    return Healed(_predicted(early), len(early), fmean(late) if late else None)
+    return Healed(_predicted(early), len(early), fmean(late) if late else None, seen)
+
+
+def foretold(lines: Sequence[Line]) -> bool:
+    """Whether the losses so far are those that the end is predicted from."""
+    found = healed(lines)
+    last = float(lines[-1]["progress"]) if lines else 0.0
+    begin = float(lines[0]["progress"]) if lines else 0.0
+    done = (last - begin) / max(1 - begin, 1e-9)
+    return done >= LATEST or (done >= EARLY and found.points >= LEAST)
 
 
 def _predicted(points: Sequence[tuple[float, float]]) -> Prediction | None:
