@@ -13,20 +13,17 @@ Every run is a line of --out, and what is there is not run again.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from run_lines import RunLines
+from run_lines import RunLines, add_flags, settings
 from torch import nn
 from torch.nn import functional as F
 
-from shoestring import atomic
 from shoestring.budget.machine import cache_folder, probe
 from shoestring.config import build
 from shoestring.contract.batch import Inputs
@@ -188,8 +185,7 @@ def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, A
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that make runs comparable."""
-    left_out = ("arms", "out", "json", "smallest", "show")
-    return {key: value for key, value in vars(options).items() if key not in left_out}
+    return settings(options, "arms")
 
 
 def table(lines: Sequence[dict[str, Any]]) -> None:
@@ -203,12 +199,7 @@ def table(lines: Sequence[dict[str, Any]]) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("evidence/architectures/runs.jsonl"), help="default %(default)s"
-    )
-    parser.add_argument("--show", action="store_true", help="run nothing: print what the file holds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every line there")
-    parser.add_argument("--smallest", action="store_true", help="only to see that it works")
+    add_flags(parser, "evidence/architectures/runs.jsonl")
     parser.add_argument("--arms", nargs="+", choices=list(arms()), metavar="ARM", help="some of them, default all")
     parser.add_argument("--flops", type=float, default=2e13, help="of a run, default 2e13")
     parser.add_argument(
@@ -232,9 +223,7 @@ def main(words: Sequence[str] | None = None) -> None:
                 runs.add(run(name, options, dataset))
                 print(f"{name}: {runs.lines[-1]['loss']:.4f}", flush=True)
     table(runs.lines)
-    if options.json:
-        about = {"settings": shared(options), "machine": environment(probe())}
-        atomic.write_text(options.json, json.dumps({**about, "runs": runs.lines}))
+    runs.keep(options.json, shared(options), lambda: environment(probe()))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,16 @@ Every run is a line of --out, and what is there is not run again.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from run_lines import RunLines
+from run_lines import RunLines, add_flags, settings
 from three_domains import untimed_environment
 from torch import nn
 from torch.nn import functional as F
 
-from shoestring import atomic
 from shoestring.budget.ledger import MODEL
 from shoestring.budget.machine import cache_folder
 from shoestring.config import build
@@ -172,18 +169,12 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that make runs comparable."""
-    left_out = ("arms", "unique", "seeds", "out", "json", "smallest", "show")
-    return {key: value for key, value in vars(options).items() if key not in left_out}
+    return settings(options, "arms", "unique", "seeds")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("evidence/crossover/runs.jsonl"), help="default %(default)s")
-    parser.add_argument("--show", action="store_true", help="run nothing: print what the file holds")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write settings, machine, crossings and every line there"
-    )
-    parser.add_argument("--smallest", action="store_true", help="only to see that it works")
+    add_flags(parser, "evidence/crossover/runs.jsonl")
     parser.add_argument("--arms", nargs="+", choices=list(CHANGES), default=list(CHANGES), help="default both")
     parser.add_argument(
         "--unique", type=int, nargs="+", default=[65536, 262144], help="unique tokens, default 65536 262144"
@@ -213,9 +204,7 @@ def main(words: Sequence[str] | None = None) -> None:
                         runs.add(run(name, unique, seed, options, dataset))
                         print(f"{name}, {unique:,} unique tokens, seed {seed}: done", flush=True)
     show(runs.lines)
-    if options.json:
-        about = {"settings": shared(options), "machine": untimed_environment()}
-        atomic.write_text(options.json, json.dumps({**about, "crossings": crossings(runs.lines), "runs": runs.lines}))
+    runs.keep(options.json, shared(options), untimed_environment, crossings=crossings(runs.lines))
 
 
 if __name__ == "__main__":

@@ -16,21 +16,18 @@ of --out, and what is there is not run again.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from in_context_tasks import TASKS, InContextTask, Problems
-from run_lines import RunLines
+from run_lines import RunLines, add_flags, settings
 from three_domains import untimed_environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shoestring import atomic
 from shoestring.config import build
 from shoestring.contract import cost
 from shoestring.contract.cost import Shape
@@ -170,16 +167,12 @@ def table(lines: Sequence[dict[str, Any]]) -> None:
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that make runs comparable."""
-    left_out = ("tasks", "backbones", "widths", "rates", "out", "json", "smallest", "show")
-    return {key: value for key, value in vars(options).items() if key not in left_out}
+    return settings(options, "tasks", "backbones", "widths", "rates")
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("evidence/in-context/runs.jsonl"), help="default %(default)s")
-    parser.add_argument("--show", action="store_true", help="run nothing: print what the file holds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every line there")
-    parser.add_argument("--smallest", action="store_true", help="only to see that it works")
+    add_flags(parser, "evidence/in-context/runs.jsonl")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="default all")
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="default all")
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256], help="default 64 256")
@@ -208,9 +201,7 @@ def main(words: Sequence[str] | None = None) -> None:
                             found = runs.lines[-1]["excess"]["choosing"]
                             print(f"{task}, {name}, width {width}, rate {rate:g}: {found:.4f}", flush=True)
     table(runs.lines)
-    if options.json:
-        about = {"settings": shared(options), "machine": untimed_environment()}
-        atomic.write_text(options.json, json.dumps({**about, "chosen": chosen(runs.lines), "runs": runs.lines}))
+    runs.keep(options.json, shared(options), untimed_environment, chosen=chosen(runs.lines))
 
 
 if __name__ == "__main__":

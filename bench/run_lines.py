@@ -1,8 +1,27 @@
-"""Runs as lines of a JSON file: what is there is not run again, and a line that was cut off is."""
+"""Runs as lines of a JSON file: what is there is not run again, and a line that was cut off is. The flags of such benches."""
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from shoestring import atomic
+
+FLAGS = ("out", "json", "smallest", "show")
+
+
+def add_flags(parser: argparse.ArgumentParser, out: str) -> None:
+    """The flags that such a bench has. out: the file of lines, where none is named."""
+    parser.add_argument("--out", type=Path, default=Path(out), help="a line for each run, default %(default)s")
+    parser.add_argument("--show", action="store_true", help="run nothing: print what the file holds")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write settings, machine and every line there")
+    parser.add_argument("--smallest", action="store_true", help="only to see that it works")
+
+
+def settings(options: argparse.Namespace, *choices: str) -> dict[str, Any]:
+    """The settings that make runs comparable. choices: flags that say which runs are made, and not how."""
+    return {key: value for key, value in vars(options).items() if key not in (*FLAGS, *choices)}
 
 
 class RunLines:
@@ -34,3 +53,11 @@ class RunLines:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
+
+    def keep(
+        self, path: Path | None, settings: dict[str, Any], machine: Callable[[], dict[str, Any]], **more: Any
+    ) -> None:
+        """Write settings, machine, `more` and every line; where no path is given, nothing."""
+        if path is not None:
+            content = {"settings": settings, "machine": machine(), **more, "runs": self.lines}
+            atomic.write_text(path, json.dumps(content) + "\n")
