@@ -42,7 +42,7 @@ from shoestring.budget.ledger import peak_memory
 from shoestring.budget.machine import probe
 from shoestring.config import Choice
 from shoestring.data.config import DataConfig
-from shoestring.errors import UsageError
+from shoestring.errors import ShoestringError
 from shoestring.quantise.conduct import plain_module
 from shoestring.quantise.engine import Recipe, quantise_layers
 from shoestring.quantise.limits import limits_of
@@ -175,7 +175,7 @@ def measured(place: str, name: str, bits: int, options: argparse.Namespace, text
             over=lambda: time.perf_counter() - began > options.each,
             hurry=lambda: time.perf_counter() - began > 0.4 * options.each,
         )
-    except UsageError as error:
+    except ShoestringError as error:
         return str(error)
     took = time.perf_counter() - began
     size = sum(one.nbytes for one in done.matrices.values())

@@ -8,6 +8,7 @@ import torch
 from shoestring.config import Choice
 from shoestring.errors import UsageError
 from shoestring.method import methods
+from shoestring.quantise.format import CodeFormat
 from shoestring.quantise.formats.integer_groups import IntegerGroups
 from shoestring.quantise.kronecker import Kronecker, factors
 from shoestring.quantise.parts import Transform, never
@@ -93,6 +94,20 @@ def test_a_rotation_spreads_an_outlier_and_learning_helps_it() -> None:
     turned = lost(Hadamard().of_matrix(weight, hessian, form, never))
     learned = lost(FlatQuant(steps=30, rate=0.01).of_matrix(weight, hessian, form, never))
     assert learned < turned < lost(None)
+
+
+def test_learning_ends_where_a_transform_all_but_has_no_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, form, asked = torch.randn(8, 16, generator=draw), IntegerGroups(code_bits=3, group=0), list[float]()
+
+    def nearest(turned: torch.Tensor, format: CodeFormat) -> torch.Tensor:
+        asked.append(float(turned.abs().max()))
+        return form.encode(turned * (1.0 if len(asked) < 3 else 1e6)).plain()  # no scale in float16 holds that
+
+    monkeypatch.setattr("shoestring.quantise.transforms.flatquant._nearest", nearest)
+    made = FlatQuant(steps=30).of_matrix(weight, torch.eye(16), form, never)
+    assert len(asked) == 3
+    assert form.encode(made.of_weight(weight)).plain().isfinite().all()
 
 
 def test_scales_make_what_matters_finer() -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from shoestring.errors import ShoestringError
 from shoestring.method import Iterations, Positive, Seed, method
 from shoestring.quantise.format import CodeFormat, Encoded
 from shoestring.quantise.kronecker import Kronecker, factors
@@ -30,7 +31,8 @@ class FlatQuant(Transform):
         minimise tr(D H D^T) over A [a, a], B [b, b],    D = W - Q(W P^-T) P^T
 
     by Adam, gradients passing straight through Q's choice of codes (scales as they are at each step). A and B begin as rotations
-    (the paper: as random orthogonal matrices); where learning helped nothing, the rotation stays. Differs: activations are not
+    (the paper: as random orthogonal matrices); where learning helped nothing, the rotation stays, and where a step leads to transforms
+    that all but have no inverse learning ends there. Differs: activations are not
     rounded while P is learned (`--activations token` rounds what P gives afterwards) and ranges not learned; the paper transforms
     queries, keys and values by one P and fuses some of it into other layers; here every matrix has its own, done where the model
     runs.
@@ -58,8 +60,12 @@ class FlatQuant(Transform):
             if over():
                 break
             with torch.enable_grad():
-                turned = _turned(some, left, right)
-                rounded = turned + (_nearest(turned.detach(), format) - turned).detach()
+                try:
+                    turned = _turned(some, left, right)
+                    nearest = _nearest(turned.detach(), format)
+                except (ShoestringError, torch.linalg.LinAlgError):
+                    break  # the step led to a transform that all but has no inverse: the best before stays
+                rounded = turned + (nearest - turned).detach()
                 off = Kronecker(left, right).transposed.times(rounded) - some
                 loss = ((off @ moments) * off).sum()
                 if float(loss.detach()) < least:
