@@ -31,11 +31,10 @@ class FlatQuant(Transform):
         minimise tr(D H D^T) over A [a, a], B [b, b],    D = W - Q(W P^-T) P^T
 
     by Adam, gradients passing straight through Q's choice of codes (scales as they are at each step). A and B begin as rotations
-    (the paper: as random orthogonal matrices); where learning helped nothing, the rotation stays, and where a step leads to transforms
-    that all but have no inverse learning ends there. Differs: activations are not
-    rounded while P is learned (`--activations token` rounds what P gives afterwards) and ranges not learned; the paper transforms
-    queries, keys and values by one P and fuses some of it into other layers; here every matrix has its own, done where the model
-    runs.
+    (the paper: as random orthogonal matrices); where learning helped nothing, the rotation stays, and learning ends at a step
+    whose transform all but has no inverse. Differs: activations are not rounded while P is learned (`--activations token` rounds
+    what P gives afterwards) and ranges not learned; the paper transforms queries, keys and values by one P and fuses some of it
+    into other layers; here every matrix has its own, done where the model runs.
 
     steps: of Adam. rate: of a step. seed: of the rotations and of the rows.
     """
