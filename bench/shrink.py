@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import tomli_w
@@ -43,10 +43,11 @@ from shoestring.objective.cross_entropy import plain
 from shoestring.objective.distillation import Distillation
 from shoestring.objective.teachers import TEACHER
 from shoestring.shrink.healing import healed
-from shoestring.shrink.milliseconds import seconds_of_kept
+from shoestring.shrink.milliseconds import times_of_kept
 from shoestring.shrink.target import seconds_per_token
 from shoestring.train.run_folder import RunFolder, environment
 
+ROUNDS = 9
 METHODS = ("minitron", "slimgpt", "random_pruning")
 TINY = "--model.layers=3 --model.width=256 --model.heads=4 --model.hidden=512 --data.vocabulary=1024"
 QUICK = (
@@ -161,14 +162,17 @@ def healing(folder: Path) -> dict[str, Any]:
     return {"predicted": found.expected and found.expected._asdict(), "seen": found.seen, "came_to": found.came_to}
 
 
-def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]]) -> None:
-    """Add to each arm its time a token as a share of the whole model's, all in turns in one process that did nothing else."""
-    whole, *times = seconds_of_kept([place, *(arm["folder"] for arm in arms)], plain=True)
-    for arm, seconds in zip(arms, times, strict=True):
-        arm["share"] = seconds / whole
-        arm["within_10_percent"] = abs(seconds / whole / share - 1) <= 0.1
+def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]], rounds: int) -> None:
+    """Add to each arm its time a token as a share of the whole model's: the median over rounds in which all take turns, in one
+    process that did nothing else. Both are of the same round, as a machine that is shared changes from one to the next."""
+    whole, *each = times_of_kept([place, *(arm["folder"] for arm in arms)], plain=True, rounds=rounds)
+    for arm, times in zip(arms, each, strict=True):
+        shares = sorted(mine / theirs for mine, theirs in zip(times, whole, strict=True))
+        arm["share"], arm["shares"] = median(shares), [shares[0], shares[-1]]
+        arm["within_10_percent"] = abs(arm["share"] / share - 1) <= 0.1
+        spread, took = f"{shares[0]:.3f} to {shares[-1]:.3f}", 1e3 * median(whole)
         print(
-            f"{place} {arm['arm']:16} {seconds / whole:.3f} of {1e3 * whole:.2f} ms a token, {share:g} asked",
+            f"{place} {arm['arm']:16} {arm['share']:.3f} ({spread}) of {took:.2f} ms a token, {share:g} asked",
             flush=True,
         )
 
@@ -253,7 +257,7 @@ def main(words: Sequence[str]) -> int:
                     if way != "scratch":
                         arm["healing"] = healing(out)
                 results.append({"place": name, "share": share, "whole_seconds": whole, "arms": arms})
-                timed_together(place, share, arms)
+                timed_together(place, share, arms, 1 if options.smallest else ROUNDS)
             if options.cache or options.smallest:
                 size = (2, 16) if options.smallest else (8, 256)
                 cost = kept(folder / f"{stem}-cache", partial(cache_cost, place, *size, options.top))

@@ -20,7 +20,8 @@ from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.lowbit.packing import grouped
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
-from shoestring.shrink.target import seconds_in_turns, seconds_per_token
+from shoestring.shrink.target import ROUNDS as IN_TURNS
+from shoestring.shrink.target import seconds_per_token, times_in_turns
 
 ROUNDS = 9
 COLD = 64 << 20
@@ -60,23 +61,30 @@ class Products:
         return self._known[key]
 
 
-def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float]:
-    """The time of a token of models that are kept, in turns, by a process of its own, as they will be used: calibrating and
+def times_of_kept(places: Sequence[str], *, plain: bool = False, rounds: int = IN_TURNS) -> list[list[float]]:
+    """The times of a token of models that are kept, in turns, by a process of its own, as they will be used: calibrating and
     training leave memory in pieces, in which SmolLM2 in 4 bits looked half as slow again.
 
-    plain: open them in float32.
+    plain: open them in float32. rounds: in which they take turns.
     Raises: ShoestringError where that process fails.
     """
-    asked = {"places": list(places), "plain": plain}
+    asked = {"places": list(places), "plain": plain, "rounds": rounds}
     (made,) = in_order(Processes(), [Job("timing a token", f"{__name__}:timed_here", asked)])
-    return [float(each) for each in made.value]
+    return [[float(each) for each in times] for times in made.value]
 
 
-def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[float]:
+def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float]:
+    """The median of these times, of each model."""
+    return [median(times) for times in times_of_kept(places, plain=plain)]
+
+
+def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[list[float]]:
     """The `Work` of it."""
     dtype = torch.float32 if asked["plain"] else None
     models = [open_model(place, dtype).model for place in asked["places"]]
-    return seconds_in_turns(cast(list[LanguageModule], models))  # an ensemble is neither shrunk nor quantised
+    return times_in_turns(
+        cast(list[LanguageModule], models), asked["rounds"]
+    )  # ensembles are neither shrunk nor quantised
 
 
 @torch.no_grad()

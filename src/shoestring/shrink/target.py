@@ -104,14 +104,19 @@ def size_of(model: LanguageModule, *, timed: bool = False) -> Size:
     return Size(count, flops, seconds_per_token(model) if timed else None)
 
 
-def seconds_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[float]:
-    """The time of a token of each of some models, the median over rounds in which they take turns: so that a machine which grows
+def times_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[list[float]]:
+    """The time of a token of each of some models, in each of the rounds in which they take turns: so that a machine which grows
     busier favours none."""
     found: list[list[float]] = [[] for _ in models]
     for _ in range(rounds):
         for model, times in zip(models, found, strict=True):
             times.append(seconds_per_token(model))
-    return [median(times) for times in found]
+    return found
+
+
+def seconds_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[float]:
+    """The median of these times, of each model."""
+    return [median(times) for times in times_in_turns(models, rounds)]
 
 
 @torch.inference_mode()
