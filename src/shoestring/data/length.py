@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 
 from shoestring.contract.batch import Batch, Inputs
-from shoestring.data.stream import Changed, Stream
+from shoestring.data.stream import ChangedStream, Stream
 from shoestring.errors import UsageError
 
 
@@ -64,7 +64,7 @@ def cut(batch: Batch, length: int) -> Batch:
     return Batch(Inputs(values, positions, documents), targets, rows(batch.weights), extra)
 
 
-class Shaped(Changed):
+class Shaped(ChangedStream):
     """A stream whose rows are cut to the length that a schedule says: as many tokens a step at any length.
 
     The number of sequences counts whole rows, so what is read next does not hang on the schedule: there is nothing more to keep.

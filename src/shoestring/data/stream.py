@@ -57,7 +57,7 @@ class Pure:
         """Nothing was kept."""
 
 
-class Changed:
+class ChangedStream:
     """A stream that changes the batches of another, and keeps nothing of its own."""
 
     def __init__(self, stream: Stream) -> None:
@@ -79,7 +79,7 @@ class Changed:
         self.stream.restore(state)
 
 
-class PartOfStream(Changed):
+class PartOfStream(ChangedStream):
     """A stream of whose batches a process takes its part. What comes next is as if it took all.
 
     part: of a batch.
