@@ -125,8 +125,6 @@ def work(asked: dict[str, Any]) -> None:
         tokens = torch.tensor(opened.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")))
     else:
         model, tokens = Transformer(config), None
-    if asked.get("float64"):
-        model = model.double()
     losses = train(model, {**asked, "context": config.context}, layout, tokens)
     found = {"losses": losses, "grown": resident("VmHWM") - before}
     atomic.write_text(Path(asked["out"]) / f"{transport.rank}.json", json.dumps(found))
@@ -232,7 +230,6 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
-    parser.add_argument("--float64", action="store_true", help="with --equal: weights, gradients and states in float64")
     parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
     parser.add_argument("--experts", type=int, default=0, metavar="N", help="of a layer, for --equal")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
@@ -324,7 +321,6 @@ def equal(shape: dict[str, Any], options: argparse.Namespace, layouts: Sequence[
     for optimizer in options.optimizers:
         asked = {"model": shape, "optimizer": optimizer, "place": options.place, "batch": options.batch}
         asked |= {"steps": options.steps or 20, "lr": options.lr}
-        asked["float64"] = options.float64
         alone: dict[int, list[float]] = {}  # by parts
         for given in layouts:
             # a model that exists is compared with one process that sums a batch's parts in the same order
