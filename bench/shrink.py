@@ -8,8 +8,7 @@ teacher's words takes on disk, and in seconds online, at the first asking and at
 
 A model is the name of one of reference_models.py, or a place as `shoestring evaluate` takes it. Times are of this machine and mean
 nothing while others use it; those that count are taken at the end of a share, of all its models in turns. Every arm is a folder
-under --out, and what is there is not made again; --seconds ends it before an arm
-that would begin later.
+under --out, and what is there is not made again; --seconds ends it before an arm that would begin later.
 
     python bench/shrink.py smollm2 10m --budget 5m --cache --out runs/shrink --json shrink.json
     python bench/shrink_figure.py shrink.json --figure healing.svg
@@ -84,18 +83,6 @@ def shrunk(
         "seconds": found["spent"]["seconds"],
         "from_scratch_predicted": found["from_scratch"],
     }
-
-
-def shallower(place: str, whole: float, target: float, budget: str, more: Sequence[str], out: Path) -> dict[str, Any]:
-    """Layers left out by their influence, as many as bring a token to about the target."""
-    model = open_model(place, torch.float32).model
-    layers = model.about.layers
-    gone = min(layers - 1, max(1, round(layers * (1 - target / whole))))
-    edits = ["--edits=drop_layers", f"--edits.drop_layers.count={gone}", "--edits.drop_layers.by=influence"]
-    shoestring(
-        "train", "--model.base", place, *edits, "--objective=distillation", "--budget", budget, *more, "--out", out
-    )
-    return _trained(out, f"drop_layers {gone}", target)
 
 
 def scratch(like: Path, budget: str, more: Sequence[str], out: Path, *, target: float) -> dict[str, Any]:
@@ -241,7 +228,7 @@ def main(words: Sequence[str]) -> int:
                 ways: dict[str, Callable[..., dict[str, Any]]] = {
                     method: partial(shrunk, place, method, target, budget, more, to=to) for method in methods
                 }
-                ways["depth"] = partial(shallower, place, whole, target, budget, more)
+                ways["depth"] = partial(shrunk, place, "drop_layers", target, budget, more, to=to)
                 ways["scratch"] = partial(scratch, first, budget, more, target=target)
                 for way, make in ways.items():
                     out = Path(f"{at}-{way}")

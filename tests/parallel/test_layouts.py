@@ -44,7 +44,7 @@ from tests.flop_counting import CPU_ATTENTION
 WHOLE = frozenset({"experts"})
 """Models whose terms of the loss are of the whole batch, however it is divided: one process reads it in one piece."""
 
-STEPS, ROWS, LENGTH, VOCABULARY = 6, 4, 8, 32
+STEPS, ROWS, LENGTH, VOCABULARY = 10, 4, 8, 32
 
 DATA, FSDP, TENSOR, CONTEXT = ({kind: 2} for kind in ("data", "fsdp", "tensor", "context"))
 TABLE: list[tuple[str, str, dict[str, Any]]] = [

@@ -53,26 +53,35 @@ def healed(lines: Sequence[Line]) -> Healed:
 
     Progress is counted from the first step: what was spent before it, to open and to prune, is no healing.
     """
-    losses = [line for line in lines if line["kind"] == "train"]
-    if not losses:
+    points = _points(lines)
+    if not points:
         return Healed(None, 0, None)
-    begin = losses[0]["progress"]
-    points = [((line["progress"] - begin) / max(1 - begin, 1e-9), float(line["loss"])) for line in losses]
-    early, seen = [point for point in points if point[0] <= EARLY], EARLY
-    if len(early) < LEAST:
-        early = [point for point in points[:LEAST] if point[0] <= LATEST]
-        seen = max(EARLY, early[-1][0]) if len(early) == LEAST else LATEST
+    early, seen = _early(points)
     late = [loss for share, loss in points if share >= 1 - EARLY]
     return Healed(_predicted(early), len(early), fmean(late) if late else None, seen)
 
 
 def foretold(lines: Sequence[Line]) -> bool:
     """Whether the losses so far are those that the end is predicted from."""
-    found = healed(lines)
-    last = float(lines[-1]["progress"]) if lines else 0.0
-    begin = float(lines[0]["progress"]) if lines else 0.0
-    done = (last - begin) / max(1 - begin, 1e-9)
-    return done >= LATEST or (done >= EARLY and found.points >= LEAST)
+    points = _points(lines)
+    done = points[-1][0] if points else 0.0
+    return done >= LATEST or (done >= EARLY and len(_early(points)[0]) >= LEAST)
+
+
+def _points(lines: Sequence[Line]) -> list[tuple[float, float]]:
+    """(share of the healing that is done, loss)."""
+    losses = [line for line in lines if line["kind"] == "train"]
+    begin = losses[0]["progress"] if losses else 0.0
+    return [((line["progress"] - begin) / max(1 - begin, 1e-9), float(line["loss"])) for line in losses]
+
+
+def _early(points: Sequence[tuple[float, float]]) -> tuple[list[tuple[float, float]], float]:
+    """(the losses that the end is predicted from, the share of the healing that they are of)."""
+    early = [point for point in points if point[0] <= EARLY]
+    if len(early) >= LEAST:
+        return early, EARLY
+    early = [point for point in points[:LEAST] if point[0] <= LATEST]
+    return early, max(EARLY, early[-1][0]) if len(early) == LEAST else LATEST
 
 
 def _predicted(points: Sequence[tuple[float, float]]) -> Prediction | None:

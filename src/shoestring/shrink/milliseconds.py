@@ -1,4 +1,4 @@
-"""How long products with packed matrices take on this machine, and what a token takes beside them."""
+"""How long products with packed matrices take here, what a token takes beside them, and what one takes of a model that is kept."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -79,12 +79,10 @@ def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float
 
 
 def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[list[float]]:
-    """The `Work` of it."""
+    """The `Work` of it. Ensembles, which are no modules, are neither shrunk nor quantised."""
     dtype = torch.float32 if asked["plain"] else None
-    models = [open_model(place, dtype).model for place in asked["places"]]
-    return times_in_turns(
-        cast(list[LanguageModule], models), asked["rounds"]
-    )  # ensembles are neither shrunk nor quantised
+    models = [cast(LanguageModule, open_model(place, dtype).model) for place in asked["places"]]
+    return times_in_turns(models, asked["rounds"])
 
 
 @torch.no_grad()

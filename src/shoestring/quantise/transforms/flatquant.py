@@ -1,5 +1,7 @@
 """FlatQuant: a learned invertible transform of what each layer reads, the Kronecker product of two small matrices."""
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from shoestring.quantise.format import CodeFormat, Encoded
 from shoestring.quantise.kronecker import Kronecker, factors
 from shoestring.quantise.parts import Over, Transform
 from shoestring.quantise.transforms.hadamard import orthogonal
+
+log = logging.getLogger(__name__)
 
 ROWS = 512
 """Rows of a matrix that the transform is learned on, at most: an even draw."""
@@ -63,7 +67,10 @@ class FlatQuant(Transform):
                     turned = _turned(some, left, right)
                     nearest = _nearest(turned.detach(), format)
                 except (ShoestringError, torch.linalg.LinAlgError):
-                    break  # the step led to a transform that all but has no inverse: the best before stays
+                    log.warning(
+                        "flatquant: a step led to a transform that all but has no inverse; the best of %d stays", step
+                    )
+                    break
                 rounded = turned + (nearest - turned).detach()
                 off = Kronecker(left, right).transposed.times(rounded) - some
                 loss = ((off @ moments) * off).sum()
