@@ -28,7 +28,7 @@ def products_seconds(config: RunConfig, model: Transformer) -> float:
     dtype = DTYPES[config.execution.precision]
     layers = (layer for layer in model.blocks.modules() if isinstance(layer, torch.nn.Linear))
     shapes = Counter((tokens, layer.in_features, layer.out_features) for layer in layers)
-    rows = tokens if config.execution.loss == "plain" else min(tokens, Fused().rows)
+    rows = tokens if config.execution.loss == "plain" else min(tokens, Fused().rows_of(config.model.vocabulary))
     shapes[(rows, config.model.width, config.model.vocabulary)] += tokens // rows
     total = 0.0
     for (n, k, m), count in shapes.items():

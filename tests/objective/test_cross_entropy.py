@@ -55,6 +55,15 @@ def test_fused_has_the_loss_and_gradients_of_plain(
             assert ((one - 3 * wanted).abs() <= 3 * ROUNDING * size).all()
 
 
+def test_a_frozen_matrix_takes_no_gradient() -> None:
+    hidden, weight = torch.randn(3, 8, requires_grad=True), torch.randn(16, 8)
+    targets = torch.tensor([1, IGNORED, 3])
+    Fused(2)(hidden, weight, targets).backward()
+    wanted = torch.autograd.grad(plain(hidden, weight, targets), hidden)[0]
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad, wanted)
+
+
 def test_a_batch_of_ignored_targets_has_no_gradient() -> None:
     hidden = torch.randn(1, 4, 8, requires_grad=True)
     weight = torch.randn(16, 8, requires_grad=True)

@@ -30,7 +30,7 @@ def timings(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         return told[f"{config.precision} {config.compile} {config.attention}"]
 
     monkeypatch.setattr(StepBench, "_block", block)
-    monkeypatch.setattr(StepBench, "_loss", lambda self, config: len(config.loss))
+    monkeypatch.setattr(StepBench, "_loss", lambda self, config: len(config.loss) - (config.loss == "plain"))
     return told
 
 
@@ -45,6 +45,13 @@ def test_the_fastest_is_chosen_and_nothing_is_left_open(timings: dict[str, float
     )
     assert "auto" not in vars(config).values()
     assert len(found.reasons) == 2
+
+
+def test_a_loss_that_keeps_all_logits_must_be_worth_it(
+    timings: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepBench, "_loss", lambda self, config: {"plain": 1.0, "fused": 1.04}[config.loss])
+    assert settle(tmp_path, 60).config.loss == "fused"
 
 
 def test_precision_and_attention_are_settled_together(timings: dict[str, float], tmp_path: Path) -> None:

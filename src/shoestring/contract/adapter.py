@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import nn
 
@@ -13,8 +13,10 @@ class Adapter(nn.Module):
     """A layer in the place of its `base`. Active, it changes what the base computes; else it computes what the base does.
 
     base: the layer that stood here before.
+    reads_base: whether it reads the base's weight while it trains, and not only what the base makes.
     """
 
+    reads_base: ClassVar[bool] = False
     base: nn.Module
     active: bool = True
 

@@ -35,6 +35,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.edits import Applied, Decide, apply_edits, decide_here, describe, join_schedule, needs
 from shoestring.train.evaluate import Evaluator, heldout_windows
 from shoestring.train.execution import cross_entropy, prepare_blocks
+from shoestring.train.frozen_weights import narrow_frozen
 from shoestring.train.noise_scale import NoiseScale
 from shoestring.train.step import Stepper
 from shoestring.train.worker_batches import WorkerBatches
@@ -283,6 +284,8 @@ def _stepper(
     rules = rules_for(config)
     scale_weights(rules, ((member.role, member.parameter) for member in members(model)))
     layout, device = config.parallel, config.execution.device
+    if config.model.base and config.execution.precision == "bfloat16" and layout.processes == 1:
+        narrow_frozen(model, torch.bfloat16)
     prepare_blocks(model, config.execution)
     options: dict[str, Any] = {
         "device": device,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from shoestring.budget.charge import NOTHING, Charge
@@ -22,6 +23,8 @@ from shoestring.train.base import teacher_of
 from shoestring.train.config import RunConfig
 from shoestring.train.precision import autocast
 
+LOGITS, PLACES = 1 << 23, 1024
+"""At a time, and the most places that they are of: 32 MiB in float32."""
 HELDOUT_ORDER = 0
 """Seed of the order in which held-out windows are taken: one for all runs, so that all are judged on the same text."""
 
@@ -87,7 +90,7 @@ class Evaluator:
     """Evaluates on the first sequences of `source`, `rows` at a time, at most `targets` targets.
 
     The forward pass is the training one, gradients enabled, although none is taken: a compiled block has one graph
-    then, where `torch.no_grad` would compile another in the middle of the run.
+    then, where `torch.no_grad` would compile another in the middle of the run. What a backward pass would need is not kept.
 
     byte_lengths: [V] bytes of text per token.
     domains: names of the domains that `source` numbers in its batches' extra; none: its batches are of one.
@@ -109,6 +112,7 @@ class Evaluator:
         self.domains, self.judge = tuple(domains), judge
         self.source, self.byte_lengths = source, byte_lengths
         self.sequences, self.rows, self.device, self.precision = sequences, rows, device, precision
+        self._places = min(PLACES, max(1, LOGITS // len(byte_lengths)))
 
     def __call__(self, model: LanguageModel, enough: Callable[[], bool] = lambda: False) -> Heldout:
         """The loss of `model`, which stays in the mode that it is in.
@@ -133,14 +137,14 @@ class Evaluator:
             text += int(self.byte_lengths[counted].sum())
             moved = batch.padded(self.rows).to(self.device)
             with autocast(self.device, self.precision):
-                with causally(model):
+                with causally(model), _nothing_kept():
                     reading = model.read(moved.inputs)
                 if self.domains:
-                    found = _by_domain(reading.head, reading.hidden.detach(), moved.targets, batch, len(self.domains))
+                    found = self._by_domain(reading.head, reading.hidden.detach(), moved.targets, batch)
                     by_domain += found
                     nats += float(found[:, 0].sum())
                 else:
-                    nats += _summed_loss(reading.head, reading.hidden.detach(), moved.targets)
+                    nats += _summed_loss(reading.head, reading.hidden.detach(), moved.targets, self._places)
             targets += len(counted)
             read += moved.targets.numel()
             flops += reading.cost.flops + reading.head.flops(moved.targets.numel())
@@ -155,7 +159,7 @@ class Evaluator:
                 break
             done = min(start + self.rows, self.sequences)
             batch = self.source.batch(start, min(self.rows, self.sequences - start))
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.precision), _nothing_kept():
                 found = judge.judge(model, batch.padded(self.rows).to(self.device))
             losses, tokens = found.nats[: batch.rows].cpu(), found.tokens[: batch.rows].cpu()
             counted = tokens != IGNORED
@@ -171,6 +175,15 @@ class Evaluator:
                     by_domain[number] += float(losses[own].sum()), int(counted[own].sum())
         return Sums(nats, targets, text, flops, read, done, by_domain)
 
+    def _by_domain(self, head: Head, hidden: Tensor, targets: Tensor, batch: Batch) -> np.ndarray:
+        """float64 [domains, 2]: sum of the losses and number of targets. batch: as it was before rows were added to it."""
+        found = np.zeros((len(self.domains), 2))
+        for domain in batch.extra["domain"].unique().tolist():
+            rows = (batch.extra["domain"] == domain).nonzero()[:, 0].to(hidden.device)
+            own = targets[rows]
+            found[domain] = _summed_loss(head, hidden[rows], own, self._places), int((own != IGNORED).sum())
+        return found
+
     def _found(self, sums: "Sums") -> Heldout:
         loss = sums.nats / max(sums.targets, 1)
         spent = Charge(flops=sums.flops, read=sums.read)
@@ -181,19 +194,18 @@ class Evaluator:
         return Heldout(loss, bits, sums.targets, sums.done, sums.done < self.sequences, spent, domains)
 
 
-def _by_domain(head: Head, hidden: Tensor, targets: Tensor, batch: Batch, domains: int) -> np.ndarray:
-    """float64 [domains, 2]: sum of the losses and number of targets. batch: as it was before rows were added to it."""
-    found = np.zeros((domains, 2))
-    for domain in batch.extra["domain"].unique().tolist():
-        rows = (batch.extra["domain"] == domain).nonzero()[:, 0].to(hidden.device)
-        own = targets[rows]
-        found[domain] = _summed_loss(head, hidden[rows], own), int((own != IGNORED).sum())
-    return found
+def _nothing_kept() -> saved_tensors_hooks:
+    """Within this a forward pass that records gradients keeps no activations: each is freed when the next layers have read it."""
+    return saved_tensors_hooks(lambda tensor: None, _none_is_left)
+
+
+def _none_is_left(_: object) -> Tensor:
+    raise RuntimeError("a backward pass through an evaluation, which keeps nothing for it")
 
 
 @torch.no_grad()
-def _summed_loss(head: Head, hidden: Tensor, targets: Tensor, rows: int = 1024) -> float:
-    """Sum of the losses, the logits a block of rows at a time."""
+def _summed_loss(head: Head, hidden: Tensor, targets: Tensor, rows: int) -> float:
+    """Sum of the losses, the logits of so many places at a time."""
     flat, goals = hidden.flatten(0, -2), targets.flatten()
     total = torch.zeros((), dtype=torch.float64, device=flat.device)
     for start in range(0, flat.shape[0], rows):

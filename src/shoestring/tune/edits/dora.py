@@ -24,6 +24,7 @@ class DirectedLinear(LowRankLinear):
     """y = (m / |W + scale B A|) (W + scale B A) x + b, with A, B and m [out] trained; norms are of rows."""
 
     roles: ClassVar = {"down": ADAPTER, "up": ADAPTER, "magnitude": VECTOR}
+    reads_base: ClassVar = True  # its norms are of W + scale B A
 
     def __init__(self, base: nn.Module, down: Tensor, up: Tensor, scale: float, magnitude: Tensor) -> None:
         super().__init__(base, down, up, scale)
