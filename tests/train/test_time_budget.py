@@ -82,14 +82,16 @@ class Slow:
 
     # the evaluator
 
-    def __call__(self, model: Any, enough: Callable[[], bool]) -> Heldout:
+    def __call__(self, model: Any, enough: Callable[[], bool] = lambda: False) -> Heldout:
         read = 0
         while read < self.sequences and not (read and enough()):
             self.passes(self.window * SEQUENCES)
             read += SEQUENCES
         return Heldout(1.0, 1.0, read * TARGETS, read, read < self.sequences)
 
-    def loop(self, seconds: float | None, spent: Mapping[str, float] | None = None, **more: Any) -> Loop:
+    def loop(
+        self, seconds: float | None, spent: Mapping[str, float] | None = None, old: Any = None, **more: Any
+    ) -> Loop:
         ledger = Ledger(clock=lambda: self.now)
         for cause, took in (spent or {}).items():
             with ledger.clock(cause):
@@ -111,6 +113,7 @@ class Slow:
             record=self.lines.append,
             checkpoint=lambda: self.passes(0.02),
             speed=Speed(seconds, evaluated=self.sequences, sampling=0.2, saving=0.02),
+            old=old,
         )
 
     def train(self, seconds: float, spent: Mapping[str, float] | None = None, **more: Any) -> float:
@@ -158,6 +161,19 @@ def test_a_budget_is_kept_whatever_the_machine_does(name: str, seconds: float) -
     assert spent >= seconds * 0.75 - given.first or name == "evaluations of most of the budget"
     assert machine.steps > 0
     assert machine.heldout()
+
+
+@pytest.mark.parametrize("name", ["quiet", "evaluations of a twentieth", "busy from the middle on"])
+def test_what_is_set_against_the_start_is_of_the_same_windows(name: str) -> None:
+    given = {"evaluations of a twentieth": Slow(0.1, 0.01), **MACHINES}[name]
+    machine = replace(given, lines=[])
+    made = machine.loop(20.0, old=replace(given, lines=[]))
+    assert made.run(SimpleNamespace(asked=None)) == "finished"  # type: ignore[arg-type]
+    made.evaluate(last=True)
+    read = {(line["targets"], line["old_targets"]) for line in machine.heldout()}
+    assert len(read) == 1
+    if name != "busy from the middle on":  # there the last evaluation takes its time all the same
+        assert 0.75 * 20.0 <= made.ledger.totals.wall_clock <= 1.05 * 20.0
 
 
 def test_an_evaluation_that_takes_too_much_is_skipped_and_said(said: list[str]) -> None:

@@ -183,8 +183,9 @@ class Loop:
             self._evaluate_on_the_way(spent)
 
     def _judge_before(self) -> None:
-        """Judge both texts before the first step; later evaluations read the same windows, fewer where time is short."""
+        """Judge both texts before the first step; later evaluations read the same windows."""
         assert self.old is not None
+        began = self.ledger.now()
         share = math.inf if self.budget.seconds is None else BEFORE * self.budget.seconds
         for evaluator in (self.evaluator, self.old):
             until = self.ledger.now() + share / 2
@@ -196,6 +197,8 @@ class Loop:
                 evaluator.sequences = found.sequences
             if evaluator is self.evaluator:
                 new = found
+        self.speed.evaluated = self.evaluator.sequences + self.old.sequences
+        self.speed.took_evaluation(self.ledger.now() - began, self.speed.evaluated)
         line: dict[str, Any] = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets}
         line |= _of_old(found) | ({"domains": dict(new.domains)} if new.domains else {})
         self.record({"kind": "heldout", **self._where(), **line})
@@ -307,15 +310,18 @@ class Loop:
         self.window = RunningSums(now)
 
     def evaluate(self, last: bool = False) -> Heldout:
-        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long.
+        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long, but for where it is set against
+        what was found before the first step: that is of the same windows.
 
         last: nothing but the checkpoint and the sample follow.
         """
         began = self.ledger.now()
-        until = began + self.speed.evaluation_limit(self._seconds_left(), last)
+        until = math.inf
+        if self.old is None:
+            until = began + self.speed.evaluation_limit(self._seconds_left(), last)
         with self.ledger.clock("evaluate"), self.company.evaluation_weights():
             found = self.evaluator(self.worker.model, lambda: self.ledger.now() >= until)
-            old = None if self.old is None else self.old(self.worker.model, lambda: self.ledger.now() >= until)
+            old = None if self.old is None else self.old(self.worker.model)
         self.ledger.charge(found.spent, EVALUATION)
         sequences, self.old_found = found.sequences, old
         if old is not None:
@@ -358,6 +364,7 @@ class Loop:
             self.stream.restore(state["stream"])
         if self.old is not None:
             self.evaluator.sequences, self.old.sequences = state["judged"]
+            self.speed.evaluated = sum(state["judged"])
         if self.worker.noise_scale is not None:
             self.worker.noise_scale.restore(state["noise_scale"])
 

@@ -217,7 +217,8 @@ class Session:
         self.metrics: JsonLines | None = None
         self._kept: tuple[int, int] | None = None
         self.milestones = Milestones(folder)
-        size = sum(p.numel() * p.element_size() for p in self.parts.model.parameters())
+        kept = kept_of(self.parts.model, dict(self.parts.model.named_parameters()), config)
+        size = sum(p.numel() * p.element_size() for p in kept.values())
         self.loop = Loop(
             worker=self.worker,
             company=self.company,

@@ -26,6 +26,7 @@ class Speed:
         self.limit, self.evaluated, self.sampling, self.saving = limit, evaluated, sampling, saving
         self.forward_share = FORWARD_SHARE
         self.started = False
+        self._before: float | None = None
         self._steps: deque[float] = deque(maxlen=RECENT)
         self._per_sequence: deque[float] = deque(maxlen=RECENT)
 
@@ -33,12 +34,18 @@ class Speed:
         if self.started:
             self._steps.append(seconds)
             self._per_sequence.append(seconds / sequences)
+            if self._before is not None:
+                self.forward_share, self._before = self._before / self._per_sequence[0], None
         self.started = True
 
     def took_evaluation(self, seconds: float, sequences: int) -> None:
-        """sequences: those that were evaluated, where it was cut short."""
-        if self.known and sequences:
+        """sequences: those that were evaluated, where it was cut short. Before the first step it is kept, to be set beside one."""
+        if not sequences:
+            return
+        if self.known:
             self.forward_share = seconds / sequences / median(self._per_sequence)
+        else:
+            self._before = seconds / sequences
 
     def took_checkpoint(self, seconds: float) -> None:
         self.saving = 1.2 * seconds  # the last one may find a busier disk
