@@ -88,13 +88,13 @@ class NativeAnatomy(ChangedParts, Ruled):
 
     def _with_biases(self, slices: Sequence[Slice]) -> tuple[Slice, ...]:
         """The slices, and those of the biases that go with the rows of a matrix or with a gain."""
-        known = dict(self.model.named_parameters())
         found = []
         for one in slices:
             found.append(one)
-            bias = one.name.removesuffix("weight") + "bias"
-            if one.dim == 0 and one.name.endswith("weight") and bias in known:
-                found.append(one._replace(name=bias))
+            owner, _, attribute = one.name.rpartition(".")
+            if one.dim == 0 and attribute == "weight":
+                if self.model.get_submodule(owner)._parameters.get("bias") is not None:
+                    found.append(one._replace(name=f"{owner}.bias"))
         return tuple(found)
 
     def matrices(self) -> Iterator[Matrix]:
