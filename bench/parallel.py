@@ -68,7 +68,7 @@ def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: tor
     from shoestring.parallel.optimizer import ShardedOptimizer
     from shoestring.parallel.sharding import shard
 
-    options = {"precision": "float32"} if asked["optimizer"] == "muon" else {}
+    options = asked.get("options") or ({"precision": "float32"} if asked["optimizer"] == "muon" else {})
     rate = {} if asked.get("lr") is None else {"lr": asked["lr"]}
     chosen = Choice.of("optim", asked["optimizer"], **options, **rate), Choice.of("optim", "adamw", **rate)
     claimed = partition(model, *chosen)
@@ -86,7 +86,7 @@ def train(model: Any, asked: dict[str, Any], layout: ParallelLayout, tokens: tor
         own = whole.split(whole.rows // layout.parts)[layout.part(rank)]
         if layout.context > 1:
             own = part_of_rows(own, layout.places(rank)["context"], layout.context)
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float64)
         for part in own.split(-(-own.rows // parts)):
             reading = model.read(part.inputs)
             loss = F.cross_entropy(reading.logits().flatten(0, 1), part.targets.flatten())
@@ -125,6 +125,8 @@ def work(asked: dict[str, Any]) -> None:
         tokens = torch.tensor(opened.tokenizer.encode(Path(__file__).read_text(encoding="utf-8")))
     else:
         model, tokens = Transformer(config), None
+    if asked.get("double"):
+        model.double()
     losses = train(model, {**asked, "context": config.context}, layout, tokens)
     found = {"losses": losses, "grown": resident("VmHWM") - before}
     atomic.write_text(Path(asked["out"]) / f"{transport.rank}.json", json.dumps(found))
@@ -226,11 +228,15 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--lr", type=float, help="learning rate, with --equal (default: each optimiser's own)")
     parser.add_argument("--tensor", type=int, default=3, help="processes that divide the heads of --place")
     parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
-    parser.add_argument("--layouts", type=int, default=len(LAYOUTS), help="the first so many")
+    parser.add_argument("--layouts", type=int, help="the first so many")
     parser.add_argument(
         "--equal", action="store_true", help="losses of two and four processes against one, for 20 steps"
     )
     parser.add_argument("--islands", action="store_true", help="bytes between two workers of two processes each")
+    parser.add_argument(
+        "--double", action="store_true", help="with --equal: in float64, which tells what is rounded from what is wrong"
+    )
+    parser.add_argument("--max-side", type=int, help="of SOAP, with --equal: longer sides have no basis")
     parser.add_argument("--experts", type=int, default=0, metavar="N", help="of a layer, for --equal")
     parser.add_argument("--smallest", action="store_true", help="as small as it can be: whether it runs")
     parser.add_argument("--json", type=Path, help="write the figures there too")
@@ -264,8 +270,8 @@ def main(words: Sequence[str]) -> int:
     if options.equal:
         layouts: tuple[dict[str, Any], ...] = OF_EXPERTS if options.experts else (*LAYOUTS[:2], *LAYOUTS[3:], *PRODUCTS)
         if options.place:
-            layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})[: options.layouts]
-        return equal(shape, options, layouts)
+            layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})
+        return equal(shape, options, layouts[: options.layouts])
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []
     for optimizer in options.optimizers:
         for given in LAYOUTS[: options.layouts]:
@@ -320,7 +326,9 @@ def equal(shape: dict[str, Any], options: argparse.Namespace, layouts: Sequence[
     worst, rows = 0.0, []
     for optimizer in options.optimizers:
         asked = {"model": shape, "optimizer": optimizer, "place": options.place, "batch": options.batch}
-        asked |= {"steps": options.steps or 20, "lr": options.lr}
+        asked |= {"steps": options.steps or 20, "lr": options.lr, "double": options.double}
+        if optimizer == "soap" and options.max_side is not None:
+            asked["options"] = {"max_side": options.max_side}
         alone: dict[int, list[float]] = {}  # by parts
         for given in layouts:
             # a model that exists is compared with one process that sums a batch's parts in the same order
@@ -334,7 +342,13 @@ def equal(shape: dict[str, Any], options: argparse.Namespace, layouts: Sequence[
             print(f"{optimizer:6} {given!s:45} {apart:.1e}  ({one[0]:.3f} to {one[-1]:.3f} nats)", flush=True)
             if options.json:
                 about = {"place": options.place, "shape": shape, "steps": asked["steps"], "batch": options.batch}
-                whole = {**about, "lr": options.lr, "rows": rows, "environment": environment(probe())}
+                whole = {
+                    **about,
+                    "lr": options.lr,
+                    "double": options.double,
+                    "rows": rows,
+                    "environment": environment(probe()),
+                }
                 atomic.write_text(options.json, json.dumps(whole, indent=1))
     return int(worst > 1e-5)
 

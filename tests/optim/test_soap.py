@@ -131,6 +131,32 @@ def test_power_iteration_reaches_the_eigenvectors_and_says_where_columns_went() 
     )
 
 
+def test_directions_that_no_gradient_told_are_the_same_whatever_was_rounded() -> None:
+    torch.manual_seed(0)
+    slopes, noise = torch.randn(2, 24, 4, dtype=torch.float64), torch.randn(2, 24, 24, dtype=torch.float64)
+    factors = slopes @ slopes.mT
+    one, other = eigenbasis(factors), eigenbasis(factors + 1e-13 * (noise + noise.mT))
+    torch.testing.assert_close(one.mT @ one, torch.eye(24, dtype=torch.float64).expand(2, 24, 24))
+    torch.testing.assert_close((one * other).sum(-2)[:, :4].abs(), torch.ones(2, 4, dtype=torch.float64))
+    torch.testing.assert_close(one[:, :, 4:], other[:, :, 4:], rtol=0, atol=1e-9)
+
+
+def test_rounding_is_not_made_larger() -> None:
+    """Of matrices with a side so long that few gradients leave most of it untold, in float64."""
+
+    def after(noise: float) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        weight = torch.nn.Parameter(torch.zeros(24, 4, dtype=torch.float64))
+        optimizer = SOAP([weight], lr=0.1)
+        for _ in range(12):
+            slope = torch.randn(24, 4, generator=generator, dtype=torch.float64)
+            weight.grad = slope * (1 + noise * torch.randn(24, 4, generator=generator, dtype=torch.float64))
+            optimizer.step()
+        return weight.detach()
+
+    torch.testing.assert_close(after(0.0), after(1e-12), rtol=0, atol=1e-7)
+
+
 def test_a_refresh_leaves_directions_that_no_gradient_was_in() -> None:
     """The null space of a factor of low rank: its columns stay together, and nearly where they are."""
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ class KroneckerOptimizer(StatefulOptimizer):
     ) -> Tensor | None:
         """Where the weights of these matrices go, [k, m, n], as W <- W - lr (direction + weight_decay W).
 
-        gradients: [k, m, n], float32. step: from 1. None: the weights stay where they are.
+        gradients: [k, m, n], float32, or float64 where the weights are. step: from 1. None: the weights stay where they are.
         """
         raise NotImplementedError
 
@@ -53,7 +53,7 @@ class KroneckerOptimizer(StatefulOptimizer):
         rows, columns = parameters[0].shape[-2:]
         matrices = [p.grad.reshape(-1, rows, columns) for p in parameters if p.grad is not None]
         counts = [len(each) for each in matrices]
-        gradients = torch.empty((sum(counts), rows, columns), dtype=torch.float32, device=parameters[0].device)
+        gradients = torch.empty((sum(counts), rows, columns), dtype=_wide(parameters[0]), device=parameters[0].device)
         torch._foreach_copy_(list(gradients.split(counts)), matrices)
         direction = self.direction(parameters, gradients, step, group)
         if direction is not None:
@@ -62,11 +62,11 @@ class KroneckerOptimizer(StatefulOptimizer):
 
     @uncompiled()
     def stack(self, parameters: list[Tensor], key: str, *shape: int) -> Tensor:
-        """The float32 state `key` of all matrices of these parameters, [k, *shape]; zeros where there was none."""
+        """The state `key` of all matrices of these parameters, [k, *shape], as wide as the gradients; zeros where there was none."""
         for parameter in parameters:
             if key not in self.state[parameter]:
                 size = (*parameter.shape[:-2], *shape)
-                self.state[parameter][key] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
+                self.state[parameter][key] = torch.zeros(size, dtype=_wide(parameter), device=parameter.device)
         parts = [self.state[parameter][key] for parameter in parameters]
         if len(parts) == 1:
             return parts[0].reshape(-1, *shape)
@@ -82,6 +82,11 @@ class KroneckerOptimizer(StatefulOptimizer):
         """The state 'left' + suffix and 'right' + suffix of these matrices, for each side that is not too long."""
         kept = kept_sides(parameters[0], max_side)
         return {side: self.stack(parameters, side + suffix, size, size) for side, size in kept.items()}
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    """float32, or float64 where the weights are: what is rounded at float32 can then be told from what is wrong."""
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def kept_sides(matrix: Tensor, max_side: int) -> dict[str, int]:
@@ -119,13 +124,31 @@ def rotate_back(x: Tensor, bases: Sides) -> Tensor:
     return rotate(x, {side: basis.mT for side, basis in bases.items()})
 
 
-def eigenbasis(factors: Tensor) -> Tensor:
-    """The orthonormal eigenvectors of each of `factors` [k, d, d] as columns, by falling eigenvalue."""
-    return torch.linalg.eigh(factors).eigenvectors.flip(-1)
-
-
 SHIFT = 64 * torch.finfo(torch.float32).eps
 """Of a factor, as a share of its size times its largest eigenvalue; see `refreshed_basis`."""
+
+
+def eigenbasis(factors: Tensor) -> Tensor:
+    """Orthonormal eigenvectors of each of `factors` [k, d, d] as columns, by falling eigenvalue.
+
+    Where few gradients leave eigenvalues that rounding alone tells apart, any basis of that space would do, and the solver's is
+    rounding too. Taken is the one that a fixed matrix makes there, so that two machines have the same.
+    """
+    values, vectors = torch.linalg.eigh(factors)
+    values, vectors = values.flip(-1), vectors.flip(-1)
+    told = (values > SHIFT * factors.shape[-1] * values[:, :1]).sum(-1).tolist()
+    for basis, count in zip(vectors, told, strict=True):
+        if 0 < count < len(basis):
+            basis[:, count:] = _complement(basis[:, :count])
+    return vectors
+
+
+def _complement(basis: Tensor) -> Tensor:
+    """[d, d - n]: orthonormal columns at right angles to those of `basis` [d, n], which depend on nothing but their span."""
+    size, count = basis.shape
+    fixed = torch.randn(size, size - count, generator=torch.Generator().manual_seed(0)).to(basis)
+    q, r = torch.linalg.qr(torch.cat((basis, fixed), 1))
+    return (q * r.diagonal().sign())[:, count:]
 
 
 def refreshed_basis(factors: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,12 +157,12 @@ def refreshed_basis(factors: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
     The columns are put in the order of their estimated eigenvalues diag(Q^T F Q), falling, before Q <- qr((F + s I) Q): what
     belongs to old column order[i] belongs to new column i. The shift s = SHIFT d times the largest estimate leaves the
     eigenvectors what they are; those of eigenvalues far below it, which a few gradients do not tell, turn slowly instead of
-    into noise, and what is kept for them stays true. (heavyball 3.2 raises its factors alike.)
+    into noise, keep their order, and what is kept for them stays true. (heavyball 3.2 raises its factors alike.)
     """
     products = torch.bmm(factors, bases)
     estimates = (bases * products).sum(-2)
-    order = torch.argsort(estimates, dim=-1, descending=True, stable=True)
     shift = SHIFT * factors.shape[-1] * estimates.amax(-1)
+    order = torch.argsort(estimates.maximum(shift[:, None]), dim=-1, descending=True, stable=True)
     products.add_(shift[:, None, None] * bases)
     sorted_products = products.gather(-1, order.unsqueeze(-2).expand_as(products))
     return torch.linalg.qr(sorted_products).Q, order

@@ -49,7 +49,7 @@ class Shampoo(KroneckerOptimizer):
     preconditioned, and the other then takes the root 2, as the paper does for one side; where both are too long, D is
     momentum. The paper sums its factors from a start of epsilon I, has neither momentum nor grafting, and takes the
     roots at every step. graft 'none': the length of D is its own, for which lr must be found anew. State and
-    decompositions are float32 whatever the weights are.
+    decompositions are float32, and float64 where the weights are.
 
     damping: added to each factor, as a share of its largest eigenvalue.
     graft: whose length a step has: 'adam', or 'none' for its own.

@@ -55,7 +55,7 @@ class SOAP(KroneckerOptimizer):
     10,000, but the products and the state grow with the square of the side, and at some thousand tokens a step the
     longest sides cost more than all other products of this step. Epsilon is added after the bias correction, as in
     AdamW; beta1 is 0.9, where the authors' 0.95 is for much larger batches. compile: the part between refreshes runs
-    through `torch.compile`. State and decompositions are float32 whatever the weights are.
+    through `torch.compile`. State and decompositions are float32, and float64 where the weights are.
     """
 
     def __init__(
