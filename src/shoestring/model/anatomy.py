@@ -92,9 +92,10 @@ class NativeAnatomy(ChangedParts, Ruled):
         for one in slices:
             found.append(one)
             owner, _, attribute = one.name.rpartition(".")
-            if one.dim == 0 and attribute == "weight":
-                if self.model.get_submodule(owner)._parameters.get("bias") is not None:
-                    found.append(one._replace(name=f"{owner}.bias"))
+            if one.dim != 0 or attribute != "weight":
+                continue
+            if self.model.get_submodule(owner)._parameters.get("bias") is not None:
+                found.append(one._replace(name=f"{owner}.bias"))
         return tuple(found)
 
     def matrices(self) -> Iterator[Matrix]:

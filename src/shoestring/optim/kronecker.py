@@ -62,7 +62,7 @@ class KroneckerOptimizer(StatefulOptimizer):
 
     @uncompiled()
     def stack(self, parameters: list[Tensor], key: str, *shape: int) -> Tensor:
-        """The state `key` of all matrices of these parameters, [k, *shape], as wide as the gradients; zeros where there was none."""
+        """The state `key` of all matrices of these parameters, [k, *shape], wide as the gradients; zeros where there was none."""
         for parameter in parameters:
             if key not in self.state[parameter]:
                 size = (*parameter.shape[:-2], *shape)
