@@ -51,7 +51,7 @@ from shoestring.launch.fleet import Fleet
 from shoestring.launch.host import Host
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import resolve
+from shoestring.train.starting import resolve
 
 SHAPE = {"layers": 2, "width": 64, "heads": 2, "context": 128}
 """Of the model: small enough to see most of what it can learn in the time, as else the loss would say above all how many

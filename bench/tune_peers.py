@@ -64,7 +64,7 @@ def ours(options: argparse.Namespace, text: torch.Tensor) -> Callable[[int], lis
     from shoestring.launch.tuning import tuning_request
     from shoestring.train.allocator import keep_freed_memory
     from shoestring.train.assembly import assemble
-    from shoestring.train.session import resolve
+    from shoestring.train.starting import resolve
 
     keep_freed_memory()
     corpus = str(Path(torch.__file__).parent / "include" / "c10")

@@ -29,7 +29,7 @@ from shoestring.train.config import RunConfig
 from shoestring.train.edits import stated, with_planned_tokens
 from shoestring.train.former import translated
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import resume, start
+from shoestring.train.starting import resume, start
 from shoestring.train.trained import load_trained
 from tests.train.command import TINY, newest_weights, shoestring_here
 

@@ -14,7 +14,7 @@ from shoestring.data.dataset import Dataset
 from shoestring.data.prepare import prepare
 from shoestring.launch.request import TrainingRequest, tried
 from shoestring.plan.pace import Pace
-from shoestring.train import session, trial
+from shoestring.train import starting, trial
 from shoestring.train.config import RunConfig
 from shoestring.train.settling import Execution
 from shoestring.train.trial import allowed, try_out
@@ -103,7 +103,7 @@ def test_a_budget_without_seconds_is_settled_by_those_expected(
         given.update(more)
         return Execution(config, ())
 
-    monkeypatch.setattr(session, "settle", settle)
-    session.resolve(config_for(budget, dataset), dataset, MACHINE, Ledger(clock=lambda: 0.0), expected)
+    monkeypatch.setattr(starting, "settle", settle)
+    starting.resolve(config_for(budget, dataset), dataset, MACHINE, Ledger(clock=lambda: 0.0), expected)
     assert given["seconds"] == seconds
     assert given["allowance"].seconds == pytest.approx(allowed)

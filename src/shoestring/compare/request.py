@@ -16,7 +16,7 @@ from shoestring.launch.request import TrainingRequest, planned, prepared
 from shoestring.log_lines import held_back
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import with_planned_tokens
-from shoestring.train.session import resolve
+from shoestring.train.starting import resolve
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import start
+from shoestring.train.starting import start
 from shoestring.train.stopping import stop_with_parent
 
 log = logging.getLogger(__name__)

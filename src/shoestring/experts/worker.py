@@ -20,7 +20,7 @@ from shoestring.train.allocator import keep_freed_memory
 from shoestring.train.config import RunConfig
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import resume, start
+from shoestring.train.starting import resume, start
 from shoestring.train.stopping import stop_with_parent
 
 log = logging.getLogger(__name__)

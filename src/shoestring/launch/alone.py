@@ -10,7 +10,7 @@ from shoestring.launch.request import TrainingRequest
 from shoestring.launch.resuming import resumed_config
 from shoestring.launch.way import Ended, LaunchContext
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import resume, start
+from shoestring.train.starting import resume, start
 
 
 class Alone:

@@ -32,7 +32,8 @@ from shoestring.train.checkpoint import list_checkpoints
 from shoestring.train.config import RunConfig
 from shoestring.train.participation import FixedWorkers, Participation
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import Outcome, begin, resolve, resume
+from shoestring.train.session import Outcome
+from shoestring.train.starting import begin, resolve, resume
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from shoestring.launch.view import RunDisplay
 from shoestring.launch.way import Ended, LaunchContext
 from shoestring.train.config import RunConfig
 from shoestring.train.run_folder import RunFolder, environment
-from shoestring.train.session import Outcome, require_same_text, resolve
+from shoestring.train.session import Outcome, require_same_text
+from shoestring.train.starting import resolve
 
 log = logging.getLogger(__name__)
 

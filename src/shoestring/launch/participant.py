@@ -31,7 +31,8 @@ from shoestring.train.config import RunConfig
 from shoestring.train.elastic.session import ROUNDS, ElasticSession
 from shoestring.train.execution import keep_compiled_code
 from shoestring.train.run_folder import RUN, RunFolder, environment
-from shoestring.train.session import Outcome, resolve
+from shoestring.train.session import Outcome
+from shoestring.train.starting import resolve
 from shoestring.train.work_folder import LOCK
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")

@@ -13,7 +13,7 @@ from shoestring.launch.resuming import resumed_config
 from shoestring.launch.way import Ended, LaunchContext
 from shoestring.train.pipeline import PipelineParticipation
 from shoestring.train.run_folder import RunFolder
-from shoestring.train.session import begin, resolve, resume
+from shoestring.train.starting import begin, resolve, resume
 
 
 class PipelineWay:

@@ -2,38 +2,33 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from shoestring.budget import busy_waiting
 from shoestring.budget.ledger import CALIBRATION, Ledger, Totals, totals_from_dict, totals_to_dict
-from shoestring.budget.machine import Machine, cache_folder
 from shoestring.contract.model import LanguageModule
 from shoestring.data.dataset import Dataset
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError
 from shoestring.plan import rules
 from shoestring.sync.transport.base import PeerLost
 from shoestring.train import checkpoint
-from shoestring.train.assembly import Parts, assemble, with_transfer
-from shoestring.train.base import is_native, kept_of, with_frozen
+from shoestring.train.assembly import Parts, assemble
+from shoestring.train.base import kept_of, with_frozen
 from shoestring.train.base_optimizer import take_optimizer
 from shoestring.train.closing import draw_sample, sample_prompt, summary
 from shoestring.train.company import CheckpointedWorker
 from shoestring.train.config import RunConfig
 from shoestring.train.edits import decide_here, read_decisions, write_decisions
 from shoestring.train.evaluate import Heldout
-from shoestring.train.execution import compiles, require_device
+from shoestring.train.execution import compiles
 from shoestring.train.health import Diverged
 from shoestring.train.loop import Loop, NothingTrained
 from shoestring.train.milestones import Milestones
 from shoestring.train.old_text import gain_and_forgetting, old_evaluator, replayed_domains
 from shoestring.train.participation import FixedWorkers, Participation
-from shoestring.train.run_folder import JsonLines, RunFolder, environment
-from shoestring.train.settling import settle
+from shoestring.train.run_folder import JsonLines, RunFolder
 from shoestring.train.speed import Speed
-from shoestring.train.step_timings import Allowance
 from shoestring.train.stopping import StopRequest
 
 log = logging.getLogger(__name__)
@@ -55,123 +50,6 @@ class Outcome:
     signal: int | None
     summary: dict[str, Any]
     sample: str
-
-
-def resolve(
-    config: RunConfig, dataset: Dataset, machine: Machine, ledger: Ledger, expected: float | None = None
-) -> RunConfig:
-    """The configuration with nothing left open: the vocabulary from the tokenizer, every 'auto' measured.
-
-    expected: seconds that the run is planned to take, where its budget has none: neither measuring nor compiling is to take
-    much of them. None there: as long as it takes.
-    Raises: UsageError where the device is not here.
-    """
-    require_device(config.execution)
-    if config.execution.threads:
-        torch.set_num_threads(config.execution.threads)
-    if not config.model.base:  # a base has room for more tokens than its tokenizer, often
-        config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
-    config = with_transfer(config)
-    layout = config.parallel
-    if (layout.processes > 1 or layout.checkpointing != "none") and config.execution.compile == "auto":
-        config = replace(config, execution=replace(config.execution, compile="none"))
-        log.info("blocks are not compiled: [parallel] has been tried without")
-    if layout.precision == "bfloat16" and config.execution.precision == "auto":
-        config = replace(config, execution=replace(config.execution, precision="bfloat16"))
-    if layout.processes > 1 and config.execution.device == "auto":
-        config = replace(config, execution=replace(config.execution, device="cpu"))
-        if machine.device != "cpu":
-            log.warning("[parallel] has been run on CPUs alone: it trains on the CPU of this machine")
-    seconds = config.budget.seconds or expected
-    left = None
-    if seconds is not None:
-        left = seconds - (ledger.totals.wall_clock if config.budget.seconds else 0.0)
-    with ledger.clock("measure"):
-        execution = settle(
-            config.execution,
-            config.model,
-            rows=config.train.micro_batch or config.train.batch // config.parts,
-            seconds=seconds,
-            machine=machine,
-            cache=cache_folder(),
-            allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
-            clock=ledger.clock,
-            unlike="packed" if config.model.packed else "" if is_native(config.model) else "wrapped",
-        )
-    for reason in execution.reasons:
-        log.info(reason)
-    return replace(config, execution=replace(execution.config, threads=torch.get_num_threads()))
-
-
-def start(
-    config: RunConfig,
-    folder: RunFolder,
-    ledger: Ledger,
-    dataset: Dataset,
-    machine: Machine,
-    view: Record,
-    expected: float | None = None,
-) -> Outcome:
-    """Train `config` in an empty run folder, on the ledger that already holds what preparing the data cost.
-
-    view: is given every line of metrics, as it is written.
-    expected: as for `resolve`.
-    Raises: UsageError, ShoestringError (Diverged and NothingTrained among them).
-    """
-    config = resolve(config, dataset, machine, ledger, expected)
-    return begin(config, folder, ledger, dataset, machine, view)
-
-
-def begin(
-    config: RunConfig,
-    folder: RunFolder,
-    ledger: Ledger,
-    dataset: Dataset,
-    machine: Machine,
-    view: Record,
-    participation: Participation | None = None,
-) -> Outcome:
-    """As `start`, for a configuration that is resolved already.
-
-    folder: the run's, or this worker's own where this process is one of several.
-    participation: the place of this process in the run; None: it has all workers.
-    """
-    folder.write_json("environment.json", environment(machine))
-    folder.write_config(config, dataset)
-    ledger.write("start")
-    session = Session(config, folder, ledger, dataset, view, participation)
-    return session.run()
-
-
-def resume(
-    folder: RunFolder,
-    config: RunConfig,
-    ledger: Ledger,
-    dataset: Dataset,
-    view: Record,
-    step: int | None = None,
-    participation: Participation | None = None,
-) -> Outcome:
-    """Go on exactly from a checkpoint.
-
-    config: the run's, whose data may lie elsewhere now.
-    step: of the checkpoint; None: the newest.
-    participation: as for `begin`.
-    Raises: UsageError when the run has finished; ShoestringError where the data is not what it began with.
-    """
-    if folder.read_summary().get("stopped") == "finished" and step is None:
-        raise UsageError(f"{folder.path} has finished: its budget of {config.budget} is spent")
-    origin = folder.read_origin()
-    if origin is None:
-        log.warning(
-            "begun by an earlier version, which kept no copy of the configuration: config.toml is taken as it is"
-        )
-    elif origin.data:
-        require_same_text(origin.data, dataset, config)
-    session = Session(config, folder, ledger, dataset, view, participation)
-    session.restore(step)
-    folder.write_config(config, dataset)
-    return session.run()
 
 
 def require_same_text(fingerprint: str, dataset: Dataset, config: RunConfig) -> None:

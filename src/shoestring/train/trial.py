@@ -12,7 +12,7 @@ from shoestring.plan.sizes import flops_per_token
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.config import RunConfig
 from shoestring.train.evaluate import Evaluator
-from shoestring.train.session import resolve
+from shoestring.train.starting import resolve
 from shoestring.train.step_timings import Allowance
 
 TRIAL = account("trial", "steps that are timed before a run, and thrown away")
@@ -42,7 +42,7 @@ def try_out(
     'start'.
 
     expected: seconds of the run.
-    Raises: as `session.resolve`.
+    Raises: as `starting.resolve`.
     """
     rate = machine.matmul[machine.best_precision]
     per_token = seconds_per_token(flops_per_token(config.model), config.model.width, rate)
