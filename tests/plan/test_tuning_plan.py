@@ -40,6 +40,18 @@ def test_the_window_holds_most_chats(lengths: tuple[int, ...], context: int) -> 
     assert planned(Budget(tokens=1e6), lengths=lengths)["model.context"] == context
 
 
+def test_a_window_is_no_longer_than_the_memory_holds() -> None:
+    model = Transformer(ModelConfig(**SIZES, context=1024))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    context = planned(Budget(tokens=1e6), given={"memory": "604MB"})["model.context"]
+    takes = [training_memory(model.about, count, size, count // rules.ADAPTED) for size in (context, context + 64)]
+    assert takes[0] <= 604e6 < takes[1]
+    assert 64 < context < 512
+    assert planned(Budget(tokens=1e6), given={"memory": "1GB"})["model.context"] == 512
+    asked = {"memory": "604MB", "model": {"context": 512}}
+    assert "model.context" not in planned(Budget(tokens=1e6), given=asked)
+
+
 def test_no_window_is_longer_than_the_base_reads() -> None:
     assert planned(Budget(tokens=1e6), lengths=(90,) * 5, context=80)["model.context"] == 80
 
@@ -107,5 +119,5 @@ def test_adapters_are_told_from_other_edits(edits: Any, expected: bool) -> None:
 
 def test_adapters_need_the_memory_of_the_weights_and_of_themselves() -> None:
     model = build(ModelConfig, SIZES)
-    whole, adapters = (training_memory(model, 10**8, 1, trained) for trained in (None, 10**8 // rules.ADAPTED))
+    whole, adapters = (training_memory(model, 10**8, 64, trained) for trained in (None, 10**8 // rules.ADAPTED))
     assert whole - adapters == 12 * 10**8 - 16 * (10**8 // rules.ADAPTED)

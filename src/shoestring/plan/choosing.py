@@ -64,7 +64,7 @@ def size_by_rule(
             f"{count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
         )
         epochs = tokens / corpus_tokens
-        if chosen is not None and training_memory(model, count, 1, size.trained) > limit:
+        if chosen is not None and training_memory(model, count, model.context, size.trained) > limit:
             chosen = (chosen[0], "memory", f"the largest rung that fits in {show('bytes', limit)} of memory")
             break
         if use is not None and not use.allows(model):
@@ -114,7 +114,7 @@ def size_by_law(
             size, binding = means.size(_model(shape, vocabulary, wanted, fixed))
         if not low <= size.parameters <= high or (use is not None and not use.allows(size.model)):
             continue
-        held = training_memory(size.model, size.parameters, 1, size.trained)
+        held = training_memory(size.model, size.parameters, size.model.context, size.trained)
         option = size.option(binding, held, means.seconds_spent)
         if option.name not in sizes:
             sizes[option.name] = size, binding

@@ -162,12 +162,14 @@ def plan(
     decisions.append(
         PlanDecision("train.batch", batch, f"{batch * model.context} tokens a step, {reason}: {steps:.0f} steps")
     )
+
+    def needs(rows: int) -> float:
+        return training_memory(model, size.parameters, rows * model.context, size.trained)
+
     rows = max(batch // workers, 1)
-    while rows > 1 and (
-        rows * model.context > 16384 or training_memory(model, size.parameters, rows, size.trained) > limit
-    ):
+    while rows > 1 and (rows * model.context > 16384 or needs(rows) > limit):
         rows = rows // 2 if rows % 2 == 0 else 1
-    needed = training_memory(model, size.parameters, rows, size.trained)
+    needed = needs(rows)
     if needed > limit:
         raise UsageError(
             f"the smallest run planned needs {show('bytes', needed)} of memory, {show('bytes', limit)} are allowed"

@@ -5,7 +5,7 @@ from typing import Any
 
 from shoestring.base import peek
 from shoestring.contract.cost import Shape, bytes_of
-from shoestring.contract.model import LanguageModule
+from shoestring.contract.model import About, LanguageModule
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.outline import outline
@@ -79,12 +79,11 @@ def forward_flops_per_token(model: ModelConfig) -> float:
     return 2 * model.width * model.vocabulary + model.layers * block.flops(Shape(1, model.context)) / model.context
 
 
-def training_memory(model: ModelConfig, count: int, rows: int, trained: int | None = None) -> float:
-    """Bytes: weights, gradients and moments in float32, activations of `rows` sequences, one block of logits.
+def training_memory(model: ModelConfig | About, count: int, tokens: int, trained: int | None = None) -> float:
+    """Bytes: weights, gradients and moments in float32, activations of `tokens` read at once, and their logits.
 
     count: parameters. trained: of them, or beside them; None: all.
     """
-    tokens = rows * model.context
     activations = tokens * model.width * model.layers * rules.ACTIVATION_FLOATS * 4
     logits = tokens * model.vocabulary * 8
     weights = 16 * count if trained is None else 4 * count + 16 * trained

@@ -9,11 +9,14 @@ from typing import Any
 
 from shoestring.budget.budget import Budget
 from shoestring.budget.machine import Machine
+from shoestring.budget.units import parse_memory, show
 from shoestring.config import Choice
 from shoestring.contract.cost import Shape
 from shoestring.contract.model import LanguageModule
+from shoestring.plan import rules
 from shoestring.plan.decision import PlanDecision
 from shoestring.plan.pace import seconds_per_token
+from shoestring.plan.sizes import training_memory
 from shoestring.tune import matrix
 from shoestring.tune.adapter_edit import matrices
 
@@ -71,6 +74,8 @@ def plan_tuning(
     context, reason = _window(model.about.context, lengths)
     if "context" in given.get("model", {}):
         context, reason = int(given["model"]["context"]), "as given"
+    elif given.get("memory"):
+        context, reason = _that_fits(model, method, parse_memory(given["memory"]), context, reason)
     made = [PlanDecision("model.context", context, reason)]
     each = model.cost(Shape(1, context, backward=True)).flops / context * (1.0 if method is None else FROZEN)
     tokens = _tokens(budget, each, machine, model.about.width, learnt)
@@ -100,6 +105,21 @@ def _window(most: int, lengths: Sequence[int]) -> tuple[int, str]:
     context = min(most, LONGEST_WINDOW, max(GRAIN, math.ceil(wanted / GRAIN) * GRAIN))
     held = sum(length <= context for length in lengths) / len(lengths)
     return context, f"holds {held:.0%} of the chats whole, the longest has {max(lengths)} tokens"
+
+
+def _that_fits(
+    model: LanguageModule, method: Choice | None, memory: float, context: int, reason: str
+) -> tuple[int, str]:
+    """The window, or the longest that one sequence of it can be read with in so many bytes; what does not fit at all, the plan of
+    the run refuses."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    trained = None if method is None else count // rules.ADAPTED
+    fits = context
+    while fits > GRAIN and training_memory(model.about, count, fits, trained) > memory:
+        fits -= GRAIN
+    if fits == context:
+        return context, reason
+    return fits, f"the longest that {show('bytes', memory)} of memory hold"
 
 
 def _tokens(budget: Budget, each: float, machine: Machine, width: int, learnt: float) -> float:
