@@ -37,6 +37,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "rewarmed": ("--method=full", "--schedule=rewarmed"),
     "infinite": ("--method=full", "--schedule=infinite"),
     "replay": ("--method=full", "--replay=0.3"),
+    "frozen matrices in bfloat16": ("--execution.precision=bfloat16", "--execution.loss=fused"),
 }
 STEPS = 6
 
