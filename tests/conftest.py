@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 # before torch is loaded: beside other workers, threads that spin while they wait take the cores from those that work
@@ -139,6 +139,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.setattr(command, "write_report", lambda runs: runs[0] / "report.html")
         # what a killed process wrote is there without it: waiting for a disk tells nothing here, and takes most of a short run
         patch.setattr(os, "fsync", lambda handle: None)
+        # where torch keeps a seed for accelerators that it has not begun to use, it keeps the whole stack with each, deep in pytest
+        # most of a millisecond, and only to say later where a call failed
+        for waiting in (torch.cuda, torch.mtia, torch.xpu):
+            patch.setattr(waiting, "traceback", SimpleNamespace(format_stack=list))
         if sys.platform == "linux":
             warm_workers.install_in_tests()
         yield folder
