@@ -134,9 +134,9 @@ def delta_share(deviation: float, delta: float) -> float:
 
 def quantile(confidence: float, freedom: int) -> float:
     """Of Student's t, two-sided."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats takes a second to load
 
-    return float(t.ppf((1 + confidence) / 2, max(freedom, 1)))
+    return float(stdtrit(max(freedom, 1), (1 + confidence) / 2))
 
 
 def profiles(scaled: Scaled, solution: Solution, settings: FitSettings) -> dict[str, tuple[float, float]]:
