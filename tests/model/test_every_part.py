@@ -1,12 +1,13 @@
 """Every registered part through one model: cached, packed, counted, saved; a new part is here without a new test."""
 
+import copy
+import functools
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.config import Choice, build
 from shoestring.contract.anatomy import Slice
@@ -18,7 +19,7 @@ from shoestring.errors import UsageError
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
 from shoestring.plan.sizes import flops_per_token, parameters
-from tests.flop_counting import CPU_ATTENTION
+from tests.flop_counting import OperationCounter
 
 BASE: dict[str, Any] = {"layers": 3, "width": 16, "heads": 2, "vocabulary": 30, "context": 24, "tied": False}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -104,9 +105,10 @@ def shapes() -> Iterator[tuple[str, dict[str, Any]]]:
 SHAPES = dict(shapes())
 
 
-def made(name: str, seed: int = 1) -> Transformer:
+@functools.cache
+def built(name: str) -> Transformer:
     """A model away from its start, in float64 and evaluation mode."""
-    torch.manual_seed(seed)
+    torch.manual_seed(1)
     model = Transformer(build(ModelConfig, {**BASE, **SHAPES[name]})).double()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -117,13 +119,24 @@ def made(name: str, seed: int = 1) -> Transformer:
     return model.eval()
 
 
+def shared(name: str) -> Transformer:
+    """The same model for all tests, which may only read by it."""
+    torch.manual_seed(2)
+    return built(name)
+
+
+def made(name: str) -> Transformer:
+    """A model for one test."""
+    return copy.deepcopy(shared(name))
+
+
 @pytest.fixture(params=list(SHAPES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def test_cached_decoding_is_the_whole_pass_in_rows_of_different_lengths(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     text = torch.randint(30, (3, 24))
     lengths = [24, 12, 17]
     with torch.no_grad():
@@ -143,7 +156,7 @@ def test_cached_decoding_is_the_whole_pass_in_rows_of_different_lengths(name: st
 
 
 def test_a_snapshot_takes_a_draft_back_and_rows_can_be_taken(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     text = torch.randint(30, (2, 16))
     with torch.no_grad():
         cache = model.new_cache(2, 24)
@@ -171,7 +184,7 @@ def test_evaluation_and_decoding_look_at_no_later_token_while_training(name: str
 
 
 def test_packed_documents_are_as_separate_ones(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     text = torch.randint(30, (2, 22))
     documents, positions = torch.zeros(2, 22, dtype=torch.int64), torch.zeros(2, 22, dtype=torch.int64)
     cuts = [[0, 5, 6, 22], [0, 8, 15, 22]]
@@ -187,7 +200,7 @@ def test_packed_documents_are_as_separate_ones(name: str) -> None:
 
 
 def test_what_comes_later_changes_nothing(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     text = torch.randint(30, (1, 20))
     other = text.clone()
     other[:, 13:] = (other[:, 13:] + 1) % 30
@@ -200,7 +213,7 @@ def test_what_comes_later_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("length", [3, 22])
 def test_operations_are_those_that_torch_counts(name: str, length: int) -> None:
     model = made(name).train()
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with OperationCounter() as counter:
         model(torch.zeros(2, length, dtype=torch.int64)).sum().backward()
     counted = counter.get_total_flops()
     assert model.cost(Shape(2, length, backward=True)).flops == pytest.approx(counted, rel=0.01)
@@ -208,12 +221,12 @@ def test_operations_are_those_that_torch_counts(name: str, length: int) -> None:
 
 @pytest.mark.parametrize(("past", "new"), [(0, 9), (9, 1), (9, 6)])
 def test_operations_of_cached_decoding(name: str, past: int, new: int) -> None:
-    model = made(name)
+    model = shared(name)
     cache = model.new_cache(2, 24)
     with torch.no_grad():
         if past:
             model.read(Inputs(torch.zeros(2, past, dtype=torch.int64)), cache)
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with OperationCounter() as counter:
             reading = model.read(Inputs(torch.zeros(2, new, dtype=torch.int64)), cache)
     if name in BY_THE_TEXT:
         assert reading.cost.flops >= counter.get_total_flops() * 0.99
@@ -222,7 +235,7 @@ def test_operations_of_cached_decoding(name: str, past: int, new: int) -> None:
 
 
 def test_what_a_cache_holds_is_what_the_cost_says(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     cost, weights = model.cost(Shape(2, 0, 24)), sum(p.nbytes for p in model.state_dict().values())
     state = sum(getattr(layer, "nbytes", 0) for layer in model.new_cache(2, 24).layers)
     if name in BY_THE_TEXT:
@@ -239,7 +252,7 @@ def test_the_plan_counts_what_the_model_has(name: str) -> None:
 
 
 def test_every_weight_lies_along_an_axis_of_width(name: str) -> None:
-    model = made(name)
+    model = shared(name)
     known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     width = model.anatomy().axes("width")[0]
     covered = {one.name for one in width.slices}

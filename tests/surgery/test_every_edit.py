@@ -1,5 +1,7 @@
 """Every edit on models of unlike shapes: alone and composed, decided once and applied again, folded into plain layers."""
 
+import copy
+import functools
 import itertools
 import json
 from dataclasses import replace
@@ -8,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from shoestring.config import Choice
 from shoestring.contract.batch import Batch, Inputs
@@ -20,7 +21,7 @@ from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.surgery.edits.weight_norm import WeightNormalised
-from tests.flop_counting import CPU_ATTENTION
+from tests.flop_counting import OperationCounter
 
 SHAPES = {
     "native": ModelConfig(layers=4, width=32, heads=4, key_value_heads=2, vocabulary=50, context=24),
@@ -155,6 +156,14 @@ STOCK = {"wrapped": stock, "llama": plain_stock}
 
 
 def model(shape: str) -> LanguageModule:
+    made = copy.deepcopy(built(shape))
+    torch.manual_seed(1)
+    return made
+
+
+@functools.cache
+def built(shape: str) -> LanguageModule:
+    """To copy from, which takes a fraction of the time."""
     torch.manual_seed(1)
     made = STOCK[shape]() if shape in STOCK else Transformer({**SHAPES, "unnormed": UNNORMED}[shape])
     with torch.no_grad():
@@ -182,6 +191,16 @@ def applied(
         made = one.apply(made, decision)
         assert one.describe(made, decision)
     return made, kept
+
+
+@functools.cache
+def decided(names: tuple[str, ...], shape: str) -> tuple[Decision, ...]:
+    return tuple(applied(list(names), shape)[1])
+
+
+def edited(names: list[str], shape: str) -> LanguageModule:
+    """A model as it was decided once in this process."""
+    return applied(names, shape, [as_saved(decision) for decision in decided(tuple(names), shape)])[0]
 
 
 def logits(of: nn.Module) -> torch.Tensor:
@@ -289,7 +308,7 @@ def test_what_was_decided_rebuilds_the_model_without_text(names: list[str], shap
 
 @pytest.mark.parametrize(("names", "shape"), cases("native", "wrapped"))
 def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], shape: str) -> None:
-    made, _ = applied(names, shape)
+    made = edited(names, shape)
     before = {name: p.detach().clone() for name, p in made.named_parameters()}
     trained = [p for p in made.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=0.1)
@@ -315,11 +334,11 @@ def test_an_edited_model_trains_and_folds_into_plain_layers(names: list[str], sh
 
 @pytest.mark.parametrize(("names", "shape"), cases("native", "wrapped"))
 def test_the_stated_cost_is_the_measured_one(names: list[str], shape: str) -> None:
-    made, _ = applied(names, shape)
+    made = edited(names, shape)
     with torch.no_grad():
         logits(made)  # a wrapped model is asked once what it keeps of a token
     for backward in (False, True):
-        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, torch.set_grad_enabled(backward):
+        with OperationCounter() as counter, torch.set_grad_enabled(backward):
             found = logits(made)
             if backward:
                 found.sum().backward()
