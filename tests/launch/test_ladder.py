@@ -13,6 +13,7 @@ from shoestring.launch.view import LogView
 from shoestring.plan.ladder import LadderRun
 from shoestring.plan.memory import kept, learned_runs
 from tests.jobs.losing import Losing
+from tests.own_cache import own_cache
 from tests.train.command import TINY
 
 COMMON = ("layers", "width", "heads", "batch")
@@ -21,7 +22,7 @@ FLAGS = [flag for flag in TINY if flag.partition("=")[0].rpartition(".")[2] not 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHOESTRING_CACHE", str(tmp_path / "cache"))
+    own_cache(tmp_path / "cache", monkeypatch)
 
 
 def rung(name: str, seconds: float = 1.0, rate: float = 1.0, tokens: int = 2048) -> LadderRun:
