@@ -32,6 +32,10 @@ BEYOND = 1e-3
 
 LEAST_DAMPING, MOST_DAMPING = 1e-12, 1e12
 
+GIVEN_UP, FAR = 60, 100.0
+"""Steps after which a start is given up whose error is so many times the lowest of its rivals, and one unit of delta²: it creeps
+along a valley that leads nowhere."""
+
 
 class Box(NamedTuple):
     """Where variables may lie, and what is known of them before; each [p] or [problems, p].
@@ -128,6 +132,7 @@ def descend(
     *,
     most_steps: int = 400,
     tolerance: float = CONVERGED,
+    rivals: bool = False,
 ) -> Descent:
     """Minimise sum_i w_i Huber_delta(f_i(z) - y_i), and priors, for each problem, z within the box.
 
@@ -137,6 +142,7 @@ def descend(
     delta: [problems, 1] or a number, on the scale of the residuals.
     most_steps: after which what is not done is told by `Descent.stopped_early`.
     tolerance: the cosine at which a problem is done.
+    rivals: whether the problems are one problem from several starts, of which only the best matter.
     """
     problems = len(starts)
     box, targets = box.rows(problems), targets.expand(problems, weights.shape[1])
@@ -160,7 +166,10 @@ def descend(
             LEAST_DAMPING, MOST_DAMPING
         )
         stuck = ~better & (damping[waiting][:, 0] >= MOST_DAMPING)
-        waiting = waiting[~((slope <= tolerance) | stuck | (errors[waiting] < 1e-20))]
+        done = (slope <= tolerance) | stuck | (errors[waiting] < 1e-20)
+        if rivals and steps >= GIVEN_UP:
+            done |= errors[waiting] > FAR * (errors.min() + 1)
+        waiting = waiting[~done]
     slopes = _normal(predict, z, targets, weights, box, delta)[2]
     return Descent(z, errors, torch.where(errors < 1e-12, torch.zeros_like(slopes), slopes), steps)
 

@@ -118,8 +118,9 @@ def solve(scaled: Scaled, settings: FitSettings) -> Solution:
         delta = settings.delta or max(TUNING * deviation, LEAST_DEVIATION)
         box = scaled.box(settings.regularise * delta_share(deviation, delta))
         search = fit.descend(
-            scaled.expected, at, scaled.targets, weights[: len(at)], box, delta, most_steps=settings.most_steps
-        )
+            scaled.expected, at, scaled.targets, weights[: len(at)], box, delta, most_steps=settings.most_steps,
+            rivals=True,
+        )  # fmt: skip
         order = search.errors.argsort()
         search = fit.Descent(search.variables[order], search.errors[order], search.slopes[order], search.steps)
         at = search.variables
