@@ -24,7 +24,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def compared(recipes: list[Path], corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("compared") / "comparison"
     words = [
-        "--budget=16ktok",
+        "--budget=8ktok",
         f"--data.corpus={corpus}",
         "--seeds=3",
         "--tune=lr=*0.5,*1",
@@ -46,7 +46,7 @@ def test_a_planted_worse_arm_is_found(compared: tuple[Path, str]) -> None:
     assert row["interval"][0] > 0
     assert row["margin"] == pytest.approx(0.005 * verdict["arms"]["base"]["loss"]["mean"])
     assert verdict["arms"]["slow"]["tuning"]["chosen"] == {"optim.lr": 0.0003333}
-    assert verdict["arms"]["slow"]["total_spent"]["tokens"] >= 5 * 16_000
+    assert verdict["arms"]["slow"]["total_spent"]["tokens"] >= 5 * 8_000
     assert "worse" in shown
     assert (out / "report.html").stat().st_size > 10_000
     assert not list(out.glob("runs/*/checkpoints"))
