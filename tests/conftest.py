@@ -142,7 +142,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # where torch keeps a seed for accelerators that it has not begun to use, it keeps the whole stack with each, deep in pytest
         # most of a millisecond, and only to say later where a call failed
         for waiting in (torch.cuda, torch.mtia, torch.xpu):
-            patch.setattr(waiting, "traceback", SimpleNamespace(format_stack=list))
+            patch.setattr(waiting, "traceback", SimpleNamespace(format_stack=list), raising=False)
         if sys.platform == "linux":
             warm_workers.install_in_tests()
         yield folder
