@@ -135,7 +135,7 @@ def nothing_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("prepare", "try_out"):
         monkeypatch.setattr(f"shoestring.launch.request.{name}", refuse)
-    monkeypatch.setattr("shoestring.train.session.settle", refuse)
+    monkeypatch.setattr("shoestring.train.starting.settle", refuse)
 
 
 @pytest.mark.parametrize("command", ["train", "plan"])

@@ -258,7 +258,7 @@ def test_the_command_of_a_run_of_no_step_fails(corpus: Path, tmp_path: Path, mon
 
     monkeypatch.setattr("shoestring.launch.alone.Ledger", partial(Ledger, clock=lambda: machine.now))
     monkeypatch.setattr("shoestring.launch.request.try_out", lambda *given: None)
-    monkeypatch.setattr("shoestring.train.session.settle", settle)
+    monkeypatch.setattr("shoestring.train.starting.settle", settle)
     run = tmp_path / "run"
     device = "--execution.device=cpu"
     status, _, errors = shoestring("train", "--budget=22s", f"--data.corpus={corpus}", "--out", run, device, *TINY)

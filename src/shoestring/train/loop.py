@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shoestring.budget.budget import Budget
-from shoestring.budget.ledger import EVALUATION, MODEL, Ledger, Totals, is_limited
+from shoestring.budget.ledger import MODEL, Ledger, Totals, is_limited
 from shoestring.budget.units import show_seconds
 from shoestring.contract.objective import At
 from shoestring.data.stream import stream_of
@@ -17,6 +17,7 @@ from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.company import Company, Worker
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
+from shoestring.train.judging import Judged, Judging
 from shoestring.train.sections import TrainConfig
 from shoestring.train.speed import Speed
 from shoestring.train.stopping import StopRequest
@@ -26,10 +27,6 @@ log = logging.getLogger(__name__)
 
 LOG_SECONDS = 0.5
 """Least time between two lines of metrics."""
-
-
-BEFORE = 0.15
-"""Share of a budget in seconds that judging a model before its first step may take."""
 
 
 class NothingTrained(ShoestringError):
@@ -105,13 +102,13 @@ class Loop:
         old: Evaluator | None = None,
     ) -> None:
         self.worker, self.company = worker, company
-        self.schedule, self.stream, self.evaluator = schedule, stream_of(source), evaluator
+        self.schedule, self.stream = schedule, stream_of(source)
         self.budget, self.ledger, self.settings = budget, ledger, settings
         self.sequences = sequences
         self.milestones, self.milestone = milestones, milestone
         self.record, self.checkpoint = record, checkpoint
-        self.speed, self.first_cause, self.old = speed, first_cause, old
-        self.old_found: Heldout | None = None
+        self.speed, self.first_cause = speed, first_cause
+        self.judging = Judging(evaluator, old, speed, ledger)
         self.watch = LossWatch(settings.spike)
         self.position = Position()
         self.window = RunningSums(ledger.now())
@@ -154,8 +151,8 @@ class Loop:
         Raises: Diverged; NothingTrained where it was spent before the first step.
         """
         now = self.ledger.now
-        if self.old is not None and self.position.step == 0 and self.company.leads:
-            self._judge_before()
+        if self.judging.old is not None and self.position.step == 0 and self.company.leads:
+            self._record_judged(self.judging.before(self.worker.model, self.budget.seconds))
         self.window, last_checkpoint = RunningSums(now()), now()
         while True:
             progress, left = self._spent()
@@ -181,28 +178,6 @@ class Loop:
             spent = self._spent()[0]
             self._pass_milestone(spent)
             self._evaluate_on_the_way(spent)
-
-    def _judge_before(self) -> None:
-        """Judge both texts before the first step; later evaluations read the same windows."""
-        assert self.old is not None
-        began = self.ledger.now()
-        share = math.inf if self.budget.seconds is None else BEFORE * self.budget.seconds
-        for evaluator in (self.evaluator, self.old):
-            until = self.ledger.now() + share / 2
-            with self.ledger.clock("evaluate"):
-                found = evaluator(self.worker.model, lambda until=until: self.ledger.now() >= until)  # type: ignore[misc]
-            self.ledger.charge(found.spent, EVALUATION)
-            if found.cut_short:
-                log.warning(f"{found.targets:,} tokens are judged, and no more: the budget is short")
-                evaluator.sequences = found.sequences
-            if evaluator is self.evaluator:
-                new = found
-        self.speed.evaluated = self.evaluator.sequences + self.old.sequences
-        self.speed.took_evaluation(self.ledger.now() - began, self.speed.evaluated)
-        line: dict[str, Any] = {"loss": new.loss, "bits_per_byte": new.bits_per_byte, "targets": new.targets}
-        line |= _of_old(found) | ({"domains": dict(new.domains)} if new.domains else {})
-        self.record({"kind": "heldout", **self._where(), **line})
-        self.ledger.write("evaluate", step=self.position.step)
 
     def _where_it_went(self) -> str:
         """Why there was no budget left for a step."""
@@ -310,41 +285,21 @@ class Loop:
         self.window = RunningSums(now)
 
     def evaluate(self, last: bool = False) -> Heldout:
-        """Held-out loss now, recorded; a budget in seconds cuts it short where it takes too long, but for where it is set against
-        what was found before the first step: that is of the same windows.
+        """Held-out loss now, recorded.
 
         last: nothing but the checkpoint and the sample follow.
         """
-        began = self.ledger.now()
-        until = math.inf
-        if self.old is None:
-            until = began + self.speed.evaluation_limit(self._seconds_left(), last)
-        with self.ledger.clock("evaluate"), self.company.evaluation_weights():
-            found = self.evaluator(self.worker.model, lambda: self.ledger.now() >= until)
-            old = None if self.old is None else self.old(self.worker.model)
-        self.ledger.charge(found.spent, EVALUATION)
-        sequences, self.old_found = found.sequences, old
-        if old is not None:
-            self.ledger.charge(old.spent, EVALUATION)
-            sequences += old.sequences
-        took = self.ledger.now() - began
-        self.speed.took_evaluation(took, sequences)
-        self.window.since += took
-        line: dict[str, Any] = {"loss": found.loss, "bits_per_byte": found.bits_per_byte, "targets": found.targets}
-        if found.domains:
-            line["domains"] = dict(found.domains)
-            self.stream.hear(self.position.progress, found.domains)
-        if old is not None:
-            line |= _of_old(old)
-        if found.cut_short:
-            line["cut_short"] = True
-            log.warning(
-                f"held-out evaluation cut short after {show_seconds(took)}: its loss is of {found.sequences} of "
-                f"{self.evaluator.sequences} windows of held-out text"
-            )
-        self.record({"kind": "heldout", **self._where(), **line})
+        weights = self.company.evaluation_weights()
+        judged = self.judging.now(self.worker.model, weights, self._seconds_left(), last)
+        self.window.since += judged.seconds
+        if judged.heldout.domains:
+            self.stream.hear(self.position.progress, judged.heldout.domains)
+        self._record_judged(judged)
+        return judged.heldout
+
+    def _record_judged(self, judged: Judged) -> None:
+        self.record({"kind": "heldout", **self._where(), **judged.line})
         self.ledger.write("evaluate", step=self.position.step)
-        return found
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the loop itself, as JSON values."""
@@ -353,8 +308,9 @@ class Loop:
         stream = self.stream.state()
         if stream is not None:
             kept["stream"] = stream
-        if self.old is not None:
-            kept["judged"] = [self.evaluator.sequences, self.old.sequences]
+        judged = self.judging.state()
+        if judged is not None:
+            kept["judged"] = judged
         return {"position": asdict(self.position), "watch": self.watch.state(), **kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -362,9 +318,8 @@ class Loop:
         self.watch.restore(state["watch"])
         if "stream" in state:
             self.stream.restore(state["stream"])
-        if self.old is not None:
-            self.evaluator.sequences, self.old.sequences = state["judged"]
-            self.speed.evaluated = sum(state["judged"])
+        if "judged" in state:
+            self.judging.restore(state["judged"])
         if self.worker.noise_scale is not None:
             self.worker.noise_scale.restore(state["noise_scale"])
 
@@ -379,8 +334,3 @@ class Loop:
         self.speed.took_checkpoint(took)
         self.window.since += took
         self.ledger.write("checkpoint", step=self.position.step)
-
-
-def _of_old(found: Heldout) -> dict[str, Any]:
-    """What a line of metrics says of the old text."""
-    return {"old_loss": found.loss, "old_bits_per_byte": found.bits_per_byte, "old_targets": found.targets}

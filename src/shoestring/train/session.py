@@ -199,9 +199,9 @@ class Session:
             found["heldout_domains"] = dict(heldout.domains)
         if heldout.cut_short:
             found["heldout_cut_short"] = True
-        if self.loop.old_found is not None:
+        if self.loop.judging.old_found is not None:
             replayed = replayed_domains(self.config.data)
-            both = gain_and_forgetting(self.folder.read_metrics(), heldout, self.loop.old_found, replayed)
+            both = gain_and_forgetting(self.folder.read_metrics(), heldout, self.loop.judging.old_found, replayed)
             found["tuning"] = {"old_corpus": self.config.old.corpus, **both}
         noise = self.worker.noise_scale
         if noise is not None:
