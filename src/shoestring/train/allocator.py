@@ -22,3 +22,12 @@ def keep_freed_memory() -> bool:
     # no buffer is mapped apart, the heap is never cut back, and there is one heap for all threads
     done = [library.mallopt(M_MMAP_MAX, 0), library.mallopt(M_TRIM_THRESHOLD, -1), library.mallopt(M_ARENA_MAX, 1)]
     return all(done)
+
+
+def hand_back_freed_memory() -> None:
+    """Return to the kernel what is free in the heap now, where the C library can: what one phase of a run takes for a while is then
+    not held beside what the next one takes."""
+    if sys.platform == "linux":
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):
+            library.malloc_trim(0)

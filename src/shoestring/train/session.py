@@ -13,6 +13,7 @@ from shoestring.errors import ShoestringError
 from shoestring.plan import rules
 from shoestring.sync.transport.base import PeerLost
 from shoestring.train import checkpoint
+from shoestring.train.allocator import hand_back_freed_memory
 from shoestring.train.assembly import Parts, assemble
 from shoestring.train.base import kept_of, with_frozen
 from shoestring.train.base_optimizer import take_optimizer
@@ -83,6 +84,7 @@ class Session:
         self._beside_others = busy_waiting.crowded_seconds()
         with ledger.clock("start"):
             self.parts: Parts = self._assemble(participation)
+            hand_back_freed_memory()  # of weights that others took the place of
             if config.train.base_optimizer:
                 log.info(take_optimizer(config.model.base, self.parts))
             joined = participation.join(config, self.parts, ledger)

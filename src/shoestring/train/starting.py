@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from shoestring.budget.ledger import Ledger
+from shoestring.budget.ledger import Ledger, peak_memory
 from shoestring.budget.machine import Machine, cache_folder
+from shoestring.budget.units import parse_memory
 from shoestring.data.dataset import Dataset
 from shoestring.errors import UsageError
+from shoestring.train.allocator import hand_back_freed_memory
 from shoestring.train.assembly import with_transfer
 from shoestring.train.base import is_native
 from shoestring.train.config import RunConfig
@@ -20,6 +22,12 @@ from shoestring.train.settling import settle
 from shoestring.train.step_timings import Allowance
 
 log = logging.getLogger(__name__)
+
+COMPILER_MEMORY = 2e9
+"""Bytes that must be left for blocks to be compiled: compiling SmolLM2's took 0.9 GB, beside which a step needs some."""
+
+LOGIT_BYTES = 14
+"""Of each logit, where all are in memory: in the type of the products and in float32, with the gradients of both."""
 
 
 def resolve(
@@ -36,7 +44,7 @@ def resolve(
         torch.set_num_threads(config.execution.threads)
     if not config.model.base:  # a base has room for more tokens than its tokenizer, often
         config = replace(config, model=replace(config.model, vocabulary=dataset.tokenizer.vocabulary))
-    config = with_transfer(config)
+    config = _within_memory(with_transfer(config))
     layout = config.parallel
     if (layout.processes > 1 or layout.checkpointing != "none") and config.execution.compile == "auto":
         config = replace(config, execution=replace(config.execution, compile="none"))
@@ -63,9 +71,25 @@ def resolve(
             clock=ledger.clock,
             unlike="packed" if config.model.packed else "" if is_native(config.model) else "wrapped",
         )
+    hand_back_freed_memory()  # what was measured needs no more
     for reason in execution.reasons:
         log.info(reason)
     return replace(config, execution=replace(execution.config, threads=torch.get_num_threads()))
+
+
+def _within_memory(config: RunConfig) -> RunConfig:
+    """The configuration without what `memory` has no room for: the compiler, and the logits of all tokens at once."""
+    if config.memory is None:
+        return config
+    room, execution = parse_memory(config.memory) - peak_memory(), config.execution
+    if execution.compile == "auto" and room < COMPILER_MEMORY:
+        execution = replace(execution, compile="none")
+        log.info(f"blocks are not compiled: the compiler takes too much for a memory of {config.memory}")
+    tokens = (config.train.micro_batch or config.train.batch // config.parts) * config.model.context
+    if execution.loss == "auto" and LOGIT_BYTES * tokens * config.model.vocabulary > room / 4:
+        execution = replace(execution, loss="fused")
+        log.info(f"loss fused: the logits of {tokens:,} tokens at once take too much for a memory of {config.memory}")
+    return replace(config, execution=execution)
 
 
 def start(
