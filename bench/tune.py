@@ -29,9 +29,11 @@ import chat_text
 from reference_models import NAMES, reference_model
 
 from shoestring import atomic
+from shoestring.budget.machine import probe
 from shoestring.budget.units import parse_memory
 from shoestring.compare.statistics import LEAST_PAIRS, paired
 from shoestring.config import Tree, merge, overrides, read_toml
+from shoestring.train.run_folder import environment
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "tune"
 BASE = "full"
@@ -203,11 +205,11 @@ def with_verdicts(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def draw(arms: Sequence[dict[str, Any]], target: Path) -> None:
     """Write the figure, an SVG: forgotten across, gained up; a method's shares of replay are joined."""
-    from shoestring.report.drawing import COLOUR, SERIES, label_ends, name_axes, panel, save, style
+    from shoestring.report.drawing import COLOUR, SERIES, label_points, name_axes, panel, save, style
 
     with style():
-        figure, axes = panel(720, 420, left=56, right=190, top=44)
-        ends = []
+        figure, axes = panel(720, 420, left=56, right=100, top=44)
+        points = []
         known = [arm for arm in arms if arm["gain"] is not None and arm["forgotten"] is not None]
         for place, method in enumerate(dict.fromkeys(arm["method"] for arm in known)):
             own = sorted((arm for arm in known if arm["method"] == method), key=lambda arm: arm["replay"])
@@ -219,14 +221,14 @@ def draw(arms: Sequence[dict[str, Any]], target: Path) -> None:
                 axes.plot(
                     [arm["forgotten"]], [arm["gain"]], "o", color=COLOUR[colour], markerfacecolor=face, markersize=6
                 )
-            ends.append((x[0], y[0], method.replace("_", " "), colour))
+            points.append((x[0], y[0], method.replace("_", " "), colour))
         axes.margins(0.1)
         name_axes(
             axes,
             "forgotten: loss on old text after, less before, nats a token",
             "gained on new text, nats a token; hollow points: with replay",
         )
-        label_ends(axes, ends, size=11)
+        label_points(axes, points, size=11)
         with open(target, "wb") as file:
             save(figure, file, "svg")
 
@@ -287,6 +289,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--smallest", action="store_true", help="seconds that show nothing but that everything works")
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
+    named = options.new or "the C++ headers of torch"
     options.new, options.budget = options.new or headers(), options.budget or f"{options.seconds:g}s"
     if options.new == CHATS:
         options.new = str((options.out / "chats.jsonl").resolve())
@@ -307,8 +310,8 @@ def main(words: Sequence[str]) -> int:
     print(table(arms))
     if options.json:
         found = {
-            "base": options.base, "new": options.new, "old": options.old, "budget": options.budget, "seeds": options.seeds,
-            "memory": options.memory, "arms": arms,
+            "base": options.base, "new": named, "old": options.old, "budget": options.budget, "seeds": options.seeds,
+            "memory": options.memory, "arms": arms, "environment": environment(probe()),
         }  # fmt: skip
         atomic.write_text(options.json, json.dumps(found, indent=1) + "\n")
     if options.figure:

@@ -30,6 +30,7 @@ from shoestring.base import open_model
 from shoestring.budget.ledger import Ledger
 from shoestring.budget.machine import probe
 from shoestring.budget.units import show
+from shoestring.train.run_folder import environment
 
 PLACE = "smollm2"
 METHODS = ("lora", "full")
@@ -301,6 +302,7 @@ def main(words: Sequence[str]) -> int:
             "context": options.context,
             "rank": options.rank,
             "methods": found,
+            "environment": environment(probe()),
         }
         atomic.write_text(options.json, json.dumps(told, indent=1) + "\n")
     return 0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoestring.report.curves import along, broken, finite, frame, smooth, thin, window
-from shoestring.report.drawing import spread
+from shoestring.report.drawing import label_points, panel, spread, style
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400).map(np.array)
 
@@ -99,3 +99,22 @@ def test_an_axis_is_scaled_to_its_unit(key: str, most: float, expected: tuple[fl
 
 def test_the_window_is_a_fiftieth_and_never_empty() -> None:
     assert (window(0), window(49), window(5000)) == (1, 1, 100)
+
+
+def test_texts_of_points_cover_neither_each_other_nor_a_point() -> None:
+    points = [
+        (0.0, 0.0, "first", "s1"),
+        (0.01, 0.0, "second", "s1"),
+        (0.0, 0.02, "third", "s1"),
+        (1.0, 1.0, "far", "s1"),
+    ]
+    with style():
+        _, axes = panel(500, 300)
+        axes.plot([x for x, *_ in points], [y for _, y, *_ in points], "o")
+        label_points(axes, points)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    dots = axes.transData.transform([point[:2] for point in points])
+    assert [text.get_text() for text in axes.texts] == ["first", "second", "third", "far"]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert not any(box.contains(*dot) for place, dot in enumerate(dots) if place != number)

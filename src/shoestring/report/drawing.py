@@ -170,6 +170,28 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], size
             )  # fmt: skip
 
 
+SIDES = ((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center"), (8, 11, "left"), (8, -11, "left"))
+"""Where the text of a point may be, in points of a font from it, and how it is aligned; the first that is free is taken."""
+
+
+def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, str]], size: float = 11.5) -> None:
+    """Write (x, y in data, text, colour name) beside points, each on a side where it covers no other text or point."""
+    axes.autoscale_view()
+    dots, taken = axes.transData.transform([point[:2] for point in points]), list[Any]()
+    for number, (x, y, text, colour) in enumerate(points):
+        others = [dot for place, dot in enumerate(dots) if place != number]
+        for last, (right, up, align) in enumerate(SIDES, start=1 - len(SIDES)):
+            label = axes.annotate(
+                text, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=size,
+                color=COLOUR[colour], fontweight="bold",
+            )  # fmt: skip
+            box = label.get_window_extent()
+            if not last or not (any(map(box.overlaps, taken)) or any(box.contains(*dot) for dot in others)):
+                break
+            label.remove()
+        taken.append(box)
+
+
 def _tag(match: re.Match[str]) -> str:
     tag = re.sub(r"font-family: [^;\"]*;? ?", "", match[0]).replace("xlink:href", "href")
     tag = re.sub(r"(\.\d\d)\d+", r"\1", tag)
