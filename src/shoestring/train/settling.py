@@ -67,6 +67,7 @@ def settle(
     allowance: Allowance | None = None,
     clock: Callable[[str], AbstractContextManager[None]] = lambda cause: nullcontext(),
     unlike: str = "",
+    frozen_head: bool = False,
 ) -> Execution:
     """Decide every 'auto'.
 
@@ -75,6 +76,7 @@ def settle(
     allowance: for measuring (None: as long as it takes).
     clock: puts what compiling takes on the ledger.
     unlike: what its parts are, where they are not those that are timed here: 'wrapped' or 'packed'.
+    frozen_head: whether the matrix of the output layer takes no gradient, as where adapters alone are trained.
     """
     config = with_changes(config, device=machine.device if config.device == "auto" else config.device)
     if unlike:
@@ -87,7 +89,7 @@ def settle(
     block = model.layer(0)
     rate = machine.matmul[machine.best_precision]
     guess = 8 * rows * model.context * seconds_per_token(flops_per_token(block), model.width, rate)
-    bench = StepBench(model, rows, StepTimings(cache / f"timings-{key}.json"), allowance, guess)
+    bench = StepBench(model, rows, StepTimings(cache / f"timings-{key}.json"), allowance, guess, frozen_head)
     if not bench.timings.known and "auto" in (config.precision, config.compile, config.loss):
         log.info("measuring which arithmetic pays at these shapes")
     reasons: list[str] = []

@@ -70,6 +70,7 @@ def resolve(
             allowance=Allowance.share(seconds, left, ledger.totals.seconds.get("measure", 0.0)),
             clock=ledger.clock,
             unlike="packed" if config.model.packed else "" if is_native(config.model) else "wrapped",
+            frozen_head=any(edit.engine == "tune" for edit in config.edits),
         )
     hand_back_freed_memory()  # what was measured needs no more
     for reason in execution.reasons:

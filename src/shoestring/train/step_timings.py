@@ -89,6 +89,7 @@ class StepBench:
     rows: sequences at once.
     allowance: for all that is timed, save where it is compiled: whether to compile is decided before.
     guess: seconds that a first measurement may take.
+    frozen_head: whether the matrix of the output layer takes no gradient.
 
     What is to be timed raises NoTimeLeft where it would, by what others took, take longer than is left.
     """
@@ -100,8 +101,9 @@ class StepBench:
         timings: StepTimings,
         allowance: Allowance | None = None,
         guess: float = 0.0,
+        frozen_head: bool = False,
     ) -> None:
-        self.model, self.rows, self.timings = model, rows, timings
+        self.model, self.rows, self.timings, self.frozen_head = model, rows, timings, frozen_head
         self.allowance, self._longest = allowance or Allowance(), guess
 
     @staticmethod
@@ -170,13 +172,14 @@ class StepBench:
 
     def loss(self, config: ExecutionConfig) -> float:
         """Seconds of the output layer with its loss, forward and backward, at its fastest."""
-        name = f"loss {config.precision} {config.loss}"
+        name = f"loss {config.precision} {config.loss}{' frozen' if self.frozen_head else ''}"
         return self._get(name, lambda: self._loss(config), with_changes(config, compile="none"))
 
     def _loss(self, config: ExecutionConfig) -> float:
         shape, loss = (self.rows, self.model.context), cross_entropy(config)
         hidden = torch.randn(*shape, self.model.width, device=config.device, requires_grad=True)
-        weight = torch.randn(self.model.vocabulary, self.model.width, device=config.device, requires_grad=True)
+        weight = torch.randn(self.model.vocabulary, self.model.width, device=config.device)
+        weight.requires_grad_(not self.frozen_head)
         targets = torch.randint(self.model.vocabulary, shape, device=config.device)
 
         def work() -> None:
