@@ -87,7 +87,7 @@ def _within_memory(config: RunConfig) -> RunConfig:
         execution = replace(execution, compile="none")
         log.info(f"blocks are not compiled: the compiler takes too much for a memory of {config.memory}")
     tokens = (config.train.micro_batch or config.train.batch // config.parts) * config.model.context
-    if execution.loss == "auto" and LOGIT_BYTES * tokens * config.model.vocabulary > room / 4:
+    if execution.loss == "auto" and LOGIT_BYTES * tokens * config.model.vocabulary > room / 8:
         execution = replace(execution, loss="fused")
         log.info(f"loss fused: the logits of {tokens:,} tokens at once take too much for a memory of {config.memory}")
     return replace(config, execution=execution)
