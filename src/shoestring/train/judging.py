@@ -17,7 +17,7 @@ BEFORE = 0.15
 """Of a budget in seconds, the most that judging before the first step takes."""
 
 
-class Judged(NamedTuple):
+class JudgedTexts(NamedTuple):
     """What was found. seconds: that it took."""
 
     heldout: Heldout
@@ -50,7 +50,7 @@ class Judging:
         self.evaluator, self.old, self.speed, self.ledger = evaluator, old, speed, ledger
         self.old_found: Heldout | None = None
 
-    def before(self, model: LanguageModel, limit: float | None) -> Judged:
+    def before(self, model: LanguageModel, limit: float | None) -> JudgedTexts:
         """Both texts before the first step, as much of each as there is time for: later evaluations read those windows.
 
         limit: seconds of the budget; None: it has none.
@@ -62,7 +62,7 @@ class Judging:
         took = self.ledger.now() - began
         self.speed.evaluated = self.evaluator.sequences + self.old.sequences
         self.speed.took_evaluation(took, self.speed.evaluated)
-        return Judged(new, old, took)
+        return JudgedTexts(new, old, took)
 
     def _begun(self, evaluator: Evaluator, model: LanguageModel, seconds: float) -> Heldout:
         until = self.ledger.now() + seconds
@@ -74,7 +74,7 @@ class Judging:
             evaluator.sequences = found.sequences
         return found
 
-    def now(self, model: LanguageModel, weights: AbstractContextManager[Any], left: float, last: bool) -> Judged:
+    def now(self, model: LanguageModel, weights: AbstractContextManager[Any], left: float, last: bool) -> JudgedTexts:
         """A budget in seconds cuts it short where it takes too long, but for where it is set against what was found before the
         first step: that is of the same windows.
 
@@ -97,7 +97,7 @@ class Judging:
                 f"held-out evaluation cut short after {show_seconds(took)}: its loss is of {found.sequences} of "
                 f"{self.evaluator.sequences} windows of held-out text"
             )
-        return Judged(found, old, took)
+        return JudgedTexts(found, old, took)
 
     def state(self) -> list[int] | None:
         """What a checkpoint keeps: the windows of each text."""

@@ -17,7 +17,7 @@ from shoestring.train.applied_schedules import AppliedSchedules
 from shoestring.train.company import Company, Worker
 from shoestring.train.evaluate import Evaluator, Heldout
 from shoestring.train.health import LossWatch
-from shoestring.train.judging import Judged, Judging
+from shoestring.train.judging import JudgedTexts, Judging
 from shoestring.train.sections import TrainConfig
 from shoestring.train.speed import Speed
 from shoestring.train.stopping import StopRequest
@@ -297,7 +297,7 @@ class Loop:
         self._record_judged(judged)
         return judged.heldout
 
-    def _record_judged(self, judged: Judged) -> None:
+    def _record_judged(self, judged: JudgedTexts) -> None:
         self.record({"kind": "heldout", **self._where(), **judged.line})
         self.ledger.write("evaluate", step=self.position.step)
 
