@@ -1,10 +1,12 @@
-"""Is choosing data worth what it takes? Curation, mixtures and selection against 'random, more epochs', at equal FLOPs.
+"""Is choosing data worth what it takes? Curation, mixtures and selection against 'random, more epochs', at equal FLOPs or seconds.
 
 The pool (`three_domains.py`) has three domains of unequal share; of each, half the text is clean, a quarter spoilt and a quarter
 copies. All arms train the same small model on bytes, and are judged by the mean of the losses on clean held-out text of the three
-domains. Every arm has the same FLOPs in all: what scoring the pool, training a scorer, a reference or proxies, hearing losses and
-choosing rows takes is taken off what is left to train with. What hashing and linear scorers take is no FLOPs worth counting: it
-is not counted, and is time that `shoestring data` reports. 'random' trains on the whole pool, as many epochs as its FLOPs allow.
+domains. Every arm has the same budget in all: what scoring the pool, training a scorer, a reference or proxies, hearing losses and
+choosing rows takes is taken off what is left to train with. 'random' trains on the whole pool, as many epochs as that allows.
+
+--flops are counted: what hashing and linear scorers take is none worth counting. --seconds are of the processor, of one thread, in
+place of FLOPs: there everything counts that an arm does, hashing included, but for libraries that are loaded before.
 
 The options of the arms are those written here; nothing was tuned on the outcome. A seed draws the pool, the first weights and the
 order. A verdict is drawn from three pairs or more, by Student's test of the paired differences, at 95 % without a correction for
@@ -23,8 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from run_lines import RunLines
-from three_domains import HEARD, NAMES, Pool, Size, Trained, make_pool, measured, store_of, train, untimed_environment
+from three_domains import HEARD, NAMES, Budget, Pool, Size, Trained, make_pool, measured, store_of, train, untimed_environment
 
 from shoestring import atomic
 from shoestring.base.scorer import ModelScorer
@@ -46,9 +49,9 @@ from shoestring.data.windows import Windows
 
 CONFIDENCE = 0.95
 SCORER = 0.1
-"""The share of an arm's FLOPs that training a model which scores, or a reference, may take."""
+"""The share of an arm's budget that training a model which scores, or a reference, may take."""
 PROXIES, PROXY = 12, 0.02
-"""Proxies of RegMix, and the share of the arm's FLOPs that each has."""
+"""Proxies of RegMix, and the share of the arm's budget that each has."""
 RULES = {"least_words": 20, "stop_words": 0, "letters": 0.5, "symbols": 0.3}
 """Those of Gopher's limits that code would break are loosened."""
 
@@ -58,7 +61,7 @@ class World(NamedTuple):
 
     pool: Pool
     size: Size
-    flops: float
+    budget: Budget
     seed: int
     folder: Path
 
@@ -87,14 +90,14 @@ def windows(world: World, texts: Sequence[str]) -> Windows:
 @arm
 def random(world: World) -> Outcome:
     """The whole pool."""
-    return Outcome(train(windows(world, world.pool.texts), world.size, world.seed, world.flops, world.pool))
+    return Outcome(train(windows(world, world.pool.texts), world.size, world.seed, world.budget, world.pool))
 
 
 # ---- curation
 
 
 def curated(world: World, steps: Sequence[tuple[str, dict[str, Any]]], scorers: dict[str, Any], before: int) -> Outcome:
-    """Curate the pool, and train on what is kept with the FLOPs that are left."""
+    """Curate the pool, and train on what is kept with what is left of the budget."""
     path = world.folder / "pool.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in world.pool.texts))
     account = Account(open_scorer=scorers.__getitem__)
@@ -103,7 +106,7 @@ def curated(world: World, steps: Sequence[tuple[str, dict[str, Any]]], scorers: 
     before += account.spent.flops
     kept = [text for text, own in zip(world.pool.texts, found.kept, strict=True) if own]
     kinds = [kind for kind, own in zip(world.pool.kinds, found.kept, strict=True) if own]
-    trained = train(windows(world, kept), world.size, world.seed, world.flops - before, world.pool)
+    trained = train(windows(world, kept), world.size, world.seed, world.budget.after(before), world.pool)
     return Outcome(trained, before, {kind: kinds.count(kind) for kind in sorted(set(world.pool.kinds))})
 
 
@@ -115,11 +118,10 @@ def trusted_corpus(world: World) -> str:
 
 
 def reference(world: World, size: Size | None = None, texts: Sequence[str] | None = None) -> Trained:
-    """A model trained on the trusted text, or on others, with the share `SCORER` of the FLOPs."""
+    """A model trained on the trusted text, or on others, with the share `SCORER` of the budget."""
     own = [text for each in world.pool.trusted.values() for text in each] if texts is None else texts
-    return train(
-        windows(world, own), size or world.size, world.seed + 1000, SCORER * world.flops, world.pool, judge=False
-    )
+    budget = world.budget.part(SCORER)
+    return train(windows(world, own), size or world.size, world.seed + 1000, budget, world.pool, judge=False)
 
 
 def scorer(trained: Trained) -> ModelScorer:
@@ -192,9 +194,8 @@ def mixed(world: World, name: str, before: int = 0, size: Size | None = None, **
     domains = [Domain(domain, len(source.store)) for domain, source in zip(NAMES, sources, strict=True)]
     mixture = Choice.of("data", name, kind="mixture", **options).build(domains)
     stream = Mixed(NAMES, sources, mixture, world.seed)
-    flops = world.flops - before
     listens = name == "dynamic_loading"
-    trained = train(stream, size, world.seed, flops, world.pool, listens=listens)
+    trained = train(stream, size, world.seed, world.budget.after(before), world.pool, listens=listens)
     last = dict(zip(NAMES, mixture.weights(1.0).tolist(), strict=True))
     return Outcome(trained, before, None, last)
 
@@ -254,7 +255,7 @@ def regmix(world: World, regressor: str) -> Outcome:
         weights = dict(zip(NAMES, row.tolist(), strict=True))
         mixture = Choice.of("data", "fixed", kind="mixture", weights=weights).build(domains)
         proxy = train(
-            Mixed(NAMES, made, mixture, world.seed), small, world.seed, PROXY * world.flops, world.pool, judge=False
+            Mixed(NAMES, made, mixture, world.seed), small, world.seed, world.budget.part(PROXY), world.pool, judge=False
         )
         found, took = measured(proxy.model, world.pool.trusted, small)
         losses.append(float(np.mean(list(found.values()))))
@@ -284,7 +285,7 @@ def selected(world: World, name: str, made: Trained | None = None, **options: An
     selection = Choice.of("data", name, kind="selection", **options).build(opened)
     before = 0 if made is None else made.spent
     source = windows(world, world.pool.texts)
-    trained = train(source, world.size, world.seed, world.flops - before, world.pool, selection=selection)
+    trained = train(source, world.size, world.seed, world.budget.after(before), world.pool, selection=selection)
     return Outcome(trained, before)
 
 
@@ -315,16 +316,18 @@ def line_of(name: str, seed: int, options: argparse.Namespace, settings: dict[st
     pool = make_pool(options.pool, options.heldout, options.trusted, seed)
     size = Size(options.layers, options.width, options.context, options.rows, options.lr)
     with tempfile.TemporaryDirectory() as folder:
-        found = ARMS[name](World(pool, size, options.flops, seed, Path(folder)))
+        budget = Budget(options.flops) if options.seconds is None else Budget(options.seconds, "seconds")
+        found = ARMS[name](World(pool, size, budget, seed, Path(folder)))
+    trained = found.trained
     return {
         "arm": name,
         "seed": seed,
-        "loss": found.trained.loss,
-        "losses": dict(found.trained.losses),
-        "flops_before": found.before,
-        "flops_choosing": found.trained.chosen,
-        "flops": found.before + found.trained.spent,
-        "tokens": found.trained.tokens,
+        "loss": trained.loss,
+        "losses": dict(trained.losses),
+        "used": trained.used + (found.before if budget.unit == "flops" else 0),
+        "before": found.before if budget.unit == "flops" else trained.before,
+        "choosing": trained.chosen,
+        "tokens": trained.tokens,
         "kept": found.kept,
         "weights": found.weights,
         "settings": settings,
@@ -350,7 +353,7 @@ def verdicts(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "interval": test.interval,
                 "minimum_detectable_effect": test.minimum_detectable_effect,
                 "share_not_trained": float(
-                    np.mean([(line["flops_before"] + line["flops_choosing"]) / line["flops"] for line in own.values()])
+                    np.mean([(line["before"] + line["choosing"]) / line["used"] for line in own.values()])
                 ),
                 "verdict": verdict if test.pairs >= LEAST_PAIRS else f"none: {test.pairs} of {LEAST_PAIRS} pairs",
             }
@@ -370,6 +373,7 @@ def jobs(options: argparse.Namespace, lines: Sequence[dict[str, Any]]) -> Iterat
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flops", type=float, default=3.5e11, help="of each arm in all (default 3.5e11)")
+    parser.add_argument("--seconds", type=float, help="of each arm in all, of one thread, in place of FLOPs")
     parser.add_argument("--pool", type=int, default=100_000, help="characters (default 100,000)")
     parser.add_argument("--heldout", type=int, default=12_000, help="characters of each domain (default 12,000)")
     parser.add_argument("--trusted", type=int, default=5000, help="characters of each domain (default 5,000)")
@@ -384,14 +388,21 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write runs and verdicts there")
     parser.add_argument("--smallest", action="store_true", help="a run of seconds that shows that everything works")
     options = parser.parse_args(words)
+    tiny = {"flops": 4e9, "pool": 10_000, "heldout": 600, "trusted": 600, "layers": 1, "width": 32, "context": 16, "rows": 4}
     if options.smallest:
-        tiny = {"flops": 4e9, "pool": 10_000, "heldout": 600, "trusted": 600, "layers": 1, "width": 32}
-        vars(options).update(tiny, context=16, rows=4, seeds=[0])
-    keys = ("flops", "pool", "heldout", "trusted", "layers", "width", "context", "rows", "lr")
+        vars(options).update(tiny, seeds=[0])
+    if options.seconds is not None:
+        torch.set_num_threads(1)
+        options.flops = None
+    keys = ("flops", "seconds", "pool", "heldout", "trusted", "layers", "width", "context", "rows", "lr")
     settings: dict[str, Any] = {key: getattr(options, key) for key in keys}
     settings.update(python=sys.version.split()[0], scorer=SCORER, proxies=[PROXIES, PROXY], heard=HEARD)
     runs = RunLines(options.out, settings)
+    warmed = set[str]()
     for name, seed in jobs(options, runs.lines):
+        if options.seconds is not None and name not in warmed:  # libraries are loaded by a run that does not count
+            line_of(name, seed, argparse.Namespace(**{**vars(options), **tiny, "seconds": None}), {})
+            warmed.add(name)
         line = line_of(name, seed, options, settings)
         runs.add(line)
         print(f"seed {seed}  {name:24} loss {line['loss']:.4f}  {line['tokens']:,} tokens", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from three_domains import NAMES, Pool, Size, make_pool, measured, store_of, train
+from three_domains import NAMES, Budget, Pool, Size, make_pool, measured, store_of, train
 
 from shoestring.config import Choice
 from shoestring.data.mixed import Mixed
@@ -52,7 +52,8 @@ def proxy(asked: Any, folder: Path | None) -> dict[str, Any]:
     sources = [Windows(store, asked["context"], asked["seed"]) for store in stores.values()]
     shares = dict(zip(NAMES, asked["weights"], strict=True))
     mixture = Choice.of("data", "fixed", kind="mixture", weights=shares).build(domains(stores))
-    made = train(Mixed(NAMES, sources, mixture, asked["seed"]), size, asked["seed"], asked["flops"], pool)
+    budget = Budget(asked["flops"])
+    made = train(Mixed(NAMES, sources, mixture, asked["seed"]), size, asked["seed"], budget, pool)
     trusted, took = measured(made.model, pool.trusted, size)
     loss = float(np.mean(list(trusted.values())))
     return {"trusted": loss, "heldout": made.loss, "flops": made.spent + took.flops}

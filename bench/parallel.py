@@ -5,8 +5,9 @@ process's resident memory grows from before the model is made to its peak (VmHWM
 nothing. `--equal` prints the largest difference of any loss to one process's, for four processes too; with `--experts` of a model
 that has some. About a minute a layout.
 `--islands` counts what two workers of two processes send each other in an exchange, beside two workers of one process.
-`--equal --place smollm2` does so for a model that exists, in two processes (tensor: three, as it has three key-value heads): give
-few and short rows, `--batch 4 --context 8 --lr 1e-4`; a process takes 2 to 3 GB. `--layouts`: how many of fsdp, data and tensor.
+`--equal --place smollm2` does so for a model that exists, in two and four processes (tensor: three, as it has three key-value
+heads): give few and short rows, `--batch 4 --context 8 --lr 1e-4`; a process takes 2 to 3 GB, with SOAP more. `--layouts`: how many
+of fsdp, data, both and tensor.
 """
 
 import argparse
@@ -270,7 +271,7 @@ def main(words: Sequence[str]) -> int:
     if options.equal:
         layouts: tuple[dict[str, Any], ...] = OF_EXPERTS if options.experts else (*LAYOUTS[:2], *LAYOUTS[3:], *PRODUCTS)
         if options.place:
-            layouts = ({"fsdp": 2}, {"data": 2}, {"tensor": options.tensor})
+            layouts = ({"fsdp": 2}, {"data": 2}, {"data": 2, "fsdp": 2}, {"tensor": options.tensor})
         return equal(shape, options, layouts[: options.layouts])
     sizes, rows = ModelSizes.of(build(ModelConfig, shape)), []
     for optimizer in options.optimizers:

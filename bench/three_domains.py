@@ -1,4 +1,4 @@
-"""Three domains of text from Python's own library, made clean, noisy and copied; and a small model trained on them within FLOPs.
+"""Three domains of text from Python's own library, made clean, noisy and copied; and a small model trained on them within a budget.
 
 What `data_selection.py` and `mixture_ranking.py` stand on. The domains: 'code' (functions and classes without their docstrings),
 'docstrings', and 'reference' (the language reference in `pydoc_data`). All of it is drawn by seeded generators from files that
@@ -12,12 +12,13 @@ import ast
 import hashlib
 import random
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -226,14 +227,39 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What may be spent: FLOPs that are counted, or seconds of this process's processor time since `begun`. Other programs take
+    none of those seconds, though they may make them longer by what they do to caches."""
+
+    amount: float
+    unit: Literal["flops", "seconds"] = "flops"
+    begun: float = field(default_factory=time.process_time)
+
+    def used(self, flops: float) -> float:
+        """What is spent of it by now. flops: that were counted, which is all that a budget of FLOPs knows."""
+        return flops if self.unit == "flops" else time.process_time() - self.begun
+
+    def part(self, share: float) -> "Budget":
+        """A budget of that share, for something made now. It is not taken off this one, unless the clock does."""
+        return Budget(share * self.amount, self.unit)
+
+    def after(self, flops: float) -> "Budget":
+        """What is left when so many FLOPs were counted before; of seconds the clock has taken it."""
+        return self if self.unit == "seconds" else Budget(self.amount - flops)
+
+
+@dataclass(frozen=True)
 class Trained:
-    """losses: nats a byte on held-out text, by domain. spent: all FLOPs, of what trained and of what chose. tokens: trained on."""
+    """losses: nats a byte on held-out text, by domain. spent: all FLOPs, of what trained and of what chose. tokens: trained on.
+    used, before, chosen: of the budget, in its unit: by the end, when training began, and by choosing rows."""
 
     model: Transformer
     losses: Mapping[str, float]
     spent: int
     tokens: int
-    chosen: int = field(default=0)
+    used: float
+    before: float
+    chosen: float
 
     @property
     def loss(self) -> float:
@@ -261,14 +287,14 @@ def train(
     source: BatchSource | Stream,
     size: Size,
     seed: int,
-    flops: float,
+    budget: Budget,
     pool: Pool,
     *,
     selection: Selection | None = None,
     listens: bool = False,
     judge: bool = True,
 ) -> Trained:
-    """A model trained until the next step would exceed `flops`, in which choosing rows and telling a mixture are included.
+    """A model trained until the next step would exceed the budget, in which choosing rows and telling a mixture are included.
 
     listens: the source hears the losses on the trusted text. judge: measure the held-out loss, which costs nobody anything.
     """
@@ -276,21 +302,24 @@ def train(
     optimizer = AdamW(model.parameters(), lr=size.lr, weight_decay=0.1)
     more = 1 if selection is None else selection.more
     step_cost = model.cost(Shape(size.rows, size.context, backward=True)).flops
-    spent = drawn = tokens = chosen = step = heard = 0
-    needed: float = step_cost
-    while spent + needed <= flops:
-        before, progress = spent, spent / flops
+    spent = drawn = tokens = step = heard = 0
+    chosen, first = 0.0, budget.used(0)
+    needed: float = step_cost if budget.unit == "flops" else 0.0
+    while (used := budget.used(spent)) + needed <= budget.amount:
+        progress = (used - first) / (budget.amount - first)
         if listens and progress >= heard / HEARD:
             losses, took = measured(model, pool.trusted, size)
             stream.hear(progress, losses)
             spent, heard = spent + took.flops, heard + 1
-            before = spent
+            used = budget.used(spent)
         batch: Batch = stream.take(drawn, size.rows * more, progress)
         drawn += size.rows * more
         if selection is not None:
+            before = budget.used(spent)
             picked = selection.choose(model, batch.split(size.rows), size.rows, At(step, progress, seed))
-            batch, chosen = batch.take(picked.rows), chosen + picked.spent.flops
+            batch = batch.take(picked.rows)
             spent += picked.spent.flops
+            chosen += budget.used(spent) - before
         loss = F.cross_entropy(model.read(batch.inputs).logits().flatten(0, 1), batch.targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -298,7 +327,8 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         spent, tokens, step = spent + step_cost, tokens + batch.tokens, step + 1
-        needed = spent - before
+        needed = budget.used(spent) - used
     if not step:
-        raise SystemExit(f"{flops:.3g} FLOPs are not enough for one step, which takes {needed:.3g}")
-    return Trained(model, measured(model, pool.heldout, size)[0] if judge else {}, spent, tokens, chosen)
+        raise SystemExit(f"{budget.amount:.3g} {budget.unit} are not enough for one step: {first:.3g} were spent before")
+    used = budget.used(spent)
+    return Trained(model, measured(model, pool.heldout, size)[0] if judge else {}, spent, tokens, used, first, chosen)
