@@ -27,7 +27,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from run_lines import RunLines
-from three_domains import HEARD, NAMES, Budget, Pool, Size, Trained, make_pool, measured, store_of, train, untimed_environment
+from three_domains import (
+    HEARD,
+    NAMES,
+    Budget,
+    Pool,
+    Size,
+    Trained,
+    make_pool,
+    measured,
+    store_of,
+    train,
+    untimed_environment,
+)
 
 from shoestring import atomic
 from shoestring.base.scorer import ModelScorer
@@ -255,7 +267,12 @@ def regmix(world: World, regressor: str) -> Outcome:
         weights = dict(zip(NAMES, row.tolist(), strict=True))
         mixture = Choice.of("data", "fixed", kind="mixture", weights=weights).build(domains)
         proxy = train(
-            Mixed(NAMES, made, mixture, world.seed), small, world.seed, world.budget.part(PROXY), world.pool, judge=False
+            Mixed(NAMES, made, mixture, world.seed),
+            small,
+            world.seed,
+            world.budget.part(PROXY),
+            world.pool,
+            judge=False,
         )
         found, took = measured(proxy.model, world.pool.trusted, small)
         losses.append(float(np.mean(list(found.values()))))
@@ -388,7 +405,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write runs and verdicts there")
     parser.add_argument("--smallest", action="store_true", help="a run of seconds that shows that everything works")
     options = parser.parse_args(words)
-    tiny = {"flops": 4e9, "pool": 10_000, "heldout": 600, "trusted": 600, "layers": 1, "width": 32, "context": 16, "rows": 4}
+    tiny = {
+        "flops": 4e9,
+        "pool": 10_000,
+        "heldout": 600,
+        "trusted": 600,
+        "layers": 1,
+        "width": 32,
+        "context": 16,
+        "rows": 4,
+    }
     if options.smallest:
         vars(options).update(tiny, seeds=[0])
     if options.seconds is not None:

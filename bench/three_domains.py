@@ -329,6 +329,8 @@ def train(
         spent, tokens, step = spent + step_cost, tokens + batch.tokens, step + 1
         needed = budget.used(spent) - used
     if not step:
-        raise SystemExit(f"{budget.amount:.3g} {budget.unit} are not enough for one step: {first:.3g} were spent before")
+        raise SystemExit(
+            f"{budget.amount:.3g} {budget.unit} are not enough for one step: {first:.3g} were spent before"
+        )
     used = budget.used(spent)
     return Trained(model, measured(model, pool.heldout, size)[0] if judge else {}, spent, tokens, used, first, chosen)

@@ -363,28 +363,30 @@ def test_any_order_of_events_loses_no_block_and_changes_no_text(drafter: str, ev
     seen = Counter[str]()
     for _ in range(events):
         what = chance.choice(("submit", "step", "step", "step", "cancel", "fork"))
-        if what == "submit" and len(engine._rows) < 8:
+        if what == "submit" and len(engine.queue.rows) < 8:
             text = chance.choice(texts)
             asked[engine.submit(Request(text, GREEDY, chance.randrange(1, 13)))] = text
-        elif what == "cancel" and chance.random() < 0.3 and engine._rows:
-            engine.cancel(chance.choice(engine._rows).ticket)
+        elif what == "cancel" and chance.random() < 0.3 and engine.queue.rows:
+            engine.cancel(chance.choice(engine.queue.rows).ticket)
             seen["cancel"] += 1
         elif what == "fork" and chance.random() < 0.3:
             able = [
-                row for row in engine._rows if row.running and sum(o.ticket == row.ticket for o in engine._rows) == 1
+                row
+                for row in engine.queue.rows
+                if row.running and sum(o.ticket == row.ticket for o in engine.queue.rows) == 1
             ]
             if able:
                 engine.fork(chance.choice(able).ticket, chance.randrange(1, 3))
                 seen["fork"] += 1
-        before = {row.number for row in engine._rows if row.running}
+        before = {row.number for row in engine.queue.rows if row.running}
         for event in engine.step():
             got = written.setdefault((event.number, event.sample), [])
             got += [each.token for each in event.written]
             assert got == alone[asked[event.number]][: len(got)]
             seen["end"] += event.stop is not None
-        seen["preempted"] += sum(not row.running for row in engine._rows if row.number in before)
+        seen["preempted"] += sum(not row.running for row in engine.queue.rows if row.number in before)
         paged.check()
-    for row in list(engine._rows):
+    for row in list(engine.queue.rows):
         engine.cancel(row.ticket)
     engine.step()
     assert paged.free == paged.capacity

@@ -63,7 +63,7 @@ def test_drafts_are_what_the_head_says_step_by_step(tmp_path: Path) -> None:
     for text in prompts(2):
         engine.submit(Request(text, GREEDY, 6))
     engine.step()
-    rows = engine._rows
+    rows = engine.queue.rows
     drafts = drafter.propose(rows, [3, 2])
     assert drafter.spent().calls == 3
     for row, draft, count in zip(rows, drafts, (3, 2), strict=True):
@@ -122,7 +122,7 @@ def test_a_head_of_frequent_tokens_drafts_no_others(tmp_path: Path) -> None:
     engine = Engine(model, rows=2, drafter=drafter)
     engine.submit(Request((1, 2), Sampling(temperature=2.0), 9))
     engine.step()
-    (draft,) = drafter.propose(engine._rows, [3])
+    (draft,) = drafter.propose(engine.queue.rows, [3])
     assert set(draft.tokens) <= {3, 5}
     assert len(draft.tokens) == 3
     full = random_head()
