@@ -15,8 +15,8 @@ from shoestring.decode.text_cache import TextStore
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.rotary import rotate
+from tests.decode.cached_texts import COUNT, GREEDY, TEXTS, written
 from tests.decode.random_models import one_by_one, wrapped
-from tests.decode.test_caches import COUNT, GREEDY, TEXTS, written
 
 
 def deep() -> Transformer:

@@ -22,8 +22,8 @@ from shoestring.model import Transformer
 from shoestring.model.rotary import rotate
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.length_adaptive import LengthAdaptiveTraining
+from tests.decode.cached_texts import COUNT, TEXTS, written
 from tests.decode.random_models import wrapped
-from tests.decode.test_caches import COUNT, TEXTS, written
 from tests.decode.test_lazyllm import deep
 from tests.flop_counting import CPU_ATTENTION
 
