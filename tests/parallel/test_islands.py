@@ -25,7 +25,7 @@ from shoestring.sync.flight import Round
 from shoestring.sync.lockstep import Lockstep
 from shoestring.sync.transport.local import LocalGroup
 from shoestring.train import checkpoint
-from tests.parallel.test_layouts import native
+from tests.parallel.layout_models import native
 
 STEPS, ROWS, LENGTH, VOCABULARY, ISLANDS, EACH = 20, 8, 8, 32, 2, 2
 SPOILT = 11

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from shoestring.parallel.layout import ParallelLayout
 from shoestring.parallel.sharding import shard
 from shoestring.parallel.waiting import around_collectives
-from tests.parallel.test_layouts import batch, loss_of, native
+from tests.parallel.layout_models import native
+from tests.parallel.layout_runs import batch, loss_of
 
 SLEEP = 0.3
 
