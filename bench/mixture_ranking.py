@@ -34,6 +34,7 @@ from three_domains import untimed_environment
 
 from shoestring import atomic
 from shoestring.data.mixture_searches.regmix import RegMix
+from shoestring.errors import ShoestringError
 from shoestring.jobs.job import Job
 from shoestring.jobs.runner import LOCAL, Here, Runner, elsewhere
 
@@ -193,4 +194,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except ShoestringError as error:
+        raise SystemExit(str(error)) from None

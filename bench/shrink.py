@@ -43,10 +43,10 @@ from shoestring.objective.distillation import Distillation
 from shoestring.objective.teachers import TEACHER
 from shoestring.shrink.healing import healed
 from shoestring.shrink.milliseconds import times_of_kept
-from shoestring.shrink.target import seconds_per_token
+from shoestring.shrink.target import seconds_per_token, undisturbed
 from shoestring.train.run_folder import RunFolder, environment
 
-ROUNDS = 9
+ROUNDS = 25
 METHODS = ("minitron", "slimgpt", "random_pruning")
 TINY = "--model.layers=3 --model.width=256 --model.heads=4 --model.hidden=512 --data.vocabulary=1024"
 QUICK = (
@@ -150,14 +150,15 @@ def healing(folder: Path) -> dict[str, Any]:
 
 
 def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]], rounds: int) -> None:
-    """Add to each arm its time a token as a share of the whole model's: the median over rounds in which all take turns, in one
-    process that did nothing else. Both are of the same round, as a machine that is shared changes from one to the next."""
+    """Add to each arm its time a token as a share of the whole model's: the least over rounds in which all take turns, in one
+    process that did nothing else, as other work only ever adds; and the shares within each round, their median and ends."""
     whole, *each = times_of_kept([place, *(arm["folder"] for arm in arms)], plain=True, rounds=rounds)
     for arm, times in zip(arms, each, strict=True):
         shares = sorted(mine / theirs for mine, theirs in zip(times, whole, strict=True))
-        arm["share"], arm["shares"] = median(shares), [shares[0], shares[-1]]
+        arm["share"] = undisturbed(times) / undisturbed(whole)
+        arm["shares"] = [shares[0], median(shares), shares[-1]]
         arm["within_10_percent"] = abs(arm["share"] / share - 1) <= 0.1
-        spread, took = f"{shares[0]:.3f} to {shares[-1]:.3f}", 1e3 * median(whole)
+        spread, took = f"{shares[0]:.3f}, {median(shares):.3f}, {shares[-1]:.3f}", 1e3 * undisturbed(whole)
         print(
             f"{place} {arm['arm']:16} {arm['share']:.3f} ({spread}) of {took:.2f} ms a token, {share:g} asked",
             flush=True,

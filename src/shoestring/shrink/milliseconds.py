@@ -20,8 +20,7 @@ from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.lowbit.packing import grouped
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
-from shoestring.shrink.target import ROUNDS as IN_TURNS
-from shoestring.shrink.target import seconds_per_token, times_in_turns
+from shoestring.shrink.target import seconds_per_token, times_in_turns, undisturbed
 
 ROUNDS = 9
 COLD = 64 << 20
@@ -61,11 +60,11 @@ class Products:
         return self._known[key]
 
 
-def times_of_kept(places: Sequence[str], *, plain: bool = False, rounds: int = IN_TURNS) -> list[list[float]]:
+def times_of_kept(places: Sequence[str], *, plain: bool = False, rounds: int | None = None) -> list[list[float]]:
     """The times of a token of models that are kept, in turns, by a process of its own, as they will be used: calibrating and
     training leave memory in pieces, in which SmolLM2 in 4 bits looked half as slow again.
 
-    plain: open them in float32. rounds: in which they take turns.
+    plain: open them in float32. rounds: in which they take turns, as `times_in_turns` has it.
     Raises: ShoestringError where that process fails.
     """
     asked = {"places": list(places), "plain": plain, "rounds": rounds}
@@ -74,8 +73,8 @@ def times_of_kept(places: Sequence[str], *, plain: bool = False, rounds: int = I
 
 
 def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float]:
-    """The median of these times, of each model."""
-    return [median(times) for times in times_of_kept(places, plain=plain)]
+    """The least of these times, of each model."""
+    return [undisturbed(times) for times in times_of_kept(places, plain=plain)]
 
 
 def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[list[float]]:

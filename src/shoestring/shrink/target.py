@@ -26,7 +26,8 @@ FORMS = "0.7x, 0.7xms/token, 90MiB, 80Mparameters, 200Mflops/token or 4ms/token"
 WEIGHT = 2
 """Bytes of a weight, as models are mostly kept: in bfloat16."""
 
-ROUNDS = 3
+LEAST_ROUNDS, MOST_ROUNDS, SPAN = 3, 15, 3.0
+"""In which models take turns, and the seconds after which no further round begins."""
 
 READ, TIMED = 32, 24
 """Tokens of a prompt, and tokens after it that are timed."""
@@ -104,19 +105,22 @@ def size_of(model: LanguageModule, *, timed: bool = False) -> Size:
     return Size(count, flops, seconds_per_token(model) if timed else None)
 
 
-def times_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[list[float]]:
+def times_in_turns(models: Sequence[LanguageModule], rounds: int | None = None) -> list[list[float]]:
     """The time of a token of each of some models, in each of the rounds in which they take turns: so that a machine which grows
-    busier favours none."""
+    busier favours none. rounds: None: `LEAST_ROUNDS` or more, as `SPAN` has room for."""
     found: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
+    began = time.monotonic()
+    for done in range(rounds or MOST_ROUNDS):
+        if rounds is None and done >= LEAST_ROUNDS and time.monotonic() - began > SPAN:
+            break
         for model, times in zip(models, found, strict=True):
             times.append(seconds_per_token(model))
     return found
 
 
-def seconds_in_turns(models: Sequence[LanguageModule], rounds: int = ROUNDS) -> list[float]:
-    """The median of these times, of each model."""
-    return [median(times) for times in times_in_turns(models, rounds)]
+def undisturbed(times: Sequence[float]) -> float:
+    """What a token takes by itself: the least of the rounds, as other work on a machine only ever adds."""
+    return min(times)
 
 
 @torch.inference_mode()
