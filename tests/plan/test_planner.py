@@ -62,7 +62,7 @@ def test_what_is_given_is_kept_and_the_rest_planned_around_it() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="of memory"):
         plan(Budget(seconds=60), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, memory=1e8)
-    with pytest.raises(UsageError, match="preparing the data"):
+    with pytest.raises(UsageError, match="spent before training begins"):
         plan(Budget(seconds=5), LAPTOP, corpus_tokens=10**6, vocabulary=4096, fixed={}, seconds_spent=6)
     for text, said in (("1e30flops", "years"), ("1e20tok", "years"), ("1e9h", "years"), ("400d", "400 days")):
         with pytest.raises(UsageError, match=f"{said} on this machine"):

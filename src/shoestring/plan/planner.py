@@ -104,7 +104,7 @@ def plan(
     """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
 
     corpus_tokens: training tokens of the corpus. memory: bytes the run may take (None: the machine's).
-    seconds_spent: what preparing the data has taken from a budget in seconds. critical_batch: tokens, as measured.
+    seconds_spent: what came before, data and decisions of edits, has taken from a budget in seconds. critical_batch: tokens, as measured.
     workers: between which each batch is divided. at_once: how many of them compute at the same time, each at the rate of
     `machine`; the others, in one process with those, take their turns. paces: what was measured (None: all by rule).
     heldout_tokens: that are held out. held: bytes that the process which is to train has held at most by now.
@@ -115,7 +115,8 @@ def plan(
     """
     if budget.seconds is not None and budget.seconds - seconds_spent <= 1.0:
         raise UsageError(
-            f"a budget of {budget} is spent on preparing the data: give more time, or run again with it prepared"
+            f"a budget of {budget} is spent before training begins, on preparing data and deciding edits: give more time (data "
+            "that is prepared is kept, for the next run)"
         )
     given = dict(fixed.get("model", {}))
     limit = memory if memory is not None else 0.8 * machine.memory

@@ -67,7 +67,7 @@ def from_scratch(model: LanguageModule, flops: float, table: RunsTable | None) -
     law = Chinchilla()
     value = law.value(law.published[PUBLISHED], row)
     if value >= knows_nothing:
-        said = "what a model that has learnt nothing has: so few operations teach it no more"
+        said = "as one that has learnt nothing: a published law of other text says no less for so few operations"
         return Scratch(row["tokens"], Prediction(*[knows_nothing] * 3), said)
     said = "by a published law of other text (arXiv:2404.10102), so a rough guide; plan --learn RUNS gives one of this text"
     return Scratch(row["tokens"], Prediction(value, value, value), said)
