@@ -104,7 +104,8 @@ def plan(
     """Decide what `fixed`, the plain values that a recipe or the command line gives, leaves open.
 
     corpus_tokens: training tokens of the corpus. memory: bytes the run may take (None: the machine's).
-    seconds_spent: what came before, data and decisions of edits, has taken from a budget in seconds. critical_batch: tokens, as measured.
+    seconds_spent: what came before, data and decisions of edits, has taken from a budget in seconds.
+    critical_batch: tokens, as measured.
     workers: between which each batch is divided. at_once: how many of them compute at the same time, each at the rate of
     `machine`; the others, in one process with those, take their turns. paces: what was measured (None: all by rule).
     heldout_tokens: that are held out. held: bytes that the process which is to train has held at most by now.
