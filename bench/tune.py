@@ -46,7 +46,7 @@ TUNING_SEED = 1_000_000
 """Of the runs that try rates and batches."""
 CONFIDENCE = 0.95
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-TRIAL_STEPS = 8
+TRIAL_STEPS = 4
 """Of the runs that look at memory."""
 MARGIN = 0.95
 """Of the memory, what a trial may take: longer runs came to 4 % more than their trials of 3 steps."""
