@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shoestring.data.config import DataConfig
+from shoestring.method import methods
 from shoestring.train.loop import Loop
 from tests.train.command import TINY, newest_weights
 from tests.train.command import shoestring_here as shoestring
@@ -67,6 +68,18 @@ WAYS: dict[str, Sequence[str]] = {
         "--data.length.until=[0.5]",
         "--train.micro_batch=2",
     ),
+    "fixed weights": ("--data.mixture=fixed", *MIXTURES["fixed"]),
+    "phases": (
+        "--data.mixture=phases",
+        "--data.mixture.until=[0.5]",
+        "--data.mixture.weights=[{lines = 3, numbers = 1}, {lines = 1, numbers = 3}]",
+    ),
+    "a schedule in a file": ("--data.mixture=online_schedule", "--data.mixture.file=SCHEDULE"),
+    "replay that answers to a loss": (
+        "--data.mixture=replay",
+        '--data.mixture.old=["lines"]',
+        "--data.mixture.recover=0.1",
+    ),
     "experiments on what is read, and rows that are medoids": (
         "--data.interventions=planted_texts,planted_until",
         "--data.interventions.planted_texts.file=TEXTS",
@@ -80,11 +93,46 @@ WAYS: dict[str, Sequence[str]] = {
 }
 
 
+GROUPED: dict[str, Sequence[str]] = {
+    "sorted_batches": ("--data.rows=sorted_batches", "--data.rows.group=2"),
+    "related_batches": ("--data.rows=related_batches", "--data.rows.group=2", "--data.rows.dimensions=8"),
+}
+"""Of one corpus: these have rows of their own lengths, and no sources."""
+
+
+def test_every_mixture_and_packing_is_killed_in_the_middle() -> None:
+    words = [word for way in (*WAYS.values(), *GROUPED.values()) for word in way]
+    for kind, key in (("mixture", "mixture"), ("packing", "rows")):
+        assert {card.name for card in methods("data", kind)} <= {
+            word.removeprefix(f"--data.{key}=") for word in words if word.startswith(f"--data.{key}=")
+        }
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_that_is_killed_goes_on_exactly(way: str, sources: Sequence[str], tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a text that is planted"}\n{"text": "another"}\n')
-    mixture = [word.replace("TEXTS", str(tmp_path / "texts.jsonl")) for word in WAYS[way]]
-    words = ["train", BUDGET, *sources, *mixture, *TINY, "--train.evaluate_every=0.1"]
+    (tmp_path / "schedule.json").write_text('{"lines": 1, "numbers": 4}')  # taken over at the first evaluation
+    files = {"TEXTS": "texts.jsonl", "SCHEDULE": "schedule.json"}
+    mixture = list(WAYS[way])
+    for word, name in files.items():
+        mixture = [each.replace(word, str(tmp_path / name)) for each in mixture]
+    goes_on_exactly([*sources, *mixture], tmp_path)
+    found = [[line["domains"] for line in heldout(tmp_path / run)] for run in ("whole", "killed")]
+    assert found[0] == found[1]
+    for line in heldout(tmp_path / "whole"):
+        assert min(line["domains"].values()) <= line["loss"] <= max(line["domains"].values())
+
+
+@pytest.mark.parametrize("rows", GROUPED)
+def test_a_run_on_grouped_rows_that_is_killed_goes_on_exactly(rows: str, corpus: Path, tmp_path: Path) -> None:
+    goes_on_exactly([f"--data.corpus={corpus}", "--data.packing=isolated", *GROUPED[rows]], tmp_path)
+    losses = [line["loss"] for line in heldout(tmp_path / "whole")]
+    assert losses[-1] < losses[0]
+
+
+def goes_on_exactly(data: Sequence[str], tmp_path: Path) -> None:
+    """A run that is killed as it begins a step has the weights and losses of a whole one, once it has gone on."""
+    words = ["train", BUDGET, *data, *TINY, "--train.evaluate_every=0.1"]
     status, _, errors = shoestring(*words, "--out", tmp_path / "whole")
     assert status == 0, errors
     often = "--train.checkpoint_every=0.000001"
@@ -92,21 +140,9 @@ def test_a_run_that_is_killed_goes_on_exactly(way: str, sources: Sequence[str], 
     status, _, errors = shoestring("train", "--resume", tmp_path / "killed")
     assert status == 0, errors
     assert newest_weights(tmp_path / "killed") == newest_weights(tmp_path / "whole")
-    found = [[line["domains"] for line in heldout(tmp_path / run)] for run in ("whole", "killed")]
-    assert found[0] == found[1]
-    assert len(found[0]) >= 9
-    for line in heldout(tmp_path / "whole"):
-        assert min(line["domains"].values()) <= line["loss"] <= max(line["domains"].values())
-
-
-def test_batches_of_sorted_documents_train(corpus: Path, tmp_path: Path) -> None:
-    options = ("--data.rows=sorted_batches", "--data.rows.group=4", "--data.packing=isolated")
-    status, _, errors = shoestring(
-        "train", "--budget=3ktok", f"--data.corpus={corpus}", *options, *TINY, "--out", tmp_path / "run"
-    )
-    assert status == 0, errors
-    losses = [line["loss"] for line in heldout(tmp_path / "run")]
-    assert losses[-1] < losses[0]
+    losses = [[line["loss"] for line in heldout(tmp_path / run)] for run in ("whole", "killed")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 9
 
 
 SELECTIONS = {
