@@ -38,6 +38,18 @@ def test_more_to_spend_never_plans_a_smaller_model() -> None:
     assert sizes[-1] > 10 * sizes[0]
 
 
+@pytest.mark.parametrize("text", [2_000, 20_000, 200_000, 2_000_000])
+def test_a_model_has_no_more_weights_than_its_text_can_teach(text: int) -> None:
+    made = plan(Budget(seconds=1200), LAPTOP, corpus_tokens=text, vocabulary=512, fixed={})
+    most = rules.MOST_WEIGHTS * text / rules.TOKENS_PER_PARAMETER
+    smallest = rules.LADDER[0]
+    assert made.parameters <= most or made.tree()["model"]["width"] == smallest.width
+    epochs = made.tokens / text
+    warned = [line for line in made.warnings if "passed over" in line]
+    assert bool(warned) == (epochs > rules.MOST_EPOCHS)
+    assert any("of this budget would teach" in line for line in warned) == (epochs > rules.LAST_EPOCHS)
+
+
 @settings(deadline=None, max_examples=20)
 @given(seconds=st.floats(5, 1e6), memory=st.floats(2e9, 6e10))
 def test_a_plan_is_a_complete_configuration_within_its_memory(seconds: float, memory: float) -> None:

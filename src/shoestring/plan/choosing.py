@@ -75,11 +75,17 @@ def size_by_rule(
                     "--model.embedding nano, a smaller --data.vocabulary or a shorter --model.context"
                 )
             return chosen[0], chosen[1], f"the largest rung that fits in {show('bytes', use.most)} in use"
+        repeated = chosen is not None and chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS
+        if chosen is not None and repeated and count > rules.MOST_WEIGHTS * corpus_tokens / rules.TOKENS_PER_PARAMETER:
+            smaller, epochs = chosen[0].parameters / 1e6, chosen[0].tokens / corpus_tokens
+            reason = f"the largest rung whose weights {show('tokens', corpus_tokens)} of text can teach"
+            chosen = (chosen[0], chosen[1], f"{reason}: {smaller:.2f} M parameters, {epochs:.1f} epochs")
+            break
         if chosen is None or tokens >= rules.TOKENS_PER_PARAMETER * count:
             if tokens < rules.TOKENS_PER_PARAMETER * count:
                 reason = f"the smallest rung: {count / 1e6:.2f} M parameters, {tokens / 1e6:.2f} M tokens"
             chosen = (size, binding, reason)
-        elif chosen[0].tokens / corpus_tokens > rules.MOST_EPOCHS:
+        elif repeated:
             reason = f"a smaller one would pass over the corpus more than {rules.MOST_EPOCHS:g} times"
             chosen = (size, binding, f"{reason}: {count / 1e6:.2f} M parameters, {epochs:.1f} epochs")
         else:

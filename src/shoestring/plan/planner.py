@@ -206,10 +206,13 @@ def plan(
         warnings.append(f"this buys about {steps:.0f} steps, too few to learn from: {few}s would buy {rules.FEW_STEPS}")
     if not rules.TRIED_SECONDS[0] <= expected <= rules.TRIED_SECONDS[1]:
         warnings.append("this budget is outside those the rules were tuned on: take the plan as a first guess")
-    if size.tokens > rules.MOST_EPOCHS * corpus_tokens:
-        warnings.append(
-            f"the corpus is passed over {size.tokens / corpus_tokens:.1f} times: more text would help more than more compute"
-        )
+    epochs = size.tokens / corpus_tokens
+    if epochs > rules.MOST_EPOCHS:
+        said = f"the corpus is passed over {epochs:.1f} times: more text would help more than more compute"
+        if epochs > rules.LAST_EPOCHS:
+            share = rules.LAST_EPOCHS / epochs
+            said += f", and about {share:.1%} of this budget would teach nearly all that this text can"
+        warnings.append(said)
     return Plan(
         decisions=tuple(decisions),
         binding=binding,

@@ -58,6 +58,13 @@ MOST_EPOCHS = 4.0
 """Passes over the corpus that are worth nearly as much as new text (Scaling Data-Constrained Language Models,
 arXiv:2305.16264)."""
 
+MOST_WEIGHTS = 6.3
+"""Times as many parameters as a text suffices for, beyond which more of them add little: 1 + R_N* of that law's published fit."""
+
+LAST_EPOCHS = 16.0
+"""Passes over the corpus after which little is left to learn from it: 1 + R_D* of that fit. How soon a text runs out is asked by
+Will we run out of data?, arXiv:2211.04325."""
+
 BATCH_AT = 0.8e6
 BATCH_TOKENS = 2048
 BATCH_EXPONENT = 0.5
