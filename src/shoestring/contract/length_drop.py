@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoestring.contract.cache import Cache
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.errors import UsageError
 
 
@@ -58,9 +58,7 @@ class DroppingLayer:
             scores = (asking @ self.keys[0].detach().float().mT * factor).masked_fill(~visible[row], -torch.inf)
             self.looked = scores.softmax(-1).mean((0, 1))
             self.flops += 2 * queries.shape[1] * self.held * queries.shape[3]
-        return F.scaled_dot_product_attention(
-            queries, self.keys, self.values, attn_mask=visible, scale=scale, enable_gqa=True
-        )
+        return grouped_attention(queries, self.keys, self.values, mask=visible, scale=scale)
 
     def crop(self, lengths: Any) -> None:
         raise UsageError("tokens that left cannot be told from those that are cut: decode without drafts")

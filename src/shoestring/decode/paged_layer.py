@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoestring.contract.cache import PackedPass
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.decode.cache_policy import attention_of
 from shoestring.decode.cache_store import Side
 from shoestring.decode.eviction import Eviction
@@ -188,15 +188,12 @@ class PagedLayer:
         fresh, groups = plan.apart if exact else plan.held
         heads, shared = queries.shape[1], keys.shape[1]
         found = torch.empty(*queries.shape[:3], values.shape[3], dtype=queries.dtype, device=queries.device)
-        grouped = heads != shared
         for part in fresh:  # a row's own keys and values are all that it sees, and nothing is gathered
             size = part.stop - part.start
             each, mask = (queries[:, :, part], keys[:, :, part], values[:, :, part]), None
             if window is not None and size > window:
                 mask = torch.ones(size, size, dtype=torch.bool, device=keys.device).tril().triu(1 - window)
-            found[:, :, part] = F.scaled_dot_product_attention(
-                *each, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-            )
+            found[:, :, part] = grouped_attention(*each, mask=mask, is_causal=mask is None, scale=scale)
         for group in groups:
             rows, width = group.slots.shape
             shape = rows, -1, heads, queries.shape[3]
@@ -204,13 +201,12 @@ class PagedLayer:
             seen = group.visible
             if window is not None:
                 seen = seen & (group.distance < window)[:, None]
-            mixed = F.scaled_dot_product_attention(
+            mixed = grouped_attention(
                 asked,
                 self.key_side.read(group.slots.flatten()).view(rows, width, shared, -1).transpose(1, 2),
                 self.value_side.read(group.slots.flatten()).view(rows, width, shared, -1).transpose(1, 2),
-                attn_mask=seen,
+                mask=seen,
                 scale=scale,
-                enable_gqa=grouped,
             )
             found[0, :, group.places] = mixed.transpose(1, 2).flatten(0, 1).transpose(0, 1)
         return found
@@ -228,9 +224,7 @@ class PagedLayer:
             asked = queries[:, :, own]
             visible = visible.repeat_interleave(asked.shape[1] // len(visible), 0)
             keys, values = (side.read(slots).transpose(0, 1)[None] for side in (self.key_side, self.value_side))
-            mixed = F.scaled_dot_product_attention(
-                asked, keys, values, attn_mask=visible[None], scale=scale, enable_gqa=True
-            )
+            mixed = grouped_attention(asked, keys, values, mask=visible[None], scale=scale)
             found.append(mixed)
         return torch.cat(found, 2)
 

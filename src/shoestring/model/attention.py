@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoestring.contract import cost
 from shoestring.contract.cache import Attending, KeyValues
 from shoestring.contract.cost import Shape
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.method import Fraction, method
 from shoestring.model.attention_heads import AttentionHeads
 from shoestring.model.cache import KeyValueShape
@@ -90,11 +90,10 @@ class Attention(AttentionHeads):
         causal = mask is None and self.causal
         if new == 1:  # it sees all there is; a statement, as the kernel takes no symbolic truth when compiled
             causal = False
-        grouped = self.split[1] != self.split[0]
         if self.chunked and cache is None and causal:
             mixed = chunked_attention(q, k, v)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+            mixed = grouped_attention(q, k, v, mask=mask, is_causal=causal)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def cache_shape(self) -> KeyValueShape | None:

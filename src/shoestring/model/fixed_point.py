@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from shoestring.contract import cost
 from shoestring.contract.cost import Shape
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.contract.model import Notes
 from shoestring.method import Epsilon, NonNegative, method
 from shoestring.model.attention_heads import AttentionHeads
@@ -92,7 +93,7 @@ class FixedPointAttention(OwnState, AttentionHeads):
         def answered(raw: Tensor) -> Tensor:
             q = rotate(self.query_norm(raw), cos, sin).transpose(1, 2)
             causal = mask is None and q.shape[2] > 1
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+            found = grouped_attention(q, k, v, mask=mask, is_causal=causal)
             return found.transpose(1, 2).flatten(2)
 
         to_queries = self.qkv.weight[: self.split[0] * self.head_width]

@@ -12,6 +12,7 @@ from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cache import Attending, KeyValues
 from shoestring.contract.cost import Shape
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.method import Epsilon, method
 from shoestring.model.block import Place
 from shoestring.model.cache import KeyValueShape
@@ -109,9 +110,7 @@ class GroupedDifferential(nn.Module):
             causal = mask is None
             if q.shape[2] == 1:
                 causal = False
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
-            )
+            mixed = grouped_attention(q, k, v, mask=mask, is_causal=causal, scale=scale)
         maps = mixed.transpose(1, 2).unflatten(2, (groups, -1))
         first, second, third, fourth = self.mixes
         mix = ((first @ second).exp() - (third @ fourth).exp()).to(maps.dtype) + self.start.to(maps.dtype)

@@ -6,8 +6,8 @@ from typing import Annotated
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from torch.nn import functional as F
 
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.text_cache import GrowingLayer, TextCache
 from shoestring.errors import UsageError
@@ -48,9 +48,7 @@ class LazyLayer(GrowingLayer):
             scores = (last @ self.keys[0].float().mT * factor).masked_fill(~visible[-1], -torch.inf)
             self.looked = scores.softmax(-1).mean((0, 1))
             self.flops += 2 * queries.shape[1] * self.keys.shape[2] * queries.shape[3]
-        return F.scaled_dot_product_attention(
-            queries, self.keys, self.values, attn_mask=visible, scale=scale, enable_gqa=True
-        )
+        return grouped_attention(queries, self.keys, self.values, mask=visible, scale=scale)
 
 
 class LazyCache(TextCache):

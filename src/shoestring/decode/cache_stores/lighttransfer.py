@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.text_cache import GrowingLayer, TextCache
 from shoestring.method import Count, Fraction, Whole, method
@@ -44,9 +44,7 @@ class StreamingLayer(GrowingLayer):
         visible = places <= own if window is None else (places <= own) & (places > own - window)
         if self.lazy:
             visible = visible & self._near(own, places)
-        return F.scaled_dot_product_attention(
-            queries, self.keys, self.values, attn_mask=visible, scale=scale, enable_gqa=True
-        )
+        return grouped_attention(queries, self.keys, self.values, mask=visible, scale=scale)
 
     def laziness(self) -> float:
         """The share of what the latest tokens look at that goes to the first tokens and to those just before."""

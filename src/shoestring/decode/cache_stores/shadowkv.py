@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.cache_store import Side
 from shoestring.decode.cache_stores.mom import OffloadedStore
@@ -49,9 +50,7 @@ class ShadowLayer(GrowingLayer):
         assert self.values is not None
         if self.shadow is None:
             mask = _seen(before, queries.shape[2], window, queries.device)
-            return F.scaled_dot_product_attention(
-                queries, self.keys, self.values, attn_mask=mask, scale=scale, enable_gqa=True
-            )
+            return grouped_attention(queries, self.keys, self.values, mask=mask, scale=scale)
         if window is not None:
             raise UsageError(
                 "shadowkv chooses among all tokens of a prompt, and layers of this model see a window of them: take another store"
@@ -62,7 +61,7 @@ class ShadowLayer(GrowingLayer):
             asked, end = queries[:, :, place : place + 1], before + place + 1
             near, far = self._chosen(asked)
             own = torch.cat((near, self.keys[:, :, :end]), 2), torch.cat((far, self.values[:, :, :end]), 2)
-            found.append(F.scaled_dot_product_attention(asked, *own, scale=scale, enable_gqa=True))
+            found.append(grouped_attention(asked, *own, scale=scale))
         return torch.cat(found, 2)
 
     def settle(self) -> None:

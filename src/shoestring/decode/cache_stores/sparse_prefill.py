@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shoestring.contract.grouped_attention import grouped_attention
 from shoestring.contract.model import LanguageModel
 from shoestring.decode.text_cache import GrowingLayer, TextCache
 from shoestring.method import Count, Fraction, method
@@ -54,9 +55,7 @@ class SparseLayer(GrowingLayer):
             behind = own[:, None] - torch.arange(self.held, device=keys.device)
             self.scored += queries.shape[1] * behind.numel()
             mask = (behind >= 0) & (behind < self.window)
-            return F.scaled_dot_product_attention(
-                queries, self.keys, self.values, attn_mask=mask, scale=scale, enable_gqa=True
-            )
+            return grouped_attention(queries, self.keys, self.values, mask=mask, scale=scale)
         found, share = [], queries.shape[1] // keys.shape[1]
         for head, pattern in enumerate(self.patterns):
             places, mask = self._seen(own, pattern)
@@ -68,15 +67,22 @@ class SparseLayer(GrowingLayer):
     def _seen(self, own: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """([n] places that some of these tokens see, [T, n] which of them each sees)."""
         columns, distances = pattern
+        slanted = own[:, None] - distances
         there = torch.zeros(self.held, dtype=torch.bool, device=own.device)
-        there[self.start :] = True
         there[columns] = True
-        slanted = (own[:, None] - distances).flatten()
+        there[self.start :] = True
+        by_all = there.clone()
         there[slanted[slanted >= 0]] = True
         places = there.nonzero()[:, 0]
-        behind = own[:, None] - places
-        seen = (places >= self.start) | torch.isin(places, columns) | torch.isin(behind, distances)
-        return places, seen & (behind >= 0) & (behind < self.window)
+        seen = by_all[places].repeat(len(own), 1)
+        # each token's own distances are few beside the places, so that they are marked one by one
+        token, which = (slanted >= 0).nonzero(as_tuple=True)
+        seen[token, (there.cumsum(0) - 1)[slanted[token, which]]] = True
+        behind = own[:, None] - places[-len(own) :]  # what was read before this pass is behind all of them
+        seen[:, -len(own) :] &= behind >= 0
+        if self.window < self.held:
+            seen &= own[:, None] - places < self.window
+        return places, seen
 
     def choose(self) -> None:
         """A piece is read: find what its latest tokens looked at, for the tokens of the next."""
@@ -107,13 +113,15 @@ def refined(attention: Tensor, behind: Tensor, share: float) -> Pattern:
     columns = attention.sum(0).argsort(descending=True, stable=True)
     slants = torch.zeros(size, device=attention.device).index_add_(0, distances.flatten(), attention.flatten())
     slants = slants.argsort(descending=True, stable=True)
+    # a pair is kept from the count on at which its position or its distance is among the first
+    column, slant = columns.argsort(), slants.argsort()
+    needed = torch.minimum(column, slant[distances]).flatten()
+    kept = torch.zeros(size, dtype=torch.float64, device=attention.device)
+    kept = kept.index_add_(0, needed, attention.double().flatten()).cumsum(0) / len(attention)
     count = 1
-    while True:
-        chosen = columns[:count].sort().values, slants[:count].sort().values
-        kept = torch.isin(torch.arange(size, device=behind.device), chosen[0]) | torch.isin(behind, chosen[1])
-        if count >= size or float((attention * kept).sum(1).mean()) >= share:
-            return chosen
+    while count < size and float(kept[count - 1]) < share:
         count *= 2
+    return columns[:count].sort().values, slants[:count].sort().values
 
 
 class SparseCache(TextCache):
