@@ -22,10 +22,11 @@ def _fast_products() -> bool:
     """Whether torch's product of int8 matrices is exact on this machine: kernels for processors without such instructions may
     saturate sums of two products in 16 bits."""
     for rows in (1, 2, 16, 64):
-        left = torch.full((rows, 64), -127, dtype=torch.int8)
-        right = torch.full((48, 64), 127, dtype=torch.int8)
-        if not bool((torch._int_mm(left, right.t()) == -64 * 127 * 127).all()):
-            return False
+        for one in (-127, 127):
+            left = torch.full((rows, 64), one, dtype=torch.int8)
+            right = torch.full((48, 64), 127, dtype=torch.int8)
+            if not bool((torch._int_mm(left, right.t()) == 64 * 127 * one).all()):
+                return False
     return True
 
 

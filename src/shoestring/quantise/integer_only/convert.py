@@ -14,8 +14,8 @@ from shoestring.errors import ShoestringError, UsageError
 from shoestring.model.block import Block
 from shoestring.model.layernorm import LayerNorm
 from shoestring.model.norm import RMSNorm
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
-from shoestring.quantise.folder import require_kept
 from shoestring.quantise.integer_only.attention import angles
 from shoestring.quantise.integer_only.model import IntegerOnlyTransformer
 from shoestring.quantise.integer_only.norm import IntegerOnlyNorm
@@ -38,7 +38,6 @@ def require_convertible(model: LanguageModel) -> Transformer:
             "transformers and GGUF files that open as native ones"
         )
     require_supported(model.config)
-    require_kept(model)
     for number, block in enumerate(model.blocks):
         own = model.config.layer(number)
         expected = {
@@ -54,6 +53,10 @@ def require_convertible(model: LanguageModel) -> Transformer:
                     f"layer {number}: {name or 'the block'} is a {type(module).__name__}, which has no integer-only form: fold "
                     f"or merge it; supported are plain layers ({', '.join(one.__name__ for one in allowed)})"
                 )
+    with outline():
+        sizes = {name: one.shape for name, one in Transformer(model.config).state_dict().items()}
+    if sizes != {name: one.shape for name, one in model.state_dict().items()}:
+        raise UsageError("no integer-only form: its layers have parts or sizes that its configuration does not hold")
     return model
 
 

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.errors import ShoestringError
-from shoestring.quantise.integer_only.arithmetic import fixed_point, product, requantise
+from shoestring.quantise.integer_only.arithmetic import TYPES, fixed_point, product, requantise
 
 LARGEST = 127
 """Of a code: -128 is left out."""
 
-ROWS = 1024
+ROWS = 256
 """Outputs that are computed at a time: their accumulators are wider than what is kept of them."""
 
 BIAS = 2.0**30
@@ -29,6 +29,20 @@ def row_codes(weight: Tensor, least: Tensor | None = None) -> tuple[Tensor, Tens
         scale = torch.maximum(scale, least)
     scale = torch.where(scale > 0, scale, 1.0)
     return (weight / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale
+
+
+def multiplied(
+    x: Tensor, codes: Tensor, multiplier: Tensor, shift: Tensor, bits: int, bias: Tensor | None = None
+) -> Tensor:
+    """(W x + b) scaled: int8 [n, columns] -> of so many bits [n, rows]. The rest as `IntegerOnlyLinear` has it."""
+    made = torch.empty(len(x), len(codes), dtype=TYPES[bits])
+    for start in range(0, len(codes), ROWS):
+        some = slice(start, start + ROWS)
+        found = product(x, codes[some])
+        if bias is not None:
+            found.add_(bias[some])
+        made[:, some] = requantise(found, multiplier[some], shift, bits)
+    return made
 
 
 class IntegerOnlyLinear(nn.Module):
@@ -63,16 +77,8 @@ class IntegerOnlyLinear(nn.Module):
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """bits: of the outputs."""
-        flat, rows = x.reshape(-1, x.shape[-1]), len(self.codes)
-        parts = []
-        for start in range(0, rows, ROWS):
-            some = slice(start, start + ROWS)
-            found = product(flat, self.codes[some])
-            if self.bias is not None:
-                found.add_(self.bias[some])
-            parts.append(requantise(found, self.multiplier[some], self.shift, bits))
-        made = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return made.view(*x.shape[:-1], rows)
+        made = multiplied(x.reshape(-1, x.shape[-1]), self.codes, self.multiplier, self.shift, bits, self.bias)
+        return made.view(*x.shape[:-1], len(self.codes))
 
     def flops(self, places: int) -> int:
         """Operations at so many places, in the convention of `contract.cost`."""

@@ -1,5 +1,6 @@
 """Ranges of the numbers within a model as it reads text, and the scales that follow from them."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -41,7 +42,8 @@ class Ranges:
     def look(self, name: str, numbers: Tensor) -> None:
         """Take in numbers of any shape."""
         key, flat = self.prefix + name, numbers.detach().float().flatten()
-        self._largest[key] = max(self._largest.get(key, 0.0), float(flat.abs().max()))
+        largest = float(flat.abs().max())  # of numbers among which one is NaN: NaN, which no comparison would keep
+        self._largest[key] = max(self._largest.get(key, 0.0), largest if math.isfinite(largest) else math.inf)
         kept = self._some.setdefault(key, [])
         if len(kept) < CHUNKS:
             kept.append(flat[:: max(len(flat) // CHUNK, 1)].clone())
@@ -53,7 +55,7 @@ class Ranges:
             if self.prefix + name not in self._largest:
                 raise ShoestringError(f"{self.prefix}{name} was not seen in the calibration text")
             largest = self._largest[self.prefix + name]
-            if not largest < float("inf"):
+            if largest == math.inf:
                 raise ShoestringError(f"{self.prefix}{name} is not finite on the calibration text")
             found = max(found, largest)
         return found
@@ -63,7 +65,7 @@ class Ranges:
         whole = self.largest([name]) / 127
         if whole == 0:
             return 1.0
-        numbers, best, least = torch.cat(self._some[self.prefix + name]), whole, float("inf")
+        numbers, best, least = torch.cat(self._some[self.prefix + name]), whole, math.inf
         for place in range(CLIPS):
             scale = whole * (1 - (1 - NARROWEST) * place / (CLIPS - 1))
             lost = float(((numbers / scale).round().clamp(-127, 127) * scale - numbers).square().double().sum())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.quantise.integer_only.arithmetic import fixed_point, product, requantise
-from shoestring.quantise.integer_only.linear import ROWS, row_codes
+from shoestring.quantise.integer_only.linear import multiplied, row_codes
 from shoestring.quantise.integer_only.scales import FixedPointScales
 
 
@@ -91,13 +91,8 @@ class IntegerOnlyHead(NamedTuple):
         flat = hidden.reshape(-1, hidden.shape[-1])
         if self.narrow is not None:
             flat = requantise(product(flat, self.narrow), *self.scales["narrowed"], 8)
-        codes, parts = self.table.codes, []
-        for start in range(0, len(codes), ROWS):
-            some = slice(start, start + ROWS)
-            found = product(flat, codes[some])
-            parts.append(requantise(found, self.table.multiplier[some], self.shift, 32))
-        made = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return made.view(*hidden.shape[:-1], len(codes))
+        made = multiplied(flat, self.table.codes, self.table.multiplier, self.shift, 32)
+        return made.view(*hidden.shape[:-1], len(self.table.codes))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [..., V]: the integers times their scale, for whoever samples or scores. Nothing before it is no integer."""
