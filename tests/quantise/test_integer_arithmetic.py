@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shoestring.errors import ShoestringError, UsageError
-from shoestring.quantise.integer_only import arithmetic
+from shoestring.quantise.integer_only import arithmetic, softmax
 from shoestring.quantise.integer_only.arithmetic import (
     exponential,
     fixed_point,
@@ -160,7 +160,7 @@ def test_a_norm_too_wide_for_its_sums_is_refused() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0003, 0.003, 0.03])
-def test_attention_is_that_of_softmax(spread: float) -> None:
+def test_attention_is_that_of_softmax(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are right to 0.4 %, so that means of values up to 127 are right to one unit: flat or peaked, of many keys."""
     new, seen, width = 9, 700, 16
     queries = integers(-127, 127, new, width, kind=torch.int8)
@@ -168,8 +168,11 @@ def test_attention_is_that_of_softmax(spread: float) -> None:
     last = torch.arange(seen - new, seen)
     last[0] = 0  # sees one key alone
     multiplier, shift = fixed_point(torch.tensor(spread * SCORE, dtype=torch.float64))
-    found = attended(queries, keys, values, last, multiplier, shift)
+    given = keys, values, last, multiplier, torch.tensor(shift, dtype=torch.int32)
+    found = attended(queries, *given)
     assert found.dtype == torch.int64
+    monkeypatch.setattr(softmax, "PAIRS", 2 * seen)  # two queries at a time
+    assert torch.equal(attended(queries, *given), found)
     scores = spread * (queries.double() @ keys.double().T)
     scores.masked_fill_(torch.arange(seen) > last[:, None], -math.inf)
     wanted = scores.softmax(1) @ values.double()

@@ -20,6 +20,8 @@ from shoestring.contract.model import LanguageModule
 from shoestring.errors import ShoestringError, UsageError
 from shoestring.model import ModelConfig, Transformer
 from shoestring.model.layout import Pattern, SpanAt
+from shoestring.quantise.footprint import live_bytes
+from shoestring.quantise.integer_only import arithmetic
 from shoestring.quantise.integer_only.convert import integer_model
 from shoestring.quantise.integer_only.footprint import integer_footprint
 from shoestring.quantise.integer_only.kept import FILE, KIND, IntegerOnlyFile, write_folder
@@ -208,7 +210,13 @@ def test_no_float_is_made_between_ids_and_integer_logits(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain", "embbert"])
 def test_memory_in_use_is_counted_as_it_is(name: str, tmp_path: Path) -> None:
     _, found = made(name)
+    arithmetic._fast_products.cache_clear()
     used = integer_footprint(found)
+    cache = found.new_cache(1, LENGTH)
+    found.read(Inputs(ids_of(1)[:, 1:]), cache)
+    with live_bytes() as most:
+        integers(found, found.read(Inputs(ids_of(1)[:, :1]), cache).hidden[:, -1])
+    assert used.activations == most[0]  # whatever was read
     assert used.weights == sum(one.nbytes for one in found.state_dict().values()) == found.weight_bytes
     numbers = sum(one.numel() for one in making.native(**SHAPES[name]).parameters())
     assert numbers < used.weights < 2 * numbers
@@ -322,7 +330,8 @@ def test_what_is_no_plain_model_is_refused() -> None:
         pass
 
     channels: Any = model.blocks[1].channel_mixer
-    channels.output = Other(*reversed(channels.output.weight.shape), bias=False)
+    rows, columns = channels.output.weight.shape
+    channels.output = Other(columns, rows, bias=False)
     with pytest.raises(UsageError, match=r"layer 1: channel_mixer\.output is a Other, which has no integer-only form"):
         integer_model(model, making.text())
 

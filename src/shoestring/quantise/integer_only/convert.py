@@ -103,8 +103,8 @@ def integer_model(model: LanguageModel, text: Sequence[Batch]) -> tuple[IntegerO
     made.logits_scale = inside * unit * 2.0**shift * source.config.output_scale
     if made.cos is not None and made.sin is not None:
         half = made.cos.shape[1]
-        made.cos.copy_(angles(source.rotary.cos[:, 0, half:]))  # type: ignore[index, union-attr]
-        made.sin.copy_(angles(source.rotary.sin[:, 0, half:]))  # type: ignore[index, union-attr]
+        made.cos.copy_(angles(source.rotary.cos[:, 0, half:]))
+        made.sin.copy_(angles(source.rotary.sin[:, 0, half:]))
     return made.eval(), spent
 
 

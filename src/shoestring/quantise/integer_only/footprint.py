@@ -18,9 +18,10 @@ def integer_footprint(model: IntegerOnlyTransformer) -> Footprint:
     """
     context = model.config.context
     cache = model.new_cache(1, context)
-    if context > 1:
-        model.read(Inputs(torch.zeros(1, context - 1, dtype=torch.int64)), cache)
+    cache.lengths = [context - 1]  # of whatever tokens: what is alive depends on how many they are
+    token = Inputs(torch.zeros(1, 1, dtype=torch.int64))
+    model.read(token)  # the first product of a process tries which way is exact
     with live_bytes() as most:
-        reading = model.read(Inputs(torch.zeros(1, 1, dtype=torch.int64)), cache)
+        reading = model.read(token, cache)
         model.integer_head.integers(reading.hidden[:, -1])
     return Footprint(model.weight_bytes, cache.nbytes, most[0], 8)

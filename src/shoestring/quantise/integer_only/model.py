@@ -38,7 +38,7 @@ class IntegerOnlyBlock(nn.Module):
         return _added(x, self.channel_mixer(self.channel_norm(x)))
 
     def flops(self, shape: Shape) -> int:
-        found: int = self.token_mixer.flops(shape) + self.channel_mixer.flops(shape)  # type: ignore[operator]
+        found: int = self.token_mixer.flops(shape) + self.channel_mixer.flops(shape)
         return found
 
 

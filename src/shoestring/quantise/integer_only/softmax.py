@@ -13,6 +13,9 @@ FINER = 8
 SCORE = math.log2(math.e) * 2**LOG_BITS
 """Of a natural exponent, as `exponential` counts it."""
 
+PAIRS = 1 << 18
+"""Scores that are held at a time."""
+
 LOW = 7
 """Bits of the lower half of a weight."""
 
@@ -27,6 +30,10 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, last: Tensor, multip
     queries: int8 [n, D]. keys, values: int8 [S, D]. last: int64 [n], the place of the last key that each query sees, 0 or more.
     multiplier, shift: make 2^-16 of a power of 2 of a score.
     """
+    step = max(PAIRS // len(keys), 1)
+    if len(queries) > step:
+        parts = zip(queries.split(step), last.split(step), strict=True)
+        return torch.cat([attended(some, keys, values, own, multiplier, shift) for some, own in parts])
     scores = product(queries, keys)
     hidden = torch.arange(len(keys), device=keys.device) > last[:, None]
     scores.masked_fill_(hidden, -(1 << 31))
