@@ -131,18 +131,20 @@ def test_curves_are_right_at_every_number(function: Callable[[Tensor], Tensor], 
     assert float((found.double() * scale - exact).abs().max()) <= 1.01 * scale + line
 
 
+@pytest.mark.parametrize("reads_bits", [16, 23])
 @pytest.mark.parametrize(("bits", "centred"), [(8, False), (8, True), (16, False)])
-def test_norms_are_within_a_rounding(bits: int, centred: bool) -> None:
+def test_norms_are_within_a_rounding(bits: int, centred: bool, reads_bits: int) -> None:
     width, reads, epsilon = 48, 3e-4, 1e-5
     writes = 9.0 / (2 ** (bits - 1) - 1)
     gain = torch.randn(width, generator=drawn(3))
     bias = torch.randn(width, generator=drawn(4)) if centred else None
-    norm = IntegerOnlyNorm(width, centred)
+    norm = IntegerOnlyNorm(width, centred, reads_bits)
     norm.fill(gain, bias, epsilon, reads, writes)
-    rows = [integers(-(2**k) + 1, 2**k - 1, 20, width, kind=torch.int16, seed=k) for k in range(1, 16)]
-    alone = torch.zeros(3, width, dtype=torch.int16)
-    alone[0, 5], alone[1, 7] = 32767, -32767
-    x = torch.cat([*rows, alone, torch.full((2, width), 123, dtype=torch.int16)])
+    least = 10 if centred and reads_bits == 23 else 1
+    rows = [integers(-(2**k) + 1, 2**k - 1, 20, width, kind=torch.int32, seed=k) for k in range(least, reads_bits)]
+    alone = torch.zeros(3, width, dtype=torch.int32)
+    alone[0, 5], alone[1, 7] = 2 ** (reads_bits - 1) - 1, 1 - 2 ** (reads_bits - 1)
+    x = torch.cat([*rows, alone, torch.full((2, width), 123, dtype=torch.int32)])
     real = x.double() * reads
     if centred:
         wanted = F.layer_norm(real, (width,), gain.double(), bias if bias is None else bias.double(), epsilon)
@@ -208,7 +210,7 @@ def test_ranges_are_clipped_where_that_loses_less() -> None:
     assert 0.2 * 9 / 127 <= ranges.eight("bell") < 6 / 127
     assert ranges.eight("even") == pytest.approx(2 / 127, rel=0.02)
     assert ranges.eight("none") == ranges.sixteen("none") == 1.0
-    assert ranges.sixteen("bell", "even") == pytest.approx(18 / 32767)
+    assert ranges.wide(16, "bell", "even") == pytest.approx(18 / 32767)
     ranges.look("even", torch.tensor([1.0, torch.nan]))
     with pytest.raises(ShoestringError, match=r"part\.even is not finite"):
         ranges.eight("even")

@@ -8,7 +8,11 @@ from torch import Tensor
 
 from shoestring.errors import ShoestringError
 
-TYPES = {8: torch.int8, 16: torch.int16, 32: torch.int32}
+STREAM_BITS = 23
+"""Of the residual stream: as many as a norm can square and add up in 64."""
+
+TYPES = {8: torch.int8, 16: torch.int16, STREAM_BITS: torch.int32, 32: torch.int32}
+"""Of integers of so many bits, the sign among them."""
 
 MULTIPLIER_BITS = 31
 """Of the largest multiplier of a set, its sign among them not."""

@@ -10,7 +10,7 @@ from shoestring.contract.cost import Shape
 from shoestring.model.config import ModelConfig
 from shoestring.model.norm import RMSNorm
 from shoestring.model.recurrent_cache import TokenMemory
-from shoestring.quantise.integer_only.arithmetic import requantise, rounded_shift, saturated
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, requantise, rounded_shift, saturated
 from shoestring.quantise.integer_only.linear import IntegerOnlyLinear
 from shoestring.quantise.integer_only.norm import IntegerOnlyNorm
 from shoestring.quantise.integer_only.part import OUTPUT, PassPlaces
@@ -40,8 +40,8 @@ class IntegerOnlyAttention(nn.Module):
         bias = options.get("bias", "none")
         self.qkv = IntegerOnlyLinear(config.width, sum(self.split) * each, bias != "none")
         normed = options.get("qk_norm", True)
-        self.query_norm = IntegerOnlyNorm(each, False) if normed else None
-        self.key_norm = IntegerOnlyNorm(each, False) if normed else None
+        self.query_norm = IntegerOnlyNorm(each, False, 16) if normed else None
+        self.key_norm = IntegerOnlyNorm(each, False, 16) if normed else None
         self.scales = FixedPointScales("query", "key", "score", "mixed")
         self.output = IntegerOnlyLinear(queries * each, config.width, bias == "all")
 
@@ -85,7 +85,7 @@ class IntegerOnlyAttention(nn.Module):
         held, _ = kept.append(torch.cat((keys, values), 2).flatten(2))
         del keys, values
         mixed = self._attended(queries, held.unflatten(-1, (-1, self.head_width)), places)
-        return self.output(mixed, 16)
+        return self.output(mixed, STREAM_BITS)
 
     def _turned(self, name: str, x: Tensor, norm: IntegerOnlyNorm | None, places: PassPlaces) -> Tensor:
         """int8 [B, T, heads, head_width] of int16: normed, and turned by position."""

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from shoestring.contract.cost import Shape
 from shoestring.model.config import ModelConfig
-from shoestring.quantise.integer_only.arithmetic import requantise
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, requantise
 from shoestring.quantise.integer_only.curve import IntegerOnlyCurve
 from shoestring.quantise.integer_only.linear import IntegerOnlyLinear
 from shoestring.quantise.integer_only.part import OUTPUT
@@ -45,7 +45,7 @@ class IntegerOnlySwiGLU(nn.Module):
         """As `part` says."""
         gate, up = self.gate_up(x, 16).chunk(2, -1)
         hidden = requantise(self.silu(gate).to(torch.int32).mul_(up), *self.scales["hidden"], 8)
-        return self.output(hidden, 16)
+        return self.output(hidden, STREAM_BITS)
 
     def flops(self, shape: Shape) -> int:
         """As `part` says."""
@@ -84,7 +84,7 @@ class IntegerOnlyTwoMatrices(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As `part` says."""
         hidden = requantise(self.activated(self.input(x, 16)), *self.scales["hidden"], 8)
-        return self.output(hidden, 16)
+        return self.output(hidden, STREAM_BITS)
 
     def flops(self, shape: Shape) -> int:
         """As `part` says."""

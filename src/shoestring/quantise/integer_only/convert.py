@@ -16,6 +16,7 @@ from shoestring.model.layernorm import LayerNorm
 from shoestring.model.norm import RMSNorm
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS
 from shoestring.quantise.integer_only.attention import angles
 from shoestring.quantise.integer_only.model import IntegerOnlyTransformer
 from shoestring.quantise.integer_only.norm import IntegerOnlyNorm
@@ -75,7 +76,7 @@ def integer_model(model: LanguageModel, text: Sequence[Batch]) -> tuple[IntegerO
         )
     ranges, spent = _seen(source, text)
     made = IntegerOnlyTransformer(source.config)
-    stream = ranges.sixteen(STREAM)
+    stream = ranges.wide(STREAM_BITS, STREAM)
     unit, narrow = _at(
         "embedding",
         lambda: made.embedding.fill(

@@ -11,7 +11,7 @@ from shoestring.contract.cost import Shape
 from shoestring.model.config import ModelConfig
 from shoestring.model.recurrent_cache import TokenMemory
 from shoestring.model.short_convolution import short_convolution
-from shoestring.quantise.integer_only.arithmetic import fixed_point, requantise
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, fixed_point, requantise
 from shoestring.quantise.integer_only.curve import IntegerOnlyCurve
 from shoestring.quantise.integer_only.linear import IntegerOnlyLinear, row_codes
 from shoestring.quantise.integer_only.part import PassPlaces
@@ -81,7 +81,7 @@ class IntegerOnlyEfficientAttention(nn.Module):
                 tokens = seen[row, :end, head]
                 found = attended(queries[row, :, head], tokens, tokens, last, *self.scales["score"])
                 mixed[row, :, head] = requantise(found, *self.scales["mixed"], 8)
-        return self.output(torch.cat((mixed.flatten(2), near), -1), 16)
+        return self.output(torch.cat((mixed.flatten(2), near), -1), STREAM_BITS)
 
     def _near(self, x: Tensor, past: Tensor) -> Tensor:
         """int8 [B, T, width]: SiLU of the convolution of x, before which `past` was."""

@@ -46,7 +46,7 @@ def multiplied(
 
 
 class IntegerOnlyLinear(nn.Module):
-    """y = (W x + b) scaled: int8 [..., columns] -> int8, int16 or int32 [..., rows].
+    """y = (W x + b) scaled: int8 [..., columns] -> integers of so many bits as are asked for [..., rows].
 
     codes: int8 [rows, columns]. multiplier: int32 [rows]; shift: int32, one: the ratio of scales of each row. bias: int32 [rows],
     in units of the accumulator; None: no bias.

@@ -13,7 +13,7 @@ from shoestring.contract.model import About, Depth, Reading, tapping
 from shoestring.errors import UsageError
 from shoestring.model.config import ModelConfig
 from shoestring.model.recurrent_cache import TokenMemory
-from shoestring.quantise.integer_only.arithmetic import saturated
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, saturated
 from shoestring.quantise.integer_only.norm import IntegerOnlyNorm
 from shoestring.quantise.integer_only.part import PassPlaces
 from shoestring.quantise.integer_only.scales import FixedPointScales
@@ -22,7 +22,7 @@ from shoestring.quantise.integer_only.tables import IntegerOnlyEmbedding, Intege
 
 
 class IntegerOnlyBlock(nn.Module):
-    """The counterpart of a `Block` whose parts are added one after the other. The stream is int16, of one scale in all blocks."""
+    """The counterpart of a `Block` with `PreNorm`. The stream has 23 bits, and one scale in all blocks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class IntegerOnlyBlock(nn.Module):
         self.channel_mixer = channels(config)
 
     def forward(self, x: Tensor, places: PassPlaces, kept: TokenMemory) -> Tensor:
-        """int16 [B, T, width] -> int16 [B, T, width]."""
+        """int32 [B, T, width] -> int32 [B, T, width]."""
         x = _added(x, self.token_mixer(self.token_norm(x), places, kept))
         return _added(x, self.channel_mixer(self.channel_norm(x)))
 
@@ -43,21 +43,22 @@ class IntegerOnlyBlock(nn.Module):
 
 
 def _added(stream: Tensor, more: Tensor) -> Tensor:
-    return saturated(stream.to(torch.int32).add_(more), 16)
+    return saturated(more.add_(stream), STREAM_BITS)
 
 
 class IntegerOnlyTransformer(nn.Module):
     """The counterpart of a `Transformer`, a `LanguageModel`: between ids and logits every tensor is of integers.
 
     Weights are int8 with a scale a row. Matrices read int8 and add up in int32; a fixed-point multiplier and a shift make what
-    comes out int8 or int16. What is kept between tokens is int8. All scales are fixed, so that a token has the same integers, bit
-    for bit, whether the text before it was read with it or before. `Reading.hidden` is int8.
+    comes out of them narrower. What is kept between tokens is int8. All scales are fixed, so that a token has the same integers,
+    bit for bit, whether the text before it was read with it or before. `Reading.hidden` is int8.
 
     Kim et al. (2021), I-BERT, arXiv:2101.01321, for exponential and root; Jacob et al. (2018), arXiv:1712.05877, for scales; Bravin
     et al. (2025), EmbBERT-Q, arXiv:2502.10001, for tiny models with weights and activations in 8 bits.
 
-    Different from the papers: it decodes, with a cache. The residual stream, gates and scores are wider than 8 bits: int16 and
-    int32. Weights are rounded after training. SiLU and GELU are tables (`curve.py`), not polynomials.
+    Different from the papers: it decodes, with a cache. Between matrices numbers are wider than 8 bits: the residual stream has 23,
+    gates and queries before they are turned have 16, scores 32. Weights are rounded after training. SiLU and GELU are tables
+    (`curve.py`), not polynomials.
 
     config: of the model that it was made of. Raises: UsageError where a part has no counterpart.
     """

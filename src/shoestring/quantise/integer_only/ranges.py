@@ -18,14 +18,14 @@ CHUNK, CHUNKS = 4096, 64
 """Numbers that are kept of a batch, and batches of which any are kept."""
 
 HEADROOM = 2.0
-"""How much larger than the largest number that was seen one of 16 bits may be."""
+"""How much larger than the largest number that was seen one of more than 8 bits may be."""
 
 
 class Ranges:
     """Collects numbers by name.
 
     A scale for 8 bits is that of the range which leaves the least squared error, as `StaticRounding` has it, here symmetric. A
-    scale for 16 bits has room for twice the largest number. What lies beyond saturates.
+    scale for more bits has room for twice the largest number. What lies beyond saturates.
     """
 
     def __init__(self, prefix: str = "") -> None:
@@ -73,6 +73,10 @@ class Ranges:
                 best, least = scale, lost
         return best
 
-    def sixteen(self, *names: str) -> float:
-        """The scale of int16 numbers, one for all these names."""
-        return HEADROOM * self.largest(names) / 32767 or 1.0
+    def wide(self, bits: int, *names: str) -> float:
+        """The scale of numbers of so many bits, one for all these names."""
+        return HEADROOM * self.largest(names) / ((1 << (bits - 1)) - 1) or 1.0
+
+    def sixteen(self, name: str) -> float:
+        """The scale of int16 numbers."""
+        return self.wide(16, name)

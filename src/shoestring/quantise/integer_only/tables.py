@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shoestring.quantise.integer_only.arithmetic import fixed_point, product, requantise
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, fixed_point, product, requantise
 from shoestring.quantise.integer_only.linear import multiplied, row_codes
 from shoestring.quantise.integer_only.scales import FixedPointScales
 
@@ -32,7 +32,7 @@ class IntegerOnlyTable(nn.Module):
 
 
 class IntegerOnlyEmbedding(nn.Module):
-    """int64 ids [B, T] -> int16 [B, T, width].
+    """int64 ids [B, T] -> int32 [B, T, width], the stream as it begins.
 
     narrow: int8 [inside, width], the matrix of `NanoEmbedding`, of one scale; None where the table is as wide as the model.
     """
@@ -63,7 +63,7 @@ class IntegerOnlyEmbedding(nn.Module):
         codes, multiplier = self.table.codes[ids], self.table.multiplier[ids][..., None]
         if self.narrow is not None:
             codes = product(codes.flatten(0, -2), self.narrow.t()).view(*ids.shape, -1)
-        return requantise(codes, multiplier, self.shift, 16)
+        return requantise(codes, multiplier, self.shift, STREAM_BITS)
 
 
 def head_shift(inside: int) -> int:
