@@ -1,5 +1,6 @@
 """Channel mixers of integers: SwiGLU, GELU and squared ReLU."""
 
+import abc
 from functools import partial
 from typing import Any
 
@@ -52,7 +53,7 @@ class IntegerOnlySwiGLU(nn.Module):
         return self.gate_up.flops(shape.tokens) + self.output.flops(shape.tokens)
 
 
-class IntegerOnlyTwoMatrices(nn.Module):
+class IntegerOnlyTwoMatrices(nn.Module, abc.ABC):
     """The counterpart of a layer of two matrices: what is between them is the subclass's."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,13 +74,13 @@ class IntegerOnlyTwoMatrices(nn.Module):
         self.output.fill(part.output.weight, part.output.bias, hidden, writes)
         self.scales.fill("hidden", self.unit(part, inside) / hidden)
 
+    @abc.abstractmethod
     def unit(self, part: Any, inside: float) -> float:
         """The scale of what `activated` makes of numbers of the scale `inside`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def activated(self, x: Tensor) -> Tensor:
         """int16 or int32 of int16."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """As `part` says."""
