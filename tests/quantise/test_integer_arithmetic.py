@@ -204,15 +204,23 @@ def test_a_linear_layer_has_a_scale_a_row_and_a_bias() -> None:
 
 def test_ranges_are_clipped_where_that_loses_less() -> None:
     ranges = Ranges().under("part")
-    ranges.look("bell", torch.cat((torch.randn(100_000, generator=drawn()), torch.tensor([9.0]))))
-    ranges.look("even", torch.linspace(-2, 2, 1001))
-    ranges.look("none", torch.zeros(5))
-    assert 0.2 * 9 / 127 <= ranges.eight("bell") < 6 / 127
+    ranges.look("bell", torch.cat((torch.randn(30_000, generator=drawn()), torch.tensor([9.0])))[:, None])
+    ranges.look("even", torch.linspace(-2, 2, 1001)[:, None])
+    ranges.look("none", torch.zeros(5, 3))
+    assert 0.2 * 9 / 127 <= ranges.eight("bell") < 0.9 * 9 / 127
     assert ranges.eight("even") == pytest.approx(2 / 127, rel=0.02)
-    assert ranges.eight("none") == ranges.sixteen("none") == 1.0
-    assert ranges.wide(16, "bell", "even") == pytest.approx(18 / 32767)
-    ranges.look("even", torch.tensor([1.0, torch.nan]))
+    assert ranges.eight("none") == ranges.wide(16, "none") == 1.0
+    assert ranges.wide(16, "bell") == pytest.approx(18 / 32767)
+    assert ranges.uneven("none").tolist() == [1, 1, 1]
+    ranges.look("steep", torch.tensor([[1.0, -100.0, 0.0], [0.5, 3.0, 0.0]]))
+    uneven = ranges.uneven("steep")
+    assert float(uneven[1] / uneven[0]) == pytest.approx(10)  # the root of the ratio
+    assert float(uneven[1] / uneven[2]) == pytest.approx(100)  # one that was never seen has its least share
+    assert float(uneven.log().sum()) == pytest.approx(0, abs=1e-9)
+    assert ranges.wide(16, "steep", uneven) == pytest.approx(200 / float(uneven[1]) / 32767)
+    assert ranges.eight("steep", uneven) <= 100 / float(uneven[1]) / 127
+    ranges.look("even", torch.tensor([[1.0], [torch.nan]]))
     with pytest.raises(ShoestringError, match=r"part\.even is not finite"):
         ranges.eight("even")
     with pytest.raises(ShoestringError, match=r"part\.more was not seen"):
-        ranges.sixteen("more")
+        ranges.wide(16, "more")

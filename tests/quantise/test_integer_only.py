@@ -129,7 +129,7 @@ def test_logits_are_near_those_in_floating_point(name: str) -> None:
     whole = reading.logits()
     assert whole.dtype == torch.float32
     assert torch.equal(whole, integers(found, reading.hidden).float() * found.logits_scale)
-    assert float((whole - plain).norm() / plain.norm()) < 0.08
+    assert float((whole - plain).norm() / plain.norm()) < 0.09
     assert found.about == model.about
     for shape in (Shape(2, 5, 3), Shape(1, 1, 7, outputs=0)):
         assert found.cost(shape).flops == model.cost(shape).flops

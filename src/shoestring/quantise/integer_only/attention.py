@@ -42,7 +42,7 @@ class IntegerOnlyAttention(nn.Module):
         normed = options.get("qk_norm", True)
         self.query_norm = IntegerOnlyNorm(each, False, 16) if normed else None
         self.key_norm = IntegerOnlyNorm(each, False, 16) if normed else None
-        self.scales = FixedPointScales("query", "key", "score", "mixed")
+        self.scales = FixedPointScales(query=0, key=0, score=0, mixed=0)
         self.output = IntegerOnlyLinear(queries * each, config.width, bias == "all")
 
     @staticmethod
@@ -51,28 +51,36 @@ class IntegerOnlyAttention(nn.Module):
         query, key, value = part.by_heads(x, cos, sin)
         return {"projected query": q, "projected key": k, "query": query, "key": key, "value": value}
 
-    def fill(self, part: Any, ranges: Ranges, reads: float, writes: float) -> None:
-        """As `part` says."""
-        raw = [ranges.sixteen("projected query"), ranges.sixteen("projected key")]
-        values = ranges.eight("value")
-        counts = torch.tensor([heads * self.head_width for heads in self.split])
-        units = torch.tensor([*raw, values / 2**VALUE_BITS], dtype=torch.float64).repeat_interleave(counts)
-        self.qkv.fill(part.qkv.weight, part.qkv.bias, reads, units)
-        eight = []
-        for number, (name, norm) in enumerate((("query", self.query_norm), ("key", self.key_norm))):
-            unit, own = raw[number], getattr(part, f"{name}_norm")
+    def fill(self, part: Any, ranges: Ranges, reads: Tensor, writes: float) -> None:
+        """As `part` says. Features of queries and keys are made alike: what the one is multiplied with, the other is divided by.
+        Both of a pair that is turned have the same factor."""
+        sizes = [ranges.features(name).clamp_min(1e-9).unflatten(0, (2, -1)).amax(0) for name in ("query", "key")]
+        less = (sizes[0] / sizes[1]).sqrt().clamp(1e-2, 1e2).repeat(2)
+        factors = {"query": less, "key": 1 / less}
+        raw = {name: ranges.wide(16, f"projected {name}", self._before(name, factors)) for name in factors}
+        values, mixed = ranges.eight("value"), ranges.eight(OUTPUT)
+        eight = {name: ranges.eight(name, by) for name, by in factors.items()}
+        for name, by in factors.items():
+            unit, norm, own = raw[name], getattr(self, f"{name}_norm"), getattr(part, f"{name}_norm")
             if norm is not None:
                 assert isinstance(own, RMSNorm)
+                gain = own.weight.detach().double() / by
                 # no normed number is larger than the root of the width times its gain
-                wide = self.head_width**0.5 * float(own.weight.detach().abs().max()) / 32767 or 1.0
-                norm.fill(own.weight, None, own.epsilon, unit, wide)
+                wide = self.head_width**0.5 * float(gain.abs().max()) / 32767 or 1.0
+                norm.fill(gain, None, own.epsilon, unit, wide)
                 unit = wide
-            eight.append(ranges.eight(name))
-            self.scales.fill(name, unit / 2**ANGLE_BITS / eight[-1])
-        self.scales.fill("score", eight[0] * eight[1] * self.head_width**-0.5 * SCORE)
-        mixed = ranges.eight(OUTPUT)
+            self.scales.fill(name, unit / 2**ANGLE_BITS / eight[name])
+        counts = [heads * self.head_width for heads in self.split]
+        units = [self._before(name, factors).repeat(self.split[at]) * raw[name] for at, name in enumerate(factors)]
+        units.append(torch.full((counts[2],), values / 2**VALUE_BITS, dtype=torch.float64))
+        self.qkv.fill(part.qkv.weight, part.qkv.bias, reads, torch.cat(units))
+        self.scales.fill("score", eight["query"] * eight["key"] * self.head_width**-0.5 * SCORE)
         self.scales.fill("mixed", values / 2**FINER / mixed)
         self.output.fill(part.output.weight, part.output.bias, mixed, writes)
+
+    def _before(self, name: str, factors: dict[str, Tensor]) -> Tensor:
+        """[head_width]: by what features are divided as they leave the matrix: where there is no norm that does it."""
+        return factors[name] if self.query_norm is None else torch.ones_like(factors[name])
 
     def forward(self, x: Tensor, places: PassPlaces, kept: TokenMemory) -> Tensor:
         """As `part` says."""

@@ -18,6 +18,12 @@ from shoestring.quantise.integer_only.ranges import Ranges
 from shoestring.quantise.integer_only.scales import FixedPointScales
 
 
+def hidden_scales(ranges: Ranges) -> Tensor:
+    """float64 [hidden]: the scale of each feature that the output matrix reads."""
+    uneven = ranges.uneven(OUTPUT)
+    return uneven * ranges.eight(OUTPUT, uneven)
+
+
 class IntegerOnlySwiGLU(nn.Module):
     """The counterpart of `SwiGLU`. The gate and what it gates are int16, their product is int32, what `output` reads is int8."""
 
@@ -25,7 +31,7 @@ class IntegerOnlySwiGLU(nn.Module):
         super().__init__()
         self.gate_up = IntegerOnlyLinear(config.width, 2 * config.hidden)
         self.silu = IntegerOnlyCurve()
-        self.scales = FixedPointScales("hidden")
+        self.scales = FixedPointScales(hidden=config.hidden)
         self.output = IntegerOnlyLinear(config.hidden, config.width)
 
     @staticmethod
@@ -33,9 +39,9 @@ class IntegerOnlySwiGLU(nn.Module):
         gate, up = part.gate_up(x).chunk(2, -1)
         return {"gate": gate, "up": up}
 
-    def fill(self, part: Any, ranges: Ranges, reads: float, writes: float) -> None:
+    def fill(self, part: Any, ranges: Ranges, reads: Tensor, writes: float) -> None:
         """As `part` says."""
-        gate, up, hidden = ranges.sixteen("gate"), ranges.sixteen("up"), ranges.eight(OUTPUT)
+        gate, up, hidden = ranges.wide(16, "gate"), ranges.wide(16, "up"), hidden_scales(ranges)
         units = torch.tensor([gate, up], dtype=torch.float64).repeat_interleave(self.output.codes.shape[1])
         self.gate_up.fill(part.gate_up.weight, None, reads, units)
         self.silu.fill(F.silu, gate)
@@ -60,16 +66,16 @@ class IntegerOnlyTwoMatrices(nn.Module, abc.ABC):
         super().__init__()
         bias = bool(config.channel_mixer.options.get("bias", False))
         self.input = IntegerOnlyLinear(config.width, config.hidden, bias)
-        self.scales = FixedPointScales("hidden")
+        self.scales = FixedPointScales(hidden=config.hidden)
         self.output = IntegerOnlyLinear(config.hidden, config.width, bias)
 
     @staticmethod
     def looks(part: Any, x: Tensor) -> dict[str, Tensor]:
         return {"inside": part.input(x)}
 
-    def fill(self, part: Any, ranges: Ranges, reads: float, writes: float) -> None:
+    def fill(self, part: Any, ranges: Ranges, reads: Tensor, writes: float) -> None:
         """As `part` says."""
-        inside, hidden = ranges.sixteen("inside"), ranges.eight(OUTPUT)
+        inside, hidden = ranges.wide(16, "inside"), hidden_scales(ranges)
         self.input.fill(part.input.weight, part.input.bias, reads, inside)
         self.output.fill(part.output.weight, part.output.bias, hidden, writes)
         self.scales.fill("hidden", self.unit(part, inside) / hidden)

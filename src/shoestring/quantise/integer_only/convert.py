@@ -77,19 +77,21 @@ def integer_model(model: LanguageModel, text: Sequence[Batch]) -> tuple[IntegerO
     ranges, spent = _seen(source, text)
     made = IntegerOnlyTransformer(source.config)
     stream = ranges.wide(STREAM_BITS, STREAM)
+    uneven = ranges.uneven(NORMED)
+    hidden = ranges.eight(NORMED, uneven)
     unit, narrow = _at(
         "embedding",
         lambda: made.embedding.fill(
             source.embedding.weight,
             None if source.config.embedding is None else source.narrow.weight,  # type: ignore[arg-type]
             stream / source.config.input_scale,
+            uneven if made.head is None else torch.ones_like(uneven),
         ),
     )
     for number, block in enumerate(source.blocks):
         name = f"blocks.{number}"
         _at(name, lambda: _fill_block(made.blocks[number], block, ranges.under(name), stream))  # noqa: B023
-    hidden = ranges.eight(NORMED)
-    _fill_norm(made.norm, source.norm, stream, hidden)
+    _fill_norm(made.norm, source.norm, stream, hidden * uneven)
     if made.head is None:
         inside = hidden
         if source.narrows_head:
@@ -98,7 +100,7 @@ def integer_model(model: LanguageModel, text: Sequence[Batch]) -> tuple[IntegerO
     else:
         weight: Any = source.head
         inside, head = hidden, made.head
-        unit = 2.0 ** -_at("head", lambda: head.fill(weight.weight, 1.0))
+        unit = 2.0 ** -_at("head", lambda: head.fill(weight.weight.double() * uneven, 1.0))
     shift = head_shift(made.integer_head.table.codes.shape[1])
     made.head_shift.fill_(shift)
     made.logits_scale = inside * unit * 2.0**shift * source.config.output_scale
@@ -119,13 +121,15 @@ def _at(name: str, fill: Callable[[], Any]) -> Any:
 
 def _fill_block(made: Any, block: Any, ranges: Ranges, stream: float) -> None:
     for name in ("token", "channel"):
-        reads = ranges.eight(f"{name}_norm.{NORMED}")
+        mixer, normed = f"{name}_mixer", f"{name}_norm.{NORMED}"
+        own = getattr(made, mixer)
+        uneven = torch.ones_like(ranges.features(normed)) if getattr(own, "even", False) else ranges.uneven(normed)
+        reads = uneven * ranges.eight(normed, uneven)
         _fill_norm(getattr(made, f"{name}_norm"), getattr(block, f"{name}_norm"), stream, reads)
-        mixer = f"{name}_mixer"
-        getattr(made, mixer).fill(getattr(block, mixer), ranges.under(mixer), reads, stream)
+        own.fill(getattr(block, mixer), ranges.under(mixer), reads, stream)
 
 
-def _fill_norm(made: IntegerOnlyNorm, norm: Any, reads: float, writes: float) -> None:
+def _fill_norm(made: IntegerOnlyNorm, norm: Any, reads: float, writes: Tensor) -> None:
     made.fill(norm.weight, getattr(norm, "bias", None), norm.epsilon, reads, writes)
 
 

@@ -28,6 +28,7 @@ class IntegerOnlyEfficientAttention(nn.Module):
     taps: int8 [width, kernel]; multiplier, shift: of each feature's convolution.
     """
 
+    even = True
     taps: Tensor
     multiplier: Tensor
     shift: Tensor
@@ -41,7 +42,7 @@ class IntegerOnlyEfficientAttention(nn.Module):
         self.register_buffer("multiplier", torch.zeros(width, dtype=torch.int32))
         self.register_buffer("shift", torch.ones((), dtype=torch.int32))
         self.silu = IntegerOnlyCurve()
-        self.scales = FixedPointScales("score", "mixed", "near")
+        self.scales = FixedPointScales(score=0, mixed=0, near=0)
         self.output = IntegerOnlyLinear(2 * width, width)
 
     @staticmethod
@@ -49,23 +50,24 @@ class IntegerOnlyEfficientAttention(nn.Module):
         near = short_convolution(x, part.taps)[0]
         return {"query": part.query(x), "convolved": near, "near": F.silu(near)}
 
-    def fill(self, part: Any, ranges: Ranges, reads: float, writes: float) -> None:
+    def fill(self, part: Any, ranges: Ranges, reads: Tensor, writes: float) -> None:
         """As `part` says."""
-        query, convolved, near = ranges.eight("query"), ranges.sixteen("convolved"), ranges.eight("near")
-        self.query.fill(part.query.weight, None, reads, query)
+        unit = float(reads[0])  # one for all, as `even` says
+        query, convolved, near = ranges.eight("query"), ranges.wide(16, "convolved"), ranges.eight("near")
+        self.query.fill(part.query.weight, None, unit, query)
         codes, scale = row_codes(part.taps)
-        multiplier, shift = fixed_point(scale * reads / convolved)
+        multiplier, shift = fixed_point(scale * unit / convolved)
         self.taps.copy_(codes)
         self.multiplier.copy_(multiplier)
         self.shift.fill_(shift)
         self.silu.fill(F.silu, convolved)
         width = len(self.taps)
-        self.scales.fill("score", query * reads * (width // self.heads) ** -0.5 * SCORE)
+        self.scales.fill("score", query * unit * (width // self.heads) ** -0.5 * SCORE)
         self.scales.fill("mixed", 2.0**-FINER)  # a mean of tokens is in the unit of tokens
         self.scales.fill("near", convolved / near)
         gains = part.gains.detach().double()
         first, second = ((a * b).sum().exp() for a, b in (gains[:2], gains[2:]))
-        columns = torch.cat((first * reads * torch.ones(width), -second * near * torch.ones(width)))
+        columns = torch.cat((first * unit * torch.ones(width), -second * near * torch.ones(width)))
         self.output.fill(part.output.weight.detach().double() * columns, None, 1.0, writes)
 
     def forward(self, x: Tensor, places: PassPlaces, kept: TokenMemory) -> Tensor:

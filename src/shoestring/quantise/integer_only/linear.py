@@ -64,16 +64,17 @@ class IntegerOnlyLinear(nn.Module):
         self.register_buffer("shift", torch.zeros((), dtype=torch.int32))
         self.register_buffer("bias", torch.zeros(rows, dtype=torch.int32) if bias else None)
 
-    def fill(self, weight: Tensor, bias: Tensor | None, reads: float, writes: Tensor | float) -> None:
-        """Take in the weights of a layer. reads: the scale of its inputs. writes: of its outputs, one or [rows]."""
-        least = None if bias is None else bias.detach().double().abs() / (BIAS * reads)
-        codes, scale = row_codes(weight, least)
-        multiplier, shift = fixed_point(scale * reads / writes)
+    def fill(self, weight: Tensor, bias: Tensor | None, reads: Tensor | float, writes: Tensor | float) -> None:
+        """Take in the weights of a layer. reads: the scale of its inputs, one or [columns]. writes: of its outputs, one or
+        [rows]."""
+        least = None if bias is None else bias.detach().double().abs() / BIAS
+        codes, scale = row_codes(weight.detach().double() * reads, least)
+        multiplier, shift = fixed_point(scale / writes)
         self.codes.copy_(codes)
         self.multiplier.copy_(multiplier)
         self.shift.fill_(shift)
         if self.bias is not None and bias is not None:
-            self.bias.copy_((bias.detach().double() / (scale * reads)).round().to(torch.int32))
+            self.bias.copy_((bias.detach().double() / scale).round().to(torch.int32))
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """bits: of the outputs."""

@@ -76,7 +76,7 @@ class IntegerOnlyTransformer(nn.Module):
         self.blocks = nn.ModuleList(IntegerOnlyBlock(config.layer(number)) for number in range(config.layers))
         self.norm = IntegerOnlyNorm(config.width, norm_is_centred(config))
         self.head = None if config.tied else IntegerOnlyTable(config.vocabulary, config.width)
-        self.head_scales = FixedPointScales("narrowed") if config.tied and inside else FixedPointScales()
+        self.head_scales = FixedPointScales(narrowed=0) if config.tied and inside else FixedPointScales()
         self.register_buffer("head_shift", torch.ones((), dtype=torch.int32))
         turned = next((own for own, _ in config.kinds() if rotates(own)), None)
         for name in ("cos", "sin"):

@@ -46,8 +46,8 @@ class IntegerOnlyNorm(nn.Module):
         self.register_buffer("epsilon", torch.zeros((), dtype=torch.int64))
         self.register_buffer("bias", torch.zeros(width, dtype=torch.int32) if centred else None)
 
-    def fill(self, weight: Tensor, bias: Tensor | None, epsilon: float, reads: float, writes: float) -> None:
-        """Take in a norm. reads, writes: the scales of what it reads and writes.
+    def fill(self, weight: Tensor, bias: Tensor | None, epsilon: float, reads: float, writes: Tensor | float) -> None:
+        """Take in a norm. reads: the scale of what it reads. writes: of what it writes, one or [width].
 
         A gain below 0 has a multiplier below 0.
         """

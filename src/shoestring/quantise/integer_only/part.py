@@ -6,11 +6,12 @@ The counterpart of a token mixer or a channel mixer is a module with
 * `looks(part, x, cos, sin)`, static: by name, numbers within the part as it is in floating point, whose ranges `fill` wants
   to know; of a channel mixer `looks(part, x)`;
 * `fill(part, ranges, reads, writes)`: take in the part. ranges: of those names, and of `OUTPUT`, what its output matrix reads.
-  reads, writes: the scales of what it reads and of the stream that it adds to;
+  reads: float64 [width], the scales of what it reads. writes: that of the stream that it adds to;
 * `forward(x, places, kept)` for a token mixer, `forward(x)` for a channel mixer: int8 [B, T, width] -> int32 [B, T, width], in
   units of the stream;
 * `flops(shape)`: operations of a pass, in the convention of `contract.cost`;
-* `kept_width`, of a token mixer: int8 numbers that are kept of each token.
+* `kept_width`, of a token mixer: int8 numbers that are kept of each token;
+* `even = True`, of a token mixer that reads features of one scale alone.
 """
 
 from typing import NamedTuple

@@ -7,18 +7,21 @@ from shoestring.quantise.integer_only.arithmetic import fixed_point
 
 
 class FixedPointScales(nn.Module):
-    """Of each name one ratio: `scales[name]` is (multiplier, shift), int32 tensors of one number, as `requantise` takes them."""
+    """Of each name a ratio: `scales[name]` is (multipliers, shift), int32 tensors, as `requantise` takes them.
 
-    def __init__(self, *names: str) -> None:
+    sizes: of each name how many features have a ratio of their own; 0: one is for all.
+    """
+
+    def __init__(self, **sizes: int) -> None:
         super().__init__()
-        for name in names:
-            self.register_buffer(f"{name}_multiplier", torch.zeros((), dtype=torch.int32))
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}_multiplier", torch.zeros((size,) if size else (), dtype=torch.int32))
             self.register_buffer(f"{name}_shift", torch.ones((), dtype=torch.int32))
 
-    def fill(self, name: str, ratio: float) -> None:
-        """Set the ratio of a name."""
-        multiplier, shift = fixed_point(torch.tensor([ratio], dtype=torch.float64))
-        self.get_buffer(f"{name}_multiplier").fill_(multiplier[0])
+    def fill(self, name: str, ratio: Tensor | float) -> None:
+        """Set the ratio of a name, or those of its features."""
+        multiplier, shift = fixed_point(torch.as_tensor(ratio, dtype=torch.float64))
+        self.get_buffer(f"{name}_multiplier").copy_(multiplier)
         self.get_buffer(f"{name}_shift").fill_(shift)
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:

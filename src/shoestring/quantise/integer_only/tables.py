@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, fixed_point, product, requantise
+from shoestring.quantise.integer_only.arithmetic import STREAM_BITS, fixed_point, product, requantise, rounded_shift
 from shoestring.quantise.integer_only.linear import multiplied, row_codes
 from shoestring.quantise.integer_only.scales import FixedPointScales
 
@@ -35,35 +35,42 @@ class IntegerOnlyEmbedding(nn.Module):
     """int64 ids [B, T] -> int32 [B, T, width], the stream as it begins.
 
     narrow: int8 [inside, width], the matrix of `NanoEmbedding`, of one scale; None where the table is as wide as the model.
+    scales: 'features', of each feature of the stream: a tied table has columns as the head wants them.
     """
 
-    shift: Tensor
     narrow: Tensor | None
 
     def __init__(self, vocabulary: int, width: int, inside: int | None) -> None:
         super().__init__()
         self.table = IntegerOnlyTable(vocabulary, inside or width)
-        self.register_buffer("shift", torch.ones((), dtype=torch.int32))
+        self._down = head_shift(inside) if inside else 7  # so that 31 bits are left of a row times its multiplier
+        self.scales = FixedPointScales(features=width)
         self.register_buffer("narrow", torch.zeros(inside, width, dtype=torch.int8) if inside else None)
 
-    def fill(self, weight: Tensor, narrow: Tensor | None, writes: float) -> tuple[float, float]:
-        """Take in a table, and what makes it as wide as the model. writes: the scale of the stream, with the model's factor on what
-        enters it. Returns (the unit of the rows' scales, as `IntegerOnlyTable.fill` has it and 2^shift in it; the scale of the
-        narrow matrix)."""
-        own = 1.0
+    def fill(self, weight: Tensor, narrow: Tensor | None, writes: float, columns: Tensor) -> tuple[float, float]:
+        """Take in a table, and what makes it as wide as the model.
+
+        writes: the scale of the stream, with the model's factor on what enters it. columns: float64 [width], what columns are
+        multiplied with in the codes. Returns (the unit of the rows' scales, as `IntegerOnlyTable.fill` has it and 2^shift in it;
+        the scale of the narrow matrix).
+        """
+        own, table = 1.0, weight.detach().double()
         if self.narrow is not None and narrow is not None:
-            codes, scale = row_codes(narrow.reshape(1, -1))
+            codes, scale = row_codes((narrow.detach().double() * columns).reshape(1, -1))
             self.narrow.copy_(codes.view_as(narrow))
             own = float(scale)
-        shift = self.table.fill(weight, writes / own)
-        self.shift.fill_(shift)
-        return writes / own / 2.0**shift, own
+        else:
+            table = table * columns
+        unit = 2.0 ** -self.table.fill(table, 1.0)
+        self.scales.fill("features", unit * own * 2.0**self._down / writes / columns)
+        return unit, own
 
     def forward(self, ids: Tensor) -> Tensor:
         codes, multiplier = self.table.codes[ids], self.table.multiplier[ids][..., None]
         if self.narrow is not None:
             codes = product(codes.flatten(0, -2), self.narrow.t()).view(*ids.shape, -1)
-        return requantise(codes, multiplier, self.shift, STREAM_BITS)
+        rows = rounded_shift(codes.to(torch.int64).mul_(multiplier), self._down)
+        return requantise(rows, *self.scales["features"], STREAM_BITS)
 
 
 def head_shift(inside: int) -> int:
