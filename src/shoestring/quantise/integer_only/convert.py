@@ -77,7 +77,8 @@ def integer_model(model: LanguageModel, text: Sequence[Batch]) -> tuple[IntegerO
     ranges, spent = _seen(source, text)
     made = IntegerOnlyTransformer(source.config)
     stream = ranges.wide(STREAM_BITS, STREAM)
-    uneven = ranges.uneven(NORMED)
+    # the narrow matrix of a tied head has one scale for all of its columns: they are left as they are
+    uneven = torch.ones_like(ranges.features(NORMED)) if source.narrows_head else ranges.uneven(NORMED)
     hidden = ranges.eight(NORMED, uneven)
     unit, narrow = _at(
         "embedding",

@@ -15,12 +15,13 @@ from shoestring.model.config import ModelConfig
 from shoestring.quantise.described_file import DescribedFormat
 from shoestring.quantise.folder import TEMPLATE
 from shoestring.quantise.integer_only.model import IntegerOnlyTransformer
+from shoestring.quantise.integer_only.norm import BIAS_BITS
 
 FILE = "integers.safetensors"
 KIND = DescribedFormat("shoestring-integer-only", 1, "integer-only model")
 
 SHIFTS = range(1, 64)
-"""What a shift may be: an integer of 64 bits cannot be shifted further."""
+"""What a shift may be, of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def read_folder(folder: Path) -> IntegerOnlyFile:
                 raise ShoestringError(
                     f"{name} is {given.dtype} {list(given.shape)}, and the model's is {one.dtype} {list(one.shape)}"
                 )
-            if name.endswith("shift") and int(given) not in SHIFTS:
+            least = BIAS_BITS if name.endswith("norm.shift") else 0  # a norm has its bias added on the way
+            if name.endswith("shift") and int(given) - least not in SHIFTS:
                 raise ShoestringError(f"{name} is {int(given)}, which is no shift")
         model.load_state_dict(tensors, assign=True)
     except (UsageError, ShoestringError, OverflowError, RecursionError, ValueError, RuntimeError) as error:
