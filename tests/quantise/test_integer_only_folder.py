@@ -48,6 +48,10 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], Any], str
     "a float": (lambda d, t: t.update({"norm.multiplier": torch.zeros(32)}), "is torch.float32"),
     "no shift": (lambda d, t: t.update({SHIFT: torch.tensor(0, dtype=torch.int32)}), "is no shift"),
     "a long shift": (lambda d, t: t.update({SHIFT: torch.tensor(64, dtype=torch.int32)}), "is no shift"),
+    "a norm's long shift": (
+        lambda d, t: t.update({"norm.shift": torch.tensor(64, dtype=torch.int32)}),
+        r"norm\.shift is 64, which is no shift",
+    ),
     "a norm's short shift": (
         lambda d, t: t.update({"norm.shift": torch.tensor(8, dtype=torch.int32)}),
         r"norm\.shift is 8, which is no shift",

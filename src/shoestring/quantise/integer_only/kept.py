@@ -20,8 +20,8 @@ from shoestring.quantise.integer_only.norm import BIAS_BITS
 FILE = "integers.safetensors"
 KIND = DescribedFormat("shoestring-integer-only", 1, "integer-only model")
 
-SHIFTS = range(1, 64)
-"""What a shift may be, of 64 bits."""
+LONG = 64
+"""A shift that is too long for integers of so many bits."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def read_folder(folder: Path) -> IntegerOnlyFile:
                     f"{name} is {given.dtype} {list(given.shape)}, and the model's is {one.dtype} {list(one.shape)}"
                 )
             least = BIAS_BITS if name.endswith("norm.shift") else 0  # a norm has its bias added on the way
-            if name.endswith("shift") and int(given) - least not in SHIFTS:
+            if name.endswith("shift") and not least < int(given) < LONG:
                 raise ShoestringError(f"{name} is {int(given)}, which is no shift")
         model.load_state_dict(tensors, assign=True)
     except (UsageError, ShoestringError, OverflowError, RecursionError, ValueError, RuntimeError) as error:

@@ -53,8 +53,8 @@ class IntegerOnlyTransformer(nn.Module):
     comes out of them narrower. What is kept between tokens is int8. All scales are fixed, so that a token has the same integers,
     bit for bit, whether the text before it was read with it or before. `Reading.hidden` is int8.
 
-    Features that a matrix reads are divided by factors of their own, which its columns take up, after SmoothQuant (Xiao et al., 2022,
-    arXiv:2211.10438).
+    Features that a matrix reads are divided by factors of their own, which its columns take up, after SmoothQuant (Xiao et al.,
+    2022, arXiv:2211.10438).
 
     Kim et al. (2021), I-BERT, arXiv:2101.01321, for exponential and root; Jacob et al. (2018), arXiv:1712.05877, for scales; Bravin
     et al. (2025), EmbBERT-Q, arXiv:2502.10001, for tiny models with weights and activations in 8 bits.

@@ -20,7 +20,7 @@ from shoestring.quantise.openers.quantised import lines_of, text_of
     "I-BERT: Integer-only BERT Quantization, arXiv:2101.01321",
     claim="a model of 781 kB, weights and activations in 8 bits, outperforms baselines that are scaled down to 2 MB; with integers "
     "alone RoBERTa is about as accurate as in full precision",
-    cost="reads the file once; a multiplier of 4 bytes for each row of a matrix and each feature of a norm; 514 bytes for each SiLU or GELU",
+    cost="reads the file once; 4 bytes for each row of a matrix and each feature of a norm; 514 bytes for each SiLU or GELU",
 )
 class IntegerOnlyOpener:
     """An integer-only model's folder, as `shoestring quantise --to integers` writes it."""
