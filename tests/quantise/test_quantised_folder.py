@@ -126,14 +126,14 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def rewritten(path: Path, change: Any) -> None:
     """A file with another description or tensors, its checksum made anew: as a hostile one would be."""
-    from shoestring.quantise.folder import KEY, _digest
+    from shoestring.quantise.described_file import KEY, digest
 
     with safe_open(path, "pt") as file:
         described = json.loads((file.metadata() or {})[KEY])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     change(described, tensors)
     described.pop("sha256")
-    described["sha256"] = _digest(described, tensors)
+    described["sha256"] = digest(described, tensors)
     save_file(tensors, path, {KEY: json.dumps(described)})
 
 

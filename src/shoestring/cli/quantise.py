@@ -9,6 +9,7 @@ from shoestring.budget.machine import cache_folder
 from shoestring.budget.units import show
 from shoestring.cli.arguments import Arguments, whole
 from shoestring.cli.json_output import add_json_flag, print_json
+from shoestring.cli.quantise_to_integers import INTEGERS, run_to_integers
 from shoestring.cli.quantise_to_loss import run_to_loss
 from shoestring.cli.quantise_to_target import run_to_target
 from shoestring.cli.screen import Screen
@@ -29,6 +30,7 @@ PURPOSES = """\
   80MiB           of the file, at most
   loss+0.01       the smallest whose held-out loss rises by so many nats a token, at most: bits, groups and solvers are tried
   3ms/token       measured on this machine, at one row
+  integers        weights, activations and cache as integers, and no floating point between token ids and logits: runs alone
   Q8_0, Q4_0, Q4_K, TQ2_0, TQ1_0
                   a GGUF file for llama.cpp (needs the package 'gguf'; families llama, mistral, qwen2, qwen3)
   ternary2, ternary1.6
@@ -74,6 +76,8 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--unmeasured", action="store_true", help="measure no losses before and after")
     add_json_flag(parser, "sizes, losses, seconds and where the model is")
     found, configuration = parser.read_with_configuration(words)
+    if found.to.lower() == INTEGERS:
+        return run_to_integers(found, configuration)
     known = {name.lower(): name for name in (*LAYOUTS, *KINDS)}
     legacy = found.to.lower() in known and (found.to.lower() in {name.lower() for name in LAYOUTS} or _is_run(found))
     if not legacy:

@@ -150,7 +150,7 @@ def _target(text: str) -> BitTarget:
     try:
         return BitTarget.parse(text)
     except UsageError:
-        known = ("ternary2", "ternary1.6", *GGUF_FORMATS)
+        known = ("integers", "ternary2", "ternary1.6", *GGUF_FORMATS)
         raise UsageError(f"--to {text} is no target: say {FORMS}, or a format ({did_you_mean(text, known)})") from None
 
 

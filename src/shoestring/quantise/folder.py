@@ -1,19 +1,15 @@
 """The folder of a quantised model: one safetensors file, checked whole before it is used, and the tokenizer's files.
 
-The file's metadata has the one key `shoestring`: JSON with the format and version, the configuration of the model, what each
-encoded matrix is, what there is to say of it, and a SHA-256 of all that and of every tensor. Tensors named MATRIX:PART are the
-parts of matrices; all others are the rest of the model's state, float32 or, of tables of 16 bits, float16.
+The file says what it is (`described_file.py`): the configuration of the model, what each encoded matrix is, and what else there is
+to say of it. Tensors named MATRIX:PART are the parts of matrices; all others are the rest of the model's state, float32 or, of
+tables of 16 bits, float16.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from shoestring import atomic
@@ -23,12 +19,13 @@ from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, first_line
 from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
+from shoestring.quantise.described_file import DescribedFormat
 from shoestring.quantise.format import Encoded
 from shoestring.quantise.kept import names_of, read_back, written
 from shoestring.quantise.tables import table_names
 
 FILE = "quantised.safetensors"
-FORMAT, VERSION, KEY = "shoestring-quantised", 1, "shoestring"
+KIND = DescribedFormat("shoestring-quantised", 1, "quantised model")
 STOCK = "stock"
 """The folder with the configuration of transformers, for a model that is wrapped."""
 
@@ -109,28 +106,17 @@ def overhead(contents: QuantisedFile) -> int:
 
 def _content(contents: QuantisedFile) -> bytes:
     values, tensors = written(contents.matrices)
-    described = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": contents.config,
-        "matrices": values,
-        "about": contents.about,
-    }
     tensors |= {name: one.cpu().contiguous() for name, one in contents.rest.items()}
-    described["sha256"] = _digest(described, tensors)
-    return save(tensors, {KEY: json.dumps(described)})
+    return KIND.content({"config": contents.config, "matrices": values, "about": contents.about}, tensors)
 
 
 def read_folder(folder: Path) -> QuantisedFile:
     """The contents of the file of a folder. Nothing in it is trusted.
 
-    Raises: UsageError where there is none; ShoestringError, in one line, where it is cut short, damaged, or of another kind.
+    Raises: as `DescribedFormat.read`.
     """
     path = folder / FILE
-    described, tensors = _opened(path)
-    plain = {key: value for key, value in described.items() if key != "sha256"}
-    if _digest(plain, tensors) != described.get("sha256"):
-        raise ShoestringError(f"{path} is damaged: its checksum is not the one recorded")
+    described, tensors = KIND.read(path)
     parts = [described.get(key) for key in ("config", "matrices", "about")]
     if not all(isinstance(part, dict) for part in parts):
         raise ShoestringError(f"{path} does not describe a quantised model")
@@ -146,39 +132,3 @@ def read_folder(folder: Path) -> QuantisedFile:
         if one.is_floating_point() and not bool(one.isfinite().all()):
             raise ShoestringError(f"{path}: {name} holds a number that is not finite")
     return QuantisedFile(config, matrices, rest, about)  # type: ignore[arg-type]
-
-
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            described = _described(path, file.metadata())
-            names = list(file.keys())
-            if not all(name.isprintable() for name in names):
-                raise ShoestringError(f"{path} has a tensor without a name that can be read")
-            # copied: memory of our own is aligned for the kernels, and does not change with the file
-            return described, {name: file.get_tensor(name).clone() for name in names}
-    except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ShoestringError(f"{path} is cut short, damaged or no safetensors file: {first_line(error)}") from None
-
-
-def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    try:
-        described = json.loads((metadata or {})[KEY])
-    except (KeyError, ValueError, RecursionError):
-        described = None
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        raise ShoestringError(f"{path} is no quantised model: its metadata does not say '{FORMAT}'")
-    if described.get("version") != VERSION:
-        raise ShoestringError(f"{path} has version {described.get('version')!r}, this program reads version {VERSION}")
-    return described
-
-
-def _digest(described: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    whole = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        whole.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
-        whole.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()

@@ -25,8 +25,9 @@ BITS = 8
 class Footprint(NamedTuple):
     """Bytes that a model takes in use.
 
-    weights: matrices of the layers and tables in `bits` bits with their scales, all else in float32.
-    cache: of one text as long as the context, in float32.
+    weights: matrices of the layers and tables in `bits` bits with their scales, all else in float32 or, where a model has integers
+    alone, as it is kept.
+    cache: of one text as long as the context, in float32, or int8 where a model has integers alone.
     activations: the most that is alive at once, beside these, as the last token of such a text is read and the next one scored.
     bits: 8; or 32, where the model is none that is kept quantised.
     """

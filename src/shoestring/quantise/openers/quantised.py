@@ -46,7 +46,7 @@ class QuantisedOpener:
                 notes = (f"{count} of its matrices stay packed: the kernel '{kernel_in_use()}' multiplies them", *notes)
         else:
             model, notes = plain_model(folder, file, dtype), ()
-        tokenizer, template = _text(folder)
+        tokenizer, template = text_of(folder)
         if tokenizer is not None and tokenizer.vocabulary > model.about.vocabulary:
             raise ShoestringError(
                 f"{folder}: tokenizer and model do not belong together: {tokenizer.vocabulary} and {model.about.vocabulary} tokens"
@@ -55,16 +55,18 @@ class QuantisedOpener:
         values: dict[str, Any] = {
             "ends": [one for one in ends if isinstance(one, int)] if isinstance(ends, list) else []
         }
-        notes = (*notes, *(printable(one) for one in _lines(file.about.get("notes"))))
+        notes = (*notes, *(printable(one) for one in lines_of(file.about.get("notes"))))
         about = Provenance(str(folder.absolute()), "quantised", digest_of([folder / FILE]), notes, template, values)
         return Opened(model, tokenizer, about, model.unpacked if isinstance(model, QuantisedTransformer) else None)
 
 
-def _lines(told: Any) -> list[str]:
+def lines_of(told: Any) -> list[str]:
+    """The texts among what a file says; none where it says something else."""
     return [one for one in told if isinstance(one, str)] if isinstance(told, list) else []
 
 
-def _text(folder: Path) -> tuple[TextTokenizer | None, str | None]:
+def text_of(folder: Path) -> tuple[TextTokenizer | None, str | None]:
+    """(the tokenizer in a folder, its chat template). Raises: ShoestringError where it is damaged."""
     if not (folder / "tokenizer.json").is_file():
         return None, None
     try:
