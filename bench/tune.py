@@ -5,8 +5,8 @@ the arm's account. Then each seed is one run of `--seconds`, everything it does 
 texts are prepared before. A seed sets the order of the text for all arms, and differences within a seed from the base (`full`, no
 replay) are judged by Student's paired test. Replay shares are tried with `--replayed` methods at the rates found without.
 
-`--memory SIZE` is peft's question: each arm takes the largest batch whose run stays within it, found by short runs that are on its
-account. Without it all arms have one batch.
+`--memory SIZE` is peft's question: each arm takes the largest batch that stays within it in trials of a few steps, which take no longer
+than a run has and are on its account. Without it all arms have one batch.
 
     python bench/tune.py --out runs/tune --json tune.json --figure tune.svg    # the model of 1.5 M, C++ headers as new text
     python bench/tune.py --base smollm2 --new chats --methods full lora road --seeds 3 --seconds 240 --out runs/tune-smollm2
@@ -140,7 +140,8 @@ class Bench:
         return {"rate": best[1], "batch": batch, "edge": edge, "tuning_seconds": seconds}
 
     def _largest_batch(self, method: str) -> tuple[int, float]:
-        """(sequences of the largest step whose trial stays within the memory, seconds that the search took)."""
+        """(sequences of the largest step whose trial stays within the memory, and takes no longer than a run has; seconds that the
+        search took)."""
         seconds, fits = 0.0, 0
         for batch in BATCHES:  # upwards, so that none takes much more than what is given
             context = int(self.more.get("model", {}).get("context", 512))
@@ -148,7 +149,8 @@ class Bench:
             budget = f"{TRIAL_STEPS * batch * context}tok"
             found = self.run(f"{method}/memory-batch-{batch}", method, asked, 0.0, budget)
             seconds += found.get("seconds", 0.0)
-            if not found or found["peak_memory"] > MARGIN * self.options.memory:
+            long = self.options.long is not None and found.get("seconds", 0.0) > self.options.long
+            if not found or long or found["peak_memory"] > MARGIN * self.options.memory:
                 break
             fits = batch
         if not fits:
@@ -292,6 +294,7 @@ def main(words: Sequence[str]) -> int:
     cut = words.index("--") if "--" in words else len(words)
     options = parser.parse_args(words[:cut])
     named = options.new or "the C++ headers of torch"
+    options.long = None if options.budget else options.seconds
     options.new, options.budget = options.new or headers(), options.budget or f"{options.seconds:g}s"
     if options.new == CHATS:
         options.new = str((options.out / "chats.jsonl").resolve())
