@@ -5,8 +5,8 @@ the arm's account. Then each seed is one run of `--seconds`, everything it does 
 texts are prepared before. A seed sets the order of the text for all arms, and differences within a seed from the base (`full`, no
 replay) are judged by Student's paired test. Replay shares are tried with `--replayed` methods at the rates found without.
 
-`--memory SIZE` is peft's question: each arm takes the largest batch that stays within it in trials of a few steps, which take no longer
-than a run has and are on its account. Without it all arms have one batch.
+`--memory SIZE` is peft's question: each arm takes the largest batch that stays within it in trials of a few steps, which take no
+longer than a run has and are on its account. Without it all arms have one batch.
 
     python bench/tune.py --out runs/tune --json tune.json --figure tune.svg    # the model of 1.5 M, C++ headers as new text
     python bench/tune.py --base smollm2 --new chats --methods full lora road --seeds 3 --seconds 240 --out runs/tune-smollm2

@@ -26,8 +26,8 @@ def test_it_is_attention_with_keys_repeated(dtype: torch.dtype, shared: int, new
     keys, values = (torch.randn(ROWS, shared, KEYS, WIDTH + more, dtype=dtype) for more in (0, 4))
     mask, scale = masks(new)[name], 0.3
     found = grouped_attention(queries, keys, values, mask=mask, scale=scale)
-    wide = [one.double().repeat_interleave(HEADS // shared, 1) for one in (keys, values)]
-    expected = F.scaled_dot_product_attention(queries.double(), *wide, attn_mask=mask, scale=scale)
+    wide_keys, wide_values = (one.double().repeat_interleave(HEADS // shared, 1) for one in (keys, values))
+    expected = F.scaled_dot_product_attention(queries.double(), wide_keys, wide_values, attn_mask=mask, scale=scale)
     assert found.dtype == dtype
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
