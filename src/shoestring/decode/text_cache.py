@@ -3,7 +3,6 @@
 import copy
 from typing import Any, Protocol, Self, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from shoestring.contract.cache import Cache
@@ -34,8 +33,31 @@ class TextCache(Cache):
         return copy.deepcopy(self)
 
 
+SLACK = 16
+"""Of what is held, one part in so many is room behind it: a token that comes is written there, and nothing else is copied."""
+
+
+def longer(held: Tensor | None, more: Tensor) -> Tensor:
+    """[1, Hk, S + T, D]: more [1, Hk, T, D] behind what is held, [1, Hk, S, D]. What is held is not changed.
+
+    Where its memory has room behind it, `more` is written there; else all is copied to where there is some.
+    """
+    if held is None:
+        return more.clone()
+    heads, size, width = held.shape[1:]
+    total = size + more.shape[2]
+    room = held.untyped_storage().nbytes() // (held.element_size() * heads * width)
+    if held.storage_offset() or held.stride()[1:] != (room * width, width, 1) or room < total:
+        whole = held.new_empty(1, heads, total + total // SLACK, width)
+        whole[:, :, :size] = held
+    else:
+        whole = held.as_strided((1, heads, room, width), (heads * room * width, room * width, width, 1))
+    whole[:, :, size:total] = more
+    return whole[:, :, :total]
+
+
 class GrowingLayer:
-    """Keys and values of one text in one layer, [1, Hk, S, D], with no more room than they take."""
+    """Keys and values of one text in one layer, [1, Hk, S, D], with little more room than they take."""
 
     rewindable = False
 
@@ -46,7 +68,7 @@ class GrowingLayer:
 
     @property
     def nbytes(self) -> int:
-        return sum(one.nbytes for one in (self.keys, self.values) if one is not None)
+        return sum(one.untyped_storage().nbytes() for one in (self.keys, self.values) if one is not None)
 
     @property
     def held(self) -> int:
@@ -58,8 +80,7 @@ class GrowingLayer:
 
     def grow(self, keys: Tensor, values: Tensor) -> None:
         """Hold these too."""
-        self.keys = keys.clone() if self.keys is None else torch.cat((self.keys, keys), 2)
-        self.values = values.clone() if self.values is None else torch.cat((self.values, values), 2)
+        self.keys, self.values = longer(self.keys, keys), longer(self.values, values)
 
     def crop(self, lengths: Any) -> None:
         raise UsageError("what a cache of one text was read into cannot be cut: decode without drafts")
@@ -68,7 +89,7 @@ class GrowingLayer:
         raise UsageError("the layers of a cache of one text go together")
 
     def snapshot(self) -> Any:
-        """What it holds; nothing of it is changed in place."""
+        """What it holds; nothing of it is changed in place, but for room behind it."""
         return dict(vars(self))
 
     def restore(self, snapshot: Any) -> None:
