@@ -133,7 +133,8 @@ def test_an_answer_ends_with_its_deadline(opened: tuple[TestClient, Service], mo
     seen = iter(range(10**6))
     # the engine's clock goes on by a second each time it is looked at
     clock = SimpleNamespace(monotonic=lambda: float(next(seen)), perf_counter=time.perf_counter)
-    monkeypatch.setattr("shoestring.decode.engine.time", clock)
+    for module in ("engine", "row_queue"):
+        monkeypatch.setattr(f"shoestring.decode.{module}.time", clock)
     fields = {"prompt": "Hello", "max_tokens": 200, "ignore_eos": True, "budget": {"seconds": 30.0, "least_tokens": 1}}
     choice = http.post(COMPLETE, json=fields).json()["choices"][0]
     assert (choice["finish_reason"], choice["finish_detail"]) == ("length", "its time was over")
