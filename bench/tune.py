@@ -18,6 +18,7 @@ everything works.
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ class Bench:
                 last = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
                 print(f"  failed: {last[:200]}", flush=True)
                 return {}
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # those of all runs would fill a disk
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
         return summary
 
