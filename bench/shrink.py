@@ -43,7 +43,7 @@ from shoestring.objective.distillation import Distillation
 from shoestring.objective.teachers import TEACHER
 from shoestring.shrink.healing import healed
 from shoestring.shrink.milliseconds import times_of_kept
-from shoestring.shrink.target import seconds_per_token, undisturbed
+from shoestring.shrink.target import ratio_in_turns, seconds_per_token
 from shoestring.train.run_folder import RunFolder, environment
 
 ROUNDS = 25
@@ -150,15 +150,14 @@ def healing(folder: Path) -> dict[str, Any]:
 
 
 def timed_together(place: str, share: float, arms: Sequence[dict[str, Any]], rounds: int) -> None:
-    """Add to each arm its time a token as a share of the whole model's: the least over rounds in which all take turns, in one
-    process that did nothing else, as other work only ever adds; and the shares within each round, their median and ends."""
+    """Add to each arm its time a token as a share of the whole model's: the median over rounds in which all take turns, in one
+    process that did nothing else. Both are of the same round, as a machine that is shared changes from one to the next."""
     whole, *each = times_of_kept([place, *(arm["folder"] for arm in arms)], plain=True, rounds=rounds)
     for arm, times in zip(arms, each, strict=True):
         shares = sorted(mine / theirs for mine, theirs in zip(times, whole, strict=True))
-        arm["share"] = undisturbed(times) / undisturbed(whole)
-        arm["shares"] = [shares[0], median(shares), shares[-1]]
+        arm["share"], arm["shares"] = ratio_in_turns(times, whole), [shares[0], shares[-1]]
         arm["within_10_percent"] = abs(arm["share"] / share - 1) <= 0.1
-        spread, took = f"{shares[0]:.3f}, {median(shares):.3f}, {shares[-1]:.3f}", 1e3 * undisturbed(whole)
+        spread, took = f"{shares[0]:.3f} to {shares[-1]:.3f}", 1e3 * median(whole)
         print(
             f"{place} {arm['arm']:16} {arm['share']:.3f} ({spread}) of {took:.2f} ms a token, {share:g} asked",
             flush=True,

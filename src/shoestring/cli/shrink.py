@@ -37,7 +37,7 @@ from shoestring.shrink.healing import Healed, foretold, healed
 from shoestring.shrink.heldout import HeldoutText
 from shoestring.shrink.milliseconds import seconds_of_kept
 from shoestring.shrink.shares import KINDS, layers_for, share_for
-from shoestring.shrink.target import Size, Target, size_of, times_in_turns, undisturbed
+from shoestring.shrink.target import Size, Target, ratio_in_turns, size_of, times_in_turns
 from shoestring.shrink.worth import Scratch, from_scratch, operations, price
 from shoestring.surgery.edits.drop_layers import DropLayers
 from shoestring.surgery.masking import Masking, zeros
@@ -194,8 +194,8 @@ def _asked(model: Transformer, whole: Size, target: Target, card: Card, axes: Se
 
     def measure(cut: Transformer) -> Size:
         """Its time is told on the scale of the whole model's first, whatever else the machine does by now."""
-        was, took = map(undisturbed, times_in_turns([model, cut]))
-        return replace(size_of(cut), seconds=whole.of("seconds") * took / was)
+        was, took = times_in_turns([model, cut])
+        return replace(size_of(cut), seconds=whole.of("seconds") * ratio_in_turns(took, was))
 
     if _drops(card):
         stay, planned = layers_for(model, target, whole=whole, measure=measure)

@@ -20,7 +20,7 @@ from shoestring.lowbit.grouped import GroupedEmbedding, GroupedLinear
 from shoestring.lowbit.packing import grouped
 from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
-from shoestring.shrink.target import seconds_per_token, times_in_turns, undisturbed
+from shoestring.shrink.target import seconds_per_token, times_in_turns
 
 ROUNDS = 9
 COLD = 64 << 20
@@ -73,8 +73,8 @@ def times_of_kept(places: Sequence[str], *, plain: bool = False, rounds: int | N
 
 
 def seconds_of_kept(places: Sequence[str], *, plain: bool = False) -> list[float]:
-    """The least of these times, of each model."""
-    return [undisturbed(times) for times in times_of_kept(places, plain=plain)]
+    """The median of these times, of each model."""
+    return [median(times) for times in times_of_kept(places, plain=plain)]
 
 
 def timed_here(asked: dict[str, Any], _folder: Path | None) -> list[list[float]]:
