@@ -122,6 +122,7 @@ SMOKES = {
         f"--budget 4ktok --edits ternary {TINY}",
     ),
     "expert_offload": Smoke("--smallest --out runs --json offload.json"),
+    "grouped_attention": Smoke("--keys 16 --rounds 1 --json all.json"),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
     "hybrid": Smoke("--smallest --json hybrid.json"),
     "int4_cpu": Smoke("--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536"),

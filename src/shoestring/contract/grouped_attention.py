@@ -19,7 +19,7 @@ def grouped_attention(
     mask: bool, of a shape that broadcasts to [B, Hq, T, S]. is_causal, scale: as `F.scaled_dot_product_attention` has them.
 
     A single token in 16 bits on a CPU is a case of its own: its heads of a group are asked as tokens of one head. torch's kernel
-    for groups takes 7 times as long there with 2,048 keys, and 19 with 8,192; with more tokens, or in float32, it does not.
+    for groups takes 4 to 6 times as long there (bench/grouped_attention.py); with more tokens, or in float32, it does not.
     """
     heads, shared = queries.shape[1], keys.shape[1]
     if heads == shared:

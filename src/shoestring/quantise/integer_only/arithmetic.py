@@ -1,12 +1,15 @@
 """Fixed-point arithmetic on integer tensors: products, rounding shifts, requantisation, inverse square root, exponential."""
 
 import functools
+import logging
 import math
 
 import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
+
+log = logging.getLogger(__name__)
 
 STREAM_BITS = 23
 """Of the residual stream: as many as a norm can square and add up in 64."""
@@ -30,6 +33,7 @@ def _fast_products() -> bool:
             left = torch.full((rows, 64), one, dtype=torch.int8)
             right = torch.full((48, 64), 127, dtype=torch.int8)
             if not bool((torch._int_mm(left, right.t()) == 64 * 127 * one).all()):
+                log.warning("torch multiplies int8 inexactly on this processor: it is done in 32 bits, which is slow")
                 return False
     return True
 
