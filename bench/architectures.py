@@ -2,12 +2,13 @@
 
 Each arm is the same Transformer with one thing changed: a token mixer in all layers but every third ('hybrid' arms) or in all,
 a channel mixer, a router, a norm, a residual, an embedding, a span (but `space_byte`, which reads bytes). It is trained by Muon
-for matrices and AdamW for the rest, at three learning rates, until it has spent --flops; of the three the best held-out loss
-counts, and all are in the line. An arm whose step costs more takes fewer steps: that is what equal FLOPs means. Seeds give
-every arm the same data order.
+for matrices and AdamW for the rest, at learning rates of --factors times the optimisers' own, until it has spent --flops; the best
+held-out loss counts, and all are in the line. An arm whose step costs more takes fewer steps: that is what equal FLOPs means.
+Seeds give every arm the same data order.
 
 Then, of the trained model: milliseconds of one more token with --contexts tokens read before it, the median of --tokens of
-them in one row, and the bytes of cache and state that are held there, beside those of the weights.
+them in one row, and the bytes of cache and state that are held there, beside those of the weights. --time-again measures that
+anew, of models that are not trained, when the machine has nothing else to do: training may run beside other work.
 
 Every run is a line of --out, and what is there is not run again.
 """
@@ -40,8 +41,6 @@ from shoestring.optim.composite import scale_learning_rates
 from shoestring.schedule.wsd import WSD
 from shoestring.train.evaluate import HELDOUT_ORDER
 from shoestring.train.run_folder import environment
-
-FACTORS = (0.5, 1.0, 2.0)
 
 
 def arms() -> dict[str, dict[str, Any]]:
@@ -167,7 +166,7 @@ def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, A
     """One arm, as a line of the file; what it could not do is in it, too."""
     contexts, config = contexts_of(name, options), configuration(name, options, dataset)
     losses = {}
-    for factor in FACTORS:
+    for factor in options.factors:
         torch.manual_seed(options.seed)
         model = Transformer(config)
         losses[str(factor)], steps = train(model, factor, options, dataset)
@@ -185,7 +184,7 @@ def run(name: str, options: argparse.Namespace, dataset: Dataset) -> dict[str, A
 
 def shared(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that make runs comparable."""
-    return settings(options, "arms")
+    return settings(options, "arms", "time_again")
 
 
 def table(lines: Sequence[dict[str, Any]]) -> None:
@@ -205,6 +204,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=[256, 4096], help="tokens before the one that is timed"
     )
+    parser.add_argument(
+        "--factors", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="on learning rates (default 0.5 1 2)"
+    )
+    parser.add_argument(
+        "--time-again", action="store_true", help="only the milliseconds, of what is in --out, for --json"
+    )
     numbers = {"layers": 6, "width": 128, "context": 256, "batch": 16, "vocabulary": 2048, "heldout-windows": 64}
     numbers |= {"tokens": 32, "seed": 0, "ngrams": 512}
     for name, value in numbers.items():
@@ -215,7 +220,13 @@ def main(words: Sequence[str] | None = None) -> None:
         vars(options).update({**small, "heldout_windows": 2, "contexts": [8], "tokens": 2})
     torch.set_num_threads(1)
     runs = RunLines(options.out, shared(options))
-    if not options.show:
+    if options.time_again:
+        dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
+        for line in runs.lines:
+            torch.manual_seed(options.seed)
+            model = Transformer(configuration(line["arm"], options, dataset))
+            line["serving"] = [serving(model, past, options.tokens) for past in contexts_of(line["arm"], options)]
+    elif not options.show:
         dataset = prepare(DataConfig(vocabulary=options.vocabulary), cache_folder())
         made = {line["arm"] for line in runs.lines}
         for name in options.arms or list(arms()):
