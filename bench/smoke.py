@@ -125,6 +125,7 @@ SMOKES = {
     "grouped_attention": Smoke("--keys 16 --rounds 1 --json all.json"),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
     "hybrid": Smoke("--smallest --json hybrid.json"),
+    "hybrid_decode": Smoke("--smallest --json hybrid-decode.json"),
     "int4_cpu": Smoke("--shapes 256x256 --tokens 1 8 --threads 1 --rounds 1 --rotate 65536"),
     "in_context": Smoke("--smallest --out runs.jsonl --json all.json"),
     "integrity": Smoke("--megabytes 1 --repeats 1"),

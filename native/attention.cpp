@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "floats.h"
 #include "pool.h"
 #include "scratch.h"
 
@@ -49,13 +50,6 @@ void one_part(void* context, i64 number) {
     if (!room) return job.failed.store(true, std::memory_order_relaxed);
     job.kernel->attend({job.heads, job.held, job.rows + part.row, part.first, part.count, part.head, part.head_count, part.run, part.runs,
                         part.partial, job.joins, job.queries, job.query_step, job.head_step, job.out, room, job.looked, job.most});
-}
-
-u16 narrow(float value) {  // to bfloat16, to the nearest, ties to even
-    u32 bits;
-    std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<u16>(bits >> 16 | 0x40);
-    return static_cast<u16>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
 // To float16, to the nearest, ties to even, of numbers that are within its range.

@@ -150,7 +150,7 @@ SHOESTRING_FLOATS(AVX2)
 
 }  // namespace
 
-const Kernel avx2_kernel = {MOST, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_avx2, FLOATS, attend_avx2, dense_avx2, gate_avx2, &grouped_avx2};
+const Kernel avx2_kernel = {MOST, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_avx2, FLOATS, attend_avx2, dense_avx2, gate_avx2, share_avx2, &grouped_avx2};
 
 }  // namespace shoestring
 

@@ -85,6 +85,9 @@ using Quantise = float (*)(const float* x, i64 columns, i64 padded, i64 group, i
 struct Floats {
     void (*norm)(const float* x, const float* gain, float epsilon, i64 count, float* out);
     void (*turn)(const float* x, const float* cos, const float* sin, i64 count, float* out);
+    float (*dot)(const float* a, const float* b, i64 count);
+    void (*recall)(const float* state, i64 keys, i64 values, const float* query, float* out);
+    void (*remember)(float* state, i64 keys, i64 values, float kept, const float* key, const float* value, const float* query, float* out);
 };
 
 inline float half_to_float(u16 half) {
@@ -114,8 +117,11 @@ void dense_plain(const DenseProduct&, i64 first, i64 last);
 void dense_avx2(const DenseProduct&, i64 first, i64 last);
 void dense_avx512(const DenseProduct&, i64 first, i64 last);
 void gate_plain(const float* gates, const float* ups, i64 count, float* out);
+void share_plain(const float* gates, const float* ups, i64 count, float* out);
 void gate_avx2(const float* gates, const float* ups, i64 count, float* out);
+void share_avx2(const float* gates, const float* ups, i64 count, float* out);
 void gate_avx512(const float* gates, const float* ups, i64 count, float* out);
+void share_avx512(const float* gates, const float* ups, i64 count, float* out);
 extern const GroupedKernel grouped_plain, grouped_avx2, grouped_avx512;
 
 // One instruction set.
@@ -127,7 +133,8 @@ struct Kernel {
     Floats floats;
     void (*attend)(const Piece&);
     void (*dense)(const DenseProduct&, i64 first, i64 last);
-    void (*gate)(const float* gates, const float* ups, i64 count, float* out);
+    void (*gate)(const float* gates, const float* ups, i64 count, float* out);   // silu(gate) up
+    void (*share)(const float* gates, const float* ups, i64 count, float* out);  // sigmoid(gate) up
     const GroupedKernel* grouped;
 };
 

@@ -5,9 +5,11 @@
 #include <cstring>
 
 #include "dense.h"
+#include "floats.h"
 #include "grouped.h"
 #include "parts.h"
 #include "pool.h"
+#include "ready_norm.h"
 #include "scratch.h"
 
 namespace shoestring {
@@ -16,33 +18,6 @@ namespace {
 constexpr i64 ALONE = i64{1} << 14;  // numbers of simple work worth another thread
 
 thread_local Scratch kept;
-
-void widen(const void* numbers, bool bfloat16, i64 count, float* to) {
-    if (!bfloat16) {
-        std::memcpy(to, numbers, static_cast<std::size_t>(count) * sizeof(float));
-        return;
-    }
-    for (i64 i = 0; i < count; ++i) {
-        const u32 bits = static_cast<u32>(static_cast<const u16*>(numbers)[i]) << 16;
-        std::memcpy(to + i, &bits, 4);
-    }
-}
-
-// A norm whose gain, where it is bfloat16, was widened into `room`.
-struct Ready {
-    const float* gain;
-    float epsilon;
-    Ready(const Norm& norm, i64 count, float* room) : gain(nullptr), epsilon(static_cast<float>(norm.epsilon)) {
-        if (norm.gain && norm.bfloat16) widen(norm.gain, true, count, room);
-        gain = norm.gain && norm.bfloat16 ? room : static_cast<const float*>(norm.gain);
-    }
-    void operator()(const Floats& floats, i64 count, const float* x, float* out) const {
-        if (gain)
-            floats.norm(x, gain, epsilon, count, out);
-        else if (out != x)
-            std::memcpy(out, x, static_cast<std::size_t>(count) * sizeof(float));
-    }
-};
 
 struct Biased {
     const Matrix* matrix;
@@ -55,7 +30,7 @@ void add_bias(void* context, i64 token) {
     if (job.matrix->bfloat16_bias) {
         for (i64 row = 0; row < job.matrix->rows; ++row) {
             float bias;
-            widen(static_cast<const u16*>(job.matrix->bias) + row, true, 1, &bias);
+            widen_all(static_cast<const u16*>(job.matrix->bias) + row, true, 1, &bias);
             to[row] += bias;
         }
     } else {
@@ -70,10 +45,12 @@ struct Pass {
     int threads;
     i64 tokens;
     const float *cos, *sin;
-    float *x, *normed, *qkv, *turned, *mixed, *gates, *gated, *added, *gains;
+    float *x, *normed, *projected, *turned, *mixed, *gates, *gated, *added, *gains;
     i64* row_of;
     const Row* rows;
-    const Held* held;                                       // of the layer at hand
+    const Held* held;                                       // of the layer at hand, of the first row
+    const State* state;                                     // likewise
+    i64 held_step, state_step;                              // to those of the next row; 0: rows share them
     const Ready *norm, *query_norm, *key_norm;              // likewise
     const float* more;                                      // what is added to the stream before the norm; null for nothing
     float* asked;                                           // where the queries of the layer are left; null: nowhere
@@ -101,7 +78,7 @@ void turn_and_keep(void* context, i64 token) {
     const Pass& pass = *static_cast<Pass*>(context);
     const Floats& floats = pass.kernel.floats;
     const i64 width = pass.d.head_width, own = pass.own(), shared = pass.shared();
-    float* const qkv = pass.qkv + token * (own + 2 * shared);
+    float* const qkv = pass.projected + token * (own + 2 * shared);
     float* const turned = pass.turned + token * (own + shared);
     const float *const cos = pass.cos + token * width, *const sin = pass.sin + token * width;
     for (i64 head = 0; head < pass.d.heads + pass.d.key_value_heads; ++head) {
@@ -112,7 +89,7 @@ void turn_and_keep(void* context, i64 token) {
     if (pass.asked) std::memcpy(pass.asked + token * own, turned, static_cast<std::size_t>(own) * sizeof(float));
     const Row& row = pass.rows[pass.row_of[token]];
     const Row one{0, 1, row.held + token - row.start, row.blocks};
-    keep(pass.heads(), *pass.held, &one, 1, turned + own, 0, qkv + own + shared, 0);
+    keep(pass.heads(), pass.held[pass.row_of[token] * pass.held_step], &one, 1, turned + own, 0, qkv + own + shared, 0);
 }
 
 void gate(void* context, i64 token) {
@@ -131,10 +108,18 @@ bool one_layer(Pass& pass, const Layer& layer, i64 count) {
     pass.query_norm = &query_norm;
     pass.key_norm = &key_norm;
     pass.each_token(d.width, add_and_norm);
-    if (!product(pass.kernel, pass.threads, layer.qkv, pass.normed, pass.tokens, pass.qkv)) return false;
-    pass.each_token(own + 2 * shared, turn_and_keep);
-    if (!attend(pass.kernel, pass.threads, pass.heads(), *pass.held, pass.rows, count, pass.turned, own + shared, d.head_width, pass.mixed))
+    if (!product(pass.kernel, pass.threads, layer.reads, pass.normed, pass.tokens, pass.projected)) return false;
+    if (layer.recurrence.rule == NONE) {
+        pass.each_token(own + 2 * shared, turn_and_keep);
+        const i64 together = pass.held_step ? 1 : count;
+        for (i64 row = 0; row < count; row += together)
+            if (!attend(pass.kernel, pass.threads, pass.heads(), pass.held[row * pass.held_step], pass.rows + row, together,
+                        pass.turned, own + shared, d.head_width, pass.mixed))
+                return false;
+    } else if (!remember(pass.kernel, pass.threads, layer.recurrence, pass.state, pass.state_step, pass.rows, count, pass.tokens, pass.projected,
+                         layer.reads.rows, layer.query_norm, layer.key_norm, pass.cos, pass.sin, pass.mixed)) {
         return false;
+    }
     if (!product(pass.kernel, pass.threads, layer.output, pass.mixed, pass.tokens, pass.added)) return false;
     const Ready channel_norm(layer.channel_norm, d.width, pass.gains);
     pass.norm = &channel_norm;
@@ -148,6 +133,7 @@ bool one_layer(Pass& pass, const Layer& layer, i64 count) {
 struct Layers {
     Pass* pass;
     const Held* held;
+    const State* states;
     float* asked;
     i64 count;
     bool done;
@@ -156,9 +142,12 @@ struct Layers {
 void all_layers(void* of) {
     Layers& all = *static_cast<Layers*>(of);
     Pass& pass = *all.pass;
+    i64 attending = 0;
     for (i64 index = 0; index < pass.d.count; ++index) {
-        pass.held = all.held + index;
-        pass.asked = all.asked ? all.asked + index * pass.tokens * pass.own() : nullptr;
+        pass.held = all.held + attending;
+        pass.state = all.states + (index - attending);
+        pass.asked = all.asked ? all.asked + attending * pass.tokens * pass.own() : nullptr;
+        attending += pass.d.layers[index].recurrence.rule == NONE;
         if (!(all.done = one_layer(pass, pass.d.layers[index], all.count))) return;
         pass.more = pass.added;
     }
@@ -189,11 +178,18 @@ bool product(const Kernel& kernel, int threads, const Matrix& m, const float* x,
     return true;
 }
 
-bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* held, const Row* rows, i64 count, i64 tokens,
-            const float* cos, const float* sin, float* x, float* asked) {
+bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* held, const State* states, bool apart, const Row* rows,
+            i64 count, i64 tokens, const float* cos, const float* sin, float* x, float* asked) {
     const i64 own = d.heads * d.head_width, shared = d.key_value_heads * d.head_width;
-    const i64 sizes[] = {tokens * d.width,      tokens * (own + 2 * shared), tokens * (own + shared),
-                         tokens * own,          tokens * 2 * d.hidden,       tokens * d.hidden,
+    i64 read = 0, mixed = 0;  // of a token, in the widest layer
+    i64 attending = 0;
+    for (i64 index = 0; index < d.count; ++index) {
+        read = d.layers[index].reads.rows > read ? d.layers[index].reads.rows : read;
+        mixed = d.layers[index].output.columns > mixed ? d.layers[index].output.columns : mixed;
+        attending += d.layers[index].recurrence.rule == NONE;
+    }
+    const i64 sizes[] = {tokens * d.width,      tokens * read,               tokens * (own + shared),
+                         tokens * mixed,        tokens * 2 * d.hidden,       tokens * d.hidden,
                          tokens * d.width,      whole_lanes(d.width) + 2 * whole_lanes(d.head_width)};
     constexpr int COUNT = sizeof(sizes) / sizeof(sizes[0]);
     float* places[COUNT];
@@ -206,10 +202,10 @@ bool decode(const Kernel& kernel, int threads, const Decoder& d, const Held* hel
     for (int i = 0; i < COUNT; memory += whole_lanes(sizes[i]), ++i) places[i] = memory;
     for (i64 row = 0; row < count; ++row)
         for (i64 token = 0; token < rows[row].count; ++token) row_of[rows[row].start + token] = row;
-    Pass pass{kernel,    d,         threads,   tokens,    cos,       sin,       x,      places[0], places[1], places[2],
-              places[3], places[4], places[5], places[6], places[7], row_of,    rows,   nullptr,   nullptr,   nullptr,
-              nullptr,   nullptr,   nullptr};
-    Layers all{&pass, held, asked, count, true};
+    Pass pass{kernel,    d,         threads,   tokens,    cos,       sin,       x,       places[0], places[1], places[2],
+              places[3], places[4], places[5], places[6], places[7], row_of,    rows,    nullptr,   nullptr,   apart ? attending : 0,
+              apart ? d.count - attending : 0,            nullptr,   nullptr,   nullptr, nullptr,   nullptr};
+    Layers all{&pass, held, states, asked, count, true};
     together(threads_for(2 * d.hidden * d.width * tokens, threads), all_layers, &all);
     return all.done;
 }

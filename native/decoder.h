@@ -1,7 +1,7 @@
 // A decoder-only transformer, as Python describes it: kernels/decoder.py has the same structures.
 #pragma once
 
-#include "attention.h"
+#include "recurrent.h"
 
 namespace shoestring {
 
@@ -15,16 +15,11 @@ struct Matrix {
     i64 rows, columns, groups, kind, bfloat16_bias;
 };
 
-// A norm without gain is none: nothing is done.
-struct Norm {
-    const void* gain;
-    double epsilon;
-    i64 bfloat16;
-};
-
+// What it reads of the stream by the first matrix, which attention (of queries, keys and values) or a rule mixes, and writes by the second.
 struct Layer {
     Norm token_norm, query_norm, key_norm, channel_norm;
-    Matrix qkv, output, gate_up, down;
+    Matrix reads, output, gate_up, down;
+    Recurrence recurrence;  // NONE: it attends
 };
 
 struct Decoder {
@@ -33,10 +28,11 @@ struct Decoder {
 };
 
 // Takes x [tokens, width], the embeddings of the new tokens of rows, through all layers, in place. held: keys and values of each
-// layer, into which those of the new tokens are put. cos, sin: [tokens, head_width], of their positions. asked: where there is room
+// layer that attends, into which those of the new tokens are put; states: of each that does not, of the rows. apart: each row has its
+// own of both, one row's after the other's. cos, sin: [tokens, head_width], of their positions. asked: where there is room
 // for them, the queries of each layer, turned, are left there, [layers, tokens, heads, head_width]. False: there is no memory.
-bool decode(const Kernel&, int threads, const Decoder&, const Held* held, const Row* rows, i64 count, i64 tokens, const float* cos,
-            const float* sin, float* x, float* asked);
+bool decode(const Kernel&, int threads, const Decoder&, const Held* held, const State* states, bool apart, const Row* rows, i64 count,
+            i64 tokens, const float* cos, const float* sin, float* x, float* asked);
 
 // out [tokens, rows] = x [tokens, columns] times any matrix, its bias added. False: there is no memory.
 bool product(const Kernel&, int threads, const Matrix&, const float* x, i64 tokens, float* out);

@@ -37,6 +37,25 @@ static SHOESTRING_INLINE void turn_body(const float* x, const float* cos, const 
     for (i64 i = half; i < count; ++i) out[i] = x[i] * cos[i] + x[i - half] * sin[i];
 }
 
+// out [values] = state' query, of state [keys, values].
+static SHOESTRING_INLINE void recall_body(const float* __restrict state, i64 keys, i64 values, const float* __restrict query,
+                                          float* __restrict out) {
+    std::memset(out, 0, static_cast<std::size_t>(values) * sizeof(float));
+    for (i64 k = 0; k < keys; ++k)
+        for (i64 v = 0; v < values; ++v) out[v] += query[k] * state[k * values + v];
+}
+
+// state = kept state + key value', then out as above. out is neither.
+static SHOESTRING_INLINE void remember_body(float* __restrict state, i64 keys, i64 values, float kept, const float* __restrict key,
+                                            const float* __restrict value, const float* __restrict query, float* __restrict out) {
+    std::memset(out, 0, static_cast<std::size_t>(values) * sizeof(float));
+    for (i64 k = 0; k < keys; ++k, state += values)
+        for (i64 v = 0; v < values; ++v) {
+            state[v] = kept * state[v] + key[k] * value[v];
+            out[v] += query[k] * state[v];
+        }
+}
+
 // The functions of one instruction set. TARGET: its attribute.
 #define SHOESTRING_FLOATS(TARGET)                                                                                         \
     TARGET void norm(const float* x, const float* gain, float epsilon, i64 count, float* out) {                           \
@@ -45,6 +64,14 @@ static SHOESTRING_INLINE void turn_body(const float* x, const float* cos, const 
     TARGET void turn(const float* x, const float* cos, const float* sin, i64 count, float* out) {                         \
         turn_body(x, cos, sin, count, out);                                                                               \
     }                                                                                                                     \
-    constexpr Floats FLOATS = {norm, turn};
+    TARGET float dot(const float* a, const float* b, i64 count) { return dot_body(a, b, count); }                         \
+    TARGET void recall(const float* state, i64 keys, i64 values, const float* query, float* out) {                        \
+        recall_body(state, keys, values, query, out);                                                                     \
+    }                                                                                                                     \
+    TARGET void remember(float* state, i64 keys, i64 values, float kept, const float* key, const float* value,            \
+                         const float* query, float* out) {                                                                \
+        remember_body(state, keys, values, kept, key, value, query, out);                                                 \
+    }                                                                                                                     \
+    constexpr Floats FLOATS = {norm, turn, dot, recall, remember};
 
 }  // namespace shoestring

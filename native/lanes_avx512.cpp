@@ -19,7 +19,9 @@ void dense_avx512(const DenseProduct& product, i64 first, i64 last) {
         dense_rows<float>(product, first, last);
 }
 
-void gate_avx512(const float* gates, const float* ups, i64 count, float* out) { gate_all(gates, ups, count, out); }
+void gate_avx512(const float* gates, const float* ups, i64 count, float* out) { gate_all<true>(gates, ups, count, out); }
+
+void share_avx512(const float* gates, const float* ups, i64 count, float* out) { gate_all<false>(gates, ups, count, out); }
 
 }  // namespace shoestring
 

@@ -17,6 +17,8 @@ void dense_plain(const DenseProduct& product, i64 first, i64 last) {
         dense_rows<float>(product, first, last);
 }
 
-void gate_plain(const float* gates, const float* ups, i64 count, float* out) { gate_all(gates, ups, count, out); }
+void gate_plain(const float* gates, const float* ups, i64 count, float* out) { gate_all<true>(gates, ups, count, out); }
+
+void share_plain(const float* gates, const float* ups, i64 count, float* out) { gate_all<false>(gates, ups, count, out); }
 
 }  // namespace shoestring

@@ -74,6 +74,6 @@ SHOESTRING_FLOATS()
 
 }  // namespace
 
-const Kernel plain_kernel = {1, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_plain, FLOATS, attend_plain, dense_plain, gate_plain, &grouped_plain};
+const Kernel plain_kernel = {1, {ternaries, ternaries}, {integers<8>, integers<4>}, quantise_plain, FLOATS, attend_plain, dense_plain, gate_plain, share_plain, &grouped_plain};
 
 }  // namespace shoestring

@@ -171,8 +171,8 @@ SHOESTRING_FLOATS(VNNI)
 
 }  // namespace
 
-const Kernel avx512_vnni_kernel = {MOST, {run<TwoBits>, run<FiveTrits>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS, attend_avx512, dense_avx512, gate_avx512, &grouped_avx512};
-const Kernel avx512_vbmi_kernel = {MOST, {run<TwoBits>, run<FiveTritsByTable>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS, attend_avx512, dense_avx512, gate_avx512, &grouped_avx512};
+const Kernel avx512_vnni_kernel = {MOST, {run<TwoBits>, run<FiveTrits>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS, attend_avx512, dense_avx512, gate_avx512, share_avx512, &grouped_avx512};
+const Kernel avx512_vbmi_kernel = {MOST, {run<TwoBits>, run<FiveTritsByTable>}, {integers8_vnni, integers4_vnni}, quantise_vnni, FLOATS, attend_avx512, dense_avx512, gate_avx512, share_avx512, &grouped_avx512};
 
 }  // namespace shoestring
 

@@ -279,6 +279,15 @@ class Exits(Protocol):
         ...
 
 
+@runtime_checkable
+class Joins(Protocol):
+    """A model that may read more of several rows in one pass, though each has a cache of its own."""
+
+    def joined(self, caches: Sequence[Cache], new: Sequence[int]) -> Cache | None:
+        """A cache for one packed pass over so many new tokens of each; None where they are to be read one after the other."""
+        ...
+
+
 @cache
 def _say_uncompiled() -> None:
     log.warning("layers that are looked into run uncompiled, which is slower: what is compiled does not heed hooks")

@@ -119,11 +119,16 @@ class Layers:
 
     layers: of each, keys [blocks, Hk, block, D] and values [blocks, Hk, block, Dv], of any strides but the last; codes have their
         scale behind them.
+    blocks, block: where no layer keeps any, how many blocks rows have, and of how many tokens.
     shape: (Hk, D, Dv).
     Raises: ShoestringError for layers of different shapes, and tensors that the library cannot read.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], blocks: int = 0, block: int = 0) -> None:
+        if not layers:
+            self.blocks, self.block, self.shape = blocks, block, (0, 0, 0)
+            self._kept, self.array = [], (_Held * 0)()
+            return
         shapes = {(keys.shape[:3], width_of(keys), values.shape[:3], width_of(values)) for keys, values in layers}
         if len(shapes) != 1:
             raise ShoestringError("the layers keep keys and values of different shapes")
@@ -148,6 +153,30 @@ class Layers:
     def _held(self, keys: Tensor, values: Tensor) -> "_Held":
         sides = (_Side(one.data_ptr(), one.stride(0), one.stride(2), one.stride(1)) for one in (keys, values))
         return _Held(*sides, self.block, TYPES[keys.dtype])
+
+
+class LayersApart:
+    """Keys and values of rows that each have `Layers` of their own, of one block each, as the library reads them.
+
+    rows: at least one. Raises: ShoestringError where they are not of one model.
+    """
+
+    def __init__(self, rows: Sequence[Layers]) -> None:
+        if len({(one.shape, len(one)) for one in rows}) != 1:
+            raise ShoestringError("rows of different models cannot be read together")
+        self.shape, self.blocks, self.block = rows[0].shape, 1, max(one.block for one in rows)
+        self._kept, self._count = list(rows), len(rows[0])
+        self.array = (_Held * (len(rows) * self._count))()
+        size = ctypes.sizeof(_Held) * self._count
+        for number, one in enumerate(rows):
+            ctypes.memmove(self.address + number * size, one.address, size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.array)
 
 
 def in_blocks(slots: Tensor, block: int) -> Tensor:

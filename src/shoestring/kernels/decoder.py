@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from shoestring.errors import ShoestringError
-from shoestring.kernels.attention import BlockRows, Layers
+from shoestring.kernels.attention import BlockRows, Layers, LayersApart
 from shoestring.kernels.choice import in_use
+from shoestring.kernels.recurrent import FLOATS, NativeNorm, NativeRule, Norm, Recurrence, narrow, states_of
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 GROUPED = {4: 2, 8: 3}
 """Kinds of matrices of so many bits in groups of 32 columns."""
 
+MATRICES = ("reads", "output", "gate_up", "down")
+
 DENSE = {torch.float32: 4, torch.bfloat16: 5}
 """Kinds of matrices of numbers."""
-
-FLOATS = (torch.float32, torch.bfloat16)
 
 
 class _Matrix(ctypes.Structure):
@@ -33,14 +34,11 @@ class _Matrix(ctypes.Structure):
     )
 
 
-class _Norm(ctypes.Structure):
-    _fields_ = (("gain", _POINTER), ("epsilon", ctypes.c_double), ("bfloat16", _LONG))
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, _Norm) for name in ("token_norm", "query_norm", "key_norm", "channel_norm")),
-        *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, NativeNorm) for name in ("token_norm", "query_norm", "key_norm", "channel_norm")),
+        *((name, _Matrix) for name in ("reads", "output", "gate_up", "down")),
+        ("recurrence", NativeRule),
     )
 
 
@@ -77,38 +75,37 @@ class NativeMatrix(Protocol):
 
 
 @dataclass(frozen=True)
-class Norm:
-    """gain: of a type of FLOATS; None for no norm."""
-
-    gain: Tensor | None
-    epsilon: float
-
-
-@dataclass(frozen=True)
 class Layer:
-    """x += output(attention(qkv(token_norm(x)))), then x += down(silu(gate) * up of gate_up(channel_norm(x)))."""
+    """x += output(mix(reads(token_norm(x)))), then x += down(silu(gate) * up of gate_up(channel_norm(x))).
+
+    recurrence: what mixes; None: attention, and what is read are queries, keys and values.
+    """
 
     token_norm: Norm
     query_norm: Norm
     key_norm: Norm
     channel_norm: Norm
-    qkv: KernelMatrix
+    reads: KernelMatrix
     output: KernelMatrix
     gate_up: KernelMatrix
     down: KernelMatrix
+    recurrence: Recurrence | None = None
 
 
 class CachePlaces(NamedTuple):
     """Where a pass finds, and puts, the keys and values of its rows.
 
-    layers: all of a model. rows: of the pass.
+    layers: all of a model that attend. rows: of the pass. A row's first block is its number among the states.
     watch: takes the queries of all layers, turned, float32 [layers, tokens, heads, head_width], once keys and values are
         there; None: nobody wants them.
+    states: of each layer that does not attend, the running state of all rows, by name. Where rows have layers of their own,
+        those of one row after the other.
     """
 
-    layers: Layers
+    layers: Layers | LayersApart
     rows: BlockRows
     watch: Callable[[Tensor], None] | None = None
+    states: Sequence[dict[str, Tensor]] = ()
 
 
 @runtime_checkable
@@ -131,22 +128,22 @@ class Decoder:
         self, layers: Sequence[Layer], width: int, heads: int, key_value_heads: int, head_width: int, hidden: int
     ) -> None:
         own = heads * head_width
-        matrices = {
-            "qkv": (own + 2 * key_value_heads * head_width, width),
-            "output": (width, own),
-            "gate_up": (2 * hidden, width),
-            "down": (width, hidden),
-        }
+        attention = own + 2 * key_value_heads * head_width, own
         norms = {"token_norm": width, "query_norm": head_width, "key_norm": head_width, "channel_norm": width}
         for layer in layers:
-            for name, size in matrices.items():
+            rule = layer.recurrence
+            read, mixed = attention if rule is None else (rule.columns, rule.out)
+            sizes = (read, width), (width, mixed), (2 * hidden, width), (width, hidden)
+            for name, size in zip(MATRICES, sizes, strict=True):
                 matrix: KernelMatrix = getattr(layer, name)
                 if (matrix.rows, matrix.columns) != size:
                     raise ShoestringError(f"{name} is {matrix.rows} x {matrix.columns}, not {size[0]} x {size[1]}")
                 _expect(f"the bias of {name}", matrix.bias, size[0])
             for name, count in norms.items():
                 _expect(name, getattr(layer, name).gain, count)
-        every = [getattr(layer, name) for layer in layers for name in matrices]
+        self.rules = [layer.recurrence for layer in layers if layer.recurrence is not None]
+        """Of the layers that have a running state."""
+        every = [getattr(layer, name) for layer in layers for name in MATRICES]
         self.dense = {matrix.weights.dtype for matrix in every if matrix.kind in DENSE.values()}
         """The types of matrices of numbers: these are read once for each few tokens."""
         self._shape, self._heads = (width, head_width, key_value_heads), heads
@@ -168,31 +165,37 @@ class Decoder:
             if not fit or tensor.shape != (tokens, size):
                 raise ShoestringError(f"{name} is {tensor.dtype} {list(tensor.shape)}, not float32 [{tokens}, {size}]")
         layers = places.layers
-        if len(layers) != len(self._layers) or layers.shape != (shared, head_width, head_width):
+        attending = len(self._layers) - len(self.rules)
+        if len(layers) != attending or (attending and layers.shape != (shared, head_width, head_width)):
             raise ShoestringError("the cache is of another model: its layers or heads are of another number or width")
         places.rows.expect(layers.blocks, layers.block)
+        apart = isinstance(layers, LayersApart)
+        states = states_of(self.rules * (places.rows.count if apart else 1), places.states, layers.blocks)
         found = in_use()
         if found is None:
             return False
         library, kernel = found
         asked = None if places.watch is None else torch.empty(len(layers), tokens, self._heads, head_width)
-        library.decode(kernel, self._decoder, layers.address, places.rows, cos, sin, x, asked)
+        library.decode(
+            kernel, self._decoder, layers.address, ctypes.addressof(states), apart, places.rows, cos, sin, x, asked
+        )
         if places.watch is not None and asked is not None:
             places.watch(asked)
         return True
 
     def _layer(self, layer: Layer) -> _Layer:
         norms = (self._norm(norm) for norm in (layer.token_norm, layer.query_norm, layer.key_norm, layer.channel_norm))
-        matrices = (self._matrix(matrix) for matrix in (layer.qkv, layer.output, layer.gate_up, layer.down))
-        return _Layer(*norms, *matrices)
+        matrices = (self._matrix(getattr(layer, name)) for name in MATRICES)
+        rule = NativeRule() if layer.recurrence is None else layer.recurrence.native(self._address)
+        return _Layer(*norms, *matrices, rule)
 
-    def _norm(self, norm: Norm) -> _Norm:
-        return _Norm(self._address(norm.gain), norm.epsilon, _narrow(norm.gain))
+    def _norm(self, norm: Norm) -> NativeNorm:
+        return NativeNorm(self._address(norm.gain), norm.epsilon, narrow(norm.gain))
 
     def _matrix(self, matrix: KernelMatrix) -> _Matrix:
         addresses = (self._address(tensor) for tensor in (matrix.weights, matrix.scales, matrix.bias))
         groups = 0 if matrix.scales is None else matrix.scales.shape[1]
-        return _Matrix(*addresses, matrix.rows, matrix.columns, groups, matrix.kind, _narrow(matrix.bias))
+        return _Matrix(*addresses, matrix.rows, matrix.columns, groups, matrix.kind, narrow(matrix.bias))
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -201,10 +204,6 @@ class Decoder:
             raise ShoestringError("the native decoder reads contiguous tensors of the CPU")
         self._kept.append(tensor)
         return tensor.data_ptr()
-
-
-def _narrow(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.dtype == torch.bfloat16
 
 
 def _expect(name: str, tensor: Tensor | None, count: int) -> None:

@@ -15,7 +15,7 @@ from shoestring.errors import ShoestringError
 LIBRARY = Path(__file__).parent / "library" / "shoestring_kernels.so"
 """Where `setup.py` has it built."""
 
-INTERFACE = 8
+INTERFACE = 9
 """Of the C functions; the library says which it was built with."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -98,6 +98,8 @@ class Library:
         kernel: int,
         decoder: ctypes.Structure,
         held: int,
+        states: int,
+        apart: bool,
         rows: RowsOfPass,
         cos: Tensor,
         sin: Tensor,
@@ -106,7 +108,8 @@ class Library:
     ) -> None:
         """x [tokens, width] through all layers of a decoder (`kernels.decoder`), in place; everything is checked.
 
-        held: the address of all layers' keys and values. asked: where queries are left; None: nowhere.
+        held: the address of all layers' keys and values. states: of those that keep others. apart: of one row after the other.
+        asked: where queries are left; None: nowhere.
         """
         self._must_work(
             self.loaded.shoestring_decode(
@@ -114,6 +117,8 @@ class Library:
                 torch.get_num_threads(),
                 ctypes.addressof(decoder),
                 held,
+                states,
+                apart,
                 rows.address,
                 rows.count,
                 rows.tokens,
@@ -208,7 +213,21 @@ def load(path: Path | None = None) -> Library:
     ]
     loaded.shoestring_grouped_rows.argtypes = [_INT, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER]
     loaded.shoestring_decode.argtypes = [
-        *(_INT, _INT, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER),
+        *(
+            _INT,
+            _INT,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _INT,
+            _POINTER,
+            _LONG,
+            _LONG,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+        ),
     ]
     loaded.shoestring_matmul.argtypes = [_INT, _INT, _POINTER, _POINTER, _LONG, _POINTER]
     loaded.shoestring_attend.argtypes = [

@@ -11,6 +11,7 @@ from shoestring.contract.cache import Cache, KeptShape, Pass
 from shoestring.errors import ShoestringError
 from shoestring.kernels.attention import BlockRows, BlockSpan, Layers
 from shoestring.kernels.decoder import CachePlaces
+from shoestring.model.recurrent_cache import RecurrentState
 
 
 class KeyValueShape(NamedTuple):
@@ -102,19 +103,43 @@ class ContiguousCache(Cache):
 
     def places(self) -> CachePlaces | None:
         """Where the pass that was begun reads and writes, for a model that reads natively: a row is a block. None where a mask says
-        what is seen, rows have padding, or layers differ."""
+        what is seen, rows have padding, or layers are of other kinds than keys and values of one shape, and running states."""
         coming = self._coming
         if not isinstance(coming, Pass) or coming.mask is not None or min(coming.new) < coming.length:
             return None
-        if self._native is None:
+        if self.native_layers is None:
             return None
         length = coming.length
         spans = [BlockSpan(row * length, length, held, (row,)) for row, held in enumerate(coming.held)]
-        return CachePlaces(self._native, BlockRows(spans, self._native.block))
+        rows = BlockRows(spans, self.native_layers.block)
+        return CachePlaces(self.native_layers, rows, states=self.begun_states())
+
+    def begun_states(self) -> list[dict[str, Tensor]]:
+        """The running states at the beginning of a pass: zeros where there is nothing before it, whatever was read once."""
+        for state in self._running:
+            if state.fresh:
+                for tensor in state.tensors.values():
+                    tensor.zero_()
+        return [state.tensors for state in self._running]
 
     @cached_property
-    def _native(self) -> Layers | None:
+    def _running(self) -> list[RecurrentState]:
+        return [layer for layer in self.layers if isinstance(layer, RecurrentState)]
+
+    @cached_property
+    def native_layers(self) -> Layers | None:
+        """Its keys and values as the library reads them; None where it cannot, or where a layer keeps what it does not know."""
+        kept = [layer for layer in self.layers if layer is not None]
+        if not all(isinstance(layer, ContiguousLayer | RecurrentState) for layer in kept):
+            return None
+        plain = [(layer.keys, layer.values) for layer in kept if isinstance(layer, ContiguousLayer)]
         try:
-            return Layers([(layer.keys, layer.values) for layer in self.layers if layer is not None])
+            return Layers(plain, self.rows, self.room)
         except ShoestringError:  # of different shapes, or of a type or device that the library does not read
             return None
+
+    def take(self, rows: Tensor) -> "ContiguousCache":
+        made = ContiguousCache([], len(rows), self.room, torch.float32)
+        copied = super().take(rows)
+        made.layers, made.lengths, made.left_out = copied.layers, copied.lengths, copied.left_out
+        return made

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.role import VECTOR
+from shoestring.kernels.recurrent import Recurrence
 from shoestring.method import Epsilon, method
 from shoestring.model.delta_rule import CHUNK, delta_rule, delta_rule_flops
 from shoestring.model.norm import RMSNorm
@@ -112,6 +113,16 @@ class GatedDelta(RecurrentMixer):
         """The tensors of the state of a row."""
         state = Kept((self.heads, self.head_width, self.head_width), "wide")
         return {"state": state, "inputs": Kept((self.count - 1, len(self.taps)))}
+
+    def native_recurrence(self) -> Recurrence:
+        """As the native library reads it."""
+        each, columns, channels = self.head_width, self.input.out_features, len(self.taps)
+        arrays = {"decay": self.a_log, "step_bias": self.dt_bias, "kernel": self.taps}
+        found = {name: tensor.detach() for name, tensor in arrays.items()}
+        kept, norm = ("state", "inputs"), self.norm.native()
+        return Recurrence(
+            "gated_delta", self.heads, each, each, columns, found, kept, taps=self.count, channels=channels, norm=norm
+        )
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.kernels.recurrent import Recurrence
 from shoestring.method import Epsilon, method
 from shoestring.model.block import Place
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
@@ -96,6 +97,12 @@ class Lightning(RecurrentMixer):
     def kept(self) -> dict[str, Kept]:
         """The tensors of the state of a row."""
         return {"state": Kept((self.heads, self.head_width, self.head_width), "wide")}
+
+    def native_recurrence(self) -> Recurrence:
+        """As the native library reads it."""
+        each, columns = self.head_width, self.qkv_gate.out_features
+        arrays = {"decay": self.decay}
+        return Recurrence("lightning", self.heads, each, each, columns, arrays, norm=self.norm.native())
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, and the width that it reads and writes."""

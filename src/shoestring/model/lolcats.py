@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.kernels.recurrent import Recurrence
 from shoestring.method import method
 from shoestring.model.attention import Attention
 from shoestring.model.head_map import HeadMap
@@ -159,6 +160,21 @@ class LoLCATsAttention(OwnState, Attention):
             "keys": Kept((self.window, shared, each)),
             "values": Kept((self.window, shared, each + 1)),
         }
+
+    def native_recurrence(self) -> Recurrence:
+        """As the native library reads it."""
+        arrays = {"query_map": self.query_map.weight, "key_map": self.key_map.weight, "mix": self.mix}
+        return Recurrence(
+            "lolcats",
+            self.split[0],
+            2 * self.features,
+            self.head_width + 1,
+            self.qkv.out_features,
+            {name: tensor.detach() for name, tensor in arrays.items()},
+            ("state", "keys", "values"),
+            shared=self.split[1],
+            window=self.window,
+        )
 
     def axes(self) -> tuple[Axis, ...]:
         """As `Attention.axes`, with the maps and mixes of the query heads."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
 from shoestring.contract.role import VECTOR
+from shoestring.kernels.recurrent import Recurrence
 from shoestring.method import Epsilon, method
 from shoestring.model.linear_recurrence import CHUNK, linear_recurrence, linear_recurrence_flops
 from shoestring.model.norm import RMSNorm
@@ -132,6 +133,24 @@ class Mamba2(RecurrentMixer):
         """The tensors of the state of a row."""
         state = Kept((self.heads, self.state, self.head), "wide")
         return {"state": state, "inputs": Kept((self.count - 1, len(self.taps)))}
+
+    def native_recurrence(self) -> Recurrence:
+        """As the native library reads it."""
+        arrays = {"decay": self.a_log, "step_bias": self.dt_bias, "skip": self.skip, "kernel": self.taps}
+        arrays["kernel_bias"] = self.taps_bias
+        return Recurrence(
+            "mamba2",
+            self.heads,
+            self.state,
+            self.head,
+            self.input.out_features,
+            {name: tensor.detach() for name, tensor in arrays.items()},
+            ("state", "inputs"),
+            shared=self.groups,
+            taps=self.count,
+            channels=len(self.taps),
+            norm=self.norm.native(),
+        )
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of its weights: heads, the channels of each, the state, and the width that it reads and writes."""

@@ -1,7 +1,7 @@
 """The blocks of a Transformer in one native call, where the library knows their parts and nobody listens to what they say."""
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ from shoestring.kernels.decoder import (
     Layer,
     NativeCache,
     NativeMatrix,
-    Norm,
 )
+from shoestring.kernels.recurrent import NO_NORM, NativeRecurrence, Norm, Recurrence
 from shoestring.model.attention import Attention
+from shoestring.model.cache import ContiguousCache
+from shoestring.model.joined_cache import JoinedCache
 from shoestring.model.norm import RMSNorm
 from shoestring.model.pre_norm import PreNorm
 from shoestring.model.swiglu import SwiGLU
@@ -88,11 +90,10 @@ class NativePass:
         cos, sin: as `Attention.forward` takes them. cache: a pass of it has begun.
         """
         rows, length, width = x.shape
-        if not x.is_cpu or not x.numel() or x.dtype not in FLOATS or kernel_in_use() == TORCH:
+        if not x.is_cpu or not x.numel() or not self.ready(rows * length, x.dtype):
             return None
-        if self.decoder.dense and not worth(rows * length, self.decoder.dense):
-            return None
-        if heard() or any(self._hooks) or not self._unchanged():
+        joined = isinstance(cache, JoinedCache)
+        if self.decoder.rules and (cache is None or (length > FEW and not joined)):  # many are computed in chunks
             return None
         if cache is None:
             places: CachePlaces | None = self._beside(rows, length)
@@ -109,6 +110,23 @@ class NativePass:
         if not self.decoder.read(stream, places, *tables):
             return None
         return stream.view(x.shape).to(x.dtype)
+
+    def ready(self, tokens: int, dtype: torch.dtype) -> bool:
+        """Whether a pass of so many tokens, of this type, can be read natively now."""
+        if dtype not in FLOATS or kernel_in_use() == TORCH:
+            return False
+        if self.decoder.dense and not worth(tokens, self.decoder.dense):
+            return False
+        return not heard() and not any(self._hooks) and self._unchanged()
+
+    def joined(self, caches: Sequence[Cache], new: Sequence[int], dtype: torch.dtype) -> JoinedCache | None:
+        """As `contract.model.Joins.joined`, in a model of this type."""
+        if max(new) > FEW or not self.ready(sum(new), dtype):
+            return None
+        plain = [cache for cache in caches if isinstance(cache, ContiguousCache) and cache.rows == 1]
+        if len(plain) < len(caches) or any(cache.native_layers is None for cache in plain):
+            return None
+        return JoinedCache(plain)
 
     def _beside(self, rows: int, length: int) -> CachePlaces:
         """For a pass that keeps nothing: each layer writes over what the one before it wrote."""
@@ -131,27 +149,34 @@ class NativePass:
 def _layer(block: Any) -> Layer:
     """Raises: ShoestringError, saying what it is that the decoder does not know."""
     mixer, channels = block.token_mixer, block.channel_mixer
-    if type(mixer) is not Attention or type(channels) is not SwiGLU:
+    # of its own class: one that inherits it may compute something else
+    knows = isinstance(mixer, NativeRecurrence) and "native_recurrence" in vars(type(mixer))
+    rule: Recurrence | None = mixer.native_recurrence() if knows else None
+    if (rule is None and type(mixer) is not Attention) or type(channels) is not SwiGLU:
         raise ShoestringError(
             f"{type(mixer).__name__} and {type(channels).__name__}, where the native decoder knows Attention and SwiGLU"
         )
     if type(block.residual) is not PreNorm:
         raise ShoestringError(f"{type(block.residual).__name__}, where the native decoder knows PreNorm")
-    if not mixer.causal:
-        raise ShoestringError("attention that sees both ways, where the native decoder knows what comes before")
-    if mixer.across is not None:
-        raise ShoestringError("attention over rows that are divided, where the native decoder knows whole ones")
-    norms = [_norm(norm) for norm in (block.token_norm, mixer.query_norm, mixer.key_norm, block.channel_norm)]
-    linears = (mixer.qkv, mixer.output, channels.gate_up, channels.output)
-    return Layer(*norms, *(_matrix(linear) for linear in linears))  # type: ignore[arg-type]
+    if isinstance(mixer, Attention):
+        if not mixer.causal:
+            raise ShoestringError("attention that sees both ways, where the native decoder knows what comes before")
+        if mixer.across is not None:
+            raise ShoestringError("attention over rows that are divided, where the native decoder knows whole ones")
+        query_norm, key_norm, reads = _norm(mixer.query_norm), _norm(mixer.key_norm), mixer.qkv
+    else:
+        query_norm, key_norm, reads = NO_NORM, NO_NORM, getattr(mixer, mixer.reads)
+    norms = _norm(block.token_norm), query_norm, key_norm, _norm(block.channel_norm)
+    linears = (reads, mixer.output, channels.gate_up, channels.output)
+    return Layer(*norms, *(_matrix(linear) for linear in linears), recurrence=rule)  # type: ignore[arg-type, misc]
 
 
 def _norm(norm: Any) -> Norm:
     if type(norm) is nn.Identity:
-        return Norm(None, 0.0)
+        return NO_NORM
     if type(norm) is not RMSNorm:
         raise ShoestringError(f"{type(norm).__name__}, where the native decoder knows RMSNorm")
-    return Norm(norm.weight.detach(), norm.epsilon)
+    return norm.native()
 
 
 def _matrix(linear: Any) -> KernelMatrix:

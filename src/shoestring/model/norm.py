@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shoestring.kernels.recurrent import Norm
 from shoestring.method import Epsilon, method
 
 
@@ -31,3 +32,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # the fused kernel wants one type, and under autocast x may be bfloat16: cast the gain, which is small
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
+
+    def native(self) -> Norm:
+        """As the native library reads it."""
+        return Norm(self.weight.detach(), self.epsilon)

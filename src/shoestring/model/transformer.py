@@ -137,11 +137,15 @@ class Transformer(Blocks):
                 x, cost = self._thinned(x, coming.positions, cache)
             elif stack is not None:
                 self._require_stack(stack, inputs, depth)
-                mask = mask if stack.masked else None
-                more = [self.rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
-                documents = inputs.documents if cache is None else None
-                where = Where(((cos, sin), *more), mask, documents, {}, inputs.values)
-                x, notes = stack.read(x, where, None if cache is None else cache.layers)
+                read = None if cache is None else self._natively(x, cos, sin, cache)
+                if read is None:
+                    mask = mask if stack.masked else None
+                    more = [self.rotations(inputs, coming, rotary) for rotary in getattr(self, "more_rotaries", ())]
+                    documents = inputs.documents if cache is None else None
+                    where = Where(((cos, sin), *more), mask, documents, {}, inputs.values)
+                    x, notes = stack.read(x, where, None if cache is None else cache.layers)
+                else:
+                    x = read
                 cost = self.costs.of_pass(inputs, coming)
             elif depth is None:
                 x = self._through_blocks(x, cos, sin, mask, cache)
@@ -189,14 +193,26 @@ class Transformer(Blocks):
 
     def _through_blocks(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """x [B, T, width] after all blocks; the rest as `Block.forward` takes it."""
-        native = self.native
-        if mask is None and isinstance(native, NativePass) and native.blocks is self.blocks:
-            found = native.read(x, cos, sin, cache)
-            if found is not None:
-                return found
+        found = self._natively(x, cos, sin, cache) if mask is None else None
+        if found is not None:
+            return found
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, None if cache is None else cache.layers[index])
         return x
+
+    def _natively(self, x: Tensor, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor | None:
+        """x after all blocks in one native call; None, and nothing is done, where it cannot be."""
+        native = self.native
+        if isinstance(native, NativePass) and native.blocks is self.blocks:
+            return native.read(x, cos, sin, cache)
+        return None
+
+    def joined(self, caches: Sequence[Cache], new: Sequence[int]) -> Cache | None:
+        """As `contract.model.Joins.joined`: where the native call takes all of them."""
+        native = self.native
+        if not isinstance(native, NativePass) or native.blocks is not self.blocks or self.device.type != "cpu":
+            return None
+        return native.joined(caches, new, self.dtype)
 
     def cost(self, shape: Shape) -> Cost:
         """What a pass of this shape costs, its head and backward pass included."""
@@ -229,9 +245,17 @@ class Transformer(Blocks):
     def native(self) -> NativePass | str:
         """What reads all blocks in one native call where a pass allows it, or why each goes module by module."""
         config = self.config
-        if not config.uniform:
-            return "the layers of this model are not all alike"
-        sizes = config.width, config.heads, config.key_value_heads, config.head_width, config.hidden
+        if config.span:
+            return "layers of this model are wrapped"
+        if hasattr(self, "more_rotaries"):
+            return "the layers of this model turn their heads in different ways"
+        kinds = config.kinds()
+        attending = [own for own, numbers in kinds if not self.blocks[numbers[0]].recurrent] or [config]
+        heads = {(own.heads, own.key_value_heads, own.head_width) for own in attending}
+        hidden = {own.hidden for own, _ in kinds}
+        if len(heads) > 1 or len(hidden) > 1:
+            return "the layers of this model have different sizes"
+        sizes = config.width, *heads.pop(), hidden.pop()
         try:
             return NativePass(self.blocks, *sizes)
         except ShoestringError as error:

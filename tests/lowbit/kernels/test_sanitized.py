@@ -24,7 +24,7 @@ TESTS = [
         "test_threads.py",
         "test_decoder.py",
     ),
-    *("../../kernels/test_attention.py", "../../model/test_native_pass.py"),
+    *("../../kernels/test_attention.py", "../../model/test_native_pass.py", "../../model/test_native_recurrence.py"),
 ]
 
 RUN = """
