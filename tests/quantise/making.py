@@ -10,6 +10,7 @@ from shoestring.config import Choice
 from shoestring.contract.batch import Batch, Inputs
 from shoestring.contract.model import LanguageModule
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.layout import Pattern
 from shoestring.model.wrapped import Wrapped
 from shoestring.quantise.engine import Recipe
 from shoestring.quantise.format import CodeFormat
@@ -49,7 +50,11 @@ def _filled(model: LanguageModule) -> LanguageModule:
 
 
 def model_named(name: str) -> LanguageModule:
-    """'native', 'untied', or the type of a wrapped model."""
+    """'native', 'untied', 'hybrid' of layers with a running state and one that attends, or the type of a wrapped model."""
+    if name == "hybrid":
+        kinds = [Choice.of("model", kind, kind="token mixer") for kind in ("lightning", "mamba2", "attention")]
+        pattern = tuple(Pattern(str(number), token_mixer=kind) for number, kind in enumerate(kinds))
+        return native(layers=3, key_value_heads=4, pattern=pattern)
     return native(tied=name == "native") if name in ("native", "untied") else wrapped(name)
 
 

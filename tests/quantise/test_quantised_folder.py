@@ -38,7 +38,7 @@ def kept(
 
 
 @pytest.mark.parametrize("table_bits", [4, 8, 16])
-@pytest.mark.parametrize("shape", ["native", "untied", "gemma2", "gpt2"])
+@pytest.mark.parametrize("shape", ["native", "untied", "hybrid", "gemma2", "gpt2"])
 def test_the_same_model_comes_back(shape: str, table_bits: int, tmp_path: Path) -> None:
     if shape.startswith("g") and table_bits == 4:
         table_bits = 8  # once is enough
@@ -57,7 +57,7 @@ def test_the_same_model_comes_back(shape: str, table_bits: int, tmp_path: Path) 
         assert any("transformers' own classes are not packed" in note for note in packed.about.notes)
         return
     inner: Any = packed.model
-    assert sum(isinstance(module, GroupedLinear) for module in inner.modules()) == 8
+    assert sum(isinstance(module, GroupedLinear) for module in inner.modules()) == 4 * len(inner.blocks)
     assert isinstance(inner.embedding, GroupedEmbedding) == (table_bits < 16)
     assert isinstance(inner.native, NativePass)
     assert "stay packed" in packed.about.notes[0]

@@ -17,6 +17,7 @@ from shoestring.config import tree
 from shoestring.contract.model import LanguageModule
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.errors import ShoestringError, UsageError, first_line
+from shoestring.model.outline import outline
 from shoestring.model.transformer import Transformer
 from shoestring.model.wrapped import Wrapped
 from shoestring.quantise.described_file import DescribedFormat
@@ -58,12 +59,20 @@ def require_kept(model: LanguageModule) -> None:
     if isinstance(model, Transformer) and model.config.span:
         names = ", ".join(one.span.name for one in model.config.span)
         raise UsageError(f"layers within a span ({names}) read other than the tokens of a text: they are not quantised")
-    if isinstance(model, Transformer) and not model.anatomy().uniform():
+    if isinstance(model, Transformer) and not _as_configured(model):
         raise UsageError(
-            "its layers are of unlike sizes, which no configuration holds: it is not kept as a quantised model"
+            "its layers are of unlike sizes, which its configuration does not hold: it is not kept as a quantised model"
         )
     if not isinstance(model, Transformer | Wrapped):
         raise UsageError(f"a {type(model).__name__} is not kept as a quantised model")
+
+
+def _as_configured(model: Transformer) -> bool:
+    """Whether a model made of its configuration would have tensors of the same names and shapes."""
+    with outline():
+        made = Transformer(model.config)
+    mine, theirs = ({name: one.shape for name, one in each.state_dict().items()} for each in (model, made))
+    return mine == theirs
 
 
 def contents_of(model: LanguageModule, matrices: dict[str, Encoded], about: dict[str, Any]) -> QuantisedFile:

@@ -144,4 +144,4 @@ def test_what_does_not_fit_is_refused() -> None:
         model.read(Inputs(torch.tensor([[1]])), packed(layers=3).new_cache(1, 4))
     model.blocks[1].set_submodule("token_mixer.qkv", packed(heads=8).blocks[1].token_mixer.output)  # type: ignore[union-attr, arg-type]
     model.changed()
-    assert model.native == "qkv is 32 x 32, not 96 x 32"
+    assert model.native == "reads is 32 x 32, not 96 x 32"
