@@ -115,8 +115,10 @@ class ContiguousCache(Cache):
         return CachePlaces(self.native_layers, rows, states=self.begun_states())
 
     def begun_states(self) -> list[dict[str, Tensor]]:
-        """The running states at the beginning of a pass: zeros where there is nothing before it, whatever was read once."""
+        """The running states at the beginning of a pass, to be written over: each in one piece, and zeros where there is nothing
+        before it, whatever was read once."""
         for state in self._running:
+            state.tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
             if state.fresh:
                 for tensor in state.tensors.values():
                     tensor.zero_()
