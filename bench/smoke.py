@@ -121,6 +121,7 @@ SMOKES = {
         lambda: _packages("llama_cpp", "gguf"),
         f"--budget 4ktok --edits ternary {TINY}",
     ),
+    "expert_balance": Smoke("--smallest --json balance.json"),
     "expert_offload": Smoke("--smallest --out runs --json offload.json"),
     "grouped_attention": Smoke("--keys 16 --rounds 1 --json all.json"),
     "honesty": Smoke("--runs 4 --pairs 2 --deals 10 --budget 2ktok"),
