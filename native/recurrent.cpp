@@ -41,7 +41,7 @@ struct Job {
     float* projected;
     i64 columns;
     float* mixed;
-    const float *decay, *step_bias, *skip, *taps, *taps_bias, *mix;
+    const float *decay, *step_bias, *skip, *taps, *taps_bias, *query_bias, *key_bias, *mix;
     const Ready *norm, *query_norm, *key_norm;
     const float *cos, *sin;
     std::atomic<bool> failed;
@@ -150,11 +150,16 @@ void finish(void* context, i64 token) {
     }
 }
 
-// to = [softmax(z); softmax(-z)], z = W_h x of `count` features.
-void features(const Job& job, const Array& map, i64 head, const float* x, i64 width, i64 count, float* z, float* to) {
+// z [count] = W_h x, x [width].
+void mapped(const Job& job, const Array& map, i64 head, const float* x, i64 width, i64 count, float* z) {
     const u8* const weights = static_cast<const u8*>(map.at) + head * count * width * (map.bfloat16 ? 2 : 4);
     const DenseProduct product{weights, map.bfloat16, count, width, 1, x, z};
     job.kernel.dense(product, 0, count);
+}
+
+// to = [softmax(z); softmax(-z)], z = W_h x of `count` features.
+void features(const Job& job, const Array& map, i64 head, const float* x, i64 width, i64 count, float* z, float* to) {
+    mapped(job, map, head, x, width, count, z);
     for (int side = 0; side < 2; ++side) {
         const float sign = side ? -1.0f : 1.0f;
         float most = sign * z[0], total = 0.0f;
@@ -231,28 +236,75 @@ void windowed(void* context, i64 number) {
     }
 }
 
+// to = x less its mean, over its standard deviation. to may be x.
+void centred(const float* x, double epsilon, i64 count, float* to) {
+    float mean = 0.0f, square = 0.0f;
+    for (i64 i = 0; i < count; ++i) mean += x[i];
+    mean /= static_cast<float>(count);
+    for (i64 i = 0; i < count; ++i) square += (x[i] - mean) * (x[i] - mean);
+    const float by = 1.0f / std::sqrt(square / static_cast<float>(count) + static_cast<float>(epsilon));
+    for (i64 i = 0; i < count; ++i) to[i] = (x[i] - mean) * by;
+}
+
+// The query heads of one head of keys and values, of a row: rectified features of both, turned, and sums that fade.
+void rectified(void* context, i64 number) {
+    Job& job = *static_cast<Job*>(context);
+    const Recurrence& r = job.r;
+    const Floats& floats = job.kernel.floats;
+    const Row& row = job.rows[number / r.shared];
+    const i64 shared = number % r.shared, group = r.heads / r.shared, width = r.keys, room = whole_lanes(width);
+    float* const normed = static_cast<float*>(own.get(static_cast<std::size_t>(4 * room) * sizeof(float)));
+    if (!normed) return job.failed.store(true, std::memory_order_relaxed);
+    float *const z = normed + room, *const key = z + room, *const query = key + room;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(width));
+    for (i64 token = row.start; token < row.start + row.count; ++token) {
+        const float* const p = job.token(token);
+        const auto turned = [&](const Ready& norm, const Array& map, const float* bias, const float* x, i64 head, float* to) {
+            norm(floats, width, x, normed);
+            mapped(job, map, head, normed, width, width, z);
+            for (i64 i = 0; i < width; ++i) {
+                const float found = z[i] + bias[head * width + i];
+                z[i] = found > 0.0f ? found : 0.0f;
+            }
+            floats.turn(z, job.cos + token * width, job.sin + token * width, width, to);
+        };
+        turned(*job.key_norm, r.key_map, job.key_bias, p + (r.heads + shared) * width, shared, key);
+        for (i64 i = 0; i < width; ++i) key[i] *= scale;
+        const float* const value = p + (r.heads + r.shared + shared) * width;
+        for (i64 head = shared * group; head < (shared + 1) * group; ++head) {
+            turned(*job.query_norm, r.query_map, job.query_bias, p + head * width, head, query);
+            float* const out = job.mixed + (token * r.heads + head) * width;
+            floats.remember(job.head_of(number / r.shared, head), width, width, std::exp(-job.decay[head]), key, value, query, out);
+            centred(out, r.norm.epsilon, width, out);
+        }
+    }
+}
+
 }  // namespace
 
 bool remember(const Kernel& kernel, int threads, const Recurrence& r, const State* states, i64 step, const Row* rows, i64 count,
               i64 tokens, float* projected, i64 columns, const Norm& query_norm, const Norm& key_norm, const float* cos, const float* sin,
               float* mixed) {
     const i64 inner = r.heads * r.values, channels = r.rule == MAMBA2 ? inner + 2 * r.shared * r.keys : 3 * inner;
-    const i64 sizes[] = {r.heads, r.heads, r.heads, r.heads, channels * r.taps, channels, inner, r.values, r.values};
+    const i64 sizes[] = {r.heads, r.heads, r.heads, r.heads, channels * r.taps, channels, inner, r.shared * r.keys,
+                         inner,   r.values, r.values};
     i64 total = 0;
     for (const i64 size : sizes) total += whole_lanes(size);
     float* room = static_cast<float*>(params.get(static_cast<std::size_t>(total) * sizeof(float)));
     if (!room) return false;
     const float *const decay = ready(r.decay, r.heads, room), *const step_bias = ready(r.step_bias, r.heads, room),
                 *const skip = ready(r.skip, r.heads, room), *const mix = ready(r.mix, r.heads, room),
-                *const taps = ready(r.kernel, channels * r.taps, room), *const taps_bias = ready(r.kernel_bias, channels, room);
+                *const taps = ready(r.kernel, channels * r.taps, room), *const taps_bias = ready(r.kernel_bias, channels, room),
+                *const query_bias = ready(r.query_bias, inner, room), *const key_bias = ready(r.key_bias, r.shared * r.keys, room);
     const Ready norm(r.norm, r.rule == GATED_DELTA ? r.values : inner, room);
-    const Ready query(query_norm, r.values - 1, room + whole_lanes(inner));
-    const Ready key(key_norm, r.values - 1, room + whole_lanes(inner) + whole_lanes(r.values));
-    Job job{kernel, r,    states, step, rows,  projected, columns, mixed, decay, step_bias, skip, taps, taps_bias,
-            mix,    &norm, &query, &key, cos,       sin,     {false}};
+    const i64 width = r.rule == LOLCATS ? r.values - 1 : r.values;
+    const Ready query(query_norm, width, room + whole_lanes(inner));
+    const Ready key(key_norm, width, room + whole_lanes(inner) + whole_lanes(r.values));
+    Job job{kernel, r,     states,    step, rows, projected, columns,  mixed, decay, step_bias, skip,   taps, taps_bias,
+            query_bias, key_bias, mix, &norm, &query, &key,  cos,      sin,   {false}};
     threads = count * r.heads * r.keys * r.values < ALONE ? 1 : threads;
-    if (r.rule == LOLCATS) {
-        parallel(threads, count * r.shared, windowed, &job);
+    if (r.rule == LOLCATS || r.rule == SUPRA) {
+        parallel(threads, count * r.shared, r.rule == SUPRA ? rectified : windowed, &job);
         return !job.failed.load(std::memory_order_relaxed);
     }
     parallel(threads, count, convolve, &job);

@@ -5,7 +5,7 @@
 
 namespace shoestring {
 
-enum Rule : i64 { NONE = 0, LIGHTNING = 1, GATED_DELTA = 2, MAMBA2 = 3, LOLCATS = 4 };
+enum Rule : i64 { NONE = 0, LIGHTNING = 1, GATED_DELTA = 2, MAMBA2 = 3, LOLCATS = 4, SUPRA = 5 };
 
 // Numbers of float32 or bfloat16; null: there are none.
 struct Array {
@@ -25,7 +25,7 @@ struct Norm {
 struct Recurrence {
     i64 rule, heads, keys, values, shared, taps, window;
     Norm norm;
-    Array decay, step_bias, skip, kernel, kernel_bias, query_map, key_map, mix;
+    Array decay, step_bias, skip, kernel, kernel_bias, query_map, key_map, query_bias, key_bias, mix;
 };
 
 // The state of all rows of a layer, [rows, heads, keys, values]. inputs: those of the convolution before the pass, [rows, taps - 1,
@@ -40,7 +40,7 @@ struct State {
 
 // mixed [tokens, heads, values] of what the first matrix made of the tokens, projected [tokens, columns], which is written over. The
 // states take the tokens in: of row r that at states[r step], at the place of the row's first block. norms: of queries and keys, of
-// LOLCATS. cos, sin: as `decode`. False: there is no memory.
+// LOLCATS and SUPRA. cos, sin: as `decode`. False: there is no memory.
 bool remember(const Kernel&, int threads, const Recurrence&, const State* states, i64 step, const Row* rows, i64 count, i64 tokens, float* projected,
               i64 columns, const Norm& query_norm, const Norm& key_norm, const float* cos, const float* sin, float* mixed);
 

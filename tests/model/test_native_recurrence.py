@@ -36,6 +36,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_width": 20,
         "key_value_heads": 2,
     },
+    "supra": {"token_mixer": {"name": "supra", "qk_norm": False}, "key_value_heads": 2, "head_width": 20},
+    "supra beside attention": {"token_mixer": "supra", "pattern": ATTENTION},
     "two kinds": {"token_mixer": "mamba2", "pattern": [{"at": "0", "token_mixer": "lightning"}, *ATTENTION]},
 }
 PIECES = (8, 1, 1, 3, 1, 2, 6)

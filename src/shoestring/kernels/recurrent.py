@@ -17,7 +17,7 @@ _POINTER, _LONG = ctypes.c_void_p, ctypes.c_int64
 
 FLOATS = (torch.float32, torch.bfloat16)
 
-RULES = {"lightning": 1, "gated_delta": 2, "mamba2": 3, "lolcats": 4}
+RULES = {"lightning": 1, "gated_delta": 2, "mamba2": 3, "lolcats": 4, "supra": 5}
 """Of what a layer does with its state, by the name of its method."""
 
 
@@ -31,7 +31,18 @@ class _Array(ctypes.Structure):
     _fields_ = (("at", _POINTER), ("bfloat16", _LONG))
 
 
-ARRAYS = ("decay", "step_bias", "skip", "kernel", "kernel_bias", "query_map", "key_map", "mix")
+ARRAYS = (
+    "decay",
+    "step_bias",
+    "skip",
+    "kernel",
+    "kernel_bias",
+    "query_map",
+    "key_map",
+    "query_bias",
+    "key_bias",
+    "mix",
+)
 SIZES = ("heads", "keys", "values", "shared", "taps", "window")
 
 
@@ -68,7 +79,7 @@ class Recurrence:
     rule: of RULES. heads: of the state, each [keys, values]. shared: heads of keys, where several heads of the state share one.
     taps: of the convolution; 0: none. window: tokens of it.
     columns: what the first matrix makes of a token. channels: of these, what the convolution goes over.
-    norm: of what is said.
+    norm: of what is said; of supra, only its epsilon.
     arrays: of ARRAYS, those that the rule reads, of types of FLOATS.
     tensors: of a row, the names in its state of the state [heads, keys, values], float32, and of what else is kept.
     """
@@ -101,8 +112,12 @@ class Recurrence:
 
     def counts(self) -> dict[str, int]:
         """How many numbers each of `arrays` has."""
-        maps = self.heads * self.keys // 2 * (self.values - 1)
-        found = {"kernel": self.channels * self.taps, "kernel_bias": self.channels, "query_map": maps, "key_map": maps}
+        found = {"kernel": self.channels * self.taps, "kernel_bias": self.channels}
+        if self.rule == "lolcats":
+            found["query_map"] = found["key_map"] = self.heads * self.keys // 2 * (self.values - 1)
+        elif self.rule == "supra":
+            found |= {"query_bias": self.heads * self.keys, "key_bias": self.shared * self.keys}
+            found |= {"query_map": self.keys * found["query_bias"], "key_map": self.keys * found["key_bias"]}
         return {name: found.get(name, self.heads) for name in self.arrays}
 
     def native(self, address: Callable[[Tensor | None], int | None]) -> NativeRule:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from shoestring.contract import cost
 from shoestring.contract.anatomy import Axis, Slice
 from shoestring.contract.cost import Shape
+from shoestring.kernels.recurrent import Norm, Recurrence
 from shoestring.method import Epsilon, method
 from shoestring.model.attention import Attention
 from shoestring.model.head_map import HeadMap
@@ -92,6 +93,15 @@ class SUPRAAttention(OwnState, Attention):
     def kept(self) -> dict[str, Kept]:
         """The sums of keys with values."""
         return {"state": Kept((self.split[0], self.head_width, self.head_width), "wide")}
+
+    def native_recurrence(self) -> Recurrence:
+        """As the native library reads it."""
+        maps = {"query": self.query_map, "key": self.key_map}
+        arrays = {f"{name}_map": one.weight.detach() for name, one in maps.items()}
+        arrays |= {f"{name}_bias": one.bias.detach() for name, one in maps.items() if one.bias is not None}
+        each, columns, arrays["decay"] = self.head_width, self.qkv.out_features, self.decay
+        norm = Norm(None, self.epsilon)
+        return Recurrence("supra", self.split[0], each, each, columns, arrays, shared=self.split[1], norm=norm)
 
     def axes(self) -> tuple[Axis, ...]:
         """As `Attention.axes`, with the maps and decays of the heads."""
