@@ -40,6 +40,7 @@ from shoestring.model.config import ModelConfig
 from shoestring.model.transformer import Transformer
 from shoestring.train.evaluate import HELDOUT_ORDER
 from shoestring.train.run_folder import environment
+from shoestring.tune.merging import merge_adapters
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "linearise" / "lolcats.toml"
 EVERY = (3, 6)
@@ -137,6 +138,7 @@ def converted(options: argparse.Namespace) -> dict[str, Any]:
     for name, place in places.items():
         model = open_model(place, torch.float32).model
         assert isinstance(model, Transformer)
+        merge_adapters(model)  # as `generate` and `serve` do
         found[name] = serving(model, options.past, options.tokens)
         one = found[name]
         print(

@@ -19,12 +19,14 @@ from shoestring.lowbit import lower
 from shoestring.lowbit.formats.ternary import Ternary
 from shoestring.method import methods
 from shoestring.model import ModelConfig, Transformer
+from shoestring.model.native_pass import NativePass
 from shoestring.objective.cross_entropy import plain
 from shoestring.objective.next_token import NextToken
 from shoestring.optim.partition import members
 from shoestring.shrink.packed_transformer import PackedTransformer
 from shoestring.shrink.rounding import pack, ternaries
 from shoestring.tune.adapter_edit import CHOSEN, AdapterEdit
+from shoestring.tune.merging import merge_adapters
 from shoestring.tune.several import Several, decision_of
 from tests.tune.making import adapted, evidence, folder_of, logits, opened
 
@@ -104,6 +106,20 @@ def test_merged_equals_unmerged(name: str, model: LanguageModule) -> None:
     torch.testing.assert_close(logits(folded), unmerged, atol=0.2 if rounds else 1e-4, rtol=0.02 if rounds else 1e-4)
     if not rounds:  # a transposed layer is one again
         assert all(type(folded.get_submodule(place)) is kind for place, kind in kinds.items())
+
+
+@pytest.mark.parametrize("model", SHAPES, indirect=True)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_that_only_writes_has_its_adapters_merged_where_one_matrix_is_the_same(
+    name: str, model: LanguageModule
+) -> None:
+    beneath = isinstance(model, PackedTransformer)
+    made, decision = adapted(model, edit(name))
+    before, count = logits(made), len(decision.values[CHOSEN])
+    assert merge_adapters(made) == (count if name in MERGED and not beneath else 0)
+    torch.testing.assert_close(logits(made), before, atol=1e-4, rtol=1e-4)
+    if isinstance(made, Transformer) and not beneath:
+        assert isinstance(made.native, NativePass) == (name in MERGED)
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)

@@ -29,6 +29,7 @@ from shoestring.decode.supplied import WHAT, needs, supplied
 from shoestring.errors import UsageError
 from shoestring.method import find
 from shoestring.train.adapters_beside import several_adapters
+from shoestring.tune.merging import merge_adapters
 from shoestring.tune.several import Several
 
 ADAPTER = "adapter"
@@ -60,6 +61,8 @@ def run(words: Sequence[str]) -> int:
     schema = None if found.schema is None else schema_of(found.schema)
     writer = Writer.of(open_model(found.place, found.dtype))
     check_denoise(found, denoise, cached, writer.opened.model.about.causal)
+    if found.adapter is None:
+        merge_adapters(writer.opened.model)
     adapters = None if found.adapter is None else several_adapters(writer.opened, {ADAPTER: found.adapter})
     for note in writer.opened.about.notes:
         print(f"({note})", file=sys.stderr)

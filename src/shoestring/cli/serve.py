@@ -19,6 +19,7 @@ from shoestring.cli.expert_flags import add_expert_flags, take_experts
 from shoestring.decode.expert_store import put_experts_away
 from shoestring.errors import UsageError, did_you_mean
 from shoestring.train.adapters_beside import several_adapters
+from shoestring.tune.merging import merge_adapters
 from shoestring.tune.several import Several
 
 NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
@@ -69,6 +70,8 @@ def run(words: Sequence[str]) -> int:
     metrics, models = Metrics(), list[ServedModel]()
     for name, place in named:
         writer = Writer.of(open_model(place, found.dtype))
+        if not adapters[name]:
+            merge_adapters(writer.opened.model)
         put_experts_away(writer.opened.model, kept)
         for note in writer.opened.about.notes:
             print(f"({name}: {note})", file=sys.stderr)

@@ -57,12 +57,12 @@ def plain(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
         bottom = bottom.base
     if is_transposed(bottom):
         made: Any = type(bottom)(bottom.nf, bottom.nx).to("meta")
-        weight = weight.T.contiguous()
+        weight = weight.T
         bias = bottom.bias.new_zeros(bottom.nf) if bias is None else bias
     else:
         inputs, outputs = sizes(layer)
         made = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(weight)
+    made.weight = nn.Parameter(weight.contiguous())
     if bias is not None:
         made.bias = nn.Parameter(bias)
     found: nn.Module = made
