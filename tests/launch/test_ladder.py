@@ -1,6 +1,7 @@
 """A ladder of tiny runs: within its allowance, kept where plans look, and gone on with where it was killed."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,26 @@ def test_a_killed_ladder_goes_on_to_the_same_losses(
     assert {line["optimizer"] for line in kept_ones} == {"muon_hypersphere"}
     assert {line["row"]["learning_rate"] for line in kept_ones} == {0.04, 0.08}
     assert not (whole.path / "a" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("kind", ["train", "heldout"])
+def test_a_signal_stops_it_in_a_run_and_at_its_end(
+    kind: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ladder, show = write(tmp_path / "ladder", corpus, rung("a"), rung("b")), LogView.show
+
+    def signalled(view: LogView, line: Any) -> None:
+        show(view, line)
+        if line["kind"] == kind:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as asking:
+        asking.setattr(LogView, "show", signalled)
+        climbed = ladder.climb()
+    assert (climbed.done, climbed.stopped) == (int(kind == "heldout"), signal.SIGTERM)
+    assert not (ladder.path / "b").exists()
+    again = Ladder(ladder.path).climb()
+    assert (again.done, again.stopped) == (2, None)
 
 
 def test_what_does_not_fit_is_left(corpus: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from shoestring.plan.memory import LADDER, learn, learned_runs
 from shoestring.plan.pace import Paces
 from shoestring.plan.planner import paces_for
 from shoestring.plan.sizes import flops_per_token
+from shoestring.train.stopping import StopRequest
 from shoestring.train.trial import try_out
 from shoestring.train.work_folder import held
 
@@ -150,7 +151,10 @@ class Ladder:
             use(self.threads)
             failed = dict(read_json(self.path / "failed.json", dict, "an object") or {})
             under_way = dict[str, LadderRun]()
-            with closing((runner or Here()).map(self._jobs(failed, under_way, keep_runs))) as all_made:
+            with (
+                StopRequest() as stop,
+                closing((runner or Here()).map(self._jobs(failed, under_way, keep_runs))) as all_made,
+            ):
                 for made in all_made:
                     assert made.job.folder is not None
                     under_way.pop(name := made.job.folder.name)
@@ -167,6 +171,8 @@ class Ladder:
                     if not keep_runs:
                         shutil.rmtree(made.job.folder / "checkpoints", ignore_errors=True)
                     learn([made.job.folder], learned_runs())
+                    if stop.asked is not None:
+                        return self._climbed(failed, stop.asked)
             return self._climbed(failed, None)
 
     def _jobs(self, failed: Collection[str], under_way: dict[str, LadderRun], keep_runs: bool) -> Iterator[Job]:

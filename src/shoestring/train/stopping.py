@@ -11,7 +11,9 @@ from typing import Any
 
 class StopRequest:
     """While open, SIGTERM and SIGINT set `asked` to the signal's number instead of ending the process; a second Ctrl-C
-    ends it at once. Outside the main thread, where Python allows no handlers, `asked` is only set by hand."""
+    ends it at once. Outside the main thread, where Python allows no handlers, `asked` is only set by hand.
+
+    What one within another hears, the other has heard too once it is closed: a run may be at its end when it is asked to stop."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -33,6 +35,9 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopRequest) and outer.asked is None:
+                outer.asked = self.asked
 
 
 GRACE = 60.0
