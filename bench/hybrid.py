@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,9 @@ def converted(options: argparse.Namespace) -> dict[str, Any]:
         model = open_model(place, torch.float32).model
         assert isinstance(model, Transformer)
         merge_adapters(model)  # as `generate` and `serve` do
+        # what is timed is further on than either was trained for: with tables of positions for it
+        model.config = replace(model.config, context=options.past + options.tokens)
+        model.make_rotaries()
         found[name] = serving(model, options.past, options.tokens)
         one = found[name]
         print(
