@@ -81,7 +81,7 @@ def findings(lines: Sequence[dict[str, Any]], judged: dict[str, Any], evidence: 
         )
         said = f"{where} {line['loss']:.3f}".strip()
         shown = against(judged.get(line["arm"]))
-        grouped.setdefault(slot(line["arm"]), []).append(said + (f", at equal seconds {shown}" if shown else ""))
+        grouped.setdefault(slot(line["arm"]), []).append(said + (f" (at equal seconds {shown})" if shown else ""))
     for (kind, name), each in sorted(grouped.items()):
         how = "small model, equal FLOPs, one seed, best of three rates"
         said = f"{how}: {'; '.join(each)} nats a token, the dense model {dense:.3f}"
