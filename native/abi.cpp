@@ -93,8 +93,9 @@ EXPORTED int shoestring_grouped_matmul(int kernel, int bits, int threads, const 
 }
 
 // x [tokens, width] through all layers, in place, see decoder.h. 0, or 1 where there is no memory.
-EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, const void* held, const void* states, int apart, const void* rows,
-                               std::int64_t count, std::int64_t tokens, const float* cos, const float* sin, float* x, float* asked) {
+EXPORTED int shoestring_decode(int kernel, int threads, const void* decoder, const void* held, const void* states, int apart,
+                               const void* rows, std::int64_t count, std::int64_t tokens, const float* cos, const float* sin,
+                               float* x, float* asked) {
     using namespace shoestring;
     return !decode(kernel_of(kernel), threads, *static_cast<const Decoder*>(decoder), static_cast<const Held*>(held),
                    static_cast<const State*>(states), apart, static_cast<const Row*>(rows), count, tokens, cos, sin, x, asked);

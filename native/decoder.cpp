@@ -116,8 +116,8 @@ bool one_layer(Pass& pass, const Layer& layer, i64 count) {
             if (!attend(pass.kernel, pass.threads, pass.heads(), pass.held[row * pass.held_step], pass.rows + row, together,
                         pass.turned, own + shared, d.head_width, pass.mixed))
                 return false;
-    } else if (!remember(pass.kernel, pass.threads, layer.recurrence, pass.state, pass.state_step, pass.rows, count, pass.tokens, pass.projected,
-                         layer.reads.rows, layer.query_norm, layer.key_norm, pass.cos, pass.sin, pass.mixed)) {
+    } else if (!remember(pass.kernel, pass.threads, layer.recurrence, pass.state, pass.state_step, pass.rows, count, pass.tokens,
+                         pass.projected, layer.reads.rows, layer.query_norm, layer.key_norm, pass.cos, pass.sin, pass.mixed)) {
         return false;
     }
     if (!product(pass.kernel, pass.threads, layer.output, pass.mixed, pass.tokens, pass.added)) return false;

@@ -3,7 +3,7 @@
 Rows are slots, each with a length of its own. A layer keeps what it needs in a `LayerCache`; a layer without state has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -106,6 +106,18 @@ class PackedPass:
     @property
     def visible(self) -> Tensor | None:
         raise UsageError("the rows of a packed pass share no keys: its layers attend by themselves")
+
+
+def packed_rows(inputs: Inputs) -> Iterator[tuple[int, int, int]]:
+    """(row of the cache, place at which its tokens begin, how many) of a packed pass: one row of inputs, whose `documents` are the
+    numbers of the cache's rows. Raises: UsageError where it is none."""
+    if inputs.rows != 1 or inputs.documents is None:
+        raise UsageError("this cache takes packed passes: one row, whose documents say to which row a token belongs")
+    numbers, counts = inputs.documents[0].unique_consecutive(return_counts=True)
+    start = 0
+    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        yield number, start, count
+        start += count
 
 
 class LayerCache(Protocol):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, KeptShape, PackedPass, Segment
+from shoestring.contract.cache import Cache, KeptShape, PackedPass, Segment, packed_rows
 from shoestring.decode.blocks import BlockPool, Table
 from shoestring.decode.cache_store import CacheStore, Side
 from shoestring.decode.cache_stores.plain import PlainStore
 from shoestring.decode.eviction import Eviction
 from shoestring.decode.paged_layer import PagedLayer, PagePlan
-from shoestring.errors import ShoestringError, UsageError
+from shoestring.errors import ShoestringError
 from shoestring.kernels import room_for
 from shoestring.kernels.attention import BlockRows, BlockSpan, Layers, in_blocks
 from shoestring.kernels.decoder import CachePlaces
@@ -85,15 +85,10 @@ class PagedCache(Cache):
 
     def begin(self, inputs: Inputs) -> PackedPass:
         """Make ready for a packed pass; every row has its blocks already. Raises: UsageError where it is none."""
-        if inputs.rows != 1 or inputs.documents is None:
-            raise UsageError(
-                "a paged cache takes packed passes: one row, whose documents say to which row a token belongs"
-            )
-        numbers, counts = inputs.documents[0].unique_consecutive(return_counts=True)
-        segments, start = [], 0
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            segments.append(Segment(number, start, count, self.held[number], self.gone.get(number, 0)))
-            start += count
+        segments = [
+            Segment(number, start, count, self.held[number], self.gone.get(number, 0))
+            for number, start, count in packed_rows(inputs)
+        ]
         mask = None if inputs.mask is None else inputs.mask[0]
         coming = PackedPass(segments, mask, inputs.values.device, inputs.positions)
         self._plan = self._planned(coming)

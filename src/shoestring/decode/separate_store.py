@@ -96,7 +96,7 @@ class SeparateStore:
         values = [self._values(work) for work in works]
         plain = depth is None and (adapters is None or all(work.row.request.adapter is None for work in works))
         found, cost = dict[int, Read](), Cost()
-        for group in _groups([len(tokens) for tokens in values]) if plain and isinstance(model, Joins) else ():
+        for group in _groups([len(tokens) for tokens in values]) if plain else ():
             own = [works[number] for number in group]
             reads, spent = self._together(model, own, [values[number] for number in group])
             found |= dict(zip(group, reads, strict=False))

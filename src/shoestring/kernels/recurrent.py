@@ -121,7 +121,7 @@ class Recurrence:
         return {name: found.get(name, self.heads) for name in self.arrays}
 
     def native(self, address: Callable[[Tensor | None], int | None]) -> NativeRule:
-        """As the library reads it. address: of a tensor that it has to lie still.
+        """As the library reads it. address: says where a tensor lies, and sees that it stays.
 
         Raises: ShoestringError for arrays of another size or type.
         """

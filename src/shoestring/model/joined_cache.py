@@ -6,7 +6,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from shoestring.contract.batch import Inputs
-from shoestring.contract.cache import Cache, PackedPass, Segment
+from shoestring.contract.cache import Cache, PackedPass, Segment, packed_rows
 from shoestring.errors import UsageError
 from shoestring.kernels.attention import BlockRows, BlockSpan, LayersApart
 from shoestring.kernels.decoder import CachePlaces
@@ -26,17 +26,10 @@ class JoinedCache(Cache):
 
     def begin(self, inputs: Inputs) -> PackedPass:
         """Make ready for a packed pass. Raises: UsageError where it is none, and as each cache does."""
-        if inputs.rows != 1 or inputs.documents is None:
-            raise UsageError(
-                "joined caches take packed passes: one row, whose documents say which cache a token goes to"
-            )
-        numbers, counts = inputs.documents[0].unique_consecutive(return_counts=True)
-        start = 0
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        for number, start, count in packed_rows(inputs):
             cache = self._caches[number]
             self._segments.append(Segment(number, start, count, cache.length))
             cache.begin(Inputs(inputs.values[:, start : start + count]))
-            start += count
         self._coming = PackedPass(self._segments, None, inputs.values.device)
         return self._coming
 
