@@ -12,6 +12,7 @@ from shoestring.contract.batch import Inputs
 from shoestring.contract.cache import Cache
 from shoestring.decode.engine import Engine
 from shoestring.decode.request import Request
+from shoestring.decode.separate_store import TOGETHER
 from shoestring.errors import UsageError
 from shoestring.kernels.decoder import Decoder
 from shoestring.model import ModelConfig
@@ -175,6 +176,10 @@ def test_an_engine_reads_rows_of_any_length_in_one_call(shape: dict[str, Any], c
     assert together == answers(of, 1)
     kernels.choose("torch")
     assert together == answers(of, 4)
+
+
+def test_a_store_joins_as_many_tokens_as_a_native_call_takes() -> None:
+    assert TOGETHER == FEW
 
 
 @torch.inference_mode()
